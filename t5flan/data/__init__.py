@@ -1,0 +1,1 @@
+"""Text -> batches: sources, vocabularies, features, packing, pipeline."""

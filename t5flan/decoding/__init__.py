@@ -1,0 +1,1 @@
+"""Logits -> text: generation and sampling."""

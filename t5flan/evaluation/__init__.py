@@ -1,0 +1,1 @@
+"""Text -> numbers: answers, metrics, report."""

@@ -1,0 +1,1 @@
+"""Logits -> new parameters: losses, optimizer, state, step, checkpoints."""
