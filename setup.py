@@ -1,0 +1,55 @@
+"""Describes the package. `gin/` and `tasks/` lie at the top of the checkout and are installed as t5flan/gin and t5flan/tasks."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 't5flan' / '__init__.py').read_text(encoding='utf-8')).group(1)
+README = ROOT / 'README.md'
+
+setup(
+    name='t5flan',
+    version=VERSION,
+    description='Text to an instruction-following model: UL2 pretraining, Flan finetuning, on one CPU or on a TPU pod.',
+    long_description=README.read_text(encoding='utf-8') if README.is_file() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=[
+        *find_packages(include=['t5flan', 't5flan.*']),
+        *(f't5flan.{name}' for name in find_packages(include=['tasks', 'tasks.*'])),
+        't5flan.gin',  # data without an __init__.py: top-level gin/ with one would hide gin-config
+    ],
+    package_dir={'t5flan.tasks': 'tasks', 't5flan.gin': 'gin'},
+    package_data={'t5flan.gin': ['**/*.gin'], 't5flan.tasks': ['templates/*.json'], 't5flan': ['**/*.json']},
+    install_requires=[
+        'jax>=0.10.2',
+        'flax>=0.12.8',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'seqio>=0.0.20',  # brings tensorflow and tensorflow-text
+        'tensorflow-datasets>=4.9.10',
+        'gin-config>=0.5.0',
+        'numpy>=2.0',
+        'sentencepiece>=0.2.0',
+        'rich>=13.0',
+        'matplotlib>=3.8',
+        'tensorboard>=2.20',
+        'setuptools<82',  # tensorboard imports pkg_resources, which setuptools 82 dropped
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
+        'convert': ['torch>=2.4', 'transformers>=4.57', 'safetensors>=0.4'],
+        'eval': ['sacrebleu>=2.4', 'rouge-score>=0.1.2'],
+        'dev': ['pytest>=8.2', 'ruff>=0.8'],
+    },
+    entry_points={'console_scripts': ['t5flan = t5flan.__main__:console']},
+    classifiers=[
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

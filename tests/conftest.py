@@ -1,0 +1,35 @@
+"""What every test shares: eight simulated CPU devices, strict broadcasting, one compilation cache, the optional fixtures.
+
+Everything is set through the environment, before JAX is imported, so that the processes a test starts run the same way.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a bug, not a broadcast
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def shared() -> Path:
+    """The folder of recordings from other frameworks (T5FLAN_SHARED, by default ../shared); skips where it is absent."""
+    folder = Path(os.environ.get('T5FLAN_SHARED', ROOT.parent / 'shared'))
+    if not (folder / 'fixtures').is_dir():
+        pytest.skip(f'no recordings at {folder}: set T5FLAN_SHARED to the folder that holds fixtures/')
+    return folder
