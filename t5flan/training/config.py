@@ -236,3 +236,26 @@ class EvaluationConfig:
         _require(_is_count(self.batches, 1), 'EvaluationConfig.batches', self.batches, 'a count of 1 or more')
         _require(isinstance(self.split, str) and self.split != '', 'EvaluationConfig.split', self.split,
                  'the name of a split')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long a run is and how it reports.
+
+    Attributes:
+      steps: optimizer steps in all, those before a restart included.
+      seed: parameters and dropout; the data's order has its own (`DataConfig.seed`).
+      log_every: steps between rows of metrics.jsonl and lines of progress; losses in between are averaged.
+      multi_host: joins the other hosts of a TPU slice or GPU cluster before anything else (`jax.distributed`).
+    """
+
+    steps: int
+    seed: int = 0
+    log_every: int = 10
+    multi_host: bool = False
+
+    def __post_init__(self):
+        _require(_is_count(self.steps, 1), 'RunConfig.steps', self.steps, 'a count of 1 or more')
+        _require(_is_count(self.seed, 0), 'RunConfig.seed', self.seed, 'a count of 0 or more')
+        _require(_is_count(self.log_every, 1), 'RunConfig.log_every', self.log_every, 'a count of 1 or more')
+        _require(isinstance(self.multi_host, bool), 'RunConfig.multi_host', self.multi_host, 'True or False')
