@@ -1,0 +1,90 @@
+"""t5flan/sharding.py: axes land where the table says; what does not divide is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from t5flan import sharding as sharding_lib
+from t5flan.errors import UserError
+from t5flan.training.config import MeshConfig
+
+
+@pytest.fixture(scope='module')
+def mixed():
+    return sharding_lib.create_sharding(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+def test_free_axis_takes_what_is_left():
+    sharding = sharding_lib.create_sharding(MeshConfig(data=-1, tensor=2))
+    assert dict(sharding.mesh.shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
+
+
+@pytest.mark.parametrize('config', [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=16)])
+def test_mesh_that_does_not_divide_names_the_setting(config):
+    with pytest.raises(UserError, match=r'8 devices.*MeshConfig\.data'):
+        sharding_lib.create_sharding(config)
+
+
+def test_specs_follow_the_table(mixed):
+    assert mixed.spec(('layers', 'embed', 'heads', 'kv')) == PartitionSpec(None, 'fsdp', 'tensor', None)
+    assert mixed.spec(('batch', 'length', 'act_embed')) == PartitionSpec(('data', 'fsdp'), None, None)
+
+
+def test_axes_of_size_one_are_left_out():
+    sharding = sharding_lib.create_sharding(MeshConfig(data=8))
+    assert sharding.spec(('vocab', 'embed')) == PartitionSpec(None, None)
+    assert sharding.spec(('batch',)) == PartitionSpec('data')
+
+
+def test_rules_are_overridden_by_gin():
+    sharding = sharding_lib.create_sharding(MeshConfig(data=2, fsdp=2, tensor=2, rules=(('embed', None),)))
+    assert sharding.spec(('embed', 'mlp')) == PartitionSpec(None, 'tensor')
+
+
+@pytest.mark.parametrize('rule', [('embedd', 'fsdp'), ('embed', 'model')])
+def test_a_rule_of_unknown_axes_is_refused(rule):
+    with pytest.raises(UserError, match='MeshConfig.rules'):
+        sharding_lib.create_sharding(MeshConfig(rules=(rule,)))
+
+
+def test_colliding_axes_are_refused():
+    sharding = sharding_lib.create_sharding(MeshConfig(fsdp=4, tensor=2, rules=(('mlp', 'fsdp'),)))
+    with pytest.raises(UserError, match='share a mesh axis'):
+        sharding.spec(('embed', 'mlp'))
+
+
+def test_parameter_that_does_not_divide_names_its_setting(mixed):
+    with pytest.raises(UserError, match=r'ModelConfig\.num_heads=3 .*tensor=2'):
+        sharding_lib.tree_shardings(mixed, jnp.zeros((4, 3, 8)), ('embed', 'heads', 'kv'))
+
+
+def test_few_key_value_heads_stay_whole(mixed):
+    placed = sharding_lib.tree_shardings(mixed, jnp.zeros((4, 1, 8)), ('embed', 'kv_heads', 'kv'))
+    assert placed.spec == PartitionSpec('fsdp', None, None)
+
+
+def test_constrain_does_nothing_without_a_mesh():
+    x = jnp.ones((4, 2))
+    assert sharding_lib.constrain(x, ('batch', 'length')) is x
+
+
+def test_constrain_places_inside_jit(mixed):
+    with sharding_lib.use(mixed):
+        y = jax.jit(lambda x: sharding_lib.constrain(x * 2, ('batch', 'act_mlp')))(jnp.ones((8, 4)))
+    assert y.sharding.spec == PartitionSpec(('data', 'fsdp'), 'tensor')
+    np.testing.assert_array_equal(y, 2 * np.ones((8, 4)))
+
+
+def test_batches_are_split_over_the_batch_axis(mixed):
+    batch = {'tokens': np.arange(32, dtype=np.int32).reshape(8, 4)}
+    put = sharding_lib.put_batch(mixed, batch, 8)
+    np.testing.assert_array_equal(put['tokens'], batch['tokens'])
+    assert put['tokens'].addressable_shards[0].data.shape == (2, 4)
+
+
+def test_host_rows_are_all_rows_on_one_host_and_must_divide(mixed):
+    assert sharding_lib.host_rows(mixed, 8) == slice(0, 8)
+    with pytest.raises(UserError, match=r'DataConfig\.batch_size=6'):
+        sharding_lib.host_rows(mixed, 6)
