@@ -100,7 +100,8 @@ def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
     root = epath.Path(folder) / CHECKPOINTS
     if not root.exists():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in root.iterdir()
+                  if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 
 
 class Checkpoints:

@@ -245,7 +245,7 @@ class RunConfig:
     Attributes:
       steps: optimizer steps in all, those before a restart included.
       seed: parameters and dropout; the data's order has its own (`DataConfig.seed`).
-      log_every: steps between rows of metrics.jsonl and lines of progress; losses in between are averaged.
+      log_every: steps between rows of metrics.jsonl and lines of progress; a row holds the numbers of its own step.
       multi_host: joins the other hosts of a TPU slice or GPU cluster before anything else (`jax.distributed`).
     """
 
