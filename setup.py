@@ -15,7 +15,6 @@ setup(
     description='Text to an instruction-following model: UL2 pretraining, Flan finetuning, on one CPU or on a TPU pod.',
     long_description=README.read_text(encoding='utf-8') if README.is_file() else '',
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=[
         *find_packages(include=['t5flan', 't5flan.*']),
@@ -37,7 +36,6 @@ setup(
         'rich>=13.0',
         'matplotlib>=3.8',
         'tensorboard>=2.20',
-        'setuptools<82',  # tensorboard imports pkg_resources, which setuptools 82 dropped
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],

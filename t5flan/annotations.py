@@ -1,0 +1,137 @@
+"""Dataclass annotations at run time: whether a value fits one, what to call it in an error, what a setting needs.
+
+Enough of `typing` for settings: plain types, unions, Literal, tuple[T, ...], Sequence, Mapping, other dataclasses.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Mismatch(Exception):
+    """A value does not fit an annotation."""
+
+
+def fit(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` has it: an int becomes a float, a list a tuple.
+
+    Raises:
+      Mismatch: it does not fit.
+    """
+    members = options(annotation)
+    if len(members) > 1:
+        for member in sorted(members, key=lambda member: member is not type(value)):  # its own type first
+            try:
+                return fit(value, member)
+            except Mismatch:
+                continue
+        raise Mismatch
+    arguments = typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if typing.get_origin(annotation) is typing.Literal:
+        return _if(value in arguments, value)
+    if annotation is float:
+        return float(_if(isinstance(value, (int, float)) and not isinstance(value, bool), value))
+    if annotation is int:
+        return _if(isinstance(value, int) and not isinstance(value, bool), value)
+    if _is_sequence_type(annotation):
+        _if(isinstance(value, (list, tuple)), value)
+        kinds = arguments if _is_record(annotation) else (item_type(annotation),) * len(value)
+        _if(len(kinds) == len(value), value)
+        return tuple(fit(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if _is_mapping_type(annotation):
+        _if(isinstance(value, Mapping), value)
+        key_kind, item_kind = arguments or (Any, Any)
+        return {fit(key, key_kind): fit(item, item_kind) for key, item in value.items()}
+    return _if(isinstance(value, annotation), value)
+
+
+def _if(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise Mismatch
+    return value
+
+
+def _is_sequence_type(annotation: Any) -> bool:
+    return (typing.get_origin(annotation) or annotation) in (tuple, list, Sequence)
+
+
+def _is_record(annotation: Any) -> bool:
+    """tuple[str, int]: of one length, a type for each place."""
+    return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
+
+
+def _is_mapping_type(annotation: Any) -> bool:
+    return (typing.get_origin(annotation) or annotation) in (dict, Mapping)
+
+
+def options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; the annotation alone where it is none."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def item_type(annotation: Any) -> Any:
+    """What a list or dict of this annotation holds; Any where it does not say."""
+    for option in options(annotation):
+        arguments = typing.get_args(option)
+        if _is_sequence_type(option) and arguments and not _is_record(option):
+            return arguments[0]
+        if _is_mapping_type(option) and arguments:
+            return arguments[1]
+    return Any
+
+
+def words(annotation: Any) -> str:
+    """An annotation as a person says it: 'int or None', 'list of str', 'dict of str to int'."""
+    members = options(annotation)
+    if len(members) > 1:
+        return ' or '.join(words(member) for member in members)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return 'one of ' + ', '.join(map(repr, arguments))
+    if _is_sequence_type(annotation):
+        if _is_record(annotation):
+            return f'({", ".join(map(words, arguments))})'
+        return f'list of {words(arguments[0])}' if arguments else 'list'
+    if _is_mapping_type(annotation):
+        return f'dict of {words(arguments[0])} to {words(arguments[1])}' if arguments else 'dict'
+    if dataclasses.is_dataclass(annotation):
+        return f'@{annotation.__name__}()'
+    return {type(None): 'None', Any: 'anything', bool: 'True or False'}.get(annotation) or annotation.__name__
+
+
+def placeholder(annotation: Any) -> str:
+    """What stands for a value in the hint of an error: `--gin.STEPS=N`."""
+    kind = options(annotation)[0]
+    if _is_mapping_type(kind):
+        return '{…}'
+    return {str: 'NAME', int: 'N', float: 'X', bool: 'True'}.get(kind, 'VALUE')
+
+
+def shown(value: Any) -> str:
+    """A value and its type, for an error: `'many' (str)`."""
+    text = repr(value)
+    return f'{text if len(text) <= 80 else text[:77] + "…"} ({type(value).__name__})' if value is not None else 'None'
+
+
+def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields that `cls(...)` takes, each with its annotation evaluated."""
+    hints = typing.get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def default(field: dataclasses.Field) -> Any:
+    """What a field is when it is not given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -1,0 +1,443 @@
+"""Gin in, frozen dataclasses out; the only place that reads gin.
+
+    settings = parse(['runs/finetune'], ['MIXTURE=practice', 'ModelConfig.dropout_rate=0.05'])
+    model = settings.read(ModelConfig)
+    text = settings.operative_config()
+
+The language is gin-config's and so is the parser; binding and checking are done here, because the dataclasses say what
+type each setting has: a bare word on the command line becomes what its field wants (`007` stays '007' for a str), and a
+wrong name or type is answered in one line, before JAX or TensorFlow is imported. There is no global state.
+"""
+
+import dataclasses
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gin import config_parser
+
+import t5flan
+from t5flan import annotations
+from t5flan.data import config as data_config
+from t5flan.errors import UsageError, nearest
+from t5flan.models import config as model_config
+from t5flan.training import config as training_config
+
+_PACKAGE = Path(__file__).resolve().parent
+GIN_ROOT = _PACKAGE / 'gin' if (_PACKAGE / 'gin').is_dir() else _PACKAGE.parent / 'gin'
+
+CONFIGURABLES: dict[str, type] = {
+    name: value
+    for module in (model_config, data_config, training_config)
+    for name, value in vars(module).items()
+    if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+}
+"""Every dataclass of the rooms' config.py, by the name that gin knows it by."""
+
+_REQUIRED = ('REQUIRED', 'gin.REQUIRED')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Macro:
+    """`%NAME` in a value."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    """`@scope/FileTask()` in a value."""
+
+    scope: str
+    name: str
+    called: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bare:
+    """Text from the command line whose meaning the field's type decides."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """A value and where it was given: 'runs/finetune.gin:12' or '--gin.STEPS'."""
+
+    value: Any
+    origin: str
+
+
+class _Missing(UsageError):
+    """Required settings that nothing gives: (setting, the flag that would, why)."""
+
+    def __init__(self, missing: Sequence[tuple[str, str, str]], command: str):
+        self.missing = list(missing)
+        by = f" by '{command}'" if command else ''
+        names = ', '.join(f'{setting}{why}' for setting, _, why in missing)
+        flags = ' '.join(dict.fromkeys(flag for _, flag, _ in missing))
+        super().__init__(f'{names} {"is" if len(missing) == 1 else "are"} required{by} and not given: set {flags}')
+
+
+def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> 'Settings':
+    """Reads gin files in order, then bindings (`NAME=value`, as after `--gin.`); what comes later wins.
+
+    Raises:
+      UsageError: a file that cannot be read or is not gin, or a name that nothing knows; one line.
+    """
+    settings = Settings()
+    for name in gin_files:
+        settings._add_file(name, asked_by='--gin_file')
+    given = [settings._add_binding(binding) for binding in gin_bindings]
+    settings._check_macros_are_used([name for name in given if name is not None])
+    return settings
+
+
+class Settings:
+    """What gin files and the command line give, to be read as dataclasses."""
+
+    def __init__(self) -> None:
+        self._macros: dict[str, _Bound] = {}
+        self._bindings: dict[tuple[str, str, str], _Bound] = {}  # (scope, configurable, field)
+        self._files: list[str] = []
+        self._read: dict[tuple[str, str], dict[str, Any]] = {}  # (scope, configurable) -> resolved values
+        self._macro_values: dict[str, Any] = {}  # as the field that took them wanted them
+
+    # -- Reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, cls: type, command: str = '', scope: str = '') -> Any:
+        """A `cls` with every field bound, checked against its annotation.
+
+        Raises:
+          UsageError: a required field is not given, a macro is not defined, or a value has the wrong type.
+          UserError: `cls` itself refuses a value.
+        """
+        values, missing = {}, []
+        for field, annotation in annotations.fields(cls):
+            setting = f'{scope}/{cls.__name__}.{field.name}' if scope else f'{cls.__name__}.{field.name}'
+            bound = self._find(scope, cls.__name__, field.name)
+            flag, why = f'--gin.{setting}={annotations.placeholder(annotation)}', ''
+            if bound is not None:
+                unset = self._unset_macro(bound.value)
+                if unset is None:
+                    values[field.name] = self._typed(setting, bound, annotation, command)
+                    continue
+                if unset not in _REQUIRED:
+                    flag, why = f'--gin.{unset}={annotations.placeholder(annotation)}', self._why_unset(unset, bound)
+            elif not annotations.is_required(field):
+                continue
+            missing.append((setting, flag, why))
+        if missing:
+            raise _Missing(missing, command)
+        self._read[scope, cls.__name__] = {
+            field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)}
+        return cls(**values)
+
+    def read_all(self, classes: Sequence[type], command: str = '') -> list[Any]:
+        """`read` of each, with all that is missing told at once."""
+        found, missing = [], []
+        for cls in classes:
+            try:
+                found.append(self.read(cls, command))
+            except _Missing as error:
+                missing.extend(error.missing)
+        if missing:
+            raise _Missing(missing, command)
+        return found
+
+    def gives(self, cls: type, field: str | None = None) -> bool:
+        """Whether anything binds `cls` (or one field of it)."""
+        return any(name == cls.__name__ and field in (None, bound) for _, name, bound in self._bindings)
+
+    def operative_config(self) -> str:
+        """All that was read so far, defaults included, as gin that `parse` takes again; macros stay macros."""
+        macros, settings = {}, []
+        for (scope, name), values in sorted(self._read.items()):
+            key = f'{scope}/{name}' if scope else name
+            settings.append(f'\n# {key}')
+            for field, value in values.items():
+                bound = self._find(scope, name, field)
+                expression = bound.value if bound is not None and _mentions(bound.value) else value
+                self._collect_macros(expression, macros)
+                settings.append(f'{key}.{field} = {_gin_literal(expression)}')
+        head = [f'# The settings of this run, written by t5flan {t5flan.__version__}. Change one with --gin.NAME=value.']
+        return '\n'.join([*head, '', *(f'{name} = {text}' for name, text in sorted(macros.items())), *settings, ''])
+
+    def _find(self, scope: str, name: str, field: str) -> _Bound | None:
+        parts = scope.split('/') if scope else []
+        for length in range(len(parts), -1, -1):  # the innermost scope wins
+            bound = self._bindings.get(('/'.join(parts[:length]), name, field))
+            if bound is not None:
+                return bound
+        return None
+
+    def _unset_macro(self, value: Any, seen: tuple[str, ...] = ()) -> str | None:
+        """The first macro in `value` that nothing defines, or that is %gin.REQUIRED."""
+        for macro in _macros_in(value):
+            if macro in seen:
+                raise UsageError(f'the macro {macro} is defined by itself: {" = ".join((*seen, macro))}')
+            if macro not in self._macros:
+                return macro
+            inner = self._unset_macro(self._macros[macro].value, (*seen, macro))
+            if inner is not None:
+                return macro if inner in _REQUIRED else inner
+        return None
+
+    def _why_unset(self, macro: str, bound: _Bound) -> str:
+        text = f' (taken from {macro} in {bound.origin}'
+        near = None if macro in self._macros else nearest(macro, self._macros)
+        return f'{text}; did you mean {near}?)' if near else f'{text})'
+
+    def _typed(self, setting: str, bound: _Bound, annotation: Any, command: str) -> Any:
+        value = self._expand(bound.value, annotation, command)
+        try:
+            return annotations.fit(value, annotation)
+        except annotations.Mismatch:
+            raise UsageError(f'{setting} is given {annotations.shown(value)}, expected {annotations.words(annotation)} '
+                             f'(from {self._origin(bound)})') from None
+
+    def _origin(self, bound: _Bound) -> str:
+        if isinstance(bound.value, _Macro):
+            return f'{bound.value.name}, {self._origin(self._macros[bound.value.name])}'
+        return bound.origin
+
+    def _expand(self, value: Any, annotation: Any, command: str) -> Any:
+        """Macros and references replaced by what they stand for, bare words by what `annotation` wants."""
+        if isinstance(value, _Bare):
+            return self._expand(_from_bare(value.text, annotation), annotation, command)
+        if isinstance(value, _Macro):
+            expanded = self._expand(self._macros[value.name].value, annotation, command)
+            self._macro_values.setdefault(value.name, expanded)
+            return expanded
+        if isinstance(value, _Reference):
+            return self.read(CONFIGURABLES[value.name], command, value.scope)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._expand(item, annotations.item_type(annotation), command) for item in value)
+        if isinstance(value, dict):
+            return {self._expand(k, Any, command): self._expand(v, annotations.item_type(annotation), command)
+                    for k, v in value.items()}
+        return value
+
+    def _collect_macros(self, expression: Any, into: dict[str, str]) -> None:
+        for name in _macros_in(expression):
+            value = self._macros[name].value
+            if isinstance(value, _Bare) or not _mentions(value):
+                value = self._macro_values[name]
+            into[name] = _gin_literal(value)
+            self._collect_macros(value, into)
+
+    # -- Giving -----------------------------------------------------------------------------------------------------
+
+    def _add_file(self, name: str, asked_by: str, including: tuple[str, ...] = ()) -> None:
+        path = _find_file(name, asked_by)
+        if path in including:
+            raise UsageError(f'{asked_by}: {path} includes itself')
+        text = _read_text(path)
+        for statement in _statements(text, path):
+            origin = f'{path}:{statement.location.line_num}'
+            if isinstance(statement, config_parser.IncludeStatement):
+                self._add_file(statement.filename, origin, (*including, path))
+            elif isinstance(statement, config_parser.ImportStatement):
+                raise UsageError(f'{origin}: t5flan reads no import from gin; modules that register your own SeqIO tasks '
+                                 f"go into DataConfig.modules = ['{statement.module}']")
+            elif isinstance(statement, config_parser.BindingStatement):
+                self._bind(statement, statement.value, origin)
+        self._files.append(path)
+
+    def _add_binding(self, text: str) -> str | None:
+        """One `NAME=value` of the command line; returns the macro's name if it is one."""
+        key, equals, value = text.partition('=')
+        key = key.strip()
+        flag = f'--gin.{key}'
+        if not equals:
+            raise UsageError(f'{flag} has no value: write {flag}=VALUE')
+        if not re.fullmatch(r'(\w+/)*\w+(\.\w+)?', key):
+            raise UsageError(f'{flag} is not a setting: write --gin.MACRO=VALUE or --gin.ModelConfig.emb_dim=VALUE')
+        statement = next(iter(_statements(f'{key} = None\n', flag)))
+        self._bind(statement, _Bare(value.strip()), flag)
+        return None if statement.arg_name else _scoped(statement)
+
+    def _bind(self, statement: config_parser.BindingStatement, value: Any, origin: str) -> None:
+        for reference in _parts(value, _Reference):
+            _check_reference(reference, origin)
+        if not statement.arg_name:
+            self._macros[_scoped(statement)] = _Bound(value, origin)
+            return
+        setting = f'{statement.selector}.{statement.arg_name}'
+        prefix = '' if origin.startswith('--') else f'{origin}: '
+        cls = CONFIGURABLES.get(statement.selector)
+        if cls is None:
+            raise UsageError(f'{prefix}there is no setting {setting}{self._did_you_mean(setting)}')
+        if statement.arg_name not in (field.name for field, _ in annotations.fields(cls)):
+            raise UsageError(f'{prefix}there is no setting {setting}{self._did_you_mean(setting)}')
+        if isinstance(value, _Bare):
+            annotation = dict((field.name, hint) for field, hint in annotations.fields(cls))[statement.arg_name]
+            value = _from_bare(value.text, annotation)
+            for reference in _parts(value, _Reference):
+                _check_reference(reference, origin)
+        self._bindings[statement.scope, statement.selector, statement.arg_name] = _Bound(value, origin)
+
+    def _check_macros_are_used(self, given: Sequence[str]) -> None:
+        """A macro of the command line that no value mentions would do nothing: a misspelt name."""
+        used = {name for bound in (*self._bindings.values(), *self._macros.values()) for name in _macros_in(bound.value)}
+        for name in given:
+            if name not in used:
+                files = f'; no value in {", ".join(self._files)} takes it' if self._files else '; no --gin_file was given'
+                raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}{files}')
+
+    def _did_you_mean(self, name: str, macros: Iterable[str] = ()) -> str:
+        settings = [f'{cls}.{field.name}' for cls, kind in CONFIGURABLES.items() for field, _ in annotations.fields(kind)]
+        near = nearest(name, [*macros, *settings])
+        return f': did you mean {near}?' if near else ''
+
+
+# -- Files ----------------------------------------------------------------------------------------------------------
+
+
+def packaged_files() -> list[str]:
+    """The gin files that come with t5flan, as --gin_file takes them: 'models/t5_1_1_small.gin', 'runs/pretrain.gin' …"""
+    return sorted(str(path.relative_to(GIN_ROOT)) for path in GIN_ROOT.rglob('*.gin'))
+
+
+def _find_file(name: str, asked_by: str) -> str:
+    """`name` as it is (from the current folder), then under the packaged gin/, each with or without `.gin`."""
+    if '://' in name:
+        return name
+    for folder in (Path(), GIN_ROOT):
+        for candidate in (folder / name, folder / f'{name}.gin'):
+            if candidate.is_file():
+                return str(candidate)
+    beside = Path(name).parent
+    near = [*packaged_files(), *(str(path) for path in (beside.glob('*.gin') if beside.is_dir() else ()))]
+    meant = nearest(name if name.endswith('.gin') else f'{name}.gin', near)
+    hint = f': did you mean {meant}?' if meant else ''
+    raise UsageError(f'{asked_by}: there is no gin file {name} here or in {GIN_ROOT}{hint}')
+
+
+def _read_text(path: str) -> str:
+    try:
+        if '://' in path:
+            from etils import epath  # only a remote file needs it
+
+            return epath.Path(path).read_text()
+        return Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
+        raise UsageError(f'the gin file {path} cannot be read: {reason}') from None
+
+
+class _Delegate(config_parser.ParserDelegate):
+    """Makes our own marks of gin's `@reference` and `%macro`."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
+        scope, _, name = scoped_configurable_name.rpartition('/')
+        return _Reference(scope, name, evaluate)
+
+    def macro(self, macro_name: str) -> _Macro:
+        return _Macro(macro_name)
+
+
+def _statements(text: str, path: str) -> Iterator[Any]:
+    source = io.StringIO(text)
+    source.name = path  # gin's parser puts it into its locations
+    try:
+        yield from config_parser.ConfigParser(source, _Delegate())
+    except (SyntaxError, tokenize.TokenError) as error:
+        message, line_number, line = _syntax(error)
+        last = len(text.splitlines())
+        raise UsageError(f'{path}:{min(line_number, last)}: not gin: {message}{f" in `{line}`" if line else ""}') from None
+
+
+def _syntax(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
+    """What is wrong, in which line, and that line."""
+    if isinstance(error, tokenize.TokenError):
+        message, (line_number, _) = error.args
+        return message, line_number, ''
+    message = ' '.join(str(error.msg).split())
+    word = re.search(r"Failed to parse token '(.*)'", message)
+    if word:
+        message = f"{word.group(1)} is no number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
+    return message.rstrip('.'), error.lineno or 1, (error.text or '').strip()
+
+
+# -- Values ---------------------------------------------------------------------------------------------------------
+
+
+def _from_bare(text: str, annotation: Any) -> Any:
+    """Text of the command line as a value: what `annotation` wants, else a gin literal, else the text itself."""
+    literal = _literal(text)
+    options = annotations.options(annotation)
+    if str not in options:
+        return text if literal is None else literal[0]
+    if literal is not None:
+        quoted = isinstance(literal[0], str) and text[-1:] in '\'"'
+        nothing = literal[0] is None and type(None) in options
+        if quoted or nothing or isinstance(literal[0], (_Macro, _Reference)):
+            return literal[0]
+    return text
+
+
+def _literal(text: str) -> tuple[Any] | None:
+    """(value,) if the whole of `text` is one gin value, else None."""
+    if not text.strip() or '\n' in text:
+        return None
+    source = f'x = {text}\n'
+    try:
+        statements = list(config_parser.ConfigParser(source, _Delegate()))
+        comment = any(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError):
+        return None
+    return (statements[0].value,) if len(statements) == 1 and not comment else None
+
+
+def _parts(value: Any, kind: type) -> Iterator[Any]:
+    """All marks of `kind` anywhere in a value."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, _Bare):
+        literal = _literal(value.text)
+        yield from _parts(literal[0], kind) if literal and not isinstance(literal[0], _Bare) else ()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _parts(item, kind)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _parts(key, kind)
+            yield from _parts(item, kind)
+
+
+def _macros_in(value: Any) -> list[str]:
+    return list(dict.fromkeys(macro.name for macro in _parts(value, _Macro)))
+
+
+def _mentions(value: Any) -> bool:
+    return any(_parts(value, (_Macro, _Reference)))
+
+
+def _check_reference(reference: _Reference, origin: str) -> None:
+    if reference.name not in CONFIGURABLES:
+        near = nearest(reference.name, CONFIGURABLES)
+        raise UsageError(f'{origin}: there is no @{reference.name}{f": did you mean @{near}()?" if near else ""}')
+    if not reference.called:
+        raise UsageError(f'{origin}: write @{reference.name}() with brackets: the settings themselves are wanted')
+
+
+def _scoped(statement: config_parser.BindingStatement) -> str:
+    return f'{statement.scope}/{statement.selector}' if statement.scope else statement.selector
+
+
+def _gin_literal(value: Any) -> str:
+    if isinstance(value, _Macro):
+        return f'%{value.name}'
+    if isinstance(value, _Reference):
+        return f'@{value.scope}/{value.name}()' if value.scope else f'@{value.name}()'
+    if isinstance(value, _Bare):
+        return repr(value.text)
+    if isinstance(value, (list, tuple)):
+        return '[' + ', '.join(map(_gin_literal, value)) + ']'
+    if isinstance(value, Mapping):
+        return '{' + ', '.join(f'{_gin_literal(k)}: {_gin_literal(v)}' for k, v in value.items()) + '}'
+    return repr(value)
