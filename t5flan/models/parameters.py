@@ -45,17 +45,18 @@ class Scope:
         return nnx.Param(jax.vmap(lambda key: init(key, shape, jnp.float32))(keys), axes=('layers', *axes))
 
 
-def fan_in(num_inputs: int, *, truncated: bool = False, scale: float = 1.0) -> Initializer:
-    """Normal of variance `scale**2 / num_inputs`, as in T5X (truncated at two deviations for the MLP and the logits).
+def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.0) -> Initializer:
+    """Normal of variance `variance / inputs`, as in T5X (cut at two deviations for the MLP and the logits).
 
-    `num_inputs` is given, since kernels here keep heads apart, [D, N, H] and [N, H, D], and T5X joins them.
+    `num_input_axes` says how many leading axes are summed over: 1 for [D, N, H], 2 for [N, H, D]; T5X joins N and H.
     """
-    # 0.8796 is the deviation of a unit normal cut at +-2: dividing restores the variance, as jax.nn.initializers do.
-    stddev = scale / math.sqrt(num_inputs) / (0.87962566103423978 if truncated else 1.0)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        draw = jax.random.truncated_normal(key, -2, 2, shape, dtype) if truncated else jax.random.normal(key, shape, dtype)
-        return draw * stddev
+        axes = tuple(range(len(shape)))
+        draw = jax.nn.initializers.variance_scaling(
+            variance, 'fan_in', 'truncated_normal' if truncated else 'normal',
+            in_axis=axes[:num_input_axes], out_axis=axes[num_input_axes:])
+        return draw(key, shape, dtype)
 
     return init
 

@@ -1,0 +1,59 @@
+"""A decoder alone: causal language model or prefix LM (PaLM, Llama, Gemma).
+
+B batch, T length, P prompt length, D emb_dim, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from t5flan.models.attention import Mask
+from t5flan.models.cache import Cache, empty_places
+from t5flan.models.model import START_TOKEN, Batch, Model, positions_of
+
+
+class DecoderOnly(Model):
+    """One stack; what it may look at is in the batch: causal, or bidirectional over a prefix."""
+
+    def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Normed hidden states [B, T, D], in the compute dtype. Dropout is on exactly with a key.
+
+        Args:
+          batch: decoder_input_tokens [B, T], int32; of packed rows also decoder_segment_ids and decoder_positions; for
+            a prefix LM decoder_causal_attention, 1 where a token belongs to the prefix and is seen by all of its
+            segment.
+        """
+        tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
+        segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
+        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT,
+                    prefix_BS=None if prefix_BT is None else jnp.asarray(prefix_BT) > 0)
+        x_BTD, _ = self.decoder(self.token_embedder(tokens_BT), mask=mask, dropout_key=dropout_key,
+                                positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))))
+        return x_BTD
+
+    def start_cache(self, prompt_tokens_BP: jax.Array, max_decode_len: int, *,
+                    prefix_lm: bool = False) -> tuple[jax.Array, Cache]:
+        """Reads prompts of various lengths in one pass; gives logits [B, V] of the token after each, and a cache.
+
+        Prompts are padded with 0 at the LEFT, and do not hold the start token: it is put before each of them here,
+        since in training a row begins with it too (targets shifted right). For prompts [0, 0, 7, 8] and [4, 5, 6, 7]
+        the model reads, at the positions below,
+
+            tokens     0  0 [0] 7  8     [0] 4  5  6  7      [0] is the start token
+            positions  -  -  0  1  2      0  1  2  3  4
+
+        Args:
+          prompt_tokens_BP: int32.
+          max_decode_len: how many more tokens `decode_step` can be fed.
+          prefix_lm: the prompt and its start token see one another in both directions, as a prefix does in training.
+        """
+        prompt_BP = jnp.asarray(prompt_tokens_BP, jnp.int32)
+        pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
+        tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)), constant_values=START_TOKEN)
+        present_BT = positions_of(tokens_BT) >= pad_B[:, None]
+        segment_ids_BT = present_BT.astype(jnp.int32)
+        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT,
+                    prefix_BS=present_BT if prefix_lm else None)
+        x_BTD, present = self.decoder(self.token_embedder(tokens_BT), mask=mask, keep=True,
+                                      positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0))
+        cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *empty_places(present, max_decode_len))
+        return self.logits(x_BTD[:, -1:])[:, 0], cache

@@ -1,0 +1,132 @@
+"""The small layers: projection, norm, MLP, token embedding, dropout.
+
+B batch, T length, D emb_dim, F mlp_dim, V vocabulary. Parameters are float32 and cast where they are used.
+"""
+
+import functools
+import operator
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import Initializer, Scope, fan_in
+from t5flan.sharding import constrain
+
+# What `remat='minimal'` keeps: the results of projections, which are dear to compute again and small, and nothing of
+# attention (T5X's policy keeps every product without batch axes, and with it each layer's whole relative bias).
+PROJECTION = 'projection'
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'gelu': functools.partial(jax.nn.gelu, approximate=True),
+    'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
+    'linear': lambda x: x,
+}
+
+
+def fold(key: jax.Array | None, of: str | int | jax.Array) -> jax.Array | None:
+    """The dropout key of a part, by its name or its number; None (no dropout) stays None."""
+    if key is None:
+        return None
+    return jax.random.fold_in(key, zlib.crc32(of.encode()) if isinstance(of, str) else of)
+
+
+def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None, *, along_length: bool = True) -> jax.Array:
+    """Drops features and scales the others by 1 / (1 - rate); off where `key` is None.
+
+    As in T5, a feature is dropped along the whole length at once (one draw for [B, 1, D]) unless `along_length` is False.
+    """
+    if key is None or rate == 0:
+        return x_BTD
+    shape = (x_BTD.shape[0], 1, x_BTD.shape[2]) if along_length else x_BTD.shape
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
+
+
+class Projection(nnx.Module):
+    """A linear map without bias, from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
+
+    def __init__(self, config: ModelConfig, scope: Scope, inputs: dict[str, int], outputs: dict[str, int],
+                 init: Initializer | None = None):
+        """`inputs` and `outputs` give sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
+        self.dtype = config.dtype
+        self.num_inputs = len(inputs)
+        self.kernel = scope.parameter('kernel', (*inputs.values(), *outputs.values()), (*inputs, *outputs),
+                                      init or fan_in(len(inputs), truncated=True))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        summed = tuple(range(self.num_inputs))
+        last = tuple(x.ndim - self.num_inputs + i for i in summed)
+        y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), ((last, summed), ((), ())))
+        return checkpoint_name(y, PROJECTION)
+
+
+class Norm(nnx.Module):
+    """Root mean square norm (T5, Llama), or layer norm without bias (PaLM); computed in float32."""
+
+    def __init__(self, config: ModelConfig, scope: Scope):
+        self.config = config
+        init = jax.nn.initializers.zeros if config.norm_scale_plus_one else jax.nn.initializers.ones
+        self.scale = scope.parameter('scale', (config.emb_dim,), ('embed',), init)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = x_BTD.astype(jnp.float32)
+        if self.config.norm == 'layer':
+            x_BTD = x_BTD - jnp.mean(x_BTD, axis=-1, keepdims=True)
+        variance_BT1 = jnp.mean(jnp.square(x_BTD), axis=-1, keepdims=True)
+        scale_D = self.scale[...] + 1 if self.config.norm_scale_plus_one else self.scale[...]
+        y_BTD = x_BTD * jax.lax.rsqrt(variance_BT1 + self.config.norm_epsilon) * scale_D[None, None, :]
+        return y_BTD.astype(self.config.dtype)
+
+
+class MLP(nnx.Module):
+    """wo(product of activation_i(wi_i(x))): one projection is T5 1.0's, two are a gated unit (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, scope: Scope):
+        self.config = config
+        for name in self._inner_names():
+            setattr(self, name, Projection(config, scope / name, {'embed': config.emb_dim}, {'mlp': config.mlp_dim}))
+        self.wo = Projection(config, scope / 'wo', {'mlp': config.mlp_dim}, {'embed': config.emb_dim})
+
+    def _inner_names(self) -> list[str]:
+        """As in T5X: 'wi', or 'wi_0', 'wi_1'."""
+        count = len(self.config.mlp_activations)
+        return ['wi'] if count == 1 else [f'wi_{i}' for i in range(count)]
+
+    def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        x_BTF = functools.reduce(operator.mul, [
+            _ACTIVATIONS[activation](getattr(self, name)(x_BTD))
+            for name, activation in zip(self._inner_names(), self.config.mlp_activations, strict=True)])
+        x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))
+        return self.wo(dropout(x_BTF, self.config.dropout_rate, dropout_key))
+
+
+class TokenEmbedder(nnx.Module):
+    """The table [V, D] of token vectors, read by row; with tied embeddings it also makes the logits."""
+
+    def __init__(self, config: ModelConfig, scope: Scope):
+        self.config = config
+        # 1 as in T5; where tokens are scaled up after, or tied logits are not scaled down, the table itself is small.
+        small = config.scale_embedding or (config.tie_embeddings and not config.scale_tied_logits)
+        init = jax.nn.initializers.normal(config.emb_dim**-0.5 if small else 1.0)
+        self.embedding = scope.parameter('embedding', (config.vocab_size, config.emb_dim), ('vocab', 'embed'), init)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """[B, T] -> [B, T, D]. A token outside of the vocabulary gives NaN, so that it cannot pass unseen."""
+        # A gather: T5X's product with a one-hot [B, T, V] was 28 % of a small model's step.
+        x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode='fill').astype(self.config.dtype)
+        if self.config.scale_embedding:
+            x_BTD = x_BTD * jnp.asarray(self.config.emb_dim**0.5, x_BTD.dtype)
+        return constrain(x_BTD, ('batch', 'length', 'act_embed'))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V] by the same table."""
+        x_BTD = x_BTD.astype(jnp.float32)
+        if self.config.scale_tied_logits:
+            x_BTD = x_BTD * self.config.emb_dim**-0.5
+        return jnp.einsum('...D,VD->...V', x_BTD, self.embedding[...])
