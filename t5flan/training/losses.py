@@ -1,0 +1,160 @@
+"""Cross-entropy with loss weights, z-loss and label smoothing, a chunk of tokens at a time.
+
+    B batch, T target length, D emb_dim, V vocabulary, n chunks, C positions a chunk
+
+Float32 logits of a batch, [B, T, V], are the largest array of a small model's step (8 x 114 tokens over 32k words: 112
+MiB, several times over) and they are never held. The sequence is cut along its length, so that every chunk has all rows
+and a batch that is split over devices stays where it is. A chunk's gradient is taken in the forward pass, while its
+logits are at hand: they are computed once, where a rematerialised chunk would compute them twice.
+
+The numbers are T5X's (public source: google-research/t5x, t5x/losses.py): z_loss * log(Z)^2 is added per token, and label
+smoothing's entropy is taken off, so that a perfect model has loss 0.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5flan import sharding
+from t5flan.training.config import LossConfig
+
+# Bytes of float32 logits a device holds at once: on a CPU what its cache keeps, elsewhere enough to fill a matrix unit.
+_CHUNK_BYTES_CPU = 16 * 2**20
+_CHUNK_BYTES = 256 * 2**20
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens, each float32 []; microbatches and devices add up."""
+
+    loss: jax.Array
+    """Weighted sum of cross-entropy and z-loss: what is minimised."""
+    z_loss: jax.Array
+    """Its part that is z-loss."""
+    correct: jax.Array
+    """Sum of the weights of the tokens whose most likely word is the target."""
+    weight: jax.Array
+    """Sum of all loss weights: the number of tokens, where weights are 0 and 1."""
+
+
+def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array,
+                  weights_BT: jax.Array, config: LossConfig) -> LossSums:
+    """Sums over a batch of the loss, its z-loss, right predictions and weights.
+
+    Gradients flow from `.loss` to `x_BTD` and to the parameters that `logits_of` closes over (a logits kernel, or the
+    token embedding where it is tied); the other sums are for reports and give none.
+
+    Args:
+      logits_of: final hidden states [..., D] -> float32 logits [..., V], position by position (`model.logits`).
+      x_BTD: final hidden states, any float dtype.
+      targets_BT: the right words, int.
+      weights_BT: loss weights; 0 where there is nothing to predict.
+      config: z_loss, label_smoothing, chunk_tokens.
+    """
+    chunk = _chunk_length(logits_of, x_BTD, config)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [n, B, C, ...]; padding has target 0 and weight 0."""
+        pad = -x.shape[1] % chunk
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    x_nBCD = chunks(x_BTD)
+    logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
+    return _chunked_sums(logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT),
+                         chunks(weights_BT.astype(jnp.float32)))
+
+
+def _chunk_length(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig) -> int:
+    """Positions a chunk, evened out so that the last chunk is nearly whole."""
+    B, T, _ = x_BTD.shape
+    if config.chunk_tokens is not None:
+        chunk = config.chunk_tokens // B
+    else:
+        V = jax.eval_shape(logits_of, x_BTD).shape[-1]
+        mesh = sharding.current()
+        rows, words = (B, V) if mesh is None else (B / mesh.size('batch'), V / mesh.size('act_vocab'))
+        budget = _CHUNK_BYTES_CPU if jax.default_backend() == 'cpu' else _CHUNK_BYTES
+        chunk = int(budget / (4 * rows * words))
+    chunk = min(max(chunk, 1), T)
+    return math.ceil(T / math.ceil(T / chunk))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked_sums(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC) -> LossSums:
+    def body(sums, chunk):
+        x_BCD, targets_BC, weights_BC = chunk
+        more, _ = _sums_and_gradient(logits_of(x_BCD, *parameters), targets_BC, weights_BC, config)
+        return _add(sums, more), None
+
+    return jax.lax.scan(body, _zero_sums(), (x_nBCD, targets_nBC, weights_nBC))[0]
+
+
+def _chunked_sums_forward(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC):
+    def body(carry, chunk):
+        sums, gradients = carry
+        x_BCD, targets_BC, weights_BC = chunk
+        logits_BCV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_BCD, parameters)
+        more, gradient_BCV = _sums_and_gradient(logits_BCV, targets_BC, weights_BC, config)
+        gradient_BCD, further = pull_back(gradient_BCV)
+        return (_add(sums, more), _add(gradients, further)), gradient_BCD
+
+    start = (_zero_sums(), jax.tree.map(jnp.zeros_like, parameters))
+    (sums, gradients), gradient_nBCD = jax.lax.scan(body, start, (x_nBCD, targets_nBC, weights_nBC))
+    return sums, (gradients, gradient_nBCD)
+
+
+def _chunked_sums_backward(logits_of, config, residuals, cotangent: LossSums):
+    gradients, gradient_nBCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
+    return gradients, gradient_nBCD, None, None
+
+
+_chunked_sums.defvjp(_chunked_sums_forward, _chunked_sums_backward)
+
+
+def _zero_sums() -> LossSums:
+    return LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+
+
+def _add(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _sums_and_gradient(logits: jax.Array, targets: jax.Array, weights: jax.Array,
+                       config: LossConfig) -> tuple[LossSums, jax.Array]:
+    """Sums over float32 logits [..., V], and the gradient of `.loss` with respect to them [..., V]."""
+    right, wrong, entropy = smoothed_targets(logits.shape[-1], config.label_smoothing)
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    largest = jnp.max(logits, axis=-1)
+    exponentials = jnp.exp(logits - largest[..., None])
+    normalizer = jnp.sum(exponentials, axis=-1)
+    log_z = jnp.log(normalizer) + largest
+    # A compare and a sum, not a gather: it stays on its device when the vocabulary is split, and fuses elsewhere.
+    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    expected_logit = right * target_logit
+    if wrong:
+        expected_logit += wrong * (jnp.sum(logits, axis=-1) - target_logit)
+    z_loss = config.z_loss * jnp.square(log_z)
+    sums = LossSums(loss=jnp.sum(weights * (log_z - expected_logit - entropy + z_loss)),
+                    z_loss=jnp.sum(weights * z_loss),
+                    correct=jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
+                    weight=jnp.sum(weights))
+    scale = weights * (1.0 + 2.0 * config.z_loss * log_z) / normalizer
+    gradient = scale[..., None] * exponentials - weights[..., None] * jnp.where(is_target, right, wrong)
+    return sums, gradient
+
+
+def smoothed_targets(vocab_size: int, label_smoothing: float) -> tuple[float, float, float]:
+    """Probability of the right word, of each wrong one, and the entropy of that distribution (T5X's constants).
+
+    >>> smoothed_targets(11, 0.1)[:2]
+    (0.9, 0.01)
+    """
+    right = 1.0 - label_smoothing
+    wrong = label_smoothing / max(vocab_size - 1, 1)
+    entropy = -(right * math.log(right) + (vocab_size - 1) * wrong * math.log(wrong + 1e-20))
+    return right, wrong, entropy
