@@ -56,7 +56,7 @@ class OptimizerConfig:
       clip_by_global_norm: gradients are scaled down to this L2 norm before the optimizer sees them; None = never.
       weight_decay: each step takes weight_decay * rate ** weight_decay_lr_exponent of the parameter away.
       weight_decay_lr_exponent: 1 is AdamW's usual form, 2 PaLM's (with weight_decay = 1.0), 0 a fixed share.
-      no_weight_decay: regexes (searched in parameter paths) of parameters that do not decay.
+      no_weight_decay: regexes of parameter paths, matched from end to end ('.*/scale'), that do not decay.
       b1: momentum; None = 0.9 for AdamW, and no momentum (and no memory for it) for Adafactor.
       b2, epsilon: AdamW's.
       decay_rate: Adafactor's second moment forgets by 1 - (step + 1 - step_offset) ** -decay_rate.
@@ -65,7 +65,8 @@ class OptimizerConfig:
       multiply_by_parameter_scale: Adafactor's updates are relative to the parameter's root mean square.
       factored: False keeps whole second moments ("Adafactor without factoring", as PaLM).
       min_dim_to_factor: second moments with fewer rows or columns than this stay whole.
-      freeze: regexes (searched in parameter paths) of parameters that are not trained: no gradient, no optimizer state.
+      freeze: regexes of parameter paths, matched from end to end ('encoder/.*'), that are not trained: no gradient, no
+        optimizer state.
       microbatches: the batch is split into so many parts, whose gradients are summed before the one update.
     """
 

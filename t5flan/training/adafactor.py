@@ -1,0 +1,160 @@
+"""Adafactor, factored by the names of axes.
+
+The second moment of a matrix of gradients is kept as the outer product of its row means and column means
+(Shazeer and Stern, https://arxiv.org/abs/1804.04235). Which axes are rows and which are columns is said by their names,
+as T5X's `standard_logical_factor_rules` do (public source: google-research/t5x, t5x/adafactor.py): a query kernel
+('embed', 'heads', 'kv') is factored as the matrix [embed, heads x kv].
+
+'layers' is a batch axis. Each layer of a stack has its own factors, its own parameter scale and its own clipping, so a
+stacked parameter is updated exactly as its layers would be alone; taking the leaf as one array is another optimizer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5flan.errors import UserError
+
+BATCH_AXES = frozenset({'layers'})
+ROW_AXES = frozenset({'embed'})
+COLUMN_AXES = frozenset({'vocab', 'mlp', 'heads', 'kv', 'kv_heads', 'joined_kv'})
+UNFACTORED_AXES = frozenset({'relpos_buckets'})
+
+
+class AdafactorState(NamedTuple):
+    """count: steps so far, int32 []. moments: at each parameter's place a dict of float32 arrays.
+
+    {'v_row', 'v_col'} where factored: means of squared gradients over the columns [batch and row axes] and over the rows
+    [batch and column axes]; {'v'} elsewhere, of the parameter's shape. Besides {'m'} if there is momentum.
+    """
+
+    count: jax.Array
+    moments: Any
+
+
+class Groups(NamedTuple):
+    """Which dimensions of a parameter are what."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    within_layer: tuple[int, ...]
+    """All but the batch dimensions: what a root mean square runs over."""
+
+
+def axis_groups(axes: Sequence[str]) -> Groups:
+    """The dimensions of each kind; rows and columns are empty where the second moment stays whole.
+
+    >>> axis_groups(('layers', 'embed', 'heads', 'kv'))
+    Groups(rows=(1,), columns=(2, 3), within_layer=(1, 2, 3))
+
+    Raises:
+      UserError: an axis of a name that Adafactor has no rule for.
+    """
+    known = BATCH_AXES | ROW_AXES | COLUMN_AXES | UNFACTORED_AXES
+    for name in axes:
+        if name not in known:
+            raise UserError(f'Adafactor has no rule for the axis {name!r} of {tuple(axes)}, it knows {sorted(known)}. '
+                            "Set OptimizerConfig.name = 'adamw', or add the axis in training/adafactor.py.")
+    dims = lambda names: tuple(i for i, name in enumerate(axes) if name in names)
+    rows, columns = dims(ROW_AXES), dims(COLUMN_AXES)
+    if not rows or not columns or dims(UNFACTORED_AXES):
+        rows, columns = (), ()
+    return Groups(rows, columns, tuple(i for i, name in enumerate(axes) if name not in BATCH_AXES))
+
+
+def moment_axes(axes: Sequence[str], moment: str) -> tuple[str, ...]:
+    """Logical axes of one moment of a parameter: ('embed', 'mlp'), 'v_col' -> ('mlp',)."""
+    groups = axis_groups(axes)
+    gone = {'v_row': groups.columns, 'v_col': groups.rows}.get(moment, ())
+    return tuple(name for i, name in enumerate(axes) if i not in gone)
+
+
+def adafactor(
+    learning_rate: Callable[[jax.Array], jax.Array],
+    axes: Any,
+    *,
+    decay_rate: float = 0.8,
+    step_offset: int = 0,
+    clipping_threshold: float | None = 1.0,
+    multiply_by_parameter_scale: bool = True,
+    factored: bool = True,
+    min_dim_to_factor: int = 128,
+    momentum: float | None = None,
+    epsilon1: float = 1e-30,
+    epsilon2: float = 1e-3,
+) -> optax.GradientTransformation:
+    """T5X's Adafactor as an optax transformation; its updates are to be added to the parameters.
+
+    Args:
+      learning_rate: step (from 0) -> rate.
+      axes: a tree like the parameters, with a tuple of logical axes for each.
+      decay_rate, step_offset: the second moment forgets by 1 - (step - step_offset + 1) ** -decay_rate.
+      clipping_threshold: largest root mean square of an update before it is scaled; None = no clipping.
+      multiply_by_parameter_scale: updates are relative to the parameter's root mean square (at least `epsilon2`).
+      factored: False keeps all second moments whole.
+      min_dim_to_factor: with fewer rows or columns (their axes joined) a second moment stays whole.
+      momentum: decay of a running mean of the updates; None = none, and no memory for it.
+      epsilon1: added to squared gradients.
+      epsilon2: least parameter scale.
+    """
+
+    def groups_of(parameter: jax.Array, names: Sequence[str]) -> Groups:
+        groups = axis_groups(names)
+        size = lambda dims: math.prod(parameter.shape[i] for i in dims)
+        if not factored or min(size(groups.rows), size(groups.columns)) < min_dim_to_factor:
+            return groups._replace(rows=(), columns=())
+        return groups
+
+    def init_moments(parameter: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
+        groups = groups_of(parameter, names)
+        kept = lambda gone: jnp.zeros([n for i, n in enumerate(parameter.shape) if i not in gone], jnp.float32)
+        moments = {'v_row': kept(groups.columns), 'v_col': kept(groups.rows)} if groups.rows else {'v': kept(())}
+        return moments | ({} if momentum is None else {'m': kept(())})
+
+    def update_one(gradient, parameter, moments, names, rate, decay):
+        groups = groups_of(parameter, names)
+        mean = lambda x, dims: jnp.mean(x, axis=dims, keepdims=True)
+        gradient = gradient.astype(jnp.float32)
+        squared = gradient * gradient + epsilon1
+        mix = lambda old, new: decay * old + (1.0 - decay) * new
+        if groups.rows:
+            new = {'v_row': mix(moments['v_row'], jnp.mean(squared, axis=groups.columns)),
+                   'v_col': mix(moments['v_col'], jnp.mean(squared, axis=groups.rows))}
+            row = jnp.expand_dims(new['v_row'], groups.columns)
+            column = jnp.expand_dims(new['v_col'], groups.rows)
+            direction = gradient * (row / mean(row, groups.rows)) ** -0.5 * column ** -0.5
+        else:
+            new = {'v': mix(moments['v'], squared)}
+            direction = gradient * new['v'] ** -0.5
+        scale = jnp.full((1,) * gradient.ndim, rate)
+        if clipping_threshold is not None:
+            size = jnp.sqrt(mean(direction * direction, groups.within_layer))
+            scale = scale / jnp.maximum(1.0, size / clipping_threshold)
+        if multiply_by_parameter_scale:
+            scale = scale * jnp.maximum(jnp.sqrt(mean(parameter * parameter, groups.within_layer)), epsilon2)
+        update = -scale * direction
+        if momentum is not None:
+            update = momentum * moments['m'] + (1.0 - momentum) * update
+            new['m'] = update
+        return update.astype(parameter.dtype), new
+
+    def init(parameters: Any) -> AdafactorState:
+        leaves, structure = jax.tree.flatten(parameters)
+        names = structure.flatten_up_to(axes)
+        return AdafactorState(jnp.zeros((), jnp.int32), structure.unflatten(map(init_moments, leaves, names)))
+
+    def update(gradients: Any, state: AdafactorState, parameters: Any) -> tuple[Any, AdafactorState]:
+        leaves, structure = jax.tree.flatten(parameters)
+        rate = jnp.asarray(learning_rate(state.count), jnp.float32)
+        decay = 1.0 - (state.count - step_offset + 1).astype(jnp.float32) ** -decay_rate
+        results = [update_one(*one, rate, decay) for one in zip(
+            structure.flatten_up_to(gradients), leaves, structure.flatten_up_to(state.moments),
+            structure.flatten_up_to(axes), strict=True)]
+        updates, moments = zip(*results, strict=True)
+        return structure.unflatten(updates), AdafactorState(state.count + 1, structure.unflatten(moments))
+
+    return optax.GradientTransformation(init, update)

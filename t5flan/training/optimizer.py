@@ -1,0 +1,214 @@
+"""The optimizer of a run: schedule, what is trained, and the transformation of gradients into updates.
+
+The optimizer sees trained parameters only, as a nested dict by name ({'encoder': {'layers': {…: array}}}). A frozen
+parameter is not in it, and so has no gradient, no moments and no update: it stays as it is, bit for bit.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5flan import sharding
+from t5flan.errors import UserError
+from t5flan.models.parameters import named_parameters, path_name
+from t5flan.training.adafactor import adafactor, moment_axes
+from t5flan.training.config import OptimizerConfig
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+_MOMENTS = ('v_row', 'v_col', 'v', 'm')
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
+    """Step (from 0) -> learning rate, float32 [].
+
+    With base b, warm-up w, decay_steps d (default `total_steps`), final_ratio f, at step s:
+
+        ramp       min(1, (s + 1) / w)                        1 without warm-up; the first step is not wasted on rate 0
+        constant   b * ramp
+        rsqrt      b / sqrt(max(s, w, 1))                     T5X's; T5's recipe is b = 1, w = 10000: 0.01, then falling
+        linear     b * ramp * (1 - (1 - f) * p)               p = clip((s - w) / (d - w), 0, 1)
+        cosine     b * ramp * (f + (1 - f) * (1 + cos(pi * p)) / 2)
+
+    Raises:
+      UserError: 'linear' or 'cosine' with no steps left after the warm-up.
+    """
+    warmup, base, final = config.warmup_steps, config.learning_rate, config.final_ratio
+    end = config.decay_steps if config.decay_steps is not None else total_steps
+    if config.schedule in ('linear', 'cosine') and end <= warmup:
+        raise UserError(f'the {config.schedule} schedule ends at step {end}, within its warm-up of {warmup} steps. '
+                        'Set OptimizerConfig.warmup_steps or OptimizerConfig.decay_steps.')
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        if config.schedule == 'rsqrt':
+            return base / jnp.sqrt(jnp.maximum(step, max(warmup, 1)))
+        rate = base * jnp.minimum(1.0, (step + 1.0) / max(warmup, 1))
+        progress = jnp.clip((step - warmup) / max(end - warmup, 1), 0.0, 1.0)
+        if config.schedule == 'linear':
+            rate *= 1.0 - (1.0 - final) * progress
+        elif config.schedule == 'cosine':
+            rate *= final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return rate
+
+    return schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How a model's parameters change. `make_optimizer` builds it; `training/step.py` uses it."""
+
+    transformation: optax.GradientTransformation
+    """Over the nested dict of trained parameters."""
+    schedule: Schedule
+    axes: Mapping[str, tuple[str, ...]]
+    """Parameter path -> logical axes, of all parameters."""
+    trained: frozenset[str]
+    """Paths of the parameters that change."""
+
+    def init(self, model: Any) -> Any:
+        """Optimizer state for a model (arrays, or their shapes under `jax.eval_shape`)."""
+        return self.transformation.init(self.trained_parameters(model))
+
+    def trained_parameters(self, model: Any) -> dict[str, Any]:
+        """The model's trained parameters as a nested dict."""
+        return nest({path: leaf for path, leaf in named_parameters(model).items() if path in self.trained})
+
+    def constrain(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Pins gradients or parameters to the parameters' places on the mesh."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: sharding.constrain(x, self.axes[path_name(path)]), parameters)
+
+
+def with_parameters(model: Any, parameters: Mapping[str, Any]) -> Any:
+    """The model with the parameters in the nested dict in place of its own; the others are left."""
+    new = named_parameters(parameters)
+    leaves = [new.get(path, leaf) for path, leaf in named_parameters(model).items()]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a/b': x} -> {'a': {'b': x}}."""
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split('/')
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return nested
+
+
+def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Optimizer:
+    """The optimizer of a run.
+
+    Args:
+      config: the settings.
+      axes: `models.parameters.logical_axes(model)`: a tree of the model's structure with a tuple of axes at each leaf.
+      total_steps: the run's steps, over which a schedule decays that names no steps of its own.
+
+    Raises:
+      UserError: a regex of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
+    """
+    flat_axes = _named_axes(axes)
+    frozen = matching_paths(config.freeze, flat_axes, 'OptimizerConfig.freeze')
+    trained = frozenset(flat_axes) - frozen
+    if not trained:
+        raise UserError(f'OptimizerConfig.freeze = {list(config.freeze)} freezes every parameter; leave some to train.')
+    schedule = make_schedule(config, total_steps)
+    trained_axes = nest({path: names for path, names in flat_axes.items() if path in trained})
+    parts = []
+    if config.clip_by_global_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_by_global_norm))
+    if config.name == 'adafactor':
+        parts.append(adafactor(
+            schedule, trained_axes, decay_rate=config.decay_rate, step_offset=config.step_offset,
+            clipping_threshold=config.clipping_threshold, factored=config.factored, momentum=config.b1,
+            multiply_by_parameter_scale=config.multiply_by_parameter_scale,
+            min_dim_to_factor=config.min_dim_to_factor))
+    else:
+        parts.append(optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon))
+        parts.append(optax.scale_by_learning_rate(schedule))
+    undecayed = matching_paths(config.no_weight_decay, flat_axes, 'OptimizerConfig.no_weight_decay')
+    if config.weight_decay:
+        parts.append(decay_weights(
+            lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent, undecayed))
+    return Optimizer(optax.chain(*parts), schedule, flat_axes, trained)
+
+
+class DecayState(NamedTuple):
+    """Steps so far, int32 []."""
+
+    count: jax.Array
+
+
+def decay_weights(share: Schedule, undecayed: Iterable[str] = ()) -> optax.GradientTransformation:
+    """Takes share(step) of each parameter away in its update, but for the paths in `undecayed`."""
+    undecayed = frozenset(undecayed)
+
+    def update(updates: Any, state: DecayState, parameters: Any) -> tuple[Any, DecayState]:
+        taken = share(state.count)
+        decayed = jax.tree_util.tree_map_with_path(
+            lambda path, u, p: u if path_name(path) in undecayed else u - taken * p, updates, parameters)
+        return decayed, DecayState(state.count + 1)
+
+    return optax.GradientTransformation(lambda parameters: DecayState(jnp.zeros((), jnp.int32)), update)
+
+
+def matching_paths(patterns: Sequence[str], paths: Iterable[str], setting: str) -> frozenset[str]:
+    """The paths that some pattern matches from end to end: 'encoder/.*' is the encoder, 'encoder' is nothing.
+
+    Raises:
+      UserError: a pattern matches none; the nearest names are given.
+    """
+    paths = list(paths)
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {path for path in paths if re.fullmatch(pattern, path)}
+        if not matched:
+            rooms = {'/'.join(path.split('/')[:depth]) + '/.*' for path in paths for depth in range(1, path.count('/') + 1)}
+            near = difflib.get_close_matches(pattern, sorted(rooms) + paths, n=3, cutoff=0.0)
+            raise UserError(f'{setting} holds {pattern!r}, which matches no parameter path from end to end; '
+                            f'nearest are {", ".join(near)}. Set {setting} in your .gin.')
+        found |= matched
+    return frozenset(found)
+
+
+def _named_axes(axes: Any) -> dict[str, tuple[str, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
+    return {path_name(path): names for path, names in leaves}
+
+
+def state_axes(opt_state: Any, axes: Any) -> Any:
+    """Logical axes for every array of an optimizer state, so that it is placed as its parameters are.
+
+    A moment's place in the state ends with its parameter's path; row and column means leave out the axes they average
+    over; counters have no axes.
+
+    Args:
+      opt_state: what `Optimizer.init` gives, or its shapes.
+      axes: as for `make_optimizer`.
+
+    Returns:
+      A tree of opt_state's structure with a tuple of axis names at each leaf.
+    """
+    flat_axes = _named_axes(axes)
+
+    def leaf(path: tuple[Any, ...], x: jax.Array) -> tuple[str, ...]:
+        words = path_name(path).split('/')
+        moment = words.pop() if words[-1] in _MOMENTS else ''
+        for start in range(len(words)):
+            names = flat_axes.get('/'.join(words[start:]))
+            if names is not None:
+                return moment_axes(names, moment) if moment else names
+        if x.ndim:
+            raise AssertionError(f'optimizer state {path_name(path)} {x.shape} belongs to no parameter')
+        return ()
+
+    return jax.tree_util.tree_map_with_path(leaf, opt_state)

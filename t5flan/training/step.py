@@ -1,0 +1,124 @@
+"""One training step and one evaluation step, as pure functions of (state, batch).
+
+Everything random is folded from the seed, the step and the microbatch, so the numbers of a step do not depend on what
+ran before it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5flan import sharding
+from t5flan.errors import UserError
+from t5flan.training.config import LossConfig, OptimizerConfig
+from t5flan.training.losses import LossSums, cross_entropy
+from t5flan.training.optimizer import Optimizer, with_parameters
+from t5flan.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer,
+                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function (state, batch) -> (state after one update, metrics).
+
+    Metrics are float32 scalars: `loss` (with z-loss, what is minimised), `z_loss` and `accuracy` per weighted token over
+    the whole batch, `tokens` (the sum of loss weights), `grad_norm` (L2, of what is minimised, before clipping) and
+    `learning_rate`.
+
+    Raises (when traced):
+      UserError: the rows of the batch do not divide into `config.microbatches`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        parameters = optimizer.trained_parameters(state.model)
+        dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        whole_weight = _at_least_one_token(jnp.sum(loss_weights(batch)))
+
+        def objective(parameters: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
+            sums = loss_sums(with_parameters(state.model, parameters), part, loss, key)
+            return (sums.loss / whole_weight if loss.normalize else sums.loss), sums
+
+        def gradients_and_sums(part: Batch, index: jax.Array | int) -> tuple[Any, LossSums]:
+            key = jax.random.fold_in(dropout_key, index) if state.model.config.dropout_rate else None
+            gradients, sums = jax.grad(objective, has_aux=True)(parameters, part, key)
+            return optimizer.constrain(gradients), sums
+
+        if config.microbatches == 1:
+            gradients, sums = gradients_and_sums(batch, 0)
+        else:
+            gradients, sums = _accumulate(gradients_and_sums, batch, config.microbatches)
+        updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
+        model = with_parameters(state.model, optax.apply_updates(parameters, updates))
+        weight = _at_least_one_token(sums.weight)
+        metrics = {
+            'loss': sums.loss / weight,
+            'z_loss': sums.z_loss / weight,
+            'accuracy': sums.correct / weight,
+            'tokens': sums.weight,
+            'grad_norm': optax.global_norm(gradients),
+            'learning_rate': optimizer.schedule(state.step),
+        }
+        return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
+    """The function (model, batch) -> sums over the batch, float32 scalars: `loss`, `z_loss`, `accuracy`, `tokens`.
+
+    Batches add up; divide the sums by the sum of `tokens`. There is no dropout.
+    """
+
+    def eval_step(model: Any, batch: Batch) -> Metrics:
+        sums = loss_sums(model, batch, loss, None)
+        return {'loss': sums.loss, 'z_loss': sums.z_loss, 'accuracy': sums.correct, 'tokens': sums.weight}
+
+    return eval_step
+
+
+def loss_sums(model: Any, batch: Batch, loss: LossConfig, dropout_key: jax.Array | None) -> LossSums:
+    """Sums of the loss over a batch of model features; no dropout where there is no key."""
+    x_BTD = model.hidden(batch, dropout_key=dropout_key)
+    return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], loss_weights(batch), loss)
+
+
+def loss_weights(batch: Batch) -> jax.Array:
+    """float32 [B, T]: the batch's own, or 1 for every target that is not padding."""
+    if 'decoder_loss_weights' in batch:
+        return batch['decoder_loss_weights'].astype(jnp.float32)
+    return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
+
+
+def _at_least_one_token(weight: jax.Array) -> jax.Array:
+    """A batch of padding alone has loss 0, not 0 / 0."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def _accumulate(gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch,
+                parts: int) -> tuple[Any, LossSums]:
+    """Gradients and sums over the batch, `parts` microbatches one after the other.
+
+    Microbatch i has rows i, i + parts, …: every device has some of each, so none has to be moved.
+    """
+    rows = batch['decoder_target_tokens'].shape[0]
+    if rows % parts:
+        raise UserError(f'OptimizerConfig.microbatches={parts} does not divide the batch of {rows} rows. '
+                        'Set OptimizerConfig.microbatches to a divisor of DataConfig.batch_size.')
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
+        return sharding.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2))
+
+    batch_parts = jax.tree.map(split, dict(batch))
+    first = jax.tree.map(lambda x: x[0], batch_parts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_and_sums, first, 0))
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, gradients_and_sums(*part)), None
+
+    return jax.lax.scan(body, zeros, (batch_parts, jnp.arange(parts)))[0]
