@@ -100,7 +100,7 @@ def train(
         journal = Journal(workdir, first_step=first_step, total_steps=run.steps, active=first_host)
         journal.say(f'{parameter_count(state.model):,} parameters on {jax.device_count()} x '
                     f'{jax.devices()[0].device_kind}, {origin}')
-        throughput = Throughput(model, data, sharding.mesh, mesh.peak_tflops, run.steps)
+        throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
         in_flight: tuple[int, Any] | None = None
         with Preemption() as preemption:
             for step, (batch, position) in zip(range(first_step + 1, run.steps + 1), pipeline):
@@ -108,7 +108,7 @@ def train(
                 if in_flight is not None:  # one step is always under way while the host prepares the next
                     check_finite(*in_flight, keeper)
                 in_flight = step, metrics
-                throughput.count(step, batch)
+                throughput.count(batch)
                 last, stop = step == run.steps, preemption.asked(step)
                 due = lambda every: every and step % every == 0
 
@@ -116,7 +116,7 @@ def train(
                     values = check_finite(step, metrics, keeper)
                     if step == first_step + 1:
                         journal.say(f'first step {time.monotonic() - started:.1f} s after the start')
-                    values |= throughput.read(step)
+                    values |= throughput.read()
                     if due(run.log_every) or last:
                         journal.write(step, values)
                     journal.progress(step, values, throughput.seconds_left(step))

@@ -1,0 +1,143 @@
+"""How fast a run is: model FLOPs of a step, utilisation of the chips, tokens a second, time left.
+
+    B batch, T target length, S source length, D emb_dim, N heads, K kv heads, H head_dim, F mlp_dim, V vocabulary
+
+Model FLOPs are those the mathematics needs: two for each multiplication of a matrix product, forward once and backward
+twice. What an implementation does besides (rematerialised layers) does not count, so utilisation (MFU) is PaLM's
+(https://arxiv.org/abs/2204.02311, appendix B): observed tokens a second over those of the chips at their peak.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from t5flan.models.config import ModelConfig
+
+# Peak dense bfloat16 TFLOP/s of one JAX device, by what its `device_kind` contains; the first that fits counts.
+# A v4 or v5p chip is one device. A TPU7x chip is two, and has 2307.
+_PEAK_TFLOPS: Sequence[tuple[str, float]] = (
+    ('TPU v4', 275.0),
+    ('TPU v5 lite', 197.0),
+    ('TPU v5e', 197.0),
+    ('TPU v5', 459.0),
+    ('TPU v6', 918.0),
+    ('TPU7x', 1153.5),
+    ('H100', 989.0),
+    ('H200', 989.0),
+)
+
+
+def device_peak_tflops(device_kind: str) -> float | None:
+    """Peak dense bfloat16 TFLOP/s of a device, from `jax.Device.device_kind`; None for a chip that is not listed.
+
+    >>> device_peak_tflops('TPU v5 lite')
+    197.0
+    """
+    return next((peak for name, peak in _PEAK_TFLOPS if name in device_kind), None)
+
+
+def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> float:
+    """FLOPs that one training step of the model needs, over all devices.
+
+    Attention counts every pair of a query and a key, masked or not, as PaLM counts it. Embedding is a look-up.
+
+    Args:
+      config: the model.
+      shapes: shape of each model feature of the whole batch: `encoder_input_tokens` [B, S] and `decoder_target_tokens`
+        [B, T], or the latter alone for a decoder.
+    """
+    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    B, T = shapes['decoder_target_tokens']
+    S = shapes['encoder_input_tokens'][1] if config.architecture == 'encoder_decoder' else 0
+    query_and_out, key_and_value = 2 * D * N * H, 2 * D * K * H  # weights
+    mlp = (len(config.mlp_activations) + 1) * D * F
+    pairs = lambda queries, keys: 2 * queries * keys * N * H  # q times k, and probabilities times v
+    encoder_layer = S * (query_and_out + key_and_value + mlp) + pairs(S, S)
+    decoder_layer = T * (query_and_out + key_and_value + mlp) + pairs(T, T)
+    if config.architecture == 'encoder_decoder':
+        decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
+    a_row = (config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
+             + T * D * config.vocab_size)
+    return 3.0 * 2.0 * B * a_row
+
+
+def utilisation(flops_per_second: float, devices: int, peak_tflops: float | None) -> float | None:
+    """Share of the devices' peak, 0 to 1; None where the peak is not known."""
+    return None if peak_tflops is None else flops_per_second / (devices * peak_tflops * 1e12)
+
+
+class Throughput:
+    """Tokens, steps and FLOPs a second over the steps since the last reading, and the time left.
+
+    The first reading starts the clock, so that compilation is in no rate; `pause` leaves out what the loop does besides
+    training (saving, evaluating).
+
+        throughput = Throughput(model, batch_size=64, mesh=mesh, peak_tflops=None, total_steps=1000)
+        for step, batch in …:
+            …
+            throughput.count(batch)
+            if step % 10 == 0:
+                throughput.read()     # {'steps_per_second': 2.1, 'tokens_per_second': 10532.0, …}
+
+    Args:
+      model: the model.
+      batch_size: rows of the global batch; a host counts its own rows and they stand for the others'.
+      mesh: the devices that train.
+      peak_tflops: a device's peak TFLOP/s; None looks it up by the name of the device.
+      total_steps: the run's last step.
+      clock: seconds.
+    """
+
+    def __init__(self, model: ModelConfig, batch_size: int, mesh: jax.sharding.Mesh, peak_tflops: float | None,
+                 total_steps: int, *, clock: Callable[[], float] = time.perf_counter):
+        self._model, self._batch_size, self._devices = model, batch_size, mesh.size
+        self._total_steps, self._clock = total_steps, clock
+        self._peak = device_peak_tflops(mesh.devices.flat[0].device_kind) if peak_tflops is None else peak_tflops
+        self._since: float | None = None
+        self._steps = self._tokens = self._flops = 0.0
+        self._seconds_per_step: float | None = None
+        self._rates: dict[str, float] = {}
+
+    def count(self, batch: Mapping[str, np.ndarray]) -> None:
+        """One more step was done on this host's `batch`, [rows, length] for each model feature."""
+        self._steps += 1
+        features = [name for name in ('encoder_input_tokens', 'decoder_target_tokens') if name in batch]
+        share = batch['decoder_target_tokens'].shape[0] / self._batch_size
+        self._tokens += sum(np.count_nonzero(batch[name]) for name in features) / share
+        self._flops += model_flops(self._model, {name: (self._batch_size, batch[name].shape[1]) for name in features})
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading: `steps_per_second`, `tokens_per_second` (input and target, without padding),
+        `tflops_per_second_per_device` (of the model), and `model_flops_utilisation` where the peak is known.
+
+        Call it when the counted steps have ended. Between `pause` and the next step the last rates stand.
+        """
+        now = self._clock()
+        if self._since is not None and self._steps:
+            seconds = max(now - self._since, 1e-9)
+            per_step = seconds / self._steps
+            self._seconds_per_step = (per_step if self._seconds_per_step is None
+                                      else 0.7 * self._seconds_per_step + 0.3 * per_step)
+            flops = self._flops / seconds
+            self._rates = {'steps_per_second': 1.0 / per_step, 'tokens_per_second': self._tokens / seconds,
+                           'tflops_per_second_per_device': flops / self._devices / 1e12}
+            used = utilisation(flops, self._devices, self._peak)
+            if used is not None:
+                self._rates['model_flops_utilisation'] = used
+        if self._since is None or self._steps:
+            self._restart(now)
+        return dict(self._rates)
+
+    def pause(self) -> None:
+        """The time since the last reading is not training's; steps counted in it are forgotten."""
+        if self._since is not None:
+            self._restart(self._clock())
+
+    def seconds_left(self, step: int) -> float | None:
+        """Expected seconds of training until the last step; None before two readings."""
+        return None if self._seconds_per_step is None else (self._total_steps - step) * self._seconds_per_step
+
+    def _restart(self, now: float) -> None:
+        self._since, self._steps, self._tokens, self._flops = now, 0.0, 0.0, 0.0
