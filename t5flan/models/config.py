@@ -1,22 +1,12 @@
 """The shape of a model as one frozen record: every family is a choice of these fields, never a fork of the code."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
-from t5flan.errors import UserError
-
-ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
-DTYPES = ('bfloat16', 'float32', 'float16')
-_CHOICES = {
-    'architecture': ('encoder_decoder', 'decoder_only'),
-    'position': ('relative_bias', 'rope', 'none'),
-    'norm': ('rms', 'layer'),
-    'dtype': DTYPES,
-    'remat': ('none', 'minimal', 'full'),
-}
+from t5flan import annotations
+from t5flan.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +24,7 @@ class ModelConfig:
     """
 
     # Required: the sizes.
-    architecture: str  # 'encoder_decoder' or 'decoder_only'
+    architecture: Literal['encoder_decoder', 'decoder_only']
     vocab_size: int
     emb_dim: int
     num_heads: int
@@ -47,19 +37,20 @@ class ModelConfig:
     num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped-query
     scale_attention: bool = False  # True: logits x head_dim^-0.5. As in T5, False: it is in the initialiser of the query
     attention_soft_cap: float | None = None  # cap * tanh(logits / cap)
-    attention: str = 'auto'  # which kernel `attend` runs: 'auto', 'xla', 'chunked'
+    attention: Literal['auto', 'xla', 'chunked'] = 'auto'  # the form of `attend` that runs
 
     # Positions.
-    position: str = 'relative_bias'  # 'relative_bias' (T5), 'rope' or 'none'
+    position: Literal['relative_bias', 'rope', 'none'] = 'relative_bias'
     relative_buckets: int = 32
     relative_max_distance: int = 128
     relative_bias_per_layer: bool = False  # True: a table for each layer (UMT5); False: one for the stack (T5)
     rope_base: float = 10000.0
 
     # Block.
-    mlp_activations: tuple[str, ...] = ('gelu', 'linear')  # one projection each, multiplied; gelu is the tanh form
+    # One projection each, multiplied; gelu is the tanh form.
+    mlp_activations: tuple[Literal['gelu', 'relu', 'silu', 'linear'], ...] = ('gelu', 'linear')
     parallel_block: bool = False  # attention and MLP read the same normed input (PaLM)
-    norm: str = 'rms'  # 'rms', or 'layer' without bias (PaLM)
+    norm: Literal['rms', 'layer'] = 'rms'  # 'layer' is without bias (PaLM)
     norm_epsilon: float = 1e-6
     norm_scale_plus_one: bool = False  # the parameter is the scale minus 1 (Gemma)
 
@@ -71,16 +62,18 @@ class ModelConfig:
 
     # How it runs; none of these changes what the parameters mean.
     dropout_rate: float = 0.0
-    dtype: str = 'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
+    dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
     scan_layers: bool = True  # False unrolls the loop over the same stacked parameters
-    remat: str = 'none'  # what the backward pass computes again: 'none', all but projections 'minimal', 'full'
+    # What the backward pass computes again: nothing, all but the projections, everything.
+    remat: Literal['none', 'minimal', 'full'] = 'none'
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'mlp_activations', _as_tuple(self.mlp_activations))
-        for name, hint in get_type_hints(ModelConfig).items():
-            _check_type(name, getattr(self, name), hint)
-        for name, choices in _CHOICES.items():
-            _require(getattr(self, name) in choices, name, getattr(self, name), f'one of {", ".join(choices)}')
+        for field, annotation in annotations.fields(ModelConfig):
+            given = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, annotations.fit(given, annotation))
+            except annotations.Mismatch:
+                _require(False, field.name, given, annotations.words(annotation))
         self._check_sizes()
         self._check_combinations()
 
@@ -91,7 +84,7 @@ class ModelConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, 'a number above 0')
         _require(0 <= self.dropout_rate < 1, 'dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
-        _require(self.num_heads % self.kv_heads == 0 if self.kv_heads > 0 else False, 'num_kv_heads', self.num_kv_heads,
+        _require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'num_kv_heads', self.num_kv_heads,
                  f'a divisor of num_heads={self.num_heads}')
         _require(self.relative_buckets >= 4 and self.relative_buckets % 4 == 0, 'relative_buckets',
                  self.relative_buckets, 'a multiple of 4')
@@ -105,8 +98,7 @@ class ModelConfig:
                  self.num_encoder_layers, 'above 0' if encoder_decoder else '0 for a decoder_only model')
         _require(not (encoder_decoder and self.parallel_block), 'parallel_block', True,
                  'False for an encoder_decoder model: its decoder has a third sub-layer')
-        _require(len(self.mlp_activations) > 0 and set(self.mlp_activations) <= set(ACTIVATIONS), 'mlp_activations',
-                 self.mlp_activations, f'some of {", ".join(ACTIVATIONS)}')
+        _require(len(self.mlp_activations) > 0, 'mlp_activations', self.mlp_activations, 'at least one')
 
     @property
     def kv_heads(self) -> int:
@@ -129,34 +121,18 @@ class ModelConfig:
         Raises:
           UserError: an unknown field, a missing one, or a value out of its range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise UserError(f'ModelConfig has no field {name!r}' + (f'; did you mean {near[0]!r}?' if near else '.'))
-        for field in dataclasses.fields(cls):
-            if field.default is dataclasses.MISSING and field.name not in fields:
-                raise UserError(f'ModelConfig.{field.name} is missing. Set it, or include a file of gin/models.')
+                near = nearest(name, known)
+                raise UserError(f'ModelConfig has no field {name!r}' + (f'; did you mean {near!r}?' if near else '.'))
+        for name, field in known.items():
+            if annotations.is_required(field) and name not in fields:
+                raise UserError(f'ModelConfig.{name} is missing. Set it, or include a file of gin/models.')
         return cls(**fields)
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _require(holds: bool, name: str, given: Any, expected: str) -> None:
     if not holds:
         raise UserError(f'ModelConfig.{name}={given!r}; expected {expected}. Set ModelConfig.{name}.')
 
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """A bool is not an int here, and an int does for a float."""
-    if name == 'mlp_activations':
-        holds, expected = isinstance(value, tuple) and all(isinstance(v, str) for v in value), 'names of activations'
-    else:
-        optional = hint not in (int, float, bool, str)
-        kind = next(k for k in (bool, int, float, str) if hint in (k, k | None))
-        allowed = (int, float) if kind is float else (kind,)
-        holds = (value is None and optional) or (isinstance(value, allowed) and (kind is bool or not isinstance(value, bool)))
-        expected = f'{kind.__name__}{" or None" if optional else ""}'
-    _require(holds, name, value, expected)

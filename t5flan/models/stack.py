@@ -27,7 +27,7 @@ Key = jax.Array | None  # of dropout; None turns it off
 
 
 class EncoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); or both from one norm (`parallel_block`)."""
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
