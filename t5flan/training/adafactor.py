@@ -92,7 +92,7 @@ def adafactor(
     Args:
       learning_rate: step (from 0) -> rate.
       axes: a tree like the parameters, with a tuple of logical axes for each.
-      decay_rate, step_offset: the second moment forgets by 1 - (step - step_offset + 1) ** -decay_rate.
+      decay_rate, step_offset: the second moment forgets by 1 - (max(step - step_offset, 0) + 1) ** -decay_rate.
       clipping_threshold: largest root mean square of an update before it is scaled; None = no clipping.
       multiply_by_parameter_scale: updates are relative to the parameter's root mean square (at least `epsilon2`).
       factored: False keeps all second moments whole.
@@ -150,7 +150,7 @@ def adafactor(
     def update(gradients: Any, state: AdafactorState, parameters: Any) -> tuple[Any, AdafactorState]:
         leaves, structure = jax.tree.flatten(parameters)
         rate = jnp.asarray(learning_rate(state.count), jnp.float32)
-        decay = 1.0 - (state.count - step_offset + 1).astype(jnp.float32) ** -decay_rate
+        decay = 1.0 - (jnp.maximum(state.count - step_offset, 0) + 1).astype(jnp.float32) ** -decay_rate
         results = [update_one(*one, rate, decay) for one in zip(
             structure.flatten_up_to(gradients), leaves, structure.flatten_up_to(state.moments),
             structure.flatten_up_to(axes), strict=True)]

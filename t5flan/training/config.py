@@ -59,7 +59,7 @@ class OptimizerConfig:
       no_weight_decay: regexes of parameter paths, matched from end to end ('.*/scale'), that do not decay.
       b1: momentum; None = 0.9 for AdamW, and no momentum (and no memory for it) for Adafactor.
       b2, epsilon: AdamW's.
-      decay_rate: Adafactor's second moment forgets by 1 - (step + 1 - step_offset) ** -decay_rate.
+      decay_rate: Adafactor's second moment forgets by 1 - (step - step_offset + 1) ** -decay_rate.
       step_offset: Adafactor's second moment starts anew at this step (T5X's; for finetuning with the step kept).
       clipping_threshold: Adafactor scales an update down to this root mean square; None = never.
       multiply_by_parameter_scale: Adafactor's updates are relative to the parameter's root mean square.
