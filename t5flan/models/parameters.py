@@ -8,12 +8,14 @@ patterns, in conversion, and in the random key that initialises it.
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from t5flan.errors import UserError
 
 Initializer = Callable[..., jax.Array]
 
@@ -85,6 +87,24 @@ def named_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
     """'encoder/layers/mlp/wo/kernel' -> ('layers', 'mlp', 'embed')."""
     parameters = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Param))
     return {name: parameter.get_metadata('axes') for name, parameter in zip(named_parameters(model), parameters, strict=True)}
+
+
+def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
+    """`tree` with every leaf taken from `values` by name.
+
+    Raises:
+      UserError: names or shapes are not those of `tree`.
+    """
+    leaves = named_parameters(tree)
+    if leaves.keys() != values.keys():
+        missing, unknown = sorted(leaves.keys() - values.keys()), sorted(values.keys() - leaves.keys())
+        raise UserError(f'parameters do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} '
+                        f'({len(missing)} and {len(unknown)} in number). Set ModelConfig as the parameters were trained.')
+    for name, leaf in leaves.items():
+        if leaf.shape != values[name].shape:
+            raise UserError(f'{name} has shape {values[name].shape}, the model expects {leaf.shape}. '
+                            'Set ModelConfig as the parameters were trained.')
+    return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in leaves])
 
 
 def parameter_count(tree: Any) -> int:
