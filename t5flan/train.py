@@ -66,7 +66,7 @@ def train(
     first_host = jax.process_index() == 0
 
     # -- What to train, on what, where ------------------------------------------------------------------------------
-    vocabulary = load_vocabulary(data)
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
     rows = sharding_lib.host_rows(sharding, data.batch_size)

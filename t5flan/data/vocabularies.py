@@ -8,6 +8,7 @@ Nothing here imports TensorFlow or SeqIO: a checkpoint folder is read without th
 """
 
 import abc
+import hashlib
 import json
 import os
 import pathlib
@@ -148,6 +149,11 @@ class Vocabulary(abc.ABC):
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that equal vocabularies share and others do not; it stands in every checkpoint folder."""
+        return hashlib.sha256(repr(self._identity()).encode()).hexdigest()[:16]
 
     @abc.abstractmethod
     def _identity(self) -> tuple:
