@@ -317,10 +317,19 @@ def _find_file(name: str, asked_by: str) -> str:
     raise UsageError(f'{asked_by}: there is no gin file {name} here or in {GIN_ROOT}{hint}')
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a file, local or remote."""
+    if '://' in path:
+        from etils import epath  # only a remote file needs it
+
+        return epath.Path(path).exists()
+    return Path(path).is_file()
+
+
 def _read_text(path: str) -> str:
     try:
         if '://' in path:
-            from etils import epath  # only a remote file needs it
+            from etils import epath
 
             return epath.Path(path).read_text()
         return Path(path).read_text(encoding='utf-8')

@@ -1,0 +1,254 @@
+"""The command line: `t5flan COMMAND [--flag=VALUE]… [--gin_file=FILE]… [--gin.NAME=VALUE]…`, or `python -m t5flan …`.
+
+A command checks flags and settings before it imports JAX or TensorFlow, so that `--help` and mistakes answer at once.
+Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import t5flan
+from t5flan.errors import UsageError, UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One `--name=VALUE` (or, without dashes, a word by its place)."""
+
+    name: str
+    help: str
+    metavar: str = ''
+    type: type = str
+    default: Any = None
+    required: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: what it says of itself, what it takes, what it runs."""
+
+    name: str
+    summary: str
+    run: Callable[[argparse.Namespace], None]
+    flags: tuple[Flag, ...]
+    gin: bool = False
+    example: str = ''
+
+
+JSON = Flag('--json', 'also write the table to FILE as JSON', 'FILE')
+CHECKPOINT = Flag('--checkpoint', 'the workdir of a `t5flan train` run, or one of its steps: DIR/checkpoints/1000', 'DIR', required=True)
+
+
+def console() -> NoReturn:
+    """What the installed `t5flan` runs."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='replace')  # a terminal that cannot show a letter is no reason to fail
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command and returns the exit code."""
+    try:
+        command, arguments = parse_arguments(argv)
+        prepare_surroundings()
+        command.run(arguments)
+        sys.stdout.flush()
+        return 0
+    except _Answered as answered:
+        return answered.code
+    except UserError as error:
+        print(f't5flan: {_one_line(error)}', file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.strerror is None:  # not the operating system's own word: a fault of ours
+            raise
+        where = f': {error.filename}' if error.filename is not None else ''
+        print(f't5flan: {error.strerror}{where}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nt5flan: stopped', file=sys.stderr)
+        return 1
+
+
+class _Answered(Exception):
+    """--help or --version was asked and answered."""
+
+    def __init__(self, code: int):
+        super().__init__()
+        self.code = code
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def prepare_surroundings() -> None:
+    """What JAX and TensorFlow read from the environment when a command imports them; what is set already stays."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 't5flan' / 'jax'
+    defaults = {
+        'JAX_COMPILATION_CACHE_DIR': str(cache),  # a second start of the same run compiles nothing
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+        'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow reads data here; its start-up notes are no news
+        'TF_ENABLE_ONEDNN_OPTS': '0',
+        'GRPC_VERBOSITY': 'ERROR',
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+# -- Reading the command line ---------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are our one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f'{message} (see `{self.prog} --help`)')
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Answered(status)
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command and its arguments; `gin_file` and `gin` are lists where the command takes settings.
+
+    Raises:
+      UsageError: an unknown command or flag, a missing or malformed value.
+    """
+    argv = list(argv)
+    if not argv or argv[0] in ('--help', '-h', 'help'):
+        print(_overview())
+        raise _Answered(0 if argv else 2)
+    if argv[0] == '--version':
+        print(f't5flan {t5flan.__version__}')
+        raise _Answered(0)
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        what = 'flag' if argv[0].startswith('-') else 'command'
+        meant = nearest(argv[0], COMMANDS)
+        raise UsageError(f'there is no {what} {argv[0]}{f": did you mean {meant}?" if meant else ""} (see `t5flan --help`)')
+    rest, gin = _split_gin(argv[1:])
+    _check_flags(command, rest, gin)
+    arguments = _parser(command).parse_args(rest)
+    arguments.gin = gin
+    return command, arguments
+
+
+def _split_gin(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes `--gin.NAME=VALUE` and `--gin.NAME VALUE` out of the arguments, as `NAME=VALUE`."""
+    rest, gin = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith('--gin.'):
+            rest.append(word)
+            continue
+        if '=' not in word:
+            value = next(words, None)
+            if value is None or value.startswith('--'):
+                raise UsageError(f'{word} has no value: write {word}=VALUE')
+            word = f'{word}={value}'
+        gin.append(word.removeprefix('--gin.'))
+    return rest, gin
+
+
+def _check_flags(command: Command, rest: Sequence[str], gin: Sequence[str]) -> None:
+    known = [flag.name for flag in command.flags if flag.name.startswith('--')] + ['--help']
+    known += ['--gin_file'] if command.gin else []
+    if gin and not command.gin:
+        raise UsageError(f'`t5flan {command.name}` takes no settings (--gin.{gin[0]}): it reads those of the checkpoint '
+                         f'(see `t5flan {command.name} --help`)')
+    for word in rest:
+        name = word.partition('=')[0]
+        if name.startswith('--') and len(name) > 2 and name not in known:
+            meant = nearest(name, known)
+            raise UsageError(f'`t5flan {command.name}` has no flag {name}{f": did you mean {meant}?" if meant else ""} '
+                             f'(see `t5flan {command.name} --help`)')
+
+
+def _parser(command: Command) -> _Parser:
+    parser = _Parser(prog=f't5flan {command.name}', description=command.summary, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_epilog(command))
+    for flag in command.flags:
+        options = {'help': flag.help, 'type': flag.type, 'default': flag.default, 'metavar': flag.metavar or None}
+        if flag.type is bool:
+            options = {'help': flag.help, 'action': 'store_true'}
+        if flag.name.startswith('--'):
+            options['required'] = flag.required
+        elif not flag.required:
+            options['nargs'] = '?'
+        parser.add_argument(flag.name, **options)
+    if command.gin:
+        parser.add_argument('--gin_file', action='append', default=[], metavar='FILE',
+                            help='a gin file, here or among the packaged ones; may be given several times, the last wins')
+    return parser
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ['usage: t5flan COMMAND [--flag=VALUE]… [--gin_file=FILE]… [--gin.NAME=VALUE]…', '',
+             'Text to a model that follows instructions.', '', 'commands:']
+    lines += [f'  {command.name:<{width}}  {command.summary}' for command in COMMANDS.values()]
+    lines += ['', '`t5flan COMMAND --help` shows its flags. `t5flan quickstart` does everything once, in a few minutes.']
+    return '\n'.join(lines)
+
+
+def _epilog(command: Command) -> str:
+    lines = ['example:', f'  {command.example}'] if command.example else []
+    if command.gin:
+        from t5flan import config
+
+        files = [name for name in config.packaged_files() if not name.startswith('models/')]
+        models = [Path(name).stem for name in config.packaged_files() if name.startswith('models/')]
+        lines += ['', 'settings:', '  --gin.MACRO=VALUE or --gin.CLASS.FIELD=VALUE, where CLASS is one of',
+                  *_wrapped(config.CONFIGURABLES), '', 'packaged gin files:', *_wrapped(files), '  models/…:', *_wrapped(models)]
+    return '\n'.join(lines)
+
+
+def _wrapped(words: Sequence[str]) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(', '.join(words), 100, initial_indent='    ', subsequent_indent='    ', break_on_hyphens=False)
+
+
+# -- Commands: each imports what it needs when it runs --------------------------------------------------------------
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains, or goes on where the workdir stopped, with its own settings where no gin file is given."""
+    from t5flan import config
+    from t5flan.data.config import DataConfig
+    from t5flan.models.config import ModelConfig
+    from t5flan.training.config import (CheckpointConfig, EvaluationConfig, LossConfig, MeshConfig, OptimizerConfig,
+                                        RunConfig)
+
+    files = arguments.gin_file
+    saved = f'{arguments.workdir.rstrip("/")}/config.gin'
+    if not files and config.exists(saved):
+        files = [saved]
+    kinds = {'model': ModelConfig, 'data': DataConfig, 'run': RunConfig, 'optimizer': OptimizerConfig, 'loss': LossConfig,
+             'mesh': MeshConfig, 'checkpoints': CheckpointConfig, 'evaluation': EvaluationConfig}
+    settings = config.parse(files, arguments.gin)
+    values = settings.read_all(list(kinds.values()), 'train')
+
+    from t5flan.train import train as run
+
+    run(arguments.workdir, **dict(zip(kinds, values, strict=True)), gin=settings.operative_config())
+
+
+COMMANDS: dict[str, Command] = {command.name: command for command in (
+    Command('train', 'trains a model, or goes on where DIR stopped', train, gin=True,
+            example='t5flan train --workdir=runs/mine --gin_file=runs/finetune --gin.MIXTURE=practice',
+            flags=(Flag('--workdir', 'the folder of the run: checkpoints, metrics, settings; local or gs://', 'DIR', required=True),)),
+)}
+
+
+if __name__ == '__main__':
+    console()
