@@ -1,0 +1,31 @@
+"""What is trained on and tested on: names of SeqIO tasks and mixtures. In a wheel this is t5flan/tasks; both have that name."""
+
+import importlib
+
+from t5flan.data.config import DataConfig
+from t5flan.errors import UserError
+
+
+def register_all(data: DataConfig | None = None) -> None:
+    """Registers every task and mixture that comes with t5flan, and those that `data` names; calling it again changes nothing.
+
+    Args:
+        data: its `modules` are imported, its `text_files` and `file_tasks` become tasks.
+
+    Raises:
+        UserError: a module cannot be imported, or a task's name is taken.
+    """
+    from t5flan.tasks import files, practice, text
+
+    text.register()
+    practice.register()
+    if data is None:
+        return
+    for module in data.modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f'DataConfig.modules: importing {module!r} failed: {error}. Put its folder on PYTHONPATH or mend DataConfig.modules.') from error
+    for text_files in data.text_files:
+        text.register_files(text_files)
+    files.register(data.file_tasks)

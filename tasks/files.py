@@ -1,0 +1,183 @@
+"""A file of inputs and targets becomes a task by gin alone (FileTask in t5flan/data/config.py): .jsonl, .tsv or .csv."""
+
+import csv
+import functools
+import string
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from t5flan.data.config import FileTask
+from t5flan.data.examples import append_eos, require_field, tokenize
+from t5flan.data.text_files import hold_out, is_held_out, json_lines, json_object, match_files
+from t5flan.errors import UserError
+from t5flan.evaluation.metrics import exact_match
+
+MIXTURE = 'file_tasks'
+SUFFIXES = ('.jsonl', '.tsv', '.csv')
+_registered: dict[str, FileTask] = {}
+
+
+def register(tasks: Sequence[FileTask]) -> None:
+    """Registers file tasks, and the mixture 'file_tasks' of all of them; a task registered with the same settings stays.
+
+    Raises:
+        UserError: a name is taken or ill-formed, or a file is missing, empty or of the wrong kind.
+    """
+    if not tasks:
+        return
+    import seqio
+
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'FileTask.name={name!r} is given to {names.count(name)} file tasks. Set another FileTask.name for each.')
+    for task in tasks:
+        register_task(task)
+    if MIXTURE in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(MIXTURE)
+    seqio.MixtureRegistry.add(MIXTURE, [(task.name, task.rate) for task in tasks])
+
+
+def register_task(task: FileTask) -> None:
+    """Registers one file task; its files are found now and read when the task is used."""
+    import seqio
+
+    from t5flan.data.seqio_bridge import text_features
+    from t5flan.data.sources import IndexedSource
+
+    if _registered.get(task.name) == task:
+        return
+    if task.name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names(), MIXTURE}:
+        raise UserError(f'FileTask.name={task.name!r} is the name of another task or mixture. Set another FileTask.name.')
+    needed_fields(task)
+    for split, pattern in splits(task).items():
+        match_files(pattern, SUFFIXES, f'FileTask.{split if getattr(task, split) else "train"}')
+    source = IndexedSource({split: functools.partial(open_rows, task, split) for split in splits(task)})
+    try:
+        seqio.TaskRegistry.add(
+            task.name,
+            source=source,
+            preprocessors=[tokenize, append_eos],
+            output_features=text_features(),
+            metric_fns=[exact_match],
+        )
+    except ValueError as error:
+        raise UserError(f'FileTask.name={task.name!r} is no name for a task: letters, digits, "_", "." and ":" only. Set FileTask.name.') from error
+    _registered[task.name] = task
+
+
+def splits(task: FileTask) -> dict[str, str]:
+    """Split -> path or glob; without a validation file, 'validation' is a share of train."""
+    made = {'train': task.train, 'validation': task.validation or task.train}
+    return made | ({'test': task.test} if task.test else {})
+
+
+def needed_fields(task: FileTask) -> list[str]:
+    """The fields a row must have: those of the template, and the target.
+
+    Raises:
+        UserError: the template's braces do not pair.
+    """
+    try:
+        parts = [name for _, name, _, _ in string.Formatter().parse(task.template) if name is not None]
+    except ValueError as error:
+        raise UserError(f'FileTask.template={task.template!r}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
+    if '' in parts:
+        raise UserError(f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or {{{{ }}}} for braces.')
+    return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
+
+
+def make_example(task: FileTask, row: Mapping[str, object], where: str) -> dict[str, str]:
+    """Inputs and targets of a row.
+
+    Raises:
+        UserError: a field is missing or not text.
+    """
+    fields = {name: require_field(row, name, where, _setting(task, name)) for name in needed_fields(task)}
+    fields.setdefault('input', fields.get(task.input_field, ''))
+    pieces = []
+    for literal, name, _, _ in string.Formatter().parse(task.template):
+        pieces.append(literal + ('' if name is None else fields[task.input_field if name == 'input' else name]))
+    return {'inputs': ''.join(pieces), 'targets': fields[task.target_field]}
+
+
+def _setting(task: FileTask, field: str) -> str:
+    return {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}.get(field, 'FileTask.template')
+
+
+class JsonRows(Sequence):
+    """Rows of .jsonl files by their byte offsets: the file stays on the disk."""
+
+    def __init__(self, task: FileTask, paths: Sequence[str], offsets: np.ndarray) -> None:
+        """`offsets` [R, 4] int64: file, first byte, bytes, line number."""
+        self._task, self._paths, self._offsets = task, list(paths), offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        file, offset, size, line = self._offsets[index].tolist()
+        with open(self._paths[file], 'rb') as handle:
+            handle.seek(offset)
+            data = handle.read(size)
+        where = f'{self._paths[file]} line {line}'
+        return make_example(self._task, json_object(data, where), where)
+
+
+def open_rows(task: FileTask, split: str) -> Sequence[dict[str, str]]:
+    """The examples of a split; every line is checked now, so that a bad one is named before the first step.
+
+    Raises:
+        UserError: naming file and line.
+    """
+    given = getattr(task, split)
+    setting = f'FileTask.{split if given else "train"}'
+    paths = match_files(given or task.train, SUFFIXES, setting)
+    json_rows = all(path.endswith('.jsonl') for path in paths)
+    rows: list = []
+    held_out: list[bool] = []
+    for number, path in enumerate(paths):
+        if path.endswith('.jsonl'):
+            lines = ((json_object(data, f'{path} line {line}'), data, line, offset) for line, offset, data in json_lines(path))
+        else:
+            lines = ((row, repr(sorted(row.items())), line, 0) for row, line in table_rows(path))
+        for row, data, line, offset in lines:
+            example = make_example(task, row, f'{path} line {line}')
+            rows.append((number, offset, len(data), line) if json_rows else example)
+            held_out.append(task.validation is None and split != 'test' and is_held_out(data, task.held_out))
+    kept = range(len(rows)) if task.validation is not None or split == 'test' else hold_out(np.array(held_out, bool), split)
+    if not len(kept):
+        raise UserError(f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.')
+    if json_rows:
+        return JsonRows(task, paths, np.array(rows, np.int64).reshape(-1, 4)[list(kept)])
+    return [rows[i] for i in kept]
+
+
+def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
+    """(row, line number) of a .tsv or .csv file whose first line names the columns.
+
+    A .tsv line ends at "\\n" and knows no quotes; a .csv file is read as spreadsheets write it.
+    """
+    with open(path, encoding='utf-8-sig', newline='' if path.endswith('.csv') else '\n') as file:
+        if path.endswith('.csv'):
+            csv.field_size_limit(2**31 - 1)
+            reader = csv.reader(file, strict=True)
+            lines = ((cells, reader.line_num) for cells in reader)
+        else:
+            lines = ((line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number) for number, line in enumerate(file, 1))
+        number, header = 0, None
+        try:
+            for cells, number in lines:
+                if not cells:
+                    continue
+                if header is None:
+                    header = cells
+                elif len(cells) != len(header):
+                    raise UserError(f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line (quotes, tabs or commas in a cell).')
+                else:
+                    yield dict(zip(header, cells, strict=True)), number
+        except UnicodeDecodeError:
+            raise UserError(f'{path} after line {number}: not UTF-8. Save the file as UTF-8.') from None
+        except csv.Error as error:
+            raise UserError(f'{path} after line {number}: not CSV ({error}). Mend the quotes of that line.') from None

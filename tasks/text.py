@@ -1,0 +1,164 @@
+"""Raw text to learn from: C4 and mC4 through TFDS, local .txt and .jsonl files, and the running Python's own documentation.
+
+Every corpus gives three tasks: NAME_span_corruption, NAME_prefix_lm (both for any format) and NAME_causal_lm (decoder-only).
+"""
+
+import ast
+import functools
+import inspect
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5flan.data.config import TextFiles
+from t5flan.data.examples import Context, Example, ExampleFn, append_eos, example_fn, stable_hash, tokenize
+from t5flan.data.text_files import chunk_text, is_held_out, open_text
+from t5flan.data.vocabularies import write_atomically
+from t5flan.errors import UserError
+
+STDLIB_DOCS = 'stdlib_docs'
+_SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo', '__pycache__'}
+_SHORTEST = 200  # characters: shorter docstrings are signatures and one-liners
+_CHUNK = 2000
+_HELD_OUT = 0.02
+_registered: dict[str, Any] = {}
+
+
+@example_fn
+def text_as_targets(example: Example, context: Context, *, field: str = 'text') -> Example:
+    """A document's text as the feature that the tokenizer and the denoisers read."""
+    return {'targets': example[field]}
+
+
+def objectives() -> dict[str, Sequence[ExampleFn]]:
+    """Objective -> what makes examples of tokens."""
+    from t5flan.data import denoising
+
+    return {
+        'span_corruption': (denoising.span_corruption, append_eos),
+        'prefix_lm': (denoising.prefix_lm, append_eos),
+        'causal_lm': (denoising.causal_lm,),  # ends a document, not every window
+    }
+
+
+def register_corpus(name: str, source: Any) -> None:
+    """Registers the tasks of a corpus whose records hold 'text'."""
+    import seqio
+
+    from t5flan.data.seqio_bridge import text_features
+
+    for objective, functions in objectives().items():
+        seqio.TaskRegistry.add(
+            f'{name}_{objective}',
+            source=source,
+            preprocessors=[text_as_targets, tokenize, *functions],
+            output_features=text_features(inputs=objective != 'causal_lm'),
+            metric_fns=[],
+        )
+
+
+def register() -> None:
+    """Registers the documentation of the standard library, C4 and mC4; nothing is read or downloaded before it is used."""
+    import seqio
+
+    from t5flan.data.sources import IndexedSource
+
+    if STDLIB_DOCS in _registered:
+        return
+    _registered[STDLIB_DOCS] = None
+    docs = IndexedSource({split: functools.partial(stdlib_docs, split) for split in ('train', 'validation')})
+    register_corpus(STDLIB_DOCS, docs)
+    register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.0.1', splits=['train', 'validation']))
+    register_corpus('mc4', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=['train', 'validation']))
+
+
+def register_files(files: TextFiles) -> None:
+    """Registers the tasks of local text files; again with the same settings changes nothing.
+
+    Raises:
+        UserError: the name belongs to other text already.
+    """
+    import seqio
+
+    from t5flan.data.sources import IndexedSource
+
+    if _registered.get(files.name) == files:
+        return
+    taken = {f'{files.name}_{objective}' for objective in objectives()} & set(seqio.TaskRegistry.names())
+    if taken:
+        raise UserError(f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.')
+    splits = ('train', 'validation')
+    register_corpus(files.name, IndexedSource({split: functools.partial(open_text, files, split) for split in splits}))
+    _registered[files.name] = files
+
+
+# -- The documentation strings of the running Python's standard library ---------------------------------------------------
+
+
+def stdlib_docs(split: str) -> list[dict[str, str]]:
+    """Chunks of the standard library's documentation; documents are held out for 'validation' by a hash of their text."""
+    held_out = split == 'validation'
+    documents = [text for text in stdlib_documents() if is_held_out(text, _HELD_OUT) == held_out]
+    return [{'text': chunk} for text in documents for chunk in chunk_text(text, _CHUNK)]
+
+
+@functools.cache
+def stdlib_documents() -> tuple[str, ...]:
+    """Documentation strings and help topics of this Python, each once, in an order that depends on them alone.
+
+    Reading them takes seconds; they are kept in a file named after the Python version in ~/.cache/t5flan
+    (or $XDG_CACHE_HOME/t5flan).
+    """
+    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    version = sys.version.split()[0]
+    cache = root / 't5flan' / f'stdlib_docs-1-{sys.implementation.name}-{version}.json'
+    try:
+        return tuple(json.loads(cache.read_text('utf-8')))
+    except (OSError, ValueError):  # not there, or another program's
+        pass
+    documents = sorted(set(_read_documents(Path(sysconfig.get_path('stdlib')))), key=stable_hash)
+    if not documents:
+        raise UserError(f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture to your own text.')
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))
+    except OSError:  # a home that cannot be written: the next start reads the sources again
+        pass
+    return tuple(documents)
+
+
+def _read_documents(stdlib: Path) -> Iterator[str]:
+    """Long documentation strings of every source file under `stdlib`, and pydoc's help topics; nothing is imported."""
+    for folder, folders, files in os.walk(stdlib):
+        folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
+        for file in sorted(files):
+            path = Path(folder, file)
+            if path.suffix != '.py':
+                continue
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (OSError, SyntaxError, ValueError):
+                continue  # samples of broken syntax, files of another Python
+            yield from filter(_is_prose, _topics(tree) if file == 'topics.py' else _docstrings(tree))
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node, clean=True) or ''
+
+
+def _topics(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for value in node.values:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield inspect.cleandoc(value.value)
+
+
+def _is_prose(text: str) -> bool:
+    return len(text) >= _SHORTEST and text.translate({10: ' ', 9: ' '}).isprintable()
