@@ -1,7 +1,6 @@
 """The shape of a model as one frozen record: every family is a choice of these fields, never a fork of the code."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -108,7 +107,7 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         """What attention logits are multiplied by."""
-        return 1 / math.sqrt(self.head_dim) if self.scale_attention else 1.0
+        return self.head_dim**-0.5 if self.scale_attention else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able; `ModelConfig.from_dict` reads it back."""

@@ -1,0 +1,113 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from t5flan.errors import UserError
+from t5flan.models.build import abstract_model
+from t5flan.models.parameters import (Scope, fan_in, logical_axes, named_axes, named_parameters, parameter_count,
+                                      replace_parameters)
+from tests.models.small_models import FAMILIES, small_config, small_model
+
+T5_1_1_PATHS = {
+    'token_embedder/embedding': ('vocab', 'embed'),
+    'encoder/relpos_bias/rel_embedding': ('heads', 'relpos_buckets'),
+    'encoder/layers/pre_attention_layer_norm/scale': ('layers', 'embed'),
+    'encoder/layers/attention/query/kernel': ('layers', 'embed', 'heads', 'kv'),
+    'encoder/layers/attention/key/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'encoder/layers/attention/value/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'encoder/layers/attention/out/kernel': ('layers', 'heads', 'kv', 'embed'),
+    'encoder/layers/pre_mlp_layer_norm/scale': ('layers', 'embed'),
+    'encoder/layers/mlp/wi_0/kernel': ('layers', 'embed', 'mlp'),
+    'encoder/layers/mlp/wi_1/kernel': ('layers', 'embed', 'mlp'),
+    'encoder/layers/mlp/wo/kernel': ('layers', 'mlp', 'embed'),
+    'encoder/encoder_norm/scale': ('embed',),
+    'decoder/relpos_bias/rel_embedding': ('heads', 'relpos_buckets'),
+    'decoder/layers/pre_self_attention_layer_norm/scale': ('layers', 'embed'),
+    'decoder/layers/self_attention/query/kernel': ('layers', 'embed', 'heads', 'kv'),
+    'decoder/layers/self_attention/key/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'decoder/layers/self_attention/value/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'decoder/layers/self_attention/out/kernel': ('layers', 'heads', 'kv', 'embed'),
+    'decoder/layers/pre_cross_attention_layer_norm/scale': ('layers', 'embed'),
+    'decoder/layers/encoder_decoder_attention/query/kernel': ('layers', 'embed', 'heads', 'kv'),
+    'decoder/layers/encoder_decoder_attention/key/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'decoder/layers/encoder_decoder_attention/value/kernel': ('layers', 'embed', 'kv_heads', 'kv'),
+    'decoder/layers/encoder_decoder_attention/out/kernel': ('layers', 'heads', 'kv', 'embed'),
+    'decoder/layers/pre_mlp_layer_norm/scale': ('layers', 'embed'),
+    'decoder/layers/mlp/wi_0/kernel': ('layers', 'embed', 'mlp'),
+    'decoder/layers/mlp/wi_1/kernel': ('layers', 'embed', 'mlp'),
+    'decoder/layers/mlp/wo/kernel': ('layers', 'mlp', 'embed'),
+    'decoder/decoder_norm/scale': ('embed',),
+    'decoder/logits_dense/kernel': ('embed', 'vocab'),
+}
+
+
+def test_paths_and_axes_are_those_of_checkpoints():
+    assert named_axes(abstract_model(small_config('t5_1_1'))) == T5_1_1_PATHS
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_parameter_is_float32_and_has_an_axis_name_per_axis(family):
+    model = abstract_model(small_config(family))
+    ranks = jax.tree.map(lambda x, axes: len(x.shape) - len(axes), model, logical_axes(model))
+    assert set(jax.tree.leaves(ranks)) == {0}
+    assert {x.dtype for x in jax.tree.leaves(model)} == {np.dtype(np.float32)}
+
+
+def test_names_follow_gradients_too():
+    model = small_model('palm')
+    gradient = jax.grad(lambda model: sum((x**2).sum() for x in jax.tree.leaves(model)))(model)
+    assert list(named_parameters(gradient)) == list(named_parameters(model))
+    for name, x in named_parameters(gradient).items():
+        np.testing.assert_allclose(x, 2 * named_parameters(model)[name], rtol=1e-6)
+
+
+def test_a_parameter_depends_on_the_seed_and_its_path_alone():
+    """Not on the other parameters, nor on how many layers there are."""
+    two, three = small_model('t5_1_1'), small_model('t5_1_1', num_encoder_layers=3, tie_embeddings=True)
+    for name in ('encoder/layers/mlp/wo/kernel', 'encoder/layers/attention/query/kernel'):
+        np.testing.assert_array_equal(named_parameters(two)[name], named_parameters(three)[name][:2])
+    kernels = [x for name, x in named_parameters(two).items() if name.endswith('attention/key/kernel')]
+    layers = np.concatenate([np.asarray(kernel).reshape(2, -1) for kernel in kernels])
+    assert len(np.unique(layers[:, 0])) == len(layers) == 6  # no two layers or modules begin alike
+
+
+@pytest.mark.parametrize('truncated', [False, True])
+def test_fan_in_has_the_variance_it_says(truncated):
+    scope = Scope(jax.random.key(0)).stacked(3)
+    kernel = scope.parameter('kernel', (16, 8, 40), ('heads', 'kv', 'embed'), fan_in(2, truncated=truncated, variance=0.5))
+    x = np.asarray(kernel[...])
+    assert x.shape == (3, 16, 8, 40)
+    np.testing.assert_allclose(x.std(), (0.5 / 128) ** 0.5, rtol=0.03)
+    np.testing.assert_allclose(x.mean(), 0, atol=0.002)
+    assert (np.abs(x).max() > 2.5 * x.std()) != truncated
+
+
+def test_replacing_takes_all_of_the_names_and_shapes_or_nothing():
+    model = small_model('t5_1_1')
+    values = {name: np.full(x.shape, 3, np.float32) for name, x in named_parameters(model).items()}
+    replaced = replace_parameters(model, values)
+    assert jax.tree.structure(replaced) == jax.tree.structure(model)
+    assert all((x == 3).all() for x in jax.tree.leaves(replaced))
+    with pytest.raises(UserError, match=r"missing \['decoder/decoder_norm/scale'\], unknown \['more'\]"):
+        replace_parameters(model, {**{k: v for k, v in values.items() if 'decoder_norm' not in k}, 'more': np.zeros(1)})
+    with pytest.raises(UserError, match=r'decoder_norm/scale has shape \(5,\), the model expects \(32,\)'):
+        replace_parameters(model, {**values, 'decoder/decoder_norm/scale': np.zeros(5)})
+
+
+def test_counting_needs_no_values():
+    model = small_model('t5_1_1')
+    assert parameter_count(model) == parameter_count(abstract_model(model.config)) == sum(
+        x.size for x in jax.tree.leaves(model))
+
+
+@pytest.mark.skipif(not hasattr(nnx, 'set_graph_mode'), reason='this flax has one mode')
+@pytest.mark.parametrize('graph_mode', [False, True])
+def test_a_model_is_a_plain_pytree_in_both_modes_of_nnx(graph_mode):
+    with nnx.set_graph_mode(graph_mode):
+        model = small_model('umt5')
+        leaves, structure = jax.tree.flatten(model)
+        assert len(leaves) == len(named_parameters(model)) and all(isinstance(leaf, jax.Array) for leaf in leaves)
+        again = jax.tree.unflatten(structure, leaves)
+        assert named_axes(again) == named_axes(model) and again.config == model.config
+        assert jax.tree.structure(jax.jit(lambda model: model)(model)) == structure

@@ -1,0 +1,75 @@
+"""Models small enough for every test, one per family, and batches for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5flan.models.build import build_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.model import Model
+from t5flan.models.parameters import named_parameters, replace_parameters
+
+VOCABULARY = 64
+_SIZES = {'vocab_size': VOCABULARY, 'emb_dim': 32, 'num_heads': 4, 'head_dim': 8, 'mlp_dim': 48, 'num_decoder_layers': 2,
+          'dtype': 'float32'}
+ENCODER_DECODERS = {
+    't5_1_1': {},
+    't5_1_0': {'mlp_activations': ('relu',), 'tie_embeddings': True},
+    'umt5': {'relative_bias_per_layer': True, 'num_kv_heads': 1},
+    'rotary': {'position': 'rope', 'num_kv_heads': 2, 'attention_soft_cap': 5.0},
+}
+DECODERS = {
+    'relative': {'relative_buckets': 8, 'relative_max_distance': 12},
+    'palm': {'position': 'rope', 'num_kv_heads': 1, 'parallel_block': True, 'norm': 'layer', 'tie_embeddings': True,
+             'scale_attention': True, 'mlp_activations': ('silu', 'linear')},
+    'gemma': {'position': 'rope', 'num_kv_heads': 2, 'norm_scale_plus_one': True, 'tie_embeddings': True,
+              'scale_tied_logits': False, 'scale_embedding': True, 'scale_attention': True, 'logits_soft_cap': 10.0},
+    'positionless': {'position': 'none'},
+}
+FAMILIES = {**ENCODER_DECODERS, **DECODERS}
+
+
+def small_config(family: str, **fields) -> ModelConfig:
+    """The configuration of one family at test size, with `fields` changed."""
+    if family in ENCODER_DECODERS:
+        shape = {'architecture': 'encoder_decoder', 'num_encoder_layers': 2}
+    else:
+        shape = {'architecture': 'decoder_only'}
+    return ModelConfig(**{**_SIZES, **shape, **FAMILIES[family], **fields})
+
+
+def small_model(family: str, **fields) -> Model:
+    """Its model. Norm scales are moved off 1 (or 0), so that no test passes for want of them."""
+    return _build(small_config(family, **fields))
+
+
+@functools.cache
+@functools.partial(jax.jit, static_argnums=0)
+def _build(config: ModelConfig) -> Model:
+    model = build_model(config, jax.random.key(1))
+    values = {name: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape) if name.endswith('scale') else x
+              for name, x in named_parameters(model).items()}
+    return replace_parameters(model, values)
+
+
+def random_batch(family: str, rows: int = 3, source: int = 9, target: int = 7, seed: int = 0) -> dict[str, np.ndarray]:
+    """An unpacked batch; row r has r tokens of padding at the end of its input and of its target."""
+    random = np.random.default_rng(seed)
+
+    def tokens(length: int) -> np.ndarray:
+        x = random.integers(3, VOCABULARY, (rows, length), dtype=np.int32)
+        return np.where(np.arange(length)[None, :] < length - np.arange(rows)[:, None], x, 0).astype(np.int32)
+
+    target_BT = tokens(target)
+    batch = {'decoder_input_tokens': np.pad(target_BT[:, :-1], ((0, 0), (1, 0))), 'decoder_target_tokens': target_BT,
+             'decoder_loss_weights': (target_BT > 0).astype(np.float32)}
+    return {**batch, 'encoder_input_tokens': tokens(source)} if family in ENCODER_DECODERS else batch
+
+
+def mean_loss(model: Model, batch: dict[str, np.ndarray], dropout_key: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy per weighted token."""
+    log_p_BTV = jax.nn.log_softmax(model(batch, dropout_key=dropout_key))
+    loss_BT = -jnp.take_along_axis(log_p_BTV, jnp.asarray(batch['decoder_target_tokens'])[..., None], axis=-1)[..., 0]
+    return jnp.sum(loss_BT * batch['decoder_loss_weights']) / jnp.sum(batch['decoder_loss_weights'])
