@@ -1,0 +1,273 @@
+"""`attend()`, the only attention: queries, keys and values in, their mixture out, by the program that suits the device.
+
+    xla      plain einsums; the reference, and the fastest for one query or few
+    chunked  in tiles (`kernels/chunked.py`); never holds [B, N, T, S]
+
+B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, R buckets.
+"""
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from t5flan import sharding
+from t5flan.errors import UserError
+from t5flan.kernels.chunked import MASKED, Form, Operands, chunked_attention
+from t5flan.kernels.relative_bias import RelativeBias, bias_vector, relative_buckets, toeplitz
+
+__all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
+
+IMPLEMENTATIONS = ('auto', 'xla', 'chunked')
+
+# Logits of one tile, as measured on a CPU: larger ones leave the cache, smaller ones are all overhead.
+_TILE_LOGITS = 1_600_000
+# From this many logits per head on tiles are used: on a CPU where they were measured to be faster, elsewhere (where
+# whole arrays run better) where whole ones would take much memory.
+_LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024}
+
+
+class _Visible(NamedTuple):
+    """Who sees whom, apart from the order: see `Operands`."""
+
+    q_segment_ids_BT: jax.Array | None
+    kv_segment_ids_BS: jax.Array | None
+    prefix_BS: jax.Array | None
+    key_seen_BS: jax.Array | None
+
+
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_table: jax.Array | None = None,
+           bias: RelativeBias | None = None, q_offset: int | jax.Array = 0, causal: bool = False,
+           prefix_BS: jax.Array | None = None, q_segment_ids_BT: jax.Array | None = None,
+           kv_segment_ids_BS: jax.Array | None = None, kv_lengths_B: jax.Array | None = None, scale: float = 1.0,
+           soft_cap: float | None = None, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None,
+           implementation: str = 'auto', precision: Any = None) -> jax.Array:
+    """Softmax attention: y_t = sum over s of softmax_s(logits) v_s, with float32 softmax.
+
+    logits = cap(scale * q k) + bias, where cap(x) = soft_cap * tanh(x / soft_cap). A query that sees no key gives zeros.
+
+    Args:
+      q_BTNH: queries; k_BSKH, v_BSKH: keys and values of the same type. K divides N: head n reads key-value head n // G.
+      bias_table: [N, R] and `bias`, both or neither: T5's relative bias by bucket of the distance
+        (key index) - (query index + q_offset).
+      q_offset: which key the first query stands at, scalar; may be traced.
+      causal: a query sees no key after itself.
+      prefix_BS: with `causal`: keys (bool, or 0 and 1) that are seen by the queries before them as well.
+      q_segment_ids_BT, kv_segment_ids_BS: a query sees keys of its own segment; segment 0 is padding and is never seen.
+        With the keys' alone every query sees all keys but padding.
+      kv_lengths_B: only the first keys of each row exist.
+      dropout_rate: of probabilities, with `dropout_key`. As in T5, a head drops a key for all queries of a row.
+      implementation: 'auto', 'xla' or 'chunked'.
+
+    Returns:
+      y_BTNH in q's type.
+
+    Raises:
+      UserError: shapes, types or options that do not go together.
+    """
+    _check_arrays(q_BTNH, k_BSKH, v_BSKH)
+    _check_masks(q_BTNH, k_BSKH, causal, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B, q_offset)
+    _check_options(q_BTNH, bias_table, bias, soft_cap, dropout_rate, dropout_key, implementation)
+    visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
+    keep_BNS = None
+    if dropout_rate > 0.0:
+        shape = (q_BTNH.shape[0], q_BTNH.shape[2], k_BSKH.shape[1])
+        keep_BNS = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
+    q_offset = jnp.asarray(q_offset, jnp.int32)
+    queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    chosen, reason = choose(implementation, queries, keys, _platform())
+    _say_once(_platform(), chosen, reason)
+    # A block that is no longer than the queries needs no tiles, but more queries than there are (padding) would.
+    block = _block(queries, keys, q_BTNH.shape[2]) if chosen == 'chunked' else queries
+    form = Form(block, causal, scale, soft_cap, dropout_rate, precision)
+    padding = -queries % block
+    bias_NW = None if bias is None else bias_vector(bias_table, bias, queries + padding, keys, q_offset)
+    operands = Operands(q_BTNH, k_BSKH, v_BSKH, bias_NW, keep_BNS, *visible, q_offset)
+    if chosen == 'xla':
+        return _plain(form, operands)
+    return _chunked(form, _pad_queries(operands, padding))[:, :queries]
+
+
+def choose(implementation: str, queries: int, keys: int, platform: str) -> tuple[str, str]:
+    """The program for a size and platform ('cpu', 'tpu', 'gpu'), and why."""
+    if queries == 1:
+        return 'xla', 'one query'
+    if implementation != 'auto':
+        return implementation, 'as configured'
+    least = _LEAST_LOGITS.get(platform, _LEAST_LOGITS['other'])
+    if queries * keys < least:
+        return 'xla', f'fewer than {least} logits a head'
+    return 'chunked', f'at least {least} logits a head'
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(platform: str, chosen: str, reason: str) -> None:
+    logging.getLogger(__name__).info('attention on %s: %s (%s)', platform, chosen, reason)
+
+
+def _platform() -> str:
+    """Where the program will run: on the mesh's devices, which may be those of a topology that is only compiled for."""
+    current = sharding.current()
+    return current.mesh.devices.flat[0].platform if current else jax.default_backend()
+
+
+def _block(queries: int, keys: int, heads: int) -> int:
+    """Queries of a tile: all where they fit, else an even share rounded up to a multiple of 8."""
+    most = max(8, _TILE_LOGITS // (keys * heads))
+    if queries <= most:
+        return queries
+    blocks = -(-queries // most)
+    return -(-queries // blocks // 8) * 8
+
+
+def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: jax.Array | None,
+             kv_segment_ids_BS: jax.Array | None, kv_lengths_B: jax.Array | None) -> _Visible:
+    seen_BS = None
+    if kv_lengths_B is not None:
+        seen_BS = jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)[None, :] < kv_lengths_B[:, None]
+    if prefix_BS is not None:
+        prefix_BS = prefix_BS != 0
+    if q_segment_ids_BT is not None:
+        # Padding among the queries gets an id that no key has, keys that do not exist one that no query has.
+        q_segment_ids_BT = jnp.where(q_segment_ids_BT > 0, q_segment_ids_BT, -1)
+        if seen_BS is not None:
+            kv_segment_ids_BS = jnp.where(seen_BS, kv_segment_ids_BS, 0)
+        return _Visible(q_segment_ids_BT, kv_segment_ids_BS, prefix_BS, None)
+    if kv_segment_ids_BS is not None:
+        seen_BS = kv_segment_ids_BS > 0 if seen_BS is None else seen_BS & (kv_segment_ids_BS > 0)
+    return _Visible(None, None, prefix_BS, seen_BS)
+
+
+def _plain(form: Form, operands: Operands) -> jax.Array:
+    """The reference: whole arrays of logits [B, K, G, T, S]."""
+    q_BTNH, k_BSKH, v_BSKH, bias_NW, keep_BNS, *visible, q_offset = operands
+    batch, queries, heads, size = q_BTNH.shape
+    keys, kv_heads = k_BSKH.shape[1:3]
+    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, size)
+    logits_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, precision=form.precision,
+                              preferred_element_type=jnp.float32) * form.scale
+    if form.soft_cap is not None:
+        logits_BKGTS = form.soft_cap * jnp.tanh(logits_BKGTS / form.soft_cap)
+    if bias_NW is not None:
+        logits_BKGTS += toeplitz(bias_NW, queries, keys).reshape(1, kv_heads, -1, queries, keys)
+    allowed_BTS = _allowed(form, _Visible(*visible), queries, keys, q_offset)
+    if allowed_BTS is not None:
+        logits_BKGTS = jnp.where(allowed_BTS[:, None, None], logits_BKGTS, MASKED)
+    top_BKGT1 = jnp.maximum(jnp.max(logits_BKGTS, axis=-1, keepdims=True), 0.1 * MASKED)
+    weights_BKGTS = jnp.exp(logits_BKGTS - jax.lax.stop_gradient(top_BKGT1))
+    sum_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+    weights_BKGTS = weights_BKGTS / jnp.where(sum_BKGT1 > 0.0, sum_BKGT1, 1.0)
+    if keep_BNS is not None:
+        keep_BKG1S = keep_BNS.reshape(batch, kv_heads, -1, 1, keys)
+        weights_BKGTS = jnp.where(keep_BKG1S, weights_BKGTS / (1.0 - form.dropout_rate), 0.0)
+    y_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, precision=form.precision,
+                         preferred_element_type=jnp.float32)
+    return y_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _allowed(form: Form, visible: _Visible, queries: int, keys: int, q_offset: jax.Array) -> jax.Array | None:
+    """Which query sees which key, [B or 1, T, S]; None if all see all."""
+    masks = []
+    if form.causal:
+        query_T = q_offset + jnp.arange(queries, dtype=jnp.int32)
+        not_after_1TS = (jnp.arange(keys, dtype=jnp.int32)[None, :] <= query_T[:, None])[None]
+        masks.append(not_after_1TS if visible.prefix_BS is None else not_after_1TS | visible.prefix_BS[:, None, :])
+    if visible.q_segment_ids_BT is not None:
+        masks.append(visible.q_segment_ids_BT[:, :, None] == visible.kv_segment_ids_BS[:, None, :])
+    if visible.key_seen_BS is not None:
+        masks.append(visible.key_seen_BS[:, None, :])
+    return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+def _pad_queries(operands: Operands, padding: int) -> Operands:
+    """Adds queries that nobody reads, so that blocks divide."""
+    if not padding:
+        return operands
+    q_BTNH = jnp.pad(operands.q_BTNH, [(0, 0), (0, padding), (0, 0), (0, 0)])
+    ids_BT = operands.q_segment_ids_BT
+    if ids_BT is not None:
+        ids_BT = jnp.pad(ids_BT, [(0, 0), (0, padding)], constant_values=-1)
+    return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
+
+
+def _chunked(form: Form, operands: Operands) -> jax.Array:
+    """Tiles on each device for its own rows and heads: a loop over a split axis would gather it on every device."""
+    current = sharding.current()
+    if current is None:
+        return chunked_attention(form, operands)
+    batch, _, heads, _ = operands.q_BTNH.shape
+    kv_heads = operands.k_BSKH.shape[2]
+    rows = current.spec(('batch',), (batch,))[0]
+    parts = current.size('act_heads')
+    split_heads = heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
+    head_axes = current.axis('act_heads') if split_heads else None
+    kv_axes = head_axes if kv_heads % parts == 0 else None
+    by_row = PartitionSpec(rows, None)
+    specs = Operands(PartitionSpec(rows, None, head_axes, None), PartitionSpec(rows, None, kv_axes, None),
+                     PartitionSpec(rows, None, kv_axes, None), PartitionSpec(head_axes, None),
+                     PartitionSpec(rows, head_axes, None), by_row, by_row, by_row, by_row, PartitionSpec())
+    specs = Operands(*[None if x is None else spec for x, spec in zip(operands, specs, strict=True)])
+
+    def local(operands: Operands) -> jax.Array:
+        if head_axes and not kv_axes:  # fewer key-value heads than parts: these heads all read the same one
+            head = jax.lax.axis_index(head_axes) * kv_heads // parts
+            one = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2)
+            operands = operands._replace(k_BSKH=one(operands.k_BSKH), v_BSKH=one(operands.v_BSKH))
+        return chunked_attention(form, operands)
+
+    return jax.shard_map(local, mesh=current.mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
+
+
+def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
+    shapes = f'q {q_BTNH.shape}, k {k_BSKH.shape}, v {v_BSKH.shape}'
+    if not q_BTNH.ndim == k_BSKH.ndim == v_BSKH.ndim == 4:
+        raise UserError(f'attend() got {shapes}; expected [B, T, N, H], [B, S, K, H] and [B, S, K, H].')
+    if k_BSKH.shape != v_BSKH.shape or q_BTNH.shape[::3] != k_BSKH.shape[::3]:
+        raise UserError(f'attend() got {shapes}; expected equal B and H, and values of the shape of the keys.')
+    if 0 in q_BTNH.shape + k_BSKH.shape:
+        raise UserError(f'attend() got {shapes}; expected no empty axis.')
+    if q_BTNH.shape[2] % k_BSKH.shape[2]:
+        raise UserError(f'{k_BSKH.shape[2]} key-value heads do not divide {q_BTNH.shape[2]} heads. '
+                        'Set ModelConfig.num_kv_heads to a divisor of ModelConfig.num_heads.')
+    dtypes = [str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)]
+    if len(set(dtypes)) > 1 or not jnp.issubdtype(q_BTNH.dtype, jnp.floating):
+        raise UserError(f'attend() got q, k, v of {", ".join(dtypes)}; expected one floating type (ModelConfig.dtype).')
+
+
+def _check_masks(q_BTNH: jax.Array, k_BSKH: jax.Array, causal: bool, prefix_BS: jax.Array | None,
+                 q_segment_ids_BT: jax.Array | None, kv_segment_ids_BS: jax.Array | None,
+                 kv_lengths_B: jax.Array | None, q_offset: int | jax.Array) -> None:
+    by_query, by_key = q_BTNH.shape[:2], k_BSKH.shape[:2]
+    for name, x, shape in (('prefix_BS', prefix_BS, by_key), ('q_segment_ids_BT', q_segment_ids_BT, by_query),
+                           ('kv_segment_ids_BS', kv_segment_ids_BS, by_key), ('kv_lengths_B', kv_lengths_B, by_key[:1]),
+                           ('q_offset', q_offset, ())):
+        if x is None:
+            continue
+        whole = jnp.issubdtype(jnp.result_type(x), jnp.integer) or (name == 'prefix_BS' and x.dtype == bool)
+        if jnp.shape(x) != shape or not whole:
+            raise UserError(f'attend() got {name} of {jnp.shape(x)} {jnp.result_type(x)}; expected {shape} of int32.')
+    if prefix_BS is not None and not causal:
+        raise UserError('attend() got prefix_BS without causal=True, where it hides nothing; leave one out.')
+    if q_segment_ids_BT is not None and kv_segment_ids_BS is None:
+        raise UserError('attend() got q_segment_ids_BT without kv_segment_ids_BS; give both, or those of the keys alone.')
+
+
+def _check_options(q_BTNH: jax.Array, bias_table: jax.Array | None, bias: RelativeBias | None, soft_cap: float | None,
+                   dropout_rate: float, dropout_key: jax.Array | None, implementation: str) -> None:
+    if (bias_table is None) != (bias is None):
+        raise UserError('attend() got only one of bias_table and bias; expected both or neither.')
+    if bias is not None and bias_table.shape != (q_BTNH.shape[2], bias.num_buckets):
+        raise UserError(f'bias_table has the shape {bias_table.shape}; expected heads x buckets '
+                        f'{(q_BTNH.shape[2], bias.num_buckets)} (ModelConfig.relative_buckets).')
+    if soft_cap is not None and not soft_cap > 0.0:
+        raise UserError(f'soft_cap={soft_cap} is not above 0. Set ModelConfig.attention_soft_cap, or None for no cap.')
+    if not 0.0 <= dropout_rate < 1.0:
+        raise UserError(f'dropout_rate={dropout_rate} is not in [0, 1). Set ModelConfig.dropout_rate.')
+    if dropout_rate > 0.0 and dropout_key is None:
+        raise UserError(f'dropout_rate={dropout_rate} needs a dropout_key; give one, or 0.0 outside training.')
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f'attention {implementation!r} is not known; expected one of {", ".join(IMPLEMENTATIONS)}. '
+                        'Set ModelConfig.attention.')

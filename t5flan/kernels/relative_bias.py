@@ -1,0 +1,135 @@
+"""T5's relative position bias: distances to buckets, one vector per head for all distances, and tiles cut from it.
+
+A bias depends on the distance alone, so a [T, S] tile holds just T + S - 1 different numbers per head (it is a Toeplitz
+matrix). Tiles are made from that vector by a reshape, and the gradient of a tile comes back as the vector's.
+
+N heads, R buckets, T queries, S keys, W = T + S - 1 distances.
+"""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5flan.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+    """How distances fall into buckets (arXiv:1910.10683, section 2.1; the T5 code is the definition).
+
+    bidirectional: half of the buckets are for keys after the query (encoder); else those share bucket 0 (decoder).
+    """
+
+    bidirectional: bool
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self):
+        directions = 2 if self.bidirectional else 1
+        if self.num_buckets % directions or self.num_buckets < 2 * directions:
+            raise UserError(f'relative bias has {self.num_buckets} buckets; expected at least {2 * directions}, '
+                            f'a multiple of {directions}. Set ModelConfig.relative_buckets.')
+        if self.max_distance <= self.num_buckets // directions // 2:
+            raise UserError(f'relative bias has the largest distance {self.max_distance}; expected more than '
+                            f'{self.num_buckets // directions // 2}, the distances with a bucket of their own. '
+                            'Set ModelConfig.relative_max_distance.')
+
+
+@functools.lru_cache(maxsize=64)
+def _first_distances(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """The least distance of each bucket after the exact ones, for one direction.
+
+    T5 computes `exact + int(log(d / exact) / log(max_distance / exact) * m)` with m = buckets - exact. Bucket exact + j
+    begins where d^m >= exact^(m-j) max_distance^j: whole numbers, so no rounding of a logarithm decides.
+    """
+    exact = buckets // 2
+    m = buckets - exact
+    distances, d = [], exact
+    for j in range(1, m):
+        while d**m < exact ** (m - j) * max_distance**j:
+            d += 1
+        distances.append(d)
+    return tuple(distances)
+
+
+def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType = jnp) -> Any:
+    """Relative positions (key index - query index), any shape -> int32 buckets of that shape.
+
+    >>> relative_buckets(np.array([-200, -9, -1, 0, 1, 200]), RelativeBias(bidirectional=True), np)
+    array([15,  8,  1,  0, 17, 31], dtype=int32)
+    >>> relative_buckets(np.array([-200, -17, -1, 0, 1, 200]), RelativeBias(bidirectional=False), np)
+    array([31, 16,  1,  0,  0,  0], dtype=int32)
+
+    Args:
+      xp: `numpy` or `jax.numpy`, which computes.
+    """
+    relative_positions = xp.asarray(relative_positions, xp.int32)
+    buckets = bias.num_buckets // 2 if bias.bidirectional else bias.num_buckets
+    after = (relative_positions > 0).astype(xp.int32)
+    first = buckets * after if bias.bidirectional else 0 * after
+    distance = xp.abs(relative_positions) if bias.bidirectional else xp.maximum(-relative_positions, 0)
+    bucket = xp.minimum(distance, buckets // 2)
+    for least in _first_distances(buckets, bias.max_distance):
+        bucket = bucket + (distance >= least).astype(xp.int32)
+    return first + bucket
+
+
+def bias_vector(table_NR: jax.Array, bias: RelativeBias, queries: int, keys: int, q_offset: int | jax.Array) -> jax.Array:
+    """The bias of every distance from T `queries` to S `keys`, float32 [N, T + S - 1].
+
+    Element w belongs to the distance w - (T - 1) - q_offset, so query t reads key s at w = s - t + T - 1.
+    """
+    distance_W = jnp.arange(queries + keys - 1, dtype=jnp.int32) - (queries - 1) - q_offset
+    # A product with ones and zeros, not a gather: it is exact, and its gradient is a product too, not a scatter.
+    chosen_WR = jax.nn.one_hot(relative_buckets(distance_W, bias), bias.num_buckets, dtype=jnp.float32)
+    return jnp.einsum('NR,WR->NW', table_NR.astype(jnp.float32), chosen_WR, precision='highest')
+
+
+def toeplitz(vector: jax.Array, rows: int, columns: int) -> jax.Array:
+    """[..., rows + columns - 1] -> [..., rows, columns] whose element [i, j] is vector[j - i + rows - 1].
+
+    Each row is the one above, shifted by one: rows of length W repeated end to end and read again with length W - 1.
+
+    >>> toeplitz(jnp.arange(5), rows=3, columns=3)
+    Array([[2, 3, 4],
+           [1, 2, 3],
+           [0, 1, 2]], dtype=int32)
+    """
+    *leading, width = vector.shape
+    if width != rows + columns - 1:
+        raise ValueError(f'a Toeplitz matrix of {rows} x {columns} needs {rows + columns - 1} numbers, not {width}')
+    width += 1
+    padded = jnp.pad(vector, [(0, 0)] * len(leading) + [(0, 1)])
+    flat = jnp.broadcast_to(padded[..., None, :], (*leading, rows, width)).reshape(*leading, rows * width)
+    flat = flat[..., rows - 1:rows - 1 + rows * (width - 1)]
+    return flat.reshape(*leading, rows, width - 1)[..., :columns]
+
+
+def toeplitz_transposed(vector: jax.Array, rows: int, columns: int) -> jax.Array:
+    """`toeplitz(vector, rows, columns)` with its last two axes exchanged, made without a transposition.
+
+    It is put together from square tiles, as the reshape of one tall matrix would need columns^2 numbers.
+    """
+    *leading, _ = vector.shape
+    tiles = -(-columns // rows)
+    padded = jnp.pad(vector, [(0, 0)] * len(leading) + [(0, (tiles + 1) * rows - vector.shape[-1])])
+    parts = padded.reshape(*leading, tiles + 1, rows)
+    windows = jnp.concatenate([parts[..., :-1, :], parts[..., 1:, :]], axis=-1)[..., :2 * rows - 1]
+    square = toeplitz(windows[..., ::-1], rows, rows)
+    return square.reshape(*leading, tiles * rows, rows)[..., :columns, :]
+
+
+def bias_tile(vector_NW: jax.Array, start: int | jax.Array, block: int, keys: int, *, transposed: bool) -> jax.Array:
+    """The bias of queries start ... start + block - 1: [N, block, S], or [N, S, block] if `transposed`.
+
+    Args:
+      vector_NW: of all T queries, as `bias_vector` gives it.
+      start: a multiple of `block`, may be traced.
+    """
+    queries = vector_NW.shape[1] - keys + 1
+    part = jax.lax.dynamic_slice_in_dim(vector_NW, queries - block - start, block + keys - 1, axis=1)
+    return (toeplitz_transposed if transposed else toeplitz)(part, block, keys)
