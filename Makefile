@@ -8,12 +8,12 @@
 # PYTHON=python3.13 (or 3.12) takes another Python. Each version has an environment of its own, made once: on 3.11 with
 # the exact versions of requirements.lock, on others with the newest releases that setup.py allows.
 
-PYTHON := $(shell for python in $(PYTHON) $(if $(PYTHON),,python3.11 python3); do \
+CHOSEN := $(shell for python in $(or $(PYTHON),python3.11 python3); do \
   $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
-ifeq ($(PYTHON),)
-  $(error t5flan needs Python 3.11, 3.12 or 3.13: install one, or name it with `make PYTHON=/path/to/python3.11`)
+ifeq ($(CHOSEN),)
+  $(error t5flan needs Python 3.11, 3.12 or 3.13, and $(or $(PYTHON),python3) is none: name one with `make PYTHON=/path/to/python3.11`)
 endif
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VERSION := $(shell $(CHOSEN) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -34,7 +34,7 @@ install: $(STAMP)
 
 $(STAMP): setup.py requirements.lock
 	@echo "installing into $(VENV) (once; some minutes)"
-	$(PYTHON) -m venv $(VENV)
+	$(CHOSEN) -m venv $(VENV)
 ifeq ($(VERSION),3.11)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

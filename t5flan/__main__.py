@@ -230,17 +230,52 @@ def train(arguments: argparse.Namespace) -> None:
                                         RunConfig)
 
     files = arguments.gin_file
-    saved = f'{arguments.workdir.rstrip("/")}/config.gin'
-    if not files and config.exists(saved):
-        files = [saved]
+    workdir = arguments.workdir.rstrip('/') or '/'
+    if not files and config.exists(f'{workdir}/config.gin'):
+        files = [f'{workdir}/config.gin']
+    if not files and not arguments.gin:
+        raise UsageError(f'{workdir} holds no run to go on with, and no settings are given: name a run file, as '
+                         '--gin_file=examples/tiny_stdlib_pretrain (see `t5flan train --help`)')
     kinds = {'model': ModelConfig, 'data': DataConfig, 'run': RunConfig, 'optimizer': OptimizerConfig, 'loss': LossConfig,
              'mesh': MeshConfig, 'checkpoints': CheckpointConfig, 'evaluation': EvaluationConfig}
     settings = config.parse(files, arguments.gin)
-    values = settings.read_all(list(kinds.values()), 'train')
+    if not settings.gives(ModelConfig, 'architecture'):
+        _take_model_from_checkpoint(settings, workdir, list(kinds.values()))
+    values = dict(zip(kinds, settings.read_all(list(kinds.values()), 'train'), strict=True))
 
+    from t5flan.tasks import register_all
     from t5flan.train import train as run
 
-    run(arguments.workdir, **dict(zip(kinds, values, strict=True)), gin=settings.operative_config())
+    register_all(values['data'])
+    run(workdir, **values, gin=settings.operative_config())
+
+
+def _take_model_from_checkpoint(settings: Any, workdir: str, kinds: Sequence[type]) -> None:
+    """Model shape, format and vocabulary of this workdir, or of what the run starts from, where gin gives none.
+
+    Raises:
+      UserError: the folder to start from is none, or is a setting that is not given.
+    """
+    from t5flan import config
+    from t5flan.data.config import DataConfig
+    from t5flan.models.config import ModelConfig
+    from t5flan.training.config import CheckpointConfig
+
+    found = config.checkpoint_settings(workdir)
+    if found is None:
+        if not settings.can_read(CheckpointConfig):  # all else will come from the folder that is not given
+            settings.offer(DataConfig, {'vocabulary': 'that of the folder'}, '')
+            settings.read_all([kind for kind in kinds if kind is not ModelConfig], 'train')
+        source = settings.read(CheckpointConfig).initialize_from
+        if source is None:
+            return
+        found = config.checkpoint_settings(source)
+        if found is None:
+            raise UserError(f'CheckpointConfig.initialize_from={source} is no checkpoint folder (it has no t5flan.json): '
+                            'set it to the workdir of a `t5flan train` run')
+    path, values = found
+    for kind, fields in values.items():
+        settings.offer(kind, fields, path)
 
 
 COMMANDS: dict[str, Command] = {command.name: command for command in (

@@ -11,6 +11,7 @@ wrong name or type is answered in one line, before JAX or TensorFlow is imported
 
 import dataclasses
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from gin import config_parser
 import t5flan
 from t5flan import annotations
 from t5flan.data import config as data_config
-from t5flan.errors import UsageError, nearest
+from t5flan.errors import UsageError, UserError, nearest
 from t5flan.models import config as model_config
 from t5flan.training import config as training_config
 
@@ -82,6 +83,13 @@ class _Missing(UsageError):
         super().__init__(f'{names} {"is" if len(missing) == 1 else "are"} required{by} and not given: set {flags}')
 
 
+def _together(cls: type, missing: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The many sizes of a model as the one thing that gives them all."""
+    if cls is model_config.ModelConfig and len(missing) > 2:
+        return [('ModelConfig', '--gin_file=models/NAME', '')]
+    return missing
+
+
 def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> 'Settings':
     """Reads gin files in order, then bindings (`NAME=value`, as after `--gin.`); what comes later wins.
 
@@ -131,7 +139,7 @@ class Settings:
                 continue
             missing.append((setting, flag, why))
         if missing:
-            raise _Missing(missing, command)
+            raise _Missing(_together(cls, missing), command)
         self._read[scope, cls.__name__] = {
             field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)}
         return cls(**values)
@@ -151,6 +159,22 @@ class Settings:
     def gives(self, cls: type, field: str | None = None) -> bool:
         """Whether anything binds `cls` (or one field of it)."""
         return any(name == cls.__name__ and field in (None, bound) for _, name, bound in self._bindings)
+
+    def can_read(self, cls: type) -> bool:
+        """Whether nothing that `cls` requires is missing."""
+        try:
+            self.read(cls)
+        except _Missing:
+            return False
+        return True
+
+    def offer(self, cls: type, values: Mapping[str, Any], origin: str) -> None:
+        """Binds those fields of `cls` that nothing gives yet (a macro that nothing defines gives nothing)."""
+        known = {field.name for field, _ in annotations.fields(cls)}
+        for field, value in values.items():
+            bound = self._find('', cls.__name__, field)
+            if field in known and (bound is None or self._unset_macro(bound.value)):
+                self._bindings['', cls.__name__, field] = _Bound(value, origin)
 
     def operative_config(self) -> str:
         """All that was read so far, defaults included, as gin that `parse` takes again; macros stay macros."""
@@ -188,7 +212,7 @@ class Settings:
 
     def _why_unset(self, macro: str, bound: _Bound) -> str:
         text = f' (taken from {macro} in {bound.origin}'
-        near = None if macro in self._macros else nearest(macro, self._macros)
+        near = None if macro in self._macros else nearest(macro, self._macros, cutoff=0.8)
         return f'{text}; did you mean {near}?)' if near else f'{text})'
 
     def _typed(self, setting: str, bound: _Bound, annotation: Any, command: str) -> Any:
@@ -319,23 +343,41 @@ def _find_file(name: str, asked_by: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is such a file, local or remote."""
-    if '://' in path:
-        from etils import epath  # only a remote file needs it
+    return _path(path).is_file()
 
-        return epath.Path(path).exists()
-    return Path(path).is_file()
+
+def _path(path: str) -> Any:
+    if '://' not in path:
+        return Path(path)
+    from etils import epath  # only a remote file needs it
+
+    return epath.Path(path)
 
 
 def _read_text(path: str) -> str:
     try:
-        if '://' in path:
-            from etils import epath
-
-            return epath.Path(path).read_text()
-        return Path(path).read_text(encoding='utf-8')
+        return _path(path).read_bytes().decode('utf-8')
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
         raise UsageError(f'the gin file {path} cannot be read: {reason}') from None
+
+
+def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] | None:
+    """What a checkpoint folder says of its model, as settings of a run that starts from it; None if it is none.
+
+    Args:
+      folder: a workdir, or one of its steps (DIR/checkpoints/1000).
+    """
+    root = next((root for root in (folder, re.sub(r'/checkpoints/\d+/?$', '', folder)) if exists(f'{root}/t5flan.json')), None)
+    if root is None:
+        return None
+    path = f'{root}/t5flan.json'
+    try:
+        description = json.loads(_read_text(path))
+        return path, {model_config.ModelConfig: description['model'],
+                      data_config.DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not the description of a checkpoint ({error})') from None
 
 
 class _Delegate(config_parser.ParserDelegate):

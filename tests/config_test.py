@@ -1,6 +1,7 @@
 """Gin in, dataclasses out: every rule of reading, and every wrong name or value in one line."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -270,3 +271,31 @@ def test_reading_settings_imports_nothing_heavy():
             "print([m for m in ('jax', 'flax', 'tensorflow', 'seqio', 'numpy') if m in sys.modules])")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
+
+
+# -- A run that starts from a checkpoint folder ---------------------------------------------------------------------
+
+
+def test_a_checkpoint_folder_offers_what_gin_does_not_give(write, tmp_path):
+    shape = {'architecture': 'decoder_only', 'vocab_size': 384, 'emb_dim': 8, 'num_heads': 2, 'head_dim': 4, 'mlp_dim': 8,
+             'num_decoder_layers': 1, 'position': 'rope', 'dropout_rate': 0.3}
+    write(json.dumps({'model': shape, 'format': 'causal_lm', 'feature_lengths': {}, 'vocabulary': {}}), 'old/t5flan.json')
+    name = write("""
+        ModelConfig.dropout_rate = 0.1
+        DataConfig.mixture = 'm'
+        DataConfig.batch_size = 2
+        DataConfig.feature_lengths = {'targets': 4}
+        DataConfig.vocabulary = %VOCABULARY
+    """)
+    for folder in ('old', 'old/checkpoints/100'):
+        origin, offered = config.checkpoint_settings(folder)
+        assert origin == 'old/t5flan.json'
+        settings = config.parse([name])
+        assert not settings.can_read(ModelConfig) and not settings.can_read(DataConfig)
+        for kind, fields in offered.items():
+            settings.offer(kind, fields, origin)
+        assert settings.read(ModelConfig) == ModelConfig(**shape | {'dropout_rate': 0.1})
+        assert settings.read(DataConfig).vocabulary == 'old/vocabulary' and settings.read(DataConfig).format == 'causal_lm'
+    assert config.checkpoint_settings(str(tmp_path)) is None
+    write('{"model": 3}', 'broken/t5flan.json')
+    assert 'broken/t5flan.json is not the description' in error_of(lambda: config.checkpoint_settings('broken'), UserError)
