@@ -95,7 +95,6 @@ def make_example(task: FileTask, row: Mapping[str, object], where: str) -> dict[
         UserError: a field is missing or not text.
     """
     fields = {name: require_field(row, name, where, _setting(task, name)) for name in needed_fields(task)}
-    fields.setdefault('input', fields.get(task.input_field, ''))
     pieces = []
     for literal, name, _, _ in string.Formatter().parse(task.template):
         pieces.append(literal + ('' if name is None else fields[task.input_field if name == 'input' else name]))

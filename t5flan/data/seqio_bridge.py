@@ -127,12 +127,12 @@ def _spec(value: Any) -> tf.TensorSpec:
     return tf.TensorSpec([], next((dtype for kind, dtype in kinds if isinstance(value, kind)), tf.string))
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """tf.data's numpy values as the plain Python values a record holds: bytes become str."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
-        return [_plain(item) for item in value.tolist()]
+        return [plain_value(item) for item in value.tolist()]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -144,7 +144,7 @@ def map_dataset(function: ExampleFn, dataset: tf.data.Dataset, lengths: Mapping[
     def generate() -> Iterator[dict[str, Any]]:
         for index, example in enumerate(dataset.as_numpy_iterator()):
             context = Context(vocabulary, lengths, seed=int(seed), index=index)
-            yield from as_list(function.apply({name: _plain(value) for name, value in example.items()}, context))
+            yield from as_list(function.apply({name: plain_value(value) for name, value in example.items()}, context))
 
     first = next(generate(), None)
     if first is None:

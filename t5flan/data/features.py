@@ -1,0 +1,123 @@
+"""Feature converters: examples of 'inputs' and 'targets' -> the arrays the models read (T5X's names).
+
+An encoder-decoder, worked: two examples packed into one row, feature lengths {'inputs': 7, 'targets': 6}
+
+    inputs [7, 8, 1] and [5, 1], targets [3, 9, 1] and [4, 1]
+
+    encoder_input_tokens    7 8 1 5 1 0 0     decoder_target_tokens   3 9 1 4 1 0
+    encoder_segment_ids     1 1 1 2 2 0 0     decoder_input_tokens    0 3 9 0 4 0
+    encoder_positions       0 1 2 0 1 0 0     decoder_loss_weights    1 1 1 1 1 0
+                                              decoder_segment_ids     1 1 1 2 2 0
+                                              decoder_positions       0 1 2 0 1 0
+
+A prefix LM, worked: inputs [9, 4, 1], targets [3, 1] in a row of 7 (as SeqIO's PrefixLMFeatureConverter)
+
+    decoder_target_tokens     9 4 1 3 1 0 0
+    decoder_input_tokens      0 9 4 1 3 0 0
+    decoder_loss_weights      0 0 0 1 1 0 0     the loss is on the targets
+    decoder_causal_attention  1 1 1 1 0 0 0     the start token and the inputs see each other
+    decoder_segment_ids       1 1 1 1 1 0 0
+    decoder_positions         0 1 2 3 4 0 0
+
+A causal LM is the same without decoder_causal_attention; its examples may have no inputs.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from t5flan.data.examples import Example
+from t5flan.errors import UserError
+
+Batch = dict[str, np.ndarray]
+_EMPTY = np.zeros(0, np.int32)
+
+
+def row_capacity(format: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Tokens a row holds: (encoder, decoder) of an encoder-decoder, (decoder,) of a decoder-only model."""
+    if format == 'encoder_decoder':
+        return lengths['inputs'], lengths['targets']
+    return (lengths.get('inputs', 0) + lengths['targets'],)
+
+
+def row_cost(format: str, example: Example) -> tuple[int, ...]:
+    """Tokens an example takes of each capacity."""
+    inputs, targets = len(example.get('inputs', _EMPTY)), len(example['targets'])
+    return (inputs, targets) if format == 'encoder_decoder' else (inputs + targets,)
+
+
+def check_features(format: str, lengths: Mapping[str, int], features: Sequence[str], task: str) -> None:
+    """Whether a task's features make examples of this format.
+
+    Raises:
+        UserError: a feature is missing, in the task or in the feature lengths.
+    """
+    if 'targets' not in features:
+        raise UserError(f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to a task with targets.")
+    if format == 'encoder_decoder' and 'inputs' not in features:
+        raise UserError(f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set DataConfig.format='causal_lm', or another mixture.")
+    if 'inputs' in features and 'inputs' not in lengths:
+        raise UserError(f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set DataConfig.feature_lengths['inputs'].")
+
+
+def fit_example(example: Example, lengths: Mapping[str, int]) -> tuple[Example, bool]:
+    """The example with its features cut to their lengths, and whether anything was cut."""
+    cut = {name: example[name][: lengths[name]] for name in ('inputs', 'targets') if len(example.get(name, _EMPTY)) > lengths.get(name, 0)}
+    return ({**example, **cut}, True) if cut else (example, False)
+
+
+def make_batch(format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[Example]], packed: bool) -> Batch:
+    """The model features of rows of examples. int32 [B, S] and [B, T]; decoder_loss_weights float32.
+
+    Args:
+        rows: the examples of each row, in order; a row without examples is padding, with no loss.
+        packed: whether an encoder-decoder gets segment ids and positions (a decoder-only model always does).
+    """
+    capacity = row_capacity(format, lengths)
+    if format == 'encoder_decoder':
+        encoder = _place([[example['inputs'] for example in row] for row in rows], capacity[0])
+        decoder = _place([[example['targets'] for example in row] for row in rows], capacity[1])
+        batch = {'encoder_input_tokens': encoder[0], **_decoder(*decoder), 'decoder_loss_weights': (decoder[1] > 0).astype(np.float32)}
+        if packed:
+            batch |= {'encoder_segment_ids': encoder[1], 'encoder_positions': encoder[2]}
+            batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}
+        return batch
+    tokens, segments, positions = _place(
+        [[np.concatenate([example.get('inputs', _EMPTY), example['targets']]) for example in row] for row in rows], capacity[0]
+    )
+    prefixes = np.zeros_like(tokens)  # inputs of the example that each position belongs to
+    for b, row in enumerate(rows):
+        start = 0
+        for example in row:
+            end = start + len(example.get('inputs', _EMPTY)) + len(example['targets'])
+            prefixes[b, start:end] = len(example.get('inputs', _EMPTY))
+            start = end
+    real = segments > 0
+    batch = {**_decoder(tokens, segments, positions), 'decoder_segment_ids': segments, 'decoder_positions': positions}
+    batch['decoder_loss_weights'] = (real & (positions >= prefixes)).astype(np.float32)
+    if format == 'prefix_lm':
+        # One more than the inputs: position p reads the token before it, so the last of the inputs is read at p = prefix.
+        batch['decoder_causal_attention'] = (real & (positions <= prefixes) & (prefixes > 0)).astype(np.int32)
+    return batch
+
+
+def _decoder(tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> Batch:
+    """Targets, and the decoder's inputs: the targets one later, from the start token 0 in every segment."""
+    shifted = np.zeros_like(tokens)
+    shifted[:, 1:] = tokens[:, :-1]
+    return {'decoder_target_tokens': tokens, 'decoder_input_tokens': np.where((segments > 0) & (positions > 0), shifted, 0)}
+
+
+def _place(rows: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, segment ids (from 1; 0 is padding) and positions (from 0 in every segment). Each [B, length] int32"""
+    tokens, segments, positions = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+    count = np.arange(length, dtype=np.int32)
+    for b, row in enumerate(rows):
+        start = 0
+        for segment, piece in enumerate(row, 1):
+            end = start + len(piece)
+            tokens[b, start:end] = piece
+            segments[b, start:end] = segment
+            positions[b, start:end] = count[: end - start]
+            start = end
+    return tokens, segments, positions

@@ -1,0 +1,350 @@
+"""Batches of a task or mixture: this host's rows, prepared ahead in a thread, their position saved with every checkpoint.
+
+The rows of a batch are filled by `streams`, each with its own share of every task's records. A batch is a pure function of
+the settings and the streams' positions: it is the same on any number of hosts, and a run goes on at once where it stopped.
+"""
+
+import dataclasses
+import queue
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from t5flan.data import features
+from t5flan.data.config import DataConfig
+from t5flan.data.examples import Example
+from t5flan.data.features import Batch
+from t5flan.data.mixing import Schedule, find_mixture, tasks_and_rates
+from t5flan.data.packing import Packer
+from t5flan.data.streams import Counts, Reader, open_reader
+from t5flan.data.vocabularies import Vocabulary
+from t5flan.errors import UserError
+
+Position = dict[str, Any]
+
+
+class Stream:
+    """Fills its rows of every batch with examples in the mixture's order.
+
+    Args:
+        number: which of `config.stream_count` streams.
+    """
+
+    def __init__(self, config: DataConfig, tasks: Sequence[tuple[Any, float]], vocabulary: Vocabulary, number: int) -> None:
+        self._config, self._vocabulary, self._number = config, vocabulary, number
+        self._tasks = [task for task, _ in tasks]
+        self._readers: dict[str, Reader] = {}
+        self._schedule = Schedule([rate for _, rate in tasks], f'{config.seed}/{config.mixture}/{number}', config.shuffle)
+        self._at = (0, 0)  # block and slot of the schedule
+        self._cursors: dict[str, tuple[int, ...]] = {}
+        self.capacity = features.row_capacity(config.format, config.feature_lengths)
+
+    def start(self, position: Mapping[str, Any]) -> None:
+        """Goes to where `position` was taken."""
+        block, slot = position['slot']
+        self._at = (int(block), int(slot))
+        self._cursors = {name: tuple(cursor) for name, cursor in position['tasks'].items()}
+        for name, reader in self._readers.items():
+            reader.start(self._cursors.get(name, reader.START))
+
+    def position(self) -> Position:
+        return {'slot': list(self._at), 'tasks': dict(self._cursors)}
+
+    def next_rows(self, rows: int, counts: Mapping[str, Counts]) -> list[list[Example]]:
+        """Examples of the stream's next `rows` rows: as many as fit; the one that does not begins the next batch."""
+        packer = Packer(rows, self.capacity, self._config.pack)
+        while not packer.full:
+            number, *self._at = self._schedule.task_at(*self._at)
+            name = self._tasks[number].name
+            reader = self._reader(number)
+            ready = reader.peek()
+            if not packer.add(ready.example, features.row_cost(self._config.format, ready.example)):
+                break
+            reader.pop()
+            self._cursors[name] = reader.cursor
+            counts[name].add(ready.counts)
+            self._at[1] += 1
+        self._at = tuple(self._at)
+        return packer.rows
+
+    def _reader(self, number: int) -> Reader:
+        task = self._tasks[number]
+        if task.name not in self._readers:
+            reader = open_reader(task, self._config, self._vocabulary, self._number, self._config.stream_count)
+            if task.name in self._cursors:
+                reader.start(self._cursors[task.name])
+            self._readers[task.name] = reader
+        return self._readers[task.name]
+
+
+class TrainPipeline:
+    """Endless batches of `config.mixture`: iterating gives (batch, position after it).
+
+    `batch` holds this host's rows: int32 (and float32 loss weights) arrays [rows, length], see features.py. `position` is
+    JSON-able and goes back into `start`. A context manager; `close` ends the thread.
+
+    Args:
+        process_index: this host among `process_count`, in the order of their rows.
+
+    Raises:
+        UserError: the mixture, a split, a feature or the vocabulary does not fit the settings.
+    """
+
+    def __init__(self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1) -> None:
+        if config.batch_size % process_count:
+            raise UserError(f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set DataConfig.batch_size.')
+        self.config = config
+        tasks = prepare_tasks(config, vocabulary)
+        self.rates = {task.name: rate for task, rate in tasks}
+        self._counts = {task.name: Counts() for task, _ in tasks}
+        self._filled = [0, 0]  # tokens in the batches, tokens they could hold
+        per_stream, per_host = config.batch_size // config.stream_count, config.batch_size // process_count
+        self._rows = slice(process_index * per_host, (process_index + 1) * per_host)
+        self._first = self._rows.start // per_stream
+        last = (self._rows.stop - 1) // per_stream
+        self._streams = [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
+        self._per_stream = per_stream
+        self._prefetched: Prefetch | None = None
+        self._position = self._now()
+
+    def start(self, position: Position | None = None) -> None:
+        """Goes to where `position` was taken (None: to the beginning); batches prepared so far are left.
+
+        Raises:
+            UserError: the position has other streams than the settings.
+        """
+        self.close()
+        if position is None:
+            position = {'streams': {str(self._first + i): {'slot': [0, 0], 'tasks': {}} for i in range(len(self._streams))}}
+        if position.get('stream_count', self.config.stream_count) != self.config.stream_count:
+            raise UserError(
+                f'the data position has {position["stream_count"]} streams, the settings give {self.config.stream_count}. '
+                f'Set DataConfig.streams = {position["stream_count"]}.'
+            )
+        for number, stream in enumerate(self._streams, self._first):
+            if str(number) not in position['streams']:
+                raise UserError(f'the data position lacks stream {number}; it was saved by part of the hosts. Restore a whole checkpoint.')
+            stream.start(position['streams'][str(number)])
+        self._position = self._now()
+
+    @property
+    def position(self) -> Position:
+        """The position after the last batch that was delivered."""
+        return self._position
+
+    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
+        return self
+
+    def __next__(self) -> tuple[Batch, Position]:
+        if self.config.prefetch and self._prefetched is None:
+            self._prefetched = Prefetch(self._make, self.config.prefetch)
+        batch, position, counts, filled = self._prefetched.get() if self._prefetched else self._make()
+        for name, count in counts.items():
+            self._counts[name].add(count)
+        self._filled = [a + b for a, b in zip(self._filled, filled)]
+        self._position = position
+        return batch, position
+
+    def close(self) -> None:
+        """Ends the thread. Iterating again goes on after the last batch delivered."""
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
+            for number, stream in enumerate(self._streams, self._first):
+                stream.start(self._position['streams'][str(number)])
+
+    def __enter__(self) -> 'TrainPipeline':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _now(self) -> Position:
+        streams = {str(number): stream.position() for number, stream in enumerate(self._streams, self._first)}
+        return {'stream_count': self.config.stream_count, 'streams': streams}
+
+    def _make(self) -> tuple[Batch, Position, dict[str, Counts], tuple[int, int]]:
+        counts = {name: Counts() for name in self._counts}
+        rows = [row for stream in self._streams for row in stream.next_rows(self._per_stream, counts)]
+        skip = self._rows.start - self._first * self._per_stream
+        rows = rows[skip : skip + self._rows.stop - self._rows.start]
+        batch = features.make_batch(self.config.format, self.config.feature_lengths, rows, self.config.pack)
+        filled = sum(sum(features.row_cost(self.config.format, example)) for row in rows for example in row)
+        return batch, self._now(), counts, (filled, len(rows) * sum(self._streams[0].capacity))
+
+    def report(self) -> dict[str, Any]:
+        """What was delivered: {'tasks': {name: {'rate', 'share', 'examples', 'trimmed', 'dropped'}}, 'packing_efficiency'}.
+
+        Counts are of this host's streams since the pipeline was made; efficiency is the share of tokens not padding.
+        """
+        total = max(1, sum(count.examples for count in self._counts.values()))
+        tasks = {
+            name: {'rate': self.rates[name], 'share': c.examples / total, 'examples': c.examples, 'trimmed': c.trimmed, 'dropped': c.dropped}
+            for name, c in self._counts.items()
+        }
+        return {'tasks': tasks, 'packing_efficiency': self._filled[0] / max(1, self._filled[1])}
+
+    def report_lines(self) -> list[str]:
+        """`report()` for people: one line of totals, one for each task with examples that were too long."""
+        report = self.report()
+        examples = sum(task['examples'] for task in report['tasks'].values())
+        lines = [f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens of a batch are not padding']
+        for name, task in report['tasks'].items():
+            if long := task['trimmed'] + task['dropped']:
+                did = 'trimmed' if self.config.too_long == 'trim' else 'dropped'
+                seen = task['examples'] + task['dropped']
+                lines.append(f'{name}: {long:,} of {seen:,} examples longer than {dict(self.config.feature_lengths)} were {did}')
+        return lines
+
+
+class Prefetch:
+    """Calls `make` ahead in a thread; what it raises is raised by `get`."""
+
+    def __init__(self, make: Any, ahead: int) -> None:
+        self._queue: queue.Queue = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=_produce, args=(make, self._queue, self._stop), name='t5flan-data', daemon=True)
+        self._thread.start()
+        # Also at the interpreter's end: a thread that is still in native code then can bring the process down.
+        self.close = weakref.finalize(self, _end, self._queue, self._stop, self._thread)
+
+    def get(self) -> Any:
+        """The next result.
+
+        Raises:
+            Whatever `make` raised; then again at every further call.
+        """
+        result, error = self._queue.get()
+        if error is not None:
+            self._queue.put((None, error))
+            raise error
+        return result
+
+
+def _produce(make: Any, results: queue.Queue, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            item = (make(), None)
+        except BaseException as error:  # noqa: B902 - whatever it is, it belongs to the consumer
+            item = (None, error)
+        while not stop.is_set():
+            try:
+                results.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        if item[1] is not None:
+            return
+
+
+def _end(results: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join(timeout=10)
+
+
+def merge_positions(positions: Sequence[Position]) -> Position:
+    """The position over all hosts from each host's own; hosts that share a stream agree on it."""
+    merged = {'stream_count': positions[0]['stream_count'], 'streams': {}}
+    for position in positions:
+        merged['streams'] |= position['streams']
+    return merged
+
+
+def prepare_tasks(config: DataConfig, vocabulary: Vocabulary) -> list[tuple[Any, float]]:
+    """The tasks of the mixture that have the split, with their shares, checked against the settings."""
+    from t5flan.data.seqio_bridge import check_vocabulary, choose_vocabulary
+
+    choose_vocabulary(vocabulary)
+    tasks = tasks_and_rates(find_mixture(config.mixture), config.split)
+    for task, _ in tasks:
+        features.check_features(config.format, config.feature_lengths, list(task.output_features), task.name)
+        check_vocabulary(task, vocabulary)
+    return tasks
+
+
+# -- Finite passes over a split ------------------------------------------------------------------------------------------
+
+
+def eval_batches(config: DataConfig, vocabulary: Vocabulary) -> Iterator[Batch]:
+    """Every example of `config.split` once, in batches of all hosts' rows; the last one ends in padding rows without loss.
+
+    The tasks take turns, so that a few batches hold something of each. Not shuffled; `config.pack` packs.
+
+    Raises:
+        UserError: as TrainPipeline.
+    """
+    config = dataclasses.replace(config, shuffle=False)
+    capacity = features.row_capacity(config.format, config.feature_lengths)
+    packer = Packer(config.batch_size, capacity, config.pack)
+
+    def batch() -> Batch:
+        return features.make_batch(config.format, config.feature_lengths, packer.rows, config.pack)
+
+    for example in _in_turns(config, vocabulary):
+        cost = features.row_cost(config.format, example)
+        if packer.full or not packer.add(example, cost):
+            yield batch()
+            packer = Packer(config.batch_size, capacity, config.pack)
+            packer.add(example, cost)
+    if any(packer.rows):
+        yield batch()
+
+
+def _in_turns(config: DataConfig, vocabulary: Vocabulary) -> Iterator[Example]:
+    readers = [open_reader(task, config, vocabulary, 0, 1, epochs=1) for task, _ in prepare_tasks(config, vocabulary)]
+    while readers:
+        for reader in list(readers):
+            ready = reader.peek()
+            if ready is None:
+                readers.remove(reader)
+            else:
+                reader.pop()
+                yield ready.example
+
+
+class EvalExamples(list):
+    """Examples of a task, and how many of them were longer than the features (`counts`)."""
+
+    counts: Counts
+
+
+def eval_examples(config: DataConfig, vocabulary: Vocabulary, task: str | None = None, limit: int | None = None) -> EvalExamples:
+    """The first `limit` examples (None: all) of a split of one task, for generation and metrics.
+
+    Args:
+        config: its split, feature_lengths, format and seed count; too_long='drop' does not: nothing is left out of a test.
+        task: the task's name; None is config.mixture, which must then be a task.
+
+    Returns:
+        Dicts with 'inputs_pretokenized' and 'targets_pretokenized' (str), 'inputs' and 'targets' (int32 tokens, cut to
+        the feature lengths) and whatever else the task's preprocessors leave.
+
+    Raises:
+        UserError: as TrainPipeline.
+    """
+    config = dataclasses.replace(config, mixture=task or config.mixture, shuffle=False, too_long='trim')
+    tasks = prepare_tasks(config, vocabulary)
+    made = EvalExamples()
+    made.counts = Counts()
+    for one, _ in tasks:
+        reader = open_reader(one, config, vocabulary, 0, 1, epochs=1)
+        while limit is None or len(made) < limit:
+            ready = reader.peek()
+            if ready is None:
+                break
+            reader.pop()
+            made.append(_as_text(ready.example, vocabulary))
+            made.counts.add(ready.counts)
+    return made
+
+
+def _as_text(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The example with text for its tokens, where its task kept none (raw text, tasks tokenized by SeqIO)."""
+    text = {}
+    for name in ('inputs', 'targets'):
+        if name in example:
+            kept = example.get(f'{name}_pretokenized')
+            kept = kept.decode('utf-8') if isinstance(kept, bytes) else kept
+            text[f'{name}_pretokenized'] = kept if isinstance(kept, str) else vocabulary.decode(example[name])
+    return {**example, **text}
