@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Stops the run of a slice (it saves its state first), then gives the slice back.
+#
+#   tpu_scripts/stop.sh --name=flan --zone=us-east5-b [--keep=yes]
+#
+#   --name, --zone, --project   of the slice, as in create.sh
+#   --keep                      'yes': stops the run only, the slice stays (and costs)
+#   --wait                      seconds to wait for the run to save and leave; 600
+#   --dry-run                   prints the commands and runs nothing
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+FLAGS='name zone project keep wait'
+read_flags "$@"
+need name zone
+
+stopped=yes
+run_on_workers all "cd ~/t5flan 2>/dev/null && [ -f train.pid ] && kill -TERM \$(cat train.pid) 2>/dev/null || exit 0
+for i in \$(seq ${WAIT:-600}); do kill -0 \$(cat train.pid) 2>/dev/null || exit 0; sleep 1; done
+echo 'the run is still saving' >&2; exit 1" || stopped=
+
+# A slice that is queued or was taken away has no run to stop; it is given back all the same.
+if [ -z "$stopped" ] && [ "$(queued_resources describe '--format=value(state.state)')" = ACTIVE ]; then
+  fail "the run on $NAME has not stopped; look with tpu_scripts/watch.sh and stop it again, with a longer --wait"
+fi
+[ -n "$KEEP" ] || queued_resources delete --force --quiet
