@@ -1,0 +1,129 @@
+"""Seconds, tokens/s and XLA temporary memory of one training step.
+
+    python benchmarks/train_step.py                                        T5 1.1 small, float32, 8 x (512, 114), Adafactor
+    python benchmarks/train_step.py --dtype=bfloat16 --remat=full
+    python benchmarks/train_step.py --against=transformers                 the same step by transformers and torch, in turn
+
+`--against` needs the `convert` extra (torch, transformers); it alternates the two in one run and prints the ratio of
+medians, which is the figure to quote: seconds drift with the machine.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from t5flan import config as config_lib
+from t5flan import sharding as sharding_lib
+from t5flan.models.config import ModelConfig
+from t5flan.train import Trainer
+from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig, RunConfig
+from t5flan.training.metrics import model_flops
+
+
+def random_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
+    """Full rows of random words: encoder tokens [rows, inputs], decoder tokens [rows, targets]."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(3, vocab_size, (rows, targets), dtype=np.int32)
+    return {
+        'encoder_input_tokens': rng.integers(3, vocab_size, (rows, inputs), dtype=np.int32),
+        'decoder_input_tokens': np.pad(target, ((0, 0), (1, 0)))[:, :-1],
+        'decoder_target_tokens': target,
+        'decoder_loss_weights': np.ones((rows, targets), np.float32),
+    }
+
+
+def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, float]]:
+    """A function that runs one step to its end, and what the compiler says of it."""
+    bindings = [f'ModelConfig.{name}={value}' for name, value in
+                (('dtype', args.dtype), ('remat', args.remat), ('attention', args.attention), ('dropout_rate', 0.0))]
+    model = config_lib.parse([args.model], bindings).read(ModelConfig)
+    batch = random_batch(min(model.vocab_size, 32000), args.rows, args.inputs, args.targets)
+    sharding = sharding_lib.create_sharding(MeshConfig())
+    with sharding_lib.use(sharding):
+        trainer = Trainer(model, OptimizerConfig(microbatches=args.microbatches), LossConfig(),
+                          RunConfig(steps=1000), sharding)
+        state = trainer.new_state()
+        placed = sharding_lib.put_batch(sharding, batch, args.rows)
+        compiled = trainer.train_step.lower(state, placed).compile()
+    holder = [state]
+
+    def step() -> None:
+        holder[0], metrics = compiled(holder[0], placed)
+        jax.block_until_ready((holder[0], metrics))
+
+    memory = compiled.memory_analysis()
+    facts = {'temporaries_GiB': memory.temp_size_in_bytes / 2**30,
+             'model_GFLOP': model_flops(model, {name: x.shape for name, x in batch.items()}) / 1e9}
+    return step, facts
+
+
+def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
+    """The same step of T5 1.1 small by transformers under torch.compile, Adafactor, float32."""
+    import torch
+    import transformers
+    config = transformers.T5Config(
+        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6,
+        feed_forward_proj='gated-gelu', tie_word_embeddings=False, dropout_rate=0.0)
+    model = transformers.T5ForConditionalGeneration(config).train()
+    optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
+    batch = random_batch(32000, args.rows, args.inputs, args.targets)
+    inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
+    labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
+    forward = torch.compile(lambda: model(input_ids=inputs, labels=labels).loss) if args.torch_compile else (
+        lambda: model(input_ids=inputs, labels=labels).loss)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """One call's wall seconds."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints one line of JSON: medians over `--steps` steps after two that are not counted."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--model', default='models/t5_1_1_small')
+    parser.add_argument('--rows', type=int, default=8)
+    parser.add_argument('--inputs', type=int, default=512)
+    parser.add_argument('--targets', type=int, default=114)
+    parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--remat', default='none')
+    parser.add_argument('--attention', default='auto')
+    parser.add_argument('--microbatches', type=int, default=1)
+    parser.add_argument('--steps', type=int, default=5)
+    parser.add_argument('--against', choices=['transformers'])
+    parser.add_argument('--torch_compile', action='store_true')
+    args = parser.parse_args()
+    step, facts = our_step(args)
+    steps = {'t5flan': step} | ({'transformers': transformers_step(args)} if args.against else {})
+    for one in steps.values():
+        one(), one()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(args.steps):
+        for name, one in steps.items():
+            times[name].append(seconds(one))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result = {'setting': f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})',
+              'median_s': medians, 'min_s': {n: min(v) for n, v in times.items()},
+              'max_s': {n: max(v) for n, v in times.items()},
+              'tokens_per_s': args.rows * (args.inputs + args.targets) / medians['t5flan']} | facts
+    if args.against:
+        result['ratio_of_medians'] = medians['t5flan'] / medians[args.against]
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main()
