@@ -58,9 +58,10 @@ class Context:
         return self._rng
 
 
-def stable_hash(text: str) -> int:
+def stable_hash(text: str | bytes) -> int:
     """A 64-bit number that depends on the text alone (Python's own hash changes from process to process)."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 class ExampleFn:

@@ -57,7 +57,7 @@ def json_object(line: bytes, where: str) -> dict:
 
 def is_held_out(text: str | bytes, share: float) -> bool:
     """Whether a text belongs to the held-out `share`: by a hash of the text, so that it never depends on order or machine."""
-    return stable_hash(text if isinstance(text, str) else text.decode('utf-8', 'replace')) < share * 2**64
+    return stable_hash(text) < share * 2**64
 
 
 def hold_out(held_out_R: np.ndarray, split: str) -> np.ndarray:

@@ -9,6 +9,7 @@ Nothing here imports TensorFlow or SeqIO: a checkpoint folder is read without th
 
 import abc
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -167,8 +168,10 @@ class SentencePieceVocabulary(Vocabulary):
     207, 5]. T5's own normaliser turns a newline into a space; models made by `train_vocabulary` keep it.
     """
 
-    def __init__(self, path: str | os.PathLike, extra_ids: int = 100, mode_tokens: Sequence[str] = ()) -> None:
-        """Reads the model.
+    def __init__(
+        self, path: str | os.PathLike, extra_ids: int = 100, mode_tokens: Sequence[str] = (), *, model: bytes | None = None
+    ) -> None:
+        """Reads the model at `path` (local or gs://), or takes `model`, the content of such a file.
 
         Raises:
             UserError: the file is missing, or no SentencePiece model with an end of sequence.
@@ -177,7 +180,7 @@ class SentencePieceVocabulary(Vocabulary):
 
         self.path = os.fspath(path)
         try:
-            self._model = pathlib.Path(path).read_bytes()
+            self._model = to_path(path).read_bytes() if model is None else model
         except OSError as error:
             raise UserError(f"vocabulary {self.path}: {error.strerror}. Set DataConfig.vocabulary to a SentencePiece .model or to 'bytes'.") from None
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -210,10 +213,14 @@ class SentencePieceVocabulary(Vocabulary):
         return " " + special if before and not before[-1].isspace() else special
 
     def save(self, folder: str | os.PathLike) -> None:
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / MODEL, self._model)
-        write_description(folder / DESCRIPTION, {"kind": "sentencepiece", **self._description()})
+        self.save_model(to_path(folder) / MODEL)
+
+    def save_model(self, path: str | os.PathLike) -> None:
+        """Writes F.model, which any SentencePiece reads, and F.json beside it with the sentinels and mode tokens on top."""
+        path = to_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, self._model)
+        write_description(path.with_suffix(".json"), {"kind": "sentencepiece", **self._description()})
 
     def _identity(self) -> tuple:
         return (self._model, self.extra_ids, self.mode_tokens)
@@ -245,7 +252,7 @@ class ByteVocabulary(Vocabulary):
         return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode("utf-8", "replace")
 
     def save(self, folder: str | os.PathLike) -> None:
-        folder = pathlib.Path(folder)
+        folder = to_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_description(folder / DESCRIPTION, {"kind": "bytes", **self._description()})
 
@@ -266,7 +273,7 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     """
     if os.fspath(spec) == "bytes":
         return ByteVocabulary(extra_ids, mode_tokens)
-    path = pathlib.Path(spec)
+    path = to_path(spec)
     model = path / MODEL if path.is_dir() else path
     description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix(".json")
     if not description_file.is_file():
@@ -290,8 +297,20 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     return vocabulary
 
 
+def to_path(path: str | os.PathLike) -> pathlib.Path:
+    """A local path, or a bucket's (gs://…) with the same methods."""
+    if "://" not in os.fspath(path):
+        return pathlib.Path(path)
+    from etils import epath
+
+    return epath.Path(path)
+
+
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """Writes a whole file or nothing: a reader never sees half of it."""
+    if not isinstance(path, pathlib.PosixPath | pathlib.WindowsPath):
+        path.write_bytes(data)  # a bucket's objects appear whole
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -306,3 +325,65 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 def write_description(path: pathlib.Path, description: dict) -> None:
     """vocabulary.json, or F.json beside F.model."""
     write_atomically(path, (json.dumps(description, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+
+
+TRAINING_THREADS = 4
+"""Fixed, not the machine's number of cores: SentencePiece's result depends on it."""
+
+
+def train_sentencepiece(
+    texts: Iterable[str], size: int, extra_ids: int = 100, mode_tokens: Sequence[str] = ("[NLU]", "[NLG]", "[S2S]")
+) -> SentencePieceVocabulary:
+    """Trains a SentencePiece unigram vocabulary (arXiv:1808.06226) that loses nothing of a text.
+
+    Newlines, tabs and runs of spaces are kept, digits are single pieces, characters it has not seen become bytes. The same
+    texts give the same vocabulary on every machine. (One exception: U+2581, SentencePiece's own sign for a space.)
+
+    Args:
+        texts: what to learn the pieces from; a few megabytes are enough for a few thousand pieces.
+        size: all ids: pieces, `extra_ids` sentinels and the mode tokens.
+
+    Raises:
+        UserError: no text, or a size that the text cannot fill or that cannot hold its characters.
+    """
+    import sentencepiece
+
+    pieces = size - extra_ids - len(mode_tokens)
+    lines = [line for text in texts for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UserError("the vocabulary's text is empty. Give --input files that hold text.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=pieces,
+            model_type="unigram",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            user_defined_symbols=["\n"],
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.9995,
+            max_sentence_length=2**30,
+            num_threads=TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_size_error(str(error), size, size - pieces)) from None
+    return SentencePieceVocabulary("a trained vocabulary", extra_ids, mode_tokens, model=model.getvalue())
+
+
+def _size_error(message: str, size: int, reserved: int) -> str:
+    """SentencePiece's complaint about the size, in ids rather than pieces."""
+    start = f"a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)"
+    if found := re.search(r"value <= (\d+)", message):
+        return f"{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text."
+    if found := re.search(r"(-?\d+) vs (\d+)", message):
+        return f"{start} is too small for this text's characters and the 256 bytes: {int(found[2]) + reserved + 1} at least. Set --size higher."
+    return f"{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000."
