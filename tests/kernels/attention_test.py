@@ -1,0 +1,335 @@
+"""`attend()` against a float64 loop over heads; its properties by gradient; its memory; its errors."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5flan import sharding
+from t5flan.errors import UserError
+from t5flan.kernels import attention
+from t5flan.kernels.attention import RelativeBias, attend, relative_buckets
+from t5flan.training.config import MeshConfig
+
+PROGRAMS = ('xla', 'chunked')
+B, T, S, N, H = 2, 20, 20, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles of eight queries, so that short inputs have several and the last is padded."""
+    monkeypatch.setattr(attention, '_TILE_LOGITS', 1)
+
+
+def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
+    """q, k, v, the bias table and a cotangent of the output, float32."""
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, queries, N, H), (batch, keys, kv_heads, H), (batch, keys, kv_heads, H), (N, buckets),
+              (batch, queries, N, H)]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def allowed_by_loop(b, t, s, options):
+    """May query t of row b see key s?"""
+    get = lambda name, *index: None if options.get(name) is None else options[name][index]
+    q_segment, kv_segment = get('q_segment_ids_BT', b, t), get('kv_segment_ids_BS', b, s)
+    if kv_segment is not None and (kv_segment == 0 or (q_segment is not None and q_segment != kv_segment)):
+        return False
+    if get('kv_lengths_B', b) is not None and s >= get('kv_lengths_B', b):
+        return False
+    return bool(not options.get('causal') or s <= t + options.get('q_offset', 0) or get('prefix_BS', b, s))
+
+
+def reference(q, k, v, table, dy, options):
+    """Output and gradients of q, k, v and table, in float64, one head of one row at a time."""
+    q, k, v, table, dy = (np.asarray(x, np.float64) for x in (q, k, v, table, dy))
+    (batch, queries, heads, _), keys, group = q.shape, k.shape[1], q.shape[2] // k.shape[2]
+    y, dq, dk, dv, dtable = (np.zeros_like(x) for x in (q, q, k, v, table))
+    cap, scale, rate = options.get('soft_cap'), options.get('scale', 1.0), options.get('dropout_rate', 0.0)
+    keep = np.ones((batch, heads, keys))
+    if rate:
+        keep = np.asarray(jax.random.bernoulli(options['dropout_key'], 1 - rate, keep.shape)) / (1 - rate)
+    for b in range(batch):
+        allowed = np.array([[allowed_by_loop(b, t, s, options) for s in range(keys)] for t in range(queries)])
+        for n in range(heads):
+            key, value = k[b, :, n // group], v[b, :, n // group]
+            logits = scale * q[b, :, n] @ key.T
+            slope = 1.0
+            if cap:
+                logits = cap * np.tanh(logits / cap)
+                slope = 1 - (logits / cap) ** 2
+            if options.get('bias'):
+                position = np.arange(keys)[None] - np.arange(queries)[:, None] - options.get('q_offset', 0)
+                bucket = relative_buckets(position, options['bias'], np)
+                logits = logits + table[n, bucket]
+            weights = np.where(allowed, np.exp(logits - logits.max(-1, keepdims=True)), 0.0)
+            weights /= np.where(allowed.any(-1, keepdims=True), weights.sum(-1, keepdims=True), 1.0)
+            y[b, :, n] = (weights * keep[b, n]) @ value
+            dv[b, :, n // group] += (weights * keep[b, n]).T @ dy[b, :, n]
+            dweights = dy[b, :, n] @ value.T * keep[b, n]
+            dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+            if options.get('bias'):
+                np.add.at(dtable, (n, bucket), dlogits)
+            dq[b, :, n] = scale * (dlogits * slope) @ key
+            dk[b, :, n // group] += scale * (dlogits * slope).T @ q[b, :, n]
+    return y, dq, dk, dv, dtable
+
+
+def output_and_gradients(q, k, v, table, dy, program, **options):
+    """`attend` and its gradients of q, k, v and table, compiled as one program."""
+    arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
+    fixed = {name: value for name, value in options.items() if name not in arrays}
+    q_offset = fixed.pop('q_offset', 0)
+
+    @jax.jit
+    def run(q, k, v, table, dy, arrays, q_offset):
+        def forward(q, k, v, table):
+            return attend(q, k, v, bias_table=table if 'bias' in fixed else None, q_offset=q_offset,
+                          implementation=program, **arrays, **fixed)
+
+        y, vjp = jax.vjp(forward, q, k, v, table)
+        return y, *vjp(dy)
+
+    return run(q, k, v, table, dy, arrays, q_offset)
+
+
+def assert_near(actual, expected, tolerance):
+    """Relative to the largest number of each array."""
+    for name, x, y in zip(('y', 'dq', 'dk', 'dv', 'dtable'), actual, expected, strict=True):
+        y = np.asarray(y, np.float64)
+        error = np.max(np.abs(np.asarray(x, np.float64) - y))
+        assert error <= tolerance * max(1.0, np.max(np.abs(y))), f'{name} is off by {error}'
+
+
+SEGMENTS = np.array([[1] * 7 + [2] * 9 + [0] * 4, [3] * 20], np.int32)
+PREFIX = np.array([[1] * 3 + [0] * 4 + [1] * 5 + [0] * 8, [1] * 12 + [0] * 8], np.int32)
+CASES = {
+    'no option': {},
+    'encoder': dict(bias=RelativeBias(True), kv_segment_ids_BS=(SEGMENTS > 0).astype(np.int32)),
+    'packed encoder': dict(bias=RelativeBias(True, 8, 16), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS),
+    'decoder': dict(bias=RelativeBias(False), causal=True, kv_heads=2, scale=0.3),
+    'prefix, packed': dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS,
+                           kv_heads=1, soft_cap=1.5, scale=0.7),
+    'prefix': dict(bias=RelativeBias(False), causal=True, prefix_BS=PREFIX.astype(bool)),
+    'cross, packed': dict(keys=13, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS[:, 3:16],
+                          dropout_rate=0.4, dropout_key=jax.random.key(3)),
+    'later queries': dict(queries=9, q_offset=6, causal=True, bias=RelativeBias(False, 8, 12),
+                          kv_lengths_B=np.array([11, 0], np.int32), kv_heads=2, dropout_rate=0.2,
+                          dropout_key=jax.random.key(4), soft_cap=2.0),
+    'lengths and segments': dict(bias=RelativeBias(True), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS,
+                                 kv_lengths_B=np.array([9, 2], np.int32), causal=True, q_offset=-3),
+}
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+@pytest.mark.parametrize('case', CASES)
+def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
+    options = dict(CASES[case])
+    shapes = {name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options}
+    buckets = options['bias'].num_buckets if 'bias' in options else 32
+    arrays = inputs(**shapes, buckets=buckets)
+    if 'q_segment_ids_BT' in options:
+        options['q_segment_ids_BT'] = options['q_segment_ids_BT'][:, :shapes.get('queries', T)]
+    assert_near(output_and_gradients(*arrays, program, **options), reference(*arrays, options), 1e-5)
+
+
+@pytest.mark.parametrize('tile', [1, 10**9])
+def test_tiles_of_every_size_give_the_reference(tile, monkeypatch):
+    monkeypatch.setattr(attention, '_TILE_LOGITS', tile)
+    options = dict(CASES['lengths and segments'], soft_cap=3.0)
+    arrays = inputs(kv_heads=2)
+    assert_near(output_and_gradients(*arrays, 'chunked', **options), reference(*arrays, options), 1e-5)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_no_gradient_from_a_later_key_or_another_example(program):
+    q, k, v, table, _ = inputs(batch=1)
+    options = dict(causal=True, prefix_BS=jnp.asarray(PREFIX[:1]), q_segment_ids_BT=jnp.asarray(SEGMENTS[:1]),
+                   kv_segment_ids_BS=jnp.asarray(SEGMENTS[:1]), bias_table=table, bias=RelativeBias(False))
+    # Queries 4 (segment 1, prefix 0 ... 2) and 9 (segment 2, prefix 7 ... 11), at their keys and values.
+    rows = jax.jit(jax.jacrev(lambda k, v: jnp.sum(attend(q, k, v, implementation=program, **options)[0], axis=(1, 2)),
+                              argnums=(0, 1)))
+    for gradient_T1SNH in rows(k, v):
+        touched = np.any(np.asarray(gradient_T1SNH)[:, 0] != 0, axis=(-1, -2))
+        expected = [[allowed_by_loop(0, t, s, dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS,
+                                                   kv_segment_ids_BS=SEGMENTS)) for s in range(S)] for t in range(T)]
+        np.testing.assert_array_equal(touched, expected)
+    assert touched[4].tolist() == [True] * 5 + [False] * 15  # itself and what is before it, nothing of segment 2
+    assert touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8  # its whole prefix, no later key
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_examples_in_one_row_attend_as_if_alone(program):
+    q, k, v, table, _ = inputs(batch=1)
+    run = functools.partial(attend, bias_table=table, bias=RelativeBias(True), implementation=program)
+    packed = run(q, k, v, q_segment_ids_BT=SEGMENTS[:1], kv_segment_ids_BS=SEGMENTS[:1])
+    for part in (slice(0, 7), slice(7, 16)):
+        np.testing.assert_allclose(packed[:, part], run(q[:, part], k[:, part], v[:, part]), atol=2e-6)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(program):
+    q, k, v, table, dy = inputs()
+    results = output_and_gradients(q, k, v, table, dy, program, bias=RelativeBias(True),
+                                   kv_lengths_B=np.array([0, 5], np.int32))
+    for x in results:
+        assert np.all(np.isfinite(x))
+    for x in results[:4]:
+        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_one_query_at_a_time_gives_the_rows_of_the_whole(program):
+    q, k, v, table, _ = inputs(kv_heads=2)
+    options = dict(bias_table=table, bias=RelativeBias(False), causal=True, implementation=program)
+    whole = attend(q, k, v, **options)
+    step = jax.jit(lambda q, k, v, t: attend(q, k, v, q_offset=t, kv_lengths_B=jnp.full(B, t + 1), **options))
+    for t in (0, 7, 19):
+        # Places not yet written hold anything finite.
+        later = np.arange(S)[None, :, None, None] > t
+        one = step(q[:, t:t + 1], jnp.where(later, 1e4, k), jnp.where(later, 1e4, v), jnp.int32(t))
+        np.testing.assert_allclose(one[:, 0], whole[:, t], atol=2e-6)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_bfloat16_inputs_have_a_float32_softmax(program):
+    q, k, v, table, dy = inputs()
+    rounded = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    options = dict(bias=RelativeBias(True), kv_segment_ids_BS=np.ones((B, S), np.int32))
+    y, *gradients = output_and_gradients(*rounded, table, dy.astype(jnp.bfloat16), program, **options)
+    assert [x.dtype for x in (y, *gradients)] == [jnp.bfloat16] * 4 + [jnp.float32]
+    expected = reference(*(np.asarray(x, np.float64) for x in (*rounded, table, dy.astype(jnp.bfloat16))), options)
+    assert_near((y, *gradients), expected, 2 * 2.0**-8)  # probabilities and results are rounded to 8 bits
+
+
+def test_logits_of_bfloat16_inputs_are_not_rounded():
+    """Logits of 300 and 300.5 round to one bfloat16; their probabilities are 0.38 and 0.62."""
+    q = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
+    k = jnp.asarray([[[[150.0, 150.0]], [[150.0, 150.5]]]], jnp.bfloat16).astype(jnp.bfloat16)
+    k = jnp.asarray([[[[300.0, 0.0]], [[300.0, 0.5]]]], jnp.bfloat16)
+    v = jnp.asarray([[[[0.0, 0.0]], [[1.0, 1.0]]]], jnp.bfloat16)
+    for program in PROGRAMS:
+        np.testing.assert_allclose(attend(q, k, v, implementation=program).astype(np.float32), 0.6225, atol=2e-3)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
+    q, k, v, table, _ = inputs(batch=16, keys=64)
+    run = jax.jit(lambda key: attend(q, k, v, dropout_rate=0.25, dropout_key=key, implementation=program))
+    outputs = np.stack([run(jax.random.key(seed)) for seed in range(200)])
+    np.testing.assert_array_equal(outputs[3], run(jax.random.key(3)))
+    assert np.all(outputs[3] != outputs[4])
+    plain = np.asarray(attend(q, k, v, implementation='xla'))
+    noise = outputs.std(0) / np.sqrt(200)
+    assert np.mean(np.abs(outputs.mean(0) - plain) < 3 * noise) > 0.99
+    # Ones for values: the output is the share of probability that was kept, over 0.75.
+    kept = 0.75 * np.asarray(attend(jnp.zeros_like(q), k, jnp.ones_like(v), dropout_rate=0.25, implementation=program,
+                                    dropout_key=jax.random.key(0)))
+    assert abs(kept.mean() - 0.75) < 0.02 and np.abs(kept[:, :1] - kept).max() < 1e-6
+
+
+def memory(length, program):
+    """Bytes of temporaries of output and gradients of one row."""
+    x = jax.ShapeDtypeStruct((2, length, N, H), jnp.float32)
+
+    def loss(q, k, v, table):
+        return jnp.sum(attend(q, k, v, bias_table=table, bias=RelativeBias(True), implementation=program))
+
+    table = jax.ShapeDtypeStruct((N, 32), jnp.float32)
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(x, x, x, table).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_tiles_grows_with_the_length_not_its_square(monkeypatch):
+    monkeypatch.setattr(attention, '_TILE_LOGITS', 64 * 2048 * N)
+    whole = 2 * N * 2048 * 2048 * 4
+    at_2048, at_8192 = memory(2048, 'chunked'), memory(8192, 'chunked')
+    assert at_2048 < whole / 4 < memory(2048, 'xla')
+    assert at_8192 < 4.5 * at_2048
+
+
+@pytest.mark.parametrize('mesh, kv_heads', [((2, 1, 4), 4), ((1, 2, 4), 2), ((2, 2, 2), 1), ((8, 1, 1), 4)], ids=str)
+def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
+    batch = 8
+    q, k, v, table, dy = inputs(batch=batch, kv_heads=kv_heads)
+    segments = np.tile(SEGMENTS, (batch // 2, 1))
+    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=segments, kv_segment_ids_BS=segments,
+                   dropout_rate=0.3, dropout_key=jax.random.key(0))
+    alone = output_and_gradients(q, k, v, table, dy, 'chunked', **options)
+    with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
+        heads = placed.named(('batch', None, 'act_heads', None))
+        kv = placed.named(('batch', None, 'act_kv_heads', None), k.shape)
+        arrays = [jax.device_put(x, s) for x, s in ((q, heads), (k, kv), (v, kv), (table, placed.replicated()), (dy, heads))]
+        spread = output_and_gradients(*arrays, 'chunked', **options)
+        assert spread[0].sharding.is_equivalent_to(heads, 4)
+        forward = jax.jit(lambda q, k, v: attend(q, k, v, causal=True, implementation='chunked'))
+        assert 'all-gather' not in forward.lower(*arrays[:3]).compile().as_text()
+    assert_near(spread, alone, 2e-6)
+
+
+def test_a_batch_or_heads_that_do_not_divide_over_the_mesh():
+    q, k, v, table, dy = inputs(batch=3)
+    alone = output_and_gradients(q, k, v, table, dy, 'chunked', causal=True)
+    with sharding.use(sharding.create_sharding(MeshConfig(1, 1, 8))):  # 4 heads over 8
+        assert_near(output_and_gradients(q, k, v, table, dy, 'chunked', causal=True), alone, 2e-6)
+
+
+def test_the_choice_of_program():
+    assert attention.choose('auto', 1, 4096, 'cpu')[0] == 'xla'
+    assert attention.choose('chunked', 1, 4096, 'cpu')[0] == 'xla'
+    assert attention.choose('xla', 4096, 4096, 'tpu')[0] == 'xla'
+    assert attention.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
+    for platform in ('tpu', 'gpu'):
+        assert attention.choose('auto', 512, 512, platform)[0] == 'xla'
+        assert attention.choose('auto', 2048, 2048, platform)[0] == 'chunked'
+
+
+def test_the_choice_is_logged_once(caplog):
+    attention._say_once.cache_clear()
+    q, k, v, *_ = inputs()
+    with caplog.at_level(logging.INFO, logger='t5flan'):
+        for _ in range(2):
+            attend(q, k, v, implementation='chunked')
+    assert [record.getMessage() for record in caplog.records] == ['attention on cpu: chunked (as configured)']
+
+
+def test_blocks_are_even_and_within_the_tile(monkeypatch):
+    monkeypatch.setattr(attention, '_TILE_LOGITS', 100 * 1000 * 6)
+    assert attention._block(100, 1000, 6) == 100
+    assert attention._block(101, 1000, 6) == 56
+    assert attention._block(1024, 1000, 6) == 96
+    assert attention._block(1024, 10**6, 6) == 8
+
+
+BAD = {
+    'k.*expected \\[B, T, N, H\\]': dict(k=(B, S, H)),
+    'equal B and H': dict(k=(B + 1, S, N, H), v=(B + 1, S, N, H)),
+    'values of the shape': dict(v=(B, S + 1, N, H)),
+    'no empty axis': dict(k=(B, 0, N, H), v=(B, 0, N, H)),
+    'ModelConfig.num_kv_heads': dict(k=(B, S, 3, H), v=(B, S, 3, H)),
+    'one floating type': dict(dtype=jnp.bfloat16),
+    'prefix_BS of \\(2, 3\\)': dict(causal=True, prefix_BS=jnp.ones((B, 3), bool)),
+    'without causal': dict(prefix_BS=jnp.ones((B, S), bool)),
+    'without kv_segment_ids_BS': dict(q_segment_ids_BT=jnp.ones((B, T), jnp.int32)),
+    'kv_lengths_B of \\(2,\\) float32': dict(kv_lengths_B=jnp.ones(B)),
+    'q_offset of \\(2,\\)': dict(q_offset=jnp.ones(B, jnp.int32)),
+    'only one of': dict(bias=RelativeBias(True)),
+    'ModelConfig.relative_buckets': dict(bias=RelativeBias(True), bias_table=jnp.ones((N, 8))),
+    'ModelConfig.attention_soft_cap': dict(soft_cap=0.0),
+    'ModelConfig.dropout_rate': dict(dropout_rate=1.0, dropout_key=jax.random.key(0)),
+    'needs a dropout_key': dict(dropout_rate=0.1),
+    'Set ModelConfig.attention': dict(implementation='flash'),
+}
+
+
+@pytest.mark.parametrize('message', BAD)
+def test_what_does_not_go_together_is_refused_in_one_line(message):
+    options = dict(BAD[message])
+    q = jnp.ones((B, T, N, H), options.pop('dtype', jnp.float32))
+    k, v = (jnp.ones(options.pop(name, (B, S, N, H))) for name in 'kv')
+    with pytest.raises(UserError, match=message) as error:
+        attend(q, k, v, **options)
+    assert '\n' not in str(error.value)
