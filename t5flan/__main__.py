@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,6 +103,32 @@ def prepare_surroundings() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is as it should be
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up notes (they come before its log level is read) and keeps it off the GPUs.
+
+    TensorFlow reads data here; a GPU's memory is JAX's.
+    """
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow as tf
+            import tensorflow_text  # noqa: F401  SeqIO's, as talkative
+
+            tf.config.set_visible_devices([], 'GPU')
+        except BaseException:
+            notes.seek(0)
+            os.write(screen, notes.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 # -- Reading the command line ---------------------------------------------------------------------------------------
@@ -243,6 +270,7 @@ def train(arguments: argparse.Namespace) -> None:
         _take_model_from_checkpoint(settings, workdir, list(kinds.values()))
     values = dict(zip(kinds, settings.read_all(list(kinds.values()), 'train'), strict=True))
 
+    import_tensorflow()
     from t5flan.tasks import register_all
     from t5flan.train import train as run
 
