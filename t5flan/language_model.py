@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.data.features import make_batch
 from t5flan.data.vocabularies import Vocabulary, load_vocabulary
 from t5flan.decoding.generate import Generation, generate, rounded_length
 from t5flan.decoding.sampling import Sampling
@@ -161,32 +162,15 @@ class LanguageModel:
         return scores
 
     def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Unpacked model features, as the converters of data/features.py make them, padded to few shapes."""
-        rows = 1 << (len(inputs) - 1).bit_length()
-        rows = rows if self.sharding is None else -(-rows // self.sharding.size('batch')) * self.sharding.size('batch')
-
-        def padded(sequences: Sequence[Sequence[int]], dtype: Any = np.int32) -> np.ndarray:
-            x_BT = np.zeros((rows, rounded_length(max(map(len, sequences)))), dtype)
-            for row, sequence in enumerate(sequences):
-                x_BT[row, :len(sequence)] = sequence
-            return x_BT
-
-        if self.format == 'encoder_decoder':
-            tokens, weights = targets, [[1.0] * len(target) for target in targets]
-            features = {'encoder_input_tokens': padded(inputs)}
-        else:
-            tokens = [[*before, *target] for before, target in zip(inputs, targets)]
-            weights = [[0.0] * len(before) + [1.0] * len(target) for before, target in zip(inputs, targets)]
-            features = {'decoder_segment_ids': padded([[1] * len(row) for row in tokens]),
-                        'decoder_positions': padded([range(len(row)) for row in tokens])}
-            if self.format == 'prefix_lm':
-                # The prefix is the inputs and, because decoder inputs are shifted right, one place more.
-                features['decoder_causal_attention'] = padded([([1] * (len(before) + 1))[:len(row)] + [0] * (len(row) - len(before) - 1)
-                                                               for before, row in zip(inputs, tokens)])
-        features['decoder_target_tokens'] = padded(tokens)
-        features['decoder_input_tokens'] = np.pad(features['decoder_target_tokens'], ((0, 0), (1, 0)))[:, :-1]
-        features['decoder_loss_weights'] = padded(weights, np.float32)
-        return features
+        """Unpacked model features as in training, padded to few shapes."""
+        longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
+        if self.format != 'encoder_decoder':  # a row holds both, one after the other
+            longest = {'inputs': 0, 'targets': max(len(a) + len(b) for a, b in zip(inputs, targets))}
+        parts = 1 if self.sharding is None else self.sharding.size('batch')
+        rows = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts
+        examples = [[{'inputs': np.asarray(a, np.int32), 'targets': np.asarray(b, np.int32)}] for a, b in zip(inputs, targets)]
+        return make_batch(self.format, {name: rounded_length(length) if length else 0 for name, length in longest.items()},
+                          examples + [[]] * (rows - len(examples)), packed=False)
 
     @contextlib.contextmanager
     def _placed(self) -> Iterator[None]:

@@ -79,9 +79,9 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max
     done = 0
     for chosen, tokens_BP, rows_B in _batches(model.config, prompts, rows, batch_size):
         out = generate_batch(
-            model, tokens_BP, rows_B, seed, np.int32(max_new_tokens), sampling=_dynamic(sampling),
-            greedy=sampling.greedy, room=rounded_length(max_new_tokens), eos_id=eos_id, num_samples=num_samples,
-            prefix_lm=prefix_lm, placement=_placement())
+            model, tokens_BP, rows_B, seed, np.int32(max_new_tokens), np.int32(eos_id), sampling=_dynamic(sampling),
+            greedy=sampling.greedy, room=rounded_length(max_new_tokens), num_samples=num_samples, prefix_lm=prefix_lm,
+            placement=_placement())
         if pending is not None:  # one batch is computed while the one before is read
             done += _collect(*pending, eos_id, num_samples, results)
             if progress is not None:
@@ -94,10 +94,9 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max
     return results
 
 
-@functools.partial(jax.jit, static_argnames=('greedy', 'room', 'eos_id', 'num_samples', 'prefix_lm',
-                                                       'placement'))
-def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: jax.Array, max_new_tokens: jax.Array, *,
-                   sampling: dict[str, jax.Array], greedy: bool, room: int, eos_id: int, num_samples: int,
+@functools.partial(jax.jit, static_argnames=('greedy', 'room', 'num_samples', 'prefix_lm', 'placement'))
+def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: jax.Array, max_new_tokens: jax.Array,
+                   eos_id: jax.Array, *, sampling: dict[str, jax.Array], greedy: bool, room: int, num_samples: int,
                    prefix_lm: bool, placement: Any = None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The whole of decoding on the device: tokens and their log-probabilities [B * num_samples, room], lengths [B * num_samples].
 

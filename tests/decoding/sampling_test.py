@@ -9,6 +9,9 @@ from t5flan.decoding.sampling import Sampling, filter_logits, row_keys, sample
 from t5flan.errors import UserError
 
 
+draw = jax.jit(sample)
+
+
 def _kept_by_sorting(logits_V, top_k, top_p):
     """The same filter the slow way: the set of token ids that stay."""
     order = np.argsort(-logits_V, kind='stable')
@@ -41,18 +44,18 @@ def test_ties_and_extremes_are_kept_together():
 def test_draws_follow_the_probabilities():
     logits_BV = jnp.broadcast_to(jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]])), (4000, 4))
     keys_B = row_keys(0, jnp.arange(4000))
-    counts = np.bincount(np.asarray(sample(logits_BV, keys_B, 1.0, 0, 1.0)), minlength=4) / 4000
+    counts = np.bincount(np.asarray(draw(logits_BV, keys_B, 1.0, 0, 1.0)), minlength=4) / 4000
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.03)
-    counts = np.bincount(np.asarray(sample(logits_BV, keys_B, 0.5, 2, 1.0)), minlength=4) / 4000
+    counts = np.bincount(np.asarray(draw(logits_BV, keys_B, 0.5, 2, 1.0)), minlength=4) / 4000
     np.testing.assert_allclose(counts, [25 / 34, 9 / 34, 0, 0], atol=0.03)
 
 
 def test_a_row_draws_the_same_in_any_batch():
     logits_BV = jnp.asarray(np.random.default_rng(1).normal(size=(6, 50)), jnp.float32)
     rows_B = jnp.array([3, 9, 0, 7, 12, 5])
-    together = np.asarray(sample(logits_BV, row_keys(4, rows_B), 1.0, 20, 0.9))
+    together = np.asarray(draw(logits_BV, row_keys(4, rows_B), 1.0, 20, 0.9))
     for i in range(6):
-        alone = np.asarray(sample(logits_BV[i:i + 1], row_keys(4, rows_B[i:i + 1]), 1.0, 20, 0.9))
+        alone = np.asarray(draw(logits_BV[i:i + 1], row_keys(4, rows_B[i:i + 1]), 1.0, 20, 0.9))
         assert alone[0] == together[i]
     assert len({int(jax.random.bits(key)) for key in row_keys(4, rows_B)}) == 6
 
