@@ -31,7 +31,9 @@ def register(tasks: Sequence[FileTask]) -> None:
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f'FileTask.name={name!r} is given to {names.count(name)} file tasks. Set another FileTask.name for each.')
+            raise UserError(
+                f'FileTask.name={name!r} is given to {names.count(name)} file tasks. Set another FileTask.name for each.'
+            )
     for task in tasks:
         register_task(task)
     if MIXTURE in seqio.MixtureRegistry.names():
@@ -63,7 +65,9 @@ def register_task(task: FileTask) -> None:
             metric_fns=[exact_match],
         )
     except ValueError as error:
-        raise UserError(f'FileTask.name={task.name!r} is no name for a task: letters, digits, "_", "." and ":" only. Set FileTask.name.') from error
+        raise UserError(
+            f'FileTask.name={task.name!r} is no name for a task: letters, digits, "_", "." and ":" only. Set FileTask.name.'
+        ) from error
     _registered[task.name] = task
 
 
@@ -82,9 +86,13 @@ def needed_fields(task: FileTask) -> list[str]:
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(task.template) if name is not None]
     except ValueError as error:
-        raise UserError(f'FileTask.template={task.template!r}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
+        raise UserError(
+            f'FileTask.template={task.template!r}: {error}. Write {{{{ and }}}} for braces that are not fields.'
+        ) from None
     if '' in parts:
-        raise UserError(f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or {{{{ }}}} for braces.')
+        raise UserError(
+            f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or {{{{ }}}} for braces.'
+        )
     return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
 
 
@@ -147,7 +155,9 @@ def open_rows(task: FileTask, split: str) -> Sequence[dict[str, str]]:
             held_out.append(task.validation is None and split != 'test' and is_held_out(data, task.held_out))
     kept = range(len(rows)) if task.validation is not None or split == 'test' else hold_out(np.array(held_out, bool), split)
     if not len(kept):
-        raise UserError(f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.')
+        raise UserError(
+            f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.'
+        )
     if json_rows:
         return JsonRows(task, paths, np.array(rows, np.int64).reshape(-1, 4)[list(kept)])
     return [rows[i] for i in kept]
@@ -164,7 +174,9 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
             reader = csv.reader(file, strict=True)
             lines = ((cells, reader.line_num) for cells in reader)
         else:
-            lines = ((line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number) for number, line in enumerate(file, 1))
+            lines = (
+                (line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number) for number, line in enumerate(file, 1)
+            )
         number, header = 0, None
         try:
             for cells, number in lines:
@@ -173,7 +185,9 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
                 if header is None:
                     header = cells
                 elif len(cells) != len(header):
-                    raise UserError(f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line (quotes, tabs or commas in a cell).')
+                    raise UserError(
+                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line (quotes, tabs or commas in a cell).'
+                    )
                 else:
                     yield dict(zip(header, cells, strict=True)), number
         except UnicodeDecodeError:

@@ -122,7 +122,9 @@ def stdlib_documents() -> tuple[str, ...]:
         pass
     documents = sorted(set(_read_documents(Path(sysconfig.get_path('stdlib')))), key=stable_hash)
     if not documents:
-        raise UserError(f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture to your own text.')
+        raise UserError(
+            f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture to your own text.'
+        )
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))

@@ -5,25 +5,25 @@ from collections.abc import Mapping
 
 from t5flan.errors import UserError
 
-FORMATS = ("encoder_decoder", "prefix_lm", "causal_lm")
-TOO_LONG = ("trim", "drop")
-TEXT_UNITS = ("document", "paragraph", "line")
+FORMATS = ('encoder_decoder', 'prefix_lm', 'causal_lm')
+TOO_LONG = ('trim', 'drop')
+TEXT_UNITS = ('document', 'paragraph', 'line')
 
 
 def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"{setting}={value!r} is none of {', '.join(allowed)}. Set {setting} in your .gin.")
+        raise UserError(f'{setting}={value!r} is none of {", ".join(allowed)}. Set {setting} in your .gin.')
 
 
 def _positive(setting: str, value: object, allow_zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < (0 if allow_zero else 1):
-        least = "0 or more" if allow_zero else "1 or more"
-        raise UserError(f"{setting}={value!r} must be a whole number, {least}. Set {setting} in your .gin.")
+        least = '0 or more' if allow_zero else '1 or more'
+        raise UserError(f'{setting}={value!r} must be a whole number, {least}. Set {setting} in your .gin.')
 
 
 def _text(setting: str, value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise UserError(f"{setting}={value!r} must be a word or path, not empty. Set {setting} in your .gin.")
+        raise UserError(f'{setting}={value!r} must be a word or path, not empty. Set {setting} in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class FileTask:
     validation: str | None = None
     """The same for validation; None holds out `held_out` of train, chosen by a hash of the example."""
     test: str | None = None
-    input_field: str = "inputs"
+    input_field: str = 'inputs'
     """The JSON key or column that holds the input text."""
-    target_field: str = "targets"
-    template: str = "{input}"
+    target_field: str = 'targets'
+    template: str = '{input}'
     """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row."""
     held_out: float = 0.02
     """Share of train held out for validation where no validation file is given (at least one example)."""
@@ -56,12 +56,12 @@ class FileTask:
     """Weight of this task where several file tasks are mixed (mixture 'file_tasks')."""
 
     def __post_init__(self) -> None:
-        for field in ("name", "train", "input_field", "target_field", "template"):
-            _text(f"FileTask.{field}", getattr(self, field))
+        for field in ('name', 'train', 'input_field', 'target_field', 'template'):
+            _text(f'FileTask.{field}', getattr(self, field))
         if not 0.0 < self.held_out < 1.0:
-            raise UserError(f"FileTask.held_out={self.held_out} must lie between 0 and 1. Set FileTask.held_out in your .gin.")
+            raise UserError(f'FileTask.held_out={self.held_out} must lie between 0 and 1. Set FileTask.held_out in your .gin.')
         if not self.rate > 0:
-            raise UserError(f"FileTask.rate={self.rate} must be above 0. Set FileTask.rate in your .gin.")
+            raise UserError(f'FileTask.rate={self.rate} must be above 0. Set FileTask.rate in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +80,21 @@ class TextFiles:
     """Path or glob of .txt or .jsonl files."""
     validation: str | None = None
     """The same for validation; None holds out `held_out` of the chunks."""
-    field: str = "text"
+    field: str = 'text'
     """The key of the text in .jsonl files."""
-    unit: str = "document"
+    unit: str = 'document'
     """What is one text in a .txt file: the whole 'document', a 'paragraph' (blank lines between) or a 'line'."""
     max_chars: int = 2000
     """Longer texts are cut at whitespace into chunks of at most this many characters; no text is lost."""
     held_out: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in ("name", "train", "field"):
-            _text(f"TextFiles.{field}", getattr(self, field))
-        _one_of("TextFiles.unit", self.unit, TEXT_UNITS)
-        _positive("TextFiles.max_chars", self.max_chars)
+        for field in ('name', 'train', 'field'):
+            _text(f'TextFiles.{field}', getattr(self, field))
+        _one_of('TextFiles.unit', self.unit, TEXT_UNITS)
+        _positive('TextFiles.max_chars', self.max_chars)
         if not 0.0 < self.held_out < 1.0:
-            raise UserError(f"TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.")
+            raise UserError(f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,11 @@ class DataConfig:
     """Sentinels appended to a SentencePiece model that has no vocabulary.json beside it."""
     mode_tokens: tuple[str, ...] = ()
     """Tokens such as '[NLU]' that get an id of their own below the sentinels (same case)."""
-    format: str = "encoder_decoder"
+    format: str = 'encoder_decoder'
     """'encoder_decoder', 'prefix_lm' (decoder-only, inputs see each other) or 'causal_lm'."""
     pack: bool = True
     """Several examples a row; none sees another."""
-    split: str = "train"
+    split: str = 'train'
     shuffle: bool = True
     """False: each task's examples in their own order, the mixture's order fixed."""
     seed: int = 0
@@ -125,7 +125,7 @@ class DataConfig:
     """Streams that fill the batch's rows (divides batch_size); None takes the largest divisor up to batch_size // 8."""
     prefetch: int = 2
     """Batches prepared ahead in a thread; 0 prepares them in the training loop."""
-    too_long: str = "trim"
+    too_long: str = 'trim'
     """Examples longer than the feature lengths: 'trim' or 'drop'. Both are counted and reported."""
     file_tasks: tuple[FileTask, ...] = ()
     text_files: tuple[TextFiles, ...] = ()
@@ -133,20 +133,20 @@ class DataConfig:
     """Python modules to import first: they register a user's own SeqIO tasks."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "feature_lengths", dict(self.feature_lengths))
-        for field in ("file_tasks", "text_files", "modules", "mode_tokens"):
+        object.__setattr__(self, 'feature_lengths', dict(self.feature_lengths))
+        for field in ('file_tasks', 'text_files', 'modules', 'mode_tokens'):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        _text("DataConfig.mixture", self.mixture)
-        _text("DataConfig.vocabulary", self.vocabulary)
-        _text("DataConfig.split", self.split)
-        _positive("DataConfig.batch_size", self.batch_size)
-        _positive("DataConfig.extra_ids", self.extra_ids, allow_zero=True)
-        _positive("DataConfig.prefetch", self.prefetch, allow_zero=True)
-        _one_of("DataConfig.format", self.format, FORMATS)
-        _one_of("DataConfig.too_long", self.too_long, TOO_LONG)
-        for feature in ("inputs", "targets"):
+        _text('DataConfig.mixture', self.mixture)
+        _text('DataConfig.vocabulary', self.vocabulary)
+        _text('DataConfig.split', self.split)
+        _positive('DataConfig.batch_size', self.batch_size)
+        _positive('DataConfig.extra_ids', self.extra_ids, allow_zero=True)
+        _positive('DataConfig.prefetch', self.prefetch, allow_zero=True)
+        _one_of('DataConfig.format', self.format, FORMATS)
+        _one_of('DataConfig.too_long', self.too_long, TOO_LONG)
+        for feature in ('inputs', 'targets'):
             if feature not in self.feature_lengths:
-                if feature == "inputs" and self.format == "causal_lm":
+                if feature == 'inputs' and self.format == 'causal_lm':
                     continue  # a plain language model has targets only
                 raise UserError(
                     f"DataConfig.feature_lengths={self.feature_lengths} has no length for '{feature}'. "
@@ -155,10 +155,10 @@ class DataConfig:
         for feature, length in self.feature_lengths.items():
             _positive(f"DataConfig.feature_lengths['{feature}']", length)
         if self.streams is not None:
-            _positive("DataConfig.streams", self.streams)
+            _positive('DataConfig.streams', self.streams)
             if self.batch_size % self.streams:
                 raise UserError(
-                    f"DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set one of them in your .gin."
+                    f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set one of them in your .gin.'
                 )
 
     @property

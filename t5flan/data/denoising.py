@@ -50,11 +50,15 @@ def window_length(inputs_length: int, targets_length: int, noise_density: float,
     Raises:
         UserError: not even two tokens fit.
     """
-    fits = lambda n: all(a <= b for a, b in zip(corrupted_lengths(n, noise_density, mean_span_length), (inputs_length, targets_length)))
+    fits = lambda n: all(
+        a <= b for a, b in zip(corrupted_lengths(n, noise_density, mean_span_length), (inputs_length, targets_length))
+    )
     for length in range(inputs_length + targets_length, 1, -1):
         if fits(length):
             return length
-    raise UserError(f'span corruption fits no text in inputs of {inputs_length} and targets of {targets_length} tokens. Set larger DataConfig.feature_lengths.')
+    raise UserError(
+        f'span corruption fits no text in inputs of {inputs_length} and targets of {targets_length} tokens. Set larger DataConfig.feature_lengths.'
+    )
 
 
 def window_sizes(length: int, most: int) -> list[int]:
@@ -79,15 +83,19 @@ def windows(tokens_T: np.ndarray, most: int) -> list[np.ndarray]:
 
 def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths of `segments` non-empty segments of `items` items, every division equally likely. [segments]"""
-    cuts = np.sort(rng.permutation(items - 1)[: segments - 1]) + 1
-    return np.diff(cuts, prepend=0, append=items)
+    lengths = np.empty(segments, np.int64)
+    lengths[:-1] = np.sort(rng.permutation(items - 1)[: segments - 1]) + 1  # where each segment ends
+    lengths[-1] = items
+    lengths[1:] -= lengths[:-1].copy()
+    return lengths
 
 
 def noise_mask(length: int, noise_density: float, mean_span_length: float, rng: np.random.Generator) -> np.ndarray:
     """T5's random-spans noise: True where a token is replaced; begins with a token that is not. [length] bool"""
     noise, spans = noise_counts(length, noise_density, mean_span_length)
-    lengths = np.stack([random_segmentation(length - noise, spans, rng), random_segmentation(noise, spans, rng)], axis=1)
-    return np.repeat(np.arange(2 * spans) % 2 == 1, lengths.reshape(-1))
+    lengths = np.empty(2 * spans, np.int64)  # not noise, noise, not noise, …
+    lengths[::2], lengths[1::2] = (random_segmentation(length - noise, spans, rng), random_segmentation(noise, spans, rng))
+    return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
 
 
 def corrupt(tokens_T: np.ndarray, noise_T: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +121,7 @@ def _collapse(tokens_T: np.ndarray, noise_T: np.ndarray, vocabulary: Vocabulary)
 
 def restore(inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """The tokens that `corrupt` made inputs and targets of: each sentinel replaced by what the other side has after it."""
-    lowest, highest = vocabulary.sentinel_id(vocabulary.sentinel_count - 1), vocabulary.sentinel_id(0)
+    lowest, highest = (vocabulary.sentinel_id(vocabulary.sentinel_count - 1), vocabulary.sentinel_id(0))
     is_sentinel = lambda x_T: (x_T >= lowest) & (x_T <= highest)
     starts = np.flatnonzero(is_sentinel(targets_T))
     spans = {int(targets_T[a]): targets_T[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(targets_T)])}
@@ -128,7 +136,9 @@ def split_point(length: int, inputs_length: int, targets_length: int, rng: np.ra
 
 
 @example_fn
-def span_corruption(example: Example, context: Context, *, noise_density: float = 0.15, mean_span_length: float = 3.0) -> list[Example]:
+def span_corruption(
+    example: Example, context: Context, *, noise_density: float = 0.15, mean_span_length: float = 3.0
+) -> list[Example]:
     """The tokens 'targets' of a text as span-corrupted 'inputs' and 'targets', an example per window."""
     tokens_T, lengths = example['targets'], context.feature_lengths
     most = max(2, len(tokens_T))
@@ -173,4 +183,6 @@ def prefix_lm(example: Example, context: Context) -> list[Example]:
 def causal_lm(example: Example, context: Context) -> list[Example]:
     """The tokens 'targets' of a text, ended, in windows of the feature's length; only the last window holds the end."""
     tokens_T = np.append(example['targets'], np.int32(context.vocabulary.eos_id)).astype(np.int32)
-    return [{'targets': window_T} for window_T in windows(tokens_T, max(2, context.feature_lengths.get('targets', len(tokens_T))))]
+    return [
+        {'targets': window_T} for window_T in windows(tokens_T, max(2, context.feature_lengths.get('targets', len(tokens_T))))
+    ]

@@ -31,7 +31,7 @@ class Context:
         key: (seed, task, split, index, epoch), which alone decides `rng`.
     """
 
-    __slots__ = ("vocabulary", "feature_lengths", "key", "_rng")
+    __slots__ = ('vocabulary', 'feature_lengths', 'key', '_rng')
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Context:
         feature_lengths: Mapping[str, int] | None = None,
         *,
         seed: int = 0,
-        task: str = "",
-        split: str = "train",
+        task: str = '',
+        split: str = 'train',
         index: int = 0,
         epoch: int = 0,
     ) -> None:
@@ -54,14 +54,14 @@ class Context:
         """Random numbers of this example in this epoch, the same on every machine; made when first asked for."""
         if self._rng is None:
             seed, task, split, index, epoch = self.key
-            self._rng = np.random.Generator(np.random.Philox(key=stable_hash(f"{seed}/{task}/{split}/{index}/{epoch}")))
+            self._rng = np.random.Generator(np.random.Philox(key=stable_hash(f'{seed}/{task}/{split}/{index}/{epoch}')))
         return self._rng
 
 
 def stable_hash(text: str | bytes) -> int:
     """A 64-bit number that depends on the text alone (Python's own hash changes from process to process)."""
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    data = text.encode('utf-8', 'surrogatepass') if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
 
 
 class ExampleFn:
@@ -70,10 +70,10 @@ class ExampleFn:
     def __init__(self, function: Callable[..., Result], **options: Any) -> None:
         self.function = function
         self.options = options
-        self.__name__ = getattr(function, "__name__", type(self).__name__)
+        self.__name__ = getattr(function, '__name__', type(self).__name__)
         self.__doc__ = function.__doc__
 
-    def bind(self, **options: Any) -> "ExampleFn":
+    def bind(self, **options: Any) -> 'ExampleFn':
         """The same preprocessor with keyword arguments set."""
         return type(self)(self.function, **{**self.options, **options})
 
@@ -94,12 +94,12 @@ class ExampleFn:
     __signature__ = inspect.Signature(
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-            for name, default in (("dataset", inspect.Parameter.empty), ("sequence_length", None), ("output_features", None))
+            for name, default in (('dataset', inspect.Parameter.empty), ('sequence_length', None), ('output_features', None))
         ]
     )
 
     def __repr__(self) -> str:
-        return f"{self.__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        return f'{self.__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
 
 
 def example_fn(function: Callable[..., Result]) -> ExampleFn:
@@ -127,8 +127,12 @@ def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], conte
         if all(type(result) is dict for result in results):
             present = results
             continue
-        expanded = [(source, context, new) for source, context, result in zip(sources, present_contexts, results) for new in as_list(result)]
-        sources, present_contexts, present = ([list(column) for column in zip(*expanded)] if expanded else ([], [], []))
+        expanded = [
+            (source, context, new)
+            for source, context, result in zip(sources, present_contexts, results)
+            for new in as_list(result)
+        ]
+        sources, present_contexts, present = [list(column) for column in zip(*expanded)] if expanded else ([], [], [])
     made: list[list[Example]] = [[] for _ in examples]
     for source, example in zip(sources, present):
         made[source].append(example)
@@ -138,11 +142,11 @@ def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], conte
 class Tokenize(ExampleFn):
     """Encodes the text of 'inputs' and 'targets', which stay as 'inputs_pretokenized' and 'targets_pretokenized' (as in SeqIO)."""
 
-    FEATURES = ("inputs", "targets")
+    FEATURES = ('inputs', 'targets')
 
     def __init__(self) -> None:
         super().__init__(self.apply)
-        self.__name__ = "tokenize"
+        self.__name__ = 'tokenize'
 
     def apply(self, example: Example, context: Context) -> Result:
         return self.apply_block([example], [context])[0]
@@ -155,9 +159,9 @@ class Tokenize(ExampleFn):
         for feature in self.FEATURES:
             rows = [i for i, example in enumerate(examples) if isinstance(example.get(feature), (str, bytes))]
             texts = [examples[i][feature] for i in rows]
-            texts = [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts]
+            texts = [text.decode('utf-8') if isinstance(text, bytes) else text for text in texts]
             for i, text, ids in zip(rows, texts, vocabulary.encode_batch(texts) if texts else ()):
-                made[i][f"{feature}_pretokenized"] = text
+                made[i][f'{feature}_pretokenized'] = text
                 made[i][feature] = np.array(ids, np.int32)
         return made
 
@@ -186,5 +190,7 @@ def require_field(example: Example, field: str, where: str, setting: str) -> str
         raise UserError(f"{where}: no field '{field}'; the fields are {', '.join(map(str, example)) or 'none'}. Set {setting}.")
     value = example[field]
     if not isinstance(value, str):
-        raise UserError(f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or set {setting}.")
+        raise UserError(
+            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or set {setting}."
+        )
     return value

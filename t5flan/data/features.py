@@ -53,16 +53,26 @@ def check_features(format: str, lengths: Mapping[str, int], features: Sequence[s
         UserError: a feature is missing, in the task or in the feature lengths.
     """
     if 'targets' not in features:
-        raise UserError(f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to a task with targets.")
+        raise UserError(
+            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to a task with targets."
+        )
     if format == 'encoder_decoder' and 'inputs' not in features:
-        raise UserError(f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set DataConfig.format='causal_lm', or another mixture.")
+        raise UserError(
+            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set DataConfig.format='causal_lm', or another mixture."
+        )
     if 'inputs' in features and 'inputs' not in lengths:
-        raise UserError(f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set DataConfig.feature_lengths['inputs'].")
+        raise UserError(
+            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set DataConfig.feature_lengths['inputs']."
+        )
 
 
 def fit_example(example: Example, lengths: Mapping[str, int]) -> tuple[Example, bool]:
     """The example with its features cut to their lengths, and whether anything was cut."""
-    cut = {name: example[name][: lengths[name]] for name in ('inputs', 'targets') if len(example.get(name, _EMPTY)) > lengths.get(name, 0)}
+    cut = {
+        name: example[name][: lengths[name]]
+        for name in ('inputs', 'targets')
+        if len(example.get(name, _EMPTY)) > lengths.get(name, 0)
+    }
     return ({**example, **cut}, True) if cut else (example, False)
 
 
@@ -77,7 +87,11 @@ def make_batch(format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[
     if format == 'encoder_decoder':
         encoder = _place([[example['inputs'] for example in row] for row in rows], capacity[0])
         decoder = _place([[example['targets'] for example in row] for row in rows], capacity[1])
-        batch = {'encoder_input_tokens': encoder[0], **_decoder(*decoder), 'decoder_loss_weights': (decoder[1] > 0).astype(np.float32)}
+        batch = {
+            'encoder_input_tokens': encoder[0],
+            **_decoder(*decoder),
+            'decoder_loss_weights': (decoder[1] > 0).astype(np.float32),
+        }
         if packed:
             batch |= {'encoder_segment_ids': encoder[1], 'encoder_positions': encoder[2]}
             batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}

@@ -27,7 +27,9 @@ def find_mixture(name: str) -> Any:
         return seqio.get_mixture_or_task(name)
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f'the nearest are {", ".join(near)}' if near else f'{len(names)} are registered'
-    raise UserError(f'no task or mixture {name!r}; {hint}. Set DataConfig.mixture, or name the module that registers it in DataConfig.modules.')
+    raise UserError(
+        f'no task or mixture {name!r}; {hint}. Set DataConfig.mixture, or name the module that registers it in DataConfig.modules.'
+    )
 
 
 def tasks_and_rates(mixture: Any, split: str | None = None) -> list[tuple[Any, float]]:
@@ -46,7 +48,9 @@ def tasks_and_rates(mixture: Any, split: str | None = None) -> list[tuple[Any, f
     pairs = [(task, rate) for task, rate in pairs if rate > 0 and (split is None or split in task.splits)]
     total = sum(rate for _, rate in pairs)
     if not pairs:
-        raise UserError(f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. Set DataConfig.split.')
+        raise UserError(
+            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. Set DataConfig.split.'
+        )
     return [(task, rate / total) for task, rate in pairs]
 
 

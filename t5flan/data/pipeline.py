@@ -22,6 +22,7 @@ from t5flan.data.vocabularies import Vocabulary
 from t5flan.errors import UserError
 
 Position = dict[str, Any]
+NOTHING_READ = {'slot': [0, 0], 'tasks': {}}
 
 
 class Stream:
@@ -36,17 +37,14 @@ class Stream:
         self._tasks = [task for task, _ in tasks]
         self._readers: dict[str, Reader] = {}
         self._schedule = Schedule([rate for _, rate in tasks], f'{config.seed}/{config.mixture}/{number}', config.shuffle)
-        self._at = (0, 0)  # block and slot of the schedule
-        self._cursors: dict[str, tuple[int, ...]] = {}
+        self._at = [0, 0]  # block and slot of the schedule
+        self._cursors: dict[str, list[int]] = {}
         self.capacity = features.row_capacity(config.format, config.feature_lengths)
 
     def start(self, position: Mapping[str, Any]) -> None:
-        """Goes to where `position` was taken."""
-        block, slot = position['slot']
-        self._at = (int(block), int(slot))
-        self._cursors = {name: tuple(cursor) for name, cursor in position['tasks'].items()}
-        for name, reader in self._readers.items():
-            reader.start(self._cursors.get(name, reader.START))
+        """Goes to where `position` was taken; before the first batch."""
+        self._at = [int(number) for number in position['slot']]
+        self._cursors = dict(position['tasks'])
 
     def position(self) -> Position:
         return {'slot': list(self._at), 'tasks': dict(self._cursors)}
@@ -62,10 +60,9 @@ class Stream:
             if not packer.add(ready.example, features.row_cost(self._config.format, ready.example)):
                 break
             reader.pop()
-            self._cursors[name] = reader.cursor
+            self._cursors[name] = list(reader.cursor)
             counts[name].add(ready.counts)
             self._at[1] += 1
-        self._at = tuple(self._at)
         return packer.rows
 
     def _reader(self, number: int) -> Reader:
@@ -93,19 +90,22 @@ class TrainPipeline:
 
     def __init__(self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1) -> None:
         if config.batch_size % process_count:
-            raise UserError(f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set DataConfig.batch_size.')
+            raise UserError(
+                f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set DataConfig.batch_size.'
+            )
         self.config = config
         tasks = prepare_tasks(config, vocabulary)
         self.rates = {task.name: rate for task, rate in tasks}
         self._counts = {task.name: Counts() for task, _ in tasks}
         self._filled = [0, 0]  # tokens in the batches, tokens they could hold
-        per_stream, per_host = config.batch_size // config.stream_count, config.batch_size // process_count
+        per_stream, per_host = (config.batch_size // config.stream_count, config.batch_size // process_count)
         self._rows = slice(process_index * per_host, (process_index + 1) * per_host)
         self._first = self._rows.start // per_stream
         last = (self._rows.stop - 1) // per_stream
-        self._streams = [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
+        self._new_streams = lambda: [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
         self._per_stream = per_stream
         self._prefetched: Prefetch | None = None
+        self._streams = self._new_streams()
         self._position = self._now()
 
     def start(self, position: Position | None = None) -> None:
@@ -114,19 +114,23 @@ class TrainPipeline:
         Raises:
             UserError: the position has other streams than the settings.
         """
-        self.close()
         if position is None:
-            position = {'streams': {str(self._first + i): {'slot': [0, 0], 'tasks': {}} for i in range(len(self._streams))}}
-        if position.get('stream_count', self.config.stream_count) != self.config.stream_count:
+            position = {
+                'stream_count': self.config.stream_count,
+                'streams': {str(self._first + i): NOTHING_READ for i in range(len(self._streams))},
+            }
+        if position['stream_count'] != self.config.stream_count:
             raise UserError(
                 f'the data position has {position["stream_count"]} streams, the settings give {self.config.stream_count}. '
                 f'Set DataConfig.streams = {position["stream_count"]}.'
             )
-        for number, stream in enumerate(self._streams, self._first):
+        for number in range(self._first, self._first + len(self._streams)):
             if str(number) not in position['streams']:
-                raise UserError(f'the data position lacks stream {number}; it was saved by part of the hosts. Restore a whole checkpoint.')
-            stream.start(position['streams'][str(number)])
-        self._position = self._now()
+                raise UserError(
+                    f'the data position lacks stream {number}; it was saved by part of the hosts. Restore a whole checkpoint.'
+                )
+        self._position = position
+        self.close()
 
     @property
     def position(self) -> Position:
@@ -151,8 +155,10 @@ class TrainPipeline:
         if self._prefetched is not None:
             self._prefetched.close()
             self._prefetched = None
-            for number, stream in enumerate(self._streams, self._first):
-                stream.start(self._position['streams'][str(number)])
+        # New ones: the thread may have been in the middle of a batch with the old.
+        self._streams = self._new_streams()
+        for number, stream in enumerate(self._streams, self._first):
+            stream.start(self._position['streams'][str(number)])
 
     def __enter__(self) -> 'TrainPipeline':
         return self
@@ -171,7 +177,7 @@ class TrainPipeline:
         rows = rows[skip : skip + self._rows.stop - self._rows.start]
         batch = features.make_batch(self.config.format, self.config.feature_lengths, rows, self.config.pack)
         filled = sum(sum(features.row_cost(self.config.format, example)) for row in rows for example in row)
-        return batch, self._now(), counts, (filled, len(rows) * sum(self._streams[0].capacity))
+        return (batch, self._now(), counts, (filled, len(rows) * sum(self._streams[0].capacity)))
 
     def report(self) -> dict[str, Any]:
         """What was delivered: {'tasks': {name: {'rate', 'share', 'examples', 'trimmed', 'dropped'}}, 'packing_efficiency'}.
@@ -180,7 +186,13 @@ class TrainPipeline:
         """
         total = max(1, sum(count.examples for count in self._counts.values()))
         tasks = {
-            name: {'rate': self.rates[name], 'share': c.examples / total, 'examples': c.examples, 'trimmed': c.trimmed, 'dropped': c.dropped}
+            name: {
+                'rate': self.rates[name],
+                'share': c.examples / total,
+                'examples': c.examples,
+                'trimmed': c.trimmed,
+                'dropped': c.dropped,
+            }
             for name, c in self._counts.items()
         }
         return {'tasks': tasks, 'packing_efficiency': self._filled[0] / max(1, self._filled[1])}
@@ -189,7 +201,9 @@ class TrainPipeline:
         """`report()` for people: one line of totals, one for each task with examples that were too long."""
         report = self.report()
         examples = sum(task['examples'] for task in report['tasks'].values())
-        lines = [f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens of a batch are not padding']
+        lines = [
+            f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens of a batch are not padding'
+        ]
         for name, task in report['tasks'].items():
             if long := task['trimmed'] + task['dropped']:
                 did = 'trimmed' if self.config.too_long == 'trim' else 'dropped'

@@ -27,7 +27,9 @@ def chosen_vocabulary() -> Vocabulary:
         UserError: none was chosen yet.
     """
     if not _chosen:
-        raise UserError("no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set DataConfig.vocabulary.")
+        raise UserError(
+            'no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set DataConfig.vocabulary.'
+        )
     return _chosen[0]
 
 
@@ -76,14 +78,14 @@ class ConfiguredVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, text: tf.Tensor) -> tf.Tensor:
         def encode(value: bytes) -> np.ndarray:
-            return np.array(chosen_vocabulary().encode(value.decode("utf-8")), np.int32)
+            return np.array(chosen_vocabulary().encode(value.decode('utf-8')), np.int32)
 
         ids = tf.numpy_function(encode, [text], tf.int32)
         ids.set_shape([None])
         return ids
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        text = tf.numpy_function(lambda value: chosen_vocabulary().decode(value).encode("utf-8"), [ids], tf.string)
+        text = tf.numpy_function(lambda value: chosen_vocabulary().decode(value).encode('utf-8'), [ids], tf.string)
         text.set_shape([])
         return text
 
@@ -97,14 +99,13 @@ class ConfiguredVocabulary(seqio.Vocabulary):
 def text_features(inputs: bool = True) -> dict[str, seqio.Feature]:
     """The output features of a task with inputs and targets, or with targets alone (a plain language model)."""
     vocabulary = ConfiguredVocabulary()
-    names = ("inputs", "targets") if inputs else ("targets",)
-    # add_eos=False: the preprocessor append_eos ends the features, SeqIO's own would end them once more.
-    return {name: seqio.Feature(vocabulary, add_eos=False) for name in names}
+    names = ('inputs', 'targets') if inputs else ('targets',)
+    return {name: seqio.Feature(vocabulary) for name in names}
 
 
 def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
     """Raises UserError where a task brings a vocabulary of its own that is not the run's."""
-    probe = "The year 1984, a naïve question: 7 x 6 = 42?"
+    probe = 'The year 1984, a naïve question: 7 x 6 = 42?'
     for name, feature in task.output_features.items():
         own = feature.vocabulary
         if isinstance(own, (ConfiguredVocabulary, seqio.PassThroughVocabulary)):
@@ -118,20 +119,27 @@ def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
 
 def _spec(value: Any) -> tf.TensorSpec:
     """The TensorSpec of a plain value: str, bytes, bool, int, float, an array, or a list of these."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'iufb':
         return tf.TensorSpec([None] * value.ndim, value.dtype)
     if isinstance(value, (list, tuple, np.ndarray)):
         inner = _spec(value[0]) if len(value) else tf.TensorSpec([], tf.string)
         return tf.TensorSpec([None, *inner.shape], inner.dtype)
-    kinds = ((bool, tf.bool), (np.bool_, tf.bool), (int, tf.int64), (np.integer, tf.int64), (float, tf.float32), (np.floating, tf.float32))
+    kinds = (
+        (bool, tf.bool),
+        (np.bool_, tf.bool),
+        (int, tf.int64),
+        (np.integer, tf.int64),
+        (float, tf.float32),
+        (np.floating, tf.float32),
+    )
     return tf.TensorSpec([], next((dtype for kind, dtype in kinds if isinstance(value, kind)), tf.string))
 
 
 def plain_value(value: Any) -> Any:
     """tf.data's numpy values as the plain Python values a record holds: bytes become str."""
     if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
+        return value.decode('utf-8')
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'OS':
         return [plain_value(item) for item in value.tolist()]
     return value.item() if isinstance(value, np.generic) else value
 

@@ -30,7 +30,9 @@ class IndexedSource(seqio.DataSource):
             UserError: no such split, or it is empty.
         """
         if split not in self._makers:
-            raise UserError(f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split (or EvaluationConfig.split).")
+            raise UserError(
+                f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split (or EvaluationConfig.split)."
+            )
         if split not in self._records:
             maker = self._makers[split]
             records = maker() if callable(maker) else maker
@@ -49,7 +51,9 @@ class IndexedSource(seqio.DataSource):
     def num_input_examples(self, split: str) -> int:
         return len(self.records(split))
 
-    def get_dataset(self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None) -> Any:
+    def get_dataset(
+        self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None
+    ) -> Any:
         """SeqIO's form: the records as a tf.data.Dataset, shuffled whole where asked."""
         records = self.records(split)
         dataset = dataset_of_records(records)
@@ -58,4 +62,4 @@ class IndexedSource(seqio.DataSource):
         return dataset.shuffle(min(len(records), 100_000), seed=seed) if shuffle else dataset
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._makers)})"
+        return f'{type(self).__name__}({", ".join(self._makers)})'

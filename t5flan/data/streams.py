@@ -42,6 +42,8 @@ class Ready:
     """An example that fits the features, where to go on after it, and what was counted on the way to it."""
 
     example: Example
+    lengths: Mapping[str, int]
+    """Tokens of each feature before any cut."""
     after: Cursor
     counts: Counts
 
@@ -51,7 +53,9 @@ class Reader:
 
     _FIRST_BLOCK, _LARGEST_BLOCK = 4, 64
 
-    def __init__(self, task: Any, config: DataConfig, vocabulary: Vocabulary, stream: int, streams: int, epochs: int | None = None) -> None:
+    def __init__(
+        self, task: Any, config: DataConfig, vocabulary: Vocabulary, stream: int, streams: int, epochs: int | None = None
+    ) -> None:
         self.task = task
         self.cursor: Cursor = self.START
         self._config, self._vocabulary, self._epochs = config, vocabulary, epochs
@@ -64,9 +68,8 @@ class Reader:
     START: Cursor = (0, 0)
 
     def start(self, cursor: Sequence[int]) -> None:
-        """Goes to a cursor that a checkpoint kept."""
+        """Goes to a cursor that a checkpoint kept; before the first example."""
         self.cursor = self._fetched = tuple(int(number) for number in cursor)
-        self._ready.clear()
 
     def peek(self) -> Ready | None:
         """The next example, None after the last epoch.
@@ -84,11 +87,18 @@ class Reader:
                 for example, after in zip(examples, cursors):
                     kept = self._fit(example, counts)
                     if kept is not None:
-                        self._ready.append(Ready(kept, after, counts))
+                        lengths = {name: len(example[name]) for name in ('inputs', 'targets') if name in example}
+                        self._ready.append(Ready(kept, lengths, after, counts))
                         counts = Counts()
             if not self._ready and self._epochs is None and skipped > self._epoch_size():
-                why = f'{counts.dropped} are longer than DataConfig.feature_lengths' if counts.dropped else 'its preprocessors left none'
-                raise UserError(f'task {self.task.name}: no example of a whole epoch can be used: {why}. Set DataConfig.feature_lengths or another mixture.')
+                why = (
+                    f'{counts.dropped} are longer than DataConfig.feature_lengths'
+                    if counts.dropped
+                    else 'its preprocessors left none'
+                )
+                raise UserError(
+                    f'task {self.task.name}: no example of a whole epoch can be used: {why}. Set DataConfig.feature_lengths or another mixture.'
+                )
         return self._ready[0]
 
     def pop(self) -> None:
@@ -143,7 +153,7 @@ class IndexedReader(Reader):
         places = self._stream + self._streams * np.arange(first, first + self._next_block())
         epochs, places = np.divmod(places, len(self._records))
         if self._epochs is not None:
-            places, epochs = places[epochs < self._epochs], epochs[epochs < self._epochs]
+            places, epochs = (places[epochs < self._epochs], epochs[epochs < self._epochs])
             if not len(places):
                 return None
         numbers = places.copy()
@@ -152,7 +162,13 @@ class IndexedReader(Reader):
                 numbers[epochs == epoch] = self._order(int(epoch))[places[epochs == epoch]]
         contexts = [
             Context(
-                self._vocabulary, self._config.feature_lengths, seed=self._config.seed, task=self.task.name, split=self._config.split, index=number, epoch=epoch
+                self._vocabulary,
+                self._config.feature_lengths,
+                seed=self._config.seed,
+                task=self.task.name,
+                split=self._config.split,
+                index=number,
+                epoch=epoch,
             )
             for number, epoch in zip(numbers.tolist(), epochs.tolist())
         ]
@@ -174,10 +190,6 @@ class SequentialReader(Reader):
         self._iterator: Iterator[Mapping[str, Any]] | None = None
         self._largest = 0  # records of an epoch, once one was read to its end
 
-    def start(self, cursor: Sequence[int]) -> None:
-        super().start(cursor)
-        self._iterator = None
-
     def _epoch_size(self) -> int:
         return self._largest if self._fetched[0] > 1 else 2**62
 
@@ -189,7 +201,12 @@ class SequentialReader(Reader):
         shard = seqio.ShardInfo(index=index, num_shards=shards) if shards > 1 else None
         if self._functions is None:
             dataset = self.task.get_dataset(
-                sequence_length=config.feature_lengths, shard_info=shard, num_epochs=1, trim_output_features=False, try_in_mem_cache=False, **options
+                sequence_length=config.feature_lengths,
+                shard_info=shard,
+                num_epochs=1,
+                trim_output_features=False,
+                try_in_mem_cache=False,
+                **options,
             )
         elif shard is None or len(self.task.source.list_shards(config.split)) >= shards:
             dataset = self.task.source.get_dataset(shard_info=shard, **options)
@@ -206,7 +223,9 @@ class SequentialReader(Reader):
             iterator = self._open(epoch, 1, 0)
             first = next(iterator, None)
         if first is None:
-            raise UserError(f'task {self.task.name}: split {self._config.split!r} has no examples. Set DataConfig.split or another mixture.')
+            raise UserError(
+                f'task {self.task.name}: split {self._config.split!r} has no examples. Set DataConfig.split or another mixture.'
+            )
         for number, record in enumerate(_chain(first, iterator)):
             if number >= start:
                 yield record
@@ -229,8 +248,12 @@ class SequentialReader(Reader):
             from t5flan.data.seqio_bridge import plain_value
 
             shared = dict(seed=self._config.seed, task=self.task.name, split=f'{self._config.split}/{self._stream}', epoch=epoch)
-            contexts = [Context(self._vocabulary, self._config.feature_lengths, index=first + i, **shared) for i in range(len(records))]
-            made = run_block(self._functions, [{name: plain_value(value) for name, value in record.items()} for record in records], contexts)
+            contexts = [
+                Context(self._vocabulary, self._config.feature_lengths, index=first + i, **shared) for i in range(len(records))
+            ]
+            made = run_block(
+                self._functions, [{name: plain_value(value) for name, value in record.items()} for record in records], contexts
+            )
         return [with_cursors(examples, (epoch, first + i), done if i == 0 else 0) for i, examples in enumerate(made)]
 
 
@@ -259,7 +282,9 @@ def example_functions(task: Any) -> list[ExampleFn] | None:
     return functions if all(isinstance(function, ExampleFn) for function in functions) else None
 
 
-def open_reader(task: Any, config: DataConfig, vocabulary: Vocabulary, stream: int, streams: int, epochs: int | None = None) -> Reader:
+def open_reader(
+    task: Any, config: DataConfig, vocabulary: Vocabulary, stream: int, streams: int, epochs: int | None = None
+) -> Reader:
     """The fast reader where the task allows it, else the sequential one."""
     from t5flan.data.sources import IndexedSource
 

@@ -30,11 +30,15 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
         paths = [pattern]
     for path in paths:
         if os.path.isdir(path):
-            raise UserError(f'{path} is a folder, {setting} must be a file or a glob such as {os.path.join(path, "*" + suffixes[0])!r}.')
+            raise UserError(
+                f'{path} is a folder, {setting} must be a file or a glob such as {os.path.join(path, "*" + suffixes[0])!r}.'
+            )
         if not os.path.isfile(path):
             raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
         if Path(path).suffix not in suffixes:
-            raise UserError(f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend {setting}.')
+            raise UserError(
+                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend {setting}.'
+            )
         if os.path.getsize(path) == 0:
             raise UserError(f'{path} is empty. Set {setting} to a file with content.')
     return paths
@@ -49,9 +53,13 @@ def json_object(line: bytes, where: str) -> dict:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). A .jsonl file has one JSON object a line.') from None
+        raise UserError(
+            f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). A .jsonl file has one JSON object a line.'
+        ) from None
     if not isinstance(value, dict):
-        raise UserError(f'{where}: is {type(value).__name__}, not a JSON object with fields. A .jsonl file has one JSON object a line.')
+        raise UserError(
+            f'{where}: is {type(value).__name__}, not a JSON object with fields. A .jsonl file has one JSON object a line.'
+        )
     return value
 
 
@@ -134,7 +142,9 @@ def open_text(files: TextFiles, split: str) -> TextRecords:
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        raise UserError(f'{", ".join(paths[:3])}: no text for split {split!r} of {files.name!r}. Give more text, or set TextFiles.validation.')
+        raise UserError(
+            f'{", ".join(paths[:3])}: no text for split {split!r} of {files.name!r}. Give more text, or set TextFiles.validation.'
+        )
     return TextRecords(paths, rows, files.field)
 
 
@@ -151,7 +161,7 @@ def json_lines(path: str) -> Iterator[tuple[int, int, bytes]]:
 def _json_texts(path: str, field: str) -> Iterator[tuple[int, int, str]]:
     for number, offset, line in json_lines(path):
         where = f'{path} line {number}'
-        yield offset, len(line), require_field(json_object(line, where), field, where, 'TextFiles.field')
+        yield (offset, len(line), require_field(json_object(line, where), field, where, 'TextFiles.field'))
 
 
 def _plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, int, str]]:

@@ -22,8 +22,8 @@ import numpy as np
 from t5flan.errors import UserError
 
 PAD_ID = 0
-DESCRIPTION = "vocabulary.json"
-MODEL = "vocabulary.model"
+DESCRIPTION = 'vocabulary.json'
+MODEL = 'vocabulary.model'
 
 
 class Vocabulary(abc.ABC):
@@ -40,16 +40,16 @@ class Vocabulary(abc.ABC):
     unk_id: int
 
     def __init__(self, base_size: int, extra_ids: int, mode_tokens: Sequence[str]) -> None:
-        if len(set(mode_tokens)) != len(mode_tokens) or "" in mode_tokens:
-            raise UserError(f"mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens in your .gin.")
+        if len(set(mode_tokens)) != len(mode_tokens) or '' in mode_tokens:
+            raise UserError(f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens in your .gin.')
         self.base_size = base_size
         self.extra_ids = extra_ids
         self.mode_tokens = tuple(mode_tokens)
-        self._id_of_special = {f"<extra_id_{k}>": self._sentinel(k) for k in range(self.sentinel_count)}
+        self._id_of_special = {f'<extra_id_{k}>': self._sentinel(k) for k in range(self.sentinel_count)}
         self._id_of_special |= {token: base_size + extra_ids + i for i, token in enumerate(self.mode_tokens)}
         self._special_of_id = {i: token for token, i in self._id_of_special.items() if i >= base_size}
         longest_first = sorted(self._id_of_special, key=len, reverse=True)
-        self._specials = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._specials = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if longest_first else None
 
     @property
     def vocab_size(self) -> int:
@@ -71,14 +71,16 @@ class Vocabulary(abc.ABC):
         """
         if not 0 <= k < self.sentinel_count:
             raise UserError(
-                f"sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your .gin, or train a vocabulary with more."
+                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your .gin, or train a vocabulary with more.'
             )
         return self._sentinel(k)
 
     def mode_token_id(self, token: str) -> int:
         """The id of a mode token such as '[NLU]'."""
         if token not in self.mode_tokens:
-            raise UserError(f"mode token {token!r} is none of the vocabulary's {self.mode_tokens}. Set DataConfig.mode_tokens in your .gin.")
+            raise UserError(
+                f"mode token {token!r} is none of the vocabulary's {self.mode_tokens}. Set DataConfig.mode_tokens in your .gin."
+            )
         return self._id_of_special[token]
 
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
@@ -120,13 +122,13 @@ class Vocabulary(abc.ABC):
         cuts = np.flatnonzero((ids_T >= self.base_size) | (ids_T < 0))
         if not cuts.size:
             return self._decode_pieces(ids_T.tolist(), first=True)
-        text, start = "", 0
+        text, start = '', 0
         for cut in [*cuts.tolist(), len(ids_T)]:
             run = ids_T[start:cut].tolist()
             if run:
                 text += self._decode_pieces(run, first=start == 0)
             if cut < len(ids_T):
-                text += self._spell(text, self._special_of_id.get(int(ids_T[cut]), "\ufffd"))
+                text += self._spell(text, self._special_of_id.get(int(ids_T[cut]), '\ufffd'))
             start = cut + 1
         return text
 
@@ -143,7 +145,7 @@ class Vocabulary(abc.ABC):
         """Writes what `load_vocabulary(folder)` reads."""
 
     def _description(self) -> dict:
-        return {"extra_ids": self.extra_ids, "mode_tokens": list(self.mode_tokens), "vocab_size": self.vocab_size}
+        return {'extra_ids': self.extra_ids, 'mode_tokens': list(self.mode_tokens), 'vocab_size': self.vocab_size}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self._identity() == other._identity()
@@ -182,16 +184,22 @@ class SentencePieceVocabulary(Vocabulary):
         try:
             self._model = to_path(path).read_bytes() if model is None else model
         except OSError as error:
-            raise UserError(f"vocabulary {self.path}: {error.strerror}. Set DataConfig.vocabulary to a SentencePiece .model or to 'bytes'.") from None
+            raise UserError(
+                f"vocabulary {self.path}: {error.strerror}. Set DataConfig.vocabulary to a SentencePiece .model or to 'bytes'."
+            ) from None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(self._model) and self._processor.LoadFromSerializedProto(self._model)
         except RuntimeError:
             loaded = False
         if not loaded or self._processor.eos_id() < 0:
-            raise UserError(f"vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set DataConfig.vocabulary to one.")
+            raise UserError(
+                f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set DataConfig.vocabulary to one.'
+            )
         if self._processor.pad_id() not in (0, -1) or not (self._processor.is_control(0) or self._processor.is_unknown(0)):
-            raise UserError(f"vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it with pad_id=0.")
+            raise UserError(
+                f'vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it with pad_id=0.'
+            )
         self.eos_id = self._processor.eos_id()
         self.unk_id = self._processor.unk_id()
         super().__init__(self._processor.get_piece_size(), extra_ids, mode_tokens)
@@ -201,16 +209,16 @@ class SentencePieceVocabulary(Vocabulary):
 
     def _encode_part(self, text: str, first: bool, last: bool) -> list[int]:
         # The model puts a space before every text it encodes: the one written after a special token is that space.
-        text = text if first else text.removeprefix(" ")
-        text = text if last else text.removesuffix(" ")
+        text = text if first else text.removeprefix(' ')
+        text = text if last else text.removesuffix(' ')
         return self.encode_batch([text])[0] if text else []
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         text = self._processor.decode(ids)
-        return text if first or not self._processor.id_to_piece(ids[0]).startswith("\u2581") else " " + text
+        return text if first or not self._processor.id_to_piece(ids[0]).startswith('\u2581') else ' ' + text
 
     def _spell(self, before: str, special: str) -> str:
-        return " " + special if before and not before[-1].isspace() else special
+        return ' ' + special if before and not before[-1].isspace() else special
 
     def save(self, folder: str | os.PathLike) -> None:
         self.save_model(to_path(folder) / MODEL)
@@ -220,7 +228,7 @@ class SentencePieceVocabulary(Vocabulary):
         path = to_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, self._model)
-        write_description(path.with_suffix(".json"), {"kind": "sentencepiece", **self._description()})
+        write_description(path.with_suffix('.json'), {'kind': 'sentencepiece', **self._description()})
 
     def _identity(self) -> tuple:
         return (self._model, self.extra_ids, self.mode_tokens)
@@ -246,18 +254,21 @@ class ByteVocabulary(Vocabulary):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         # surrogatepass: a lone surrogate (JSON may hold one) is three bytes rather than an error.
-        return [(np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) + self._OFFSET).tolist() for text in texts]
+        return [
+            (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8).astype(np.int32) + self._OFFSET).tolist()
+            for text in texts
+        ]
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
-        return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode("utf-8", "replace")
+        return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode('utf-8', 'replace')
 
     def save(self, folder: str | os.PathLike) -> None:
         folder = to_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_description(folder / DESCRIPTION, {"kind": "bytes", **self._description()})
+        write_description(folder / DESCRIPTION, {'kind': 'bytes', **self._description()})
 
     def _identity(self) -> tuple:
-        return ("bytes", self.extra_ids, self.mode_tokens)
+        return ('bytes', self.extra_ids, self.mode_tokens)
 
 
 def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: Sequence[str] = ()) -> Vocabulary:
@@ -271,35 +282,41 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     Raises:
         UserError: missing, unreadable, or other mode tokens than described.
     """
-    if os.fspath(spec) == "bytes":
+    if os.fspath(spec) == 'bytes':
         return ByteVocabulary(extra_ids, mode_tokens)
     path = to_path(spec)
     model = path / MODEL if path.is_dir() else path
-    description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix(".json")
+    description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix('.json')
     if not description_file.is_file():
         if path.is_dir():
-            raise UserError(f"vocabulary {path}: the folder has no {DESCRIPTION}. Set DataConfig.vocabulary to a folder or .model file of a vocabulary.")
+            raise UserError(
+                f'vocabulary {path}: the folder has no {DESCRIPTION}. Set DataConfig.vocabulary to a folder or .model file of a vocabulary.'
+            )
         return SentencePieceVocabulary(path, extra_ids, mode_tokens)
     try:
-        description = json.loads(description_file.read_text("utf-8"))
-        kind, extra_ids, described = description["kind"], int(description["extra_ids"]), tuple(description["mode_tokens"])
+        description = json.loads(description_file.read_text('utf-8'))
+        kind, extra_ids, described = (description['kind'], int(description['extra_ids']), tuple(description['mode_tokens']))
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or remove the file.") from None
+        raise UserError(
+            f'{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or remove the file.'
+        ) from None
     if mode_tokens and tuple(mode_tokens) != described:
         raise UserError(
-            f"DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}. Set DataConfig.mode_tokens=() or train a vocabulary with them."
+            f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}. Set DataConfig.mode_tokens=() or train a vocabulary with them.'
         )
-    if kind == "bytes":
+    if kind == 'bytes':
         return ByteVocabulary(extra_ids, described)
     vocabulary = SentencePieceVocabulary(model, extra_ids, described)
-    if description.get("vocab_size", vocabulary.vocab_size) != vocabulary.vocab_size:
-        raise UserError(f"{model} gives {vocabulary.vocab_size} ids, {description_file} says {description['vocab_size']}. The two files are not one vocabulary.")
+    if description.get('vocab_size', vocabulary.vocab_size) != vocabulary.vocab_size:
+        raise UserError(
+            f'{model} gives {vocabulary.vocab_size} ids, {description_file} says {description["vocab_size"]}. The two files are not one vocabulary.'
+        )
     return vocabulary
 
 
 def to_path(path: str | os.PathLike) -> pathlib.Path:
     """A local path, or a bucket's (gs://…) with the same methods."""
-    if "://" not in os.fspath(path):
+    if '://' not in os.fspath(path):
         return pathlib.Path(path)
     from etils import epath
 
@@ -311,9 +328,9 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     if not isinstance(path, pathlib.PosixPath | pathlib.WindowsPath):
         path.write_bytes(data)  # a bucket's objects appear whole
         return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + '.')
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, 'wb') as file:
             file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -324,7 +341,7 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 def write_description(path: pathlib.Path, description: dict) -> None:
     """vocabulary.json, or F.json beside F.model."""
-    write_atomically(path, (json.dumps(description, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+    write_atomically(path, (json.dumps(description, ensure_ascii=False, indent=1) + '\n').encode('utf-8'))
 
 
 TRAINING_THREADS = 4
@@ -332,7 +349,7 @@ TRAINING_THREADS = 4
 
 
 def train_sentencepiece(
-    texts: Iterable[str], size: int, extra_ids: int = 100, mode_tokens: Sequence[str] = ("[NLU]", "[NLG]", "[S2S]")
+    texts: Iterable[str], size: int, extra_ids: int = 100, mode_tokens: Sequence[str] = ('[NLU]', '[NLG]', '[S2S]')
 ) -> SentencePieceVocabulary:
     """Trains a SentencePiece unigram vocabulary (arXiv:1808.06226) that loses nothing of a text.
 
@@ -349,7 +366,7 @@ def train_sentencepiece(
     import sentencepiece
 
     pieces = size - extra_ids - len(mode_tokens)
-    lines = [line for text in texts for line in text.split("\n") if line.strip()]
+    lines = [line for text in texts for line in text.split('\n') if line.strip()]
     if not lines:
         raise UserError("the vocabulary's text is empty. Give --input files that hold text.")
     model = io.BytesIO()
@@ -358,16 +375,16 @@ def train_sentencepiece(
             sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=pieces,
-            model_type="unigram",
+            model_type='unigram',
             pad_id=0,
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=['\n'],
             byte_fallback=True,
             split_digits=True,
             allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity",
+            normalization_rule_name='identity',
             remove_extra_whitespaces=False,
             character_coverage=0.9995,
             max_sentence_length=2**30,
@@ -376,14 +393,16 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise UserError(_size_error(str(error), size, size - pieces)) from None
-    return SentencePieceVocabulary("a trained vocabulary", extra_ids, mode_tokens, model=model.getvalue())
+    return SentencePieceVocabulary('a trained vocabulary', extra_ids, mode_tokens, model=model.getvalue())
 
 
 def _size_error(message: str, size: int, reserved: int) -> str:
     """SentencePiece's complaint about the size, in ids rather than pieces."""
-    start = f"a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)"
-    if found := re.search(r"value <= (\d+)", message):
-        return f"{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text."
-    if found := re.search(r"(-?\d+) vs (\d+)", message):
+    start = f'a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)'
+    if found := re.search(r'value <= (\d+)', message):
+        return (
+            f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
+        )
+    if found := re.search(r'(-?\d+) vs (\d+)', message):
         return f"{start} is too small for this text's characters and the 256 bytes: {int(found[2]) + reserved + 1} at least. Set --size higher."
-    return f"{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000."
+    return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'
