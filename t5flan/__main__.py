@@ -24,9 +24,11 @@ class Flag:
     name: str
     help: str
     metavar: str = ''
-    type: type = str
+    type: Callable[[str], Any] = str
     default: Any = None
     required: bool = False
+    many: bool = False
+    """May be given several times; its value is a list."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Command:
     flags: tuple[Flag, ...]
     gin: bool = False
     example: str = ''
+
+
+def words(text: str) -> tuple[str, ...]:
+    """'a,b' -> ('a', 'b'); '' -> ()."""
+    return tuple(word.strip() for word in text.split(',') if word.strip())
 
 
 JSON = Flag('--json', 'also write the table to FILE as JSON', 'FILE')
@@ -207,6 +214,8 @@ def _parser(command: Command) -> _Parser:
         options = {'help': flag.help, 'type': flag.type, 'default': flag.default, 'metavar': flag.metavar or None}
         if flag.type is bool:
             options = {'help': flag.help, 'action': 'store_true'}
+        elif flag.many:
+            options |= {'action': 'append'}
         if flag.name.startswith('--'):
             options['required'] = flag.required
         elif not flag.required:
@@ -306,10 +315,85 @@ def _take_model_from_checkpoint(settings: Any, workdir: str, kinds: Sequence[typ
         settings.offer(kind, fields, path)
 
 
+def quickstart(arguments: argparse.Namespace) -> None:
+    """From nothing to a model that follows instructions."""
+    import_tensorflow()
+    from t5flan.quickstart import main as run
+    from t5flan.tasks import register_all
+
+    register_all()
+    run(arguments.workdir, arguments.examples)
+
+
+def mixture(arguments: argparse.Namespace) -> None:
+    """Shows what a task or mixture holds; without a name, which there are."""
+    from t5flan import config
+    from t5flan.data.config import DataConfig
+
+    named = [f'DataConfig.mixture={arguments.name}'] if arguments.name else []
+    settings = config.parse(arguments.gin_file, [*arguments.gin, *named])
+    shown = {'mixture': '-', 'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}, 'vocabulary': 'bytes'}
+    is_list = not settings.gives(DataConfig, 'mixture')
+    settings.offer(DataConfig, shown, 't5flan mixture')
+    data = settings.read(DataConfig, 'mixture')
+
+    import_tensorflow()
+    from t5flan.data.describe import main as describe
+    from t5flan.tasks import register_all
+
+    register_all(data)
+    if is_list:
+        _list_mixtures(arguments.json)
+    else:
+        describe(data, arguments.json, arguments.sample, arguments.examples)
+
+
+def _list_mixtures(json_path: str | None) -> None:
+    import json
+
+    import seqio
+
+    names = {'mixtures': sorted(seqio.MixtureRegistry.names()), 'tasks': sorted(seqio.TaskRegistry.names())}
+    for kind, found in names.items():
+        print(f'{kind}:', *found, sep='\n  ')
+    if json_path:
+        Path(json_path).write_text(json.dumps(names, indent=1) + '\n', encoding='utf-8')
+
+
+def vocabulary(arguments: argparse.Namespace) -> None:
+    """Trains a SentencePiece vocabulary."""
+    from t5flan.data.vocabulary_training import train_vocabulary
+
+    trained = train_vocabulary(arguments.input, arguments.size, arguments.output, arguments.extra_ids,
+                               arguments.mode_tokens, arguments.fields)
+    print(f'{arguments.output}: {trained.vocab_size:,} ids; set --gin.VOCABULARY={arguments.output} and '
+          f'--gin.ModelConfig.vocab_size={-(-trained.vocab_size // 128) * 128} or more')
+
+
 COMMANDS: dict[str, Command] = {command.name: command for command in (
+    Command('quickstart', 'on any machine, from nothing: pretrains, instructs, evaluates, generates, reports', quickstart,
+            example='t5flan quickstart',
+            flags=(Flag('--workdir', 'the folder of both runs and the report; an earlier quickstart in it is removed', 'DIR',
+                        default='runs/quickstart'),
+                   Flag('--examples', 'questions asked of each task (32)', 'N', int, 32))),
     Command('train', 'trains a model, or goes on where DIR stopped', train, gin=True,
-            example='t5flan train --workdir=runs/mine --gin_file=runs/finetune --gin.MIXTURE=practice',
+            example='t5flan train --workdir=runs/mine --gin_file=runs/finetune --gin.MIXTURE=practice '
+                    '--gin.INITIALIZE_FROM=runs/pretrain',
             flags=(Flag('--workdir', 'the folder of the run: checkpoints, metrics, settings; local or gs://', 'DIR', required=True),)),
+    Command('mixture', "shows a task's or mixture's rates, counts, lengths and a few examples, before anything is trained", mixture,
+            gin=True, example='t5flan mixture practice',
+            flags=(Flag('name', 'of a task or mixture; without it, all names are listed', 'NAME'),
+                   Flag('--sample', 'examples of each task that lengths are measured on (100)', 'N', int, 100),
+                   Flag('--examples', 'examples shown (3)', 'N', int, 3), JSON)),
+    Command('vocabulary', 'trains a SentencePiece vocabulary with sentinels and mode tokens', vocabulary,
+            example="t5flan vocabulary --input='books/*.txt' --size=32000 --output=books.model",
+            flags=(Flag('--input', '.txt or .jsonl files; may be given several times', 'GLOB', required=True, many=True),
+                   Flag('--size', 'all ids, sentinels and mode tokens among them', 'N', int, required=True),
+                   Flag('--output', 'the vocabulary; its description is written beside it as .json', 'F.model', required=True),
+                   Flag('--extra_ids', 'sentinels (100)', 'N', int, 100),
+                   Flag('--mode_tokens', 'with commas between ([NLU],[NLG],[S2S])', 'A,B', words, ('[NLU]', '[NLG]', '[S2S]')),
+                   Flag('--fields', 'of .jsonl files, with commas between (text,inputs,targets)', 'A,B', words,
+                        ('text', 'inputs', 'targets')))),
 )}
 
 
