@@ -268,6 +268,7 @@ def _draw_bars(section: Bars, figure_class: Any) -> Any:
         axis.bar_label(bars, [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values],
                        padding=2, fontsize=8)
     axis.set_yticks(range(len(section.labels)), section.labels)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.grid(axis='y', visible=False)
     axis.set_xlabel(section.unit)
