@@ -21,7 +21,7 @@ KeysValues = tuple[jax.Array, jax.Array]  # k_BSKH, v_BSKH
 class Mask(NamedTuple):
     """Which keys a query sees: those of its segment, none after it if causal, but those of the prefix always.
 
-    Segment 0 is padding and is never seen.
+    Segment 0 is padding and is never seen. With the keys' segments alone, every query sees all keys but padding.
     """
 
     causal: bool

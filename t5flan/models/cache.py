@@ -43,8 +43,7 @@ class Cache:
         """Everything of the encoder's output but its padding is seen."""
         if self.cross_segment_ids_BS is None:
             return None
-        return Mask(causal=False, q_segment_ids_BT=jnp.ones_like(self.pad_B)[:, None],
-                    kv_segment_ids_BS=self.cross_segment_ids_BS)
+        return Mask(causal=False, kv_segment_ids_BS=self.cross_segment_ids_BS)
 
     def segment_ids_BM(self) -> jax.Array:
         """1, and 0 where a place is padding; places not yet filled are hidden by causality."""

@@ -50,9 +50,7 @@ class DecoderOnly(Model):
         pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)), constant_values=START_TOKEN)
         present_BT = positions_of(tokens_BT) >= pad_B[:, None]
-        segment_ids_BT = present_BT.astype(jnp.int32)
-        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT,
-                    prefix_BS=present_BT if prefix_lm else None)
+        mask = Mask(causal=True, kv_segment_ids_BS=present_BT.astype(jnp.int32), prefix_BS=present_BT if prefix_lm else None)
         x_BTD, present = self.decoder(self.token_embedder(tokens_BT), mask=mask, keep=True,
                                       positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0))
         cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *empty_places(present, max_decode_len))

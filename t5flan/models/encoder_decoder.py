@@ -25,9 +25,9 @@ class EncoderDecoder(Model):
                encoder_positions_BS: jax.Array | None = None, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Tokens -> what the decoder reads [B, S, D]. Without segment ids, token 0 is padding."""
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
-        segment_ids_BS = _source_segments(tokens_BS, encoder_segment_ids_BS)
         positions_BS = positions_of(tokens_BS) if encoder_positions_BS is None else jnp.asarray(encoder_positions_BS)
-        mask = Mask(causal=False, q_segment_ids_BT=segment_ids_BS, kv_segment_ids_BS=segment_ids_BS)
+        mask = Mask(causal=False, q_segment_ids_BT=encoder_segment_ids_BS,
+                    kv_segment_ids_BS=_source_segments(tokens_BS, encoder_segment_ids_BS))
         return self.encoder(self.token_embedder(tokens_BS), mask=mask, positions_BS=positions_BS, dropout_key=dropout_key)
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -41,11 +41,8 @@ class EncoderDecoder(Model):
         source_BS, tokens_BT = jnp.asarray(batch['encoder_input_tokens']), jnp.asarray(batch['decoder_input_tokens'])
         encoded_BSD = self.encode(source_BS, batch.get('encoder_segment_ids'), batch.get('encoder_positions'),
                                   dropout_key=encoder_key)
-        segment_ids_BT, mask = batch.get('decoder_segment_ids'), Mask(causal=True)
-        if segment_ids_BT is None:
-            segment_ids_BT = jnp.ones_like(tokens_BT)  # padding comes last, and is behind every token
-        else:
-            mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT)
+        segment_ids_BT = batch.get('decoder_segment_ids')  # unpacked: None, since padding comes after every token
+        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT)
         cross_mask = Mask(causal=False, q_segment_ids_BT=segment_ids_BT,
                           kv_segment_ids_BS=_source_segments(source_BS, batch.get('encoder_segment_ids')))
         x_BTD, _ = self.decoder(self.token_embedder(tokens_BT), mask=mask, encoded_BSD=encoded_BSD,

@@ -174,8 +174,7 @@ class Decoder(nnx.Module):
         """One token after those in the cache -> its hidden state [B, 1, D], and the cache with it."""
         config = self.config
         shared, per_layer = _split_table(config, self.relpos_bias)
-        mask = Mask(causal=True, q_segment_ids_BT=jnp.ones_like(cache.pad_B)[:, None],
-                    kv_segment_ids_BS=cache.segment_ids_BM())
+        mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
         positions_B1 = cache.positions_B1()
 
         def body(carry: tuple, layer: jax.Array, parameters: tuple) -> tuple[tuple, None]:

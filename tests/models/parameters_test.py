@@ -64,12 +64,16 @@ def test_names_follow_gradients_too():
 
 def test_a_parameter_depends_on_the_seed_and_its_path_alone():
     """Not on the other parameters, nor on how many layers there are."""
-    two, three = small_model('t5_1_1'), small_model('t5_1_1', num_encoder_layers=3, tie_embeddings=True)
-    for name in ('encoder/layers/mlp/wo/kernel', 'encoder/layers/attention/query/kernel'):
-        np.testing.assert_array_equal(named_parameters(two)[name], named_parameters(three)[name][:2])
-    kernels = [x for name, x in named_parameters(two).items() if name.endswith('attention/key/kernel')]
-    layers = np.concatenate([np.asarray(kernel).reshape(2, -1) for kernel in kernels])
-    assert len(np.unique(layers[:, 0])) == len(layers) == 6  # no two layers or modules begin alike
+
+    def make(layers: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        scope = (Scope(jax.random.key(0)) / 'encoder').stacked(layers)
+        return {name: np.asarray((scope / name).parameter('kernel', (4, 3), ('embed', 'mlp'), fan_in(1))[...])
+                for name in names}
+
+    two, three = make(2, ('wi_0', 'wi_1')), make(3, ('wo', 'wi_1'))
+    np.testing.assert_array_equal(two['wi_1'], three['wi_1'][:2])
+    layers = np.concatenate([two['wi_0'], two['wi_1'], three['wo']])
+    assert len(np.unique(layers[:, 0, 0])) == 7  # no two layers or modules begin alike
 
 
 @pytest.mark.parametrize('truncated', [False, True])

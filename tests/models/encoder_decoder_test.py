@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.small_models import random_batch, small_config, small_model
+
+FEATURES = ('encoder_input_tokens', 'decoder_input_tokens')
+
+
+@jax.jit
+def logits_of(model, batch):
+    return model(batch)
+
+
+def test_the_decoder_is_causal_and_reads_all_of_the_input():
+    """By gradient: a hidden state depends on exactly the tokens it may see. Every token is another word."""
+    model = small_model('t5_1_1')
+    batch = {'encoder_input_tokens': np.array([[10, 11, 12, 13, 0]]), 'decoder_input_tokens': np.array([[20, 21, 22, 23]])}
+
+    def at(position: int):
+        return jax.grad(lambda model: model.hidden(batch)[0, position].sum())(model).token_embedder.embedding[...]
+
+    depends_VD = jax.jit(at, static_argnums=0)(1)
+    words = set(np.flatnonzero(np.abs(depends_VD).max(axis=1)))
+    assert words == {10, 11, 12, 13, 20, 21}
+
+
+@pytest.mark.parametrize('family', ['t5_1_1', 'rotary'])
+def test_packed_rows_give_the_logits_of_each_example(family):
+    """Two examples in a row, none sees the other; padding sees and is seen by nothing."""
+    model = small_model(family)
+    random = np.random.default_rng(0)
+    examples = [(random.integers(3, 64, source), random.integers(3, 64, target)) for source, target in [(4, 3), (6, 2), (2, 4)]]
+    packed = {name: np.zeros((2, 12 if name.startswith('encoder') else 8), np.int32) for side in ('encoder', 'decoder')
+              for name in (f'{side}_input_tokens', f'{side}_segment_ids', f'{side}_positions')}
+    for row, segment, starts, example in [(0, 1, (0, 0), 0), (0, 2, (4, 3), 1), (1, 1, (0, 0), 2)]:
+        for side, start, tokens in zip(('encoder', 'decoder'), starts, examples[example], strict=True):
+            place = row, slice(start, start + len(tokens))
+            packed[f'{side}_input_tokens'][place] = tokens
+            packed[f'{side}_segment_ids'][place] = segment
+            packed[f'{side}_positions'][place] = np.arange(len(tokens))
+    alone = {name: np.zeros((3, 12 if name.startswith('encoder') else 8), np.int32) for name in FEATURES}
+    for row, example in enumerate(examples):
+        for name, tokens in zip(FEATURES, example, strict=True):
+            alone[name][row, :len(tokens)] = tokens
+
+    packed_BTV, alone_BTV = logits_of(model, packed), logits_of(model, alone)
+    np.testing.assert_allclose(packed_BTV[0, :3], alone_BTV[0, :3], atol=2e-5)
+    np.testing.assert_allclose(packed_BTV[0, 3:5], alone_BTV[1, :2], atol=2e-5)
+    np.testing.assert_allclose(packed_BTV[1, :4], alone_BTV[2, :4], atol=2e-5)
+
+
+@pytest.mark.parametrize('family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False})])
+def test_decoding_step_by_step_gives_the_logits_of_the_whole(family, fields):
+    model = small_model(family, **fields)
+    batch = {name: random_batch(family, target=6)[name] for name in FEATURES}
+    whole_BTV = logits_of(model, batch)
+    logits_BV, cache = jax.jit(lambda model, x: model.start_cache(x, 5))(model, batch['encoder_input_tokens'])
+    step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens))
+    np.testing.assert_allclose(logits_BV, whole_BTV[:, 0], atol=2e-5)
+    for t in range(1, 6):
+        logits_BV, cache = step(model, cache, batch['decoder_input_tokens'][:, t:t + 1])
+        np.testing.assert_allclose(logits_BV, whole_BTV[:, t], atol=2e-5)
+    assert cache.index == 6 and logits_BV.dtype == jnp.float32
+
+
+def test_a_cache_may_be_reordered_between_steps():
+    model, batch = small_model('t5_1_1'), random_batch('t5_1_1')
+    rows = np.array([2, 0, 0, 1])
+    _, cache = jax.jit(lambda model, x: model.start_cache(x, 2))(model, batch['encoder_input_tokens'])
+    step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens)[0])
+    tokens_B1 = batch['decoder_input_tokens'][:, 1:2]
+    np.testing.assert_allclose(step(model, cache.take(rows), tokens_B1[rows]), step(model, cache, tokens_B1)[rows], atol=2e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near():
+    exact, model, batch = small_model('t5_1_1'), small_model('t5_1_1', dtype='bfloat16'), random_batch('t5_1_1')
+    hidden, logits = jax.jit(lambda model, batch: (model.hidden(batch), model(batch)))(model, batch)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    difference = np.abs(logits - logits_of(exact, batch))
+    assert 0 < difference.mean() < 0.05  # a relative step of bfloat16 is 1/256; logits here are of size 1
+    _, cache = jax.eval_shape(lambda model, x: model.start_cache(x, 2), model, batch['encoder_input_tokens'])
+    assert cache.k_LBMKH.dtype == cache.cross_v_LBSKH.dtype == jnp.bfloat16
+    assert cache.k_LBMKH.shape == (2, 3, 3, 4, 8) and cache.cross_k_LBSKH.shape == (2, 3, 9, 4, 8)
+
+
+def test_dropout_is_on_exactly_with_a_key():
+    batch = random_batch('t5_1_1')
+    model = small_model('t5_1_1', dropout_rate=0.3)
+    hidden = jax.jit(lambda model, key: model.hidden(batch, dropout_key=key))
+    np.testing.assert_array_equal(hidden(model, None), jax.jit(lambda model: model.hidden(batch))(small_model('t5_1_1')))
+    assert np.abs(hidden(model, None) - hidden(model, jax.random.key(0))).mean() > 0.1
+
+
+def test_tied_logits_need_no_kernel():
+    assert hasattr(small_model('t5_1_1').decoder, 'logits_dense')
+    assert not hasattr(small_model('t5_1_0').decoder, 'logits_dense')
+    assert small_config('t5_1_0').tie_embeddings

@@ -1,0 +1,60 @@
+import jax
+import numpy as np
+import pytest
+
+from t5flan.models.layers import fold
+from t5flan.models.stack import run_layers
+from tests.models.small_models import mean_loss, random_batch, small_model
+
+LONG = 13  # a length that is no other size of the model
+
+
+@pytest.mark.parametrize('family, ways', [
+    ('t5_1_1', [(True, 'minimal'), (True, 'full'), (False, 'none'), (False, 'minimal')]),
+    ('umt5', [(False, 'full')]),
+    ('palm', [(False, 'minimal')]),
+])
+def test_scan_unrolled_and_every_remat_give_the_same_loss_and_gradient(family, ways):
+    batch, step = random_batch(family), jax.jit(jax.value_and_grad(mean_loss))
+    loss, gradient = step(small_model(family, dropout_rate=0.1), batch, jax.random.key(3))
+    for scan_layers, remat in ways:
+        model = small_model(family, scan_layers=scan_layers, remat=remat, dropout_rate=0.1)
+        other_loss, other_gradient = step(model, batch, jax.random.key(3))
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+        for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max(), rtol=0)
+
+
+@pytest.mark.parametrize('family', ['t5_1_1', 'umt5'])
+def test_remat_keeps_what_it_says(family):
+    """Counted in the arrays that the backward pass is handed."""
+    batch = random_batch(family, source=LONG, target=LONG)
+
+    def kept(remat: str) -> list[tuple[int, ...]]:
+        model = small_model(family, remat=remat, attention='xla')
+        _, backward = jax.vjp(lambda model: model.hidden(batch).sum(), model)
+        return [x.shape for x in jax.tree.leaves(backward)]
+
+    shapes = {remat: kept(remat) for remat in ('none', 'minimal', 'full')}
+    numbers = {remat: sum(int(np.prod(shape)) for shape in shapes[remat]) for remat in shapes}
+    assert numbers['full'] < numbers['minimal'] < numbers['none']
+    # Neither the relative bias nor attention's probabilities: nothing with two lengths.
+    assert any(shape.count(LONG) == 2 for shape in shapes['none'])
+    assert not any(shape.count(LONG) == 2 for shape in (*shapes['minimal'], *shapes['full']))
+    # 'minimal' keeps the MLP's inner projections of all layers, 'full' does not.
+    assert (2, 3, LONG, 48) in shapes['minimal'] and (2, 3, LONG, 48) not in shapes['full']
+
+
+def test_dropout_differs_by_layer_and_by_key():
+    batch = random_batch('positionless')
+    model = small_model('positionless', dropout_rate=0.5)
+    hidden = jax.jit(lambda model, key: model.hidden(batch, dropout_key=key))
+    first, second = hidden(model, jax.random.key(0)), hidden(model, jax.random.key(1))
+    np.testing.assert_array_equal(first, hidden(model, jax.random.key(0)))
+    assert np.abs(first - second).max() > 0.1
+
+    def body(carry: None, layer: jax.Array, _: None) -> tuple[None, jax.Array]:
+        return carry, jax.random.bernoulli(fold(jax.random.key(0), layer), 0.5, (64,))
+
+    _, drawn = run_layers(model.config, body, None, None, 2)
+    assert (drawn[0] != drawn[1]).any()
