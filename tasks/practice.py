@@ -19,8 +19,15 @@ from pathlib import Path
 from t5flan.evaluation.answers import TRIGGER, extract_answer
 from t5flan.evaluation.metrics import exact_match
 
-from . import practice_arithmetic, practice_languages, practice_lexicon, practice_lists, practice_logic, practice_measures
-from .practice_instance import SPLITS, Instance, Skill, digest, draw_instance
+from t5flan.tasks import (
+    practice_arithmetic,
+    practice_languages,
+    practice_lexicon,
+    practice_lists,
+    practice_logic,
+    practice_measures,
+)
+from t5flan.tasks.practice_instance import SPLITS, Instance, Skill, digest, draw_instance
 
 TEMPLATES = Path(__file__).parent / 'templates' / 'practice.json'
 SIZES = {'train': 20_000, 'validation': 200, 'test_wordings': 200}

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
-from .practice_instance import Instance, Skill
-from .practice_words import NAMES, OBJECTS
+from t5flan.tasks.practice_instance import Instance, Skill
+from t5flan.tasks.practice_words import NAMES, OBJECTS
 
 
 def column_steps(addends: Sequence[int]) -> str:
@@ -124,8 +124,8 @@ SKILLS = (
     Skill('add_three', 'arithmetic', draw_add_three, rationale=True),
     Skill('multiply', 'arithmetic', draw_multiply, rationale=True, space=405),
     Skill('story', 'arithmetic', draw_story, rationale=True, space=624),
-    Skill('two_steps', 'arithmetic', draw_two_steps, rationale=True),
+    Skill('two_step_story', 'arithmetic', draw_two_steps, rationale=True),
     Skill('compare', 'arithmetic', draw_compare),
     Skill('even_odd', 'arithmetic', draw_even_odd, space=1000),
-    Skill('two_losses', 'arithmetic', draw_two_losses, rationale=True, trained=False),
+    Skill('two_losses_story', 'arithmetic', draw_two_losses, rationale=True, trained=False),
 )

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from .practice_instance import Instance, Skill
+from t5flan.tasks.practice_instance import Instance, Skill
 
 _ENGLISH = (
     'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '

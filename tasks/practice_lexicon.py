@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable
 
-from .practice_instance import Instance, Skill
-from .practice_words import CLASS_OF, COLOURS, MADE_UP, SENTIMENTS, THINGS
+from t5flan.tasks.practice_instance import Instance, Skill
+from t5flan.tasks.practice_words import CLASS_OF, COLOURS, MADE_UP, SENTIMENTS, THINGS
 
 
 def draw_classify(rng: random.Random) -> Instance:

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
-from .practice_instance import Instance, Skill, pick
-from .practice_words import LETTERS, SHORT_WORDS, WORDS
+from t5flan.tasks.practice_instance import Instance, Skill, pick
+from t5flan.tasks.practice_words import LETTERS, SHORT_WORDS, WORDS
 
 NUMBERS = tuple(map(str, range(10, 100)))
 PLACES = ('first', 'second', 'third', 'fourth')
@@ -108,7 +108,7 @@ SKILLS = (
     Skill('remove_letter', 'letters', draw_remove_letter),
     Skill('replace_letter', 'letters', draw_replace_letter),
     Skill('capital', 'letters', _draw_list(LETTERS, 3, 5, _capital)),
-    Skill('spell', 'letters', draw_spell),
+    Skill('spell', 'letters', draw_spell, space=len(SHORT_WORDS) * (len(SHORT_WORDS) - 1)),
     Skill('sort_words_down', 'lists',
           _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items, reverse=True)), ordered=False), trained=False),
     Skill('reverse_numbers', 'lists', _draw_list(NUMBERS, 2, 4, _reverse), trained=False),

@@ -2,8 +2,8 @@
 
 import random
 
-from .practice_instance import Instance, Skill
-from .practice_words import ANIMALS, COLOURS, NAMES, VEHICLES
+from t5flan.tasks.practice_instance import Instance, Skill
+from t5flan.tasks.practice_words import ANIMALS, COLOURS, NAMES, VEHICLES
 
 VERBS = ('sing', 'run', 'read', 'cook', 'jump', 'paint')
 

@@ -2,8 +2,8 @@
 
 import random
 
-from .practice_instance import Instance, Skill
-from .practice_words import DAYS, MONTHS, NAMES
+from t5flan.tasks.practice_instance import Instance, Skill
+from t5flan.tasks.practice_words import DAYS, MONTHS, NAMES
 
 UNITS = (
     ('kilograms', 'grams', 1000), ('kilometres', 'metres', 1000), ('litres', 'millilitres', 1000),

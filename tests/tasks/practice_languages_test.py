@@ -1,0 +1,59 @@
+"""Number words against num2words' lists, kept in number_words.json."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from t5flan.tasks import practice
+from t5flan.tasks.practice_languages import LANGUAGES, SEEN_PAIRS, UNSEEN_PAIRS
+
+GOLD = {
+    language: words.split(' / ')
+    for language, words in json.loads((Path(__file__).parent / 'number_words.json').read_text(encoding='utf-8')).items()
+    if language != 'source'
+}
+
+
+def rows(name: str):
+    for split in ('train', 'validation', 'test_wordings'):
+        for i in range(300):
+            yield practice.make_example(f'practice_{name}', split, i)
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_number_words(language):
+    assert len(GOLD[language]) == len(set(GOLD[language])) == 100
+    assert [LANGUAGES[language](number) for number in range(100)] == GOLD[language]
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_writing_and_reading(language):
+    for example in rows(f'number_{language.lower()}'):
+        if example['answer'].isdigit():
+            assert GOLD[language][int(example['answer'])] in example['inputs'] and not re.search(r'\d', example['inputs'])
+        else:
+            assert example['answer'] == GOLD[language][int(re.search(r'\d+', example['inputs'])[0])]
+            assert language in example['inputs']
+
+
+@pytest.mark.parametrize('name, pairs', [('number_translate', SEEN_PAIRS), ('number_translate_pairs', UNSEEN_PAIRS)])
+def test_translation(name, pairs):
+    found = set()
+    for example in rows(name):
+        source, target, number = example['instance'].split()
+        found.add((source, target))
+        assert GOLD[source][int(number)] in example['inputs'] and example['answer'] == GOLD[target][int(number)]
+        assert re.search(f'{source}.*{target}', example['inputs'])
+    assert found == set(pairs)
+
+
+def test_parts_and_pairs_are_covered_by_training():
+    """What is held out can be composed: 0 to 20 and the tens are trained on, each language is source and target."""
+    for language in LANGUAGES:
+        keys = {practice.make_example(f'practice_number_{language.lower()}', 'train', i)['instance'] for i in range(4000)}
+        parts = [*range(21), *range(30, 100, 10)]
+        assert {f'{way} {number}' for way in ('write', 'read') for number in parts} <= keys
+        assert {source for source, _ in SEEN_PAIRS} == {target for _, target in SEEN_PAIRS} == set(LANGUAGES)
+    assert not set(SEEN_PAIRS) & set(UNSEEN_PAIRS)
