@@ -1,0 +1,168 @@
+"""A step is the same step by microbatches, on any mesh, after any restart; frozen parameters stay bit for bit."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from t5flan import sharding as sharding_lib
+from t5flan.errors import UserError
+from t5flan.models.build import abstract_model, build_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import logical_axes, named_parameters
+from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig
+from t5flan.training.optimizer import make_optimizer, state_axes
+from t5flan.training.state import TrainState, create_state
+from t5flan.training.step import loss_weights, make_eval_step, make_train_step
+from tests.training.examples import DECODER, ENCODER_DECODER, jit, make_batch, make_model
+
+MODELS = {'encoder_decoder': ENCODER_DECODER, 'decoder': DECODER}
+ADAFACTOR = OptimizerConfig(learning_rate=0.03, min_dim_to_factor=16)
+
+
+@functools.cache
+def made(config: ModelConfig, settings: OptimizerConfig, loss: LossConfig = LossConfig(), seed: int = 0):
+    """(a fresh state, the jitted step) on one device."""
+    optimizer = make_optimizer(settings, logical_axes(make_model(config)), 100)
+    return create_state(make_model(config), optimizer), jit(make_train_step(settings, loss, optimizer, seed))
+
+
+def assert_trees_close(given, expected, rtol, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, expected)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_the_loss_falls_and_the_metrics_agree_with_the_evaluation_step(name):
+    config = MODELS[name]
+    state, step = made(config, ADAFACTOR)
+    batch = make_batch(config)
+    sums = jit(make_eval_step(LossConfig()))(state.model, batch)
+    losses = []
+    for _ in range(6):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics['loss']))
+        assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    assert losses[-1] < 0.8 * losses[0]
+    np.testing.assert_allclose(losses[0], sums['loss'] / sums['tokens'], rtol=1e-5)
+    assert sums['tokens'] == batch['decoder_loss_weights'].sum() and int(state.step) == 6
+    np.testing.assert_allclose(metrics['learning_rate'], 0.03)
+
+
+@pytest.mark.parametrize('parts, normalize', [(2, True), (8, False)])
+def test_microbatches_are_the_whole_batch(parts, normalize):
+    """Whatever the weights of each: the mean is over the batch, not a mean of means."""
+    settings = OptimizerConfig(name='adamw', learning_rate=0.01, clip_by_global_norm=0.5, epsilon=1e-3)
+    loss, batch = LossConfig(normalize=normalize), make_batch(ENCODER_DECODER)
+    batch['decoder_loss_weights'][::2] *= 0.1
+    state, whole = made(ENCODER_DECODER, settings, loss)
+    _, by_parts = made(ENCODER_DECODER, dataclasses.replace(settings, microbatches=parts), loss)
+    expected, metrics = whole(state, batch)
+    given, given_metrics = by_parts(state, batch)
+    assert_trees_close(given_metrics, metrics, 1e-5, 1e-6)
+    assert_trees_close(given.model, expected.model, 1e-5, 1e-6)
+
+
+def test_microbatches_that_do_not_divide_are_refused():
+    state, step = made(ENCODER_DECODER, OptimizerConfig(microbatches=3))
+    with pytest.raises(UserError, match='OptimizerConfig.microbatches=3 does not divide the batch of 8 rows'):
+        jax.eval_shape(step, state, make_batch(ENCODER_DECODER))
+
+
+def test_dropout_is_folded_from_seed_and_step_and_microbatch():
+    config = dataclasses.replace(ENCODER_DECODER, dropout_rate=0.3)
+    settings = OptimizerConfig(learning_rate=0.0, microbatches=2)  # the parameters do not move
+    alone = {name: x[:4] for name, x in make_batch(ENCODER_DECODER).items()}
+    twice = {name: np.repeat(x, 2, axis=0) for name, x in alone.items()}  # both microbatches are the same rows
+    state, step = made(config, settings)
+    after, first = step(state, twice)
+    assert step(state, twice)[1]['loss'] == first['loss']
+    assert step(after, twice)[1]['loss'] != first['loss']
+    program = lambda seed: made(config, settings, seed=seed)[1].lower(state, twice).as_text()
+    assert program(0) != program(1)
+    single = made(config, dataclasses.replace(settings, microbatches=1))[1](state, alone)[1]
+    assert single['loss'] != first['loss']  # which they would not be, had both microbatches drawn alike
+
+
+def test_frozen_parameters_stay_bit_for_bit_and_cost_nothing():
+    settings = dataclasses.replace(ADAFACTOR, weight_decay=0.1, freeze=('encoder/.*', 'token_embedder/.*'))
+    batch = make_batch(ENCODER_DECODER)
+    before, step = made(ENCODER_DECODER, settings)
+    state = before
+    for _ in range(2):
+        state, _ = step(state, batch)
+    new = named_parameters(state.model)
+    for path, old in named_parameters(before.model).items():
+        frozen = path.startswith(('encoder/', 'token_embedder/'))
+        assert np.array_equal(old, new[path]) == frozen, path
+    flops = lambda state, step: step.lower(state, batch).cost_analysis()['flops']
+    assert flops(before, step) < 0.8 * flops(*made(ENCODER_DECODER, ADAFACTOR))
+
+
+def test_a_batch_of_padding_changes_nothing_into_nan():
+    state, step = made(ENCODER_DECODER, ADAFACTOR)
+    state, metrics = step(state, jax.tree.map(np.zeros_like, make_batch(ENCODER_DECODER)))
+    assert metrics['loss'] == 0 and metrics['tokens'] == 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+def test_targets_without_weights_count_unless_they_are_padding():
+    batch = {'decoder_target_tokens': np.array([[5, 1, 0], [7, 8, 9]])}
+    np.testing.assert_array_equal(loss_weights(batch), [[1, 1, 0], [1, 1, 1]])
+    given = loss_weights(batch | {'decoder_loss_weights': np.array([[0, 1, 0], [2, 0, 0]])})
+    np.testing.assert_array_equal(given, [[0, 1, 0], [2, 0, 0]])
+    assert given.dtype == jnp.float32
+
+
+def test_the_state_has_its_shapes_without_values():
+    optimizer = make_optimizer(ADAFACTOR, logical_axes(abstract_model(ENCODER_DECODER)), 100)
+    abstract = jax.eval_shape(lambda model: create_state(model, optimizer), abstract_model(ENCODER_DECODER))
+    step = make_train_step(ADAFACTOR, LossConfig(), optimizer, 0)
+    state, _ = jax.eval_shape(step, abstract, make_batch(ENCODER_DECODER))
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    shapes = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+    assert shapes(state) == shapes(abstract) == shapes(made(ENCODER_DECODER, ADAFACTOR)[0])
+    assert state.step.shape == () and state.step.dtype == jnp.int32
+
+
+def test_without_flax_graph_mode():
+    """The coming default of flax, under which modules are trees and nothing more, gives the same program."""
+    def program():
+        optimizer = make_optimizer(ADAFACTOR, logical_axes(abstract_model(ENCODER_DECODER)), 100)
+        state = jax.eval_shape(lambda: create_state(build_model(ENCODER_DECODER, jax.random.key(1)), optimizer))
+        step = make_train_step(ADAFACTOR, LossConfig(), optimizer, 0)
+        return jax.jit(step).lower(state, make_batch(ENCODER_DECODER)).as_text()
+
+    expected = program()
+    with nnx.set_graph_mode(False):
+        assert program() == expected
+
+
+@pytest.mark.parametrize('mesh', [
+    MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, tensor=4), MeshConfig(data=2, fsdp=2, tensor=2),
+], ids=['data', 'fsdp', 'tensor', 'mixed'])
+def test_eight_devices_give_the_numbers_of_one(mesh):
+    settings = dataclasses.replace(ADAFACTOR, clip_by_global_norm=1.0)
+    batches = [make_batch(ENCODER_DECODER, seed, rows=16) for seed in range(3)]
+    state, step = made(ENCODER_DECODER, settings)
+    expected = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        expected.append(metrics)
+
+    settings = dataclasses.replace(settings, microbatches=2)
+    with sharding_lib.use(sharding_lib.create_sharding(mesh)) as sharding:
+        axes = logical_axes(make_model(ENCODER_DECODER))
+        optimizer = make_optimizer(settings, axes, 100)
+        fresh = create_state(make_model(ENCODER_DECODER), optimizer)
+        places = TrainState(sharding.replicated(), sharding_lib.tree_shardings(sharding, fresh.model, axes),
+                            sharding_lib.tree_shardings(sharding, fresh.opt_state, state_axes(fresh.opt_state, axes)))
+        sharded = jax.device_put(fresh, places)
+        step = jit(make_train_step(settings, LossConfig(), optimizer, 0), out_shardings=(places, None))
+        for batch, metrics in zip(batches, expected, strict=True):
+            sharded, given = step(sharded, sharding_lib.put_batch(sharding, batch, 16))
+            assert_trees_close(given, metrics, 2e-5, 1e-6)
+    assert_trees_close(sharded.model, state.model, 1e-4, 1e-5)
