@@ -131,7 +131,10 @@ class Settings:
             if bound is not None:
                 unset = self._unset_macro(bound.value)
                 if unset is None:
-                    values[field.name] = self._typed(setting, bound, annotation, command)
+                    try:
+                        values[field.name] = self._typed(setting, bound, annotation, command)
+                    except _Missing as error:  # of a @reference() inside
+                        missing.extend(error.missing)
                     continue
                 if unset not in _REQUIRED:
                     flag, why = f'--gin.{unset}={annotations.placeholder(annotation)}', self._why_unset(unset, bound)
