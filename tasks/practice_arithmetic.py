@@ -124,8 +124,8 @@ SKILLS = (
     Skill('add_three', 'arithmetic', draw_add_three, rationale=True),
     Skill('multiply', 'arithmetic', draw_multiply, rationale=True, space=405),
     Skill('story', 'arithmetic', draw_story, rationale=True, space=624),
-    Skill('two_step_story', 'arithmetic', draw_two_steps, rationale=True),
+    Skill('two_steps', 'arithmetic', draw_two_steps, rationale=True),
     Skill('compare', 'arithmetic', draw_compare),
     Skill('even_odd', 'arithmetic', draw_even_odd, space=1000),
-    Skill('two_losses_story', 'arithmetic', draw_two_losses, rationale=True, trained=False),
+    Skill('two_losses', 'arithmetic', draw_two_losses, rationale=True, trained=False),
 )

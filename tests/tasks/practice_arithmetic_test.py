@@ -80,14 +80,14 @@ def story_value(text: str) -> int:
     return start + sum(sign * change for sign, change in zip(signs, changes, strict=True))
 
 
-@pytest.mark.parametrize('task', ['story', 'two_step_story', 'two_losses_story'])
+@pytest.mark.parametrize('task', ['story', 'two_steps', 'two_losses'])
 def test_stories(task):
     for example in rows(task):
         assert story_value(example['inputs']) == int(example['answer']), example
 
 
 def test_two_losses_are_never_trained_on():
-    assert not any(len(re.findall('loses', example['inputs'])) == 2 for example in rows('two_step_story'))
+    assert not any(len(re.findall('loses', example['inputs'])) == 2 for example in rows('two_steps'))
 
 
 def test_compare_and_parity():
