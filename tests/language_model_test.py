@@ -1,0 +1,126 @@
+"""A folder becomes an object that generates, scores and gives logits; what does not fit is named."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import t5flan
+from t5flan.data.features import make_batch
+from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.errors import UserError
+from t5flan.language_model import LanguageModel, load
+from t5flan.training.config import MeshConfig
+from tests.saved_model import LENGTHS, byte_model, save_folder
+
+TEXTS = ['ab', 'a longer one', '']
+FORMATS = {'encoder_decoder': 't5_1_1', 'prefix_lm': 'gemma', 'causal_lm': 'relative'}
+
+
+@pytest.fixture(scope='module')
+def made():
+    return {format: LanguageModel(byte_model(family), ByteVocabulary(), format, LENGTHS)
+            for format, family in FORMATS.items()}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp('run') / 'mine', byte_model())
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_score_is_the_sum_over_the_targets(made, format):
+    model, vocabulary = made[format], ByteVocabulary()
+    targets = ['xyz', 'q', 'é']
+    scores = model.score(TEXTS, targets)
+    examples = [{name: np.array(vocabulary.encode(text) + [1], np.int32) for name, text in
+                 (('inputs', one), ('targets', other))} for one, other in zip(TEXTS, targets)]
+    batch = make_batch(format, LENGTHS, [[example] for example in examples], packed=True)
+    log_probs_BTV = np.asarray(jax.nn.log_softmax(model.logits(batch)))
+    picked_BT = np.take_along_axis(log_probs_BTV, batch['decoder_target_tokens'][..., None], -1)[..., 0]
+    np.testing.assert_allclose(scores, (picked_BT * batch['decoder_loss_weights']).sum(-1), rtol=1e-4)
+    assert [model.score([a], [b])[0] for a, b in zip(TEXTS, targets)] == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_the_log_probabilities_of_what_is_generated_are_its_score(made, format):
+    model = made[format]
+    inputs = [model.input_ids(text) for text in TEXTS]
+    generations = [samples[0] for samples in model.generate_ids(inputs, 5)]
+    scores = model.score_ids(inputs, [one.tokens.tolist() for one in generations])
+    np.testing.assert_allclose([one.log_probs.sum() for one in generations], scores, rtol=1e-4)
+
+
+def test_generation_by_text(made):
+    model = made['encoder_decoder']
+    written = model.generate(TEXTS, temperature=1.0, seed=3)
+    assert len(written) == 3 and all(isinstance(text, str) for text in written)
+    assert model.generate(TEXTS[::-1], temperature=1.0, seed=3, rows=[2, 1, 0]) == written[::-1]
+    samples = model.samples(TEXTS, 2, temperature=1.0, seed=3)
+    assert [first for first, _ in samples] == written and samples[0][0] != samples[0][1]
+    longest = max(len(one[0].tokens) for one in model.generate_ids([model.input_ids('a')], seed=1))
+    assert longest <= LENGTHS['targets'] == model.max_new_tokens
+
+
+def test_inputs_end_as_in_training(made):
+    assert made['encoder_decoder'].input_ids('a<extra_id_0>') == [100, 258, 1]
+    plain = LanguageModel(byte_model('relative'), ByteVocabulary(), 'causal_lm', {'targets': 8})
+    assert plain.input_ids('a') == [100]
+
+
+def test_load_gives_the_saved_model(folder, made):
+    model = t5flan.load(folder)
+    assert (model.step, model.format, dict(model.feature_lengths)) == (8, 'encoder_decoder', LENGTHS)
+    assert load(folder, step=4).step == 4 and load(folder / 'checkpoints' / '4').step == 4
+    assert model.generate(TEXTS) == made['encoder_decoder'].generate(TEXTS)
+    meshed = load(folder, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    assert meshed.score(['a', 'bc'], ['b', 'c']) == pytest.approx(model.score(['a', 'bc'], ['b', 'c']), rel=1e-5)
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda f: shutil.rmtree(f), 'does not exist'),
+    (lambda f: (f / 't5flan.json').unlink(), 'no t5flan.json'),
+    (lambda f: (f / 't5flan.json').write_text('{'), 'not the description'),
+    (lambda f: shutil.rmtree(f / 'checkpoints'), 'no whole checkpoint'),
+    (lambda f: ByteVocabulary(10).save(f / 'vocabulary'), 'is not the vocabulary'),
+    (lambda f: shutil.rmtree(f / 'vocabulary'), 'vocabulary'),
+])
+def test_a_folder_that_is_none_is_named(folder, tmp_path, spoil, words):
+    copy = shutil.copytree(folder, tmp_path / 'copy')
+    spoil(copy)
+    with pytest.raises(UserError, match=words) as error:
+        load(copy)
+    assert str(copy) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_absent_step_names_those_there(folder):
+    with pytest.raises(UserError, match=r'no step 5; .*4.*8'):
+        load(folder, step=5)
+
+
+def test_what_does_not_fit_is_refused(made):
+    with pytest.raises(UserError, match='259 ids, ModelConfig.vocab_size=200'):
+        LanguageModel(byte_model(vocab_size=200), ByteVocabulary(), 'encoder_decoder')
+    with pytest.raises(UserError, match="expected prefix_lm or causal_lm"):
+        LanguageModel(byte_model('palm'), ByteVocabulary(), 'encoder_decoder')
+    model = made['encoder_decoder']
+    with pytest.raises(UserError, match='a list'):
+        model.generate('a bare string')
+    with pytest.raises(UserError, match='1 inputs and 2 targets'):
+        model.score(['a'], ['b', 'c'])
+    with pytest.raises(UserError, match="'encoder_input_tokens'"):
+        model.logits({'decoder_input_tokens': np.zeros((1, 2), np.int32)})
+    with pytest.raises(UserError, match='temperature'):
+        model.generate(['a'], temperature=-1.0)
+
+
+def test_loading_needs_no_tensorflow(folder):
+    code = ('import sys, t5flan; t5flan.load(sys.argv[1]); '
+            'print([name for name in ("tensorflow", "seqio", "gin", "matplotlib") if name in sys.modules])')
+    done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.replace("'", '"')) == []
