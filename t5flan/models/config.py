@@ -43,6 +43,7 @@ class ModelConfig:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     relative_bias_per_layer: bool = False  # True: a table for each layer (UMT5); False: one for the stack (T5)
+    relative_bias_init: float = 1.0  # variance scale of the first table; larger, a small model finds positions sooner
     rope_base: float = 10000.0
 
     # Block.
@@ -79,7 +80,7 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         for name in ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_decoder_layers'):
             _require(getattr(self, name) > 0, name, getattr(self, name), 'a number above 0')
-        for name in ('norm_epsilon', 'rope_base', 'attention_soft_cap', 'logits_soft_cap'):
+        for name in ('norm_epsilon', 'rope_base', 'relative_bias_init', 'attention_soft_cap', 'logits_soft_cap'):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, 'a number above 0')
         _require(0 <= self.dropout_rate < 1, 'dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
