@@ -6,13 +6,15 @@
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, R buckets.
 """
 
+import dataclasses
 import functools
 import logging
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from t5flan import sharding
 from t5flan.errors import UserError
@@ -23,8 +25,10 @@ __all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
 
 IMPLEMENTATIONS = ('auto', 'xla', 'chunked')
 
-# Logits of one tile, as measured on a CPU: larger ones leave the cache, smaller ones are all overhead.
-_TILE_LOGITS = 1_600_000
+# Logits of one tile, as measured on a CPU: larger ones leave the cache. But no fewer rows than that for long keys: with
+# every tile the gradients of all keys are read and written once more.
+_TILE_LOGITS = 500_000
+_TILE_ROWS = 256
 # From this many logits per head on tiles are used: on a CPU where they were measured to be faster, elsewhere (where
 # whole arrays run better) where whole ones would take much memory.
 _LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024}
@@ -80,15 +84,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
     chosen, reason = choose(implementation, queries, keys, _platform())
     _say_once(_platform(), chosen, reason)
-    # A block that is no longer than the queries needs no tiles, but more queries than there are (padding) would.
-    block = _block(queries, keys, q_BTNH.shape[2]) if chosen == 'chunked' else queries
-    form = Form(block, causal, scale, soft_cap, dropout_rate, precision)
-    padding = -queries % block
-    bias_NW = None if bias is None else bias_vector(bias_table, bias, queries + padding, keys, q_offset)
-    operands = Operands(q_BTNH, k_BSKH, v_BSKH, bias_NW, keep_BNS, *visible, q_offset)
-    if chosen == 'xla':
-        return _plain(form, operands)
-    return _chunked(form, _pad_queries(operands, padding))[:, :queries]
+    form = Form(queries, k_BSKH.shape[2], causal, scale, soft_cap, dropout_rate, precision)
+    operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, keep_BNS, *visible, q_offset)
+    return (_plain if chosen == 'xla' else _chunked)(form, operands, bias_table, bias)
 
 
 def choose(implementation: str, queries: int, keys: int, platform: str) -> tuple[str, str]:
@@ -114,13 +112,17 @@ def _platform() -> str:
     return current.mesh.devices.flat[0].platform if current else jax.default_backend()
 
 
-def _block(queries: int, keys: int, heads: int) -> int:
-    """Queries of a tile: all where they fit, else an even share rounded up to a multiple of 8."""
-    most = max(8, _TILE_LOGITS // (keys * heads))
+def _tile(queries: int, keys: int, heads: int, kv_heads: int) -> tuple[int, int]:
+    """Queries and key-value heads of a tile; of the queries an even share, a multiple of 8 where it is not all."""
+    share = heads // kv_heads
+    if share * queries * keys <= _TILE_LOGITS:
+        fit = max(1, _TILE_LOGITS // (share * queries * keys))
+        return queries, max(n for n in range(1, min(fit, kv_heads) + 1) if kv_heads % n == 0)
+    most = max(_TILE_LOGITS // (share * keys), _TILE_ROWS // share, 8)
     if queries <= most:
-        return queries
+        return queries, 1
     blocks = -(-queries // most)
-    return -(-queries // blocks // 8) * 8
+    return -(-queries // blocks // 8) * 8, 1
 
 
 def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: jax.Array | None,
@@ -141,9 +143,9 @@ def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: j
     return _Visible(None, None, prefix_BS, seen_BS)
 
 
-def _plain(form: Form, operands: Operands) -> jax.Array:
+def _plain(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
     """The reference: whole arrays of logits [B, K, G, T, S]."""
-    q_BTNH, k_BSKH, v_BSKH, bias_NW, keep_BNS, *visible, q_offset = operands
+    q_BTNH, k_BSKH, v_BSKH, _, keep_BNS, *visible, q_offset = operands
     batch, queries, heads, size = q_BTNH.shape
     keys, kv_heads = k_BSKH.shape[1:3]
     q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, size)
@@ -151,7 +153,8 @@ def _plain(form: Form, operands: Operands) -> jax.Array:
                               preferred_element_type=jnp.float32) * form.scale
     if form.soft_cap is not None:
         logits_BKGTS = form.soft_cap * jnp.tanh(logits_BKGTS / form.soft_cap)
-    if bias_NW is not None:
+    if bias is not None:
+        bias_NW = bias_vector(bias_table, bias, queries, keys, q_offset)
         logits_BKGTS += toeplitz(bias_NW, queries, keys).reshape(1, kv_heads, -1, queries, keys)
     allowed_BTS = _allowed(form, _Visible(*visible), queries, keys, q_offset)
     if allowed_BTS is not None:
@@ -182,6 +185,28 @@ def _allowed(form: Form, visible: _Visible, queries: int, keys: int, q_offset: j
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
+def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
+    """Tiles on each device for its own rows and heads: a loop over a split axis would gather it on every device."""
+    batch, queries, heads, _ = operands.q_BTNH.shape
+    keys, kv_heads = operands.k_BSKH.shape[1:3]
+    current = sharding.current()
+    parts = current.size('act_heads') if current else 1
+    if heads % parts or (kv_heads % parts and parts % kv_heads):
+        parts = 1
+    block, tile_kv_heads = _tile(queries, keys, heads // parts, max(1, kv_heads // parts))
+    form = dataclasses.replace(form, block=block, kv_heads=tile_kv_heads)
+    padding = -queries % block
+    operands = _pad_queries(operands, padding)
+    if bias is not None:
+        vector_NW = bias_vector(bias_table, bias, queries + padding, keys, operands.q_offset)
+        operands = operands._replace(bias_NW=vector_NW)
+    if current is None:
+        return chunked_attention(form, operands)[:, :queries]
+    rows = current.spec(('batch',), (batch,))[0]
+    head_axes = current.axis('act_heads') if parts > 1 else None
+    return _sharded(form, operands, current.mesh, rows, head_axes, None if kv_heads % parts else head_axes)[:, :queries]
+
+
 def _pad_queries(operands: Operands, padding: int) -> Operands:
     """Adds queries that nobody reads, so that blocks divide."""
     if not padding:
@@ -193,18 +218,10 @@ def _pad_queries(operands: Operands, padding: int) -> Operands:
     return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
 
 
-def _chunked(form: Form, operands: Operands) -> jax.Array:
-    """Tiles on each device for its own rows and heads: a loop over a split axis would gather it on every device."""
-    current = sharding.current()
-    if current is None:
-        return chunked_attention(form, operands)
-    batch, _, heads, _ = operands.q_BTNH.shape
+def _sharded(form: Form, operands: Operands, mesh: Mesh, rows: Any, head_axes: tuple[str, ...] | None,
+             kv_axes: tuple[str, ...] | None) -> jax.Array:
+    """`chunked_attention` with rows and heads split over mesh axes (None: whole on every device)."""
     kv_heads = operands.k_BSKH.shape[2]
-    rows = current.spec(('batch',), (batch,))[0]
-    parts = current.size('act_heads')
-    split_heads = heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
-    head_axes = current.axis('act_heads') if split_heads else None
-    kv_axes = head_axes if kv_heads % parts == 0 else None
     by_row = PartitionSpec(rows, None)
     specs = Operands(PartitionSpec(rows, None, head_axes, None), PartitionSpec(rows, None, kv_axes, None),
                      PartitionSpec(rows, None, kv_axes, None), PartitionSpec(head_axes, None),
@@ -213,12 +230,12 @@ def _chunked(form: Form, operands: Operands) -> jax.Array:
 
     def local(operands: Operands) -> jax.Array:
         if head_axes and not kv_axes:  # fewer key-value heads than parts: these heads all read the same one
-            head = jax.lax.axis_index(head_axes) * kv_heads // parts
+            head = jax.lax.axis_index(head_axes) * kv_heads // math.prod(mesh.shape[axis] for axis in head_axes)
             one = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2)
             operands = operands._replace(k_BSKH=one(operands.k_BSKH), v_BSKH=one(operands.v_BSKH))
         return chunked_attention(form, operands)
 
-    return jax.shard_map(local, mesh=current.mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
 
 
 def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:

@@ -31,6 +31,7 @@ class Form:
     """What is fixed when the program is traced."""
 
     block: int  # C
+    kv_heads: int  # of a tile, K; divides all kv heads
     causal: bool
     scale: float
     soft_cap: float | None
@@ -53,9 +54,21 @@ class Operands(NamedTuple):
     q_offset: jax.Array  # int32 scalar
 
 
-class _Row(NamedTuple):
-    """What one batch row (or, with an axis B in front, all of them) brings to a tile, besides queries, keys, values."""
+class _Group(NamedTuple):
+    """The kv heads that a tile holds, their axis in front; in the backward pass with what the queries got."""
 
+    queries: Any  # q_IBKMH, then in the backward pass dy_IBKMH, log_sum_IBKM, inner_IBKM
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    bias_NW: jax.Array | None
+    keep_BKGS: jax.Array | None
+
+
+class _Row(NamedTuple):
+    """What one batch row (or, with an axis B in front, all of them) brings to a tile, besides the queries."""
+
+    k_KSH: jax.Array
+    v_KSH: jax.Array
     keep_KGS: jax.Array | None
     q_segment_ids_C: jax.Array | None
     kv_segment_ids_S: jax.Array | None
@@ -70,94 +83,96 @@ def chunked_attention(form: Form, operands: Operands) -> jax.Array:
 
 
 def _forward(form: Form, operands: Operands) -> tuple[jax.Array, Any]:
-    kv_heads = operands.k_BSKH.shape[2]
-    q_IBKMH = _split_queries(operands.q_BTNH, form.block, kv_heads)
-    operands = operands._replace(k_BSKH=operands.k_BSKH.swapaxes(1, 2), v_BSKH=operands.v_BSKH.swapaxes(1, 2))
-    rows = _rows(operands)
+    groups = _groups(form, operands)
+    q_segment_ids_IBC = _split_ids(form, operands)
 
-    def block(i: Any, q_BKMH: jax.Array, q_segment_ids_BC: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        tile = _shared_tile(form, operands, operands.bias_NW, i, transposed=False)
+    def block(group: _Group, i: Any, q_BKMH: jax.Array, q_segment_ids_BC: jax.Array | None) -> Any:
+        tile = _shared_tile(form, operands, group, group.bias_NW, i, transposed=False)
 
-        def row(inputs: Any) -> tuple[jax.Array, jax.Array]:
-            q_KMH, k_KSH, v_KSH, row = inputs
-            logits, _ = _logits(form, _dot(form, q_KMH, k_KSH, 2, 2), i, tile, row, operands.q_offset, transposed=False)
+        def row(inputs: tuple[jax.Array, _Row]) -> tuple[jax.Array, jax.Array]:
+            q_KMH, row = inputs
+            logits, _ = _logits(form, _dot(form, q_KMH, row.k_KSH, 2, 2), i, tile, row, operands.q_offset, False)
             # No less than a tenth of MASKED, so that the exponential of a masked logit is zero in every row.
             top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0.1 * MASKED)
             weights = jnp.exp(logits - top)
             sum_KM1 = jnp.sum(weights, axis=-1).reshape(*q_KMH.shape[:2], 1)
             sum_KM1 = jnp.where(sum_KM1 > 0.0, sum_KM1, 1.0)
             weights_KMS = _drop(form, weights, row.keep_KGS, transposed=False).reshape(*q_KMH.shape[:2], -1)
-            y_KMH = _dot(form, weights_KMS.astype(v_KSH.dtype), v_KSH, 2, 1) / sum_KM1
+            y_KMH = _dot(form, weights_KMS.astype(row.v_KSH.dtype), row.v_KSH, 2, 1) / sum_KM1
             return y_KMH.astype(q_KMH.dtype), (top.reshape(sum_KM1.shape) + jnp.log(sum_KM1))[..., 0]
 
-        rows_of_block = rows._replace(q_segment_ids_C=q_segment_ids_BC)
-        return lax.map(row, (q_BKMH, operands.k_BSKH, operands.v_BSKH, rows_of_block))
+        return lax.map(row, (q_BKMH, _rows(operands, group, q_segment_ids_BC)))
 
-    _, (y_IBKMH, log_sum_IBKM) = _scan_blocks(
-        lambda _, i, *inputs: (None, block(i, *inputs)), None, (q_IBKMH, _split_ids(operands, form.block)))
-    y_BTNH = _join_queries(y_IBKMH, operands.q_BTNH.shape)
-    return y_BTNH, (operands._replace(q_BTNH=q_IBKMH), y_BTNH, log_sum_IBKM)
+    def all_blocks(group: _Group) -> tuple[jax.Array, jax.Array]:
+        inputs = (*group.queries, q_segment_ids_IBC)
+        return _scan(lambda _, i, *inputs: (None, block(group, i, *inputs)), None, inputs)[1]
+
+    y_PIBKMH, log_sum_PIBKM = _scan(lambda _, p, group: (None, all_blocks(group)), None, (groups,))[1]
+    y_BTNH = _join_queries(y_PIBKMH, operands.q_BTNH.shape)
+    return y_BTNH, (operands._replace(q_BTNH=None, k_BSKH=None, v_BSKH=None), groups, y_BTNH, log_sum_PIBKM)
 
 
 def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]:
-    operands, y_BTNH, log_sum_IBKM = residuals
-    q_IBKMH, k_BKSH, v_BKSH, *_ = operands
-    kv_heads = k_BKSH.shape[1]
+    operands, groups, y_BTNH, log_sum_PIBKM = residuals
+    kv_heads = groups.k_BKSH.shape[0] * groups.k_BKSH.shape[2]
     # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
     inner_BTN1 = jnp.sum(y_BTNH.astype(jnp.float32) * dy_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
-    queries = (q_IBKMH, _split_queries(dy_BTNH, form.block, kv_heads), log_sum_IBKM,
-               _split_queries(inner_BTN1, form.block, kv_heads)[..., 0])
-    rows = _rows(operands)
+    groups = groups._replace(queries=(*groups.queries, _split_queries(form, dy_BTNH, kv_heads), log_sum_PIBKM,
+                                      _split_queries(form, inner_BTN1, kv_heads)[..., 0]))
+    q_segment_ids_IBC = _split_ids(form, operands)
 
-    def block(sums: Any, i: Any, queries: Any, q_segment_ids_BC: jax.Array | None) -> tuple[Any, jax.Array]:
+    def block(group: _Group, sums: Any, i: Any, queries: Any, q_segment_ids_BC: jax.Array | None) -> tuple[Any, jax.Array]:
         """`sums`: gradients of keys, values and bias vector so far, None before the first block."""
-        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(form, operands, bias_NW, i, transposed=True),
-                                 operands.bias_NW)
+        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(form, operands, group, bias_NW, i, transposed=True),
+                                 group.bias_NW)
         dk_BKSH, dv_BKSH, dbias_NW = sums or (None, None, None)
 
         def row(dtile: jax.Array | None, inputs: Any) -> tuple[jax.Array | None, Any]:
-            *inputs, dk0_KSH, dv0_KSH = inputs
-            dlogits, dq_KHM, dk_KSH, dv_KSH = _tile_gradients(form, i, tile, operands.q_offset, *inputs)
+            queries, row, dk0_KSH, dv0_KSH = inputs
+            dlogits, dq_KHM, dk_KSH, dv_KSH = _tile_gradients(form, i, tile, operands.q_offset, queries, row)
             if dk0_KSH is not None:
                 dk_KSH, dv_KSH = dk_KSH + dk0_KSH, dv_KSH + dv0_KSH
-            return None if dtile is None else dtile + dlogits, (dq_KHM.astype(q_IBKMH.dtype), dk_KSH, dv_KSH)
+            return None if dtile is None else dtile + dlogits, (dq_KHM.astype(dy_BTNH.dtype), dk_KSH, dv_KSH)
 
-        dtile = None if operands.bias_NW is None else jnp.zeros(tile.shape, jnp.float32)
-        inputs = queries, k_BKSH, v_BKSH, rows._replace(q_segment_ids_C=q_segment_ids_BC), dk_BKSH, dv_BKSH
+        dtile = None if group.bias_NW is None else jnp.zeros(tile.shape, jnp.float32)
+        inputs = queries, _rows(operands, group, q_segment_ids_BC), dk_BKSH, dv_BKSH
         dtile, (dq_BKHM, dk_BKSH, dv_BKSH) = lax.scan(row, dtile, inputs)
         if dtile is not None:
             dbias_NW = tile_vjp(dtile)[0] + (0.0 if dbias_NW is None else dbias_NW)
         return (dk_BKSH, dv_BKSH, dbias_NW), dq_BKHM
 
-    zeros = [None if x is None else jnp.zeros(x.shape, jnp.float32) for x in (k_BKSH, v_BKSH, operands.bias_NW)]
-    (dk_BKSH, dv_BKSH, dbias_NW), dq_IBKHM = _scan_blocks(
-        block, tuple(zeros), (queries, _split_ids(operands, form.block)))
+    def all_blocks(group: _Group) -> Any:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (group.k_BKSH, group.v_BKSH, group.bias_NW))
+        return _scan(functools.partial(block, group), zeros, (group.queries, q_segment_ids_IBC))
+
+    _, (sums, dq_PIBKHM) = _scan(lambda _, p, group: (None, all_blocks(group)), None, (groups,))
+    dk_BSKH, dv_BSKH = (_join_keys(x, dy_BTNH.dtype) for x in sums[:2])
+    dbias_NW = None if sums[2] is None else sums[2].reshape(-1, sums[2].shape[-1])
     none = Operands(*[None] * len(Operands._fields))
-    return (none._replace(q_BTNH=_join_queries(dq_IBKHM.swapaxes(3, 4), dy_BTNH.shape),
-                          k_BSKH=dk_BKSH.swapaxes(1, 2).astype(k_BKSH.dtype),
-                          v_BSKH=dv_BKSH.swapaxes(1, 2).astype(v_BKSH.dtype), bias_NW=dbias_NW),)
+    return (none._replace(q_BTNH=_join_queries(dq_PIBKHM.swapaxes(4, 5), dy_BTNH.shape), k_BSKH=dk_BSKH, v_BSKH=dv_BSKH,
+                          bias_NW=dbias_NW),)
 
 
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _tile_gradients(form: Form, i: Any, tile: jax.Array | None, q_offset: jax.Array, queries: Any, k_KSH: jax.Array,
-                    v_KSH: jax.Array, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _tile_gradients(form: Form, i: Any, tile: jax.Array | None, q_offset: jax.Array, queries: Any,
+                    row: _Row) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients through one transposed tile: of the logits [K, S, G, C], then dq [K, H, M], dk and dv [K, S, H]."""
     q_KMH, dy_KMH, log_sum_KM, inner_KM = queries
-    logits, slope = _logits(form, _dot(form, k_KSH, q_KMH, 2, 2), i, tile, row, q_offset, transposed=True)
+    logits, slope = _logits(form, _dot(form, row.k_KSH, q_KMH, 2, 2), i, tile, row, q_offset, transposed=True)
     per_query = (logits.shape[0], 1, *logits.shape[2:])
     weights = jnp.exp(logits - log_sum_KM.reshape(per_query))
-    dweights = _drop(form, _dot(form, v_KSH, dy_KMH, 2, 2).reshape(logits.shape), row.keep_KGS, transposed=True)
+    dweights = _drop(form, _dot(form, row.v_KSH, dy_KMH, 2, 2).reshape(logits.shape), row.keep_KGS, transposed=True)
     dlogits = weights * (dweights - inner_KM.reshape(per_query))
     dproducts = dlogits if slope is None else dlogits * slope
     if form.scale != 1.0:
         dproducts = dproducts * form.scale
-    dproducts_KSM = dproducts.reshape(*k_KSH.shape[:2], -1).astype(k_KSH.dtype)
+    dproducts_KSM = dproducts.reshape(*row.k_KSH.shape[:2], -1).astype(row.k_KSH.dtype)
     weights_KSM = _drop(form, weights, row.keep_KGS, transposed=True).reshape(dproducts_KSM.shape)
-    dv_KSH = _dot(form, weights_KSM.astype(v_KSH.dtype), dy_KMH, 2, 1)
+    dv_KSH = _dot(form, weights_KSM.astype(row.v_KSH.dtype), dy_KMH, 2, 1)
     dk_KSH = _dot(form, dproducts_KSM, q_KMH, 2, 1)
-    dq_KHM = _dot(form, k_KSH, dproducts_KSM, 1, 1)
+    dq_KHM = _dot(form, row.k_KSH, dproducts_KSM, 1, 1)
     return dlogits, dq_KHM, dk_KSH, dv_KSH
 
 
@@ -198,9 +213,10 @@ def _not_after(form: Form, i: Any, keys: int, q_offset: jax.Array, transposed: b
     return as_key(jnp.arange(keys, dtype=jnp.int32)) <= as_query(query_C)
 
 
-def _shared_tile(form: Form, operands: Operands, bias_NW: jax.Array | None, i: Any, transposed: bool) -> jax.Array | None:
+def _shared_tile(form: Form, operands: Operands, group: _Group, bias_NW: jax.Array | None, i: Any,
+                 transposed: bool) -> jax.Array | None:
     """What is added to the logits of every batch row: the bias, and the causal mask where rows have no prefix."""
-    kv_heads, keys = operands.k_BSKH.shape[1:3]  # the head in front
+    kv_heads, keys = group.k_BKSH.shape[1:3]
     tile = None
     if bias_NW is not None:
         bias = bias_tile(bias_NW, i * form.block, form.block, keys, transposed=transposed)
@@ -226,40 +242,58 @@ def _dot(form: Form, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> ja
                            preferred_element_type=jnp.float32)
 
 
-def _rows(operands: Operands) -> _Row:
-    """All batch rows, without the queries' segment ids, which come by block."""
-    keep_BKGS = operands.keep_BNS
-    if keep_BKGS is not None:
-        batch, heads, keys = keep_BKGS.shape
-        keep_BKGS = keep_BKGS.reshape(batch, operands.k_BSKH.shape[1], -1, keys)
-    return _Row(keep_BKGS, None, operands.kv_segment_ids_BS, operands.prefix_BS, operands.key_seen_BS)
+def _groups(form: Form, operands: Operands) -> _Group:
+    """All heads by group, an axis P in front."""
+    batch, keys, kv_heads, size = operands.k_BSKH.shape
+    group = form.kv_heads
+    k_PBKSH, v_PBKSH = (x.reshape(batch, keys, -1, group, size).transpose(2, 0, 3, 1, 4)
+                        for x in (operands.k_BSKH, operands.v_BSKH))
+    bias, keep = operands.bias_NW, operands.keep_BNS
+    if bias is not None:
+        bias = bias.reshape(kv_heads // group, -1, bias.shape[1])
+    if keep is not None:
+        keep = keep.reshape(batch, kv_heads // group, group, -1, keys).swapaxes(0, 1)
+    return _Group((_split_queries(form, operands.q_BTNH, kv_heads),), k_PBKSH, v_PBKSH, bias, keep)
 
 
-def _split_queries(x_BTNH: jax.Array, block: int, kv_heads: int) -> jax.Array:
-    """[B, T, N, H] -> [I, B, K, M, H]."""
-    batch, _, heads, size = x_BTNH.shape
-    x_BICKGH = x_BTNH.reshape(batch, -1, block, kv_heads, heads // kv_heads, size)
-    return x_BICKGH.transpose(1, 0, 3, 4, 2, 5).reshape(-1, batch, kv_heads, heads // kv_heads * block, size)
+def _rows(operands: Operands, group: _Group, q_segment_ids_BC: jax.Array | None) -> _Row:
+    """All batch rows of one block."""
+    return _Row(group.k_BKSH, group.v_BKSH, group.keep_BKGS, q_segment_ids_BC, operands.kv_segment_ids_BS,
+                operands.prefix_BS, operands.key_seen_BS)
 
 
-def _join_queries(x_IBKMH: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[I, B, K, M, H] -> [B, T, N, H], the inverse."""
-    blocks, batch, kv_heads, rows, size = x_IBKMH.shape
-    group = shape[2] // kv_heads
-    x_IBKGCH = x_IBKMH.reshape(blocks, batch, kv_heads, group, rows // group, size)
-    return x_IBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(shape)
+def _split_queries(form: Form, x_BTNH: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, N, H] -> [P, I, B, K, M, H]."""
+    batch, queries, heads, size = x_BTNH.shape
+    shape = (queries // form.block, form.block, kv_heads // form.kv_heads, form.kv_heads, heads // kv_heads, size)
+    x_PIBKGCH = x_BTNH.reshape(batch, *shape).transpose(3, 1, 0, 4, 5, 2, 6)
+    return x_PIBKGCH.reshape(*x_PIBKGCH.shape[:4], -1, size)
 
 
-def _split_ids(operands: Operands, block: int) -> jax.Array | None:
+def _join_queries(x_PIBKMH: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[P, I, B, K, M, H] -> [B, T, N, H], the inverse."""
+    groups, blocks, batch, kv_heads, rows, size = x_PIBKMH.shape
+    share = shape[2] // (groups * kv_heads)
+    x_PIBKGCH = x_PIBKMH.reshape(groups, blocks, batch, kv_heads, share, rows // share, size)
+    return x_PIBKGCH.transpose(2, 1, 5, 0, 3, 4, 6).reshape(shape)
+
+
+def _join_keys(x_PBKSH: jax.Array, dtype: Any) -> jax.Array:
+    """[P, B, K, S, H] -> [B, S, P * K, H]."""
+    _, batch, _, keys, size = x_PBKSH.shape
+    return x_PBKSH.transpose(1, 3, 0, 2, 4).reshape(batch, keys, -1, size).astype(dtype)
+
+
+def _split_ids(form: Form, operands: Operands) -> jax.Array | None:
     """The queries' segment ids by block, [I, B, C]."""
     ids_BT = operands.q_segment_ids_BT
-    return None if ids_BT is None else ids_BT.reshape(ids_BT.shape[0], -1, block).swapaxes(0, 1)
+    return None if ids_BT is None else ids_BT.reshape(ids_BT.shape[0], -1, form.block).swapaxes(0, 1)
 
 
-def _scan_blocks(block: Callable[..., tuple[Any, Any]], sums: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Scans `block(sums, i, *inputs) -> (sums, outputs)` over I; a single block is called with None for the sums."""
-    blocks = jax.tree.leaves(inputs)[0].shape[0]
-    if blocks > 1:
-        return lax.scan(lambda sums, x: block(sums, *x), sums, (jnp.arange(blocks, dtype=jnp.int32), *inputs))
-    sums, outputs = block(None, 0, *jax.tree.map(lambda x: x[0], inputs))
+def _scan(step: Callable[..., tuple[Any, Any]], sums: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Scans `step(sums, i, *inputs) -> (sums, outputs)`; where there is one step alone, it gets None for the sums."""
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    if steps > 1:
+        return lax.scan(lambda sums, x: step(sums, *x), sums, (jnp.arange(steps, dtype=jnp.int32), *inputs))
+    sums, outputs = step(None, 0, *jax.tree.map(lambda x: x[0], inputs))
     return sums, jax.tree.map(lambda x: x[None], outputs)

@@ -22,6 +22,7 @@ B, T, S, N, H = 2, 20, 20, 4, 8
 def small_tiles(monkeypatch):
     """Tiles of eight queries, so that short inputs have several and the last is padded."""
     monkeypatch.setattr(attention, '_TILE_LOGITS', 1)
+    monkeypatch.setattr(attention, '_TILE_ROWS', 1)
 
 
 def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
@@ -136,7 +137,7 @@ def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
     assert_near(output_and_gradients(*arrays, program, **options), reference(*arrays, options), 1e-5)
 
 
-@pytest.mark.parametrize('tile', [1, 10**9])
+@pytest.mark.parametrize('tile', [1, 2 * 2 * T * S, 10**9])
 def test_tiles_of_every_size_give_the_reference(tile, monkeypatch):
     monkeypatch.setattr(attention, '_TILE_LOGITS', tile)
     options = dict(CASES['lengths and segments'], soft_cap=3.0)
@@ -244,7 +245,8 @@ def memory(length, program):
 
 
 def test_memory_of_tiles_grows_with_the_length_not_its_square(monkeypatch):
-    monkeypatch.setattr(attention, '_TILE_LOGITS', 64 * 2048 * N)
+    monkeypatch.setattr(attention, '_TILE_LOGITS', 64 * 2048)
+    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
     whole = 2 * N * 2048 * 2048 * 4
     at_2048, at_8192 = memory(2048, 'chunked'), memory(8192, 'chunked')
     assert at_2048 < whole / 4 < memory(2048, 'xla')
@@ -296,12 +298,17 @@ def test_the_choice_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ['attention on cpu: chunked (as configured)']
 
 
-def test_blocks_are_even_and_within_the_tile(monkeypatch):
-    monkeypatch.setattr(attention, '_TILE_LOGITS', 100 * 1000 * 6)
-    assert attention._block(100, 1000, 6) == 100
-    assert attention._block(101, 1000, 6) == 56
-    assert attention._block(1024, 1000, 6) == 96
-    assert attention._block(1024, 10**6, 6) == 8
+def test_tiles_hold_what_fits_in_even_shares(monkeypatch):
+    monkeypatch.setattr(attention, '_TILE_LOGITS', 100 * 1000)
+    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
+    assert attention._tile(100, 1000, 6, 6) == (100, 1)
+    assert attention._tile(10, 1000, 12, 12) == (10, 6)  # ten would fit, six divide the heads
+    assert attention._tile(10, 1000, 12, 2) == (10, 1)
+    assert attention._tile(101, 1000, 6, 6) == (56, 1)
+    assert attention._tile(1024, 1000, 6, 6) == (96, 1)
+    assert attention._tile(1024, 10**6, 6, 6) == (64, 1)  # no fewer rows, however long the keys
+    assert attention._tile(1024, 10**6, 6, 1) == (16, 1)  # six heads of ten queries, rounded up
+    assert attention._tile(1024, 10**6, 64, 1) == (8, 1)
 
 
 BAD = {
