@@ -6,7 +6,7 @@ targets are the sentinels followed by what they stand for.
     tokens   Thank you for inviting me to your party last week
     noise     .     .   x    x     .   .   .    x     .   .
     inputs   Thank you <extra_id_0> me to your <extra_id_1> last week </s>
-    targets  <extra_id_0> for inviting <extra_id_1> party </s>
+    targets  <extra_id_0> for inviting <extra_id_1> party <extra_id_2> </s>
 
 A text longer than the features hold becomes several examples, one per window of tokens; no token is lost.
 """

@@ -75,6 +75,42 @@ class Stream:
         return self._readers[task.name]
 
 
+class HostBatches:
+    """One host's rows of every batch, one batch after the other."""
+
+    def __init__(
+        self, config: DataConfig, tasks: Sequence[tuple[Any, float]], vocabulary: Vocabulary, rows: slice, position: Position
+    ) -> None:
+        """`rows` of the global batch, from `position` on."""
+        self._config, self._rows = config, rows
+        self._per_stream = config.batch_size // config.stream_count
+        self._first = rows.start // self._per_stream
+        last = (rows.stop - 1) // self._per_stream
+        self._streams = [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
+        self._names = [task.name for task, _ in tasks]
+        for number, stream in enumerate(self._streams, self._first):
+            if str(number) not in position['streams']:
+                raise UserError(
+                    f'the data position lacks stream {number}: part of the hosts saved it. Restore a whole checkpoint.'
+                )
+            stream.start(position['streams'][str(number)])
+
+    def position(self) -> Position:
+        """Where this host's streams are; other hosts' are not in it."""
+        streams = {str(number): stream.position() for number, stream in enumerate(self._streams, self._first)}
+        return {'stream_count': self._config.stream_count, 'streams': streams}
+
+    def make(self) -> tuple[Batch, Position, dict[str, Counts], tuple[int, int]]:
+        """The next batch, the position after it, what was counted, and (tokens, tokens it could hold)."""
+        counts = {name: Counts() for name in self._names}
+        rows = [row for stream in self._streams for row in stream.next_rows(self._per_stream, counts)]
+        skip = self._rows.start - self._first * self._per_stream
+        rows = rows[skip : skip + self._rows.stop - self._rows.start]
+        batch = features.make_batch(self._config.format, self._config.feature_lengths, rows, self._config.pack)
+        filled = sum(sum(features.row_cost(self._config.format, example)) for row in rows for example in row)
+        return batch, self.position(), counts, (filled, len(rows) * sum(self._streams[0].capacity))
+
+
 class TrainPipeline:
     """Endless batches of `config.mixture`: iterating gives (batch, position after it).
 
@@ -98,15 +134,11 @@ class TrainPipeline:
         self.rates = {task.name: rate for task, rate in tasks}
         self._counts = {task.name: Counts() for task, _ in tasks}
         self._filled = [0, 0]  # tokens in the batches, tokens they could hold
-        per_stream, per_host = (config.batch_size // config.stream_count, config.batch_size // process_count)
-        self._rows = slice(process_index * per_host, (process_index + 1) * per_host)
-        self._first = self._rows.start // per_stream
-        last = (self._rows.stop - 1) // per_stream
-        self._new_streams = lambda: [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
-        self._per_stream = per_stream
+        size = config.batch_size // process_count
+        rows = slice(process_index * size, (process_index + 1) * size)
+        self._open = lambda position: HostBatches(config, tasks, vocabulary, rows, position)
         self._prefetched: Prefetch | None = None
-        self._streams = self._new_streams()
-        self._position = self._now()
+        self.start(None)
 
     def start(self, position: Position | None = None) -> None:
         """Goes to where `position` was taken (None: to the beginning); batches prepared so far are left.
@@ -114,23 +146,17 @@ class TrainPipeline:
         Raises:
             UserError: the position has other streams than the settings.
         """
+        count = self.config.stream_count
         if position is None:
-            position = {
-                'stream_count': self.config.stream_count,
-                'streams': {str(self._first + i): NOTHING_READ for i in range(len(self._streams))},
-            }
-        if position['stream_count'] != self.config.stream_count:
+            position = {'stream_count': count, 'streams': {str(number): NOTHING_READ for number in range(count)}}
+        if position['stream_count'] != count:
             raise UserError(
-                f'the data position has {position["stream_count"]} streams, the settings give {self.config.stream_count}. '
+                f'the data position has {position["stream_count"]} streams, the settings give {count}. '
                 f'Set DataConfig.streams = {position["stream_count"]}.'
             )
-        for number in range(self._first, self._first + len(self._streams)):
-            if str(number) not in position['streams']:
-                raise UserError(
-                    f'the data position lacks stream {number}; it was saved by part of the hosts. Restore a whole checkpoint.'
-                )
-        self._position = position
-        self.close()
+        batches = self._open(position)
+        self._stop()
+        self._batches, self._position = batches, batches.position()
 
     @property
     def position(self) -> Position:
@@ -142,42 +168,28 @@ class TrainPipeline:
 
     def __next__(self) -> tuple[Batch, Position]:
         if self.config.prefetch and self._prefetched is None:
-            self._prefetched = Prefetch(self._make, self.config.prefetch)
-        batch, position, counts, filled = self._prefetched.get() if self._prefetched else self._make()
+            self._prefetched = Prefetch(self._batches.make, self.config.prefetch)
+        batch, position, counts, filled = self._prefetched.get() if self._prefetched else self._batches.make()
         for name, count in counts.items():
             self._counts[name].add(count)
-        self._filled = [a + b for a, b in zip(self._filled, filled)]
+        self._filled = [a + b for a, b in zip(self._filled, filled, strict=True)]
         self._position = position
         return batch, position
 
     def close(self) -> None:
         """Ends the thread. Iterating again goes on after the last batch delivered."""
+        self.start(self._position)
+
+    def _stop(self) -> None:
         if self._prefetched is not None:
             self._prefetched.close()
             self._prefetched = None
-        # New ones: the thread may have been in the middle of a batch with the old.
-        self._streams = self._new_streams()
-        for number, stream in enumerate(self._streams, self._first):
-            stream.start(self._position['streams'][str(number)])
 
     def __enter__(self) -> 'TrainPipeline':
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _now(self) -> Position:
-        streams = {str(number): stream.position() for number, stream in enumerate(self._streams, self._first)}
-        return {'stream_count': self.config.stream_count, 'streams': streams}
-
-    def _make(self) -> tuple[Batch, Position, dict[str, Counts], tuple[int, int]]:
-        counts = {name: Counts() for name in self._counts}
-        rows = [row for stream in self._streams for row in stream.next_rows(self._per_stream, counts)]
-        skip = self._rows.start - self._first * self._per_stream
-        rows = rows[skip : skip + self._rows.stop - self._rows.start]
-        batch = features.make_batch(self.config.format, self.config.feature_lengths, rows, self.config.pack)
-        filled = sum(sum(features.row_cost(self.config.format, example)) for row in rows for example in row)
-        return (batch, self._now(), counts, (filled, len(rows) * sum(self._streams[0].capacity)))
+        self._stop()
 
     def report(self) -> dict[str, Any]:
         """What was delivered: {'tasks': {name: {'rate', 'share', 'examples', 'trimmed', 'dropped'}}, 'packing_efficiency'}.
@@ -213,7 +225,7 @@ class TrainPipeline:
 
 
 class Prefetch:
-    """Calls `make` ahead in a thread; what it raises is raised by `get`."""
+    """Calls `make` ahead in a thread, which ends with this object; what it raises is raised by `get`."""
 
     def __init__(self, make: Any, ahead: int) -> None:
         self._queue: queue.Queue = queue.Queue(ahead)
@@ -254,7 +266,8 @@ def _produce(make: Any, results: queue.Queue, stop: threading.Event) -> None:
 
 def _end(results: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
     stop.set()
-    thread.join(timeout=10)
+    if thread is not threading.current_thread():  # the garbage collector may run in it
+        thread.join(timeout=10)
 
 
 def merge_positions(positions: Sequence[Position]) -> Position:

@@ -77,8 +77,8 @@ class ConfiguredVocabulary(seqio.Vocabulary):
         return chosen_vocabulary().decode(np.asarray(ids))
 
     def _encode_tf(self, text: tf.Tensor) -> tf.Tensor:
-        def encode(value: bytes) -> np.ndarray:
-            return np.array(chosen_vocabulary().encode(value.decode('utf-8')), np.int32)
+        def encode(value: bytes | np.ndarray) -> np.ndarray:  # an array of no dimensions outside a graph
+            return np.array(chosen_vocabulary().encode(np.asarray(value, object).item().decode('utf-8')), np.int32)
 
         ids = tf.numpy_function(encode, [text], tf.int32)
         ids.set_shape([None])

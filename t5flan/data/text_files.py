@@ -181,6 +181,6 @@ def _plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, in
         part = text[start:end]
         size = len(part.encode('utf-8'))
         if part.strip():
-            kept = part if unit == 'document' else part.rstrip('\n')
+            kept = part if unit == 'document' else part.rstrip()
             yield offset, size, kept
         start, offset = end, offset + size

@@ -1,0 +1,48 @@
+"""t5flan/data/config.py: a wrong setting is named, with the gin setting that mends it."""
+
+import pytest
+
+from t5flan.data.config import DataConfig, FileTask, TextFiles
+from t5flan.errors import UserError
+
+GIVEN = dict(mixture='m', batch_size=24, feature_lengths={'inputs': 8, 'targets': 4}, vocabulary='bytes')
+
+
+@pytest.mark.parametrize('wrong,setting', [
+    ({'batch_size': 0}, 'DataConfig.batch_size=0'),
+    ({'batch_size': True}, 'DataConfig.batch_size=True'),
+    ({'feature_lengths': {'inputs': 8}}, "no length for 'targets'"),
+    ({'feature_lengths': {'targets': 8}}, "no length for 'inputs'"),
+    ({'feature_lengths': {'inputs': 8, 'targets': 0}}, r"DataConfig.feature_lengths\['targets'\]=0"),
+    ({'format': 'decoder'}, "DataConfig.format='decoder' is none of encoder_decoder, prefix_lm, causal_lm"),
+    ({'too_long': 'cut'}, "DataConfig.too_long='cut'"),
+    ({'streams': 5}, 'DataConfig.streams=5 does not divide DataConfig.batch_size=24'),
+    ({'prefetch': -1}, 'DataConfig.prefetch=-1'),
+    ({'mixture': ''}, "DataConfig.mixture=''"),
+])
+def test_wrong_settings(wrong, setting):
+    with pytest.raises(UserError, match=setting) as error:
+        DataConfig(**GIVEN | wrong)
+    assert '\n' not in str(error.value) and 'Set ' in str(error.value)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: FileTask(name='a', train='', ), lambda: FileTask(name='a', train='x', held_out=1.5), lambda: FileTask(name='a', train='x', rate=0),
+    lambda: TextFiles(name='a', train='x', unit='word'), lambda: TextFiles(name='a', train='x', max_chars=0), lambda: TextFiles(name='', train='x'),
+])
+def test_wrong_files(make):
+    with pytest.raises(UserError, match='Set (FileTask|TextFiles)'):
+        make()
+
+
+def test_streams_divide_the_batch():
+    for batch_size in range(1, 200):
+        config = DataConfig(**GIVEN | {'batch_size': batch_size})
+        assert batch_size % config.stream_count == 0 and config.stream_count <= max(1, batch_size // 8)
+    assert DataConfig(**GIVEN).stream_count == 3
+    assert DataConfig(**GIVEN, streams=12).stream_count == 12
+
+
+def test_a_plain_language_model_needs_targets_alone():
+    config = DataConfig(**GIVEN | {'format': 'causal_lm', 'feature_lengths': {'targets': 8}})
+    assert config.feature_lengths == {'targets': 8}
