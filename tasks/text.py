@@ -25,6 +25,12 @@ _SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib'
 _SHORTEST = 200  # characters: shorter docstrings are signatures and one-liners
 _CHUNK = 2000
 _HELD_OUT = 0.02
+MC4_LANGUAGES = '''
+    af am ar az be bg bg-Latn bn ca ceb co cs cy da de el el-Latn en eo es et eu fa fi fil fr fy ga gd gl gu ha haw hi
+    hi-Latn hmn ht hu hy id ig is it iw ja ja-Latn jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my ne nl
+    no ny pa pl ps pt ro ru ru-Latn sd si sk sl sm sn so sq sr st su sv sw ta te tg th tr uk ur uz vi xh yi yo zh zh-Latn zu
+'''.split()
+"""Of TFDS's c4/multilingual; a name has "_" for "-": mc4_fr_span_corruption, mc4_ja_Latn_prefix_lm."""
 _registered: dict[str, Any] = {}
 
 
@@ -62,7 +68,7 @@ def register_corpus(name: str, source: Any) -> None:
 
 
 def register() -> None:
-    """Registers the documentation of the standard library, C4 and mC4; nothing is read or downloaded before it is used."""
+    """Registers the documentation of the standard library, C4 and mC4 (a corpus a language); nothing is read or downloaded before it is used."""
     import seqio
 
     from t5flan.data.sources import IndexedSource
@@ -72,8 +78,10 @@ def register() -> None:
     _registered[STDLIB_DOCS] = None
     docs = IndexedSource({split: functools.partial(stdlib_docs, split) for split in ('train', 'validation')})
     register_corpus(STDLIB_DOCS, docs)
-    register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.0.1', splits=['train', 'validation']))
-    register_corpus('mc4', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=['train', 'validation']))
+    register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.1.0', splits=['train', 'validation']))
+    for language in MC4_LANGUAGES:
+        splits = {'train': language, 'validation': f'{language}-validation'}
+        register_corpus(f'mc4_{language.replace("-", "_")}', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits))
 
 
 def register_files(files: TextFiles) -> None:

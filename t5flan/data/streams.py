@@ -8,6 +8,7 @@ Both give the same interface, so that a stream of the pipeline need not know whi
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -217,18 +218,25 @@ class SequentialReader(Reader):
         return dataset.as_numpy_iterator()
 
     def _records_from(self, epoch: int, start: int) -> Iterator[Mapping[str, Any]]:
-        iterator = self._open(epoch, self._streams, self._stream)
-        first = next(iterator, None)
-        if first is None and self._streams > 1:  # fewer examples than streams: this one reads them all
-            iterator = self._open(epoch, 1, 0)
-            first = next(iterator, None)
+        try:
+            records = self._open(epoch, self._streams, self._stream)
+            first = next(records, None)
+            if first is None and self._streams > 1:  # fewer examples than streams: this one reads them all
+                records = self._open(epoch, 1, 0)
+                first = next(records, None)
+        except Exception as error:
+            if isinstance(error, UserError) or self._functions is None:
+                raise  # a preprocessor's own error keeps its traceback
+            why = str(error).strip().splitlines()[0] if str(error).strip() else ''
+            raise UserError(
+                f'task {self.task.name}: its source {self.task.source!r} cannot be read: {type(error).__name__} {why} '
+                'Prepare the data set (tfds build), or set DataConfig.mixture to another.'
+            ) from error
         if first is None:
             raise UserError(
                 f'task {self.task.name}: split {self._config.split!r} has no examples. Set DataConfig.split or another mixture.'
             )
-        for number, record in enumerate(_chain(first, iterator)):
-            if number >= start:
-                yield record
+        yield from itertools.islice(itertools.chain([first], records), start, None)
 
     def _fetch(self) -> list[tuple[list[Example], list[Cursor]]] | None:
         epoch, first, done = self._fetched
@@ -236,7 +244,7 @@ class SequentialReader(Reader):
             return None
         if self._iterator is None:
             self._iterator = self._records_from(epoch, first)
-        records = [record for _, record in zip(range(self._next_block()), self._iterator)]
+        records = list(itertools.islice(self._iterator, self._next_block()))
         if not records:
             self._largest = max(self._largest, first)
             self._iterator, self._fetched = None, (epoch + 1, 0, 0)
@@ -255,11 +263,6 @@ class SequentialReader(Reader):
                 self._functions, [{name: plain_value(value) for name, value in record.items()} for record in records], contexts
             )
         return [with_cursors(examples, (epoch, first + i), done if i == 0 else 0) for i, examples in enumerate(made)]
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _model_example(record: Mapping[str, Any]) -> Example:
