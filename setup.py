@@ -30,6 +30,7 @@ setup(
         'orbax-checkpoint>=0.12.8',
         'seqio>=0.0.20',  # brings tensorflow and tensorflow-text
         'tensorflow-datasets>=4.9.10',
+        'importlib-resources>=6.0',  # TFDS imports it and does not ask for it
         'gin-config>=0.5.0',
         'numpy>=2.0',
         'sentencepiece>=0.2.0',
