@@ -270,11 +270,14 @@ def _restore_item(folder: str | os.PathLike[str], step: int, item: str, abstract
     target = to_names(abstract)
     if not jax.tree.leaves(target):  # an optimizer without state
         return abstract
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path.absolute() if '://' not in str(path) else path).item_metadata.tree
-        _check_names(path, saved, target)
-        restored = checkpointer.restore(path.absolute() if '://' not in str(path) else path, args=ocp.args.PyTreeRestore(
+    path = path.absolute() if '://' not in str(path) else path
+    handler = ocp.PyTreeCheckpointHandler()  # not a Checkpointer: that looks for the metadata of a step, one folder up
+    try:
+        _check_names(path, handler.metadata(path).tree, target)
+        restored = handler.restore(path, args=ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)))
+    finally:
+        handler.close()
     return from_names(restored, abstract)
 
 
@@ -287,5 +290,6 @@ def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
         given, expected = saved_shapes.get(name), target_shapes.get(name)
         if given != expected:
             say = lambda shape: 'absent' if shape is None else f'of shape {list(shape)}'
-            raise UserError(f'{path}: {name} is {say(given)} in the checkpoint, {say(expected)} in the model. '
-                            'Set ModelConfig to the model that wrote it.')
+            setting = 'OptimizerConfig' if path.name == 'optimizer' else 'ModelConfig'
+            raise UserError(f'{path}: {name} is {say(given)} in the checkpoint, {say(expected)} in this run. '
+                            f'Set {setting} to what it was when the checkpoint was written.')
