@@ -11,11 +11,12 @@ import argparse
 import statistics
 import time
 
+from t5flan.tasks import register_all
+from t5flan.tasks.text import stdlib_documents
+
 from t5flan.data.config import FORMATS, DataConfig
 from t5flan.data.pipeline import TrainPipeline
 from t5flan.data.vocabularies import load_vocabulary, train_sentencepiece
-from t5flan.tasks import register_all
-from t5flan.tasks.text import stdlib_documents
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ def register_all(data: DataConfig | None = None) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f'DataConfig.modules: importing {module!r} failed: {error}. Put its folder on PYTHONPATH or mend DataConfig.modules.'
+                f'DataConfig.modules: importing {module!r} failed: {error}. Put its folder on PYTHONPATH or mend '
+                'DataConfig.modules.'
             ) from error
     for text_files in data.text_files:
         text.register_files(text_files)

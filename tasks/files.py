@@ -91,7 +91,8 @@ def needed_fields(task: FileTask) -> list[str]:
         ) from None
     if '' in parts:
         raise UserError(
-            f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or {{{{ }}}} for braces.'
+            f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or '
+            f'{{{{ }}}} for braces.'
         )
     return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
 
@@ -186,7 +187,8 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
                     header = cells
                 elif len(cells) != len(header):
                     raise UserError(
-                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line (quotes, tabs or commas in a cell).'
+                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line '
+                        '(quotes, tabs or commas in a cell).'
                     )
                 else:
                     yield dict(zip(header, cells, strict=True)), number

@@ -25,11 +25,11 @@ _SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib'
 _SHORTEST = 200  # characters: shorter docstrings are signatures and one-liners
 _CHUNK = 2000
 _HELD_OUT = 0.02
-MC4_LANGUAGES = '''
+MC4_LANGUAGES = """
     af am ar az be bg bg-Latn bn ca ceb co cs cy da de el el-Latn en eo es et eu fa fi fil fr fy ga gd gl gu ha haw hi
     hi-Latn hmn ht hu hy id ig is it iw ja ja-Latn jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my ne nl
     no ny pa pl ps pt ro ru ru-Latn sd si sk sl sm sn so sq sr st su sv sw ta te tg th tr uk ur uz vi xh yi yo zh zh-Latn zu
-'''.split()
+""".split()
 """Of TFDS's c4/multilingual; a name has "_" for "-": mc4_fr_span_corruption, mc4_ja_Latn_prefix_lm."""
 _registered: dict[str, Any] = {}
 
@@ -68,7 +68,8 @@ def register_corpus(name: str, source: Any) -> None:
 
 
 def register() -> None:
-    """Registers the documentation of the standard library, C4 and mC4 (a corpus a language); nothing is read or downloaded before it is used."""
+    """Registers the documentation of the standard library, C4 and mC4 (a corpus a language); nothing is read or "
+    "downloaded before it is used."""
     import seqio
 
     from t5flan.data.sources import IndexedSource
@@ -81,7 +82,9 @@ def register() -> None:
     register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.1.0', splits=['train', 'validation']))
     for language in MC4_LANGUAGES:
         splits = {'train': language, 'validation': f'{language}-validation'}
-        register_corpus(f'mc4_{language.replace("-", "_")}', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits))
+        register_corpus(
+            f'mc4_{language.replace("-", "_")}', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits)
+        )
 
 
 def register_files(files: TextFiles) -> None:
@@ -131,7 +134,8 @@ def stdlib_documents() -> tuple[str, ...]:
     documents = sorted(set(_read_documents(Path(sysconfig.get_path('stdlib')))), key=stable_hash)
     if not documents:
         raise UserError(
-            f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture to your own text.'
+            f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture '
+            'to your own text.'
         )
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

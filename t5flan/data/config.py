@@ -158,7 +158,8 @@ class DataConfig:
             _positive('DataConfig.streams', self.streams)
             if self.batch_size % self.streams:
                 raise UserError(
-                    f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set one of them in your .gin.'
+                    f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set '
+                    'one of them in your .gin.'
                 )
 
     @property

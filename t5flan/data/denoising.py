@@ -57,7 +57,8 @@ def window_length(inputs_length: int, targets_length: int, noise_density: float,
         if fits(length):
             return length
     raise UserError(
-        f'span corruption fits no text in inputs of {inputs_length} and targets of {targets_length} tokens. Set larger DataConfig.feature_lengths.'
+        f'span corruption fits no text in inputs of {inputs_length} and targets of {targets_length} tokens. Set larger '
+        'DataConfig.feature_lengths.'
     )
 
 

@@ -26,7 +26,8 @@ def describe_mixture(config: DataConfig, vocabulary: Vocabulary, sample: int = 1
     Raises:
         UserError: as TrainPipeline.
     """
-    config = dataclasses.replace(config, too_long='trim')  # what is dropped could not be counted among the sample
+    # Any task can be described, whatever the format; what is dropped could not be counted among the sample.
+    config = dataclasses.replace(config, format='causal_lm', too_long='trim')
     tasks, examples = [], []
     prepared = prepare_tasks(config, vocabulary)
     for task, rate in prepared:
@@ -40,15 +41,14 @@ def describe_mixture(config: DataConfig, vocabulary: Vocabulary, sample: int = 1
             inputs, targets = (inputs + lengths.get('inputs', 0), targets + lengths['targets'])
             if count <= max(1, shown // len(prepared)) and len(examples) < shown:
                 examples.append({'task': task.name} | {name: vocabulary.decode(ready.example[name]) for name in lengths})
-        mean = lambda total: round(total / count, 1) if count else 0.0
         tasks.append(
             {
                 'task': task.name,
                 'rate': rate,
                 'records': _records(task, config.split),
                 'sampled': count,
-                'input_tokens': mean(inputs),
-                'target_tokens': mean(targets),
+                'input_tokens': round(inputs / max(1, count), 1),
+                'target_tokens': round(targets / max(1, count), 1),
                 'too_long': long / max(1, count),
             }
         )
@@ -90,7 +90,7 @@ def main(config: DataConfig, json_path: str | None = None, sample: int = 100, sh
         console.print(Text(f'\n{example["task"]}', style='bold'))
         for name in ('inputs', 'targets'):
             if name in example:
-                console.print(Text(f'{name}: {example[name]}'))
+                console.print(Text(f'{name}: {example[name]}'), soft_wrap=True)
     if json_path:
         Path(json_path).write_text(json.dumps(description, ensure_ascii=False, indent=1) + '\n', 'utf-8')
     return description

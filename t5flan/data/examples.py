@@ -140,7 +140,7 @@ def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], conte
 
 
 class Tokenize(ExampleFn):
-    """Encodes the text of 'inputs' and 'targets', which stay as 'inputs_pretokenized' and 'targets_pretokenized' (as in SeqIO)."""
+    """Encodes the text of 'inputs' and 'targets'; the text stays as 'inputs_pretokenized', as in SeqIO."""
 
     FEATURES = ('inputs', 'targets')
 
@@ -191,6 +191,7 @@ def require_field(example: Example, field: str, where: str, setting: str) -> str
     value = example[field]
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or set {setting}."
+            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or "
+            f'set {setting}.'
         )
     return value

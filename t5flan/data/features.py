@@ -54,15 +54,18 @@ def check_features(format: str, lengths: Mapping[str, int], features: Sequence[s
     """
     if 'targets' not in features:
         raise UserError(
-            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to a task with targets."
+            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to "
+            'a task with targets.'
         )
     if format == 'encoder_decoder' and 'inputs' not in features:
         raise UserError(
-            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set DataConfig.format='causal_lm', or another mixture."
+            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set "
+            "DataConfig.format='causal_lm', or another mixture."
         )
     if 'inputs' in features and 'inputs' not in lengths:
         raise UserError(
-            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set DataConfig.feature_lengths['inputs']."
+            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set "
+            "DataConfig.feature_lengths['inputs']."
         )
 
 

@@ -28,7 +28,8 @@ def find_mixture(name: str) -> Any:
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f'the nearest are {", ".join(near)}' if near else f'{len(names)} are registered'
     raise UserError(
-        f'no task or mixture {name!r}; {hint}. Set DataConfig.mixture, or name the module that registers it in DataConfig.modules.'
+        f'no task or mixture {name!r}; {hint}. Set DataConfig.mixture, or name the module that registers it in '
+        'DataConfig.modules.'
     )
 
 
@@ -49,7 +50,8 @@ def tasks_and_rates(mixture: Any, split: str | None = None) -> list[tuple[Any, f
     total = sum(rate for _, rate in pairs)
     if not pairs:
         raise UserError(
-            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. Set DataConfig.split.'
+            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. Set '
+            'DataConfig.split.'
         )
     return [(task, rate / total) for task, rate in pairs]
 

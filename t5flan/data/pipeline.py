@@ -127,7 +127,8 @@ class TrainPipeline:
     def __init__(self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1) -> None:
         if config.batch_size % process_count:
             raise UserError(
-                f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set DataConfig.batch_size.'
+                f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set '
+                'DataConfig.batch_size.'
             )
         self.config = config
         tasks = prepare_tasks(config, vocabulary)
@@ -214,7 +215,8 @@ class TrainPipeline:
         report = self.report()
         examples = sum(task['examples'] for task in report['tasks'].values())
         lines = [
-            f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens of a batch are not padding'
+            f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens '
+            'of a batch are not padding'
         ]
         for name, task in report['tasks'].items():
             if long := task['trimmed'] + task['dropped']:

@@ -28,7 +28,8 @@ def chosen_vocabulary() -> Vocabulary:
     """
     if not _chosen:
         raise UserError(
-            'no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set DataConfig.vocabulary.'
+            'no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set '
+            'DataConfig.vocabulary.'
         )
     return _chosen[0]
 
@@ -112,7 +113,8 @@ def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
             continue
         if list(own.encode(probe)) != vocabulary.encode(probe) or own.vocab_size > vocabulary.vocab_size:
             raise UserError(
-                f"task {task.name}: feature '{name}' is tokenized by {own!r}, the run by another vocabulary of {vocabulary.vocab_size} ids. "
+                f"task {task.name}: feature '{name}' is tokenized by {own!r}, the run by another vocabulary of "
+                f'{vocabulary.vocab_size} ids. '
                 "Set DataConfig.vocabulary to the task's vocabulary."
             )
 

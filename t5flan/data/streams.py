@@ -98,7 +98,8 @@ class Reader:
                     else 'its preprocessors left none'
                 )
                 raise UserError(
-                    f'task {self.task.name}: no example of a whole epoch can be used: {why}. Set DataConfig.feature_lengths or another mixture.'
+                    f'task {self.task.name}: no example of a whole epoch can be used: {why}. Set '
+                    'DataConfig.feature_lengths or another mixture.'
                 )
         return self._ready[0]
 

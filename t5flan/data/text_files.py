@@ -37,7 +37,8 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
             raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
         if Path(path).suffix not in suffixes:
             raise UserError(
-                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend {setting}.'
+                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend '
+                f'{setting}.'
             )
         if os.path.getsize(path) == 0:
             raise UserError(f'{path} is empty. Set {setting} to a file with content.')
@@ -165,7 +166,7 @@ def _json_texts(path: str, field: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, int, str]]:
-    """(first byte, bytes, text) of a .txt file's documents (already cut to chunks, to be held out one by one), paragraphs or lines."""
+    """(first byte, bytes, text) of a .txt file's paragraphs or lines, or of its chunks, which are held out one by one."""
     try:
         text = Path(path).read_bytes().decode('utf-8')
     except UnicodeDecodeError as error:

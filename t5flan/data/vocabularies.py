@@ -71,7 +71,8 @@ class Vocabulary(abc.ABC):
         """
         if not 0 <= k < self.sentinel_count:
             raise UserError(
-                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your .gin, or train a vocabulary with more.'
+                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your '
+                '.gin, or train a vocabulary with more.'
             )
         return self._sentinel(k)
 
@@ -194,11 +195,13 @@ class SentencePieceVocabulary(Vocabulary):
             loaded = False
         if not loaded or self._processor.eos_id() < 0:
             raise UserError(
-                f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set DataConfig.vocabulary to one.'
+                f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set '
+                'DataConfig.vocabulary to one.'
             )
         if self._processor.pad_id() not in (0, -1) or not (self._processor.is_control(0) or self._processor.is_unknown(0)):
             raise UserError(
-                f'vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it with pad_id=0.'
+                f'vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it '
+                'with pad_id=0.'
             )
         self.eos_id = self._processor.eos_id()
         self.unk_id = self._processor.unk_id()
@@ -290,7 +293,8 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     if not description_file.is_file():
         if path.is_dir():
             raise UserError(
-                f'vocabulary {path}: the folder has no {DESCRIPTION}. Set DataConfig.vocabulary to a folder or .model file of a vocabulary.'
+                f'vocabulary {path}: the folder has no {DESCRIPTION}. Set DataConfig.vocabulary to a folder or .model '
+                'file of a vocabulary.'
             )
         return SentencePieceVocabulary(path, extra_ids, mode_tokens)
     try:
@@ -298,18 +302,21 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
         kind, extra_ids, described = (description['kind'], int(description['extra_ids']), tuple(description['mode_tokens']))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f'{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or remove the file.'
+            f'{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or '
+            'remove the file.'
         ) from None
     if mode_tokens and tuple(mode_tokens) != described:
         raise UserError(
-            f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}. Set DataConfig.mode_tokens=() or train a vocabulary with them.'
+            f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}. Set '
+            'DataConfig.mode_tokens=() or train a vocabulary with them.'
         )
     if kind == 'bytes':
         return ByteVocabulary(extra_ids, described)
     vocabulary = SentencePieceVocabulary(model, extra_ids, described)
     if description.get('vocab_size', vocabulary.vocab_size) != vocabulary.vocab_size:
         raise UserError(
-            f'{model} gives {vocabulary.vocab_size} ids, {description_file} says {description["vocab_size"]}. The two files are not one vocabulary.'
+            f'{model} gives {vocabulary.vocab_size} ids, {description_file} says {description["vocab_size"]}. The two '
+            'files are not one vocabulary.'
         )
     return vocabulary
 
@@ -404,5 +411,6 @@ def _size_error(message: str, size: int, reserved: int) -> str:
             f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
         )
     if found := re.search(r'(-?\d+) vs (\d+)', message):
-        return f"{start} is too small for this text's characters and the 256 bytes: {int(found[2]) + reserved + 1} at least. Set --size higher."
+        least = int(found[2]) + reserved + 1
+        return f"{start} is too small for this text's characters and the 256 bytes: {least} at least. Set --size higher."
     return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'

@@ -61,6 +61,7 @@ def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterato
             texts = [row[field] for field in fields if isinstance(row.get(field), str)]
             if not texts:
                 raise UserError(
-                    f'{path} line {number}: none of the fields {", ".join(fields)} holds text; the fields are {", ".join(row)}. Set --fields.'
+                    f'{path} line {number}: none of the fields {", ".join(fields)} holds text; the fields are '
+                    f'{", ".join(row)}. Set --fields.'
                 )
             yield from texts
