@@ -360,9 +360,11 @@ def _path(path: str) -> Any:
 def _read_text(path: str) -> str:
     try:
         return _path(path).read_bytes().decode('utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
-        raise UsageError(f'the gin file {path} cannot be read: {reason}') from None
+    except Exception as error:
+        if '://' not in path and not isinstance(error, (OSError, UnicodeDecodeError)):
+            raise
+        reason = 'it is not UTF-8 text' if isinstance(error, UnicodeDecodeError) else getattr(error, 'strerror', None) or str(error)
+        raise UsageError(f'{path} cannot be read: {reason}') from None
 
 
 def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] | None:
@@ -375,8 +377,9 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
     if root is None:
         return None
     path = f'{root}/t5flan.json'
+    text = _read_text(path)
     try:
-        description = json.loads(_read_text(path))
+        description = json.loads(text)
         return path, {model_config.ModelConfig: description['model'],
                       data_config.DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'}}
     except (ValueError, KeyError, TypeError) as error:

@@ -162,7 +162,7 @@ def test_an_absent_file_names_the_nearest(write):
 
 def test_a_file_that_is_not_text(write, tmp_path):
     (tmp_path / 'x.gin').write_bytes(b'\xff\xfe\x00')
-    assert error_of(lambda: config.parse(['x.gin'])) == 'the gin file x.gin cannot be read: it is not UTF-8 text'
+    assert error_of(lambda: config.parse(['x.gin'])) == 'x.gin cannot be read: it is not UTF-8 text'
 
 
 # -- Names and values -----------------------------------------------------------------------------------------------
