@@ -16,7 +16,7 @@ from typing import Any
 
 from t5flan.data.config import TextFiles
 from t5flan.data.examples import Context, Example, ExampleFn, append_eos, example_fn, stable_hash, tokenize
-from t5flan.data.text_files import chunk_text, is_held_out, open_text
+from t5flan.data.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
 from t5flan.data.vocabularies import write_atomically
 from t5flan.errors import UserError
 
@@ -103,6 +103,9 @@ def register_files(files: TextFiles) -> None:
     if taken:
         raise UserError(f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.')
     splits = ('train', 'validation')
+    for split in splits:
+        if pattern := getattr(files, split):
+            match_files(pattern, SUFFIXES, f'TextFiles.{split}')
     register_corpus(files.name, IndexedSource({split: functools.partial(open_text, files, split) for split in splits}))
     _registered[files.name] = files
 

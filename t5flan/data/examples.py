@@ -194,4 +194,10 @@ def require_field(example: Example, field: str, where: str, setting: str) -> str
             f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or "
             f'set {setting}.'
         )
+    try:
+        value.encode('utf-8')
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: field '{field}' holds half a character (a lone surrogate \\ud800-\\udfff). Mend the file."
+        ) from None
     return value

@@ -88,6 +88,13 @@ class HostBatches:
         last = (rows.stop - 1) // self._per_stream
         self._streams = [Stream(config, tasks, vocabulary, number) for number in range(self._first, last + 1)]
         self._names = [task.name for task, _ in tasks]
+        self._records = record_counts(tasks, config.split)
+        for name, before in position.get('records', {}).items():
+            if self._records.get(name, before) != before:
+                raise UserError(
+                    f'task {name} had {before} records when the checkpoint was saved and has {self._records[name]} now: '
+                    'its order would be another. Bring its files back, or start in another --workdir.'
+                )
         for number, stream in enumerate(self._streams, self._first):
             if str(number) not in position['streams']:
                 raise UserError(
@@ -98,7 +105,7 @@ class HostBatches:
     def position(self) -> Position:
         """Where this host's streams are; other hosts' are not in it."""
         streams = {str(number): stream.position() for number, stream in enumerate(self._streams, self._first)}
-        return {'stream_count': self._config.stream_count, 'streams': streams}
+        return {'stream_count': self._config.stream_count, 'records': self._records, 'streams': streams}
 
     def make(self) -> tuple[Batch, Position, dict[str, Counts], tuple[int, int]]:
         """The next batch, the position after it, what was counted, and (tokens, tokens it could hold)."""
@@ -274,21 +281,28 @@ def _end(results: queue.Queue, stop: threading.Event, thread: threading.Thread) 
 
 def merge_positions(positions: Sequence[Position]) -> Position:
     """The position over all hosts from each host's own; hosts that share a stream agree on it."""
-    merged = {'stream_count': positions[0]['stream_count'], 'streams': {}}
-    for position in positions:
-        merged['streams'] |= position['streams']
-    return merged
+    return {**positions[0], 'streams': {number: at for position in positions for number, at in position['streams'].items()}}
+
+
+def record_counts(tasks: Sequence[tuple[Any, float]], split: str) -> dict[str, int]:
+    """Records of the tasks whose sources are indexed: their order depends on the number."""
+    from t5flan.data.sources import IndexedSource
+
+    return {task.name: len(task.source.records(split)) for task, _ in tasks if isinstance(task.source, IndexedSource)}
 
 
 def prepare_tasks(config: DataConfig, vocabulary: Vocabulary) -> list[tuple[Any, float]]:
     """The tasks of the mixture that have the split, with their shares, checked against the settings."""
     from t5flan.data.seqio_bridge import check_vocabulary, choose_vocabulary
+    from t5flan.data.sources import IndexedSource
 
     choose_vocabulary(vocabulary)
     tasks = tasks_and_rates(find_mixture(config.mixture), config.split)
     for task, _ in tasks:
         features.check_features(config.format, config.feature_lengths, list(task.output_features), task.name)
         check_vocabulary(task, vocabulary)
+        if isinstance(task.source, IndexedSource):
+            task.source.records(config.split)  # opened now, so that a bad file is named before anything else starts
     return tasks
 
 
@@ -303,7 +317,7 @@ def eval_batches(config: DataConfig, vocabulary: Vocabulary) -> Iterator[Batch]:
     Raises:
         UserError: as TrainPipeline.
     """
-    config = dataclasses.replace(config, shuffle=False)
+    config = dataclasses.replace(config, shuffle=False, too_long='trim')
     capacity = features.row_capacity(config.format, config.feature_lengths)
     packer = Packer(config.batch_size, capacity, config.pack)
 

@@ -149,6 +149,13 @@ def test_another_number_of_hosts_goes_on_from_merged_positions():
         TrainPipeline(config(streams=1), VOCABULARY).start(positions[0])
 
 
+def test_a_file_that_changed_is_not_gone_on_with():
+    position = take(TrainPipeline(config('pipe_plain'), VOCABULARY), 1)[0][1]
+    position['records'] = {'pipe_plain': 499}
+    with pytest.raises(UserError, match='task pipe_plain had 499 records when the checkpoint was saved and has 500 now'):
+        TrainPipeline(config('pipe_plain'), VOCABULARY).start(position)
+
+
 @pytest.mark.parametrize('mixture,size', [('pipe_plain', 500), ('pipe_small', 7)])
 def test_an_epoch_has_every_example_once(mixture, size):
     pipeline = TrainPipeline(config(mixture), VOCABULARY)
@@ -289,6 +296,12 @@ def test_eval_batches_have_every_example_once(pack):
     assert (batches[-1]['decoder_loss_weights'][padding] == 0).all()
     for one, again in zip(batches, eval_batches(config(split='validation', pack=pack), VOCABULARY), strict=True):
         same(one, again)
+
+
+def test_eval_leaves_nothing_out():
+    lengths = {'inputs': 18, 'targets': 24}
+    batches = eval_batches(config('pipe_plain', split='validation', feature_lengths=lengths, too_long='drop'), VOCABULARY)
+    assert sum(int((batch['decoder_target_tokens'] == 1).sum()) for batch in batches) == 50
 
 
 def test_eval_batches_go_over_the_edge_of_a_batch():

@@ -88,6 +88,7 @@ def test_braces_that_are_text(tmp_path):
     ('a.jsonl', '{"question": "a", "targets": "b"}\n', {}, r"a\.jsonl line 1: no field 'inputs'; the fields are question, targets. Set FileTask.input_field"),
     ('a.jsonl', '{"inputs": "a", "answer": "b"}\n', {}, r"line 1: no field 'targets'; .* Set FileTask.target_field"),
     ('a.jsonl', '{"inputs": "a", "targets": 4}\n', {}, r"line 1: field 'targets' is int \(4\), it must be text"),
+    ('a.jsonl', '{"inputs": "a\\ud800", "targets": "b"}\n', {}, "line 1: field 'inputs' holds half a character"),
     ('a.jsonl', '{"inputs": "a", "targets": "b"}\n', {'template': '{inputs} {level}'}, r"line 1: no field 'level'; .* Set FileTask.template"),
     ('a.tsv', 'inputs\ttargets\na\tb\nc\n', {}, r'a\.tsv line 3: 1 columns, the first line has 2'),
     ('a.csv', 'inputs,targets\na,b,c\n', {}, r'a\.csv line 2: 3 columns'),
@@ -109,7 +110,7 @@ def test_one_line_for_a_bad_file(tmp_path, name, content, options, pattern):
     task = FileTask(**{'name': f'files_bad_{number}', 'train': str(tmp_path / name)} | options)
     with pytest.raises(UserError, match=pattern) as error:
         files.register([task])
-        next(TrainPipeline(config(task), VOCABULARY))
+        TrainPipeline(config(task), VOCABULARY)
     assert '\n' not in str(error.value)
 
 
