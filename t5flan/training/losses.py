@@ -1,6 +1,6 @@
 """Cross-entropy with loss weights, z-loss and label smoothing, a chunk of tokens at a time.
 
-    B batch, T target length, D emb_dim, V vocabulary, n chunks, C positions a chunk
+    B batch, T target length, D emb_dim, V vocabulary, n chunks, C tokens a chunk
 
 Float32 logits of a batch, [B, T, V], are the largest array of a small model's step (8 x 114 tokens over 32k words: 112
 MiB, several times over) and they are never held. The sequence is cut along its length, so that every chunk has all rows
@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from t5flan import sharding
 from t5flan.training.config import LossConfig
 
-# Bytes of float32 logits a device holds at once: on a CPU what its cache keeps, elsewhere enough to fill a matrix unit.
-_CHUNK_BYTES_CPU = 16 * 2**20
+# Bytes of float32 logits a device holds at once: on a CPU about what its cache keeps; elsewhere so many that chunks are few,
+# since devices that share the batch add up the kernel's gradient once a chunk.
+_CHUNK_BYTES_CPU = 20 * 2**20
 _CHUNK_BYTES = 256 * 2**20
 
 
@@ -55,62 +56,63 @@ def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array,
       weights_BT: loss weights; 0 where there is nothing to predict.
       config: z_loss, label_smoothing, chunk_tokens.
     """
-    chunk = _chunk_length(logits_of, x_BTD, config)
+    positions = _chunk_positions(logits_of, x_BTD, config)
 
     def chunks(x: jax.Array) -> jax.Array:
-        """[B, T, ...] -> [n, B, C, ...]; padding has target 0 and weight 0."""
-        pad = -x.shape[1] % chunk
+        """[B, T, ...] -> [n, C, ...], where a chunk is some positions of all rows; padding has weight 0."""
+        pad = -x.shape[1] % positions
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        x = jnp.moveaxis(x.reshape(x.shape[0], -1, positions, *x.shape[2:]), 1, 0)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    x_nBCD = chunks(x_BTD)
-    logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
-    return _chunked_sums(logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT),
+    x_nCD = chunks(x_BTD)
+    logits_of, parameters = jax.closure_convert(logits_of, x_nCD[0])
+    return _chunked_sums(logits_of, config, tuple(parameters), x_nCD, chunks(targets_BT),
                          chunks(weights_BT.astype(jnp.float32)))
 
 
-def _chunk_length(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig) -> int:
-    """Positions a chunk, evened out so that the last chunk is nearly whole."""
+def _chunk_positions(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig) -> int:
+    """Positions of every row in a chunk, evened out so that the last chunk is nearly whole."""
     B, T, _ = x_BTD.shape
     if config.chunk_tokens is not None:
-        chunk = config.chunk_tokens // B
+        positions = config.chunk_tokens // B
     else:
         V = jax.eval_shape(logits_of, x_BTD).shape[-1]
         mesh = sharding.current()
         rows, words = (B, V) if mesh is None else (B / mesh.size('batch'), V / mesh.size('act_vocab'))
         budget = _CHUNK_BYTES_CPU if jax.default_backend() == 'cpu' else _CHUNK_BYTES
-        chunk = int(budget / (4 * rows * words))
-    chunk = min(max(chunk, 1), T)
-    return math.ceil(T / math.ceil(T / chunk))
+        positions = int(budget / (4 * rows * words))
+    positions = min(max(positions, 1), T)
+    return math.ceil(T / math.ceil(T / positions))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_sums(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC) -> LossSums:
+def _chunked_sums(logits_of, config, parameters, x_nCD, targets_nC, weights_nC) -> LossSums:
     def body(sums, chunk):
-        x_BCD, targets_BC, weights_BC = chunk
-        more, _ = _sums_and_gradient(logits_of(x_BCD, *parameters), targets_BC, weights_BC, config)
+        x_CD, targets_C, weights_C = chunk
+        more, _ = _sums_and_gradient(logits_of(x_CD, *parameters), targets_C, weights_C, config)
         return _add(sums, more), None
 
-    return jax.lax.scan(body, _zero_sums(), (x_nBCD, targets_nBC, weights_nBC))[0]
+    return jax.lax.scan(body, _zero_sums(), (x_nCD, targets_nC, weights_nC))[0]
 
 
-def _chunked_sums_forward(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC):
+def _chunked_sums_forward(logits_of, config, parameters, x_nCD, targets_nC, weights_nC):
     def body(carry, chunk):
         sums, gradients = carry
-        x_BCD, targets_BC, weights_BC = chunk
-        logits_BCV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_BCD, parameters)
-        more, gradient_BCV = _sums_and_gradient(logits_BCV, targets_BC, weights_BC, config)
-        gradient_BCD, further = pull_back(gradient_BCV)
-        return (_add(sums, more), _add(gradients, further)), gradient_BCD
+        x_CD, targets_C, weights_C = chunk
+        logits_CV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_CD, parameters)
+        more, gradient_CV = _sums_and_gradient(logits_CV, targets_C, weights_C, config)
+        gradient_CD, further = pull_back(gradient_CV)
+        return (_add(sums, more), _add(gradients, further)), gradient_CD
 
     start = (_zero_sums(), jax.tree.map(jnp.zeros_like, parameters))
-    (sums, gradients), gradient_nBCD = jax.lax.scan(body, start, (x_nBCD, targets_nBC, weights_nBC))
-    return sums, (gradients, gradient_nBCD)
+    (sums, gradients), gradient_nCD = jax.lax.scan(body, start, (x_nCD, targets_nC, weights_nC))
+    return sums, (gradients, gradient_nCD)
 
 
 def _chunked_sums_backward(logits_of, config, residuals, cotangent: LossSums):
-    gradients, gradient_nBCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
-    return gradients, gradient_nBCD, None, None
+    gradients, gradient_nCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
+    return gradients, gradient_nCD, None, None
 
 
 _chunked_sums.defvjp(_chunked_sums_forward, _chunked_sums_backward)
@@ -133,8 +135,7 @@ def _sums_and_gradient(logits: jax.Array, targets: jax.Array, weights: jax.Array
     exponentials = jnp.exp(logits - largest[..., None])
     normalizer = jnp.sum(exponentials, axis=-1)
     log_z = jnp.log(normalizer) + largest
-    # A compare and a sum, not a gather: it stays on its device when the vocabulary is split, and fuses elsewhere.
-    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     expected_logit = right * target_logit
     if wrong:
         expected_logit += wrong * (jnp.sum(logits, axis=-1) - target_logit)

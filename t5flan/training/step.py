@@ -37,11 +37,14 @@ def make_train_step(config: OptimizerConfig, loss: LossConfig, optimizer: Optimi
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         parameters = optimizer.trained_parameters(state.model)
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        whole_weight = _at_least_one_token(jnp.sum(loss_weights(batch)))
+        tokens = jnp.sum(loss_weights(batch))
+        divisor = jnp.where(tokens > 0, tokens, 1.0)  # a batch of padding alone has loss 0, not 0 / 0
+        # Weights are divided, not gradients: the gradient of a large kernel is then final where it is made.
+        scale = 1.0 / divisor if loss.normalize else 1.0
 
-        def objective(parameters: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
-            sums = loss_sums(with_parameters(state.model, parameters), part, loss, key)
-            return (sums.loss / whole_weight if loss.normalize else sums.loss), sums
+        def objective(parameters: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, LossSums]:
+            sums = loss_sums(with_parameters(state.model, parameters), part, scale * loss_weights(part), loss, key)
+            return sums.loss, sums
 
         def gradients_and_sums(part: Batch, index: jax.Array | int) -> tuple[Any, LossSums]:
             key = jax.random.fold_in(dropout_key, index) if state.model.config.dropout_rate else None
@@ -54,12 +57,11 @@ def make_train_step(config: OptimizerConfig, loss: LossConfig, optimizer: Optimi
             gradients, sums = _accumulate(gradients_and_sums, batch, config.microbatches)
         updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
         model = with_parameters(state.model, optax.apply_updates(parameters, updates))
-        weight = _at_least_one_token(sums.weight)
         metrics = {
-            'loss': sums.loss / weight,
-            'z_loss': sums.z_loss / weight,
-            'accuracy': sums.correct / weight,
-            'tokens': sums.weight,
+            'loss': sums.loss / (scale * divisor),
+            'z_loss': sums.z_loss / (scale * divisor),
+            'accuracy': sums.correct / (scale * divisor),
+            'tokens': tokens,
             'grad_norm': optax.global_norm(gradients),
             'learning_rate': optimizer.schedule(state.step),
         }
@@ -75,16 +77,17 @@ def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
     """
 
     def eval_step(model: Any, batch: Batch) -> Metrics:
-        sums = loss_sums(model, batch, loss, None)
+        sums = loss_sums(model, batch, loss_weights(batch), loss, None)
         return {'loss': sums.loss, 'z_loss': sums.z_loss, 'accuracy': sums.correct, 'tokens': sums.weight}
 
     return eval_step
 
 
-def loss_sums(model: Any, batch: Batch, loss: LossConfig, dropout_key: jax.Array | None) -> LossSums:
-    """Sums of the loss over a batch of model features; no dropout where there is no key."""
+def loss_sums(model: Any, batch: Batch, weights_BT: jax.Array, loss: LossConfig,
+              dropout_key: jax.Array | None) -> LossSums:
+    """Sums of the loss over a batch of model features by these weights; no dropout where there is no key."""
     x_BTD = model.hidden(batch, dropout_key=dropout_key)
-    return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], loss_weights(batch), loss)
+    return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
 
 
 def loss_weights(batch: Batch) -> jax.Array:
@@ -92,11 +95,6 @@ def loss_weights(batch: Batch) -> jax.Array:
     if 'decoder_loss_weights' in batch:
         return batch['decoder_loss_weights'].astype(jnp.float32)
     return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
-
-
-def _at_least_one_token(weight: jax.Array) -> jax.Array:
-    """A batch of padding alone has loss 0, not 0 / 0."""
-    return jnp.where(weight > 0, weight, 1.0)
 
 
 def _accumulate(gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch,
