@@ -1,4 +1,8 @@
-"""Number words from 0 to 99 in English, French, Korean (Sino-Korean), Japanese (hiragana) and Chinese, and between them."""
+"""Number words from 0 to 99 in English, French, Korean (Sino-Korean), Japanese (hiragana) and Chinese, and between them.
+
+The parts of Korean, Japanese and Chinese numbers stand apart, as in a beginner's book: a vocabulary learned from these
+texts would else make one piece of each number, and nothing could be composed.
+"""
 
 import random
 from collections.abc import Callable
@@ -43,33 +47,32 @@ def french(number: int) -> str:
     return f'{tens} et {french(rest)}' if rest in (1, 11) else f'{tens}-{french(rest)}'
 
 
-def _decimal(digits: str, ten: str, number: int, one_before_ten: bool = False) -> str:
+def _decimal(digits: str, ten: str, number: int) -> str:
     """East Asian counting: the tens' digit (left out for one), the word for ten, the units."""
     names = digits.split()
     tens, units = divmod(number, 10)
     if tens == 0:
         return names[units]
-    head = names[tens] if tens > 1 or one_before_ten else ''
-    return head + ten + (names[units] if units else '')
+    return ' '.join([names[tens]] * (tens > 1) + [ten] + [names[units]] * (units > 0))
 
 
 def korean(number: int) -> str:
     """>>> korean(42)
-    '사십이'
+    '사 십 이'
     """
     return _decimal('영 일 이 삼 사 오 육 칠 팔 구', '십', number)
 
 
 def japanese(number: int) -> str:
     """>>> japanese(47)
-    'よんじゅうなな'
+    'よん じゅう なな'
     """
     return _decimal('ゼロ いち に さん よん ご ろく なな はち きゅう', 'じゅう', number)
 
 
 def chinese(number: int) -> str:
     """>>> chinese(42)
-    '四十二'
+    '四 十 二'
     """
     return _decimal('零 一 二 三 四 五 六 七 八 九', '十', number)
 
@@ -122,6 +125,6 @@ SKILLS = (
         Skill(f'number_{language.lower()}', 'languages', _draw_words(language), held_share=0.15, space=200)
         for language in LANGUAGES
     ),
-    Skill('number_translate', 'languages', _draw_translation(SEEN_PAIRS)),
+    Skill('number_translate', 'languages', _draw_translation(SEEN_PAIRS), rate=1.5),
     Skill('number_translate_pairs', 'languages', _draw_translation(UNSEEN_PAIRS), trained=False, space=500),
 )

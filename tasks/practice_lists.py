@@ -32,7 +32,7 @@ def draw_nth_word(rng: random.Random) -> Instance:
 
 def draw_member(rng: random.Random) -> Instance:
     """Whether a word is in a list: half the time it is."""
-    words = pick(rng, WORDS, 4, 6)
+    words = pick(rng, WORDS, 4, 5)
     inside = rng.random() < 0.5
     word = rng.choice(words[:-1]) if inside else words.pop()
     if inside:
@@ -43,7 +43,7 @@ def draw_member(rng: random.Random) -> Instance:
 
 def draw_dedupe(rng: random.Random) -> Instance:
     """A list in which one or two words come again; each is kept once, in the order of its first place."""
-    words = pick(rng, WORDS, 2, 4)
+    words = pick(rng, WORDS, 2, 3)
     for _ in range(rng.randint(1, 2)):
         place = rng.randint(1, len(words))
         words.insert(place, rng.choice(words[:place]))
@@ -53,14 +53,14 @@ def draw_dedupe(rng: random.Random) -> Instance:
 
 def draw_append_letter(rng: random.Random) -> Instance:
     """A letter goes to the end of a row of letters."""
-    letters = pick(rng, LETTERS, 3, 5)
+    letters = pick(rng, LETTERS, 3, 4)
     letter, items = rng.choice(LETTERS), ' '.join(letters)
     return Instance(f'{items}+{letter}', {'items': items, 'letter': letter}, f'{items} {letter}')
 
 
 def draw_remove_letter(rng: random.Random) -> Instance:
     """One letter is taken out of a row of letters."""
-    letters = pick(rng, LETTERS, 3, 5)
+    letters = pick(rng, LETTERS, 3, 4)
     letter, items = rng.choice(letters), ' '.join(letters)
     left = ' '.join(other for other in letters if other != letter)
     return Instance(f'{items}-{letter}', {'items': items, 'letter': letter}, left)
@@ -68,7 +68,7 @@ def draw_remove_letter(rng: random.Random) -> Instance:
 
 def draw_replace_letter(rng: random.Random) -> Instance:
     """One letter of a row becomes another."""
-    *letters, new = pick(rng, LETTERS, 4, 6)
+    *letters, new = pick(rng, LETTERS, 4, 5)
     old, items = rng.choice(letters), ' '.join(letters)
     answer = ' '.join(new if letter == old else letter for letter in letters)
     return Instance(f'{items}:{old}:{new}', {'items': items, 'old': old, 'new': new}, answer)
@@ -89,29 +89,29 @@ def _capital(items: list[str]) -> str:
 
 
 SKILLS = (
-    Skill('copy_words', 'lists', _draw_list(WORDS, 2, 5, ' '.join)),
+    Skill('copy_words', 'lists', _draw_list(WORDS, 2, 4, ' '.join)),
     Skill('copy_numbers', 'lists', _draw_list(NUMBERS, 2, 4, ' '.join)),
-    Skill('reverse_words', 'lists', _draw_list(WORDS, 2, 5, _reverse)),
+    Skill('reverse_words', 'lists', _draw_list(WORDS, 2, 4, _reverse)),
     Skill('sort_words', 'lists', _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items)), ordered=False)),
     Skill('sort_numbers', 'lists', _draw_list(NUMBERS, 2, 4, lambda items: ' '.join(sorted(items)), ordered=False)),
     Skill('sort_numbers_down', 'lists',
           _draw_list(NUMBERS, 2, 4, lambda items: ' '.join(sorted(items, reverse=True)), ordered=False)),
-    Skill('largest', 'lists', _draw_list(NUMBERS, 3, 4, max, ordered=False)),
-    Skill('smallest', 'lists', _draw_list(NUMBERS, 3, 4, min, ordered=False)),
-    Skill('first_word', 'lists', _draw_list(WORDS, 3, 5, lambda items: items[0])),
+    Skill('largest', 'lists', _draw_list(NUMBERS, 3, 4, max, ordered=False), rate=0.5),
+    Skill('smallest', 'lists', _draw_list(NUMBERS, 3, 4, min, ordered=False), rate=0.5),
+    Skill('first_word', 'lists', _draw_list(WORDS, 3, 5, lambda items: items[0]), rate=0.5),
     Skill('last_word', 'lists', _draw_list(WORDS, 3, 5, lambda items: items[-1])),
     Skill('nth_word', 'lists', draw_nth_word),
-    Skill('count_words', 'lists', _draw_list(WORDS, 2, 7, lambda items: str(len(items)), ordered=False)),
+    Skill('count_words', 'lists', _draw_list(WORDS, 2, 6, lambda items: str(len(items)), ordered=False)),
     Skill('member', 'lists', draw_member),
     Skill('dedupe', 'lists', draw_dedupe),
     Skill('append_letter', 'letters', draw_append_letter),
     Skill('remove_letter', 'letters', draw_remove_letter),
     Skill('replace_letter', 'letters', draw_replace_letter),
-    Skill('capital', 'letters', _draw_list(LETTERS, 3, 5, _capital)),
-    Skill('spell', 'letters', draw_spell, space=len(SHORT_WORDS) * (len(SHORT_WORDS) - 1)),
+    Skill('capital', 'letters', _draw_list(LETTERS, 3, 4, _capital), rate=0.5),
+    Skill('spell', 'letters', draw_spell, rate=0.5, space=len(SHORT_WORDS) * (len(SHORT_WORDS) - 1)),
     Skill('sort_words_down', 'lists',
           _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items, reverse=True)), ordered=False), trained=False),
     Skill('reverse_numbers', 'lists', _draw_list(NUMBERS, 2, 4, _reverse), trained=False),
     Skill('first_number', 'lists', _draw_list(NUMBERS, 2, 4, lambda items: items[0]), trained=False),
-    Skill('last_letter', 'letters', _draw_list(LETTERS, 3, 5, lambda items: items[-1]), trained=False),
+    Skill('last_letter', 'letters', _draw_list(LETTERS, 3, 4, lambda items: items[-1]), trained=False),
 )  # fmt: skip

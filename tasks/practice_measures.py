@@ -17,7 +17,7 @@ def _days(count: int) -> str:
 
 def draw_weekday(rng: random.Random) -> Instance:
     """The weekday some days after or before another; the rationale counts them."""
-    day, count, name = rng.randrange(7), rng.randint(1, 6), rng.choice(NAMES)
+    day, count, name = rng.randrange(7), rng.randint(1, 4), rng.choice(NAMES)
     variant, step = rng.choice((('after', 1), ('before', -1)))
     passed = [DAYS[(day + step * number) % 7] for number in range(1, count + 1)]
     fields = {'name': name, 'day': DAYS[day], 'days': _days(count)}
@@ -25,10 +25,10 @@ def draw_weekday(rng: random.Random) -> Instance:
 
 
 def draw_date(rng: random.Random) -> Instance:
-    """The date one to three days after another. Runs over a month's end are never held out."""
+    """The date one or two days after another. Runs over a month's end are never held out."""
     month = rng.randrange(12)
     name, length = MONTHS[month]
-    day, count = rng.randint(1, length), rng.randint(1, 3)
+    day, count = rng.randint(1, length), rng.randint(1, 2)
     over = day + count > length
     answer = f'{MONTHS[(month + 1) % 12][0]} {day + count - length}' if over else f'{name} {day + count}'
     return Instance(f'{name} {day}+{count}', {'date': f'{name} {day}', 'days': _days(count)}, answer, pinned=over)
@@ -55,16 +55,16 @@ def draw_unit(rng: random.Random) -> Instance:
 
 def draw_minutes(rng: random.Random) -> Instance:
     """Hours and minutes in minutes."""
-    hours, minutes = rng.randint(2, 9), rng.randint(1, 59)
+    hours, minutes = rng.randint(2, 5), rng.randint(1, 59)
     answer = 60 * hours + minutes
     steps = f'{hours}x60={60 * hours}, {60 * hours}+{minutes}={answer}.'
     return Instance(f'{hours}:{minutes}', {'hours': str(hours), 'minutes': str(minutes)}, str(answer), steps)
 
 
 SKILLS = (
-    Skill('weekday', 'measures', draw_weekday, rationale=True, space=672),
-    Skill('date', 'measures', draw_date),
-    Skill('length', 'measures', draw_length),
-    Skill('unit', 'measures', draw_unit, space=490),
-    Skill('minutes', 'measures', draw_minutes, rationale=True, space=472),
+    Skill('weekday', 'measures', draw_weekday, rationale=True, space=448),
+    Skill('date', 'measures', draw_date, space=730),
+    Skill('length', 'measures', draw_length, rate=0.5),
+    Skill('unit', 'measures', draw_unit, rate=0.5, space=490),
+    Skill('minutes', 'measures', draw_minutes, rationale=True, space=236),
 )

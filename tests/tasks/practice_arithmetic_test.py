@@ -5,7 +5,7 @@ import re
 import pytest
 
 from t5flan.tasks import practice
-from t5flan.tasks.practice_arithmetic import borrow_steps, column_steps
+from t5flan.tasks.practice_arithmetic import borrow_steps, column_steps, multiply_steps
 
 COUNT = 300
 
@@ -40,11 +40,11 @@ def test_rationales_are_true(task):
     for example in rows(task):
         found = equations(example['rationale'])
         assert found and all(value(left) == right for left, right in found), example
-        if task.startswith(('add', 'subtract')):  # by columns: the tens, then the last digit of the units
-            tens, units = found[-1][1], found[0][1] % 10
-            assert 10 * tens + units == int(example['answer'])
-            carries = re.findall('(?:carry|borrow) (\\d)', example['rationale'])
-            assert [int(carry) for carry in carries] == ([found[0][1] // 10] if found[0][1] > 9 else []) or 'borrow' in example['rationale']
+        if task in ('add_cot', 'subtract_cot', 'multiply_cot'):  # by columns: the tens, then the last digit of the units
+            assert 10 * found[-1][1] + found[0][1] % 10 == int(example['answer'])
+            carries = [int(carry) for carry in re.findall(r'carry (\d)', example['rationale'])]
+            assert carries == ([found[0][1] // 10] if found[0][1] > 9 else [])
+            assert ('borrow' in example['rationale']) == bool(re.match(r'1\d-', example['rationale']))
         else:
             assert found[-1][1] == int(example['answer'])
 
@@ -98,11 +98,16 @@ def test_compare_and_parity():
         assert example['answer'] == ('even' if numbers(example['inputs'])[0] % 2 == 0 else 'odd')
 
 
-def test_column_steps():
+def by_columns(rationale: str) -> int:
+    found = equations(rationale)
+    return 10 * found[-1][1] + found[0][1] % 10
+
+
+def test_columns():
     for a in range(10, 100):
         for b in range(10, 100):
-            (_, units), (_, tens) = equations(column_steps([a, b]))
-            assert 10 * tens + units % 10 == a + b
-            if a > b:
-                (_, units), (_, tens) = equations(borrow_steps(a, b))
-                assert 10 * tens + units == a - b
+            assert by_columns(column_steps(a, b)) == a + b
+            if a >= b:
+                assert by_columns(borrow_steps(a, b)) == a - b
+        for b in range(2, 10):
+            assert by_columns(multiply_steps(a, b)) == a * b
