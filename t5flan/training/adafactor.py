@@ -29,6 +29,9 @@ UNFACTORED_AXES = frozenset({'relpos_buckets'})
 _WIDE = 4096
 
 
+Moments = dict[str, jax.Array]
+
+
 class AdafactorState(NamedTuple):
     """count: steps so far, int32 []. moments: at each parameter's place a dict of float32 arrays.
 
@@ -77,25 +80,16 @@ def moment_axes(axes: Sequence[str], moment: str) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(axes) if i not in gone)
 
 
-def _separate_reads(x: jax.Array) -> Iterator[jax.Array]:
-    """The same array, time and again, each as a value of its own to the compiler.
+class _Settings(NamedTuple):
+    """`adafactor`'s arguments of the same names."""
 
-    What is computed from it is then computed anew where it is used. Shared, x * x would be written to memory for its
-    several readers, which on a CPU took ten times as long as all reductions together.
-    """
-    while True:
-        x = jax.lax.optimization_barrier(x)
-        yield x
-
-
-def _mean_square(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
-    """Mean of squares over `dims`, which go."""
-    wide = x.ndim == 2 and dims == (0,) and x.shape[1] > _WIDE
-    if wide and jax.default_backend() == 'cpu' and sharding.current() is None:
-        # XLA walks down the columns one by one there, a page at each step: 200 ms for [512, 32128], this way 3.
-        total, _ = jax.lax.scan(lambda total, row: (total + row * row, None), jnp.zeros(x.shape[1], x.dtype), x)
-        return total / x.shape[0]
-    return jnp.mean(jnp.square(x), axis=dims)
+    clipping_threshold: float | None
+    multiply_by_parameter_scale: bool
+    factored: bool
+    min_dim_to_factor: int
+    momentum: float | None
+    epsilon1: float
+    epsilon2: float
 
 
 def adafactor(
@@ -126,59 +120,91 @@ def adafactor(
       epsilon1: added to squared gradients.
       epsilon2: least parameter scale.
     """
-
-    def groups_of(parameter: jax.Array, names: Sequence[str]) -> Groups:
-        groups = axis_groups(names)
-        size = lambda dims: math.prod(parameter.shape[i] for i in dims)
-        if not factored or min(size(groups.rows), size(groups.columns)) < min_dim_to_factor:
-            return groups._replace(rows=(), columns=())
-        return groups
-
-    def init_moments(parameter: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
-        groups = groups_of(parameter, names)
-        kept = lambda gone: jnp.zeros([n for i, n in enumerate(parameter.shape) if i not in gone], jnp.float32)
-        moments = {'v_row': kept(groups.columns), 'v_col': kept(groups.rows)} if groups.rows else {'v': kept(())}
-        return moments | ({} if momentum is None else {'m': kept(())})
-
-    def update_one(gradient, parameter, moments, names, rate, decay):
-        groups = groups_of(parameter, names)
-        mean = lambda x, dims: jnp.mean(x, axis=dims, keepdims=True)
-        mix = lambda old, new: decay * old + (1.0 - decay) * new
-        reads = _separate_reads(gradient.astype(jnp.float32))
-        if groups.rows:
-            new = {'v_row': mix(moments['v_row'], _mean_square(next(reads), groups.columns) + epsilon1),
-                   'v_col': mix(moments['v_col'], _mean_square(next(reads), groups.rows) + epsilon1)}
-            row = jnp.expand_dims(new['v_row'], groups.columns)
-            factors = row / mean(row, groups.rows), jnp.expand_dims(new['v_col'], groups.rows)
-        else:
-            new = {'v': mix(moments['v'], jnp.square(next(reads)) + epsilon1)}
-            factors = (new['v'],)
-        scale = jnp.full((1,) * gradient.ndim, -rate)
-        if clipping_threshold is not None:
-            squared = functools.reduce(jnp.divide, factors, jnp.square(next(reads)))
-            scale = scale / jnp.maximum(1.0, jnp.sqrt(mean(squared, groups.within_layer)) / clipping_threshold)
-        if multiply_by_parameter_scale:
-            scale = scale * jnp.maximum(jnp.sqrt(mean(parameter * parameter, groups.within_layer)), epsilon2)
-        first, *others = (factor ** -0.5 for factor in factors)
-        update = functools.reduce(jnp.multiply, others, next(reads) * (first * scale))
-        if momentum is not None:
-            update = momentum * moments['m'] + (1.0 - momentum) * update
-            new['m'] = update
-        return update.astype(parameter.dtype), new
+    settings = _Settings(clipping_threshold, multiply_by_parameter_scale, factored, min_dim_to_factor, momentum,
+                         epsilon1, epsilon2)
 
     def init(parameters: Any) -> AdafactorState:
         leaves, structure = jax.tree.flatten(parameters)
-        names = structure.flatten_up_to(axes)
-        return AdafactorState(jnp.zeros((), jnp.int32), structure.unflatten(map(init_moments, leaves, names)))
+        moments = [_init_moments(settings, *one) for one in zip(leaves, structure.flatten_up_to(axes), strict=True)]
+        return AdafactorState(jnp.zeros((), jnp.int32), structure.unflatten(moments))
 
     def update(gradients: Any, state: AdafactorState, parameters: Any) -> tuple[Any, AdafactorState]:
         leaves, structure = jax.tree.flatten(parameters)
         rate = jnp.asarray(learning_rate(state.count), jnp.float32)
         decay = 1.0 - (jnp.maximum(state.count - step_offset, 0) + 1).astype(jnp.float32) ** -decay_rate
-        results = [update_one(*one, rate, decay) for one in zip(
+        results = [_update_one(settings, rate, decay, *one) for one in zip(
             structure.flatten_up_to(gradients), leaves, structure.flatten_up_to(state.moments),
             structure.flatten_up_to(axes), strict=True)]
         updates, moments = zip(*results, strict=True)
         return structure.unflatten(updates), AdafactorState(state.count + 1, structure.unflatten(moments))
 
     return optax.GradientTransformation(init, update)
+
+
+def _groups(settings: _Settings, parameter: jax.Array, names: Sequence[str]) -> Groups:
+    """`axis_groups`, with rows and columns only where this parameter is large enough to be factored."""
+    groups = axis_groups(names)
+    size = lambda dims: math.prod(parameter.shape[i] for i in dims)
+    if not settings.factored or min(size(groups.rows), size(groups.columns)) < settings.min_dim_to_factor:
+        return groups._replace(rows=(), columns=())
+    return groups
+
+
+def _init_moments(settings: _Settings, parameter: jax.Array, names: Sequence[str]) -> Moments:
+    groups = _groups(settings, parameter, names)
+    kept = lambda gone: jnp.zeros([n for i, n in enumerate(parameter.shape) if i not in gone], jnp.float32)
+    moments = {'v_row': kept(groups.columns), 'v_col': kept(groups.rows)} if groups.rows else {'v': kept(())}
+    return moments | ({} if settings.momentum is None else {'m': kept(())})
+
+
+def _update_one(settings: _Settings, rate: jax.Array, decay: jax.Array, gradient: jax.Array, parameter: jax.Array,
+                moments: Moments, names: Sequence[str]) -> tuple[jax.Array, Moments]:
+    """One parameter's update and its moments after it; `rate` and `decay` are this step's, float32 []."""
+    groups = _groups(settings, parameter, names)
+    mean = lambda x, dims: jnp.mean(x, axis=dims, keepdims=True)
+    mix = lambda old, new: decay * old + (1.0 - decay) * (new + settings.epsilon1)
+    reads = _separate_reads(gradient.astype(jnp.float32))
+    # The second moment is the product of these factors, which broadcast to the parameter's shape.
+    if groups.rows:
+        new = {'v_row': mix(moments['v_row'], _mean_square(next(reads), groups.columns)),
+               'v_col': mix(moments['v_col'], _mean_square(next(reads), groups.rows))}
+        row = jnp.expand_dims(new['v_row'], groups.columns)
+        factors = row / mean(row, groups.rows), jnp.expand_dims(new['v_col'], groups.rows)
+    else:
+        new = {'v': mix(moments['v'], jnp.square(next(reads)))}
+        factors = (new['v'],)
+    scale = jnp.full((1,) * gradient.ndim, -rate)
+    if settings.clipping_threshold is not None:
+        squared = functools.reduce(jnp.divide, factors, jnp.square(next(reads)))
+        size = jnp.sqrt(mean(squared, groups.within_layer))
+        scale = scale / jnp.maximum(1.0, size / settings.clipping_threshold)
+    if settings.multiply_by_parameter_scale:
+        size = jnp.sqrt(mean(parameter * parameter, groups.within_layer))
+        scale = scale * jnp.maximum(size, settings.epsilon2)
+    first, *others = (factor ** -0.5 for factor in factors)
+    update = functools.reduce(jnp.multiply, others, next(reads) * (first * scale))
+    if settings.momentum is not None:
+        update = settings.momentum * moments['m'] + (1.0 - settings.momentum) * update
+        new['m'] = update
+    return update.astype(parameter.dtype), new
+
+
+def _separate_reads(x: jax.Array) -> Iterator[jax.Array]:
+    """The same array, time and again, each as a value of its own to the compiler.
+
+    What is computed from it is then computed anew where it is used. Shared, x * x would be written to memory for its
+    several readers, which on a CPU took ten times as long as all reductions together.
+    """
+    while True:
+        x = jax.lax.optimization_barrier(x)
+        yield x
+
+
+def _mean_square(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    """Mean of squares over `dims`, which go."""
+    wide = x.ndim == 2 and dims == (0,) and x.shape[1] > _WIDE
+    if wide and jax.default_backend() == 'cpu' and sharding.current() is None:
+        # XLA walks down the columns one by one there, a page at each step: 200 ms for [512, 32128], this way 3.
+        total, _ = jax.lax.scan(lambda total, row: (total + row * row, None), jnp.zeros(x.shape[1], x.dtype), x)
+        return total / x.shape[0]
+    return jnp.mean(jnp.square(x), axis=dims)

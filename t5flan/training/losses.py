@@ -11,7 +11,6 @@ The numbers are T5X's (public source: google-research/t5x, t5x/losses.py): z_los
 smoothing's entropy is taken off, so that a perfect model has loss 0.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -23,8 +22,8 @@ import jax.numpy as jnp
 from t5flan import sharding
 from t5flan.training.config import LossConfig
 
-# Bytes of float32 logits a device holds at once: on a CPU about what its cache keeps; elsewhere so many that chunks are few,
-# since devices that share the batch add up the kernel's gradient once a chunk.
+# Bytes of float32 logits a device holds at once: on a CPU about what its cache keeps; elsewhere so many that chunks are
+# few, since devices that share the batch add up the kernel's gradient once a chunk.
 _CHUNK_BYTES_CPU = 20 * 2**20
 _CHUNK_BYTES = 256 * 2**20
 

@@ -172,7 +172,8 @@ def matching_paths(patterns: Sequence[str], paths: Iterable[str], setting: str) 
     for pattern in patterns:
         matched = {path for path in paths if re.fullmatch(pattern, path)}
         if not matched:
-            rooms = {'/'.join(path.split('/')[:depth]) + '/.*' for path in paths for depth in range(1, path.count('/') + 1)}
+            rooms = {'/'.join(path.split('/')[:depth]) + '/.*'
+                     for path in paths for depth in range(1, path.count('/') + 1)}
             near = difflib.get_close_matches(pattern, sorted(rooms) + paths, n=3, cutoff=0.0)
             raise UserError(f'{setting} holds {pattern!r}, which matches no parameter path from end to end; '
                             f'nearest are {", ".join(near)}. Set {setting} in your .gin.')

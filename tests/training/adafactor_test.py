@@ -74,6 +74,14 @@ def test_heads_and_kv_are_joined():
         assert ('v' in state.moments) == (least == 17)
 
 
+def test_a_wide_matrix_is_updated_as_its_transpose():
+    """Its column means are taken another way on a CPU."""
+    parameter, gradient = normal((16, 5000), 0), normal((16, 5000), 1)
+    wide, _ = run(parameter, [gradient], ('embed', 'vocab'), min_dim_to_factor=16)
+    high, _ = run(parameter.T, [gradient.T], ('vocab', 'embed'), min_dim_to_factor=16)
+    np.testing.assert_allclose(wide, high.T, rtol=1e-6, atol=1e-7)
+
+
 def test_a_small_gradient_is_not_clipped_and_a_large_one_is():
     parameter, quiet, loud = jnp.ones((4,)), jnp.full((4,), 1e-3), jnp.full((4,), 1.0)
     after, _ = run(parameter, [quiet, loud], ('embed',), decay_rate=0.8)
