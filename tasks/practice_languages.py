@@ -19,7 +19,9 @@ _FRENCH_TENS = 'vingt trente quarante cinquante soixante'.split()
 
 
 def english(number: int) -> str:
-    """>>> english(42)
+    """In words with a hyphen.
+
+    >>> english(42)
     'forty-two'
     """
     if number < 20:
@@ -57,21 +59,27 @@ def _decimal(digits: str, ten: str, number: int) -> str:
 
 
 def korean(number: int) -> str:
-    """>>> korean(42)
+    """Sino-Korean.
+
+    >>> korean(42)
     '사 십 이'
     """
     return _decimal('영 일 이 삼 사 오 육 칠 팔 구', '십', number)
 
 
 def japanese(number: int) -> str:
-    """>>> japanese(47)
+    """In hiragana (zero in katakana).
+
+    >>> japanese(47)
     'よん じゅう なな'
     """
     return _decimal('ゼロ いち に さん よん ご ろく なな はち きゅう', 'じゅう', number)
 
 
 def chinese(number: int) -> str:
-    """>>> chinese(42)
+    """In characters.
+
+    >>> chinese(42)
     '四 十 二'
     """
     return _decimal('零 一 二 三 四 五 六 七 八 九', '十', number)

@@ -1,10 +1,11 @@
 """Arithmetic: answers worked out anew from the text, every equation of a rationale checked."""
 
+import doctest
 import re
 
 import pytest
 
-from t5flan.tasks import practice
+from t5flan.tasks import practice, practice_arithmetic
 from t5flan.tasks.practice_arithmetic import borrow_steps, column_steps, multiply_steps
 
 COUNT = 300
@@ -101,6 +102,11 @@ def test_compare_and_parity():
 def by_columns(rationale: str) -> int:
     found = equations(rationale)
     return 10 * found[-1][1] + found[0][1] % 10
+
+
+def test_docstrings():
+    results = doctest.testmod(practice_arithmetic)
+    assert results.attempted and not results.failed
 
 
 def test_columns():

@@ -1,12 +1,13 @@
 """Number words against num2words' lists, kept in number_words.json."""
 
+import doctest
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from t5flan.tasks import practice
+from t5flan.tasks import practice, practice_languages
 from t5flan.tasks.practice_languages import LANGUAGES, SEEN_PAIRS, UNSEEN_PAIRS
 
 GOLD = {
@@ -28,6 +29,11 @@ def rows(name: str):
     for split in ('train', 'validation', 'test_wordings'):
         for i in range(300):
             yield practice.make_example(f'practice_{name}', split, i)
+
+
+def test_docstrings():
+    results = doctest.testmod(practice_languages)
+    assert results.attempted and not results.failed
 
 
 @pytest.mark.parametrize('language', LANGUAGES)

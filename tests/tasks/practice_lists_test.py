@@ -28,8 +28,9 @@ def test_reverse(name):
         assert len(answer) == len(items) and all(answer[-1 - i] == item for i, item in enumerate(items))
 
 
-@pytest.mark.parametrize('name, down', [('sort_words', False), ('sort_words_down', True), ('sort_numbers', False), ('sort_numbers_down', True)])
-def test_sort(name, down):
+@pytest.mark.parametrize('name', ['sort_words', 'sort_words_down', 'sort_numbers', 'sort_numbers_down'])
+def test_sort(name):
+    down = name.endswith('down')
     for _, items, answer in rows(name):
         assert Counter(items) == Counter(answer)
         values = [int(item) if item.isdigit() else item for item in answer]
