@@ -40,9 +40,9 @@ ARITHMETIC = ('practice_add_three', 'practice_multiply', 'practice_two_steps')
 """The harder arithmetic, on which the table shows what rationales add."""
 
 PROMPTS = (
-    'Sort these words from A to Z: sun dog cup',
-    'What is 47 plus 28? Think step by step.',
-    'How do you say 42 in French?',
+    'Sort these words: sun dog cup',
+    "What is 12 + 23 + 34? Let's think step by step.",
+    'Say the number 42 in French.',
 )
 
 
