@@ -25,9 +25,9 @@ __all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
 
 IMPLEMENTATIONS = ('auto', 'xla', 'chunked')
 
-# Logits of one tile, as measured on a CPU: larger ones leave the cache. But no fewer rows than that for long keys: with
-# every tile the gradients of all keys are read and written once more.
-_TILE_LOGITS = 500_000
+# Logits of one tile. On a CPU larger ones were measured to leave the cache; elsewhere a step of the loop must be worth
+# its start. No fewer rows than this for long keys: with every tile the gradients of all keys are read and written again.
+_TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
 _TILE_ROWS = 256
 # From this many logits per head on tiles are used: on a CPU where they were measured to be faster, elsewhere (where
 # whole arrays run better) where whole ones would take much memory.
@@ -76,16 +76,14 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     _check_masks(q_BTNH, k_BSKH, causal, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B, q_offset)
     _check_options(q_BTNH, bias_table, bias, soft_cap, dropout_rate, dropout_key, implementation)
     visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
+    (batch, queries, heads, _), keys = q_BTNH.shape, k_BSKH.shape[1]
     keep_BNS = None
     if dropout_rate > 0.0:
-        shape = (q_BTNH.shape[0], q_BTNH.shape[2], k_BSKH.shape[1])
-        keep_BNS = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
-    q_offset = jnp.asarray(q_offset, jnp.int32)
-    queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+        keep_BNS = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, (batch, heads, keys))
     chosen, reason = choose(implementation, queries, keys, _platform())
     _say_once(_platform(), chosen, reason)
     form = Form(queries, k_BSKH.shape[2], causal, scale, soft_cap, dropout_rate, precision)
-    operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, keep_BNS, *visible, q_offset)
+    operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, keep_BNS, *visible, jnp.asarray(q_offset, jnp.int32))
     return (_plain if chosen == 'xla' else _chunked)(form, operands, bias_table, bias)
 
 
@@ -112,13 +110,14 @@ def _platform() -> str:
     return current.mesh.devices.flat[0].platform if current else jax.default_backend()
 
 
-def _tile(queries: int, keys: int, heads: int, kv_heads: int) -> tuple[int, int]:
+def _tile(queries: int, keys: int, heads: int, kv_heads: int, platform: str) -> tuple[int, int]:
     """Queries and key-value heads of a tile; of the queries an even share, a multiple of 8 where it is not all."""
     share = heads // kv_heads
-    if share * queries * keys <= _TILE_LOGITS:
-        fit = max(1, _TILE_LOGITS // (share * queries * keys))
+    logits = _TILE_LOGITS.get(platform, _TILE_LOGITS['other'])
+    if share * queries * keys <= logits:
+        fit = logits // (share * queries * keys)
         return queries, max(n for n in range(1, min(fit, kv_heads) + 1) if kv_heads % n == 0)
-    most = max(_TILE_LOGITS // (share * keys), _TILE_ROWS // share, 8)
+    most = max(logits // (share * keys), _TILE_ROWS // share, 8)
     if queries <= most:
         return queries, 1
     blocks = -(-queries // most)
@@ -159,15 +158,14 @@ def _plain(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
     allowed_BTS = _allowed(form, _Visible(*visible), queries, keys, q_offset)
     if allowed_BTS is not None:
         logits_BKGTS = jnp.where(allowed_BTS[:, None, None], logits_BKGTS, MASKED)
-    top_BKGT1 = jnp.maximum(jnp.max(logits_BKGTS, axis=-1, keepdims=True), 0.1 * MASKED)
-    weights_BKGTS = jnp.exp(logits_BKGTS - jax.lax.stop_gradient(top_BKGT1))
-    sum_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
-    weights_BKGTS = weights_BKGTS / jnp.where(sum_BKGT1 > 0.0, sum_BKGT1, 1.0)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
     if keep_BNS is not None:
         keep_BKG1S = keep_BNS.reshape(batch, kv_heads, -1, 1, keys)
         weights_BKGTS = jnp.where(keep_BKG1S, weights_BKGTS / (1.0 - form.dropout_rate), 0.0)
     y_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, precision=form.precision,
                          preferred_element_type=jnp.float32)
+    if allowed_BTS is not None:  # a query that sees nothing: an even mixture by then, and its gradient
+        y_BTKGH = jnp.where(jnp.any(allowed_BTS, axis=-1)[:, :, None, None, None], y_BTKGH, 0.0)
     return y_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
@@ -193,7 +191,7 @@ def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias:
     parts = current.size('act_heads') if current else 1
     if heads % parts or (kv_heads % parts and parts % kv_heads):
         parts = 1
-    block, tile_kv_heads = _tile(queries, keys, heads // parts, max(1, kv_heads // parts))
+    block, tile_kv_heads = _tile(queries, keys, heads // parts, max(1, kv_heads // parts), _platform())
     form = dataclasses.replace(form, block=block, kv_heads=tile_kv_heads)
     padding = -queries % block
     operands = _pad_queries(operands, padding)

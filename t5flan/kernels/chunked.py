@@ -9,7 +9,8 @@ half the speed); the backward tile is the transposed one, [K, S, rows], so that 
 an operand against its order; and query blocks, not key blocks, are the outer loop.
 
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a block,
-M = G * C rows of a tile, I blocks, W = T + S - 1 distances. A tile is [K, G, C, S], or [K, S, G, C] transposed.
+M = G * C rows of a tile, I blocks, P groups of heads, W = T + S - 1 distances. In a tile N and K count the heads of one
+group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
 """
 
 import dataclasses
@@ -20,8 +21,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from t5flan.kernels.relative_bias import bias_tile
+
+# What a rematerialisation policy may keep (`save_only_these_names`), so that the backward pass need not run the forward
+# tiles again: [B, T, N, H] and a float32 for each query and head.
+SAVED_NAMES = ('attention_output', 'attention_log_sum')
 
 MASKED = -1e30  # finite: a query that sees no key must not make NaN
 
@@ -108,7 +114,8 @@ def _forward(form: Form, operands: Operands) -> tuple[jax.Array, Any]:
         return _scan(lambda _, i, *inputs: (None, block(group, i, *inputs)), None, inputs)[1]
 
     y_PIBKMH, log_sum_PIBKM = _scan(lambda _, p, group: (None, all_blocks(group)), None, (groups,))[1]
-    y_BTNH = _join_queries(y_PIBKMH, operands.q_BTNH.shape)
+    y_BTNH = checkpoint_name(_join_queries(y_PIBKMH, operands.q_BTNH.shape), SAVED_NAMES[0])
+    log_sum_PIBKM = checkpoint_name(log_sum_PIBKM, SAVED_NAMES[1])
     return y_BTNH, (operands._replace(q_BTNH=None, k_BSKH=None, v_BSKH=None), groups, y_BTNH, log_sum_PIBKM)
 
 
