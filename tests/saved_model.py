@@ -9,14 +9,15 @@ from t5flan.models.model import Model
 from t5flan.training.checkpoints import VOCABULARY, Checkpoints, Description
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
-from tests.models.small_models import small_model
+from tests.models.small_models import ENCODER_DECODERS, small_model
 
 LENGTHS = {'inputs': 24, 'targets': 12}
 
 
 def byte_model(family: str = 't5_1_1', vocab_size: int = 260) -> Model:
     """A tiny model over bytes, with one id more than they need."""
-    return small_model(family, vocab_size=vocab_size)
+    layers = {'num_decoder_layers': 1} | ({'num_encoder_layers': 1} if family in ENCODER_DECODERS else {})
+    return small_model(family, vocab_size=vocab_size, **layers)
 
 
 def save_folder(folder: Path, model: Model, format: str = 'encoder_decoder', steps: tuple[int, ...] = (4, 8)) -> Path:

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.decoding import unrolled
 from t5flan.decoding.sampling import Sampling, row_keys, sample
 from t5flan.errors import UserError
-from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 
 SMALLEST_LENGTH = 32
-UNROLLED_LAYERS = 64
+UNROLLED_LAYERS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,6 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max
     _check(model.config, prompts, max_new_tokens, num_samples, batch_size)
     rows = range(len(prompts)) if rows is None else rows
     results: list[list[Generation]] = [[] for _ in prompts]
-    model = decoding_form(model)
     pending: tuple[list[int], Any] | None = None
     done = 0
     for chosen, tokens_BP, rows_B in _batches(model.config, prompts, rows, batch_size):
@@ -131,9 +130,13 @@ def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: 
         return _Loop(loop.step + 1, put(loop.tokens_BT, chosen_B), put(loop.log_probs_BT, log_probs_B),
                      loop.ended_B | (chosen_B == eos_id), cache)
 
+    decode_step = model.decode_step
+    if unrolls(model.config):
+        decode_step, cache = unrolled.unroll(model, cache)
+
     def body(loop: _Loop) -> _Loop:
         last_B1 = jax.lax.dynamic_slice_in_dim(loop.tokens_BT, loop.step - 1, 1, axis=1)
-        return write(loop, *model.decode_step(loop.cache, last_B1))
+        return write(loop, *decode_step(loop.cache, last_B1))
 
     count = rows_B.shape[0]
     # The first token comes from the prompt, so the loop reads one token fewer than it writes.
@@ -162,22 +165,11 @@ def first_largest(logits_BV: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(logits_BV == largest_B1, index_1V, logits_BV.shape[-1] - 1), axis=-1)
 
 
-def decoding_form(model: Model) -> Model:
-    """The same parameters under the configuration that decodes fastest: nothing is copied.
-
-    A scan slices each layer's parameters out of the stack at every token; unrolled, those slices do not change in the loop
-    and XLA takes them once, before it. (Where there are so many layers that compiling would be slow, the scan stays.)
-    """
-    config = model.config
-    if not config.scan_layers or config.num_encoder_layers + config.num_decoder_layers > UNROLLED_LAYERS:
-        return model
-    unrolled = _structure(dataclasses.replace(config, scan_layers=False))
-    return jax.tree.unflatten(unrolled, jax.tree.leaves(model))
-
-
-@functools.lru_cache(maxsize=16)
-def _structure(config: ModelConfig) -> Any:
-    return jax.tree.structure(abstract_model(config))
+def unrolls(config: ModelConfig) -> bool:
+    """Whether the decoding step is straight code rather than a scan: on a CPU, unless compiling that would take long."""
+    current = sharding_lib.current()
+    platform = jax.default_backend() if current is None else current.mesh.devices.flat[0].platform
+    return platform == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
 
 
 def rounded_length(length: int) -> int:

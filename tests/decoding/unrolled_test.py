@@ -1,0 +1,42 @@
+"""The straight code of a step against the scan it replaces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5flan.decoding import generate as generate_lib
+from t5flan.decoding.unrolled import unroll
+from tests.models.small_models import ENCODER_DECODERS, small_config, small_model
+
+PROMPTS_BP = np.array([[0, 0, 7, 8], [4, 5, 6, 7]], np.int32)
+TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
+
+
+@pytest.mark.parametrize('family, dtype', [('umt5', 'float32'), ('t5_1_0', 'bfloat16'), ('gemma', 'float32')])
+def test_a_step_is_that_of_the_scan(family, dtype):
+    model = small_model(family, dtype=dtype)
+    prompts_BP = PROMPTS_BP[:, ::-1] if family in ENCODER_DECODERS else PROMPTS_BP
+
+    def both(model, prompts_BP, tokens_BT):
+        _, cache = model.start_cache(prompts_BP, 3)
+        scans, steps = [], []
+        step, memory = unroll(model, cache)
+        for t in range(3):
+            logits_BV, cache = model.decode_step(cache, tokens_BT[:, t:t + 1])
+            scans.append(logits_BV)
+            logits_BV, memory = step(memory, tokens_BT[:, t:t + 1])
+            steps.append(logits_BV)
+        return jnp.stack(scans), jnp.stack(steps), cache, memory
+
+    scans, steps, cache, memory = jax.jit(both)(model, prompts_BP, TOKENS_BT)
+    np.testing.assert_allclose(steps, scans, atol=1e-5 if dtype == 'float32' else 0.05)
+    assert memory.index == cache.index and len(memory.layers) == 2
+    for layer, (k_BMKH, v_BMKH) in enumerate(memory.layers):
+        for one, other in ((k_BMKH, cache.k_LBMKH[layer]), (v_BMKH, cache.v_LBMKH[layer])):
+            np.testing.assert_allclose(one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05)
+
+
+def test_many_layers_stay_a_scan():
+    assert generate_lib.unrolls(small_config('palm'))
+    assert not generate_lib.unrolls(small_config('palm', num_decoder_layers=generate_lib.UNROLLED_LAYERS + 1))
