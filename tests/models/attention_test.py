@@ -29,8 +29,7 @@ def by_hand(attention: Attention, x_BTD: np.ndarray, y_BSD: np.ndarray, sees_BTS
     return total_BTD
 
 
-@pytest.mark.parametrize('kv_heads', [1, 2, 4])
-@pytest.mark.parametrize('scale', [False, True])
+@pytest.mark.parametrize('kv_heads, scale', [(1, False), (2, True), (4, False)])
 def test_it_is_attention(kv_heads, scale):
     config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, scale_attention=scale)
     attention = Attention(config, Scope(jax.random.key(0)), bidirectional=True)

@@ -86,11 +86,14 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near():
 
 
 def test_dropout_is_on_exactly_with_a_key():
-    batch = random_batch('t5_1_1')
+    tokens_BS = random_batch('t5_1_1')['encoder_input_tokens']
+    encode = jax.jit(lambda model, key: model.encode(tokens_BS, dropout_key=key))
     model = small_model('t5_1_1', dropout_rate=0.3)
-    hidden = jax.jit(lambda model, key: model.hidden(batch, dropout_key=key))
-    np.testing.assert_array_equal(hidden(model, None), jax.jit(lambda model: model.hidden(batch))(small_model('t5_1_1')))
-    assert np.abs(hidden(model, None) - hidden(model, jax.random.key(0))).mean() > 0.1
+    exact, dropped = encode(model, None), encode(model, jax.random.key(0))
+    np.testing.assert_array_equal(exact, encode(small_model('t5_1_1'), jax.random.key(0)))
+    assert np.abs(exact - dropped).mean() > 0.1
+    # After the final norm features are dropped token by token, not along the length as everywhere else.
+    assert not (np.asarray(dropped)[0] == 0).all(axis=0).any() and (np.asarray(dropped) == 0).mean() == pytest.approx(0.3, abs=0.05)
 
 
 def test_tied_logits_need_no_kernel():
