@@ -130,7 +130,10 @@ def _draw_translation(pairs: tuple[tuple[str, str], ...]) -> Callable[[random.Ra
 
 SKILLS = (
     *(
-        Skill(f'number_{language.lower()}', 'languages', _draw_words(language), held_share=0.15, space=200)
+        Skill(
+            f'number_{language.lower()}', 'languages', _draw_words(language), held_share=0.15, space=200,
+            rate=1.0 if language == 'French' else 0.5,  # French has the irregular ones
+        )
         for language in LANGUAGES
     ),
     Skill('number_translate', 'languages', _draw_translation(SEEN_PAIRS), rate=1.5),

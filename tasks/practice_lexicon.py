@@ -50,7 +50,7 @@ def _draw_pick(classes: tuple[str, ...]) -> Callable[[random.Random], Instance]:
 SKILLS = (
     Skill('classify', 'lexicon', draw_classify, rate=0.5),
     Skill('sentiment', 'lexicon', draw_sentiment, rate=0.5),
-    Skill('odd_one_out', 'lexicon', draw_odd_one_out, rationale=True, rate=0.5),
+    Skill('odd_one_out', 'lexicon', draw_odd_one_out, rationale=True),
     Skill('pick_class', 'lexicon', _draw_pick(('animal', 'plant')), rate=0.5),
     Skill('pick_tool', 'lexicon', _draw_pick(('tool',)), trained=False),
 )

@@ -60,7 +60,7 @@ def draw_append_letter(rng: random.Random) -> Instance:
 
 def draw_remove_letter(rng: random.Random) -> Instance:
     """One letter is taken out of a row of letters."""
-    letters = pick(rng, LETTERS, 3, 4)
+    letters = pick(rng, LETTERS, 3, 3)
     letter, items = rng.choice(letters), ' '.join(letters)
     left = ' '.join(other for other in letters if other != letter)
     return Instance(f'{items}-{letter}', {'items': items, 'letter': letter}, left)
@@ -68,7 +68,7 @@ def draw_remove_letter(rng: random.Random) -> Instance:
 
 def draw_replace_letter(rng: random.Random) -> Instance:
     """One letter of a row becomes another."""
-    *letters, new = pick(rng, LETTERS, 4, 5)
+    *letters, new = pick(rng, LETTERS, 4, 4)
     old, items = rng.choice(letters), ' '.join(letters)
     answer = ' '.join(new if letter == old else letter for letter in letters)
     return Instance(f'{items}:{old}:{new}', {'items': items, 'old': old, 'new': new}, answer)
@@ -92,7 +92,8 @@ SKILLS = (
     Skill('copy_words', 'lists', _draw_list(WORDS, 2, 4, ' '.join)),
     Skill('copy_numbers', 'lists', _draw_list(NUMBERS, 2, 4, ' '.join)),
     Skill('reverse_words', 'lists', _draw_list(WORDS, 2, 4, _reverse)),
-    Skill('sort_words', 'lists', _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items)), ordered=False)),
+    Skill('sort_words', 'lists', _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items)), ordered=False),
+          rate=1.5),
     Skill('sort_numbers', 'lists', _draw_list(NUMBERS, 2, 4, lambda items: ' '.join(sorted(items)), ordered=False)),
     Skill('sort_numbers_down', 'lists',
           _draw_list(NUMBERS, 2, 4, lambda items: ' '.join(sorted(items, reverse=True)), ordered=False)),
@@ -102,13 +103,13 @@ SKILLS = (
     Skill('last_word', 'lists', _draw_list(WORDS, 3, 5, lambda items: items[-1])),
     Skill('nth_word', 'lists', draw_nth_word),
     Skill('count_words', 'lists', _draw_list(WORDS, 2, 6, lambda items: str(len(items)), ordered=False)),
-    Skill('member', 'lists', draw_member),
-    Skill('dedupe', 'lists', draw_dedupe),
+    Skill('member', 'lists', draw_member, rate=1.5),
+    Skill('dedupe', 'lists', draw_dedupe, rate=1.5),
     Skill('append_letter', 'letters', draw_append_letter),
-    Skill('remove_letter', 'letters', draw_remove_letter),
-    Skill('replace_letter', 'letters', draw_replace_letter),
+    Skill('remove_letter', 'letters', draw_remove_letter, rate=1.5),
+    Skill('replace_letter', 'letters', draw_replace_letter, rate=1.5),
     Skill('capital', 'letters', _draw_list(LETTERS, 3, 4, _capital), rate=0.5),
-    Skill('spell', 'letters', draw_spell, rate=0.5, space=len(SHORT_WORDS) * (len(SHORT_WORDS) - 1)),
+    Skill('spell', 'letters', draw_spell, space=len(SHORT_WORDS) * (len(SHORT_WORDS) - 1)),
     Skill('sort_words_down', 'lists',
           _draw_list(WORDS, 2, 4, lambda items: ' '.join(sorted(items, reverse=True)), ordered=False), trained=False),
     Skill('reverse_numbers', 'lists', _draw_list(NUMBERS, 2, 4, _reverse), trained=False),

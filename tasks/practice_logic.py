@@ -59,7 +59,7 @@ def draw_boolean(rng: random.Random) -> Instance:
 
 
 SKILLS = (
-    Skill('syllogism', 'logic', draw_syllogism, rate=1.5),
-    Skill('if_then', 'logic', draw_if_then, rate=1.5),
+    Skill('syllogism', 'logic', draw_syllogism, rate=2.0),
+    Skill('if_then', 'logic', draw_if_then, rate=2.0),
     Skill('boolean', 'logic', draw_boolean, rationale=True, space=448),
 )

@@ -63,8 +63,8 @@ def draw_minutes(rng: random.Random) -> Instance:
 
 SKILLS = (
     Skill('weekday', 'measures', draw_weekday, rationale=True, space=448),
-    Skill('date', 'measures', draw_date, space=730),
+    Skill('date', 'measures', draw_date, rate=1.5, space=730),
     Skill('length', 'measures', draw_length, rate=0.5),
     Skill('unit', 'measures', draw_unit, rate=0.5, space=490),
-    Skill('minutes', 'measures', draw_minutes, rationale=True, space=236),
+    Skill('minutes', 'measures', draw_minutes, rationale=True, rate=0.7, space=236),
 )
