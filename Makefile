@@ -19,6 +19,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORKDIR := runs/quickstart
 
+# On a CPU a step takes large buffers and gives them back; in huge pages that costs a sixth less of T5 1.1 small's step.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
 .PHONY: quickstart test test-slow install clean
 
 quickstart: $(STAMP)

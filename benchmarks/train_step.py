@@ -68,7 +68,8 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
     import transformers
     config = transformers.T5Config(
         vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6,
-        feed_forward_proj='gated-gelu', tie_word_embeddings=False, dropout_rate=0.0)
+        feed_forward_proj='gated-gelu', tie_word_embeddings=False, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
     model = transformers.T5ForConditionalGeneration(config).train()
     optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
