@@ -201,16 +201,21 @@ def test_sigterm_saves_and_says_so(tmp_path, task_file, unbroken):
     assert step is not None and losses(tmp_path) == unbroken[:step]
 
 
+def _written_since(workdir, moment):
+    path = workdir / 'metrics.jsonl'
+    return path.exists() and path.stat().st_mtime > moment
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_goes_on_bit_for_bit(tmp_path, task_file, unbroken):
+    """Eight kills, each a random number of steps and milliseconds after the run has gone on."""
     rng = random.Random(0)
-    for _ in range(12):
-        process = start(tmp_path, task_file)
-        try:
-            process.wait(timeout=rng.uniform(5, 16))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    for _ in range(8):
+        reached = min((checkpoints_lib.latest_step(tmp_path) or 0) + rng.randint(1, 9), 39)
+        begun, process = time.time(), start(tmp_path, task_file)
+        wait_for(process, lambda: _written_since(tmp_path, begun) and len(read_metrics(tmp_path)) >= reached)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
     _, said = start(tmp_path, task_file).communicate(timeout=300)
     assert losses(tmp_path) == unbroken, said

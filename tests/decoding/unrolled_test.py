@@ -30,7 +30,8 @@ def test_a_step_is_that_of_the_scan(family, dtype):
         return jnp.stack(scans), jnp.stack(steps), cache, memory
 
     scans, steps, cache, memory = jax.jit(both)(model, prompts_BP, TOKENS_BT)
-    np.testing.assert_allclose(steps, scans, atol=1e-5 if dtype == 'float32' else 0.05)
+    # Gemma's logits are some ten times the size of the others': the last bits of float32 are larger by as much.
+    np.testing.assert_allclose(steps, scans, atol=(3e-6 if dtype == 'float32' else 0.01) * np.abs(scans).max())
     assert memory.index == cache.index and len(memory.layers) == 2
     for layer, (k_BMKH, v_BMKH) in enumerate(memory.layers):
         for one, other in ((k_BMKH, cache.k_LBMKH[layer]), (v_BMKH, cache.v_LBMKH[layer])):
