@@ -4,13 +4,14 @@ The idea is that of Flash attention (arXiv:2205.14135), in plain XLA: the forwar
 query's softmax sum, and the backward pass makes the probabilities of a tile again from it. On a CPU this is faster than
 whole arrays, since tiles stay in the cache; anywhere it takes the memory of a tile in place of [B, N, T, S].
 
-What measurement on a CPU decided: operands have the head in front, [K, rows, H] (products over a strided head run at
-half the speed); the backward tile is the transposed one, [K, S, rows], so that only one of its five products reads
-an operand against its order; and query blocks, not key blocks, are the outer loop.
+What measurement on a CPU decided: a tile reads its own rows and heads from the arrays as they come (a product over strided
+heads runs at half the speed, and whole arrays with the head in front are a copy each, which pays where blocks of queries
+read the same keys again); the backward tile is the
+transposed one, [K, S, rows], so that only one of its five products reads an operand against its order.
 
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a block,
-M = G * C rows of a tile, I blocks, P groups of heads, W = T + S - 1 distances. In a tile N and K count the heads of one
-group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
+M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile N and K
+count the heads of one group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
 """
 
 import dataclasses
@@ -60,26 +61,13 @@ class Operands(NamedTuple):
     q_offset: jax.Array  # int32 scalar
 
 
-class _Group(NamedTuple):
-    """The kv heads that a tile holds, their axis in front; in the backward pass with what the queries got."""
+class _Place(NamedTuple):
+    """Where a tile lies: batch row, first query, first head, first key-value head (int32 scalars)."""
 
-    queries: Any  # q_IBKMH, then in the backward pass dy_IBKMH, log_sum_IBKM, inner_IBKM
-    k_BKSH: jax.Array
-    v_BKSH: jax.Array
-    bias_NW: jax.Array | None
-    keep_BKGS: jax.Array | None
-
-
-class _Row(NamedTuple):
-    """What one batch row (or, with an axis B in front, all of them) brings to a tile, besides the queries."""
-
-    k_KSH: jax.Array
-    v_KSH: jax.Array
-    keep_KGS: jax.Array | None
-    q_segment_ids_C: jax.Array | None
-    kv_segment_ids_S: jax.Array | None
-    prefix_S: jax.Array | None
-    key_seen_S: jax.Array | None
+    row: jax.Array
+    query: jax.Array
+    head: jax.Array
+    kv_head: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,101 +77,104 @@ def chunked_attention(form: Form, operands: Operands) -> jax.Array:
 
 
 def _forward(form: Form, operands: Operands) -> tuple[jax.Array, Any]:
-    groups = _groups(form, operands)
-    q_segment_ids_IBC = _split_ids(form, operands)
+    k, v = (_arrange_keys(form, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
-    def block(group: _Group, i: Any, q_BKMH: jax.Array, q_segment_ids_BC: jax.Array | None) -> Any:
-        tile = _shared_tile(form, operands, group, group.bias_NW, i, transposed=False)
+    def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tile = _shared_tile(form, operands, _group_bias(form, operands, j), _place(form, operands, j, 0), False)
 
-        def row(inputs: tuple[jax.Array, _Row]) -> tuple[jax.Array, jax.Array]:
-            q_KMH, row = inputs
-            logits, _ = _logits(form, _dot(form, q_KMH, row.k_KSH, 2, 2), i, tile, row, operands.q_offset, False)
+        def row(y_BTNH: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+            place = _place(form, operands, j, b)
+            q_KMH = _read_queries(form, operands.q_BTNH, operands, place)
+            v_KSH = _read_keys(form, operands, v, place)
+            products_KMS = _dot(form, q_KMH, _read_keys(form, operands, k, place), 2, 2)
+            logits, _ = _logits(form, products_KMS, tile, operands, place, transposed=False)
             # No less than a tenth of MASKED, so that the exponential of a masked logit is zero in every row.
             top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0.1 * MASKED)
             weights = jnp.exp(logits - top)
             sum_KM1 = jnp.sum(weights, axis=-1).reshape(*q_KMH.shape[:2], 1)
             sum_KM1 = jnp.where(sum_KM1 > 0.0, sum_KM1, 1.0)
-            weights_KMS = _drop(form, weights, row.keep_KGS, transposed=False).reshape(*q_KMH.shape[:2], -1)
-            y_KMH = _dot(form, weights_KMS.astype(row.v_KSH.dtype), row.v_KSH, 2, 1) / sum_KM1
-            return y_KMH.astype(q_KMH.dtype), (top.reshape(sum_KM1.shape) + jnp.log(sum_KM1))[..., 0]
+            weights_KMS = _drop(form, weights, operands, place, transposed=False).reshape(products_KMS.shape)
+            y_KMH = _dot(form, weights_KMS.astype(v_KSH.dtype), v_KSH, 2, 1) / sum_KM1
+            log_sum_KM = (top.reshape(sum_KM1.shape) + jnp.log(sum_KM1))[..., 0]
+            return _write_queries(form, y_BTNH, y_KMH, place), log_sum_KM
 
-        return lax.map(row, (q_BKMH, _rows(operands, group, q_segment_ids_BC)))
+        return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
-    def all_blocks(group: _Group) -> tuple[jax.Array, jax.Array]:
-        inputs = (*group.queries, q_segment_ids_IBC)
-        return _scan(lambda _, i, *inputs: (None, block(group, i, *inputs)), None, inputs)[1]
-
-    y_PIBKMH, log_sum_PIBKM = _scan(lambda _, p, group: (None, all_blocks(group)), None, (groups,))[1]
-    y_BTNH = checkpoint_name(_join_queries(y_PIBKMH, operands.q_BTNH.shape), SAVED_NAMES[0])
-    log_sum_PIBKM = checkpoint_name(log_sum_PIBKM, SAVED_NAMES[1])
-    return y_BTNH, (operands._replace(q_BTNH=None, k_BSKH=None, v_BSKH=None), groups, y_BTNH, log_sum_PIBKM)
+    y_BTNH, log_sum_JBKM = lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(form, operands)))
+    y_BTNH, log_sum_JBKM = map(checkpoint_name, (y_BTNH, log_sum_JBKM), SAVED_NAMES)
+    return y_BTNH, (operands, y_BTNH, log_sum_JBKM)
 
 
 def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]:
-    operands, groups, y_BTNH, log_sum_PIBKM = residuals
-    kv_heads = groups.k_BKSH.shape[0] * groups.k_BKSH.shape[2]
-    # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
-    inner_BTN1 = jnp.sum(y_BTNH.astype(jnp.float32) * dy_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
-    groups = groups._replace(queries=(*groups.queries, _split_queries(form, dy_BTNH, kv_heads), log_sum_PIBKM,
-                                      _split_queries(form, inner_BTN1, kv_heads)[..., 0]))
-    q_segment_ids_IBC = _split_ids(form, operands)
+    operands, y_BTNH, log_sum_JBKM = residuals
+    several = _several_blocks(form, operands)
+    k, v = (_arrange_keys(form, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
-    def block(group: _Group, sums: Any, i: Any, queries: Any, q_segment_ids_BC: jax.Array | None) -> tuple[Any, jax.Array]:
-        """`sums`: gradients of keys, values and bias vector so far, None before the first block."""
-        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(form, operands, group, bias_NW, i, transposed=True),
-                                 group.bias_NW)
-        dk_BKSH, dv_BKSH, dbias_NW = sums or (None, None, None)
+    def step(gradients: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        j, log_sum_BKM = inputs
+        *gradients, dbias_NW = gradients
+        group_bias_NW = _group_bias(form, operands, j)
+        start = _place(form, operands, j, 0)
+        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(form, operands, bias_NW, start, True), group_bias_NW)
 
-        def row(dtile: jax.Array | None, inputs: Any) -> tuple[jax.Array | None, Any]:
-            queries, row, dk0_KSH, dv0_KSH = inputs
-            dlogits, dq_KHM, dk_KSH, dv_KSH = _tile_gradients(form, i, tile, operands.q_offset, queries, row)
-            if dk0_KSH is not None:
-                dk_KSH, dv_KSH = dk_KSH + dk0_KSH, dv_KSH + dv0_KSH
-            return None if dtile is None else dtile + dlogits, (dq_KHM.astype(dy_BTNH.dtype), dk_KSH, dv_KSH)
+        def row(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+            dtile, dq_BTNH, dk, dv = carry
+            b, log_sum_KM = inputs
+            place = _place(form, operands, j, b)
+            queries = [_read_queries(form, x, operands, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
+            keys = [_read_keys(form, operands, x, place) for x in (k, v)]
+            dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(form, operands, place, tile, *queries, *keys, log_sum_KM)
+            if several:
+                dk_KSH = dk_KSH + _read_keys(form, operands, dk, place)
+                dv_KSH = dv_KSH + _read_keys(form, operands, dv, place)
+            dk, dv = _write_keys(form, operands, dk, dk_KSH, place), _write_keys(form, operands, dv, dv_KSH, place)
+            dq_BTNH = _write_queries(form, dq_BTNH, dq_KMH, place)
+            return (None if dtile is None else dtile + dlogits, dq_BTNH, dk, dv), None
 
-        dtile = None if group.bias_NW is None else jnp.zeros(tile.shape, jnp.float32)
-        inputs = queries, _rows(operands, group, q_segment_ids_BC), dk_BKSH, dv_BKSH
-        dtile, (dq_BKHM, dk_BKSH, dv_BKSH) = lax.scan(row, dtile, inputs)
+        dtile = None if dbias_NW is None else jnp.zeros(tile.shape, jnp.float32)
+        (dtile, *gradients), _ = lax.scan(row, (dtile, *gradients), (_count(dy_BTNH.shape[0]), log_sum_BKM))
         if dtile is not None:
-            dbias_NW = tile_vjp(dtile)[0] + (0.0 if dbias_NW is None else dbias_NW)
-        return (dk_BKSH, dv_BKSH, dbias_NW), dq_BKHM
+            summed = lax.dynamic_slice_in_dim(dbias_NW, start.head, group_bias_NW.shape[0]) + tile_vjp(dtile)[0]
+            dbias_NW = lax.dynamic_update_slice_in_dim(dbias_NW, summed, start.head, axis=0)
+        return (*gradients, dbias_NW), None
 
-    def all_blocks(group: _Group) -> Any:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (group.k_BKSH, group.v_BKSH, group.bias_NW))
-        return _scan(functools.partial(block, group), zeros, (group.queries, q_segment_ids_IBC))
-
-    _, (sums, dq_PIBKHM) = _scan(lambda _, p, group: (None, all_blocks(group)), None, (groups,))
-    dk_BSKH, dv_BSKH = (_join_keys(x, dy_BTNH.dtype) for x in sums[:2])
-    dbias_NW = None if sums[2] is None else sums[2].reshape(-1, sums[2].shape[-1])
-    none = Operands(*[None] * len(Operands._fields))
-    return (none._replace(q_BTNH=_join_queries(dq_PIBKHM.swapaxes(4, 5), dy_BTNH.shape), k_BSKH=dk_BSKH, v_BSKH=dv_BSKH,
-                          bias_NW=dbias_NW),)
+    keys_dtype = jnp.float32 if several else k.dtype
+    zeros = (jnp.zeros_like(operands.q_BTNH), jnp.zeros(k.shape, keys_dtype), jnp.zeros(v.shape, keys_dtype),
+             None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW))
+    gradients, _ = lax.scan(step, zeros, (_count(_steps(form, operands)), log_sum_JBKM))
+    dq_BTNH, dk, dv, dbias_NW = gradients
+    dk_BSKH, dv_BSKH = (_arrange_keys(form, operands, x).astype(k.dtype) for x in (dk, dv))
+    nothing = Operands(*[None] * len(Operands._fields))
+    return (nothing._replace(q_BTNH=dq_BTNH, k_BSKH=dk_BSKH, v_BSKH=dv_BSKH, bias_NW=dbias_NW),)
 
 
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _tile_gradients(form: Form, i: Any, tile: jax.Array | None, q_offset: jax.Array, queries: Any,
-                    row: _Row) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gradients through one transposed tile: of the logits [K, S, G, C], then dq [K, H, M], dk and dv [K, S, H]."""
-    q_KMH, dy_KMH, log_sum_KM, inner_KM = queries
-    logits, slope = _logits(form, _dot(form, row.k_KSH, q_KMH, 2, 2), i, tile, row, q_offset, transposed=True)
+def _tile_gradients(form: Form, operands: Operands, place: _Place, tile: jax.Array | None, q_KMH: jax.Array,
+                    y_KMH: jax.Array, dy_KMH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, log_sum_KM: jax.Array,
+                    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gradients through one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H]."""
+    logits, slope = _logits(form, _dot(form, k_KSH, q_KMH, 2, 2), tile, operands, place, transposed=True)
     per_query = (logits.shape[0], 1, *logits.shape[2:])
     weights = jnp.exp(logits - log_sum_KM.reshape(per_query))
-    dweights = _drop(form, _dot(form, row.v_KSH, dy_KMH, 2, 2).reshape(logits.shape), row.keep_KGS, transposed=True)
+    dweights = _drop(form, _dot(form, v_KSH, dy_KMH, 2, 2).reshape(logits.shape), operands, place, transposed=True)
+    # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
+    inner_KM = jnp.sum(y_KMH.astype(jnp.float32) * dy_KMH.astype(jnp.float32), axis=-1)
     dlogits = weights * (dweights - inner_KM.reshape(per_query))
     dproducts = dlogits if slope is None else dlogits * slope
     if form.scale != 1.0:
         dproducts = dproducts * form.scale
-    dproducts_KSM = dproducts.reshape(*row.k_KSH.shape[:2], -1).astype(row.k_KSH.dtype)
-    weights_KSM = _drop(form, weights, row.keep_KGS, transposed=True).reshape(dproducts_KSM.shape)
-    dv_KSH = _dot(form, weights_KSM.astype(row.v_KSH.dtype), dy_KMH, 2, 1)
+    dproducts_KSM = dproducts.reshape(*k_KSH.shape[:2], -1).astype(k_KSH.dtype)
+    weights_KSM = _drop(form, weights, operands, place, transposed=True).reshape(dproducts_KSM.shape)
+    dv_KSH = _dot(form, weights_KSM.astype(v_KSH.dtype), dy_KMH, 2, 1)
     dk_KSH = _dot(form, dproducts_KSM, q_KMH, 2, 1)
-    dq_KHM = _dot(form, row.k_KSH, dproducts_KSM, 1, 1)
-    return dlogits, dq_KHM, dk_KSH, dv_KSH
+    # The barrier keeps XLA from making the product [K, M, H] at once, with both operands against their order.
+    dq_KHM = lax.optimization_barrier(_dot(form, k_KSH, dproducts_KSM, 1, 1))
+    return dlogits, dq_KHM.swapaxes(1, 2), dk_KSH, dv_KSH
 
 
-def _logits(form: Form, products: jax.Array, i: Any, tile: jax.Array | None, row: _Row, q_offset: jax.Array,
+def _logits(form: Form, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place,
             transposed: bool) -> tuple[jax.Array, jax.Array | None]:
     """Products of queries and keys, [K, M, S] or [K, S, M] -> the tile of masked logits, and the slope of the soft cap."""
     kv_heads, keys = products.shape[0], products.shape[1 if transposed else 2]
@@ -197,15 +188,16 @@ def _logits(form: Form, products: jax.Array, i: Any, tile: jax.Array | None, row
     if tile is not None:
         logits = logits + tile
     as_query, as_key = _axes(transposed)
-    allowed = None
-    if form.causal and row.prefix_S is not None:
-        allowed = _not_after(form, i, keys, q_offset, transposed) | as_key(row.prefix_S)
-    if row.q_segment_ids_C is not None:
-        same = as_query(row.q_segment_ids_C) == as_key(row.kv_segment_ids_S)
-        allowed = same if allowed is None else allowed & same
-    if row.key_seen_S is not None:
-        allowed = as_key(row.key_seen_S) if allowed is None else allowed & as_key(row.key_seen_S)
-    return (logits if allowed is None else jnp.where(allowed, logits, MASKED)), slope
+    of_row = lambda x_BS: as_key(lax.dynamic_index_in_dim(x_BS, place.row, keepdims=False))
+    allowed = []
+    if form.causal and operands.prefix_BS is not None:
+        allowed.append(_not_after(form, operands, place, transposed) | of_row(operands.prefix_BS))
+    if operands.q_segment_ids_BT is not None:
+        ids_C = lax.dynamic_slice(operands.q_segment_ids_BT, (place.row, place.query), (1, form.block))
+        allowed.append(as_query(ids_C) == of_row(operands.kv_segment_ids_BS))
+    if operands.key_seen_BS is not None:
+        allowed.append(of_row(operands.key_seen_BS))
+    return (jnp.where(functools.reduce(jnp.logical_and, allowed), logits, MASKED) if allowed else logits), slope
 
 
 def _axes(transposed: bool) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
@@ -214,31 +206,32 @@ def _axes(transposed: bool) -> tuple[Callable[[jax.Array], jax.Array], Callable[
     return lambda x_C: x_C.reshape(query), lambda x_S: x_S.reshape(key)
 
 
-def _not_after(form: Form, i: Any, keys: int, q_offset: jax.Array, transposed: bool) -> jax.Array:
+def _not_after(form: Form, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
     as_query, as_key = _axes(transposed)
-    query_C = i * form.block + q_offset + jnp.arange(form.block, dtype=jnp.int32)
-    return as_key(jnp.arange(keys, dtype=jnp.int32)) <= as_query(query_C)
+    return as_key(_count(operands.k_BSKH.shape[1])) <= as_query(place.query + operands.q_offset + _count(form.block))
 
 
-def _shared_tile(form: Form, operands: Operands, group: _Group, bias_NW: jax.Array | None, i: Any,
+def _shared_tile(form: Form, operands: Operands, bias_NW: jax.Array | None, place: _Place,
                  transposed: bool) -> jax.Array | None:
     """What is added to the logits of every batch row: the bias, and the causal mask where rows have no prefix."""
-    kv_heads, keys = group.k_BKSH.shape[1:3]
     tile = None
     if bias_NW is not None:
-        bias = bias_tile(bias_NW, i * form.block, form.block, keys, transposed=transposed)
-        bias = bias.reshape(kv_heads, -1, *bias.shape[1:])
+        bias = bias_tile(bias_NW, place.query, form.block, operands.k_BSKH.shape[1], transposed=transposed)
+        bias = bias.reshape(form.kv_heads, -1, *bias.shape[1:])
         tile = bias.swapaxes(1, 2) if transposed else bias
     if form.causal and operands.prefix_BS is None:
-        not_after = _not_after(form, i, keys, operands.q_offset, transposed)
+        not_after = _not_after(form, operands, place, transposed)
         tile = jnp.where(not_after, 0.0 if tile is None else tile, MASKED)
     return tile
 
 
-def _drop(form: Form, weights: jax.Array, keep_KGS: jax.Array | None, transposed: bool) -> jax.Array:
+def _drop(form: Form, weights: jax.Array, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
     """Dropout of a tile: a head loses a key for all of its queries."""
-    if keep_KGS is None:
+    if operands.keep_BNS is None:
         return weights
+    heads, keys = form.kv_heads * _share(operands), operands.keep_BNS.shape[2]
+    keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, 0), (1, heads, keys))
+    keep_KGS = keep_1NS.reshape(form.kv_heads, -1, keys)
     keep = jnp.expand_dims(keep_KGS.swapaxes(1, 2), 3) if transposed else jnp.expand_dims(keep_KGS, 2)
     return weights * jnp.where(keep, 1.0 / (1.0 - form.dropout_rate), 0.0)
 
@@ -249,58 +242,72 @@ def _dot(form: Form, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> ja
                            preferred_element_type=jnp.float32)
 
 
-def _groups(form: Form, operands: Operands) -> _Group:
-    """All heads by group, an axis P in front."""
-    batch, keys, kv_heads, size = operands.k_BSKH.shape
-    group = form.kv_heads
-    k_PBKSH, v_PBKSH = (x.reshape(batch, keys, -1, group, size).transpose(2, 0, 3, 1, 4)
-                        for x in (operands.k_BSKH, operands.v_BSKH))
-    bias, keep = operands.bias_NW, operands.keep_BNS
-    if bias is not None:
-        bias = bias.reshape(kv_heads // group, -1, bias.shape[1])
-    if keep is not None:
-        keep = keep.reshape(batch, kv_heads // group, group, -1, keys).swapaxes(0, 1)
-    return _Group((_split_queries(form, operands.q_BTNH, kv_heads),), k_PBKSH, v_PBKSH, bias, keep)
+def _count(n: int) -> jax.Array:
+    return jnp.arange(n, dtype=jnp.int32)
 
 
-def _rows(operands: Operands, group: _Group, q_segment_ids_BC: jax.Array | None) -> _Row:
-    """All batch rows of one block."""
-    return _Row(group.k_BKSH, group.v_BKSH, group.keep_BKGS, q_segment_ids_BC, operands.kv_segment_ids_BS,
-                operands.prefix_BS, operands.key_seen_BS)
+def _share(operands: Operands) -> int:
+    """G."""
+    return operands.q_BTNH.shape[2] // operands.k_BSKH.shape[2]
 
 
-def _split_queries(form: Form, x_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, T, N, H] -> [P, I, B, K, M, H]."""
-    batch, queries, heads, size = x_BTNH.shape
-    shape = (queries // form.block, form.block, kv_heads // form.kv_heads, form.kv_heads, heads // kv_heads, size)
-    x_PIBKGCH = x_BTNH.reshape(batch, *shape).transpose(3, 1, 0, 4, 5, 2, 6)
-    return x_PIBKGCH.reshape(*x_PIBKGCH.shape[:4], -1, size)
+def _steps(form: Form, operands: Operands) -> int:
+    """J."""
+    return operands.q_BTNH.shape[1] // form.block * (operands.k_BSKH.shape[2] // form.kv_heads)
 
 
-def _join_queries(x_PIBKMH: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[P, I, B, K, M, H] -> [B, T, N, H], the inverse."""
-    groups, blocks, batch, kv_heads, rows, size = x_PIBKMH.shape
-    share = shape[2] // (groups * kv_heads)
-    x_PIBKGCH = x_PIBKMH.reshape(groups, blocks, batch, kv_heads, share, rows // share, size)
-    return x_PIBKGCH.transpose(2, 1, 5, 0, 3, 4, 6).reshape(shape)
+def _place(form: Form, operands: Operands, j: jax.Array, b: Any) -> _Place:
+    """Where step j of row b is: all blocks of queries of one group of heads come before the next group."""
+    blocks = operands.q_BTNH.shape[1] // form.block
+    kv_head = j // blocks * form.kv_heads
+    return _Place(jnp.asarray(b, jnp.int32), j % blocks * form.block, kv_head * _share(operands), kv_head)
 
 
-def _join_keys(x_PBKSH: jax.Array, dtype: Any) -> jax.Array:
-    """[P, B, K, S, H] -> [B, S, P * K, H]."""
-    _, batch, _, keys, size = x_PBKSH.shape
-    return x_PBKSH.transpose(1, 3, 0, 2, 4).reshape(batch, keys, -1, size).astype(dtype)
+def _group_bias(form: Form, operands: Operands, j: jax.Array) -> jax.Array | None:
+    """The bias vectors of the heads of step j."""
+    if operands.bias_NW is None:
+        return None
+    heads = form.kv_heads * _share(operands)
+    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(form, operands, j, 0).head, heads)
 
 
-def _split_ids(form: Form, operands: Operands) -> jax.Array | None:
-    """The queries' segment ids by block, [I, B, C]."""
-    ids_BT = operands.q_segment_ids_BT
-    return None if ids_BT is None else ids_BT.reshape(ids_BT.shape[0], -1, form.block).swapaxes(0, 1)
+def _read_queries(form: Form, x_BTNH: jax.Array, operands: Operands, place: _Place) -> jax.Array:
+    """A tile's [K, M, H] of an array like the queries."""
+    heads, size = form.kv_heads * _share(operands), x_BTNH.shape[-1]
+    x_1CNH = lax.dynamic_slice(x_BTNH, (place.row, place.query, place.head, 0), (1, form.block, heads, size))
+    x_KGCH = x_1CNH.reshape(form.block, form.kv_heads, -1, size).transpose(1, 2, 0, 3)
+    return x_KGCH.reshape(form.kv_heads, -1, size)
 
 
-def _scan(step: Callable[..., tuple[Any, Any]], sums: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Scans `step(sums, i, *inputs) -> (sums, outputs)`; where there is one step alone, it gets None for the sums."""
-    steps = jax.tree.leaves(inputs)[0].shape[0]
-    if steps > 1:
-        return lax.scan(lambda sums, x: step(sums, *x), sums, (jnp.arange(steps, dtype=jnp.int32), *inputs))
-    sums, outputs = step(None, 0, *jax.tree.map(lambda x: x[0], inputs))
-    return sums, jax.tree.map(lambda x: x[None], outputs)
+def _write_queries(form: Form, into_BTNH: jax.Array, x_KMH: jax.Array, place: _Place) -> jax.Array:
+    """The inverse of `_read_queries`."""
+    size = x_KMH.shape[-1]
+    x_CKGH = x_KMH.reshape(form.kv_heads, -1, form.block, size).transpose(2, 0, 1, 3)
+    x_1CNH = x_CKGH.reshape(1, form.block, -1, size).astype(into_BTNH.dtype)
+    return lax.dynamic_update_slice(into_BTNH, x_1CNH, (place.row, place.query, place.head, 0))
+
+
+def _several_blocks(form: Form, operands: Operands) -> bool:
+    """Whether a tile holds some of the queries only, so that keys are read, and their gradients summed, repeatedly."""
+    return operands.q_BTNH.shape[1] > form.block
+
+
+def _arrange_keys(form: Form, operands: Operands, x: jax.Array) -> jax.Array:
+    """Keys or values as tiles read them, and back: [B, S, K, H], or with several blocks of queries [B, K, S, H]."""
+    return x.swapaxes(1, 2) if _several_blocks(form, operands) else x
+
+
+def _read_keys(form: Form, operands: Operands, x: jax.Array, place: _Place) -> jax.Array:
+    """A tile's [K, S, H] of arranged keys."""
+    (_, keys, _, size), kv_heads = operands.k_BSKH.shape, form.kv_heads
+    if _several_blocks(form, operands):
+        return lax.dynamic_slice(x, (place.row, place.kv_head, 0, 0), (1, kv_heads, keys, size))[0]
+    return lax.dynamic_slice(x, (place.row, 0, place.kv_head, 0), (1, keys, kv_heads, size))[0].swapaxes(0, 1)
+
+
+def _write_keys(form: Form, operands: Operands, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
+    """The inverse of `_read_keys`."""
+    x_KSH = x_KSH.astype(into.dtype)
+    if _several_blocks(form, operands):
+        return lax.dynamic_update_slice(into, x_KSH[None], (place.row, place.kv_head, 0, 0))
+    return lax.dynamic_update_slice(into, x_KSH.swapaxes(0, 1)[None], (place.row, 0, place.kv_head, 0))
