@@ -64,7 +64,7 @@ class ModelConfig:
     dropout_rate: float = 0.0
     dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
     scan_layers: bool = True  # False unrolls the loop over the same stacked parameters
-    # What the backward pass computes again: nothing, all but the projections, everything.
+    # What the backward pass computes again: nothing, all but projections and attention's result, everything.
     remat: Literal['none', 'minimal', 'full'] = 'none'
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import Initializer, Scope, fan_in
 from t5flan.sharding import constrain
 
-# What `remat='minimal'` keeps: the results of projections, which are dear to compute again and small, and nothing of
-# attention (T5X's policy keeps every product without batch axes, and with it each layer's whole relative bias).
+# What `remat='minimal'` keeps, beside attention's result: the results of projections, which are dear to compute again and
+# small. (T5X's policy keeps every product without batch axes, and with it each layer's whole relative bias.)
 PROJECTION = 'projection'
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

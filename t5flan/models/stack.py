@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5flan.kernels.chunked import SAVED_NAMES
 from t5flan.models.attention import Attention, KeysValues, Mask, Past, remember
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
@@ -24,6 +25,8 @@ from t5flan.models.positions import RelativeTable
 from t5flan.sharding import constrain
 
 Key = jax.Array | None  # of dropout; None turns it off
+
+_SAVE_MINIMAL = jax.checkpoint_policies.save_only_these_names(PROJECTION, *SAVED_NAMES)
 
 
 class EncoderBlock(nnx.Module):
@@ -99,10 +102,10 @@ def run_layers(config: ModelConfig, body: Callable[..., tuple[Any, Any]], carry:
 
     A scan (one block is compiled), or a loop where `config.scan_layers` is False; the numbers are the same. Under
     `config.remat` the backward pass computes a block again from its input ('full'), or from the results of its
-    projections ('minimal').
+    projections and of attention ('minimal').
     """
     if differentiated and config.remat != 'none':
-        policy = jax.checkpoint_policies.save_only_these_names(PROJECTION) if config.remat == 'minimal' else None
+        policy = _SAVE_MINIMAL if config.remat == 'minimal' else None
         # In a scan nothing can be shared between the forward and the backward body, so no barrier is needed.
         body = jax.checkpoint(body, policy=policy, prevent_cse=not config.scan_layers)
     if config.scan_layers:
@@ -148,8 +151,8 @@ class Decoder(nnx.Module):
         self.relpos_bias = _relative_table(config, scope, config.num_decoder_layers)
         self.decoder_norm = Norm(config, scope / 'decoder_norm')
         if not config.tie_embeddings:
-            self.logits_dense = Projection(dataclasses.replace(config, dtype='float32'), scope / 'logits_dense', {'embed': config.emb_dim},
-                                           {'vocab': config.vocab_size})
+            self.logits_dense = Projection(dataclasses.replace(config, dtype='float32'), scope / 'logits_dense',
+                                           {'embed': config.emb_dim}, {'vocab': config.vocab_size})
 
     def __call__(self, x_BTD: jax.Array, *, mask: Mask, positions_BT: jax.Array, encoded_BSD: jax.Array | None = None,
                  cross_mask: Mask | None = None, dropout_key: Key = None,
