@@ -110,6 +110,12 @@ def current() -> Sharding | None:
     return _current[-1] if _current and _current[-1].mesh.size > 1 else None
 
 
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the program being traced will run on, which may be a topology that is only compiled for."""
+    sharding = current()
+    return jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform
+
+
 @contextlib.contextmanager
 def use(sharding: Sharding | None) -> Iterator[Sharding | None]:
     """Inside, `constrain()` and `current()` speak of this sharding. Trace jitted functions inside it."""

@@ -88,3 +88,9 @@ def test_host_rows_are_all_rows_on_one_host_and_must_divide(mixed):
     assert sharding_lib.host_rows(mixed, 8) == slice(0, 8)
     with pytest.raises(UserError, match=r'DataConfig\.batch_size=6'):
         sharding_lib.host_rows(mixed, 6)
+
+
+def test_the_platform_is_that_of_the_mesh(mixed):
+    assert sharding_lib.platform() == 'cpu'
+    with sharding_lib.use(mixed):
+        assert sharding_lib.platform() == mixed.mesh.devices.flat[0].platform

@@ -167,9 +167,7 @@ def first_largest(logits_BV: jax.Array) -> jax.Array:
 
 def unrolls(config: ModelConfig) -> bool:
     """Whether the decoding step is straight code rather than a scan: on a CPU, unless compiling that would take long."""
-    current = sharding_lib.current()
-    platform = jax.default_backend() if current is None else current.mesh.devices.flat[0].platform
-    return platform == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
+    return sharding_lib.platform() == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
 
 
 def rounded_length(length: int) -> int:
