@@ -26,7 +26,8 @@ from t5flan.tasks import register_all
 from t5flan.tasks.text import stdlib_documents
 
 from t5flan.config import parse
-from t5flan.data.config import FORMATS, DataConfig, Denoiser, TextFiles
+from t5flan.data.config import FORMATS, DataConfig
+from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.pipeline import TrainPipeline
 from t5flan.data.vocabularies import Vocabulary, load_vocabulary, train_sentencepiece
 from t5flan.models.config import ModelConfig

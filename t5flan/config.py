@@ -20,6 +20,7 @@ from typing import Any
 import t5flan
 from t5flan import annotations, gin_syntax
 from t5flan.data import config as data_config
+from t5flan.data import corpus_config
 from t5flan.errors import UsageError, UserError, nearest
 from t5flan.models import config as model_config
 from t5flan.training import config as training_config
@@ -29,7 +30,7 @@ GIN_ROOT = _PACKAGE / 'gin' if (_PACKAGE / 'gin').is_dir() else _PACKAGE.parent 
 
 CONFIGURABLES: dict[str, type] = {
     name: value
-    for module in (model_config, data_config, training_config)
+    for module in (model_config, data_config, corpus_config, training_config)
     for name, value in vars(module).items()
     if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
 }

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5flan.data.config import Control, TextFiles
+from t5flan.data.corpus_config import Control, TextFiles
 from t5flan.data.controls import control_token
 from t5flan.data.examples import Context, Example, ExampleFn, append_eos, example_fn, join_documents, stable_hash, tokenize
 from t5flan.data.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5flan.data.config import Denoiser
+from t5flan.data.corpus_config import Denoiser
 from t5flan.data.examples import ExampleFn
 from t5flan.errors import UserError
 

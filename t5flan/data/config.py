@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from t5flan.data.checks import as_paths, require_one_of, require_positive, require_share, require_text
+from t5flan.data.corpus_config import Denoiser, TextFiles, check_denoisers
 from t5flan.errors import UserError
 
 FORMATS = ('encoder_decoder', 'prefix_lm', 'causal_lm')
@@ -15,37 +17,6 @@ CHAT_MARKERS = {
     'call': 'Call:',
     'observation': 'Result:',
 }
-TEXT_UNITS = ('document', 'paragraph', 'line')
-DENOISERS = ('R', 'S', 'X', 'C')
-
-
-def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f'{setting}={value!r} is none of {", ".join(allowed)}. Set {setting} in your .gin.')
-
-
-def _positive(setting: str, value: object, allow_zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < (0 if allow_zero else 1):
-        least = '0 or more' if allow_zero else '1 or more'
-        raise UserError(f'{setting}={value!r} must be a whole number, {least}. Set {setting} in your .gin.')
-
-
-def _share(setting: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise UserError(f'{setting}={value!r} must be a share from 0 to 1. Set {setting} in your .gin.')
-
-
-def _paths(setting: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One path, several or none, as a tuple."""
-    paths = (value,) if isinstance(value, str) else tuple(value or ())
-    for path in paths:
-        _text(setting, path)
-    return paths
-
-
-def _text(setting: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise UserError(f'{setting}={value!r} must be a word or path, not empty. Set {setting} in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,137 +50,11 @@ class FileTask:
 
     def __post_init__(self) -> None:
         for field in ('name', 'train', 'input_field', 'target_field', 'template'):
-            _text(f'FileTask.{field}', getattr(self, field))
+            require_text(f'FileTask.{field}', getattr(self, field))
         if not 0.0 < self.held_out < 1.0:
             raise UserError(f'FileTask.held_out={self.held_out} must lie between 0 and 1. Set FileTask.held_out in your .gin.')
         if not self.rate > 0:
             raise UserError(f'FileTask.rate={self.rate} must be above 0. Set FileTask.rate in your .gin.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """Control tokens by a score of the text (PaLM 2, arXiv:2305.10403, section 5): `t5flan infer --control='[TOX_LOW]'` asks for one.
-
-    In a .gin file, for .jsonl rows such as {"text": …, "toxicity": 0.12}:
-        Control.field = 'toxicity'
-        Control.tokens = ['[TOX_LOW]', '[TOX_MID]', '[TOX_HIGH]']
-        Control.thresholds = [0.3, 0.7]
-        TextFiles.controls = [@Control()]
-    """
-
-    field: str
-    """The key of a number; 'prompt.toxicity' looks into an object."""
-    tokens: tuple[str, ...]
-    """From the lowest scores to the highest; each one of DataConfig.mode_tokens."""
-    thresholds: tuple[float, ...]
-    """Where the next token begins, rising; one fewer than tokens."""
-    share: float = 0.05
-    """Share of the texts that get their token, by a hash of the text; the others get none."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'tokens', tuple(self.tokens))
-        object.__setattr__(self, 'thresholds', tuple(self.thresholds))
-        _text('Control.field', self.field)
-        _share('Control.share', self.share)
-        if not self.tokens or len(self.thresholds) != len(self.tokens) - 1 or sorted(set(self.thresholds)) != [*self.thresholds]:
-            raise UserError(
-                f'Control.thresholds={self.thresholds} must rise and be one fewer than Control.tokens={self.tokens}. Set one of them.'
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFiles:
-    """Local text that becomes the tasks NAME_span_corruption, NAME_prefix_lm and NAME_causal_lm by gin alone.
-
-    In a .gin file:
-        TextFiles.name = 'books'
-        TextFiles.train = 'books/*.txt'
-        DataConfig.text_files = [@TextFiles()]
-        DataConfig.mixture = 'books_span_corruption'
-    """
-
-    name: str
-    train: str
-    """Path or glob of .txt or .jsonl files."""
-    validation: str | None = None
-    """The same for validation; None holds out `held_out` of the chunks."""
-    field: str = 'text'
-    """The key of the text in .jsonl files."""
-    unit: str = 'document'
-    """What is one text in a .txt file: the whole 'document', a 'paragraph' (blank lines between) or a 'line'."""
-    max_chars: int = 2000
-    """Longer texts are cut at whitespace into chunks of at most this many characters; no text is lost."""
-    held_out: float = 0.02
-    controls: tuple[Control, ...] = ()
-    """Tokens in front of texts, by their scores (.jsonl files)."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'controls', tuple(self.controls))
-        for field in ('name', 'train', 'field'):
-            _text(f'TextFiles.{field}', getattr(self, field))
-        _one_of('TextFiles.unit', self.unit, TEXT_UNITS)
-        _positive('TextFiles.max_chars', self.max_chars)
-        if not 0.0 < self.held_out < 1.0:
-            raise UserError(f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Denoiser:
-    """A way to make inputs and targets of raw text, as UL2 mixes several (arXiv:2205.05131, section 3.1).
-
-    `DataConfig.denoisers = {'mine': [@r/Denoiser(), @s/Denoiser()]}` makes the mixture CORPUS_mine of every corpus
-    (stdlib_docs_mine, c4_mine, …); gin/runs/ul2.gin spells out UL2's and others.
-    """
-
-    name: str
-    """Its tasks are CORPUS_mine_NAME."""
-    kind: str
-    """'R' and 'X' (regular, extreme) replace spans by sentinels; 'S' (sequential, prefix LM) continues a text; 'C' (causal LM)
-    writes it from nothing."""
-    mean_span: float | None = None
-    """R and X: tokens of a span on average, 1 or more."""
-    noise_density: float | None = None
-    """Share of the tokens that become targets, above 0 and below 1; S: on average."""
-    rate: float = 1.0
-    """Weight in the mixture, against the other denoisers' rates."""
-    mode_token: str = ''
-    """Put in front of the inputs; one of DataConfig.mode_tokens. '' puts none."""
-    anywhere: bool = False
-    """R and X: spans may lie anywhere. False is T5's: a window begins with text and ends with noise, so that one with a single
-    span (64 tokens, 15 %, rows of 512) always has it at the end, and learns what S does."""
-
-    def __post_init__(self) -> None:
-        _text('Denoiser.name', self.name)
-        _one_of('Denoiser.kind', self.kind, DENOISERS)
-        spans, some = self.kind in 'RX', self.kind != 'C'
-        for field, wanted in (('mean_span', spans), ('noise_density', some)):
-            if (getattr(self, field) is not None) != wanted:
-                has = f'wants a {field}' if wanted else f'has no {field}, given is {getattr(self, field)}'
-                raise UserError(f'Denoiser {self.name!r} of kind {self.kind!r} {has}. Set Denoiser.{field} in your .gin.')
-        self._number('mean_span', 'a number, 1 or more', spans and not 1 <= self.mean_span < float('inf'))
-        self._number('noise_density', 'above 0 and below 1', some and not 0 < self.noise_density < 1)
-        self._number('rate', '0 or more', not 0 <= self.rate < float('inf'))
-
-    def _number(self, field: str, expected: str, is_wrong: bool) -> None:
-        if is_wrong:
-            raise UserError(
-                f'Denoiser.{field}={getattr(self, field)} of {self.name!r} must be {expected}. Set Denoiser.{field} in your .gin.'
-            )
-
-
-def check_denoisers(mixture: str, denoisers: Sequence[Denoiser]) -> None:
-    """Whether denoisers make a mixture.
-
-    Raises:
-        UserError: there is none, two have one name, or their rates sum to 0.
-    """
-    setting, names = f"DataConfig.denoisers['{mixture}']", [denoiser.name for denoiser in denoisers]
-    if not mixture.isidentifier():
-        raise UserError(f'{setting}: {mixture!r} must be letters, digits and "_", it ends names. Set DataConfig.denoisers.')
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f'{setting} has {names.count(twice)} denoisers named {twice!r}. Set another Denoiser.name for each.')
-    if not sum(denoiser.rate for denoiser in denoisers) > 0:
-        raise UserError(f'{setting}: the rates of its {len(names)} denoisers sum to 0. Set Denoiser.rate above 0 in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +94,7 @@ class Blend:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for field in ('shares', 'caps'):
             object.__setattr__(self, field, dict(getattr(self, field)))
-        _text('Blend.name', self.name)
+        require_text('Blend.name', self.name)
         if bool(self.shares) == bool(self.by_examples):
             found = 'both shares and' if self.shares else 'neither shares nor'
             raise UserError(
@@ -259,9 +104,9 @@ class Blend:
             if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < float('inf'):
                 raise UserError(f"Blend.shares['{part}']={share!r} of {self.name!r} must be above 0. Set it in your .gin.")
         if self.cap is not None:
-            _positive('Blend.cap', self.cap)
+            require_positive('Blend.cap', self.cap)
         for part, cap in self.caps.items():
-            _positive(f"Blend.caps['{part}']", cap)
+            require_positive(f"Blend.caps['{part}']", cap)
         if (self.cap is not None or self.caps or self.temperature != 1 or self.keep_rates) and not self.by_examples:
             raise UserError(
                 f'Blend {self.name!r} has shares, which know no cap, temperature or keep_rates. Set Blend.by_examples instead, or '
@@ -289,9 +134,9 @@ class Stage:
     """Share of the examples that still come from what was mixed before."""
 
     def __post_init__(self) -> None:
-        _text('Stage.mixture', self.mixture)
-        _positive('Stage.begins', self.begins)
-        _share('Stage.former', self.former)
+        require_text('Stage.mixture', self.mixture)
+        require_positive('Stage.begins', self.begins)
+        require_share('Stage.former', self.former)
         if self.former == 1:
             raise UserError(f'Stage.former=1 leaves nothing for {self.mixture!r}. Set Stage.former below 1 in your .gin.')
 
@@ -340,12 +185,12 @@ class InstructionConfig:
                 f'{", ".join(CHAT_MARKERS)}. Set InstructionConfig.chat_markers in your .gin.'
             )
         for role, marker in self.chat_markers.items():
-            _text(f"InstructionConfig.chat_markers['{role}']", marker)
+            require_text(f"InstructionConfig.chat_markers['{role}']", marker)
         for field in ('few_shot', 'options', 'rationale', 'inverted', 'negative_examples'):
-            _share(f'InstructionConfig.{field}', getattr(self, field))
-        _positive('InstructionConfig.max_exemplars', self.max_exemplars)
+            require_share(f'InstructionConfig.{field}', getattr(self, field))
+        require_positive('InstructionConfig.max_exemplars', self.max_exemplars)
         for trigger in self.triggers:
-            _text('InstructionConfig.triggers', trigger)
+            require_text('InstructionConfig.triggers', trigger)
         if self.rationale and not self.triggers:
             raise UserError(
                 f'InstructionConfig.triggers is empty and InstructionConfig.rationale={self.rationale}: nothing would ask for '
@@ -370,8 +215,8 @@ class NaturalInstructionsConfig:
         for field in ('categories', 'without_categories', 'languages'):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             for value in getattr(self, field):
-                _text(f'NaturalInstructionsConfig.{field}', value)
-        _positive('NaturalInstructionsConfig.cap', self.cap)
+                require_text(f'NaturalInstructionsConfig.{field}', value)
+        require_positive('NaturalInstructionsConfig.cap', self.cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,25 +280,25 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for field in ('cot', 'chat'):
-            object.__setattr__(self, field, _paths(f'DataConfig.{field}', getattr(self, field)))
+            object.__setattr__(self, field, as_paths(f'DataConfig.{field}', getattr(self, field)))
         if self.natural_instructions is not None:
-            _text('DataConfig.natural_instructions', self.natural_instructions)
+            require_text('DataConfig.natural_instructions', self.natural_instructions)
         object.__setattr__(self, 'feature_lengths', dict(self.feature_lengths))
         object.__setattr__(self, 'mixed_in', dict(self.mixed_in))
         object.__setattr__(self, 'denoisers', {name: tuple(denoisers) for name, denoisers in self.denoisers.items()})
         for name, denoisers in self.denoisers.items():
             check_denoisers(name, denoisers)
-        _positive('DataConfig.concatenate', self.concatenate)
+        require_positive('DataConfig.concatenate', self.concatenate)
         for field in ('file_tasks', 'text_files', 'modules', 'mode_tokens', 'blends', 'stages'):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        _text('DataConfig.mixture', self.mixture)
-        _text('DataConfig.vocabulary', self.vocabulary)
-        _text('DataConfig.split', self.split)
-        _positive('DataConfig.batch_size', self.batch_size)
-        _positive('DataConfig.extra_ids', self.extra_ids, allow_zero=True)
-        _positive('DataConfig.prefetch', self.prefetch, allow_zero=True)
-        _one_of('DataConfig.format', self.format, FORMATS)
-        _one_of('DataConfig.too_long', self.too_long, TOO_LONG)
+        require_text('DataConfig.mixture', self.mixture)
+        require_text('DataConfig.vocabulary', self.vocabulary)
+        require_text('DataConfig.split', self.split)
+        require_positive('DataConfig.batch_size', self.batch_size)
+        require_positive('DataConfig.extra_ids', self.extra_ids, allow_zero=True)
+        require_positive('DataConfig.prefetch', self.prefetch, allow_zero=True)
+        require_one_of('DataConfig.format', self.format, FORMATS)
+        require_one_of('DataConfig.too_long', self.too_long, TOO_LONG)
         for feature in ('inputs', 'targets'):
             if feature not in self.feature_lengths:
                 if feature == 'inputs' and self.format == 'causal_lm':
@@ -463,10 +308,10 @@ class DataConfig:
                     "Set DataConfig.feature_lengths = {'inputs': N, 'targets': M} in your .gin."
                 )
         for feature, length in self.feature_lengths.items():
-            _positive(f"DataConfig.feature_lengths['{feature}']", length)
+            require_positive(f"DataConfig.feature_lengths['{feature}']", length)
         self._check_stages()
         if self.streams is not None:
-            _positive('DataConfig.streams', self.streams)
+            require_positive('DataConfig.streams', self.streams)
             if self.batch_size % self.streams:
                 raise UserError(
                     f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set '
@@ -482,7 +327,7 @@ class DataConfig:
                     'Set Stage.begins or the order of DataConfig.stages in your .gin.'
                 )
         for name, share in self.mixed_in.items():
-            _share(f"DataConfig.mixed_in['{name}']", share)
+            require_share(f"DataConfig.mixed_in['{name}']", share)
         if sum(self.mixed_in.values()) >= 1:
             raise UserError(
                 f'DataConfig.mixed_in={self.mixed_in} leaves nothing for {self.mixture!r}: its shares must sum to less than 1. '

@@ -10,7 +10,7 @@ import bisect
 
 import numpy as np
 
-from t5flan.data.config import Control
+from t5flan.data.corpus_config import Control
 from t5flan.data.examples import Context, Example, example_fn, stable_hash
 from t5flan.errors import UserError
 

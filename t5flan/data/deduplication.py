@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5flan.data.config import TEXT_UNITS
+from t5flan.data.corpus_config import TEXT_UNITS
 from t5flan.data.examples import stable_hash
 from t5flan.data.text_files import SUFFIXES, json_lines, json_object, match_files, plain_texts, require_field
 from t5flan.errors import UserError

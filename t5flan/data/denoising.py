@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t5flan.data.config import Denoiser
+from t5flan.data.corpus_config import Denoiser
 from t5flan.data.examples import Context, Example, example_fn
 from t5flan.data.vocabularies import Vocabulary
 from t5flan.errors import UserError

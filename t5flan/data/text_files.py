@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5flan.data.config import TextFiles
+from t5flan.data.corpus_config import TextFiles
 from t5flan.data.examples import require_field, stable_hash
 from t5flan.errors import UserError
 

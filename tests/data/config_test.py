@@ -2,7 +2,8 @@
 
 import pytest
 
-from t5flan.data.config import Blend, DataConfig, FileTask, InstructionConfig, TextFiles
+from t5flan.data.config import Blend, DataConfig, FileTask, InstructionConfig
+from t5flan.data.corpus_config import TextFiles
 from t5flan.errors import UserError
 
 GIVEN = dict(mixture='m', batch_size=24, feature_lengths={'inputs': 8, 'targets': 4}, vocabulary='bytes')

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from t5flan.data.config import Control, DataConfig, TextFiles
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import Control, TextFiles
 from t5flan.data.controls import token_of
 from t5flan.data.pipeline import eval_examples
 from t5flan.data.vocabularies import ByteVocabulary

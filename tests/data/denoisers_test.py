@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from t5flan.data import denoising
-from t5flan.data.config import DataConfig, Denoiser, check_denoisers
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import Denoiser, check_denoisers
 from t5flan.data.examples import Context, join_documents, run_joined
 from t5flan.data.vocabularies import ByteVocabulary, load_vocabulary
 from t5flan.errors import UserError

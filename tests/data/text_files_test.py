@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from t5flan.data.config import TextFiles
+from t5flan.data.corpus_config import TextFiles
 from t5flan.data.text_files import chunk_text, is_held_out, open_text
 from t5flan.errors import UserError
 

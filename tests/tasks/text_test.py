@@ -11,7 +11,8 @@ import seqio
 import tensorflow as tf
 
 from t5flan.data import denoising
-from t5flan.data.config import DataConfig, TextFiles
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import TextFiles
 from t5flan.data.pipeline import TrainPipeline, eval_batches, eval_examples
 from t5flan.data.vocabularies import ByteVocabulary
 from t5flan.errors import UserError

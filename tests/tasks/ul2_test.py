@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from t5flan import config as gin_config
 from t5flan.data import denoising
-from t5flan.data.config import DataConfig, Denoiser, TextFiles
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.describe import describe_mixture
 from t5flan.data.mixing import find_mixture, tasks_and_rates
 from t5flan.data.pipeline import TrainPipeline, eval_examples
