@@ -162,6 +162,8 @@ def _tile_gradients(form: Form, operands: Operands, place: _Place, tile: jax.Arr
     # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
     inner_KM = jnp.sum(y_KMH.astype(jnp.float32) * dy_KMH.astype(jnp.float32), axis=-1)
     dlogits = weights * (dweights - inner_KM.reshape(per_query))
+    if operands.bias_NW is not None:
+        dlogits = dlogits - weights * _sum_of_keys(dlogits).reshape(per_query)
     dproducts = dlogits if slope is None else dlogits * slope
     if form.scale != 1.0:
         dproducts = dproducts * form.scale
@@ -172,6 +174,19 @@ def _tile_gradients(form: Form, operands: Operands, place: _Place, tile: jax.Arr
     # The barrier keeps XLA from making the product [K, M, H] at once, with both operands against their order.
     dq_KHM = lax.optimization_barrier(_dot(form, k_KSH, dproducts_KSM, 1, 1))
     return dlogits, dq_KHM.swapaxes(1, 2), dk_KSH, dv_KSH
+
+
+def _sum_of_keys(dlogits: jax.Array) -> jax.Array:
+    """What the gradients of each query's logits add up to, [K, M], of a transposed tile.
+
+    It is zero but for rounding: the output that the softmax's gradient is taken from was rounded, and made of rounded
+    probabilities. A bias adds up the gradients of many queries, and would be left with what is over.
+    """
+    kv_heads, keys = dlogits.shape[:2]
+    # A product with ones: XLA's CPU takes three times as long as for all the rest to sum over the keys, which lie far apart.
+    ones_K1S = jnp.ones((kv_heads, 1, keys), dlogits.dtype)
+    return lax.dot_general(ones_K1S, dlogits.reshape(kv_heads, keys, -1), (((2,), (1,)), ((0,), (0,))),
+                           precision='highest')
 
 
 def _logits(form: Form, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place,

@@ -2,9 +2,15 @@
 
 Each makes the probabilities of a tile again from the logarithm of its queries' softmax sums. See `flash_tpu_tile.py` for
 the letters and for how a tile is made.
+
+The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is taken from y * dy, which needs no pass over the keys.
+But y was made of rounded probabilities and was rounded itself, so that the gradients of a query's logits do not quite add
+up to zero. A bias adds up those of many queries, and is left with what is over. So the kernel of the keys, which runs
+first, also gives what those of each query add up to, and the kernel of queries and bias takes that off.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,17 +22,22 @@ from t5flan.kernels import flash_tpu_tile as tile
 from t5flan.kernels.flash_tpu_forward import compiler_params, place_by_query
 from t5flan.kernels.flash_tpu_tile import Arrays, Place, Seen, TileForm
 
+# Bytes of a core's memory for the sums of the gradients of logits. Where the queries (some 200,000 of heads of 64) and
+# the heads that share a key are too many for that, the gradient of the bias goes without the correction.
+MOST_EXCESS = 2**21
+
 
 def backward(form: TileForm, arrays: Arrays, y: jax.Array, log_sum_BJUT: jax.Array, dy: jax.Array) -> Arrays:
     """Gradients of q, k, v and bias, each like its array; None for the rest."""
-    # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
     batch, queries, _ = y.shape
     product = (y.astype(jnp.float32) * dy.astype(jnp.float32)).reshape(batch, queries, -1, form.heads, form.head_dim)
     inner_BJUT = jnp.sum(product, axis=-1).transpose(0, 2, 3, 1)
     given = {name: x for name, x in arrays._asdict().items() if x is not None and name != 'q_offset'}
     given |= {'dy': dy, 'log_sum': log_sum_BJUT, 'inner': inner_BJUT}
+    dk, dv, excess_BJUT = _gradient_of_keys(form, arrays, given)
+    if excess_BJUT is not None:
+        given['inner'] = inner_BJUT + excess_BJUT
     dq, dbias = _gradient_of_queries(form, arrays, given)
-    dk, dv = _gradient_of_keys(form, arrays, given)
     return Arrays(dq, dk, dv, dbias, None, None, None, None)
 
 
@@ -90,7 +101,8 @@ def _query_kernel(form: TileForm, sizes: tuple[int, int, int], names: tuple[str,
                 refs['dbias'][head:head + 1, :] = dbias_1W
 
 
-def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.Array, jax.Array]:
+def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """dk, dv and, where there is a bias, what the gradients of each query's logits add up to, [B, J, U, T]."""
     (batch, queries, _), (_, keys, width) = arrays.q.shape, arrays.k.shape
     blocks = queries // form.block_q, keys // form.block_k
     seen = tile.seen_by_keys(form, arrays)
@@ -104,16 +116,23 @@ def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.
     scratch = {'dk_ref': (form.block_k, form.lanes), 'dv_ref': (form.block_k, form.lanes)}
     if form.band:
         scratch['sheared_ref'] = (form.heads, tile.LANES, form.band.width)
-    kernel = functools.partial(_key_kernel, form, blocks, (*given, 'dk', 'dv', *scratch))
-    return pl.pallas_call(
+    outputs = {'dk': (specs['k'], arrays.k), 'dv': (specs['v'], arrays.v)}
+    of_group = (form.share, form.heads, blocks[0], form.block_q)  # of all queries: stays in a core's memory meanwhile
+    if form.band and 4 * math.prod(of_group) <= MOST_EXCESS:
+        shape = (batch, width // form.lanes * form.share, *of_group[1:])
+        spec = pl.BlockSpec((None, *of_group), lambda kv_group, row, *_: (row, kv_group, 0, 0, 0))
+        outputs['excess'] = spec, jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = functools.partial(_key_kernel, form, blocks, (*given, *outputs, *scratch))
+    dk, dv, *excess = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(seen), grid=(width // form.lanes, batch, blocks[1], form.share, blocks[0]),
-            in_specs=[specs[name] for name in given], out_specs=[specs['k'], specs['v']],
+            in_specs=[specs[name] for name in given], out_specs=[spec for spec, _ in outputs.values()],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()]),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (arrays.k, arrays.v)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs.values()],
         compiler_params=compiler_params(5), interpret=form.interpret, name='t5flan_attention_gradient_of_keys',
     )(*seen, *given.values())
+    return dk, dv, excess[0].reshape(given['inner'].shape) if excess else None
 
 
 def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...], *refs: Any) -> None:
@@ -129,6 +148,11 @@ def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...],
         def _():
             tile.shear_into(form, refs['bias'][...], refs['sheared_ref'])
 
+    if 'excess' in refs:
+        @pl.when((key == 0) & (member == 0) & (query == 0))
+        def _():
+            refs['excess'][...] = jnp.zeros_like(refs['excess'])
+
     @pl.when((member == 0) & (query == 0))
     def _():
         refs['dk_ref'][...] = jnp.zeros_like(refs['dk_ref'])
@@ -137,7 +161,9 @@ def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...],
     @pl.when(tile.is_seen(seen, at, *blocks))
     def _():
         q_CE, dy_CE = refs['q'][...], refs['dy'][...]
-        for head, (weights_PC, _, dproducts_PC) in enumerate(_gradients_of_logits(form, refs, at, q_offset)):
+        for head, (weights_PC, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(form, refs, at, q_offset)):
+            if 'excess' in refs:
+                refs['excess'][member, head, pl.ds(query, 1)] += jnp.sum(dlogits_PC, axis=0, keepdims=True)
             dv_PE = tile.dot(form, weights_PC.astype(dy_CE.dtype), tile.of_head(form, dy_CE, head), 1, 0)
             if form.kept:
                 dv_PE = dv_PE * (refs['keep'][head:head + 1, :].T / form.kept)

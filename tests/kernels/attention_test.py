@@ -137,6 +137,14 @@ def test_bfloat16_inputs_have_a_float32_softmax(program):
     assert_near((y, *gradients), expected, 2 * 2.0**-8)  # probabilities and results are rounded to 8 bits
 
 
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_gradients_of_the_bias_add_up_to_zero(program):
+    """What is added to every logit of a query alike changes nothing, however the output was rounded."""
+    arrays = [x if i == 3 else x.astype(jnp.bfloat16) for i, x in enumerate(inputs(buckets=8))]
+    *_, dtable_NR = output_and_gradients(*arrays, program, bias=RelativeBias(True, 8, 16))
+    assert np.max(np.abs(np.sum(dtable_NR, axis=1))) < 2e-6 * np.max(np.abs(dtable_NR))
+
+
 def test_logits_of_bfloat16_inputs_are_not_rounded():
     """Logits of 300 and 300.5 round to one bfloat16; their probabilities are 0.38 and 0.62."""
     q = jnp.ones((1, 2, 1, 2), jnp.bfloat16)

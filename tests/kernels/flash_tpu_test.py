@@ -105,14 +105,20 @@ def test_blocks_of_unequal_sizes_in_part_filled(monkeypatch):
     check(dict(bias=RelativeBias(True), causal=True), dict(queries=300, keys=500))
 
 
-TOO_FAR = {29: 'float32 with dropout: 1.7e-5 against 1e-5, the cause not found yet',
-           34: 'bfloat16: 1.5e-2 against 1e-2, as the chunked form too: the backward pass reads the rounded output'}
-"""Draws whose gradient of the bias table misses its tolerance."""
+@pytest.mark.parametrize('case', [
+    dict(dtype=jnp.bfloat16), dict(dtype=jnp.bfloat16, heads=4, kv_heads=2),
+    dict(dtype=jnp.float32, dropout_rate=0.3, dropout_key=jax.random.key(0))], ids=['bfloat16', 'grouped', 'dropout'])
+def test_gradients_of_the_bias_add_up_to_zero(case):
+    """What is added to every logit of a query alike changes nothing, however the output was rounded."""
+    shape = {name: case.get(name, 2) for name in ('heads', 'kv_heads')} | dict(dtype=case['dtype'])
+    options = {name: x for name, x in case.items() if name not in shape}
+    *_, dtable_NR = output_and_gradients(*inputs(queries=300, buckets=8, **shape), FLASH, QUICK, bias=RelativeBias(True, 8, 16),
+                                         **options)
+    assert np.max(np.abs(np.sum(dtable_NR, axis=1))) < 2e-5 * np.max(np.abs(dtable_NR))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', [
-    pytest.param(seed, marks=pytest.mark.xfail(reason=TOO_FAR[seed], strict=True) if seed in TOO_FAR else ()) for seed in range(60)])
+@pytest.mark.parametrize('seed', range(40))
 def test_options_drawn_at_random(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     pick = lambda *choices: choices[rng.integers(len(choices))]
