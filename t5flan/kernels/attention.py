@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from t5flan import sharding
 from t5flan.errors import UserError
 from t5flan.kernels import flash_tpu
-from t5flan.kernels.chunked import MASKED, Form, Operands, chunked_attention
+from t5flan.kernels.chunked import MASKED, SAVED_NAMES, Form, Operands, chunked_attention
 from t5flan.kernels.relative_bias import RelativeBias, bias_vector, relative_buckets, toeplitz
 
 __all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
@@ -82,16 +82,16 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     _check_masks(q_BTNH, k_BSKH, causal, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B, q_offset)
     _check_options(q_BTNH, bias_table, bias, soft_cap, dropout_rate, dropout_key, implementation)
     visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
-    (batch, queries, heads, _), keys = q_BTNH.shape, k_BSKH.shape[1]
-    keep_BNS = None
-    if dropout_rate > 0.0:
-        keep_BNS = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, (batch, heads, keys))
+    queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
     refusal = flash_tpu.refusal(q_BTNH.shape[3], q_BTNH.dtype, bias, precision)
     chosen, reason = choose(implementation, queries, keys, _platform(), refusal)
     _say_once(_platform(), chosen, reason)
     form = Form(queries, k_BSKH.shape[2], causal, scale, soft_cap, dropout_rate, precision)
-    operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, keep_BNS, *visible, jnp.asarray(q_offset, jnp.int32))
-    return {'xla': _plain, 'chunked': _chunked, 'flash_tpu': _flash}[chosen](form, operands, bias_table, bias)
+    operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, None, *visible, jnp.asarray(q_offset, jnp.int32))
+    run = functools.partial({'xla': _plain, 'chunked': _chunked, 'flash_tpu': _flash}[chosen], form, bias=bias)
+    if dropout_rate > 0.0:
+        run = _with_dropout(run, dropout_rate, dropout_key, again=chosen != 'xla')
+    return run(operands, bias_table=bias_table)
 
 
 def choose(implementation: str, queries: int, keys: int, platform: str, refusal: str | None = None) -> tuple[str, str]:
@@ -119,6 +119,21 @@ def choose(implementation: str, queries: int, keys: int, platform: str, refusal:
         return 'flash_tpu', f'at least {least} logits a head'
     instead = f'; not flash_tpu: {refusal}' if platform == 'tpu' and refusal else ''
     return 'chunked', f'at least {least} logits a head{instead}'
+
+
+def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array, again: bool) -> Callable[..., jax.Array]:
+    """`run` with a mask [B, N, S] of dropout, which the backward pass draws `again` from its key and does not keep.
+
+    The mask is that of whole arrays, so that it is the same on every mesh.
+    """
+    def dropped(operands: Operands, key: jax.Array, bias_table: jax.Array | None) -> jax.Array:
+        (batch, _, heads, _), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
+        keep_BNS = jax.random.bernoulli(key, 1.0 - rate, (batch, heads, keys))
+        return run(operands._replace(keep_BNS=keep_BNS), bias_table=bias_table)
+
+    if again:  # all but the draw is small: tiles are not computed again
+        dropped = jax.checkpoint(dropped, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES))
+    return lambda operands, bias_table: dropped(operands, key, bias_table)
 
 
 @functools.lru_cache(maxsize=None)

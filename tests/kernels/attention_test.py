@@ -172,6 +172,22 @@ def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
     assert abs(kept.mean() - 0.75) < 0.02 and np.abs(kept[:, :1] - kept).max() < 1e-6
 
 
+def test_the_backward_pass_draws_the_mask_of_dropout_again():
+    """Beside inputs, output and sums nothing is kept, not even a bit for each key and head; no tile is computed again."""
+    q, k, v, table, _ = inputs(queries=24, keys=400)
+    options = dict(bias=RelativeBias(True), implementation='chunked')
+    dropout = dict(dropout_rate=0.3, dropout_key=jax.random.key(0))
+    y, vjp = jax.vjp(lambda q, k, v, table: attend(q, k, v, bias_table=table, **options, **dropout), q, k, v, table)
+    kept = sum(x.nbytes for x in jax.tree.leaves(vjp))
+    assert kept - sum(x.nbytes for x in (q, k, v, table, y)) - 4 * B * 24 * N < B * N * 400 / 8
+
+    def products(**dropout):
+        run = lambda q: jnp.sum(attend(q, k, v, implementation='chunked', **dropout))
+        return str(jax.make_jaxpr(jax.grad(run))(q)).count('dot_general')
+
+    assert products(**dropout) == products() == 2 + 5
+
+
 def memory(length, program):
     """Bytes of temporaries of output and gradients of one row."""
     x = jax.ShapeDtypeStruct((2, length, N, H), jnp.float32)

@@ -225,6 +225,17 @@ def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
     assert products(jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
 
 
+def test_the_backward_pass_draws_the_mask_of_dropout_again():
+    """Beside inputs, output and sums nothing is kept, not even a bit for each key and head; no kernel runs again."""
+    q, k, v, *_ = inputs(queries=128, keys=2560, heads=2)
+    dropout = dict(dropout_rate=0.3, dropout_key=jax.random.key(0))
+    y, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, implementation=FLASH, **dropout), q, k, v)
+    kept = sum(x.nbytes for x in jax.tree.leaves(vjp))
+    assert kept - sum(x.nbytes for x in (q, k, v, y)) - 4 * 2 * 128 < 2 * 2560 / 8
+    step = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH, **dropout)), (0, 1, 2)))
+    assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 3 + 4)  # of two heads
+
+
 def test_no_array_of_all_queries_and_keys_is_made():
     q = jax.ShapeDtypeStruct((1, 1152, 2, 64), jnp.float32)
     table = jax.ShapeDtypeStruct((2, 32), jnp.float32)
