@@ -29,6 +29,7 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'tensorstore>=0.1.69',  # which Orbax writes by; conversion reads and writes zarr with it
+        'array_record>=0.8',  # cached tasks; TFDS brings it too
         'seqio>=0.0.20',  # brings tensorflow and tensorflow-text
         'tensorflow-datasets>=4.9.10',
         'importlib-resources>=6.0',  # TFDS imports it and does not ask for it
@@ -44,6 +45,8 @@ setup(
         'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
         'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'safetensors>=0.4'],
         'eval': ['sacrebleu>=2.4', 'rouge-score>=0.1.2'],
+        # sentencepiece from 0.2.2 on wants protobuf 7, Beam's last is 6
+        'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
         'dedup': ['datasketch>=1.6'],
         'dev': ['pytest>=8.2'],
     },

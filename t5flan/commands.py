@@ -138,6 +138,25 @@ def mixture(arguments: argparse.Namespace) -> None:
         describe(data, arguments.json, arguments.sample, arguments.examples)
 
 
+def cache(arguments: argparse.Namespace) -> None:
+    """Prepares a task's or mixture's records offline."""
+    from t5flan import config
+    from t5flan.data.config import DataConfig
+
+    settings = config.parse(arguments.gin_file, [*arguments.gin, f'DataConfig.mixture={arguments.name}', 'DataConfig.cache=None',
+                                                 'DataConfig.stages=[]', 'DataConfig.mixed_in={}'])
+    settings.offer(DataConfig, {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}, 't5flan cache')
+    data = settings.read(DataConfig, 'cache')
+
+    import_tensorflow()
+    from t5flan.cache import main as run
+    from t5flan.tasks import register_all
+
+    register_all(data)
+    run(data, arguments.name, arguments.output, arguments.json, prepare=register_all, splits=arguments.splits or (),
+        overwrite=arguments.overwrite, pipeline_options=arguments.pipeline_options or ())
+
+
 def _skip_broken(arguments: argparse.Namespace) -> list[str]:
     return ['DataConfig.skip_broken=True'] if arguments.skip_broken else []
 
@@ -363,6 +382,14 @@ COMMANDS: dict[str, Command] = {command.name: command for command in (
             flags=(Flag('name', 'of a task or mixture; without it, all names are listed', 'NAME'),
                    Flag('--sample', 'examples of each task that are measured (100; fewer of many tasks; 0 reads nothing)', 'N', int),
                    Flag('--examples', 'examples shown (3; of a mixture of denoisers one of each)', 'N', int), SKIP_BROKEN, JSON)),
+    Command('cache', "prepares a task's records offline (tokenized), by SeqIO's Beam pipeline: DataConfig.cache then reads them", cache, gin=True,
+            example='t5flan cache c4_ul2 --output=/data/cache --gin_file=runs/ul2 --gin.VOCABULARY=spiece.model',
+            flags=(Flag('name', 'of a task, or of a mixture of such', 'NAME', required=True),
+                   Flag('--output', 'the folder to write', 'DIR', required=True),
+                   Flag('--splits', 'with commas between; all', 'A,B', words),
+                   Flag('--pipeline_options', "Beam's, as --pipeline_options=--runner=DataflowRunner; may be given several times (runs "
+                        'on this machine)', 'OPTION', many=True),
+                   Flag('--overwrite', 'makes it again where it is there', type=bool), JSON)),
     Command('convert', 'writes a checkpoint of Hugging Face, T5X or t5flan as one of another', convert, gin=True,
             example='t5flan convert --from=hf --to=t5flan flan-t5-small runs/flan-t5-small',
             flags=(Flag('SRC', 'a folder of save_pretrained, a checkpoint of T5X (also gs://), or a workdir', 'SRC', required=True),

@@ -37,9 +37,15 @@ _registered: dict[str, Any] = {}
 
 
 @example_fn
-def text_as_targets(example: Example, context: Context, *, field: str = 'text') -> Example:
-    """A document's text as the feature that the tokenizer and the denoisers read."""
-    return {**example, 'targets': example[field]} if len(example) > 1 else {'targets': example[field]}
+def text_as_targets(example: Example, context: Context, *, field: str = 'text', kept: Sequence[str] = ()) -> Example:
+    """A document's text as the feature that the tokenizer and the denoisers read; of the other fields those that are `kept`."""
+    return {name: example[name] for name in kept} | {'targets': example[field]}
+
+
+@example_fn
+def without_text(example: Example, context: Context) -> Example:
+    """A tokenized document without its text: half of what a cache would hold."""
+    return {name: value for name, value in example.items() if name != 'targets_pretokenized'}
 
 
 def objectives() -> dict[str, Sequence[ExampleFn]]:
@@ -60,7 +66,10 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
     from t5flan.data.seqio_bridge import text_features
     from t5flan.tasks import ul2
 
-    begin = (text_as_targets, tokenize, *[control_token.bind(control=control) for control in controls])
+    tokens = (text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize)
+    tokens += () if controls else (without_text,)  # which of the texts get a token is told by their letters
+    cached = (*[function.before_cache() for function in tokens], seqio.CacheDatasetPlaceholder())
+    begin = (*cached, *[control_token.bind(control=control) for control in controls])
     for objective, functions in objectives().items():
         seqio.TaskRegistry.add(
             f'{name}_{objective}',

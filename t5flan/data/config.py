@@ -275,14 +275,17 @@ class DataConfig:
     """Folders or files with rationales (FLAN's .tsv, the CoT Collection's .json); a tuple once made."""
     chat: str | tuple[str, ...] | None = None
     """Files of conversations or instruction rows (.json, .jsonl); a tuple once made."""
+    cache: str | None = None
+    """A folder that `t5flan cache` wrote: the tasks in it are read from there, the others as always."""
     skip_broken: bool = False
     """Leave out a task that cannot be loaded, and say so, instead of stopping (--skip_broken)."""
 
     def __post_init__(self) -> None:
         for field in ('cot', 'chat'):
             object.__setattr__(self, field, as_paths(f'DataConfig.{field}', getattr(self, field)))
-        if self.natural_instructions is not None:
-            require_text('DataConfig.natural_instructions', self.natural_instructions)
+        for field in ('natural_instructions', 'cache'):
+            if getattr(self, field) is not None:
+                require_text(f'DataConfig.{field}', getattr(self, field))
         object.__setattr__(self, 'feature_lengths', dict(self.feature_lengths))
         object.__setattr__(self, 'mixed_in', dict(self.mixed_in))
         object.__setattr__(self, 'denoisers', {name: tuple(denoisers) for name, denoisers in self.denoisers.items()})

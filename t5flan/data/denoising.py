@@ -247,14 +247,15 @@ def span_corruption(
 ) -> list[Example]:
     """The tokens 'targets' of a text as span-corrupted 'inputs' and 'targets', an example per window."""
     lengths, vocabulary = context.feature_lengths, context.vocabulary
-    most, _ = span_window(
+    most, shortened = span_window(
         lengths.get('inputs'), lengths.get('targets'), noise_density, mean_span_length, vocabulary.sentinel_count
     )
     made = []
     for block_NT in window_blocks(example['targets'], most):
         masks_NT = noise_masks(block_NT.shape[1], noise_density, mean_span_length, len(block_NT), context.rng)
         rows = zip(*corrupt_rows(block_NT, masks_NT, vocabulary))
-        made += [{'inputs': inputs_I, 'targets': targets_O} for inputs_I, targets_O in rows]
+        note = {'few_sentinels': True} if shortened and block_NT.shape[1] == most else {}
+        made += [{'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in rows]
     return made
 
 
@@ -355,7 +356,7 @@ def denoise(example: Example, context: Context, *, denoiser: Denoiser, optional_
 
     R and X replace spans as `span_corruption` does; S cuts a window in two; C has nothing but the mode token as input. Where
     spans would outnumber the vocabulary's sentinels, windows are cut shorter, which keeps density and span length: such an
-    example's 'variant' says so.
+    example says so ('few_sentinels').
 
     Example, kind R, mode token [NLU]: 'a b c d e f' -> '[NLU] a <extra_id_0> d e <extra_id_1> </s>',
     '<extra_id_0> b c <extra_id_1> f </s>'; kind S, mode token [S2S]: '[S2S] a b c d </s>', 'e f </s>'.
@@ -378,7 +379,7 @@ def denoise(example: Example, context: Context, *, denoiser: Denoiser, optional_
         noise_NT = noise_masks(size, denoiser.noise_density, denoiser.mean_span, rows, context.rng, denoiser.anywhere)
         inputs_NI, targets_NO = corrupt_rows(block_NT, noise_NT, vocabulary)
         inputs_NI, targets_NO = _ended(inputs_NI, mode, vocabulary.eos_id), _ended(targets_NO, (), vocabulary.eos_id)
-        note = {'few_sentinels': shortened} if shortened and size == most else {}
+        note = {'few_sentinels': True} if shortened and size == most else {}
         made += [{'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in zip(inputs_NI, targets_NO)]
     return made
 

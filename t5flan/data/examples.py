@@ -9,6 +9,7 @@
 A function returns the new example, None to leave it out, or a list of examples.
 """
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,12 @@ class ExampleFn:
     def bind(self, **options: Any) -> 'ExampleFn':
         """The same preprocessor with keyword arguments set."""
         return type(self)(self.function, **{**self.options, **options})
+
+    def before_cache(self) -> 'ExampleFn':
+        """The same, as SeqIO wants it before a CacheDatasetPlaceholder: it takes no lengths and no random numbers."""
+        made = copy.copy(self)
+        made.__signature__ = inspect.Signature([p for p in self.__signature__.parameters.values() if p.name != 'sequence_length'])
+        return made
 
     def apply(self, example: Example, context: Context) -> Result:
         return self.function(example, context, **self.options)

@@ -224,8 +224,8 @@ class TrainPipeline:
         self._stop()
 
     def report(self) -> dict[str, Any]:
-        """What was delivered: {'tasks': {name: {'rate', 'share', 'examples', 'trimmed', 'dropped'}}, 'packing_efficiency',
-        'left_out': {name: why}}.
+        """What was delivered: {'tasks': {name: {'rate', 'share', 'examples', 'trimmed', 'dropped', 'few_sentinels'}},
+        'packing_efficiency', 'left_out': {name: why}}.
 
         Counts are of this host's streams since the pipeline was made; efficiency is the share of tokens not padding. A rate
         is that of the stages so far, weighed by their examples.
@@ -239,6 +239,7 @@ class TrainPipeline:
                 'examples': c.examples,
                 'trimmed': c.trimmed,
                 'dropped': c.dropped,
+                'few_sentinels': c.few_sentinels,
             }
             for (name, c), rate in zip(self._counts.items(), rates, strict=True)
         }
@@ -258,6 +259,11 @@ class TrainPipeline:
                 did = 'trimmed' if self.config.too_long == 'trim' else 'dropped'
                 seen = task['examples'] + task['dropped']
                 lines.append(f'{name}: {long:,} of {seen:,} examples longer than {dict(self.config.feature_lengths)} were {did}')
+            if few := task['few_sentinels']:
+                lines.append(
+                    f'{name}: {few:,} of {task["examples"]:,} windows of text were cut shorter, for their spans would outnumber the '
+                    'sentinels (DataConfig.extra_ids)'
+                )
         mixtures = (self.config.mixture, *(stage.mixture for stage in self.config.stages), *self.config.mixed_in)
         return lines + summary(report['left_out']) + lacking(mixtures)
 

@@ -168,7 +168,8 @@ def map_dataset(function: ExampleFn, dataset: tf.data.Dataset, lengths: Mapping[
     return tf.data.Dataset.from_generator(generate, output_signature={name: _spec(value) for name, value in first.items()})
 
 
-def dataset_of_records(records: Any) -> tf.data.Dataset:
-    """Random-access records (dicts of plain values) as a tf.data.Dataset, in their order."""
+def dataset_of_records(records: Any, numbers: range | None = None) -> tf.data.Dataset:
+    """Random-access records (dicts of plain values), all or those of these numbers, as a tf.data.Dataset, in their order."""
     signature = {name: _spec(value) for name, value in records[0].items()}
-    return tf.data.Dataset.from_generator(lambda: (records[i] for i in range(len(records))), output_signature=signature)
+    chosen = range(len(records)) if numbers is None else numbers
+    return tf.data.Dataset.from_generator(lambda: (records[i] for i in chosen), output_signature=signature)

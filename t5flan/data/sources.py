@@ -9,6 +9,7 @@ from t5flan.data.seqio_bridge import dataset_of_records
 from t5flan.errors import UserError
 
 Records = Sequence[dict[str, Any]]
+_SHARD_RECORDS, _MOST_SHARDS = 5000, 256
 
 
 class IndexedSource(seqio.DataSource):
@@ -43,10 +44,12 @@ class IndexedSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        return False
+        return True
 
     def list_shards(self, split: str) -> Sequence[str]:
-        return [split]
+        """Parts of some thousand records, in their order."""
+        shards = min(_MOST_SHARDS, -(-len(self.records(split)) // _SHARD_RECORDS))
+        return [f'{split}-{number:05}-of-{shards:05}' for number in range(shards)]
 
     def num_input_examples(self, split: str) -> int:
         return len(self.records(split))
@@ -56,10 +59,10 @@ class IndexedSource(seqio.DataSource):
     ) -> Any:
         """SeqIO's form: the records as a tf.data.Dataset, shuffled whole where asked."""
         records = self.records(split)
-        dataset = dataset_of_records(records)
-        if shard_info is not None and shard_info.num_shards > 1:
-            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        return dataset.shuffle(min(len(records), 100_000), seed=seed) if shuffle else dataset
+        index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        start, end = (len(records) * i // shards for i in (index, index + 1))
+        dataset = dataset_of_records(records, range(start, end))
+        return dataset.shuffle(min(max(1, end - start), 100_000), seed=seed) if shuffle else dataset
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({", ".join(self._makers)})'

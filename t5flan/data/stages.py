@@ -61,6 +61,11 @@ def make_plan(config: DataConfig, vocabulary: Vocabulary, opened: bool = True) -
     shares = [_blended([(one, rest), *always]) for one in shares]
     tasks = sorted({task for one in shares for task in one}, key=lambda task: task.name)
     rates = np.array([[one.get(task, 0.0) for task in tasks] for one in shares])
+    if opened and config.cache:
+        from t5flan.data.cache import check_any_cached
+
+        tasks = [_from_cache(task, config, vocabulary) for task in tasks]
+        check_any_cached(tasks, config)
     return Plan(tuple(tasks), (0, *(stage.begins for stage in config.stages)), rates, left_out() | broken)
 
 
@@ -94,7 +99,15 @@ def _open_tasks(mixtures: Iterable[Any], config: DataConfig, vocabulary: Vocabul
     tasks = {task.name: task for mixture in mixtures for task in _tasks_of(mixture) if config.split in task.splits}
     for task in tasks.values():
         _check(task, config, vocabulary, broken)
-    return [tasks[name] for name in sorted(tasks) if name not in broken]
+    return [_from_cache(tasks[name], config, vocabulary) for name in sorted(tasks) if name not in broken]
+
+
+def _from_cache(task: Any, config: DataConfig, vocabulary: Vocabulary) -> Any:
+    if not config.cache:
+        return task
+    from t5flan.data.cache import cached_task
+
+    return cached_task(task, config, vocabulary)
 
 
 def _tasks_of(mixture: Any) -> list[Any]:
@@ -129,6 +142,7 @@ def _check(task: Any, config: DataConfig, vocabulary: Vocabulary, broken: dict[s
     from t5flan.data.streams import open_reader
 
     try:
+        task = _from_cache(task, config, vocabulary)
         features.check_features(config.format, config.feature_lengths, list(task.output_features), task.name)
         check_vocabulary(task, vocabulary)
         if isinstance(task.source, IndexedSource):

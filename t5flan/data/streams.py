@@ -31,11 +31,14 @@ class Counts:
     examples: int = 0
     trimmed: int = 0
     dropped: int = 0
+    few_sentinels: int = 0
+    """Windows of text cut shorter, because their spans would outnumber the vocabulary's sentinels."""
 
     def add(self, other: 'Counts') -> None:
         self.examples += other.examples
         self.trimmed += other.trimmed
         self.dropped += other.dropped
+        self.few_sentinels += other.few_sentinels
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Reader:
             return None
         counts.examples += 1
         counts.trimmed += cut
+        counts.few_sentinels += 'few_sentinels' in kept
         return kept
 
     def _next_block(self) -> int:

@@ -185,3 +185,16 @@ def test_the_run_file_holds_the_same_denoisers():
             assert all(row['sampled'] == 3 and row['too_long'] == 0 for row in made['tasks'])
     finally:
         register_all(config('x'))
+
+
+def test_too_few_sentinels_are_told_at_the_end_of_a_run(corpus):
+    lengths = {'inputs': 128, 'targets': 128}
+    with TrainPipeline(config('ul2_words_ul2', text_files=(corpus,), extra_ids=4, concatenate=16, feature_lengths=lengths),
+                       ByteVocabulary(4, MODES)) as pipeline:
+        for _ in range(4):
+            next(pipeline)
+        counts = {name: task['few_sentinels'] for name, task in pipeline.report()['tasks'].items()}
+        lines = pipeline.report_lines()
+    assert counts['ul2_words_ul2_x_3_50'] > 0 and counts['ul2_words_ul2_x_64_15'] == counts['ul2_words_ul2_s'] == 0
+    assert any(line.startswith('ul2_words_ul2_x_3_50: ') and 'would outnumber the sentinels (DataConfig.extra_ids)' in line
+               for line in lines)
