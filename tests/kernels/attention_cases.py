@@ -1,0 +1,111 @@
+"""Inputs, masks and options that the kernels of every device are tested with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5flan.kernels.attention import RelativeBias
+from tests.kernels.attention_reference import assert_near, output_and_gradients, reference
+
+QUICK = {'xla_backend_optimization_level': 0}  # interpreted programs are compiled for longer than they run
+TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2, jnp.float16: 1e-2}
+
+
+def inputs(batch=1, queries=200, keys=None, heads=2, kv_heads=None, head_dim=64, buckets=32, seed=0, dtype=jnp.float32):
+    """q, k, v, the bias table and a cotangent of the output."""
+    rng = np.random.default_rng(seed)
+    keys, kv_heads = keys or queries, kv_heads or heads
+    sizes = [(batch, queries, heads, head_dim), (batch, keys, kv_heads, head_dim), (batch, keys, kv_heads, head_dim),
+             (heads, buckets), (batch, queries, heads, head_dim)]
+    # Logits of about one in size: with larger ones a softmax is one key, and its gradient zero.
+    spread = [1.0, head_dim**-0.5, 1.0, 1.0, 1.0]
+    arrays = [jnp.asarray(s * rng.normal(size=size), jnp.float32) for size, s in zip(sizes, spread, strict=True)]
+    return [x if i == 3 else x.astype(dtype) for i, x in enumerate(arrays)]
+
+
+def segments(seed, batch, length, examples=3):
+    """Packed rows: ids 1, 2, ... of random lengths, then padding."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((batch, length), np.int32)
+    for row in ids:
+        ends = np.sort(rng.integers(1, length, examples))
+        for i, (start, end) in enumerate(zip((0, *ends), ends)):
+            row[start:end] = i + 1
+    return ids
+
+
+PACKED = segments(1, 2, 300)
+PREFIX = (segments(2, 2, 300, 6) % 2).astype(np.int32)
+CASES = {
+    'no option, one block': ({}, dict(queries=128, heads=1)),
+    'encoder': (dict(bias=RelativeBias(True), kv_segment_ids_BS=(PACKED > 0).astype(np.int32)), dict(batch=2, queries=300)),
+    'packed encoder': (dict(bias=RelativeBias(True, 8, 16), q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED),
+                       dict(batch=2, queries=300)),
+    'decoder, distances far beyond the band': (dict(bias=RelativeBias(False, 8, 9), causal=True), dict(queries=900, heads=1)),
+    'both ways, far beyond the band': (dict(bias=RelativeBias(True, 8, 9)), dict(queries=140, keys=900, heads=1)),
+    'grouped heads of 128': (dict(bias=RelativeBias(False), causal=True, scale=0.3),
+                             dict(queries=256, heads=4, kv_heads=2, head_dim=128)),
+    'grouped heads of 64': (dict(bias=RelativeBias(True), soft_cap=2.0),
+                            dict(queries=130, keys=200, heads=4, kv_heads=2)),
+    'three heads to a key': (dict(causal=True), dict(queries=130, heads=6, kv_heads=2)),
+    'one key head of 256': (dict(causal=True, soft_cap=1.5, scale=0.7), dict(queries=130, heads=2, kv_heads=1, head_dim=256)),
+    'prefix, packed, narrow heads': (dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED,
+                                          bias=RelativeBias(False)), dict(batch=2, queries=300, heads=4, head_dim=24)),
+    'prefix, odd heads': (dict(causal=True, prefix_BS=PREFIX.astype(bool)), dict(batch=2, queries=300, heads=3, head_dim=40)),
+    'cross, packed, dropout': (dict(q_segment_ids_BT=PACKED[:, :150], kv_segment_ids_BS=PACKED, dropout_rate=0.4,
+                                    dropout_key=jax.random.key(3)), dict(batch=2, queries=150, keys=300)),
+    'later queries': (dict(q_offset=170, causal=True, bias=RelativeBias(False, 8, 30), soft_cap=2.0, dropout_rate=0.2,
+                           dropout_key=jax.random.key(4), kv_lengths_B=np.array([250, 0], np.int32)),
+                      dict(batch=2, queries=100, keys=300, heads=4, kv_heads=1)),
+    'queries before the keys': (dict(q_offset=-130, causal=True, bias=RelativeBias(True)), dict(queries=300, keys=150)),
+}
+
+
+def check_program(program, options, shape, dtype=jnp.float32, seed=0):
+    """Output and four gradients against the reference, which is given the rounded inputs."""
+    options = dict(options)
+    if 'bias' in options:
+        shape = dict(shape, buckets=options['bias'].num_buckets)
+    arrays = inputs(**shape, seed=seed, dtype=dtype)
+    results = output_and_gradients(*arrays, program, QUICK, **options)
+    assert [x.dtype for x in results] == [dtype] * 4 + [jnp.float32]
+    assert all(np.all(np.isfinite(np.asarray(x, np.float32))) for x in results)
+    assert_near(results, reference(*arrays, options), TOLERANCE[dtype])
+
+
+def draw(seed):
+    """Options, a shape, a type and blocks of queries and keys, at random."""
+    rng = np.random.default_rng(seed)
+    pick = lambda *choices: choices[rng.integers(len(choices))]
+    blocks = pick(128, 256), pick(128, 256, 384)
+    batch, kv_heads, share = pick(1, 2), pick(1, 2, 3), pick(1, 2, 3)
+    queries, keys = (int(n) for n in rng.integers(2, 700, 2))
+    ids_S = segments(seed, batch, keys, pick(1, 4, 9))
+    options = dict(scale=pick(1.0, 0.4), soft_cap=pick(None, 2.0), causal=pick(True, False), q_offset=pick(0, 0, 77, -200))
+    if pick(True, False):
+        buckets = pick(8, 32)
+        options['bias'] = RelativeBias(pick(True, False), buckets, pick(buckets, 128))
+    if options['causal'] and pick(True, False):
+        options['prefix_BS'] = (segments(seed + 1, batch, keys, 6) % 2).astype(np.int32)
+    if pick(True, False):
+        options['kv_segment_ids_BS'] = ids_S
+        if pick(True, False):
+            options['q_segment_ids_BT'] = np.resize(ids_S[:, rng.integers(keys):], (batch, queries)).astype(np.int32)
+    if pick(True, False):
+        options['kv_lengths_B'] = rng.integers(0, keys + 1, batch).astype(np.int32)
+    if pick(True, False):
+        options |= dict(dropout_rate=0.3, dropout_key=jax.random.key(seed))
+    shape = dict(batch=batch, queries=queries, keys=keys, heads=kv_heads * share, kv_heads=kv_heads,
+                 head_dim=pick(8, 64, 64, 96, 128, 256))
+    return options, shape, pick(jnp.float32, jnp.float32, jnp.bfloat16), blocks
+
+
+def sizes_of_arrays(jaxpr):
+    """The number of elements of every array that a program makes, those inside its kernels as well."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield getattr(variable.aval, 'size', 0)
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+            parameter = getattr(parameter, 'jaxpr', parameter)
+            if hasattr(parameter, 'eqns'):
+                yield from sizes_of_arrays(parameter)
