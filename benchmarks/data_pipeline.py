@@ -2,6 +2,7 @@
 
     python benchmarks/data_pipeline.py --mixture=stdlib_docs_span_corruption --vocabulary=F.model
     python benchmarks/data_pipeline.py --text='books/*.txt' --mixture=text_t5 --concatenate=128 --vocabulary=F.model
+    python benchmarks/data_pipeline.py --text='books/*.txt' --mixture=text_t5 --concatenate=128 --vocabulary=F.model --beside_t5
     python benchmarks/data_pipeline.py --mixture=natural_instructions --natural_instructions=DIR --tasks=1500 --alone=90
         --warm=300 --batches=60 --rounds=5
 
@@ -10,17 +11,21 @@ microseconds an example, and the share of tokens that are not padding. `--vocabu
 standard library's documentation first. `--tasks=N` makes N tasks of the folder's by repeating its files. `--alone=N` also
 runs N of the mixture's tasks each by itself and prints what mixing costs: its CPU time an example over theirs, where 1 is
 nothing. The tasks are those at even steps of the mixture's order by rate, so that they stand for its examples. `--text` makes
-the corpus 'text' of local files; `text_t5` and `text_ul2` are its span corruption and UL2's mixture. Last comes how many chips
+the corpus 'text' of local files; `text_t5` and `text_ul2` are its span corruption and UL2's mixture. `--beside_t5` does the work of `text_t5` with
+the t5 package too (pip install t5), its span corruption under SeqIO, the rounds of both in turn. Last comes how many chips
 of TPU v5p one such core could feed, each training T5 1.1 XL at half of its peak.
 """
 
 import argparse
 import dataclasses
+import importlib.metadata
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from t5flan.tasks import register_all
 from t5flan.tasks.text import stdlib_documents
@@ -28,6 +33,7 @@ from t5flan.tasks.text import stdlib_documents
 from t5flan.config import parse
 from t5flan.data.config import FORMATS, DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
+from t5flan.data.mixing import find_mixture
 from t5flan.data.pipeline import TrainPipeline
 from t5flan.data.vocabularies import Vocabulary, load_vocabulary, train_sentencepiece
 from t5flan.models.config import ModelConfig
@@ -48,6 +54,7 @@ def main() -> None:
     parser.add_argument('--natural_instructions', help='a folder of Super-NaturalInstructions')
     parser.add_argument('--text', help="a path or glob of .txt or .jsonl files: the corpus 'text'")
     parser.add_argument('--concatenate', type=int, default=1, help='documents joined before they are cut')
+    parser.add_argument('--beside_t5', action='store_true', help="run the t5 package's span corruption beside: for text_t5, a .model")
     parser.add_argument('--cot', action='append', default=[], help='a file or folder with rationales; may be given several times')
     parser.add_argument('--chat', action='append', default=[], help='a file of conversations; may be given several times')
     parser.add_argument('--tasks', type=int, help='tasks to make of the files of --natural_instructions')
@@ -89,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> None:
         first = time.perf_counter() - started
         for _ in range(arguments.warm - 1):
             next(pipeline)
-        found = rates(pipeline, arguments)
+        theirs = T5Package(config, arguments) if arguments.beside_t5 else None
+        found = rates(pipeline, arguments, theirs)
         names = sorted(pipeline.rates, key=pipeline.rates.get)
         shares = [pipeline.rates[name] for name in names]
         efficiency = pipeline.report()['packing_efficiency']
@@ -102,6 +110,10 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f'not padding       {efficiency:12.1%}')
     print(f'memory, at most   {memory:12.2f} GiB')
     print(f'v5p chips fed     {found["cpu"] / tokens_a_second_of_a_chip(arguments):12.1f} by one core, T5 1.1 XL at 50 % of the peak')
+    if theirs:
+        theirs.close()
+        print(f'tokens/s of CPU   {found["theirs"]:12,.0f} by t5 {theirs.version} under SeqIO')
+        print(f'ours : theirs     {found["ratio"]:12.1f} x the tokens a second of CPU')
     if arguments.alone:
         alone = statistics.mean(run_alone(name, config, vocabulary, arguments) for name in at_even_steps(names, shares, arguments.alone))
         print(f'us of CPU/example {alone:12,.1f} of {arguments.alone} of its tasks, each alone')
@@ -132,9 +144,60 @@ def run_alone(name: str, config: DataConfig, vocabulary: Vocabulary, arguments: 
         return rates(pipeline, argparse.Namespace(batches=4, rounds=3))['example']
 
 
-def rates(pipeline: TrainPipeline, arguments: argparse.Namespace) -> dict[str, float]:
-    """Medians: tokens a second of CPU and of wall clock, microseconds of CPU an example."""
-    cpu, wall, per_example = [], [], []
+class T5Package:
+    """The same texts through the t5 package's span corruption and SeqIO's own tokenizer, packing and batches.
+
+    In a process of its own: tf.data works ahead in threads, whose CPU must not be counted as ours.
+    """
+
+    def __init__(self, config: DataConfig, arguments: argparse.Namespace) -> None:
+        self.version = importlib.metadata.version('t5')
+        texts = [record['text'] for record in find_mixture(config.mixture).tasks[0].source.records('train')]
+        spawn = multiprocessing.get_context('spawn')
+        self._pipe, other = spawn.Pipe()
+        spawn.Process(target=run_t5, daemon=True, args=(
+            other, texts, arguments.vocabulary, config.feature_lengths, arguments.batch_size)).start()
+        self._pipe.recv()
+
+    def rate(self, batches: int) -> float:
+        """Tokens a second of CPU."""
+        self._pipe.send(batches)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.send(0)
+
+
+def run_t5(pipe: Any, texts: list[str], vocabulary_file: str, lengths: dict[str, int], batch_size: int) -> None:
+    """Answers a number of batches with the tokens a second of CPU that they took."""
+    import seqio
+    import tensorflow as tf
+    from t5.data.preprocessors import span_corruption
+
+    feature = seqio.Feature(seqio.SentencePieceVocabulary(vocabulary_file, extra_ids=100), add_eos=True)
+    seqio.TaskRegistry.add(
+        't5_package', output_features={'inputs': feature, 'targets': feature},
+        source=seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({'targets': texts}), ['train']),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(), span_corruption,
+                       seqio.preprocessors.append_eos_after_trim])
+    dataset = seqio.get_dataset('t5_package', lengths, dataset_split='train', shuffle=True, seed=0, num_epochs=None,
+                                feature_converter=seqio.EncDecFeatureConverter(pack=True))
+    made = dataset.batch(batch_size, drop_remainder=True).as_numpy_iterator()
+    batches = 30  # that are not counted
+    while batches:
+        started = time.process_time()
+        tokens = sum(_tokens(next(made)) for _ in range(batches))
+        before = None
+        while before is None or time.process_time() - before > 0.01:  # until the threads have filled their buffers again
+            before = time.process_time()
+            time.sleep(0.2)
+        pipe.send(tokens / (time.process_time() - started))
+        batches = pipe.recv()
+
+
+def rates(pipeline: TrainPipeline, arguments: argparse.Namespace, theirs: T5Package | None = None) -> dict[str, float]:
+    """Medians: tokens a second of CPU and of wall clock, microseconds of CPU an example; `theirs` and the ratio of each round."""
+    cpu, wall, per_example, beside = [], [], [], []
     for _ in range(arguments.rounds):
         examples = _examples(pipeline)
         started, started_cpu = time.perf_counter(), time.process_time()
@@ -143,7 +206,9 @@ def rates(pipeline: TrainPipeline, arguments: argparse.Namespace) -> dict[str, f
         cpu.append(tokens / seconds_cpu)
         wall.append(tokens / seconds)
         per_example.append(1e6 * seconds_cpu / (_examples(pipeline) - examples))
-    return {'cpu': statistics.median(cpu), 'wall': statistics.median(wall), 'example': statistics.median(per_example)}
+        beside += [theirs.rate(arguments.batches)] if theirs else []
+    compared = {'theirs': statistics.median(beside), 'ratio': statistics.median(a / b for a, b in zip(cpu, beside))} if beside else {}
+    return compared | {'cpu': statistics.median(cpu), 'wall': statistics.median(wall), 'example': statistics.median(per_example)}
 
 
 def _examples(pipeline: TrainPipeline) -> int:
