@@ -5,6 +5,7 @@ parallelism is changing the table (`MeshConfig.rules` in gin), never model code:
 
     data     copies of the model, each on its part of the batch
     fsdp     the batch is split here too, and so are the parameters (gathered where used)
+    context  every row is split along its length, for long ones; keys and values are gathered where attention reads them
     tensor   heads, MLP and vocabulary are split; the batch is not
 
 The mapping is that of T5X's `LogicalAxisRules` and of jax-ml's llama example, with two refusals in place of silence:
@@ -23,12 +24,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t5flan.errors import UserError
 from t5flan.training.config import MeshConfig
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'context', 'tensor')
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     # activations
     'batch': ('data', 'fsdp'),
-    'length': (),
+    'length': ('context',),
     'act_embed': (),
     'act_heads': ('tensor',),
     'act_kv_heads': ('tensor',),
@@ -48,7 +49,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
 # Which setting mends a size that does not divide.
 _SETTING_OF_AXIS = {'vocab': 'ModelConfig.vocab_size', 'embed': 'ModelConfig.emb_dim', 'mlp': 'ModelConfig.mlp_dim',
                     'heads': 'ModelConfig.num_heads', 'kv_heads': 'ModelConfig.num_kv_heads',
-                    'batch': 'DataConfig.batch_size'}
+                    'batch': 'DataConfig.batch_size', 'length': 'DataConfig.feature_lengths'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Sharding:
-    """The mesh `data` x `fsdp` x `tensor` over all devices; -1 on one axis takes what the others leave.
+    """The mesh `data` x `fsdp` x `context` x `tensor` over all devices; -1 on one axis takes what the others leave.
 
     Raises:
       UserError: the axes do not multiply to the number of devices, or a rule names an unknown axis.
@@ -150,7 +151,7 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
         given = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         raise UserError(f'the mesh {given} does not divide over {len(devices)} devices. '
-                        'Set MeshConfig.data, .fsdp and .tensor to sizes whose product is that number (one may be -1).')
+                        'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).')
     if free:
         sizes[free[0]] = len(devices) // fixed
     mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES),
@@ -179,8 +180,9 @@ def check_divides(sharding: Sharding, name: str, size: int) -> None:
     if size % parts and not (name == 'kv_heads' and size < parts):
         setting = _SETTING_OF_AXIS.get(name, name)
         mesh_axes = ' x '.join(f'{axis}={sharding.mesh.shape[axis]}' for axis in sharding.axis(name) or ())
+        changed = ', '.join(f'MeshConfig.{axis}' for axis in sharding.axis(name) or ())
         raise UserError(f'{setting}={size} does not divide over the mesh axes {mesh_axes}. '
-                        f'Set {setting} to a multiple of {parts}, or change MeshConfig.')
+                        f'Set {setting} to a multiple of {parts}, or change {changed}.')
 
 
 def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
@@ -199,12 +201,22 @@ def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
     return jax.tree.map(leaf, tree, axes)
 
 
+def batch_axes(ndim: int) -> tuple[str | None, ...]:
+    """The logical axes of an array of a batch of that many axes: rows, length, and what else there may be."""
+    return (('batch', 'length') + (None,) * ndim)[:ndim]
+
+
 def put_batch(sharding: Sharding, batch: Mapping[str, np.ndarray], global_rows: int) -> dict[str, jax.Array]:
-    """This host's rows of every feature [rows, ...] -> global arrays [global_rows, ...] split over the batch axis."""
+    """This host's rows of every feature [rows, length] -> global arrays [global_rows, length] split over rows and length.
+
+    Raises:
+      UserError: a length does not divide over its mesh axes.
+    """
 
     def put(x: np.ndarray) -> jax.Array:
-        shape = (global_rows, *x.shape[1:])
-        axes = ('batch',) + (None,) * (x.ndim - 1)
+        shape, axes = (global_rows, *x.shape[1:]), batch_axes(x.ndim)
+        if x.ndim > 1:
+            check_divides(sharding, 'length', x.shape[1])
         return jax.make_array_from_process_local_data(sharding.named(axes, shape), x, shape)
 
     return {name: put(x) for name, x in batch.items()}

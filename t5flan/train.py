@@ -18,6 +18,7 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.data.config import DataConfig
+from t5flan.data.features import row_capacity
 from t5flan.data.mixing import find_mixture
 from t5flan.data.pipeline import TrainPipeline, eval_batches, merge_positions
 from t5flan.data.vocabularies import Vocabulary, load_vocabulary
@@ -71,6 +72,8 @@ def train(
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
+    for length in row_capacity(data.format, data.feature_lengths):
+        sharding_lib.check_divides(sharding, 'length', length)
     rows = sharding_lib.host_rows(sharding, data.batch_size)
     host_rows = rows.stop - rows.start
     pipeline = TrainPipeline(data, vocabulary, process_index=rows.start // host_rows,

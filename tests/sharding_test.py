@@ -18,7 +18,7 @@ def mixed():
 
 def test_free_axis_takes_what_is_left():
     sharding = sharding_lib.create_sharding(MeshConfig(data=-1, tensor=2))
-    assert dict(sharding.mesh.shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
+    assert dict(sharding.mesh.shape) == {'data': 4, 'fsdp': 1, 'context': 1, 'tensor': 2}
 
 
 @pytest.mark.parametrize('config', [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=16)])
@@ -82,6 +82,18 @@ def test_batches_are_split_over_the_batch_axis(mixed):
     put = sharding_lib.put_batch(mixed, batch, 8)
     np.testing.assert_array_equal(put['tokens'], batch['tokens'])
     assert put['tokens'].addressable_shards[0].data.shape == (2, 4)
+
+
+def test_rows_are_split_along_their_length():
+    sharding = sharding_lib.create_sharding(MeshConfig(data=2, context=4))
+    assert sharding.spec(('batch', 'length', 'act_embed')) == PartitionSpec('data', 'context', None)
+    batch = {'tokens': np.arange(64, dtype=np.int32).reshape(8, 8), 'weights': np.ones(8, np.float32)}
+    put = sharding_lib.put_batch(sharding, batch, 8)
+    np.testing.assert_array_equal(put['tokens'], batch['tokens'])
+    assert put['tokens'].addressable_shards[0].data.shape == (4, 2)
+    with pytest.raises(UserError, match=r'DataConfig\.feature_lengths=6 .*context=4.* or change MeshConfig\.context') as error:
+        sharding_lib.put_batch(sharding, {'tokens': np.zeros((8, 6), np.int32)}, 8)
+    assert '\n' not in str(error.value)
 
 
 def test_host_rows_are_all_rows_on_one_host_and_must_divide(mixed):

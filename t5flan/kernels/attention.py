@@ -82,7 +82,7 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     _check_masks(q_BTNH, k_BSKH, causal, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B, q_offset)
     _check_options(q_BTNH, bias_table, bias, soft_cap, dropout_rate, dropout_key, implementation)
     visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
-    queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    queries, keys = _local_length(q_BTNH.shape[1]), k_BSKH.shape[1]
     refusal = flash_tpu.refusal(q_BTNH.shape[3], q_BTNH.dtype, bias, precision)
     chosen, reason = choose(implementation, queries, keys, _platform(), refusal)
     _say_once(_platform(), chosen, reason)
@@ -90,7 +90,11 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, None, *visible, jnp.asarray(q_offset, jnp.int32))
     run = functools.partial({'xla': _plain, 'chunked': _chunked, 'flash_tpu': _flash}[chosen], form, bias=bias)
     if dropout_rate > 0.0:
-        run = _with_dropout(run, dropout_rate, dropout_key, again=chosen != 'xla')
+        run = _with_dropout(run, dropout_rate, dropout_key)
+    if chosen != 'xla' and (dropout_rate > 0.0 or queries < q_BTNH.shape[1]):
+        # The backward pass draws the mask and gathers the keys again: little work, and neither is kept. Tiles are not computed
+        # again.
+        run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES))
     return run(operands, bias_table=bias_table)
 
 
@@ -121,19 +125,14 @@ def choose(implementation: str, queries: int, keys: int, platform: str, refusal:
     return 'chunked', f'at least {least} logits a head{instead}'
 
 
-def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array, again: bool) -> Callable[..., jax.Array]:
-    """`run` with a mask [B, N, S] of dropout, which the backward pass draws `again` from its key and does not keep.
-
-    The mask is that of whole arrays, so that it is the same on every mesh.
-    """
-    def dropped(operands: Operands, key: jax.Array, bias_table: jax.Array | None) -> jax.Array:
+def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array) -> Callable[..., jax.Array]:
+    """`run` with a mask of dropout: that of whole arrays, so that it is the same on every mesh."""
+    def dropped(operands: Operands, bias_table: jax.Array | None) -> jax.Array:
         (batch, _, heads, _), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
         keep_BNS = jax.random.bernoulli(key, 1.0 - rate, (batch, heads, keys))
         return run(operands._replace(keep_BNS=keep_BNS), bias_table=bias_table)
 
-    if again:  # all but the draw is small: tiles are not computed again
-        dropped = jax.checkpoint(dropped, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES))
-    return lambda operands, bias_table: dropped(operands, key, bias_table)
+    return dropped
 
 
 @functools.lru_cache(maxsize=None)
@@ -184,8 +183,16 @@ def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: j
 
 
 def _plain(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
-    """The reference: whole arrays of logits [B, K, G, T, S]."""
-    q_BTNH, k_BSKH, v_BSKH, _, keep_BNS, *visible, q_offset = operands
+    """The reference: whole arrays of logits; where the mesh splits the queries, on each device those of its own."""
+    operands = operands._replace(bias_NW=bias_table)
+    (_, queries, heads, _), kv_heads = operands.q_BTNH.shape, operands.k_BSKH.shape[2]
+    run = functools.partial(_whole_logits, form, bias)
+    return run(operands) if _local_length(queries) == queries else _on_devices(run, operands, _parts(heads, kv_heads))
+
+
+def _whole_logits(form: Form, bias: RelativeBias | None, operands: Operands) -> jax.Array:
+    """Attention by logits [B, K, G, T, S]; the operands hold the table [N, R] for bias_NW."""
+    q_BTNH, k_BSKH, v_BSKH, table_NR, keep_BNS, *visible, q_offset = operands
     batch, queries, heads, size = q_BTNH.shape
     keys, kv_heads = k_BSKH.shape[1:3]
     q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, size)
@@ -194,7 +201,7 @@ def _plain(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
     if form.soft_cap is not None:
         logits_BKGTS = form.soft_cap * jnp.tanh(logits_BKGTS / form.soft_cap)
     if bias is not None:
-        bias_NW = bias_vector(bias_table, bias, queries, keys, q_offset)
+        bias_NW = bias_vector(table_NR, bias, queries, keys, q_offset)
         logits_BKGTS += toeplitz(bias_NW, queries, keys).reshape(1, kv_heads, -1, queries, keys)
     allowed_BTS = _allowed(form, _Visible(*visible), queries, keys, q_offset)
     if allowed_BTS is not None:
@@ -225,31 +232,36 @@ def _allowed(form: Form, visible: _Visible, queries: int, keys: int, q_offset: j
 
 
 def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
-    """Tiles on each device for its own rows and heads: a loop over a split axis would gather it on every device."""
-    _, queries, heads, _ = operands.q_BTNH.shape
-    keys, kv_heads = operands.k_BSKH.shape[1:3]
-    parts = _parts(heads, kv_heads)
-    block, tile_kv_heads = _tile(queries, keys, heads // parts, max(1, kv_heads // parts), _platform())
-    form = dataclasses.replace(form, block=block, kv_heads=tile_kv_heads)
-    padding = -queries % block
-    operands = _pad_queries(operands, padding)
-    if bias is not None:
-        vector_NW = bias_vector(bias_table, bias, queries + padding, keys, operands.q_offset)
-        operands = operands._replace(bias_NW=vector_NW)
-    return _on_devices(functools.partial(chunked_attention, form), operands, parts)[:, :queries]
+    """Tiles on each device for its own rows, heads and queries: a loop over a split axis would gather it on every device."""
+    def run(operands: Operands) -> jax.Array:
+        (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
+        block, tile_kv_heads = _tile(queries, keys, heads, kv_heads, _platform())
+        padding = -queries % block
+        operands = _pad_queries(operands, padding)
+        if bias is not None:
+            vector_NW = bias_vector(operands.bias_NW, bias, queries + padding, keys, operands.q_offset)
+            operands = operands._replace(bias_NW=vector_NW)
+        return chunked_attention(dataclasses.replace(form, block=block, kv_heads=tile_kv_heads), operands)[:, :queries]
+
+    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
+    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
 
 
 def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
-    """The TPU kernels, on each device for its own rows and heads."""
-    (_, queries, heads, size), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
-    largest = flash_tpu.largest_blocks(_device().device_kind, size, operands.q_BTNH.dtype, bias)
-    block_q, block_k = flash_tpu.block_sizes(queries, keys, largest)
-    flash_form = flash_tpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
-                                     bias and bias.max_distance, block_q, block_k, _FLASH_PLATFORMS[_platform()])
-    if bias is not None:
-        operands = operands._replace(bias_NW=flash_tpu.band_vector(bias_table, bias, block_q, operands.q_offset))
-    run = functools.partial(flash_tpu.flash_attention, flash_form)
-    return _on_devices(run, operands, _parts(heads, kv_heads))
+    """The TPU kernels, on each device for its own rows, heads and queries."""
+    def run(operands: Operands) -> jax.Array:
+        (_, queries, _, size), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
+        largest = flash_tpu.largest_blocks(_device().device_kind, size, operands.q_BTNH.dtype, bias)
+        block_q, block_k = flash_tpu.block_sizes(queries, keys, largest)
+        flash_form = flash_tpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
+                                         bias and bias.max_distance, block_q, block_k, _FLASH_PLATFORMS[_platform()])
+        if bias is not None:
+            vector_NW = flash_tpu.band_vector(operands.bias_NW, bias, block_q, operands.q_offset)
+            operands = operands._replace(bias_NW=vector_NW)
+        return flash_tpu.flash_attention(flash_form, operands)
+
+    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
+    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
 
 
 def _parts(heads: int, kv_heads: int) -> int:
@@ -260,14 +272,18 @@ def _parts(heads: int, kv_heads: int) -> int:
 
 
 def _on_devices(run: Callable[[Operands], jax.Array], operands: Operands, parts: int) -> jax.Array:
-    """`run` on each device of the mesh, if there is one, for its rows and one of `parts` of the heads."""
+    """`run` on each device of the mesh, if there is one, for its rows and queries and one of `parts` of the heads.
+
+    Args:
+      operands: with an array [N, ...] by head, whatever `run` takes, for bias_NW.
+    """
     current = sharding.current()
     if current is None:
         return run(operands)
     rows = current.spec(('batch',), operands.q_BTNH.shape[:1])[0]
     head_axes = current.axis('act_heads') if parts > 1 else None
     kv_axes = None if operands.k_BSKH.shape[2] % parts else head_axes
-    return _sharded(run, operands, current.mesh, rows, head_axes, kv_axes)
+    return _sharded(run, operands, current, rows, head_axes, kv_axes)
 
 
 def _pad_queries(operands: Operands, padding: int) -> Operands:
@@ -281,24 +297,50 @@ def _pad_queries(operands: Operands, padding: int) -> Operands:
     return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
 
 
-def _sharded(run: Callable[[Operands], jax.Array], operands: Operands, mesh: Mesh, rows: Any,
+def _sharded(run: Callable[[Operands], jax.Array], operands: Operands, current: sharding.Sharding, rows: Any,
              head_axes: tuple[str, ...] | None, kv_axes: tuple[str, ...] | None) -> jax.Array:
-    """`run` with rows and heads split over mesh axes (None: whole on every device)."""
+    """`run` with rows, heads and queries split over mesh axes (None: whole on every device).
+
+    Keys and values, which every query may read, come split over their length too and are gathered; their gradients are
+    added up and split again (the transpose of the one is the other).
+    """
     kv_heads = operands.k_BSKH.shape[2]
+    query_axes, key_axes = (_length_axes(current, x.shape[1]) for x in (operands.q_BTNH, operands.k_BSKH))
+    q_spec, kv_spec = PartitionSpec(rows, query_axes, head_axes, None), PartitionSpec(rows, key_axes, kv_axes, None)
     by_row = PartitionSpec(rows, None)
-    specs = Operands(PartitionSpec(rows, None, head_axes, None), PartitionSpec(rows, None, kv_axes, None),
-                     PartitionSpec(rows, None, kv_axes, None), PartitionSpec(head_axes, None),
-                     PartitionSpec(rows, head_axes, None), by_row, by_row, by_row, by_row, PartitionSpec())
+    specs = Operands(q_spec, kv_spec, kv_spec, PartitionSpec(head_axes, None), PartitionSpec(rows, head_axes, None),
+                     PartitionSpec(rows, query_axes), by_row, by_row, by_row, PartitionSpec())
     specs = Operands(*[None if x is None else spec for x, spec in zip(operands, specs, strict=True)])
 
     def local(operands: Operands) -> jax.Array:
+        k_BSKH, v_BSKH, q_offset = operands.k_BSKH, operands.v_BSKH, operands.q_offset
         if head_axes and not kv_axes:  # fewer key-value heads than parts: these heads all read the same one
-            head = jax.lax.axis_index(head_axes) * kv_heads // math.prod(mesh.shape[axis] for axis in head_axes)
-            one = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2)
-            operands = operands._replace(k_BSKH=one(operands.k_BSKH), v_BSKH=one(operands.v_BSKH))
-        return run(operands)
+            head = jax.lax.axis_index(head_axes) * kv_heads // _parts_of(current.mesh, head_axes)
+            k_BSKH, v_BSKH = (jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2) for x in (k_BSKH, v_BSKH))
+        if key_axes:
+            k_BSKH, v_BSKH = (jax.lax.all_gather(x, key_axes, axis=1, tiled=True) for x in (k_BSKH, v_BSKH))
+        if query_axes:
+            q_offset = q_offset + jax.lax.axis_index(query_axes) * operands.q_BTNH.shape[1]
+        return run(operands._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, q_offset=q_offset))
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
+    return jax.shard_map(local, mesh=current.mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
+
+
+def _parts_of(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _length_axes(current: sharding.Sharding, length: int) -> tuple[str, ...] | None:
+    """The mesh axes that queries or keys of a length are split over; None where it does not divide, as in decoding."""
+    axes = current.axis('length')
+    return None if axes is None or length % _parts_of(current.mesh, axes) else axes
+
+
+def _local_length(length: int) -> int:
+    """The queries of one device."""
+    current = sharding.current()
+    axes = _length_axes(current, length) if current else None
+    return length // _parts_of(current.mesh, axes) if axes else length
 
 
 def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:

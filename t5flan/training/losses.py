@@ -1,11 +1,12 @@
 """Cross-entropy with loss weights, z-loss and label smoothing, a chunk of tokens at a time.
 
-    B batch, T target length, D emb_dim, V vocabulary, n chunks, C tokens a chunk
+    B batch, T target length, D emb_dim, V vocabulary, n chunks, C positions of every row a chunk
 
 Float32 logits of a batch, [B, T, V], are the largest array of a small model's step (8 x 114 tokens over 32k words: 112
 MiB, several times over) and they are never held. The sequence is cut along its length, so that every chunk has all rows
 and a batch that is split over devices stays where it is. A chunk's gradient is taken in the forward pass, while its
-logits are at hand: they are computed once, where a rematerialised chunk would compute them twice.
+logits are at hand: they are computed once, where a rematerialised chunk would compute them twice. Where the mesh splits the
+length (`MeshConfig.context`), a chunk has as many positions of every part, so that all devices work on each.
 
 The numbers are T5X's (public source: google-research/t5x, t5x/losses.py): z_loss * log(Z)^2 is added per token, and label
 smoothing's entropy is taken off, so that a perfect model has loss 0.
@@ -55,26 +56,37 @@ def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array,
       weights_BT: loss weights; 0 where there is nothing to predict.
       config: z_loss, label_smoothing, chunk_tokens.
     """
-    positions = _chunk_positions(logits_of, x_BTD, config)
+    parts = _length_parts(x_BTD.shape[1])
+    positions = _chunk_positions(logits_of, x_BTD, config, parts)
 
     def chunks(x: jax.Array) -> jax.Array:
-        """[B, T, ...] -> [n, C, ...], where a chunk is some positions of all rows; padding has weight 0."""
-        pad = -x.shape[1] % positions
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        x = jnp.moveaxis(x.reshape(x.shape[0], -1, positions, *x.shape[2:]), 1, 0)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
+        """[B, T, ...] -> [n, B, C, ...], where a chunk is some positions of each part of all rows; padding has weight 0."""
+        rows, length, *rest = x.shape
+        x = x.reshape(rows, parts, length // parts, *rest)
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, -x.shape[2] % positions)] + [(0, 0)] * len(rest))
+        x = jnp.moveaxis(x.reshape(rows, parts, -1, positions, *rest), 2, 0)
+        x = x.reshape(-1, rows, parts * positions, *rest)
+        return sharding.constrain(x, (None, *sharding.batch_axes(x.ndim - 1)))
 
-    x_nCD = chunks(x_BTD)
-    logits_of, parameters = jax.closure_convert(logits_of, x_nCD[0])
-    return _chunked_sums(logits_of, config, tuple(parameters), x_nCD, chunks(targets_BT),
+    x_nBCD = chunks(x_BTD)
+    logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
+    return _chunked_sums(logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT),
                          chunks(weights_BT.astype(jnp.float32)))
 
 
-def _chunk_positions(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig) -> int:
-    """Positions of every row in a chunk, evened out so that the last chunk is nearly whole."""
-    B, T, _ = x_BTD.shape
+def _length_parts(length: int) -> int:
+    """Into how many parts the mesh splits rows of a length; 1 where it does not divide."""
+    mesh = sharding.current()
+    parts = 1 if mesh is None else mesh.size('length')
+    return 1 if length % parts else parts
+
+
+def _chunk_positions(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig,
+                     parts: int) -> int:
+    """Positions of each part of every row in a chunk, evened out so that the last chunk is nearly whole."""
+    B, T = x_BTD.shape[0], x_BTD.shape[1] // parts
     if config.chunk_tokens is not None:
-        positions = config.chunk_tokens // B
+        positions = config.chunk_tokens // (B * parts)
     else:
         V = jax.eval_shape(logits_of, x_BTD).shape[-1]
         mesh = sharding.current()
@@ -86,32 +98,32 @@ def _chunk_positions(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Arr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_sums(logits_of, config, parameters, x_nCD, targets_nC, weights_nC) -> LossSums:
+def _chunked_sums(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC) -> LossSums:
     def body(sums, chunk):
-        x_CD, targets_C, weights_C = chunk
-        more, _ = _sums_and_gradient(logits_of(x_CD, *parameters), targets_C, weights_C, config)
+        x_BCD, targets_BC, weights_BC = chunk
+        more, _ = _sums_and_gradient(logits_of(x_BCD, *parameters), targets_BC, weights_BC, config)
         return _add(sums, more), None
 
-    return jax.lax.scan(body, _zero_sums(), (x_nCD, targets_nC, weights_nC))[0]
+    return jax.lax.scan(body, _zero_sums(), (x_nBCD, targets_nBC, weights_nBC))[0]
 
 
-def _chunked_sums_forward(logits_of, config, parameters, x_nCD, targets_nC, weights_nC):
+def _chunked_sums_forward(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC):
     def body(carry, chunk):
         sums, gradients = carry
-        x_CD, targets_C, weights_C = chunk
-        logits_CV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_CD, parameters)
-        more, gradient_CV = _sums_and_gradient(logits_CV, targets_C, weights_C, config)
-        gradient_CD, further = pull_back(gradient_CV)
-        return (_add(sums, more), _add(gradients, further)), gradient_CD
+        x_BCD, targets_BC, weights_BC = chunk
+        logits_BCV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_BCD, parameters)
+        more, gradient_BCV = _sums_and_gradient(logits_BCV, targets_BC, weights_BC, config)
+        gradient_BCD, further = pull_back(gradient_BCV)
+        return (_add(sums, more), _add(gradients, further)), gradient_BCD
 
     start = (_zero_sums(), jax.tree.map(jnp.zeros_like, parameters))
-    (sums, gradients), gradient_nCD = jax.lax.scan(body, start, (x_nCD, targets_nC, weights_nC))
-    return sums, (gradients, gradient_nCD)
+    (sums, gradients), gradient_nBCD = jax.lax.scan(body, start, (x_nBCD, targets_nBC, weights_nBC))
+    return sums, (gradients, gradient_nBCD)
 
 
 def _chunked_sums_backward(logits_of, config, residuals, cotangent: LossSums):
-    gradients, gradient_nCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
-    return gradients, gradient_nCD, None, None
+    gradients, gradient_nBCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
+    return gradients, gradient_nBCD, None, None
 
 
 _chunked_sums.defvjp(_chunked_sums_forward, _chunked_sums_backward)

@@ -110,7 +110,7 @@ def _accumulate(gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, Loss
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
-        return sharding.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2))
+        return sharding.constrain(x, (None, *sharding.batch_axes(x.ndim - 1)))
 
     batch_parts = jax.tree.map(split, dict(batch))
     first = jax.tree.map(lambda x: x[0], batch_parts)

@@ -228,6 +228,37 @@ def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
     assert_near(spread, alone, 2e-6)
 
 
+LONG_IDS = np.array([[1] * 7 + [2] * 12 + [0] * 5, [3] * 24], np.int32)
+LONG_PREFIX = np.array([[1] * 3 + [0] * 4 + [1] * 5 + [0] * 12, [1] * 12 + [0] * 12], np.int32)
+SPLIT = {
+    'packed encoder': dict(bias=RelativeBias(True), q_segment_ids_BT=LONG_IDS, kv_segment_ids_BS=LONG_IDS, dropout_rate=0.3,
+                           dropout_key=jax.random.key(0)),
+    'decoder': dict(bias=RelativeBias(False, 8, 12), causal=True, kv_heads=1),
+    'prefix': dict(causal=True, prefix_BS=LONG_PREFIX, kv_heads=2, soft_cap=2.0, scale=0.5),
+    'cross': dict(keys=16, q_segment_ids_BT=LONG_IDS, kv_segment_ids_BS=LONG_IDS[:, 4:20], dropout_rate=0.2,
+                  dropout_key=jax.random.key(1)),
+    'keys that do not divide': dict(keys=13, kv_lengths_B=np.array([9, 13], np.int32), q_offset=-5, causal=True,
+                                    bias=RelativeBias(True)),
+    'queries that do not divide': dict(queries=13, q_offset=3, causal=True, bias=RelativeBias(True)),
+}
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+@pytest.mark.parametrize('case', SPLIT)
+def test_queries_and_keys_split_over_their_length_give_the_reference(case, program):
+    options = dict(SPLIT[case])
+    shapes = dict(queries=24, keys=24) | {name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options}
+    arrays = inputs(**shapes, buckets=options['bias'].num_buckets if 'bias' in options else 32)
+    with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))) as placed:
+        axes = ('batch', 'length', 'act_heads', None)
+        q, k, v, table, dy = arrays
+        q, dy = (jax.device_put(x, placed.named(axes, x.shape)) for x in (q, dy))
+        results = output_and_gradients(q, k, v, table, dy, program, **options)
+        if shapes['queries'] == 24:
+            assert results[0].sharding.is_equivalent_to(placed.named(axes), 4)
+    assert_near(results, reference(*arrays, options), 1e-5)
+
+
 def test_a_batch_or_heads_that_do_not_divide_over_the_mesh():
     q, k, v, table, dy = inputs(batch=3)
     alone = output_and_gradients(q, k, v, table, dy, 'chunked', causal=True)

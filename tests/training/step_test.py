@@ -141,13 +141,21 @@ def test_without_flax_graph_mode():
         assert program() == expected
 
 
-@pytest.mark.parametrize('mesh', [
-    MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, tensor=4), MeshConfig(data=2, fsdp=2, tensor=2),
-], ids=['data', 'fsdp', 'tensor', 'mixed'])
-def test_eight_devices_give_the_numbers_of_one(mesh):
+TILED = dict(attention='chunked', remat='minimal')
+
+
+@pytest.mark.parametrize('config, mesh', [
+    (ENCODER_DECODER, MeshConfig(data=8)), (ENCODER_DECODER, MeshConfig(data=1, fsdp=8)),
+    (ENCODER_DECODER, MeshConfig(data=2, tensor=4)), (ENCODER_DECODER, MeshConfig(data=2, fsdp=2, tensor=2)),
+    (ENCODER_DECODER, MeshConfig(data=2, context=2, tensor=2)),
+    (dataclasses.replace(ENCODER_DECODER, **TILED), MeshConfig(data=2, fsdp=2, context=2)),
+    (dataclasses.replace(DECODER, **TILED), MeshConfig(data=2, context=2, tensor=2)),
+], ids=['data', 'fsdp', 'tensor', 'mixed', 'context', 'context and fsdp', 'context of a decoder'])
+def test_eight_devices_give_the_numbers_of_one(config, mesh):
     settings = dataclasses.replace(ADAFACTOR, clip_by_global_norm=1.0)
-    batches = [make_batch(ENCODER_DECODER, seed, rows=16) for seed in range(3)]
-    state, step = made(ENCODER_DECODER, settings)
+    batches = [make_batch(config, seed, rows=16) for seed in range(3)]
+    loss = LossConfig(chunk_tokens=48)  # two chunks of each half of a row that is split
+    state, step = made(config, settings, loss)
     expected = []
     for batch in batches:
         state, metrics = step(state, batch)
@@ -155,13 +163,13 @@ def test_eight_devices_give_the_numbers_of_one(mesh):
 
     settings = dataclasses.replace(settings, microbatches=2)
     with sharding_lib.use(sharding_lib.create_sharding(mesh)) as sharding:
-        axes = logical_axes(make_model(ENCODER_DECODER))
+        axes = logical_axes(make_model(config))
         optimizer = make_optimizer(settings, axes, 100)
-        fresh = create_state(make_model(ENCODER_DECODER), optimizer)
+        fresh = create_state(make_model(config), optimizer)
         places = TrainState(sharding.replicated(), sharding_lib.tree_shardings(sharding, fresh.model, axes),
                             sharding_lib.tree_shardings(sharding, fresh.opt_state, state_axes(fresh.opt_state, axes)))
         sharded = jax.device_put(fresh, places)
-        step = jit(make_train_step(settings, LossConfig(), optimizer, 0), out_shardings=(places, None))
+        step = jit(make_train_step(settings, loss, optimizer, 0), out_shardings=(places, None))
         for batch, metrics in zip(batches, expected, strict=True):
             sharded, given = step(sharded, sharding_lib.put_batch(sharding, batch, 16))
             assert_trees_close(given, metrics, 2e-5, 1e-6)
