@@ -3,6 +3,7 @@
     xla        plain einsums; the reference, and the fastest for one query or few
     chunked    in tiles (`kernels/chunked.py`); never holds [B, N, T, S]
     flash_tpu  Pallas kernels for TPU (`kernels/flash_tpu.py`); what they do not take, 'auto' gives to chunked
+    flash_gpu  the same for NVIDIA GPUs (`kernels/flash_gpu.py`)
 
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, R buckets.
 """
@@ -20,23 +21,25 @@ from jax.sharding import Mesh, PartitionSpec
 
 from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import flash_tpu
+from t5flan.kernels import flash_gpu, flash_tpu
 from t5flan.kernels.chunked import MASKED, SAVED_NAMES, Form, Operands, chunked_attention
 from t5flan.kernels.relative_bias import RelativeBias, bias_vector, relative_buckets, toeplitz
 
 __all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
 
-IMPLEMENTATIONS = ('auto', 'xla', 'chunked', 'flash_tpu')
+IMPLEMENTATIONS = ('auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu')
 
 # Logits of one tile. On a CPU larger ones were measured to leave the cache; elsewhere a step of the loop must be worth
 # its start. No fewer rows than this for long keys: with every tile the gradients of all keys are read and written again.
 _TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
 _TILE_ROWS = 256
 # From this many logits per head on tiles are used: on a CPU where they were measured to be faster, elsewhere (where
-# whole arrays run better) where whole ones would take much memory.
-_LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024, 'tpu': 512 * 512}
-# Platforms that run the TPU kernels, and whether interpreted; tests add the CPU.
+# whole arrays run better) where whole ones would take much memory. Kernels start at a MiB of logits a head: four times what
+# a processor of a GPU has of its own, so that the plain program writes each array of them out and reads it again.
+_LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024, 'tpu': 512 * 512, 'gpu': 512 * 512}
+# Platforms that run the TPU and the GPU kernels, and whether interpreted; tests add the CPU.
 _FLASH_PLATFORMS = {'tpu': False}
+_FLASH_GPU_PLATFORMS = {'gpu': False}
 _LEAST_FLASH_QUERIES = 128  # fewer are padded to one block of this size
 
 
@@ -83,12 +86,15 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     _check_options(q_BTNH, bias_table, bias, soft_cap, dropout_rate, dropout_key, implementation)
     visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
     queries, keys = _local_length(q_BTNH.shape[1]), k_BSKH.shape[1]
-    refusal = flash_tpu.refusal(q_BTNH.shape[3], q_BTNH.dtype, bias, precision)
+    arrays = q_BTNH.shape[3], q_BTNH.dtype
+    refusal = (flash_gpu.refusal(_device(), *arrays, precision) if _kernel(implementation, _platform()) == 'flash_gpu' else
+               flash_tpu.refusal(*arrays, bias, precision))
     chosen, reason = choose(implementation, queries, keys, _platform(), refusal)
     _say_once(_platform(), chosen, reason)
     form = Form(queries, k_BSKH.shape[2], causal, scale, soft_cap, dropout_rate, precision)
     operands = Operands(q_BTNH, k_BSKH, v_BSKH, None, None, *visible, jnp.asarray(q_offset, jnp.int32))
-    run = functools.partial({'xla': _plain, 'chunked': _chunked, 'flash_tpu': _flash}[chosen], form, bias=bias)
+    programs = {'xla': _plain, 'chunked': _chunked, 'flash_tpu': _flash, 'flash_gpu': _flash_gpu}
+    run = functools.partial(programs[chosen], form, bias=bias)
     if dropout_rate > 0.0:
         run = _with_dropout(run, dropout_rate, dropout_key)
     if chosen != 'xla' and (dropout_rate > 0.0 or queries < q_BTNH.shape[1]):
@@ -102,27 +108,36 @@ def choose(implementation: str, queries: int, keys: int, platform: str, refusal:
     """The program for a size and platform ('cpu', 'tpu', 'gpu'), and why.
 
     Args:
-      refusal: why 'flash_tpu' does not take the arrays (`flash_tpu.refusal`), or None.
+      refusal: why the kernels asked for, or else the platform's, do not take the arrays (their `refusal`), or None.
 
     Raises:
-      UserError: 'flash_tpu' is asked for and cannot run.
+      UserError: 'flash_tpu' or 'flash_gpu' is asked for and cannot run.
     """
     if queries == 1:
         return 'xla', 'one query'
-    if implementation == 'flash_tpu':
-        if platform not in _FLASH_PLATFORMS:
-            refusal = f'it runs on TPU, not {platform}'
+    kernel = _kernel(implementation, platform)
+    if implementation == kernel:
+        devices, platforms = {'flash_tpu': ('TPU', _FLASH_PLATFORMS), 'flash_gpu': ('NVIDIA GPUs', _FLASH_GPU_PLATFORMS)}[kernel]
+        if platform not in platforms:
+            refusal = f'it runs on {devices}, not {platform}'
         if refusal:
-            raise UserError(f"attention 'flash_tpu' cannot run: {refusal}. Set ModelConfig.attention='chunked', or 'auto'.")
+            raise UserError(f"attention '{kernel}' cannot run: {refusal}. Set ModelConfig.attention='chunked', or 'auto'.")
     if implementation != 'auto':
         return implementation, 'as configured'
     least = _LEAST_LOGITS.get(platform, _LEAST_LOGITS['other'])
     if queries * keys < least:
         return 'xla', f'fewer than {least} logits a head'
-    if platform == 'tpu' and queries >= _LEAST_FLASH_QUERIES and refusal is None:
-        return 'flash_tpu', f'at least {least} logits a head'
-    instead = f'; not flash_tpu: {refusal}' if platform == 'tpu' and refusal else ''
+    if kernel and queries >= _LEAST_FLASH_QUERIES and refusal is None:
+        return kernel, f'at least {least} logits a head'
+    instead = f'; not {kernel}: {refusal}' if kernel and refusal else ''
     return 'chunked', f'at least {least} logits a head{instead}'
+
+
+def _kernel(implementation: str, platform: str) -> str | None:
+    """The kernels that are asked for by name, or else the platform's."""
+    if implementation in ('flash_tpu', 'flash_gpu'):
+        return implementation
+    return {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}.get(platform)
 
 
 def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array) -> Callable[..., jax.Array]:
@@ -262,6 +277,19 @@ def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
 
     parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
     return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
+
+
+def _flash_gpu(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
+    """The GPU kernels, on each device for its own rows and heads."""
+    (_, queries, heads, size), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
+    largest = flash_gpu.largest_tiling(_device().device_kind, size, operands.q_BTNH.dtype)
+    flash_form = flash_gpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
+                                     bias and bias.max_distance, flash_gpu.tiling(queries, keys, largest),
+                                     _FLASH_GPU_PLATFORMS[_platform()])
+    if bias is not None:
+        operands = operands._replace(bias_NW=flash_gpu.bias_by_distance(bias_table, bias))
+    run = functools.partial(flash_gpu.flash_attention, flash_form)
+    return _on_devices(run, operands, _parts(heads, kv_heads))
 
 
 def _parts(heads: int, kv_heads: int) -> int:

@@ -36,7 +36,7 @@ class ModelConfig:
     num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped-query
     scale_attention: bool = False  # True: logits x head_dim^-0.5. As in T5, False: it is in the initialiser of the query
     attention_soft_cap: float | None = None  # cap * tanh(logits / cap)
-    attention: Literal['auto', 'xla', 'chunked', 'flash_tpu'] = 'auto'  # the form of `attend` that runs
+    attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'  # the form of `attend` that runs
 
     # Positions.
     position: Literal['relative_bias', 'rope', 'none'] = 'relative_bias'

@@ -284,10 +284,9 @@ def test_the_choice_of_program():
     assert attention.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
     for platform in ('tpu', 'gpu'):
         assert attention.choose('auto', 256, 512, platform)[0] == 'xla'
-    assert attention.choose('auto', 512, 512, 'gpu')[0] == 'xla'
-    assert attention.choose('auto', 2048, 2048, 'gpu')[0] == 'chunked'
-    assert attention.choose('auto', 512, 512, 'tpu')[0] == 'flash_tpu'
-    assert attention.choose('auto', 64, 65536, 'tpu')[0] == 'chunked'
+    for platform, kernel in (('tpu', 'flash_tpu'), ('gpu', 'flash_gpu')):
+        assert attention.choose('auto', 512, 512, platform)[0] == kernel
+        assert attention.choose('auto', 64, 65536, platform)[0] == 'chunked'
     assert attention.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
         'chunked', 'at least 262144 logits a head; not flash_tpu: a reason')
 
