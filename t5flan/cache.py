@@ -29,6 +29,7 @@ from t5flan.errors import UserError
 
 Prepare = Callable[[DataConfig], None]
 Info = dict[str, Any]
+_set_up_for: list[str] = []  # the settings that this process, a worker, was set up for
 
 
 def cache(data: DataConfig, name: str, output: str, *, prepare: Prepare, splits: Sequence[str] = (), overwrite: bool = False,
@@ -119,8 +120,11 @@ def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath
 
     made = made_with(task, load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
     folder.mkdir(parents=True, exist_ok=True)
-    options = beam.options.pipeline_options.PipelineOptions(list(pipeline_options))
-    with beam.Pipeline(options=options) as pipeline:
+    try:
+        pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
+    except ValueError as error:  # no such runner, or one that wants other options
+        raise UserError(f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}') from None
+    with pipeline:
         for split in splits:
             shards = beam_utils.PreprocessTask(task, split, setup_fn=functools.partial(_set_up, data, prepare))
             write = functools.partial(write_shard, shards._emit_examples, str(folder), split, len(shards.shards), made)
@@ -147,18 +151,12 @@ def finish(folder: epath.Path, splits: Sequence[str], made: Mapping[str, Any]) -
     return info
 
 
-@functools.cache
-def _prepared() -> list[str]:
-    """What this process was set up for."""
-    return []
-
-
 def _set_up(data: DataConfig, prepare: Prepare) -> None:
     """In a worker: registers the tasks and chooses the vocabulary, once."""
-    if repr(data) not in _prepared():
+    if repr(data) not in _set_up_for:
         prepare(data)
         choose_vocabulary(load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
-        _prepared()[:] = [repr(data)]
+        _set_up_for[:] = [repr(data)]
 
 
 def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], folder: str, split: str, shards: int,
