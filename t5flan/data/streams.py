@@ -110,13 +110,12 @@ class Reader:
                         counts = Counts()
             if not self._ready and self._epochs is None and skipped > self._epoch_size():
                 why = (
-                    f'{counts.dropped} are longer than DataConfig.feature_lengths'
+                    f'{counts.dropped} are longer than DataConfig.feature_lengths. Set longer ones'
                     if counts.dropped
-                    else 'its preprocessors left none'
+                    else 'its records are empty, or its preprocessors left none. Check what it reads (TextFiles.train)'
                 )
                 raise UserError(
-                    f'task {self.task.name}: no example of a whole epoch can be used: {why}. Set '
-                    'DataConfig.feature_lengths or another mixture.'
+                    f'task {self.task.name}: no example of a whole epoch can be used: {why}, or set another DataConfig.mixture.'
                 )
         return self._ready[0]
 

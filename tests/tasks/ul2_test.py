@@ -168,7 +168,7 @@ def test_a_corpus_of_empty_documents_is_one_line(tmp_path):
     path.write_text('a\nb\nc\n')
     settings = config('ul2_short_ul2_r_3_15', text_files=(TextFiles('ul2_short', str(path), validation=str(path), unit='line'),))
     register_all(settings)
-    with pytest.raises(UserError, match='no example of a whole epoch can be used.*Set DataConfig'):
+    with pytest.raises(UserError, match='no example of a whole epoch can be used.*Check what it reads .TextFiles.train., or set another DataConfig.mixture'):
         next(TrainPipeline(settings, VOCABULARY))
 
 
