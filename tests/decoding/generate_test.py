@@ -117,12 +117,17 @@ def test_sampling_settings_compile_nothing_anew(models):
     assert generate_lib.generate_batch._cache_size() == before
 
 
-def test_the_mesh_changes_nothing(models):
-    model = models('t5_1_1')
-    plain = generate(model, PROMPTS, eos_id=3, max_new_tokens=6)
-    with sharding_lib.use(sharding_lib.create_sharding(MeshConfig(data=2, fsdp=2, tensor=2))):
-        sharded = generate(model, PROMPTS, eos_id=3, max_new_tokens=6)
-    assert [row.tokens.tolist() for row, in sharded] == [row.tokens.tolist() for row, in plain]
+@pytest.mark.parametrize('family, mesh', [
+    ('t5_1_1', MeshConfig(data=2, fsdp=2, tensor=2)), ('t5_1_1', MeshConfig(data=2, context=4)),
+    ('relative', MeshConfig(data=2, context=2, tensor=2))], ids=['mixed', 'context', 'context of a decoder'])
+def test_the_mesh_changes_nothing(family, mesh, models):
+    model = models(family)
+    plain = generate(model, PROMPTS, eos_id=3, max_new_tokens=7)
+    with sharding_lib.use(sharding_lib.create_sharding(mesh)):
+        sharded = generate(model, PROMPTS, eos_id=3, max_new_tokens=7)
+    for (a,), (b,) in zip(sharded, plain, strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
 
 
 def test_batches_keep_the_order_and_report_progress(models):
