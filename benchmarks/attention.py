@@ -1,14 +1,20 @@
-"""Speed and memory of attention, output and all gradients: whole arrays ('xla'), tiles ('chunked'), TPU kernels ('flash_tpu').
+"""Speed and memory of attention, output and all gradients: whole arrays ('xla'), tiles ('chunked'), kernels ('flash_…').
 
     python benchmarks/attention.py                    # 8 x 512 and 1 x 8192, 6 heads of 64: T5 1.1 small's encoder
     python benchmarks/attention.py --sizes 8x114x512   # rows x queries x keys (queries alone: as many keys)
     python benchmarks/attention.py --topologies v5p:2x2x1 v4:2x2x1 --heads 64 --dtype bfloat16 --sizes 1x16384 1x65536
+
+On a GPU the first line compares the kernels with T5's bias, in bfloat16, with cuDNN's attention without one and with XLA's
+program with it, at the encoders of T5 XXL and XL (and with heads of 128 and 256) and 1,024, 4,096 and 16,384 tokens: times and
+TFLOP/s of the forward pass and of both, and the two ratios that are aimed at, 0.7 of cuDNN's rate and a third of XLA's time at
+4,096. About 5 minutes on an H100. `benchmarks/attention_blocks_gpu.py` looks for better blocks.
 
 Prints the median time and XLA's temporary memory of each, and their ratios. A program that needs more than half of
 the free memory is compiled and not run (nan). Hardware: any; on 2 CPU cores a few minutes, most of them for the plain 8192.
 
 With --topologies nothing runs: the `libtpu` wheel (t5flan[tpu]) compiles for those TPUs on any machine, with the given
 rows on each chip, and the tiles that the kernels skip are counted for four masks. Half a minute for each topology and size.
+For `h100` and `a100` JAX's CUDA plugin does, without a GPU (`benchmarks/attention_blocks_gpu.py` says what to install).
 One query (8x1x32768) is a step of decoding: what the program reads and writes, in sizes of the memory of keys and values.
 """
 
@@ -66,7 +72,8 @@ def measure(size: str, args: argparse.Namespace) -> None:
     """Times and memory on the device at hand, one line for each program."""
     rows, queries, keys = parse(size)
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')
-    programs = ('xla', 'chunked', 'flash_tpu') if jax.default_backend() == 'tpu' else ('xla', 'chunked')
+    kernels = {'tpu': ('flash_tpu',), 'gpu': ('flash_gpu',)}
+    programs = ('xla', 'chunked', *kernels.get(jax.default_backend(), ()))
     measured = {}
     for implementation in programs:
         compiled, inputs = compile_step(rows, queries, keys, args.heads, args.head_dim, args.dtype, implementation)
@@ -79,6 +86,62 @@ def measure(size: str, args: argparse.Namespace) -> None:
         print(f'{size:>12} {implementation} : xla = {time_ratio:.2f} of the time, {memory_ratio:.3f} of the memory', flush=True)
 
 
+# Heads and their size: two encoders of T5, and two of their width with larger heads.
+GPU_SHAPES = {'T5 XXL': (64, 64), 'T5 XL': (32, 64), 'heads of 128': (32, 128), 'heads of 256': (16, 256)}
+GPU_TOKENS = {1024: 16, 4096: 4, 16384: 1}  # and rows
+
+
+def gpu_programs(cudnn: str = 'cudnn') -> dict:
+    """Functions of q, k, v, the bias table and which keys are seen, by what they are called."""
+    bias = RelativeBias(bidirectional=True)
+
+    def ours(q, k, v, table, seen_BS, implementation='flash_gpu'):
+        return attend(q, k, v, bias_table=table, bias=bias, kv_segment_ids_BS=seen_BS, implementation=implementation)
+
+    return {'flash_gpu': ours,
+            'flash_gpu, no bias': lambda q, k, v, table, seen_BS: attend(q, k, v, implementation='flash_gpu'),
+            'cuDNN, no bias': lambda q, k, v, table, seen_BS: jax.nn.dot_product_attention(
+                q, k, v, scale=1.0, implementation=cudnn),
+            'xla': functools.partial(ours, implementation='xla')}
+
+
+def compare_on_gpu(name: str, rows: int, tokens: int, heads: int, head_dim: int, programs: dict, args: argparse.Namespace,
+                   ) -> dict[tuple[str, bool], float]:
+    """Times of the programs in milliseconds, by name and whether with the backward pass; prints them, rates and ratios."""
+    rng = np.random.default_rng(0)
+    q, k, v, dy = (jnp.asarray(0.3 * rng.normal(size=(rows, tokens, heads, head_dim)), args.dtype) for _ in range(4))
+    inputs = (q, k, v, jnp.asarray(rng.normal(size=(heads, 32)), jnp.float32), jnp.ones((rows, tokens), jnp.int32))
+    where, times = f'{name:12} {heads:2} x {head_dim:3}, {rows:2} x {tokens:5}', {}
+    for backward in (False, True):
+        flops = 4.0 * rows * heads * head_dim * tokens**2 * (3.5 if backward else 1.0)  # 2 products, and 5 more
+        for program, forward in programs.items():
+            times[program, backward], remark = time_on_gpu(forward, inputs, dy if backward else None, args.repeats)
+            print(f'{where} {"both passes" if backward else "forward":11} {program:18} {times[program, backward]:9.3f} ms '
+                  f'{flops / times[program, backward] / 1e9:7.1f} TFLOP/s {remark}', flush=True)
+        ours = times['flash_gpu', backward]
+        print(f'{where} {"both passes" if backward else "forward":11} flash_gpu with the bias : cuDNN without = '
+              f'{times["cuDNN, no bias", backward] / ours:.2f} of the rate; xla : flash_gpu = {times["xla", backward] / ours:.1f} '
+              'times the time', flush=True)
+    return times
+
+
+def time_on_gpu(forward, inputs: tuple, dy, repeats: int) -> tuple[float, str]:
+    """Median milliseconds of a call among ten that follow each other, and why there is none where it does not run."""
+    def both(*arrays):
+        y, vjp = jax.vjp(lambda *four: forward(*four, arrays[4]), *arrays[:4])
+        return y, vjp(arrays[5])
+
+    step, inputs = jax.jit(both if dy is not None else forward), (*inputs, dy) if dy is not None else inputs
+    try:
+        compiled = step.lower(*inputs).compile()
+        memory = (jax.devices()[0].memory_stats() or {}).get('bytes_limit', float('inf'))
+        if compiled.memory_analysis().temp_size_in_bytes > 0.9 * memory:
+            return float('nan'), f'needs {compiled.memory_analysis().temp_size_in_bytes / 2**30:.0f} GiB'
+        return median_ms(lambda *arrays: [compiled(*arrays) for _ in range(10)], inputs, repeats) / 10, ''
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
+        return float('nan'), str(error).splitlines()[0][:120]
+
+
 def parse(size: str) -> tuple[int, int, int]:
     """'8x114x512' -> rows, queries, keys."""
     rows, queries, *keys = (int(number) for number in size.split('x'))
@@ -86,9 +149,12 @@ def parse(size: str) -> tuple[int, int, int]:
 
 
 def devices_of(topology: str) -> list:
-    """The devices of a TPU slice that is only compiled for."""
+    """The devices of a TPU slice, or two GPUs, that are only compiled for."""
+    from attention_blocks_gpu import GPUS, compile_only  # beside this file
     from jax.experimental import topologies
 
+    if topology in GPUS:
+        return compile_only(GPUS[topology], 2)
     options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device a chip
     return topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
 
@@ -152,28 +218,38 @@ def compare_decoding(topology: str, size: str, args: argparse.Namespace) -> None
 def compare_for(topology: str, size: str, args: argparse.Namespace) -> None:
     """What is skipped, one line for each program, and their ratio."""
     devices, needed = devices_of(topology), {}
-    skipped = ', '.join(f'{name} {share:.1%}' for name, share in tiles_skipped(devices[0].device_kind, size, args).items())
-    print(f'{topology:>12} {size:>10} tiles (and FLOPs) that flash_tpu skips: {skipped}', flush=True)
-    for implementation in ('flash_tpu', 'xla'):
+    kernels = {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}[devices[0].platform]
+    if kernels == 'flash_tpu':
+        skipped = ', '.join(f'{name} {share:.1%}' for name, share in tiles_skipped(devices[0].device_kind, size, args).items())
+        print(f'{topology:>12} {size:>10} tiles (and FLOPs) that flash_tpu skips: {skipped}', flush=True)
+    for implementation in (kernels, 'xla'):
         needed[implementation], remark = temporaries(devices, size, args, implementation)
         print(f'{topology:>12} {size:>10} {implementation:9} {needed[implementation] / 2**20:11.1f} MiB temporary, {remark}',
               flush=True)
-    ratio = needed['flash_tpu'] / needed['xla']
-    print(f'{topology:>12} {size:>10} flash_tpu : xla = {ratio:.4f} of the memory', flush=True)
+    ratio = needed[kernels] / needed['xla']
+    print(f'{topology:>12} {size:>10} {kernels} : xla = {ratio:.2g} of the memory', flush=True)
 
 
 def main() -> None:
     """Prints one line for each size and program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', nargs='+', default=['8x512', '1x8192'], metavar='ROWSxQUERIES[xKEYS]')
+    parser.add_argument('--sizes', nargs='+', metavar='ROWSxQUERIES[xKEYS]', help='8x512 and 1x8192, but on a GPU as above')
     parser.add_argument('--heads', type=int, default=6)
     parser.add_argument('--head_dim', type=int, default=64)
     parser.add_argument('--kv_heads', type=int, help='of decoding; as many as heads if left out')
-    parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--dtype', help='float32, but on a GPU bfloat16')
     parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--topologies', nargs='+', default=[], metavar='NAME', help='TPUs to compile for, as v5p:2x2x1')
+    parser.add_argument('--topologies', nargs='+', default=[], metavar='NAME', help='TPUs to compile for, as v5p:2x2x1, or h100, a100')
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
+    if not args.topologies and not args.sizes and jax.default_backend() == 'gpu':
+        args.dtype = args.dtype or 'bfloat16'
+        print(f'attention in {args.dtype} on {jax.devices()[0].device_kind}')
+        for name, shape in GPU_SHAPES.items():
+            for tokens, rows in GPU_TOKENS.items():
+                compare_on_gpu(name, rows, tokens, *shape, gpu_programs(), args)
+        return
+    args.sizes, args.dtype = args.sizes or ['8x512', '1x8192'], args.dtype or 'float32'
     what = f'output and gradients of attention, {args.heads} heads x {args.head_dim}, {args.dtype}'
     if not args.topologies:
         print(f'{what}, on {jax.devices()[0].device_kind}')

@@ -280,16 +280,19 @@ def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
 
 
 def _flash_gpu(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
-    """The GPU kernels, on each device for its own rows and heads."""
-    (_, queries, heads, size), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
-    largest = flash_gpu.largest_tiling(_device().device_kind, size, operands.q_BTNH.dtype)
-    flash_form = flash_gpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
-                                     bias and bias.max_distance, flash_gpu.tiling(queries, keys, largest),
-                                     _FLASH_GPU_PLATFORMS[_platform()])
-    if bias is not None:
-        operands = operands._replace(bias_NW=flash_gpu.bias_by_distance(bias_table, bias))
-    run = functools.partial(flash_gpu.flash_attention, flash_form)
-    return _on_devices(run, operands, _parts(heads, kv_heads))
+    """The GPU kernels, on each device for its own rows, heads and queries."""
+    def run(operands: Operands) -> jax.Array:
+        (_, queries, _, size), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
+        largest = flash_gpu.largest_tiling(_device().device_kind, size, operands.q_BTNH.dtype)
+        flash_form = flash_gpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
+                                         bias and bias.max_distance, flash_gpu.tiling(queries, keys, largest),
+                                         _FLASH_GPU_PLATFORMS[_platform()])
+        if bias is not None:
+            operands = operands._replace(bias_NW=flash_gpu.bias_by_distance(operands.bias_NW, bias))
+        return flash_gpu.flash_attention(flash_form, operands)
+
+    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
+    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
 
 
 def _parts(heads: int, kv_heads: int) -> int:
