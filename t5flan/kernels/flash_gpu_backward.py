@@ -28,7 +28,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from t5flan.kernels import flash_gpu_tile as tile
 from t5flan.kernels.flash_gpu_forward import by_query, query_ids, specs_by_query
-from t5flan.kernels.flash_gpu_tile import Arrays, At, Blocks, TileForm
+from t5flan.kernels.flash_gpu_tile import Arrays, At, TileForm
 from t5flan.kernels.relative_bias import toeplitz
 
 _PROGRAMS = 512  # of the sums by diagonals: a few for each of a GPU's 100 to 150 processors

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5flan.kernels.attention import RelativeBias
-from tests.kernels.attention_reference import assert_near, output_and_gradients, reference
+from t5flan import sharding
+from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.training.config import MeshConfig
+from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients, reference
 
 QUICK = {'xla_backend_optimization_level': 0}  # interpreted programs are compiled for longer than they run
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2, jnp.float16: 1e-2}
@@ -109,3 +111,41 @@ def sizes_of_arrays(jaxpr):
             parameter = getattr(parameter, 'jaxpr', parameter)
             if hasattr(parameter, 'eqns'):
                 yield from sizes_of_arrays(parameter)
+
+
+def check_eight_devices(program, mesh, kv_heads, length, head_dim):
+    """A `mesh` of data x fsdp x tensor gives the numbers of one device, and gathers nothing."""
+    batch = 4
+    arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=head_dim)
+    ids = segments(0, batch, length)
+    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
+                   dropout_key=jax.random.key(0))
+    alone = output_and_gradients(*arrays, program, QUICK, **options)
+    with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
+        heads = placed.named(('batch', None, 'act_heads', None))
+        kv = placed.named(('batch', None, 'act_kv_heads', None), arrays[1].shape)
+        arrays = [jax.device_put(x, s) for x, s in zip(arrays, (heads, kv, kv, placed.replicated(), heads), strict=True)]
+        compiled, arguments = compile_with_gradients(*arrays, program, QUICK, **options)
+        spread = compiled(*arguments)
+        assert spread[0].sharding.is_equivalent_to(heads, 4)
+        assert 'all-gather' not in compiled.as_text()
+    assert_near(spread, alone, 2e-6)
+
+
+def check_split_lengths(program, length):
+    """Rows split along their length over devices give the reference."""
+    ids = segments(3, 2, length)
+    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
+                   dropout_key=jax.random.key(0), q_offset=5)
+    arrays = inputs(batch=2, queries=length, heads=2, kv_heads=1)
+    with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))):
+        results = output_and_gradients(*arrays, program, QUICK, **options)
+    assert_near(results, reference(*arrays, options), 1e-5)
+
+
+def products(program, policy):
+    """How many products of matrices a rematerialised layer computes, forward and backward."""
+    q, k, v, *_ = inputs(queries=128, heads=1)
+    layer = jax.checkpoint(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=program)), policy=policy)
+    step = jax.jit(jax.value_and_grad(layer, (0, 1, 2)))
+    return step.lower(q, k, v).compile(QUICK).as_text().count(' dot(')

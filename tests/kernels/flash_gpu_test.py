@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5flan import sharding
 from t5flan.errors import UserError
 from t5flan.kernels import attention, flash_gpu, flash_gpu_backward, flash_gpu_tile
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES, Operands
 from t5flan.kernels.flash_gpu_tile import Blocks, Tiling
-from t5flan.training.config import MeshConfig
-from tests.kernels.attention_cases import CASES, QUICK, check_program, draw, inputs, segments, sizes_of_arrays
-from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients
+from tests.kernels.attention_cases import (
+    CASES, QUICK, check_eight_devices, check_program, check_split_lengths, draw, inputs, products, sizes_of_arrays)
+from tests.kernels.attention_reference import output_and_gradients
 
 FLASH = 'flash_gpu'
 check = functools.partial(check_program, FLASH)
@@ -122,21 +121,12 @@ def test_sums_by_distance(reach, offset):
 
 @pytest.mark.parametrize('mesh, kv_heads', [pytest.param((1, 2, 4), 4, marks=pytest.mark.slow), ((2, 2, 2), 1)], ids=str)
 def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
-    batch, length = 4, 70
-    arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=16)
-    ids = segments(0, batch, length)
-    options = dict(bias=RelativeBias(False, 32, 40), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
-                   dropout_key=jax.random.key(0))
-    alone = output_and_gradients(*arrays, FLASH, QUICK, **options)
-    with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
-        heads = placed.named(('batch', None, 'act_heads', None))
-        kv = placed.named(('batch', None, 'act_kv_heads', None), arrays[1].shape)
-        arrays = [jax.device_put(x, s) for x, s in zip(arrays, (heads, kv, kv, placed.replicated(), heads), strict=True)]
-        compiled, arguments = compile_with_gradients(*arrays, FLASH, QUICK, **options)
-        spread = compiled(*arguments)
-        assert spread[0].sharding.is_equivalent_to(heads, 4)
-        assert 'all-gather' not in compiled.as_text()
-    assert_near(spread, alone, 2e-6)
+    check_eight_devices(FLASH, mesh, kv_heads, length=70, head_dim=16)
+
+
+@pytest.mark.slow
+def test_queries_and_keys_split_over_their_length_give_the_reference():
+    check_split_lengths(FLASH, 256)
 
 
 def test_no_array_of_all_queries_and_keys_is_made():
@@ -150,15 +140,8 @@ def test_no_array_of_all_queries_and_keys_is_made():
 
 
 def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
-    q, k, v, *_ = inputs(queries=128, heads=1)
-
-    def products(policy):
-        layer = jax.checkpoint(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH)), policy=policy)
-        step = jax.jit(jax.value_and_grad(layer, (0, 1, 2)))
-        return step.lower(q, k, v).compile(QUICK).as_text().count(' dot(')
-
-    assert products(None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
-    assert products(jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
+    assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
+    assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
 
 
 @pytest.fixture

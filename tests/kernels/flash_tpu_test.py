@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from t5flan import sharding
 from t5flan.errors import UserError
 from t5flan.kernels import attention, flash_tpu
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES, Operands
-from t5flan.training.config import MeshConfig
-from tests.kernels.attention_cases import CASES, QUICK, check_program, draw, inputs, segments, sizes_of_arrays
-from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients
+from tests.kernels.attention_cases import (
+    CASES, QUICK, check_eight_devices, check_program, check_split_lengths, draw, inputs, products, sizes_of_arrays)
+from tests.kernels.attention_reference import output_and_gradients
 
 FLASH = 'flash_tpu'
 check = functools.partial(check_program, FLASH)
@@ -113,43 +112,16 @@ def test_the_fraction_of_tiles_that_is_computed():
 
 @pytest.mark.parametrize('mesh, kv_heads', [((1, 2, 4), 4), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)], ids=str)
 def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
-    batch, length = 4, 130
-    arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=64)
-    ids = segments(0, batch, length)
-    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
-                   dropout_key=jax.random.key(0))
-    alone = output_and_gradients(*arrays, FLASH, QUICK, **options)
-    with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
-        heads = placed.named(('batch', None, 'act_heads', None))
-        kv = placed.named(('batch', None, 'act_kv_heads', None), arrays[1].shape)
-        arrays = [jax.device_put(x, s) for x, s in zip(arrays, (heads, kv, kv, placed.replicated(), heads), strict=True)]
-        compiled, arguments = compile_with_gradients(*arrays, FLASH, QUICK, **options)
-        spread = compiled(*arguments)
-        assert spread[0].sharding.is_equivalent_to(heads, 4)
-        assert 'all-gather' not in compiled.as_text()
-    assert_near(spread, alone, 2e-6)
+    check_eight_devices(FLASH, mesh, kv_heads, length=130, head_dim=64)
 
 
 def test_queries_and_keys_split_over_their_length_give_the_reference():
-    ids = segments(3, 2, 512)
-    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
-                   dropout_key=jax.random.key(0), q_offset=5)
-    arrays = inputs(batch=2, queries=512, heads=2, kv_heads=1)
-    with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))):
-        results = output_and_gradients(*arrays, FLASH, QUICK, **options)
-    assert_near(results, reference(*arrays, options), 1e-5)
+    check_split_lengths(FLASH, 512)
 
 
 def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
-    q, k, v, *_ = inputs(queries=128, heads=1)
-
-    def products(policy):
-        layer = jax.checkpoint(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH)), policy=policy)
-        step = jax.jit(jax.value_and_grad(layer, (0, 1, 2)))
-        return step.lower(q, k, v).compile(QUICK).as_text().count(' dot(')
-
-    assert products(None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
-    assert products(jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
+    assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
+    assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
 
 
 def test_the_backward_pass_draws_the_mask_of_dropout_again():
