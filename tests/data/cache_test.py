@@ -20,6 +20,7 @@ from t5flan.data.sources import IndexedSource
 from t5flan.data.vocabularies import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all
+from tests.tasks.tfds_loader import Loader
 
 VOCABULARY = ByteVocabulary(100, ['[NLU]', '[NLG]', '[S2S]'])
 
@@ -98,6 +99,17 @@ def test_fields_of_every_kind_come_back(tmp_path):
     assert record['targets'] == 'ein Bär' and record['number'] == 7 and record['score'] == 0.25 and record['words'] == ['a', 'ß']
     assert record['ids'].dtype == np.int64 and record['ids'].tolist() == [0, 1, 2] and record['long'].tolist() == [1.5, 2.5]
     assert record['flag'] is True
+
+
+def test_a_tfds_corpus_is_read_in_one_shuffle(data, tmp_path, monkeypatch):
+    """Without a cache its records come in order, through a buffer."""
+    task = find_mixture('c4_causal_lm')
+    monkeypatch.setattr(task.source, '_tfds_dataset', Loader({'text': [f'{i:03}' for i in range(200)]}))
+    write(task, tmp_path, ('train',), 2)
+    config = DataConfig('c4_causal_lm', 1, {'targets': 4}, 'bytes', format='causal_lm', pack=False, prefetch=0, cache=str(tmp_path))
+    rows = [VOCABULARY.decode(batch['decoder_target_tokens'][0]) for batch in batches(config, 200)]
+    assert sorted(rows) == [f'{i:03}' for i in range(200)] != rows
+    assert np.abs(np.corrcoef([int(row) for row in rows], range(200))[0, 1]) < 0.3
 
 
 def test_a_shard_that_is_there_is_not_made_again(data, tmp_path):

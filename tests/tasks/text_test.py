@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import re
-import types
 
 import numpy as np
 import pytest
 import seqio
-import tensorflow as tf
 
 from t5flan.data import denoising
 from t5flan.data.config import DataConfig
@@ -17,6 +15,7 @@ from t5flan.data.pipeline import TrainPipeline, eval_batches, eval_examples
 from t5flan.data.vocabularies import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, text
+from tests.tasks.tfds_loader import Loader
 
 VOCABULARY = ByteVocabulary(extra_ids=100)
 OBJECTIVES = ('span_corruption', 'prefix_lm', 'causal_lm')
@@ -114,20 +113,9 @@ def test_c4_reads_through_tfds(tmp_path, monkeypatch):
     """No download: the builder's place is taken by records of its form, read in order, resumed by skipping."""
     records = {'text': [f'Document {i}. ' + 'Some words of it. ' * (i % 9) for i in range(50)], 'url': ['u'] * 50}
 
-    class Loader:
-        def load(self, split, shuffle_files, seed=None, shard_info=None, **options):
-            dataset = tf.data.Dataset.from_tensor_slices(records)
-            return dataset.shard(shard_info.num_shards, shard_info.index) if shard_info else dataset
-
-        def files(self, split):
-            return [types.SimpleNamespace(filename=name) for name in 'ab']
-
-        def size(self, split):
-            return 50
-
     task = seqio.get_mixture_or_task('c4_span_corruption')
     assert isinstance(task.source, seqio.TfdsDataSource) and 'c4/en:3.1.0' in repr(task.source)
-    monkeypatch.setattr(task.source, '_tfds_dataset', Loader())
+    monkeypatch.setattr(task.source, '_tfds_dataset', Loader(records))
     settings = config('c4_span_corruption', streams=2)
     pipeline = TrainPipeline(settings, VOCABULARY)
     batches = [next(pipeline) for _ in range(8)]
@@ -139,14 +127,14 @@ def test_c4_reads_through_tfds(tmp_path, monkeypatch):
 
 
 def test_c4_that_is_not_there_is_one_line(tmp_path, monkeypatch):
-    class Loader:
+    class Missing:
         def load(self, *arguments, **options):
             raise AssertionError('Dataset c4: could not find data in /nowhere.\nPlease build it.')
 
         files = load
 
     task = seqio.get_mixture_or_task('mc4_fr_prefix_lm')
-    monkeypatch.setattr(task.source, '_tfds_dataset', Loader())
+    monkeypatch.setattr(task.source, '_tfds_dataset', Missing())
     with pytest.raises(UserError, match='task mc4_fr_prefix_lm: its source .* cannot be read: AssertionError Dataset c4: could') as error:
         next(TrainPipeline(config('mc4_fr_prefix_lm'), VOCABULARY))
     assert '\n' not in str(error.value)

@@ -1,11 +1,8 @@
 """tasks/ul2.py: mixtures of denoisers over every corpus, the same on any number of hosts and after a restart."""
 
-import types
-
 import numpy as np
 import pytest
 import seqio
-import tensorflow as tf
 
 from t5flan import config as gin_config
 from t5flan.data import denoising
@@ -18,6 +15,7 @@ from t5flan.data.seqio_bridge import vocabulary_chosen
 from t5flan.data.vocabularies import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, ul2
+from tests.tasks.tfds_loader import Loader
 
 MODES = ('[NLU]', '[NLG]', '[S2S]')
 VOCABULARY = ByteVocabulary(extra_ids=100, mode_tokens=MODES)
@@ -108,20 +106,9 @@ def test_the_training_text_shows_every_record_in_an_epoch(corpus):
 def test_sequential_sources_are_joined_too(monkeypatch):
     records = {'text': WORDS}
 
-    class Loader:
-        def load(self, split, shuffle_files, seed=None, shard_info=None, **options):
-            dataset = tf.data.Dataset.from_tensor_slices(records)
-            return dataset.shard(shard_info.num_shards, shard_info.index) if shard_info else dataset
-
-        def files(self, split):
-            return [types.SimpleNamespace(filename=name) for name in 'ab']
-
-        def size(self, split):
-            return len(WORDS)
-
     register_all()
     task = seqio.get_mixture_or_task('c4_ul2_r_3_15')
-    monkeypatch.setattr(task.source, '_tfds_dataset', Loader())
+    monkeypatch.setattr(task.source, '_tfds_dataset', Loader(records))
     one = eval_examples(config(task.name, concatenate=16), VOCABULARY)
     tokens = [denoising.restore(example['inputs'][1:-1], example['targets'][:-1], VOCABULARY) for example in one]
     assert VOCABULARY.decode(np.concatenate(tokens)) == ''.join(WORDS)
