@@ -129,9 +129,12 @@ def mixture(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     from t5flan.data.describe import main as describe
-    from t5flan.tasks import register_all
+    from t5flan.tasks import register_all, ul2
+    from t5flan.tasks.text import STDLIB_DOCS
 
     register_all(data)
+    if data.mixture in {**ul2.denoisers(), **data.denoisers}:  # of no corpus: shown on the text that is always there
+        data = dataclasses.replace(data, mixture=f'{STDLIB_DOCS}_{data.mixture}')
     if is_list:
         _list_mixtures(arguments.json)
     else:

@@ -237,6 +237,8 @@ def test_mixture_shows_and_lists(said, tmp_path):
     assert code == 0 and 'practice_add' in out and table['tasks'][0]['task'] == 'practice_add'
     code, out, _ = said('mixture')
     assert code == 0 and '  practice\n' in out and '  c4_span_corruption\n' in out
+    code, out, _ = said('mixture', 'ul2', '--sample=2', '--examples=1')
+    assert code == 0 and 'stdlib_docs_ul2_x_64_50' in out
     code, _, err = said('mixture', 'practise_add')
     assert code in (1, 2) and 'practice_add' in err and err.count('\n') == 1
 
