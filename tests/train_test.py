@@ -137,6 +137,13 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(tmp_path, setting
         train(str(tmp_path), **settings | {'data': dataclasses.replace(settings['data'], batch_size=6)})
 
 
+def test_a_length_that_does_not_divide_over_the_mesh_is_refused_before_anything_is_made(tmp_path, settings):
+    data = dataclasses.replace(settings['data'], feature_lengths={'inputs': 40, 'targets': 42})
+    with pytest.raises(UserError, match=r'DataConfig\.feature_lengths=42 .* context=8\..* or change MeshConfig\.context') as error:
+        train(str(tmp_path), **settings | {'mesh': MeshConfig(data=1, context=8), 'data': data})
+    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
 # -- Killed from outside ------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,30 @@ def test_long_inputs_of_t5_xxl_take_linear_memory():
     assert compile_for('v5e', 65536, heads=64).peak_memory_in_bytes < 16 * GIB
 
 
+def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
+    """Output and gradients of 65,536 tokens: a row on each of four chips, and one row on all four."""
+    def compiled(rows):
+        mesh = MeshConfig(data=rows, context=4 // rows)
+        with sharding.use(sharding.create_sharding(mesh, devices('v5p'))) as placed:
+            axes = ('batch', 'length', None, None)
+            x = jax.ShapeDtypeStruct((rows, 65536, 64, 64), jnp.bfloat16, sharding=placed.named(axes))
+            table = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=placed.replicated())
+            ids = jax.ShapeDtypeStruct((rows, 65536), jnp.int32, sharding=placed.named(('batch', 'length')))
+
+            def step(q, k, v, table, dy, ids_BT):
+                y, vjp = jax.vjp(lambda q, k, v, table: attend(
+                    q, k, v, bias_table=table, bias=RelativeBias(True), q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT,
+                    dropout_rate=0.1, dropout_key=jax.random.key(0)), q, k, v, table)
+                return y, vjp(dy)
+
+            return jax.jit(step).lower(x, x, x, table, x, ids).compile()
+
+    alone, shared = compiled(4), compiled(1)
+    for program in (alone, shared):
+        assert program.as_text().count('tpu_custom_call"') == 3
+    assert shared.memory_analysis().peak_memory_in_bytes < 0.6 * alone.memory_analysis().peak_memory_in_bytes
+
+
 @pytest.mark.parametrize('fields, kernels', [
     (dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4), 9),  # encoder, decoder, across
     (dict(architecture='decoder_only', position='rope', num_heads=8, num_kv_heads=1, parallel_block=True), 3)])
