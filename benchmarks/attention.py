@@ -138,7 +138,7 @@ def time_on_gpu(forward, inputs: tuple, dy, repeats: int) -> tuple[float, str]:
         if compiled.memory_analysis().temp_size_in_bytes > 0.9 * memory:
             return float('nan'), f'needs {compiled.memory_analysis().temp_size_in_bytes / 2**30:.0f} GiB'
         return median_ms(lambda *arrays: [compiled(*arrays) for _ in range(10)], inputs, repeats) / 10, ''
-    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # no memory, no cuDNN, or a shape that it does not take
         return float('nan'), str(error).splitlines()[0][:120]
 
 

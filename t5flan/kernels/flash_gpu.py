@@ -32,14 +32,27 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 MOST_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)
 _PRECISIONS = (None, 'default', 'highest', jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST)
-SAFE_TILINGS = {
-    (2, 64): Tiling(Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
-    (2, 128): Tiling(Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
-    (2, 256): Tiling(Blocks(64, 32, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 64, 8, 2), Blocks(32, 32, 4, 2)),
-    (4, 64): Tiling(Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2), Blocks(32, 32, 4, 2)),
-    (4, 128): Tiling(Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2), Blocks(32, 32, 4, 2)),
-    (4, 256): Tiling(Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2)),
+# Queries and keys of a tile, warps and stages: of forward, the gradients of queries and of keys, and the sums by diagonals; by
+# the bytes of a number and head_dim. Taken from what XLA's compiler makes of them (`benchmarks/attention_blocks_gpu.py` lists
+# it, and its docstring has the rule): no register spilt, 8 warps or more on a processor, and then the fewest reads. The safe
+# ones are those of an A100 that a program of 99 KiB of shared memory holds, which every GPU from 8.0 on gives it.
+_TILINGS = {
+    'safe': {
+        (2, 64): ((128, 32, 8, 2), (128, 64, 8, 3), (64, 128, 8, 3), (64, 64, 4, 2)),
+        (2, 128): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        (2, 256): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 3), (32, 32, 4, 2)),
+        (4, 64): ((32, 32, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)),
+        (4, 128): ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2)),
+        (4, 256): ((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2))},
+    'A100': {
+        (2, 128): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 8, 3), (64, 64, 8, 2)),
+        (2, 256): ((64, 32, 8, 3), (64, 32, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2))},
+    'H100': {
+        (2, 64): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2)),
+        (2, 128): ((128, 32, 8, 3), (128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 8, 2)),
+        (2, 256): ((128, 32, 8, 3), (128, 32, 8, 2), (64, 32, 8, 3), (32, 32, 8, 2))},
 }
+_OF_DEVICE = {'A100': 'A100', 'H100': 'H100', 'H200': 'H100', 'GH200': 'H100'}  # by a part of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +179,9 @@ def _for_kernels(form: TileForm, arrays: Arrays) -> Arrays:
 
 def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
     """The blocks for a device (`jax.Device.device_kind`), where there are as many queries and keys."""
-    size = max(64, padded_head_dim(head_dim))
-    return SAFE_TILINGS[jnp.dtype(dtype).itemsize, size]
+    key = jnp.dtype(dtype).itemsize, max(64, padded_head_dim(head_dim))
+    table = next((_TILINGS[name] for part, name in _OF_DEVICE.items() if part in device_kind), {})
+    return Tiling(*(Blocks(*blocks) for blocks in table.get(key, _TILINGS['safe'][key])))
 
 
 def tiling(queries: int, keys: int, largest: Tiling) -> Tiling:

@@ -31,7 +31,7 @@ from t5flan.kernels.flash_gpu_forward import by_query, query_ids, specs_by_query
 from t5flan.kernels.flash_gpu_tile import Arrays, At, TileForm
 from t5flan.kernels.relative_bias import toeplitz
 
-_PROGRAMS = 512  # of the sums by diagonals: a few for each of a GPU's 100 to 150 processors
+_PROGRAMS = 1024  # of the sums by diagonals: several for each of a GPU's 100 to 150 processors
 
 
 def backward(form: TileForm, arrays: Arrays, y_BTNH: jax.Array, log_sum_BNT: jax.Array, dy_BTNH: jax.Array) -> Arrays:

@@ -1,8 +1,8 @@
 """One tile of the Pallas GPU kernels: its logits, the bias of T5 in them, who sees whom, and which tiles are left out.
 
 **The bias.** A head has 2 * reach + 1 numbers, one for each distance up to where T5's buckets tell no more than its sign.
-On a GPU every thread may read where it likes, so that a tile near the diagonal reads vector[clip(key - query)], from a
-kilobyte that stays in the first cache. A tile whose keys all lie at least `reach` before its queries, or all after them,
+On a GPU every thread may read where it likes, so that a tile near the diagonal reads vector[key - query], from a vector
+of a few kilobytes that stays in the first cache. A tile whose keys all lie at least `reach` before its queries, or all after them,
 adds one number. The loop over tiles is therefore three, one for each zone, and no loop holds a branch: of long inputs
 almost all tiles are far ones, which cost as much as with no bias at all. Causality needs a look at positions near the
 diagonal alone, for which the same zones serve.

@@ -1,6 +1,7 @@
 """The GPU kernels, interpreted on the CPU, against a float64 loop over heads; lowered for a GPU; what they skip and refuse."""
 
 import functools
+import importlib
 import types
 
 import jax
@@ -197,6 +198,50 @@ def test_blocks_are_no_larger_than_what_there_is(monkeypatch):
     square = flash_gpu.tiling(40, 8, largest).diagonals
     assert square.queries == square.keys == 16
     assert [flash_gpu.padded_head_dim(n) for n in (8, 16, 17, 64, 80, 128, 200)] == [16, 16, 32, 64, 128, 128, 256]
+
+
+@pytest.mark.parametrize('head_dim', [8, 64, 80, 128, 256])
+@pytest.mark.parametrize('dtype', flash_gpu.DTYPES)
+@pytest.mark.parametrize('kind', ['NVIDIA H100 80GB HBM3', 'NVIDIA H200', 'NVIDIA A100-SXM4-80GB', 'a GPU to come'])
+def test_blocks_of_every_gpu_are_such_as_the_kernels_take(kind, dtype, head_dim):
+    largest = flash_gpu.largest_tiling(kind, head_dim, dtype)
+    for blocks in largest:
+        assert all(n & (n - 1) == 0 and n >= 16 for n in blocks[:2]) and blocks.warps in (4, 8)
+        rows = (blocks.queries + 2 * blocks.keys) * max(64, flash_gpu.padded_head_dim(head_dim)) * jnp.dtype(dtype).itemsize
+        assert rows <= (99 if kind == 'a GPU to come' else 163) * 1024  # of shared memory: what a tile is made from
+    assert largest.diagonals.queries == largest.diagonals.keys
+
+
+@pytest.fixture
+def benchmark(root, monkeypatch):
+    """A module of benchmarks/, by name."""
+    monkeypatch.syspath_prepend(root / 'benchmarks')
+    return importlib.import_module
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_every_program_and_prints_the_ratios(benchmark, capsys):
+    attention_benchmark = benchmark('attention')
+    args = types.SimpleNamespace(dtype='float32', repeats=1)
+    times = attention_benchmark.compare_on_gpu('tiny', 1, 64, 1, 16, attention_benchmark.gpu_programs(cudnn='xla'), args)
+    assert len(times) == 8 and min(times.values()) > 0.0
+    assert capsys.readouterr().out.count('of the rate; xla : flash_gpu = ') == 2
+    time, why = attention_benchmark.time_on_gpu(lambda x: x.reshape(3, -1), (jnp.zeros(4, jnp.float8_e4m3fn),), None, 1)
+    assert np.isnan(time) and why
+
+
+def test_the_rule_for_blocks(benchmark):
+    blocks = benchmark('attention_blocks_gpu')
+    tried = {Blocks(128, 64, 8, 3): (255, 4, 90000, 8), Blocks(128, 32, 8, 2): (168, 0, 90000, 8),
+             Blocks(128, 32, 8, 3): (168, 0, 110000, 8), Blocks(64, 64, 4, 3): (100, 0, 50000, 16),
+             Blocks(128, 64, 4, 3): (255, 0, 50000, 4)}
+    tried = {key: blocks.Compiled(*value) for key, value in tried.items()}
+    assert blocks.by_rule('forward', tried, 2**20) == (128, 32, 8, 3)
+    assert blocks.by_rule('forward', tried, 99 * 1024) == (128, 32, 8, 2)  # the other takes too much shared memory
+    assert blocks.by_rule('gradient_of_keys', tried, 2**20) == (64, 64, 4, 3)
+    for head_dim in (64, 128, 256):
+        for dtype in ('bfloat16', 'float32'):
+            assert all(blocks.candidates(head_dim, dtype).values())
 
 
 def old(capability):
