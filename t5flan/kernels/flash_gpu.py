@@ -148,7 +148,8 @@ def _ids(operands: Operands, padding_T: int, padding_S: int) -> tuple[str, jax.A
         key_ids_BS = jnp.where(operands.key_seen_BS, key_ids_BS, 0)
     key_ids_BS = 2 * key_ids_BS + (0 if operands.prefix_BS is None else operands.prefix_BS.astype(jnp.int32))
     pad = lambda x, padding, value: jnp.pad(x, [(0, 0), (0, padding)], constant_values=value)
-    return 'pairs' if packed else 'keys', pad(query_ids_BT, padding_T, -1), pad(key_ids_BS, padding_S, 0)
+    # Where pairs are not compared, queries that pad see keys as well: all kernels must decide alike whether a query sees any.
+    return 'pairs' if packed else 'keys', pad(query_ids_BT, padding_T, -1 if packed else 1), pad(key_ids_BS, padding_S, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

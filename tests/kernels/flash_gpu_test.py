@@ -276,3 +276,9 @@ def test_on_a_cpu_it_is_refused(monkeypatch):
     q, k, v, *_ = inputs(queries=16)
     with pytest.raises(UserError, match="'flash_gpu' cannot run: it runs on NVIDIA GPUs, not cpu"):
         attend(q, k, v, implementation=FLASH)
+
+
+def test_queries_that_fill_a_block_in_one_kernel_and_not_in_another(monkeypatch):
+    """Those that pad must not be seen by one kernel alone: their sums would be of nothing, and their weights infinite."""
+    monkeypatch.setattr(flash_gpu, 'tiling', lambda *sizes: Tiling(*(Blocks(n, 16, 4, 1) for n in (16, 64, 32, 16))))
+    check(dict(kv_lengths_B=np.array([20], np.int32)), dict(queries=35, keys=32, heads=1, head_dim=16))
