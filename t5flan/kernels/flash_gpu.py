@@ -36,7 +36,8 @@ _PRECISIONS = (None, 'default', 'highest', jax.lax.Precision.DEFAULT, jax.lax.Pr
 # the bytes of a number and head_dim. Taken from what XLA's compiler makes of them (`benchmarks/attention_blocks_gpu.py` lists
 # it, and its docstring has the rule): no register spilt, 8 warps or more on a processor, and then the fewest reads. The safe
 # ones are those of an A100 that a program of 99 KiB of shared memory holds, which every GPU from 8.0 on gives it. In float32
-# of 128 and 256 fewer were tried, and the gradient of keys of the last spills 40 bytes.
+# of 128 and 256 fewer were tried, and the gradient of keys of the last spills 40 bytes; that of an H100 and heads of 256
+# spills 20, as with fewer than 64 keys it would do without the chip's large products (wgmma).
 _TILINGS = {
     'safe': {
         (2, 64): ((128, 32, 8, 2), (128, 64, 8, 3), (64, 128, 8, 3), (64, 64, 4, 2)),
@@ -51,7 +52,7 @@ _TILINGS = {
     'H100': {
         (2, 64): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2)),
         (2, 128): ((128, 32, 8, 3), (128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 8, 2)),
-        (2, 256): ((128, 32, 8, 3), (128, 32, 8, 2), (64, 32, 8, 3), (32, 32, 8, 2))},
+        (2, 256): ((128, 32, 8, 3), (128, 32, 8, 2), (32, 64, 8, 3), (32, 32, 8, 2))},
 }
 _OF_DEVICE = {'A100': 'A100', 'H100': 'H100', 'H200': 'H100', 'GH200': 'H100'}  # by a part of its name
 
