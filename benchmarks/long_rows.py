@@ -1,0 +1,78 @@
+"""Memory of a chip in a training step of long rows, by mesh: the real TPU compiler's figure, with no TPU at hand.
+
+    python benchmarks/long_rows.py --meshes fsdp=16,context=4                        16 rows of (16384, 256), T5 XXL, 64 chips
+    python benchmarks/long_rows.py --topology=v5e:2x2 --model=models/t5_1_1_small --rows=4 --inputs=8192 \
+        --meshes fsdp=4 fsdp=2,context=2 fsdp=1,context=4
+
+For each mesh prints the peak of a chip's memory and what of it is temporary, or that the program does not fit. A mesh
+must hold all chips of the topology, and its fsdp axis divide the rows. The `libtpu` wheel (t5flan[tpu]) compiles; a mesh
+of T5 XXL takes about four minutes.
+"""
+
+import argparse
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+
+from t5flan import config as config_lib
+from t5flan import sharding as sharding_lib
+from t5flan.models.config import ModelConfig
+from t5flan.train import Trainer
+from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig, RunConfig
+
+
+def compile_step(model: ModelConfig, sharding: sharding_lib.Sharding, rows: int, inputs: int, targets: int):
+    """The training step of packed rows, compiled for the mesh's devices."""
+    lengths = {'encoder': inputs, 'decoder': targets}
+    for length in lengths.values():
+        sharding_lib.check_divides(sharding, 'length', length)
+
+    def feature(length: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.named(('batch', 'length')))
+
+    with sharding_lib.use(sharding):
+        batch = {f'{side}_{name}': feature(length) for side, length in lengths.items()
+                 for name in ('input_tokens', 'segment_ids', 'positions')}
+        batch |= {'decoder_target_tokens': feature(targets), 'decoder_loss_weights': feature(targets, jnp.float32)}
+        trainer = Trainer(model, OptimizerConfig(), LossConfig(), RunConfig(steps=1000), sharding)
+        return trainer.train_step.lower(trainer.abstract_state, batch).compile()
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """'fsdp=16,context=4' -> MeshConfig(data=1, fsdp=16, context=4)."""
+    return MeshConfig(**{'data': 1} | {name: int(size) for name, size in (part.split('=') for part in text.split(','))})
+
+
+def main() -> None:
+    """Prints a line for each mesh."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--topology', default='v5p:4x4x4')
+    parser.add_argument('--model', default='models/t5_1_1_xxl')
+    parser.add_argument('--meshes', nargs='+', default=['fsdp=16,context=4'], metavar='AXIS=SIZE,…')
+    parser.add_argument('--rows', type=int, default=16)
+    parser.add_argument('--inputs', type=int, default=16384)
+    parser.add_argument('--targets', type=int, default=256)
+    parser.add_argument('--remat', default='minimal')
+    args = parser.parse_args()
+
+    from jax.experimental import topologies
+    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # no metadata server tells which TPU this is
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=args.topology).devices
+    model = config_lib.parse([args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]).read(ModelConfig)
+    for text in args.meshes:
+        start = time.perf_counter()
+        sharding = sharding_lib.create_sharding(parse_mesh(text), devices)
+        try:
+            memory = compile_step(model, sharding, args.rows, args.inputs, args.targets).memory_analysis()
+            told = (f'peak {memory.peak_memory_in_bytes / 2**30:.2f} GiB a chip, temporaries '
+                    f'{memory.temp_size_in_bytes / 2**30:.2f} GiB')
+        except jax.errors.JaxRuntimeError as error:
+            told = f'does not compile: {str(error).splitlines()[0]}'
+        print(f'{args.topology} {args.rows} x ({args.inputs}, {args.targets}) {text}: {told} '
+              f'({time.perf_counter() - start:.0f} s)', flush=True)
+
+
+if __name__ == '__main__':
+    main()
