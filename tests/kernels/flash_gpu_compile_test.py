@@ -9,6 +9,9 @@ import pytest
 
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.models.build import abstract_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import logical_axes
 from t5flan.training.config import MeshConfig
 
 pytestmark = pytest.mark.slow
@@ -83,3 +86,19 @@ def test_long_inputs_of_t5_xxl_take_linear_memory():
     """Whole arrays need 288 GiB of temporaries at 16,384 tokens (`benchmarks/attention.py --topologies h100`)."""
     assert compile_for('h100', 16384, heads=64).temp_size_in_bytes < 0.1 * GIB
     assert compile_for('h100', 65536, heads=64).peak_memory_in_bytes < 8 * GIB
+
+
+def test_a_whole_model_split_over_rows_and_heads_compiles():
+    config = ModelConfig(architecture='encoder_decoder', vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_heads=4,
+                         num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.1, remat='minimal')
+    with sharding.use(sharding.create_sharding(MeshConfig(tensor=2), devices('h100'))) as placed:
+        model = abstract_model(config)
+        places = sharding.tree_shardings(placed, model, logical_axes(model))
+        model = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, places)
+        tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=placed.named(('batch', None)))
+        names = [f'{side}_{name}' for side in ('encoder', 'decoder') for name in ('input_tokens', 'segment_ids', 'positions')]
+        batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
+        loss = lambda model, batch: jnp.mean(model(batch, dropout_key=jax.random.key(0)))
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(model, batch).compile()
+    kernels = 3 * 3 + 2  # of encoder, decoder and across: three each, and one more where there is a bias
+    assert compiled.as_text().count('__gpu$xla.gpu.triton') == kernels
