@@ -22,7 +22,7 @@ from t5flan.kernels import flash_tpu_tile as tile
 from t5flan.kernels.flash_tpu_forward import compiler_params, place_by_query
 from t5flan.kernels.flash_tpu_tile import Arrays, Place, Seen, TileForm
 
-# Bytes of a core's memory for the sums of the gradients of logits. Where the queries (some 200,000 of heads of 64) and
+# Bytes of a core's memory for the sums of the gradients of logits. Where the queries (some 260,000 of heads of 64) and
 # the heads that share a key are too many for that, the gradient of the bias goes without the correction.
 MOST_EXCESS = 2**21
 
