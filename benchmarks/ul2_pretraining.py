@@ -12,7 +12,7 @@ An encoder-decoder shaped as T5 1.1 and a decoder as Llama are trained with
 on the same number of tokens, inputs and targets together without padding. Then each is asked the held-out text: every
 denoiser's examples, with their mode tokens if it knows them, and the continuation of a text (prefix LM, S with half of it as
 target). A causal model is told the beginning as what it has written itself; the others read it as input. The loss is in nats a
-target token, the end among them.
+target token, the end among them. The last checkpoint also continues text of the training set.
 
 It goes on where it was stopped. Prints a table, writes results.json and, with --picture, the curves. Every training is a t5flan
 command, printed before it runs.
@@ -36,6 +36,7 @@ from t5flan.data.mixing import find_mixture
 from t5flan.data.pipeline import TrainPipeline, eval_examples
 from t5flan.data.vocabularies import load_vocabulary
 from t5flan.language_model import LanguageModel, load
+from t5flan.training.journal import read_metrics
 
 ARCHITECTURES = ('encoder_decoder', 'decoder_only')
 OBJECTIVES = ('ul2', 'spans', 'causal')
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument('--text', required=True, help='.txt or .jsonl files to train on')
     parser.add_argument('--held_out', required=True, help='the same, to be asked')
     parser.add_argument('--vocabulary', required=True, help="T5's SentencePiece model")
+    parser.add_argument('--architectures', default=','.join(ARCHITECTURES))
     parser.add_argument('--tokens', type=int, default=1_200_000, help='of inputs and targets, for each run')
     parser.add_argument('--examples', type=int, default=64, help='asked of each denoiser')
     parser.add_argument('--picture', help='a .png of the curves')
@@ -102,16 +104,17 @@ def main() -> None:
     root = Path(arguments.workdir)
     root.mkdir(parents=True, exist_ok=True)
 
-    results: dict[str, Any] = {}
-    for architecture in ARCHITECTURES:
+    written = root / 'results.json'
+    results: dict[str, Any] = json.loads(written.read_text()) if written.exists() else {}
+    for architecture in arguments.architectures.split(','):
         for objective in OBJECTIVES:
             name = f'{architecture}_{objective}'
             tokens = pretrain(root, name, architecture, objective, arguments)
             results[name] = {str(step * tokens): ask(root, name, step, objective, arguments) for step in steps_of(root / name)}
-            (root / 'results.json').write_text(json.dumps({'arguments': vars(arguments), 'loss': results}, indent=1))
+            written.write_text(json.dumps(results, indent=1))
             print(table(results), flush=True)
     if arguments.picture:
-        draw(results, arguments.picture)
+        draw(root, results, arguments.picture)
 
 
 def gin_of(root: Path, name: str, architecture: str, objective: str, steps: int, arguments: argparse.Namespace) -> Path:
@@ -128,7 +131,10 @@ def gin_of(root: Path, name: str, architecture: str, objective: str, steps: int,
 def pretrain(root: Path, name: str, architecture: str, objective: str, arguments: argparse.Namespace) -> float:
     """Trains one model; the tokens of a step."""
     tokens = tokens_of_step(gin_of(root, name, architecture, objective, 1, arguments))
-    gin = gin_of(root, name, architecture, objective, round(arguments.tokens / tokens), arguments)
+    steps = round(arguments.tokens / tokens)
+    gin = gin_of(root, name, architecture, objective, steps, arguments)
+    if (root / name / 'checkpoints' / str(steps)).is_dir():
+        return tokens
     command = ['train', f'--workdir={root / name}', f'--gin_file={gin}']
     print(f'$ t5flan {shlex.join(command)}', flush=True)
     if t5flan(command):
@@ -155,25 +161,29 @@ def steps_of(workdir: Path) -> list[int]:
 
 
 def ask(root: Path, name: str, step: int, objective: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """{denoiser, 'prefix LM': nats a target token} of a checkpoint; of all but the last 'prefix LM' alone."""
+    """{'prefix LM', denoiser: nats a target token} of a checkpoint; of all but the last 'prefix LM' alone."""
     written = root / name / f'asked_{step}.json'
-    if written.exists():
-        return json.loads(written.read_text())
+    found = json.loads(written.read_text()) if written.exists() else {}
     config = parse([str(root / f'{name}.gin')]).read(DataConfig)
     plain = [dataclasses.replace(one, mode_token='') for one in config.denoisers['ul2']]
     half = dataclasses.replace(config.denoisers['ul2'][-1], noise_density=0.5)
     added = {'plain': plain, 'half': [half], 'half_plain': [dataclasses.replace(half, mode_token='')]}
     config = dataclasses.replace(config, denoisers={**config.denoisers, **added}, feature_lengths=ASKED_LENGTHS, split='validation')
     register_all(config)
-    model = load(root / name, step)
     known = objective == 'ul2'
-    asked = {'prefix LM': f'text_half{"" if known else "_plain"}_s'}
+    prefix_lm = f'text_half{"" if known else "_plain"}_s'
+    asked = {'prefix LM': prefix_lm}
     if step == max(steps_of(root / name)):
+        asked['prefix LM, training text'] = prefix_lm
         tasks = find_mixture('text_ul2' if known else 'text_plain').tasks
         asked |= {task.name.removeprefix('text_ul2_').removeprefix('text_plain_'): task.name for task in tasks}
-    found = {what: nats(model, config, task, objective, arguments.examples) for what, task in asked.items()}
-    written.write_text(json.dumps(found))
-    return found
+    if set(asked) - set(found):
+        model = load(root / name, step)
+        for what in set(asked) - set(found):
+            one = dataclasses.replace(config, split='train') if 'training' in what else config
+            found[what] = nats(model, one, asked[what], objective, arguments.examples)
+        written.write_text(json.dumps(found))
+    return {what: found[what] for what in asked}
 
 
 def nats(model: LanguageModel, config: DataConfig, task: str, objective: str, examples: int) -> float:
@@ -198,27 +208,34 @@ def last_of(results: dict[str, Any], name: str) -> dict[str, float]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row each model, the loss of its last checkpoint for each question."""
-    columns = list(last_of(results, next(iter(results))))
+    columns = list(dict.fromkeys(column for name in results for column in last_of(results, name)))
     lines = [f'| model, objective | {" | ".join(columns)} |', '|---' * (len(columns) + 1) + '|']
     for name in results:
-        lines.append(f'| {name} | ' + ' | '.join(f'{last_of(results, name)[column]:.2f}' for column in columns) + ' |')
+        found = last_of(results, name)
+        lines.append(f'| {name} | ' + ' | '.join(f'{found[one]:.2f}' if one in found else '' for one in columns) + ' |')
     return '\n'.join(lines)
 
 
-def draw(results: dict[str, Any], path: str) -> None:
-    """Prefix LM over tokens, a panel an architecture."""
+def draw(root: Path, results: dict[str, Any], path: str) -> None:
+    """The losses, in nats a target token, over tokens; a column an architecture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout='constrained')
-    for axis, architecture in zip(figure.subplots(1, 2, sharey=True), ARCHITECTURES):
+    figure = Figure(figsize=(9, 6), layout='constrained')
+    for column, architecture in zip(figure.subplots(2, 2, sharex='col', sharey='row').T, ARCHITECTURES):
         for objective in OBJECTIVES:
             curve = results[f'{architecture}_{objective}']
-            axis.plot([float(tokens) / 1e6 for tokens in curve], [one['prefix LM'] for one in curve.values()], 'o-', label=objective)
-        axis.set_title(architecture.replace('_', '-'), loc='left')
-        axis.set_xlabel('million tokens, inputs and targets')
-        axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel('prefix LM, nats a target token')
+            tokens = [float(tokens) / 1e6 for tokens in curve]
+            rows = [row for row in read_metrics(root / f'{architecture}_{objective}') if 'loss' in row]
+            seen = [row['step'] / rows[-1]['step'] * tokens[-1] for row in rows]
+            column[0].plot(seen, [row['loss'] for row in rows], label=objective)
+            column[1].plot(tokens, [one['prefix LM'] for one in curve.values()], 'o-', label=objective)
+        column[0].set_title(architecture.replace('_', '-'), loc='left')
+        column[1].set_xlabel('million tokens, inputs and targets')
+    figure.axes[0].set_ylabel('its own loss while training')
+    figure.axes[2].set_ylabel('prefix LM, held out')
     figure.axes[0].legend(frameon=False)
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
