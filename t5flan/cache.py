@@ -69,8 +69,8 @@ def cache(data: DataConfig, name: str, output: str, *, prepare: Prepare, splits:
             made[first.name] = known[1]
         else:
             wanted |= set(known[1]['splits']) if known else set()
-            _run(beam_utils, first, sorted(wanted), folder, data, prepare, pipeline_options)
-            made[first.name] = finish(folder, sorted(wanted), made_with(first, vocabulary))
+            shards = _run(beam_utils, first, sorted(wanted), folder, data, prepare, pipeline_options)
+            made[first.name] = finish(folder, shards, made_with(first, vocabulary))
         for other in others:
             _write_json(epath.Path(output) / other.name / INFO, {'version': VERSION, 'same_as': first.name})
             made[other.name] = made[first.name]
@@ -114,8 +114,8 @@ def _check_same(info: Info, now: Mapping[str, Any], task: str, output: str) -> N
 
 
 def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath.Path, data: DataConfig, prepare: Prepare,
-         pipeline_options: Sequence[str]) -> None:
-    """Writes all shards of a task."""
+         pipeline_options: Sequence[str]) -> dict[str, int]:
+    """Writes all shards of a task: {split: how many}."""
     import apache_beam as beam
 
     made = made_with(task, load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
@@ -124,26 +124,29 @@ def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath
         pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
     except ValueError as error:  # no such runner, or one that wants other options
         raise UserError(f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}') from None
+    shards: dict[str, int] = {}
     with pipeline:
         for split in splits:
-            shards = beam_utils.PreprocessTask(task, split, setup_fn=functools.partial(_set_up, data, prepare))
-            write = functools.partial(write_shard, shards._emit_examples, str(folder), split, len(shards.shards), made)
+            source = beam_utils.PreprocessTask(task, split, setup_fn=functools.partial(_set_up, data, prepare))
+            shards[split] = len(source.shards)
+            write = functools.partial(write_shard, source._emit_examples, str(folder), split, shards[split], made)
             shape = f'{split} of {task.name}'
-            _ = (pipeline | f'shards: {shape}' >> beam.Create(shards.shards) | f'spread: {shape}' >> beam.Reshuffle()
+            _ = (pipeline | f'shards: {shape}' >> beam.Create(source.shards) | f'spread: {shape}' >> beam.Reshuffle()
                  | f'write: {shape}' >> beam.Map(write))
+    return shards
 
 
-def finish(folder: epath.Path, splits: Sequence[str], made: Mapping[str, Any]) -> Info:
-    """Writes info.json of what the shards counted: a cache without one is not whole.
+def finish(folder: epath.Path, shards: Mapping[str, int], made: Mapping[str, Any]) -> Info:
+    """Writes info.json of what the shards of each split counted: a cache without one is not whole.
 
     Raises:
         UserError: a split has no record.
     """
     info: Info = {'version': VERSION, 'made_with': dict(made), 'splits': {}, 'features': {}}
-    for split in splits:
-        parts = [json.loads(path.read_text()) for path in sorted((folder / 'shards').glob(f'{split}.*.json'))]
+    for split, count in shards.items():
+        parts = [json.loads(_counts_of(folder, split, number, count).read_text()) for number in range(count)]
         tokens = {name: sum(part['tokens'].get(name, 0) for part in parts) for part in parts for name in part['tokens']}
-        info['splits'][split] = {'shards': len(parts), 'examples': sum(part['examples'] for part in parts), 'tokens': tokens}
+        info['splits'][split] = {'shards': count, 'examples': sum(part['examples'] for part in parts), 'tokens': tokens}
         info['features'] |= next((part['features'] for part in parts if part['features']), {})
         if not info['splits'][split]['examples']:
             raise UserError(f'{folder}: the preprocessors left no record of split {split!r}. Check the source and its filters.')
@@ -170,7 +173,7 @@ def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], fol
     from array_record.python import array_record_module
 
     name = shard_name(split, shard[0], shards)
-    counted = epath.Path(folder) / 'shards' / f'{split}.{shard[0]:05}-of-{shards:05}.json'
+    counted = _counts_of(epath.Path(folder), split, shard[0], shards)
     if counted.exists() and json.loads(counted.read_text())['made_with'] == made:
         return
     part = {'examples': 0, 'tokens': {}, 'features': {}, 'made_with': dict(made)}
@@ -193,6 +196,10 @@ def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], fol
             shutil.copyfileobj(read, write, 2**24)
         beside.replace(target)
     _write_json(counted, part)
+
+
+def _counts_of(folder: epath.Path, split: str, number: int, shards: int) -> epath.Path:
+    return folder / 'shards' / f'{split}.{number:05}-of-{shards:05}.json'
 
 
 def _array(value: Any) -> np.ndarray:

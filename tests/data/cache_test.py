@@ -48,7 +48,7 @@ def write(task, root, splits=('train', 'validation'), shards=3):
 
         for number in range(shards):
             write_shard(emit, str(root / task.name), split, shards, made, (number, ''))
-    return finish(epath.Path(root / task.name), splits, made)
+    return finish(epath.Path(root / task.name), dict.fromkeys(splits, shards), made)
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +117,7 @@ def test_a_shard_that_is_there_is_not_made_again(data, tmp_path):
     info = write(task, tmp_path)
     made = made_with(task, VOCABULARY)
     write_shard(lambda shard: pytest.fail('made again'), str(tmp_path / task.name), 'train', 3, made, (1, ''))
-    assert finish(epath.Path(tmp_path / task.name), ('train', 'validation'), made) == info
+    assert finish(epath.Path(tmp_path / task.name), {'train': 3, 'validation': 3}, made) == info
     with pytest.raises(pytest.fail.Exception):  # by other preprocessors it is
         write_shard(lambda shard: pytest.fail('made again'), str(tmp_path / task.name), 'train', 3, {}, (1, ''))
 
