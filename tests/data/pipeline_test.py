@@ -178,6 +178,7 @@ def test_one_stream_has_every_example_once_an_epoch_in_a_new_order():
     assert np.mean([a == b for a, b in zip(*epochs, strict=True)]) < 0.02
 
 
+@pytest.mark.slow
 def test_shares_over_fifty_thousand_examples():
     pipeline = TrainPipeline(config(batch_size=256, streams=8), VOCABULARY)
     while sum(task['examples'] for task in pipeline.report()['tasks'].values()) < 50_000:

@@ -82,7 +82,7 @@ def test_rows_end_at_the_end_of_sequence(models, family):
     assert stopped.tokens.tolist() == free[0][:3].tolist()
 
 
-@pytest.mark.parametrize('family, sampling', [('relative', Sampling()), ('t5_1_1', Sampling(1.0, 20, 0.95))])
+@pytest.mark.parametrize('family, sampling', [('relative', Sampling()), pytest.param('t5_1_1', Sampling(1.0, 20, 0.95), marks=pytest.mark.slow)])
 def test_a_row_depends_on_no_neighbour(models, family, sampling):
     model = models(family)
     settings = {'eos_id': 3, 'max_new_tokens': 10, 'sampling': sampling, 'seed': 5}

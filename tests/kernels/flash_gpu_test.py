@@ -39,7 +39,7 @@ def test_output_and_every_gradient_are_those_of_the_float64_loop(case):
     check(*CASES[case])
 
 
-@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('case', ['later queries', pytest.param('packed encoder', marks=pytest.mark.slow)])
 def test_16_bits(case, dtype):
     check(*CASES[case], dtype=dtype)

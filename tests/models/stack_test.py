@@ -10,7 +10,7 @@ LONG = 13  # a length that is no other size of the model
 
 
 @pytest.mark.parametrize('family, ways', [
-    ('umt5', [(False, 'minimal')]),
+    pytest.param('umt5', [(False, 'minimal')], marks=pytest.mark.slow),
     ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none')]),
 ])
 def test_scan_unrolled_and_every_remat_give_the_same_loss_and_gradient(family, ways):

@@ -53,7 +53,7 @@ def test_the_loss_falls_and_the_metrics_agree_with_the_evaluation_step(name):
     np.testing.assert_allclose(metrics['learning_rate'], 0.03)
 
 
-@pytest.mark.parametrize('parts, normalize', [(2, True), (8, False)])
+@pytest.mark.parametrize('parts, normalize', [(2, True), pytest.param(8, False, marks=pytest.mark.slow)])
 def test_microbatches_are_the_whole_batch(parts, normalize):
     """Whatever the weights of each: the mean is over the batch, not a mean of means."""
     settings = OptimizerConfig(name='adamw', learning_rate=0.01, clip_by_global_norm=0.5, epsilon=1e-3)
@@ -145,13 +145,17 @@ def test_without_flax_graph_mode():
 TILED = dict(attention='chunked', remat='minimal')
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize('config, mesh', [
-    (ENCODER_DECODER, MeshConfig(data=8)), (ENCODER_DECODER, MeshConfig(data=1, fsdp=8)),
-    (ENCODER_DECODER, MeshConfig(data=2, tensor=4)), (ENCODER_DECODER, MeshConfig(data=2, fsdp=2, tensor=2)),
-    (ENCODER_DECODER, MeshConfig(data=2, context=2, tensor=2)),
-    (dataclasses.replace(ENCODER_DECODER, **TILED), MeshConfig(data=2, fsdp=2, context=2)),
-    (dataclasses.replace(DECODER, **TILED), MeshConfig(data=2, context=2, tensor=2)),
-], ids=['data', 'fsdp', 'tensor', 'mixed', 'context', 'context and fsdp', 'context of a decoder'])
+    slow(ENCODER_DECODER, MeshConfig(data=8), id='data'), slow(ENCODER_DECODER, MeshConfig(data=1, fsdp=8), id='fsdp'),
+    slow(ENCODER_DECODER, MeshConfig(data=2, tensor=4), id='tensor'),
+    pytest.param(ENCODER_DECODER, MeshConfig(data=2, fsdp=2, tensor=2), id='mixed'),
+    pytest.param(ENCODER_DECODER, MeshConfig(data=2, context=2, tensor=2), id='context'),
+    slow(dataclasses.replace(ENCODER_DECODER, **TILED), MeshConfig(data=2, fsdp=2, context=2), id='context and fsdp'),
+    slow(dataclasses.replace(DECODER, **TILED), MeshConfig(data=2, context=2, tensor=2), id='context of a decoder'),
+])
 def test_eight_devices_give_the_numbers_of_one(config, mesh):
     settings = dataclasses.replace(ADAFACTOR, clip_by_global_norm=1.0)
     batches = [make_batch(config, seed, rows=16) for seed in range(3)]
@@ -177,6 +181,7 @@ def test_eight_devices_give_the_numbers_of_one(config, mesh):
     assert_trees_close(sharded.model, state.model, 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_long_rows_falls_with_the_devices_that_share_them():
     """A quarter of every row on each of four devices; whole are only the keys, values and segment ids of one attention."""
     config = dataclasses.replace(ENCODER_DECODER, attention='chunked', dropout_rate=0.1, emb_dim=64, vocab_size=512)
