@@ -172,7 +172,11 @@ def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16,
 
         return jax.value_and_grad(forward, (0, 1, 2, 3))(q, k, v, table)
 
-    return step.trace(q, k, k, table, ids_BT, jax.ShapeDtypeStruct((), jnp.int32)).lower(lowering_platforms=('cuda',)).as_text()
+    # Some versions of JAX ask what device they lower for, where there is none.
+    device = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', num_cores=None, platform='gpu')
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = step.trace(q, k, k, table, ids_BT, jax.ShapeDtypeStruct((), jnp.int32))
+        return traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
 EVERYTHING = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0.125)
@@ -184,9 +188,9 @@ EVERYTHING = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0
     dict(EVERYTHING, dtype=jnp.float32, precision='highest'), dict(head_dim=128), dict(EVERYTHING, head_dim=128, kv_heads=1),
     dict(head_dim=256), dict(EVERYTHING, head_dim=256, dtype=jnp.float32), dict(head_dim=8, ids=False)], ids=str)
 def test_every_option_is_lowered_for_a_gpu(options, on_a_gpu):
-    # `attend` chose them; one more is for the bias, and with dropout the forward pass stands there twice until it is compiled.
-    expected = 4 - (options.get('bias', 0) is None) + options.get('dropped', False)
-    assert lowered(**options).count('__gpu$xla.gpu.triton') == expected
+    # `attend` chose them; one more is for the bias. With dropout the forward pass may stand there twice until it is compiled.
+    expected = 4 - (options.get('bias', 0) is None)
+    assert lowered(**options).count('__gpu$xla.gpu.triton') in (expected, expected + options.get('dropped', False))
 
 
 def test_blocks_are_no_larger_than_what_there_is(monkeypatch):
