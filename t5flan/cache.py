@@ -62,15 +62,16 @@ def cache(data: DataConfig, name: str, output: str, *, prepare: Prepare, splits:
         if overwrite and folder.exists():
             folder.rmtree()
         known = read_info(output, first.name)
-        wanted = set(splits or first.splits)
+        wanted, now = set(splits or first.splits), made_with(first, vocabulary)
         if known:
-            _check_same(known[1], made_with(first, vocabulary), first.name, output)
+            _check_same(known[1], now, first.name, output)
         if known and wanted <= set(known[1]['splits']):
             made[first.name] = known[1]
         else:
             wanted |= set(known[1]['splits']) if known else set()
-            shards = _run(beam_utils, first, sorted(wanted), folder, data, prepare, pipeline_options)
-            made[first.name] = finish(folder, shards, made_with(first, vocabulary))
+            set_up = functools.partial(_set_up, data, prepare)
+            shards = _run(beam_utils, first, sorted(wanted), folder, now, set_up, pipeline_options)
+            made[first.name] = finish(folder, shards, now)
         for other in others:
             _write_json(epath.Path(output) / other.name / INFO, {'version': VERSION, 'same_as': first.name})
             made[other.name] = made[first.name]
@@ -113,12 +114,11 @@ def _check_same(info: Info, now: Mapping[str, Any], task: str, output: str) -> N
                         '--overwrite.')
 
 
-def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath.Path, data: DataConfig, prepare: Prepare,
-         pipeline_options: Sequence[str]) -> dict[str, int]:
+def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath.Path, made: Mapping[str, Any],
+         set_up: Callable[[], None], pipeline_options: Sequence[str]) -> dict[str, int]:
     """Writes all shards of a task: {split: how many}."""
     import apache_beam as beam
 
-    made = made_with(task, load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
@@ -127,7 +127,7 @@ def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath
     shards: dict[str, int] = {}
     with pipeline:
         for split in splits:
-            source = beam_utils.PreprocessTask(task, split, setup_fn=functools.partial(_set_up, data, prepare))
+            source = beam_utils.PreprocessTask(task, split, setup_fn=set_up)
             shards[split] = len(source.shards)
             write = functools.partial(write_shard, source._emit_examples, str(folder), split, shards[split], made)
             shape = f'{split} of {task.name}'

@@ -199,10 +199,9 @@ def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: j
 
 def _plain(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
     """The reference: whole arrays of logits; where the mesh splits the queries, on each device those of its own."""
-    operands = operands._replace(bias_NW=bias_table)
-    (_, queries, heads, _), kv_heads = operands.q_BTNH.shape, operands.k_BSKH.shape[2]
+    operands, queries = operands._replace(bias_NW=bias_table), operands.q_BTNH.shape[1]
     run = functools.partial(_whole_logits, form, bias)
-    return run(operands) if _local_length(queries) == queries else _on_devices(run, operands, _parts(heads, kv_heads))
+    return run(operands) if _local_length(queries) == queries else _on_devices(run, operands)
 
 
 def _whole_logits(form: Form, bias: RelativeBias | None, operands: Operands) -> jax.Array:
@@ -258,8 +257,7 @@ def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias:
             operands = operands._replace(bias_NW=vector_NW)
         return chunked_attention(dataclasses.replace(form, block=block, kv_heads=tile_kv_heads), operands)[:, :queries]
 
-    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
-    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
+    return _on_devices(run, operands._replace(bias_NW=bias_table))
 
 
 def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
@@ -275,8 +273,7 @@ def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
             operands = operands._replace(bias_NW=vector_NW)
         return flash_tpu.flash_attention(flash_form, operands)
 
-    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
-    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
+    return _on_devices(run, operands._replace(bias_NW=bias_table))
 
 
 def _flash_gpu(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
@@ -291,19 +288,11 @@ def _flash_gpu(form: Form, operands: Operands, bias_table: jax.Array | None, bia
             operands = operands._replace(bias_NW=flash_gpu.bias_by_distance(operands.bias_NW, bias))
         return flash_gpu.flash_attention(flash_form, operands)
 
-    parts = _parts(operands.q_BTNH.shape[2], operands.k_BSKH.shape[2])
-    return _on_devices(run, operands._replace(bias_NW=bias_table), parts)
+    return _on_devices(run, operands._replace(bias_NW=bias_table))
 
 
-def _parts(heads: int, kv_heads: int) -> int:
-    """Into how many parts the mesh splits heads: 1 where they do not divide."""
-    current = sharding.current()
-    parts = current.size('act_heads') if current else 1
-    return 1 if heads % parts or (kv_heads % parts and parts % kv_heads) else parts
-
-
-def _on_devices(run: Callable[[Operands], jax.Array], operands: Operands, parts: int) -> jax.Array:
-    """`run` on each device of the mesh, if there is one, for its rows and queries and one of `parts` of the heads.
+def _on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax.Array:
+    """`run` on each device of the mesh, if there is one, for its rows, queries and heads; all heads where they do not divide.
 
     Args:
       operands: with an array [N, ...] by head, whatever `run` takes, for bias_NW.
@@ -311,9 +300,11 @@ def _on_devices(run: Callable[[Operands], jax.Array], operands: Operands, parts:
     current = sharding.current()
     if current is None:
         return run(operands)
+    heads, kv_heads, parts = operands.q_BTNH.shape[2], operands.k_BSKH.shape[2], current.size('act_heads')
+    parts = 1 if heads % parts or (kv_heads % parts and parts % kv_heads) else parts
     rows = current.spec(('batch',), operands.q_BTNH.shape[:1])[0]
     head_axes = current.axis('act_heads') if parts > 1 else None
-    kv_axes = None if operands.k_BSKH.shape[2] % parts else head_axes
+    kv_axes = None if kv_heads % parts else head_axes
     return _sharded(run, operands, current, rows, head_axes, kv_axes)
 
 

@@ -102,6 +102,16 @@ def draw(seed):
     return options, shape, pick(jnp.float32, jnp.float32, jnp.bfloat16), blocks
 
 
+def largest_array(implementation, length):
+    """Numbers in the largest array that output and gradients of `length` queries and keys with a bias ever hold."""
+    q, table = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32), jax.ShapeDtypeStruct((2, 32), jnp.float32)
+
+    def loss(q, k, v, table):
+        return jnp.sum(attend(q, k, v, bias_table=table, bias=RelativeBias(True), implementation=implementation))
+
+    return max(sizes_of_arrays(jax.make_jaxpr(jax.grad(loss, (0, 1, 2, 3)))(q, q, q, table).jaxpr))
+
+
 def sizes_of_arrays(jaxpr):
     """The number of elements of every array that a program makes, those inside its kernels as well."""
     for equation in jaxpr.eqns:
