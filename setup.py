@@ -1,4 +1,8 @@
-"""Describes the package. `gin/` and `tasks/` lie at the top of the checkout and are installed as t5flan/gin and t5flan/tasks."""
+"""Describes the package.
+
+Top-level `gin/` and `tasks/` belong to the package: `t5flan/gin` and `t5flan/tasks` are symbolic links to them, so that a
+checkout, an editable install and a wheel all have one layout.
+"""
 
 import re
 from pathlib import Path
@@ -18,11 +22,9 @@ setup(
     python_requires='>=3.11,<3.14',
     packages=[
         *find_packages(include=['t5flan', 't5flan.*']),
-        *(f't5flan.{name}' for name in find_packages(include=['tasks', 'tasks.*'])),
         't5flan.gin',  # data without an __init__.py: top-level gin/ with one would hide gin-config
     ],
-    package_dir={'t5flan.tasks': 'tasks', 't5flan.gin': 'gin'},
-    package_data={'t5flan.gin': ['**/*.gin'], 't5flan.tasks': ['*.json', 'templates/*.json'], 't5flan': ['**/*.json']},
+    package_data={'t5flan.gin': ['**/*.gin'], 't5flan.tasks': ['**/*.json'], 't5flan': ['py.typed']},
     install_requires=[
         'jax>=0.10.2',
         'flax>=0.12.8',

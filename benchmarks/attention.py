@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding
-from t5flan.kernels import flash_tpu
+from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import Operands
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 
 
 def step_of(implementation: str, bidirectional: bool = True):

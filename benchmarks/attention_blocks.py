@@ -5,7 +5,7 @@
 A TPU core issues one bundle of instructions a cycle in a fixed order, so that the length of a kernel's schedule tells how
 long a tile takes, apart from waits for memory. For each size this prints the bundles of the three kernels, and those that
 1024 logits of one head take, forward and backward; a size that does not fit in a core's memory says so. The schedule
-holds what runs once for each head as well: compare blocks of one chip, not chips. `t5flan/kernels/flash_tpu.py` keeps
+holds what runs once for each head as well: compare blocks of one chip, not chips. `t5flan/kernels/tpu/flash.py` keeps
 the choice (`BLOCKS`); on a TPU, `benchmarks/attention.py` measures it. Half a minute for each size on one CPU core.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from t5flan.kernels import flash_tpu
+from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias
 from t5flan.kernels.chunked import Operands
 

@@ -6,7 +6,7 @@
 Compiled, a line tells the registers of a thread, the bytes that the compiler had to spill, a program's shared memory, and
 how many warps a processor of that GPU holds at once. Of those that spill nothing and leave a processor 8 warps or more, a
 rule takes the one that reads least (the most queries, for the gradient of keys the most keys), then the most warps, then
-the largest tile, then the most stages: the `TILINGS` of `t5flan/kernels/flash_gpu.py`, until times replace them. The plugin and `ptxas`
+the largest tile, then the most stages: the `TILINGS` of `t5flan/kernels/gpu/flash.py`, until times replace them. The plugin and `ptxas`
 (`pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`, no GPU or driver needed) stay beside the CPU's jax.
 15 seconds for each line of blocks on one CPU core; on a GPU about 5 minutes for each head size.
 """
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from attention import median_ms  # beside this file
 
-from t5flan.kernels import flash_gpu
+from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.chunked import Operands
-from t5flan.kernels.flash_gpu_tile import Blocks, Tiling
+from t5flan.kernels.gpu.tile import Blocks, Tiling
 from t5flan.kernels.relative_bias import RelativeBias
 
 ROWS, LENGTH, WIDTH = 1, 4096, 4096  # rows, tokens, and heads x head_dim of T5 XXL

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5flan import config
+from t5flan import configurables
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import FLOATS
 from t5flan.conversion.huggingface_config import family_of, table_of, to_fields
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument('--folder', required=True, help='a new folder; removed afterwards')
     args = parser.parse_args()
     folder = Path(args.folder)
-    model = config.parse([f'models/{args.model}']).read(ModelConfig)
+    model = configurables.parse([f'models/{args.model}']).read(ModelConfig)
     try:
         size = make_folder(folder / 'hf', model, args.dtype)
         largest = max(int(np.prod(shape.one)) for shape in names.shapes(model).values()) * FLOATS[args.dtype].itemsize

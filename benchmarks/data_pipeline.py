@@ -30,12 +30,14 @@ from typing import Any
 from t5flan.tasks import register_all
 from t5flan.tasks.text import stdlib_documents
 
-from t5flan.config import parse
+from t5flan.config.settings import parse
 from t5flan.data.config import FORMATS, DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
-from t5flan.data.mixing import find_mixture
-from t5flan.data.pipeline import TrainPipeline
-from t5flan.data.vocabularies import Vocabulary, load_vocabulary, train_sentencepiece
+from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.batches.pipeline import TrainPipeline
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.models.config import ModelConfig
 from t5flan.training.metrics import device_peak_tflops, model_flops
 

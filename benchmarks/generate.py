@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from t5flan import config as config_lib
+from t5flan import configurables
 from t5flan.decoding.generate import generate
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
@@ -34,7 +34,7 @@ def random_prompts(rows: int, length: int, vocab_size: int) -> np.ndarray:
 def our_run(args: argparse.Namespace) -> Callable[[], int]:
     """A function that decodes once and returns how many tokens it wrote."""
     bindings = [f'ModelConfig.dtype={args.dtype}'] + ([f'ModelConfig.num_decoder_layers={args.layers}'] if args.layers else [])
-    config = config_lib.parse([args.model], bindings).read(ModelConfig)
+    config = configurables.parse([args.model], bindings).read(ModelConfig)
     model = jax.jit(lambda key: build_model(config, key))(jax.random.key(0))
     prompts = random_prompts(args.rows, args.inputs, min(config.vocab_size, 32000))
 

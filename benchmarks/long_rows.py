@@ -16,11 +16,12 @@ import time
 import jax
 import jax.numpy as jnp
 
-from t5flan import config as config_lib
+from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.models.config import ModelConfig
-from t5flan.train import Trainer
-from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig, RunConfig
+from t5flan.training.trainer import Trainer
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
+from t5flan.mesh import MeshConfig
 
 
 def compile_step(model: ModelConfig, sharding: sharding_lib.Sharding, rows: int, inputs: int, targets: int):
@@ -60,7 +61,7 @@ def main() -> None:
     from jax.experimental import topologies
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # no metadata server tells which TPU this is
     devices = topologies.get_topology_desc(platform='tpu', topology_name=args.topology).devices
-    model = config_lib.parse([args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]).read(ModelConfig)
+    model = configurables.parse([args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]).read(ModelConfig)
     for text in args.meshes:
         start = time.perf_counter()
         sharding = sharding_lib.create_sharding(parse_mesh(text), devices)

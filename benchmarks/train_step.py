@@ -17,11 +17,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from t5flan import config as config_lib
+from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.models.config import ModelConfig
-from t5flan.train import Trainer
-from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig, RunConfig
+from t5flan.training.trainer import Trainer
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
+from t5flan.mesh import MeshConfig
 from t5flan.training.metrics import model_flops
 
 
@@ -41,7 +42,7 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
     """A function that runs one step to its end, and what the compiler says of it."""
     bindings = [f'ModelConfig.{name}={value}' for name, value in
                 (('dtype', args.dtype), ('remat', args.remat), ('attention', args.attention), ('dropout_rate', 0.0))]
-    model = config_lib.parse([args.model], bindings).read(ModelConfig)
+    model = configurables.parse([args.model], bindings).read(ModelConfig)
     batch = random_batch(min(model.vocab_size, 32000), args.rows, args.inputs, args.targets)
     sharding = sharding_lib.create_sharding(MeshConfig())
     with sharding_lib.use(sharding):

@@ -11,7 +11,7 @@ import numpy as np
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from t5flan.kernels.flash_tpu_tile import LANES, Band
+from t5flan.kernels.tpu.tile import LANES, Band
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
 
 BIAS = RelativeBias(bidirectional=True)

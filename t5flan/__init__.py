@@ -4,15 +4,8 @@ From Python: `t5flan.load(FOLDER)` reads a checkpoint folder and gives a `Langua
 Importing this package imports nothing heavy.
 """
 
-from pathlib import Path
-
 __version__ = '0.1.0'
 __all__ = ['__version__', 'load']
-
-_CHECKOUT = Path(__file__).resolve().parent.parent
-if (_CHECKOUT / 'setup.py').is_file() and (_CHECKOUT / 'tasks' / '__init__.py').is_file():
-    # In a wheel tasks/ is installed as t5flan/tasks; in a checkout it lies beside this package. One name for both.
-    __path__.append(str(_CHECKOUT))
 
 
 def __getattr__(name: str):

@@ -6,11 +6,11 @@ Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from t5flan.arguments import Answered, parse_arguments
+from t5flan.commands.arguments import Answered, parse_arguments
 from t5flan.commands import COMMANDS
+from t5flan.commands.startup import prepare_surroundings
 from t5flan.errors import UsageError, UserError
 
 
@@ -50,23 +50,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())
-
-
-def prepare_surroundings() -> None:
-    """What JAX and TensorFlow read from the environment when a command imports them; what is set already stays."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 't5flan' / 'jax'
-    defaults = {
-        'JAX_COMPILATION_CACHE_DIR': str(cache),  # a second start of the same run compiles nothing
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-        'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow reads data here; its start-up notes are no news
-        'TF_ENABLE_ONEDNN_OPTS': '0',
-        'GRPC_VERBOSITY': 'ERROR',
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is as it should be
 
 
 if __name__ == '__main__':

@@ -12,15 +12,15 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.features import make_batch
-from t5flan.data.vocabularies import Vocabulary, load_vocabulary
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.decoding.generate import Generation, generate, rounded_length
 from t5flan.decoding.sampling import Sampling
 from t5flan.errors import UserError
@@ -28,7 +28,7 @@ from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 from t5flan.models.parameters import logical_axes
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 
 FORMATS = {'encoder_decoder': 'encoder_decoder', 'prefix_lm': 'decoder_only', 'causal_lm': 'decoder_only'}
 """Format -> the architecture it is for."""

@@ -15,18 +15,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5flan import config as config_lib
+from t5flan import configurables
 from t5flan.data.config import DataConfig
-from t5flan.data.mixing import find_mixture, tasks_and_rates
-from t5flan.data.vocabularies import train_sentencepiece
+from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
+from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.errors import UserError
-from t5flan.evaluate import evaluate_tasks
-from t5flan.evaluation import report as page
+from t5flan.evaluation.evaluator import evaluate_tasks
+from t5flan.reporting import page
 from t5flan.language_model import LanguageModel, load
 from t5flan.models.config import ModelConfig
-from t5flan.train import train
-from t5flan.training.config import (CheckpointConfig, EvaluationConfig, LossConfig, MeshConfig, OptimizerConfig,
-                                    RunConfig)
+from t5flan.training.trainer import train
+from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.mesh import MeshConfig
 from t5flan.training.journal import read_metrics
 
 VOCABULARY_SIZE = 2048
@@ -102,7 +102,7 @@ def main(workdir: str, examples: int = 32) -> None:
 
 def run(gin_file: str, workdir: str, **macros: str) -> None:
     """What `t5flan train --workdir=… --gin_file=… --gin.NAME=…` does."""
-    settings = config_lib.parse([gin_file], [f'{name}={value}' for name, value in macros.items()])
+    settings = configurables.parse([gin_file], [f'{name}={value}' for name, value in macros.items()])
     kinds = {'model': ModelConfig, 'data': DataConfig, 'run': RunConfig, 'optimizer': OptimizerConfig, 'loss': LossConfig,
              'mesh': MeshConfig, 'checkpoints': CheckpointConfig, 'evaluation': EvaluationConfig}
     values = dict(zip(kinds, settings.read_all(list(kinds.values()), 'train'), strict=True))

@@ -22,9 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5flan.errors import UserError
-from t5flan.training.config import MeshConfig
-
-MESH_AXES = ('data', 'fsdp', 'context', 'tensor')
+from t5flan.mesh import MESH_AXES, MeshConfig
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     # activations

@@ -2,7 +2,7 @@
 
 import importlib
 
-from t5flan.data import blends
+from t5flan.data.mixtures import registration as blends
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 
@@ -17,7 +17,9 @@ def register_all(data: DataConfig | None = None) -> None:
     Raises:
         UserError: a module cannot be imported, or a task's name is taken.
     """
-    from t5flan.tasks import chat, cot, files, flan, natural_instructions, practice, text, ul2
+    from t5flan.tasks import chat, cot, files, natural_instructions, text, ul2
+    from t5flan.tasks.flan import mixtures as flan
+    from t5flan.tasks.practice import tasks as practice
 
     text.register()
     practice.register()

@@ -5,7 +5,7 @@
 
 Rows may be ShareGPT's ('conversations' of from and value, with tool calls and 'tools'), 'messages' of role and content, trees
 of OpenAssistant (their best-ranked replies), Alpaca's (instruction, input, output) or Self-Instruct's seed tasks; which, is
-seen row by row. How they become tokens, and which of these carry loss: t5flan/data/conversations.py.
+seen row by row. How they become tokens, and which of these carry loss: t5flan/data/prompting/conversations.py.
 """
 
 import functools
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.broken import leave_out, leaving_out
-from t5flan.data.conversations import converse, parse_row
-from t5flan.data.examples import Example
-from t5flan.data.file_index import FileIndex, file_index
-from t5flan.data.json_files import json_rows, read_json
-from t5flan.data.text_files import hold_out, is_held_out, match_files
+from t5flan.data.skipped import leave_out, leaving_out
+from t5flan.data.prompting.conversations import converse, parse_row
+from t5flan.data.preprocessing.examples import Example
+from t5flan.data.records.file_index import FileIndex, file_index
+from t5flan.data.records.json_files import json_rows, read_json
+from t5flan.data.records.text_files import hold_out, is_held_out, match_files
 from t5flan.errors import UserError
 
 MIXTURE, PREFIX = 'chat', 'chat_'
@@ -73,8 +73,8 @@ def register_file(path: str, skip_broken: bool = False) -> str:
     """Registers the task of one file; returns its name."""
     import seqio
 
-    from t5flan.data.seqio_bridge import text_features
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
+    from t5flan.data.records.sources import IndexedSource
 
     name = task_name(path)
     if name in _registered and _registered[name] != path:

@@ -26,17 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.broken import leaving_out
-from t5flan.data.examples import append_eos, tokenize
-from t5flan.data.file_index import FileIndex, file_index
-from t5flan.data.instructions import RATIONALE, Instruct, Item, item_of
-from t5flan.data.json_files import json_rows, parse_json
-from t5flan.data.mixing import ByExamples
-from t5flan.data.templates import Family, make_template
-from t5flan.data.text_files import hold_out, is_held_out, json_lines, match_files
+from t5flan.data.skipped import leaving_out
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.records.file_index import FileIndex, file_index
+from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_of
+from t5flan.data.records.json_files import json_rows, parse_json
+from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.data.prompting.templates import Family, make_template
+from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, match_files
 from t5flan.errors import UserError
-from t5flan.evaluation.answers import TRIGGER, extract_answer
-from t5flan.evaluation.metrics import exact_match
+from t5flan.scoring.answers import TRIGGER, extract_answer
+from t5flan.scoring.metrics import exact_match
 
 from t5flan.tasks.families import family
 
@@ -295,8 +295,8 @@ def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
 def _register_task(name: str, stem: str, files: dict[str, str], task: str | None) -> None:
     import seqio
 
-    from t5flan.data.seqio_bridge import text_features
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
+    from t5flan.data.records.sources import IndexedSource
 
     made_of = (tuple(sorted(files.items())), task)
     if name in _registered:

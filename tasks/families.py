@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from t5flan.data.templates import LAYOUTS, Family, load_templates
+from t5flan.data.prompting.templates import LAYOUTS, Family, load_templates
 from t5flan.errors import UserError
 
 TEMPLATES = Path(__file__).parent / 'templates'

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from t5flan.data.config import FileTask
-from t5flan.data.examples import append_eos, require_field, tokenize
-from t5flan.data.text_files import hold_out, is_held_out, json_lines, json_object, match_files
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.records.text_files import require_field
+from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files
 from t5flan.errors import UserError
-from t5flan.evaluation.metrics import exact_match
+from t5flan.scoring.metrics import exact_match
 
 MIXTURE = 'file_tasks'
 SUFFIXES = ('.jsonl', '.tsv', '.csv')
@@ -45,8 +46,8 @@ def register_task(task: FileTask) -> None:
     """Registers one file task; its files are found now and read when the task is used."""
     import seqio
 
-    from t5flan.data.seqio_bridge import text_features
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
+    from t5flan.data.records.sources import IndexedSource
 
     if _registered.get(task.name) == task:
         return

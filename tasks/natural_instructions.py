@@ -26,16 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.broken import leaving_out
+from t5flan.data.skipped import leaving_out
 from t5flan.data.config import NaturalInstructionsConfig
-from t5flan.data.examples import Context, Example, Result, append_eos, stable_hash, tokenize
-from t5flan.data.file_index import cache_file, keep
-from t5flan.data.instructions import INVERTED, Instruct, Item, Prompt
-from t5flan.data.json_files import JsonWalker, parse_json, read_json
-from t5flan.data.mixing import ByExamples
-from t5flan.data.text_files import is_held_out
+from t5flan.data.preprocessing.examples import Context, Example, Result
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.randomness import stable_hash
+from t5flan.data.records.file_index import cache_file, keep
+from t5flan.data.prompting.instructions import INVERTED, Instruct, Item, Prompt
+from t5flan.data.records.json_files import JsonWalker, parse_json, read_json
+from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.data.records.text_files import is_held_out
 from t5flan.errors import UserError
-from t5flan.evaluation.metrics import exact_match, squad
+from t5flan.scoring.metrics import exact_match, squad
 
 from t5flan.tasks.families import family
 
@@ -356,8 +358,8 @@ def register_task(name: str, file: TaskFile, summary: Summary, tested: bool) -> 
     """Registers one task."""
     import seqio
 
-    from t5flan.data.seqio_bridge import text_features
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
+    from t5flan.data.records.sources import IndexedSource
 
     task, path = PREFIX + name, file.path
     if task in _registered:

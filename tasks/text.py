@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.corpus_config import Control, TextFiles
-from t5flan.data.controls import control_token
-from t5flan.data.examples import Context, Example, ExampleFn, append_eos, example_fn, join_documents, stable_hash, tokenize
-from t5flan.data.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
-from t5flan.data.vocabularies import write_atomically
+from t5flan.data.preprocessing.controls import control_token
+from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, example_fn
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.preprocessing.joining import join_documents
+from t5flan.data.randomness import stable_hash
+from t5flan.data.records.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
+from t5flan.files import write_whole
 from t5flan.errors import UserError
 
 STDLIB_DOCS = 'stdlib_docs'
@@ -50,7 +53,7 @@ def without_text(example: Example, context: Context) -> Example:
 
 def objectives() -> dict[str, Sequence[ExampleFn]]:
     """Objective -> what makes examples of tokens."""
-    from t5flan.data import denoising
+    from t5flan.data.preprocessing import denoising
 
     return {
         'span_corruption': (join_documents, denoising.span_corruption, append_eos),
@@ -63,7 +66,7 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
     """Registers the tasks and mixtures of a corpus whose records hold 'text', and the scores that `controls` name."""
     import seqio
 
-    from t5flan.data.seqio_bridge import text_features
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.tasks import ul2
 
     tokens = (text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize)
@@ -86,7 +89,7 @@ def register() -> None:
     "downloaded before it is used."""
     import seqio
 
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.records.sources import IndexedSource
 
     if STDLIB_DOCS in _registered:
         return
@@ -109,7 +112,7 @@ def register_files(files: TextFiles) -> None:
     """
     import seqio
 
-    from t5flan.data.sources import IndexedSource
+    from t5flan.data.records.sources import IndexedSource
 
     if _registered.get(files.name) == files:
         return
@@ -157,7 +160,7 @@ def stdlib_documents() -> tuple[str, ...]:
         )
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))
+        write_whole(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))
     except OSError:  # a home that cannot be written: the next start reads the sources again
         pass
     return tuple(documents)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.corpus_config import Denoiser
-from t5flan.data.examples import ExampleFn
+from t5flan.data.preprocessing.examples import ExampleFn
 from t5flan.errors import UserError
 
 _TABLE = Path(__file__).parent / 'denoisers.json'
@@ -72,8 +72,8 @@ def _complete(corpus: str) -> None:
 def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
     import seqio
 
-    from t5flan.data.denoising import denoise
-    from t5flan.data.seqio_bridge import text_features
+    from t5flan.data.preprocessing.denoising import denoise
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     known = _corpora[corpus]
     name = f'{corpus}_{mixture}'

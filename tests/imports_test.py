@@ -15,7 +15,7 @@ BANNED = {'utils', 'util', 'common', 'helpers', 'helper', 'misc'}
 SETTINGS = {'config', 'corpus_config', 'checks'}
 FOUNDATIONS = {'errors', 'annotations', 'sharding', 'kernels'}
 ROOMS = FOUNDATIONS | {'models', 'data'}
-SETTINGS_MAY_IMPORT = ('t5flan.errors', 't5flan.annotations', 't5flan.data.checks.', 't5flan.data.corpus_config.')
+SETTINGS_MAY_IMPORT = ('t5flan.errors', 't5flan.config.annotations', 't5flan.data.checks.', 't5flan.data.corpus_config.')
 MAINS = {'train', 'evaluate', 'infer', 'quickstart', 'convert', 'compile', 'plan', 'report', 'rationales', 'memorization', 'cache'}
 MAY_IMPORT = {
     'errors': set(),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.data.features import make_batch
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.language_model import LanguageModel, load
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 from tests.saved_model import LENGTHS, byte_model, save_folder
 
 TEXTS = ['ab', 'a longer one', '']

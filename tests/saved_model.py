@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.models.model import Model
 from t5flan.training.checkpoints import VOCABULARY, Checkpoints, Description
 from t5flan.training.config import CheckpointConfig

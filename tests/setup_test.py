@@ -174,12 +174,13 @@ def test_a_wheel_works_from_any_folder(wheel, tmp_path):
     assert 't5_1_1_small' in run(sys.executable, '-m', 't5flan', 'train', '--help').stdout
     code = """
 import t5flan
-from t5flan import config
+from t5flan import configurables
+from t5flan.config.settings import gin_files
 from t5flan.models.config import ModelConfig
 import t5flan.tasks
 from t5flan.tasks import practice
-print(t5flan.__file__, config.GIN_ROOT, t5flan.tasks.__file__, sep='\\n')
-print(config.parse(['models/t5_1_1_small']).read(ModelConfig).emb_dim, len(config.packaged_files()))
+print(t5flan.__file__, gin_files.GIN_ROOT, t5flan.tasks.__file__, sep='\\n')
+print(configurables.parse(['models/t5_1_1_small']).read(ModelConfig).emb_dim, len(gin_files.packaged_files()))
 print(practice.make_example(practice.task_names()[0], 'train', 0)['targets'])
 """
     done = run(sys.executable, '-c', code)

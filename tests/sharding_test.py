@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from t5flan import sharding as sharding_lib
 from t5flan.errors import UserError
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from t5flan.conversion.names import Shape, all_pieces, shapes
-from t5flan.data.vocabularies import Vocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 

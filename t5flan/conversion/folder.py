@@ -15,7 +15,8 @@ from flax import traverse_util
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint, one_dtype
 from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
-from t5flan.data.vocabularies import Vocabulary, load_vocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints import Description

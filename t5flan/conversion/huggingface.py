@@ -12,7 +12,7 @@ from t5flan.conversion.checkpoint import Checkpoint, one_dtype
 from t5flan.conversion.huggingface_config import T5_FAMILY, family_of, read_json, table_of, to_fields, to_model_config
 from t5flan.conversion.huggingface_tokenizer import read_vocabulary, tokenizer_files
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_folder, strips
-from t5flan.data.vocabularies import Vocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
 SHARD_SIZE = 5 * 10**9  # bytes, as transformers cuts them

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.conversion.huggingface_config import T5_FAMILY
-from t5flan.data.tokenizer_json import TokenizerJsonVocabulary
-from t5flan.data.vocabularies import ByteVocabulary, IdsVocabulary, SentencePieceVocabulary, Vocabulary
+from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
+from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
+from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
 T5_SENTINELS = 100

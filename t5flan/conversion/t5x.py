@@ -20,7 +20,9 @@ from flax import serialization, traverse_util
 from t5flan.conversion import names, zarr_arrays
 from t5flan.conversion.checkpoint import Checkpoint, one_dtype
 from t5flan.conversion.zarr_arrays import Folder, StoredArray, one_line
-from t5flan.data.vocabularies import ByteVocabulary, IdsVocabulary, SentencePieceVocabulary, Vocabulary
+from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
+from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 

@@ -1,9 +1,9 @@
 """What a run trains on: the settings of text, tasks, vocabulary and batches. Standard library only, so that gin loads fast."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from t5flan.data.checks import as_paths, require_one_of, require_positive, require_share, require_text
+from t5flan.config.checks import as_paths, require_one_of, require_count, require_share, require_text
 from t5flan.data.corpus_config import Denoiser, TextFiles, check_denoisers
 from t5flan.errors import UserError
 
@@ -104,9 +104,9 @@ class Blend:
             if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < float('inf'):
                 raise UserError(f"Blend.shares['{part}']={share!r} of {self.name!r} must be above 0. Set it in your .gin.")
         if self.cap is not None:
-            require_positive('Blend.cap', self.cap)
+            require_count('Blend.cap', self.cap)
         for part, cap in self.caps.items():
-            require_positive(f"Blend.caps['{part}']", cap)
+            require_count(f"Blend.caps['{part}']", cap)
         if (self.cap is not None or self.caps or self.temperature != 1 or self.keep_rates) and not self.by_examples:
             raise UserError(
                 f'Blend {self.name!r} has shares, which know no cap, temperature or keep_rates. Set Blend.by_examples instead, or '
@@ -135,7 +135,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         require_text('Stage.mixture', self.mixture)
-        require_positive('Stage.begins', self.begins)
+        require_count('Stage.begins', self.begins)
         require_share('Stage.former', self.former)
         if self.former == 1:
             raise UserError(f'Stage.former=1 leaves nothing for {self.mixture!r}. Set Stage.former below 1 in your .gin.')
@@ -188,7 +188,7 @@ class InstructionConfig:
             require_text(f"InstructionConfig.chat_markers['{role}']", marker)
         for field in ('few_shot', 'options', 'rationale', 'inverted', 'negative_examples'):
             require_share(f'InstructionConfig.{field}', getattr(self, field))
-        require_positive('InstructionConfig.max_exemplars', self.max_exemplars)
+        require_count('InstructionConfig.max_exemplars', self.max_exemplars)
         for trigger in self.triggers:
             require_text('InstructionConfig.triggers', trigger)
         if self.rationale and not self.triggers:
@@ -216,7 +216,7 @@ class NaturalInstructionsConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
             for value in getattr(self, field):
                 require_text(f'NaturalInstructionsConfig.{field}', value)
-        require_positive('NaturalInstructionsConfig.cap', self.cap)
+        require_count('NaturalInstructionsConfig.cap', self.cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,15 +291,15 @@ class DataConfig:
         object.__setattr__(self, 'denoisers', {name: tuple(denoisers) for name, denoisers in self.denoisers.items()})
         for name, denoisers in self.denoisers.items():
             check_denoisers(name, denoisers)
-        require_positive('DataConfig.concatenate', self.concatenate)
+        require_count('DataConfig.concatenate', self.concatenate)
         for field in ('file_tasks', 'text_files', 'modules', 'mode_tokens', 'blends', 'stages'):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         require_text('DataConfig.mixture', self.mixture)
         require_text('DataConfig.vocabulary', self.vocabulary)
         require_text('DataConfig.split', self.split)
-        require_positive('DataConfig.batch_size', self.batch_size)
-        require_positive('DataConfig.extra_ids', self.extra_ids, allow_zero=True)
-        require_positive('DataConfig.prefetch', self.prefetch, allow_zero=True)
+        require_count('DataConfig.batch_size', self.batch_size)
+        require_count('DataConfig.extra_ids', self.extra_ids, least=0)
+        require_count('DataConfig.prefetch', self.prefetch, least=0)
         require_one_of('DataConfig.format', self.format, FORMATS)
         require_one_of('DataConfig.too_long', self.too_long, TOO_LONG)
         for feature in ('inputs', 'targets'):
@@ -311,10 +311,10 @@ class DataConfig:
                     "Set DataConfig.feature_lengths = {'inputs': N, 'targets': M} in your .gin."
                 )
         for feature, length in self.feature_lengths.items():
-            require_positive(f"DataConfig.feature_lengths['{feature}']", length)
+            require_count(f"DataConfig.feature_lengths['{feature}']", length)
         self._check_stages()
         if self.streams is not None:
-            require_positive('DataConfig.streams', self.streams)
+            require_count('DataConfig.streams', self.streams)
             if self.batch_size % self.streams:
                 raise UserError(
                     f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set '

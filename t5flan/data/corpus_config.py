@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from t5flan.data.checks import require_one_of, require_positive, require_share, require_text
+from t5flan.config.checks import require_one_of, require_count, require_share, require_text
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
@@ -72,7 +72,7 @@ class TextFiles:
         for field in ('name', 'train', 'field'):
             require_text(f'TextFiles.{field}', getattr(self, field))
         require_one_of('TextFiles.unit', self.unit, TEXT_UNITS)
-        require_positive('TextFiles.max_chars', self.max_chars)
+        require_count('TextFiles.max_chars', self.max_chars)
         if not 0.0 < self.held_out < 1.0:
             raise UserError(f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.')
 

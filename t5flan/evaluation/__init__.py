@@ -1,1 +1,1 @@
-"""Text -> numbers: answers, metrics, report."""
+"""A model and tasks in, results out."""

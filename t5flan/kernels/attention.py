@@ -2,8 +2,8 @@
 
     xla        plain einsums; the reference, and the fastest for one query or few
     chunked    in tiles (`kernels/chunked.py`); never holds [B, N, T, S]
-    flash_tpu  Pallas kernels for TPU (`kernels/flash_tpu.py`); what they do not take, 'auto' gives to chunked
-    flash_gpu  the same for NVIDIA GPUs (`kernels/flash_gpu.py`)
+    flash_tpu  Pallas kernels for TPU (`kernels/tpu/flash.py`); what they do not take, 'auto' gives to chunked
+    flash_gpu  the same for NVIDIA GPUs (`kernels/gpu/flash.py`)
 
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, R buckets.
 """
@@ -21,7 +21,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import flash_gpu, flash_tpu
+from t5flan.kernels.gpu import flash as flash_gpu
+from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.chunked import MASKED, SAVED_NAMES, Form, Operands, chunked_attention
 from t5flan.kernels.relative_bias import RelativeBias, bias_vector, relative_buckets, toeplitz
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from t5flan import annotations
+from t5flan.config import annotations
+from t5flan.config.checks import require
 from t5flan.errors import UserError, nearest
 
 
@@ -73,32 +74,32 @@ class ModelConfig:
             try:
                 object.__setattr__(self, field.name, annotations.fit(given, annotation))
             except annotations.Mismatch:
-                _require(False, field.name, given, annotations.words(annotation))
+                require(False, f'ModelConfig.{field.name}', given, annotations.words(annotation))
         self._check_sizes()
         self._check_combinations()
 
     def _check_sizes(self) -> None:
         for name in ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_decoder_layers'):
-            _require(getattr(self, name) > 0, name, getattr(self, name), 'a number above 0')
+            require(getattr(self, name) > 0, f'ModelConfig.{name}', getattr(self, name), 'a number above 0')
         for name in ('norm_epsilon', 'rope_base', 'relative_bias_init', 'attention_soft_cap', 'logits_soft_cap'):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, 'a number above 0')
-        _require(0 <= self.dropout_rate < 1, 'dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
-        _require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'num_kv_heads', self.num_kv_heads,
+            require(value is None or value > 0, f'ModelConfig.{name}', value, 'a number above 0')
+        require(0 <= self.dropout_rate < 1, 'ModelConfig.dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
+        require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'ModelConfig.num_kv_heads', self.num_kv_heads,
                  f'a divisor of num_heads={self.num_heads}')
-        _require(self.relative_buckets >= 4 and self.relative_buckets % 4 == 0, 'relative_buckets',
+        require(self.relative_buckets >= 4 and self.relative_buckets % 4 == 0, 'ModelConfig.relative_buckets',
                  self.relative_buckets, 'a multiple of 4')
-        _require(self.relative_max_distance > self.relative_buckets // 2, 'relative_max_distance',
+        require(self.relative_max_distance > self.relative_buckets // 2, 'ModelConfig.relative_max_distance',
                  self.relative_max_distance, f'more than relative_buckets / 2 = {self.relative_buckets // 2}')
-        _require(self.position != 'rope' or self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'even, for rope')
+        require(self.position != 'rope' or self.head_dim % 2 == 0, 'ModelConfig.head_dim', self.head_dim, 'even, for rope')
 
     def _check_combinations(self) -> None:
         encoder_decoder = self.architecture == 'encoder_decoder'
-        _require(self.num_encoder_layers > 0 if encoder_decoder else self.num_encoder_layers == 0, 'num_encoder_layers',
+        require(self.num_encoder_layers > 0 if encoder_decoder else self.num_encoder_layers == 0, 'ModelConfig.num_encoder_layers',
                  self.num_encoder_layers, 'above 0' if encoder_decoder else '0 for a decoder_only model')
-        _require(not (encoder_decoder and self.parallel_block), 'parallel_block', True,
+        require(not (encoder_decoder and self.parallel_block), 'ModelConfig.parallel_block', True,
                  'False for an encoder_decoder model: its decoder has a third sub-layer')
-        _require(len(self.mlp_activations) > 0, 'mlp_activations', self.mlp_activations, 'at least one')
+        require(len(self.mlp_activations) > 0, 'ModelConfig.mlp_activations', self.mlp_activations, 'at least one')
 
     @property
     def kv_heads(self) -> int:
@@ -130,9 +131,3 @@ class ModelConfig:
             if annotations.is_required(field) and name not in fields:
                 raise UserError(f'ModelConfig.{name} is missing. Set it, or include a file of gin/models.')
         return cls(**fields)
-
-
-def _require(holds: bool, name: str, given: Any, expected: str) -> None:
-    if not holds:
-        raise UserError(f'ModelConfig.{name}={given!r}; expected {expected}. Set ModelConfig.{name}.')
-

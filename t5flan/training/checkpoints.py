@@ -18,7 +18,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan.errors import UserError
+from t5flan.files import write_json
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
@@ -54,15 +54,7 @@ class Description:
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes t5flan.json whole or not at all."""
         fields = dataclasses.asdict(self) | {'model': self.model.to_dict()}
-        write_atomically(epath.Path(folder) / DESCRIPTION, json.dumps(fields, indent=2) + '\n')
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes beside `path` and renames, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f'{path.name}.{os.getpid()}.tmp'
-    beside.write_text(text)
-    beside.replace(path)
+        write_json(epath.Path(folder) / DESCRIPTION, fields, indent=2)
 
 
 def read_description(folder: str | os.PathLike[str]) -> Description:

@@ -5,39 +5,11 @@ be right is a `UserError` at construction, before anything heavy is loaded.
 """
 
 import dataclasses
-import math
-import re
-from typing import Optional
 
-from t5flan.errors import UserError
+from t5flan.config.checks import is_count, is_number, require, require_patterns
 
 OPTIMIZERS = ('adafactor', 'adamw')
 SCHEDULES = ('constant', 'rsqrt', 'linear', 'cosine')
-MESH_AXES = ('data', 'fsdp', 'context', 'tensor')
-
-
-def _require(holds: bool, setting: str, given: object, expected: str) -> None:
-    if not holds:
-        raise UserError(f'{setting} = {given!r}, expected {expected}. Set {setting} in your .gin.')
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _require_patterns(setting: str, patterns: object) -> None:
-    _require(isinstance(patterns, (tuple, list)) and all(isinstance(p, str) for p in patterns), setting, patterns,
-             "a list of regular expressions on parameter paths, as ['encoder/.*']")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f'{setting} holds {pattern!r}, which is not a regular expression: {error}. '
-                            f'Set {setting} in your .gin.') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +46,18 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     schedule: str = 'constant'
     warmup_steps: int = 0
-    decay_steps: Optional[int] = None
+    decay_steps: int | None = None
     final_ratio: float = 0.0
-    clip_by_global_norm: Optional[float] = None
+    clip_by_global_norm: float | None = None
     weight_decay: float = 0.0
     weight_decay_lr_exponent: float = 1.0
     no_weight_decay: tuple[str, ...] = ()
-    b1: Optional[float] = None
+    b1: float | None = None
     b2: float = 0.999
     epsilon: float = 1e-8
     decay_rate: float = 0.8
     step_offset: int = 0
-    clipping_threshold: Optional[float] = 1.0
+    clipping_threshold: float | None = 1.0
     multiply_by_parameter_scale: bool = True
     factored: bool = True
     min_dim_to_factor: int = 128
@@ -94,34 +66,34 @@ class OptimizerConfig:
 
     def __post_init__(self):
         name = 'OptimizerConfig'
-        _require(self.name in OPTIMIZERS, f'{name}.name', self.name, f'one of {", ".join(OPTIMIZERS)}')
-        _require(self.schedule in SCHEDULES, f'{name}.schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
-        _require(_is_number(self.learning_rate) and self.learning_rate >= 0, f'{name}.learning_rate', self.learning_rate,
+        require(self.name in OPTIMIZERS, f'{name}.name', self.name, f'one of {", ".join(OPTIMIZERS)}')
+        require(self.schedule in SCHEDULES, f'{name}.schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
+        require(is_number(self.learning_rate) and self.learning_rate >= 0, f'{name}.learning_rate', self.learning_rate,
                  'a number of 0 or more')
-        _require(_is_count(self.warmup_steps, 0), f'{name}.warmup_steps', self.warmup_steps, 'a count of 0 or more')
-        _require(self.decay_steps is None or _is_count(self.decay_steps, 1), f'{name}.decay_steps', self.decay_steps,
+        require(is_count(self.warmup_steps, 0), f'{name}.warmup_steps', self.warmup_steps, 'a count of 0 or more')
+        require(self.decay_steps is None or is_count(self.decay_steps, 1), f'{name}.decay_steps', self.decay_steps,
                  'a count of 1 or more, or None')
-        _require(_is_number(self.final_ratio) and 0 <= self.final_ratio <= 1, f'{name}.final_ratio', self.final_ratio,
+        require(is_number(self.final_ratio) and 0 <= self.final_ratio <= 1, f'{name}.final_ratio', self.final_ratio,
                  'a number from 0 to 1')
         for field in ('clip_by_global_norm', 'clipping_threshold'):
             value = getattr(self, field)
-            _require(value is None or (_is_number(value) and value > 0), f'{name}.{field}', value,
+            require(value is None or (is_number(value) and value > 0), f'{name}.{field}', value,
                      'a number above 0, or None')
         for field in ('weight_decay', 'weight_decay_lr_exponent', 'decay_rate'):
             value = getattr(self, field)
-            _require(_is_number(value) and value >= 0, f'{name}.{field}', value, 'a number of 0 or more')
-        _require(_is_number(self.epsilon) and self.epsilon > 0, f'{name}.epsilon', self.epsilon, 'a number above 0')
-        _require(self.b1 is None or (_is_number(self.b1) and 0 <= self.b1 < 1), f'{name}.b1', self.b1,
+            require(is_number(value) and value >= 0, f'{name}.{field}', value, 'a number of 0 or more')
+        require(is_number(self.epsilon) and self.epsilon > 0, f'{name}.epsilon', self.epsilon, 'a number above 0')
+        require(self.b1 is None or (is_number(self.b1) and 0 <= self.b1 < 1), f'{name}.b1', self.b1,
                  'a number from 0 to below 1, or None')
-        _require(_is_number(self.b2) and 0 <= self.b2 < 1, f'{name}.b2', self.b2, 'a number from 0 to below 1')
-        _require(_is_count(self.step_offset, 0), f'{name}.step_offset', self.step_offset, 'a count of 0 or more')
-        _require(_is_count(self.min_dim_to_factor, 1), f'{name}.min_dim_to_factor', self.min_dim_to_factor,
+        require(is_number(self.b2) and 0 <= self.b2 < 1, f'{name}.b2', self.b2, 'a number from 0 to below 1')
+        require(is_count(self.step_offset, 0), f'{name}.step_offset', self.step_offset, 'a count of 0 or more')
+        require(is_count(self.min_dim_to_factor, 1), f'{name}.min_dim_to_factor', self.min_dim_to_factor,
                  'a count of 1 or more')
-        _require(_is_count(self.microbatches, 1), f'{name}.microbatches', self.microbatches, 'a count of 1 or more')
+        require(is_count(self.microbatches, 1), f'{name}.microbatches', self.microbatches, 'a count of 1 or more')
         for field in ('multiply_by_parameter_scale', 'factored'):
-            _require(isinstance(getattr(self, field), bool), f'{name}.{field}', getattr(self, field), 'True or False')
+            require(isinstance(getattr(self, field), bool), f'{name}.{field}', getattr(self, field), 'True or False')
         for field in ('freeze', 'no_weight_decay'):
-            _require_patterns(f'{name}.{field}', getattr(self, field))
+            require_patterns(f'{name}.{field}', getattr(self, field))
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
 
@@ -140,52 +112,17 @@ class LossConfig:
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     normalize: bool = True
-    chunk_tokens: Optional[int] = None
+    chunk_tokens: int | None = None
 
     def __post_init__(self):
-        _require(_is_number(self.z_loss) and self.z_loss >= 0, 'LossConfig.z_loss', self.z_loss, 'a number of 0 or more')
-        _require(_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1, 'LossConfig.label_smoothing',
+        require(is_number(self.z_loss) and self.z_loss >= 0, 'LossConfig.z_loss', self.z_loss, 'a number of 0 or more')
+        require(is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1, 'LossConfig.label_smoothing',
                  self.label_smoothing, 'a number from 0 to below 1')
-        _require(isinstance(self.normalize, bool), 'LossConfig.normalize', self.normalize, 'True or False')
-        _require(self.chunk_tokens is None or _is_count(self.chunk_tokens, 1), 'LossConfig.chunk_tokens',
+        require(isinstance(self.normalize, bool), 'LossConfig.normalize', self.normalize, 'True or False')
+        require(self.chunk_tokens is None or is_count(self.chunk_tokens, 1), 'LossConfig.chunk_tokens',
                  self.chunk_tokens, 'a count of 1 or more, or None')
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How the devices are laid out: a mesh `data` x `fsdp` x `context` x `tensor`.
-
-    Attributes:
-      data: copies of the model, each with its share of the batch; -1 = all devices that the other axes leave.
-      fsdp: devices over which parameters and optimizer state (and the batch) are divided.
-      tensor: devices over which heads, MLP and vocabulary are divided.
-      context: devices over which every row is divided along its length, for rows that are too long for one device; divides
-        the lengths of `DataConfig.feature_lengths` (and their sum, of a decoder-only model).
-      rules: pairs (logical axis, mesh axis or axes or None) that go before `sharding.py`'s own table.
-      peak_tflops: a device's peak dense TFLOP/s, for utilisation on a chip that `metrics.py` does not list (a CPU).
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
-    rules: tuple = ()
-    peak_tflops: Optional[float] = None
-
-    def __post_init__(self):
-        for axis in MESH_AXES:
-            size = getattr(self, axis)
-            _require(_is_count(size, 1) or size == -1, f'MeshConfig.{axis}', size,
-                     'a count of devices, or -1 for all that the other axes leave')
-        _require(sum(getattr(self, axis) == -1 for axis in MESH_AXES) <= 1, 'MeshConfig.data',
-                 tuple(getattr(self, axis) for axis in MESH_AXES), f'at most one of {", ".join(MESH_AXES)} to be -1')
-        _require(isinstance(self.rules, (tuple, list)) and all(
-            isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) for rule in self.rules),
-                 'MeshConfig.rules', self.rules, "pairs of a logical axis and a mesh axis, as [('embed', 'fsdp')]")
-        object.__setattr__(self, 'rules', tuple(
-            (name, tuple(axis) if isinstance(axis, list) else axis) for name, axis in self.rules))
-        _require(self.peak_tflops is None or (_is_number(self.peak_tflops) and self.peak_tflops > 0),
-                 'MeshConfig.peak_tflops', self.peak_tflops, 'a number above 0, or None')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,20 +141,20 @@ class CheckpointConfig:
 
     every: int = 1000
     keep: int = 3
-    best_metric: Optional[str] = None
+    best_metric: str | None = None
     best_mode: str = 'min'
-    initialize_from: Optional[str] = None
+    initialize_from: str | None = None
     initialize: str = 'parameters'
 
     def __post_init__(self):
-        _require(_is_count(self.every, 1), 'CheckpointConfig.every', self.every, 'a count of 1 or more')
-        _require(_is_count(self.keep, 1), 'CheckpointConfig.keep', self.keep, 'a count of 1 or more')
-        _require(self.best_mode in ('min', 'max'), 'CheckpointConfig.best_mode', self.best_mode, "'min' or 'max'")
-        _require(self.initialize in ('parameters', 'all'), 'CheckpointConfig.initialize', self.initialize,
+        require(is_count(self.every, 1), 'CheckpointConfig.every', self.every, 'a count of 1 or more')
+        require(is_count(self.keep, 1), 'CheckpointConfig.keep', self.keep, 'a count of 1 or more')
+        require(self.best_mode in ('min', 'max'), 'CheckpointConfig.best_mode', self.best_mode, "'min' or 'max'")
+        require(self.initialize in ('parameters', 'all'), 'CheckpointConfig.initialize', self.initialize,
                  "'parameters' or 'all'")
         for field in ('best_metric', 'initialize_from'):
             value = getattr(self, field)
-            _require(value is None or (isinstance(value, str) and value != ''), f'CheckpointConfig.{field}', value,
+            require(value is None or (isinstance(value, str) and value != ''), f'CheckpointConfig.{field}', value,
                      'a name, or None')
 
 
@@ -239,9 +176,9 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _require(_is_count(self.every, 0), 'EvaluationConfig.every', self.every, 'a count of 0 or more')
-        _require(_is_count(self.batches, 1), 'EvaluationConfig.batches', self.batches, 'a count of 1 or more')
-        _require(isinstance(self.split, str) and self.split != '', 'EvaluationConfig.split', self.split,
+        require(is_count(self.every, 0), 'EvaluationConfig.every', self.every, 'a count of 0 or more')
+        require(is_count(self.batches, 1), 'EvaluationConfig.batches', self.batches, 'a count of 1 or more')
+        require(isinstance(self.split, str) and self.split != '', 'EvaluationConfig.split', self.split,
                  'the name of a split')
         object.__setattr__(self, 'tasks', tuple(self.tasks))
 
@@ -263,7 +200,7 @@ class RunConfig:
     multi_host: bool = False
 
     def __post_init__(self):
-        _require(_is_count(self.steps, 1), 'RunConfig.steps', self.steps, 'a count of 1 or more')
-        _require(_is_count(self.seed, 0), 'RunConfig.seed', self.seed, 'a count of 0 or more')
-        _require(_is_count(self.log_every, 1), 'RunConfig.log_every', self.log_every, 'a count of 1 or more')
-        _require(isinstance(self.multi_host, bool), 'RunConfig.multi_host', self.multi_host, 'True or False')
+        require(is_count(self.steps, 1), 'RunConfig.steps', self.steps, 'a count of 1 or more')
+        require(is_count(self.seed, 0), 'RunConfig.seed', self.seed, 'a count of 0 or more')
+        require(is_count(self.log_every, 1), 'RunConfig.log_every', self.log_every, 'a count of 1 or more')
+        require(isinstance(self.multi_host, bool), 'RunConfig.multi_host', self.multi_host, 'True or False')

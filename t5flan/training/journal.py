@@ -13,6 +13,8 @@ from typing import TextIO
 
 from etils import epath
 
+from t5flan.files import write_whole
+
 METRICS = 'metrics.jsonl'
 
 
@@ -44,7 +46,7 @@ class Journal:
         workdir = epath.Path(workdir)
         kept = [row for row in read_metrics(workdir) if row['step'] <= first_step]
         path = workdir / METRICS
-        path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+        write_whole(path, ''.join(json.dumps(row) + '\n' for row in kept))
         self._file = path.open('a')
         self._tensorboard = _TensorBoard(workdir / 'tensorboard', first_step)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5flan import convert
+from t5flan.conversion import convert
 from t5flan.conversion import huggingface, names
 from t5flan.conversion.safetensors_files import FolderWriter, read_folder
 from t5flan.errors import UserError

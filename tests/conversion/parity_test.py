@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan import convert
+from t5flan.conversion import convert
 from t5flan.conversion import names
 from t5flan.conversion.huggingface_config import table_of
 from t5flan.language_model import LanguageModel

@@ -11,9 +11,9 @@ import tensorstore as ts
 from flax import serialization
 from flax.traverse_util import unflatten_dict
 
-from t5flan import convert
+from t5flan.conversion import convert
 from t5flan.conversion import names, t5x
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from tests.vocabulary import small_vocabulary_model

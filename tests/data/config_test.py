@@ -15,7 +15,7 @@ GIVEN = dict(mixture='m', batch_size=24, feature_lengths={'inputs': 8, 'targets'
     ({'feature_lengths': {'inputs': 8}}, "no length for 'targets'"),
     ({'feature_lengths': {'targets': 8}}, "no length for 'inputs'"),
     ({'feature_lengths': {'inputs': 8, 'targets': 0}}, r"DataConfig.feature_lengths\['targets'\]=0"),
-    ({'format': 'decoder'}, "DataConfig.format='decoder' is none of encoder_decoder, prefix_lm, causal_lm"),
+    ({'format': 'decoder'}, "DataConfig.format='decoder', expected one of encoder_decoder, prefix_lm, causal_lm"),
     ({'too_long': 'cut'}, "DataConfig.too_long='cut'"),
     ({'streams': 5}, 'DataConfig.streams=5 does not divide DataConfig.batch_size=24'),
     ({'prefetch': -1}, 'DataConfig.prefetch=-1'),
@@ -37,7 +37,7 @@ def test_wrong_files(make):
 
 
 @pytest.mark.parametrize('wrong,setting', [
-    ({'few_shot': 1.5}, 'InstructionConfig.few_shot=1.5 must be a share'),
+    ({'few_shot': 1.5}, 'InstructionConfig.few_shot=1.5, expected a number from 0 to 1'),
     ({'inverted': True}, 'InstructionConfig.inverted=True'),
     ({'max_exemplars': 0}, 'InstructionConfig.max_exemplars=0'),
     ({'triggers': ('Why?', '')}, "InstructionConfig.triggers=''"),
@@ -73,7 +73,7 @@ def test_a_plain_language_model_needs_targets_alone():
     ({'shares': {'a': 1}, 'by_examples': ('b',)}, "Blend 'x' has both shares and by_examples"),
     ({}, "Blend 'x' has neither shares nor by_examples"),
     ({'shares': {'a': 0}}, r"Blend.shares\['a'\]=0 of 'x' must be above 0"),
-    ({'by_examples': ('a',), 'cap': 0}, 'Blend.cap=0 must be a whole number, 1 or more'),
+    ({'by_examples': ('a',), 'cap': 0}, 'Blend.cap=0, expected an integer of 1 or more'),
     ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Blend.caps\['a'\]=0"),
     ({'shares': {'a': 1}, 'cap': 5}, 'has shares, which know no cap'),
     ({'by_examples': ('a',), 'temperature': 0}, 'Blend.temperature=0'),

@@ -12,7 +12,7 @@ from t5flan.decoding import generate as generate_lib
 from t5flan.decoding.generate import first_largest, generate
 from t5flan.decoding.sampling import Sampling
 from t5flan.errors import UserError
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_model
 
 CASES = [('t5_1_1', False), ('relative', False), ('relative', True), ('palm', False)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients, reference
 
 QUICK = {'xla_backend_optimization_level': 0}  # interpreted programs are compiled for longer than they run

@@ -11,9 +11,9 @@ import pytest
 from t5flan import sharding
 from t5flan.errors import UserError
 from t5flan.kernels import attention
-from t5flan.kernels.attention import RelativeBias, attend, relative_buckets
+from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 from tests.kernels.attention_reference import (
     allowed_by_loop, assert_near, compile_with_gradients, output_and_gradients, reference)
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5flan.config import parse
+from t5flan.config.settings import parse
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters, parameter_count
 from t5flan.sharding import create_sharding, tree_shardings, use
-from t5flan.training.config import MeshConfig
+from t5flan.mesh import MeshConfig
 from tests.models.small_models import random_batch, small_config, small_model
 
 FILES = sorted((Path(__file__).resolve().parents[2] / 'gin' / 'models').glob('*.gin'))

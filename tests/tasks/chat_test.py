@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data.broken import left_out
+from t5flan.data.skipped import left_out
 from t5flan.data.config import DataConfig
-from t5flan.data.conversations import converse
-from t5flan.data.examples import Context
-from t5flan.data.pipeline import TrainPipeline
-from t5flan.data.vocabularies import ByteVocabulary, load_vocabulary
+from t5flan.data.prompting.conversations import converse
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.batches.pipeline import TrainPipeline
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import chat
 
@@ -51,7 +52,7 @@ def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
 
 def test_seqio_reads_the_task_too(tmp_path):
     chat.register([write(tmp_path / 'chat_seqio.json', rows(5))])
-    from t5flan.data.seqio_bridge import vocabulary_chosen
+    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 
     with vocabulary_chosen(VOCABULARY):
         dataset = seqio.get_mixture_or_task('chat_chat_seqio').get_dataset({'inputs': 64, 'targets': 64}, 'train', shuffle=False)
@@ -87,7 +88,7 @@ def test_names_and_paths_that_cannot_be(tmp_path):
 
 
 def test_broken_rows_are_left_out_where_the_user_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr('t5flan.data.file_index.SMALLEST', 0)
+    monkeypatch.setattr('t5flan.data.records.file_index.SMALLEST', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     path = write(tmp_path / 'chat_broken.json', [*rows(6), {'text': 'x'}, *rows(6, 6)])
     for _ in range(2):  # walked, then from the index that was kept

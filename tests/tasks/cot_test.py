@@ -7,10 +7,10 @@ import pytest
 import seqio
 
 from t5flan.data.config import DataConfig, InstructionConfig
-from t5flan.data.examples import Context
-from t5flan.data.mixing import tasks_and_rates
-from t5flan.data.pipeline import TrainPipeline, eval_examples
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.mixtures.mixing import tasks_and_rates
+from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import cot
 
@@ -114,7 +114,7 @@ def test_prompts_in_another_language_stay_as_they_are(tmp_path):
 
 
 def test_a_large_file_is_walked_once(tmp_path, monkeypatch):
-    monkeypatch.setattr('t5flan.data.file_index.SMALLEST', 0)
+    monkeypatch.setattr('t5flan.data.records.file_index.SMALLEST', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     path = write(tmp_path / 'large.json', rows(9) + rows(5, task='other') + rows(3))
     first = cot.index_of(path)
@@ -126,7 +126,7 @@ def test_a_large_file_is_walked_once(tmp_path, monkeypatch):
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.seqio_bridge import vocabulary_chosen
+    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 
     cot.register([write(tmp_path / 'cog.tsv', lines(9))])
     with vocabulary_chosen(VOCABULARY):

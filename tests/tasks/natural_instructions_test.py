@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data.broken import left_out
+from t5flan.data.skipped import left_out
 from t5flan.data.config import DataConfig, InstructionConfig, NaturalInstructionsConfig
-from t5flan.data.examples import Context
-from t5flan.data.mixing import tasks_and_rates
-from t5flan.data.pipeline import TrainPipeline, eval_examples
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.mixtures.mixing import tasks_and_rates
+from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
 
@@ -123,7 +123,7 @@ def test_any_output_is_right_and_the_pipeline_reads_it(tmp_path):
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.seqio_bridge import vocabulary_chosen
+    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 
     ni.register(folder_of(tmp_path, task10_a=content('ten')))
     with vocabulary_chosen(VOCABULARY):

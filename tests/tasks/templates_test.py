@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from t5flan.data.templates import LAYOUTS, load_templates
+from t5flan.data.prompting.templates import LAYOUTS, load_templates
 from t5flan.tasks.families import TEMPLATES, families, family
 
 ISSUE = """

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data import denoising
+from t5flan.data.preprocessing import denoising
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.pipeline import TrainPipeline, eval_batches, eval_examples
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, text
 from tests.tasks.tfds_loader import Loader

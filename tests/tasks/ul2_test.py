@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan import config as gin_config
-from t5flan.data import denoising
+from t5flan import configurables
+from t5flan.data.preprocessing import denoising
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
-from t5flan.data.describe import describe_mixture
-from t5flan.data.mixing import find_mixture, tasks_and_rates
-from t5flan.data.pipeline import TrainPipeline, eval_examples
-from t5flan.data.seqio_bridge import vocabulary_chosen
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.reporting.mixture_report import describe_mixture
+from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
+from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, ul2
 from tests.tasks.tfds_loader import Loader
@@ -160,7 +160,7 @@ def test_a_corpus_of_empty_documents_is_one_line(tmp_path):
 
 
 def test_the_run_file_holds_the_same_denoisers():
-    settings = gin_config.parse(['runs/ul2.gin'], ['MIXTURE=stdlib_docs_ul2', 'VOCABULARY=bytes'])
+    settings = configurables.parse(['runs/ul2.gin'], ['MIXTURE=stdlib_docs_ul2', 'VOCABULARY=bytes'])
     data = settings.read(DataConfig)
     assert {name: data.denoisers[name] for name in ul2.denoisers()} == ul2.denoisers()
     assert {name: [one.kind for one in data.denoisers[name]] for name in ('t5', 'prefix', 'causal')} == {

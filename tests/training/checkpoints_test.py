@@ -14,7 +14,8 @@ from t5flan import sharding as sharding_lib
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints as checkpoints_lib
-from t5flan.training.config import CheckpointConfig, MeshConfig
+from t5flan.training.config import CheckpointConfig
+from t5flan.mesh import MeshConfig
 from t5flan.training.state import TrainState
 
 MODEL = ModelConfig(architecture='decoder_only', vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16,

@@ -3,7 +3,8 @@
 import pytest
 
 from t5flan.errors import UserError
-from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, MeshConfig, OptimizerConfig, RunConfig
+from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.mesh import MeshConfig
 
 
 @pytest.mark.parametrize('make, setting', [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from t5flan import sharding
-from t5flan.training.config import LossConfig, MeshConfig
+from t5flan.training.config import LossConfig
+from t5flan.mesh import MeshConfig
 from t5flan.training.losses import cross_entropy, smoothed_targets
 
 B, T, D, V = 4, 7, 8, 50

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from t5flan.data.config import InstructionConfig
-from t5flan.data.conversations import converse
-from t5flan.data.examples import Context
-from t5flan.data.features import LOSS_WEIGHTS, make_batch, row_capacity, row_cost
-from t5flan.data.packing import Packer
-from t5flan.data.vocabularies import ByteVocabulary
+from t5flan.data.prompting.conversations import converse
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS, row_capacity, row_cost
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.batches.packing import Packer
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.training.config import LossConfig
 from t5flan.training.step import loss_sums
 from tests.models.small_models import small_model

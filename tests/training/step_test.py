@@ -15,7 +15,8 @@ from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters
-from t5flan.training.config import LossConfig, MeshConfig, OptimizerConfig
+from t5flan.training.config import LossConfig, OptimizerConfig
+from t5flan.mesh import MeshConfig
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import loss_weights, make_eval_step, make_train_step

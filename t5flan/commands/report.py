@@ -1,0 +1,24 @@
+"""`t5flan report`: writes the page of a run."""
+
+import argparse
+
+from t5flan.commands.arguments import Command, Flag
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the page of a run."""
+    from t5flan.reporting.run_report import report
+
+    report(arguments.workdir, arguments.output)
+
+
+COMMAND = Command(
+    'report',
+    'writes one self-contained HTML page of a run: curves, tables, sample predictions',
+    run,
+    example='t5flan report runs/mine',
+    flags=(
+        Flag('workdir', 'of a `t5flan train` run', 'WORKDIR', required=True),
+        Flag('--output', 'the page; WORKDIR/report.html', 'FILE'),
+    ),
+)

@@ -1,0 +1,237 @@
+"""`t5flan cache`: a task's records prepared offline by SeqIO's Beam pipeline, on this machine or on a cluster.
+
+    cache(data, 'c4_ul2', '/data/cache')
+
+Each shard of the source is read, goes through the preprocessors before the task's `seqio.CacheDatasetPlaceholder` (tokenization) and
+is written as one file, in the source's order, by whichever worker has it: the cache is the same on any runner. A shard that is
+there is not made again, so that a stopped command goes on. See t5flan/data/mixtures/cache.py for the folder and for reading it.
+"""
+
+import functools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+from etils import epath
+
+from t5flan.data.mixtures.cache import INFO, VERSION, cache_step, made_with, read_info, shard_name
+from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
+from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.errors import UserError
+from t5flan.files import open_whole, write_json
+
+Prepare = Callable[[DataConfig], None]
+Info = dict[str, Any]
+_set_up_for: list[str] = []  # the settings that this process, a worker, was set up for
+
+
+def cache(data: DataConfig, name: str, output: str, *, prepare: Prepare, splits: Sequence[str] = (), overwrite: bool = False,
+          pipeline_options: Sequence[str] = ()) -> dict[str, Info]:
+    """Caches a task, or every task of a mixture; tasks that begin alike (the denoisers of a corpus) share their records.
+
+    Args:
+        data: vocabulary, text files and modules of the run that will read the cache.
+        output: the folder; local, or a bucket if the runner's workers write there.
+        prepare: registers the tasks of `data`; called in every worker.
+        splits: which; all that a task has.
+        overwrite: makes tasks again that are there.
+        pipeline_options: Beam's, as '--runner=DataflowRunner'.
+
+    Returns:
+        {task: its info.json}
+
+    Raises:
+        UserError: apache-beam is not installed, a task cannot be cached, or has no such split.
+    """
+    beam_utils = import_beam()
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
+    choose_vocabulary(vocabulary)
+    found = find_mixture(name, 'NAME')
+    tasks = getattr(found, 'tasks', None) or [found]
+    made: dict[str, Info] = {}
+    for first, *others in _alike(tasks):
+        _check(first, splits)
+        folder = epath.Path(output) / first.name
+        if overwrite and folder.exists():
+            folder.rmtree()
+        known = read_info(output, first.name)
+        wanted, now = set(splits or first.splits), made_with(first, vocabulary)
+        if known:
+            _check_same(known[1], now, first.name, output)
+        if known and wanted <= set(known[1]['splits']):
+            made[first.name] = known[1]
+        else:
+            wanted |= set(known[1]['splits']) if known else set()
+            set_up = functools.partial(_set_up, data, prepare)
+            shards = _run(beam_utils, first, sorted(wanted), folder, now, set_up, pipeline_options)
+            made[first.name] = finish(folder, shards, now)
+        for other in others:
+            write_json(epath.Path(output) / other.name / INFO, {'version': VERSION, 'same_as': first.name})
+            made[other.name] = made[first.name]
+    return made
+
+
+def import_beam() -> Any:
+    """SeqIO's pipeline.
+
+    Raises:
+        UserError: Beam is not installed.
+    """
+    try:
+        from seqio import beam_utils
+    except ImportError as error:
+        raise UserError(f"`t5flan cache` needs apache-beam, which is not installed ({error}). Run pip install 't5flan[beam]'.") from None
+    return beam_utils
+
+
+def _alike(tasks: Iterable[seqio.Task]) -> list[list[seqio.Task]]:
+    """Tasks in groups of one source and the same preprocessors before the cache."""
+    groups: dict[tuple, list[seqio.Task]] = {}
+    for task in sorted(tasks, key=lambda task: task.name):
+        begin = tuple(map(repr, task.preprocessors[: cache_step(task) or 0]))
+        groups.setdefault((id(task.source), begin), []).append(task)
+    return list(groups.values())
+
+
+def _check(task: seqio.Task, splits: Sequence[str]) -> None:
+    if cache_step(task) is None:
+        raise UserError(f'task {task.name} cannot be cached: nothing of it is the same in every epoch (it has no '
+                        'seqio.CacheDatasetPlaceholder among its preprocessors). Name a task of raw text, or one of your own that has.')
+    if absent := sorted(set(splits) - set(task.splits)):
+        raise UserError(f'task {task.name} has no split {absent[0]!r}; it has {", ".join(task.splits)}. Set --splits.')
+
+
+def _check_same(info: Info, now: Mapping[str, Any], task: str, output: str) -> None:
+    if info['made_with'] != now:
+        raise UserError(f'{output} holds {task} made with {info["made_with"]}, the settings say {now}. Set another --output, or '
+                        '--overwrite.')
+
+
+def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath.Path, made: Mapping[str, Any],
+         set_up: Callable[[], None], pipeline_options: Sequence[str]) -> dict[str, int]:
+    """Writes all shards of a task: {split: how many}."""
+    import apache_beam as beam
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
+    except ValueError as error:  # no such runner, or one that wants other options
+        raise UserError(f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}') from None
+    shards: dict[str, int] = {}
+    with pipeline:
+        for split in splits:
+            source = beam_utils.PreprocessTask(task, split, setup_fn=set_up)
+            shards[split] = len(source.shards)
+            write = functools.partial(write_shard, source._emit_examples, str(folder), split, shards[split], made)
+            shape = f'{split} of {task.name}'
+            _ = (pipeline | f'shards: {shape}' >> beam.Create(source.shards) | f'spread: {shape}' >> beam.Reshuffle()
+                 | f'write: {shape}' >> beam.Map(write))
+    return shards
+
+
+def finish(folder: epath.Path, shards: Mapping[str, int], made: Mapping[str, Any]) -> Info:
+    """Writes info.json of what the shards of each split counted: a cache without one is not whole.
+
+    Raises:
+        UserError: a split has no record.
+    """
+    info: Info = {'version': VERSION, 'made_with': dict(made), 'splits': {}, 'features': {}}
+    for split, count in shards.items():
+        parts = [json.loads(_counts_of(folder, split, number, count).read_text()) for number in range(count)]
+        tokens = {name: sum(part['tokens'].get(name, 0) for part in parts) for part in parts for name in part['tokens']}
+        info['splits'][split] = {'shards': count, 'examples': sum(part['examples'] for part in parts), 'tokens': tokens}
+        info['features'] |= next((part['features'] for part in parts if part['features']), {})
+        if not info['splits'][split]['examples']:
+            raise UserError(f'{folder}: the preprocessors left no record of split {split!r}. Check the source and its filters.')
+    write_json(folder / INFO, info)
+    return info
+
+
+def _set_up(data: DataConfig, prepare: Prepare) -> None:
+    """In a worker: registers the tasks and chooses the vocabulary, once."""
+    if repr(data) not in _set_up_for:
+        prepare(data)
+        choose_vocabulary(load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
+        _set_up_for[:] = [repr(data)]
+
+
+def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], folder: str, split: str, shards: int,
+                made: Mapping[str, Any], shard: tuple[int, str]) -> None:
+    """In a worker: one shard of the source as one file, whole or not at all; its counts beside it.
+
+    Args:
+        emit: (number, name) of a shard -> its records: dictionaries of tensors, arrays or plain values.
+        shard: the number and name of this one, of `shards`.
+    """
+    from array_record.python import array_record_module
+
+    name = shard_name(split, shard[0], shards)
+    counted = _counts_of(epath.Path(folder), split, shard[0], shards)
+    if counted.exists() and json.loads(counted.read_text())['made_with'] == made:
+        return
+    part = {'examples': 0, 'tokens': {}, 'features': {}, 'made_with': dict(made)}
+    with tempfile.TemporaryDirectory() as here:
+        writer = array_record_module.ArrayRecordWriter(f'{here}/{name}', 'group_size:1')  # every record by itself: random access
+        for example in emit(shard):
+            record = {key: _array(value) for key, value in example.items()}
+            numbers = {key: value.astype(np.int64) if value.dtype == bool else value for key, value in record.items()}
+            writer.write(seqio.dict_to_tfexample(numbers).SerializeToString())
+            part['examples'] += 1
+            part['features'] = part['features'] or {key: _kind(key, value) for key, value in record.items()}
+            for key, value in record.items():
+                if value.ndim == 1 and value.dtype.kind in 'iu':
+                    part['tokens'][key] = part['tokens'].get(key, 0) + len(value)
+        writer.close()
+        target = epath.Path(folder) / name
+        with open(f'{here}/{name}', 'rb') as read, open_whole(target, 'wb') as write:
+            shutil.copyfileobj(read, write, 2**24)
+    write_json(counted, part)
+
+
+def _counts_of(folder: epath.Path, split: str, number: int, shards: int) -> epath.Path:
+    return folder / 'shards' / f'{split}.{number:05}-of-{shards:05}.json'
+
+
+def _array(value: Any) -> np.ndarray:
+    value = value.numpy() if hasattr(value, 'numpy') else value
+    return np.asarray(value, object if isinstance(value, (bytes, str)) else None)
+
+
+def _kind(name: str, value: np.ndarray) -> str:
+    """How `parse_record` reads a feature.
+
+    Raises:
+        UserError: a tf.train.Example cannot hold it.
+    """
+    if value.ndim > 1:
+        raise UserError(f'feature {name!r} has the shape {value.shape}: a cached record holds numbers, text and rows of them. Leave it '
+                        'out before the CacheDatasetPlaceholder.')
+    return ('str' if value.dtype.kind in 'OSU' else str(value.dtype)) + '[]' * value.ndim
+
+
+def main(data: DataConfig, name: str, output: str, json_file: str | None = None, **options: Any) -> None:
+    """Caches, and prints what is there then."""
+    from rich.console import Console
+    from rich.table import Table
+
+    started = time.monotonic()
+    made = cache(data, name, output, **options)
+    table = Table(title=f'{output}, {time.monotonic() - started:.1f} s', title_justify='left')
+    for column in ('task', 'split', 'shards', 'records', 'tokens'):
+        table.add_column(column, justify='left' if column in ('task', 'split') else 'right')
+    for task, info in made.items():
+        shared = next(name for name, other in made.items() if other is info)
+        for split, one in info['splits'].items() if shared == task else ():
+            table.add_row(task, split, str(one['shards']), f'{one["examples"]:,}', f'{sum(one["tokens"].values()):,}')
+        if shared != task:
+            table.add_row(task, f'as {shared}', '', '', '')
+    Console(width=120).print(table)
+    if json_file is not None:
+        write_json(json_file, made)

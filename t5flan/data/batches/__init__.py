@@ -1,0 +1,1 @@
+"""Examples to batches: packing, feature converters, the pipeline."""

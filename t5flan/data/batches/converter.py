@@ -1,0 +1,133 @@
+"""Feature converters: examples of 'inputs' and 'targets' -> the arrays the models read (T5X's names).
+
+An encoder-decoder, worked: two examples packed into one row, feature lengths {'inputs': 7, 'targets': 6}
+
+    inputs [7, 8, 1] and [5, 1], targets [3, 9, 1] and [4, 1]
+
+    encoder_input_tokens    7 8 1 5 1 0 0     decoder_target_tokens   3 9 1 4 1 0
+    encoder_segment_ids     1 1 1 2 2 0 0     decoder_input_tokens    0 3 9 0 4 0
+    encoder_positions       0 1 2 0 1 0 0     decoder_loss_weights    1 1 1 1 1 0
+                                              decoder_segment_ids     1 1 1 2 2 0
+                                              decoder_positions       0 1 2 0 1 0
+
+A prefix LM, worked: inputs [9, 4, 1], targets [3, 1] in a row of 7 (as SeqIO's PrefixLMFeatureConverter)
+
+    decoder_target_tokens     9 4 1 3 1 0 0
+    decoder_input_tokens      0 9 4 1 3 0 0
+    decoder_loss_weights      0 0 0 1 1 0 0     the loss is on the targets
+    decoder_causal_attention  1 1 1 1 0 0 0     the start token and the inputs see each other
+    decoder_segment_ids       1 1 1 1 1 0 0
+    decoder_positions         0 1 2 3 4 0 0
+
+A causal LM is the same without decoder_causal_attention; its examples may have no inputs.
+
+An example may say which of its targets carry loss: 'targets_loss_weights', float32 [T], one number a target (a conversation,
+where the user's turns carry none). Without it every target does.
+
+    targets [3, 1, 6, 1, 4, 1]   targets_loss_weights [1, 1, 0, 0, 1, 1]   decoder_loss_weights 1 1 0 0 1 1
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from t5flan.data.preprocessing.examples import Example
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS, NO_TOKENS, row_capacity
+
+Batch = dict[str, np.ndarray]
+
+
+
+
+
+
+
+
+
+
+
+
+def make_batch(
+    format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[Example]], packed: bool, start_id: int = 0
+) -> Batch:
+    """The model features of rows of examples. int32 [B, S] and [B, T]; decoder_loss_weights float32.
+
+    Args:
+        rows: the examples of each row, in order; a row without examples is padding, with no loss.
+        packed: whether an encoder-decoder gets segment ids and positions (a decoder-only model always does).
+        start_id: what the decoder reads first; the vocabulary's.
+    """
+    capacity = row_capacity(format, lengths)
+    if format == 'encoder_decoder':
+        encoder = _place([[example['inputs'] for example in row] for row in rows], capacity[0])
+        decoder = _place([[example['targets'] for example in row] for row in rows], capacity[1])
+        batch = {
+            'encoder_input_tokens': encoder[0],
+            **_decoder(*decoder, start_id),
+            'decoder_loss_weights': _loss_weights(rows, decoder[1] > 0, inputs_too=False),
+        }
+        if packed:
+            batch |= {'encoder_segment_ids': encoder[1], 'encoder_positions': encoder[2]}
+            batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}
+        return batch
+    tokens, segments, positions = _place(
+        [[np.concatenate([example.get('inputs', NO_TOKENS), example['targets']]) for example in row] for row in rows], capacity[0]
+    )
+    prefixes = np.zeros_like(tokens)  # inputs of the example that each position belongs to
+    for b, row in enumerate(rows):
+        start = 0
+        for example in row:
+            end = start + len(example.get('inputs', NO_TOKENS)) + len(example['targets'])
+            prefixes[b, start:end] = len(example.get('inputs', NO_TOKENS))
+            start = end
+    real = segments > 0
+    batch = {**_decoder(tokens, segments, positions, start_id), 'decoder_segment_ids': segments, 'decoder_positions': positions}
+    batch['decoder_loss_weights'] = _loss_weights(rows, real & (positions >= prefixes), inputs_too=True)
+    if format == 'prefix_lm':
+        # One more than the inputs: position p reads the token before it, so the last of the inputs is read at p = prefix.
+        batch['decoder_causal_attention'] = (real & (positions <= prefixes) & (prefixes > 0)).astype(np.int32)
+    return batch
+
+
+def _loss_weights(rows: Sequence[Sequence[Example]], targets_BT: np.ndarray, inputs_too: bool) -> np.ndarray:
+    """1 on the targets, or what their example gives them. [B, T] float32
+
+    Args:
+        targets_BT: where a position is a target.
+        inputs_too: whether an example's inputs stand in the row before its targets.
+    """
+    weights_BT = targets_BT.astype(np.float32)
+    for b, row in enumerate(rows):
+        if not any(LOSS_WEIGHTS in example for example in row):
+            continue
+        start = 0
+        for example in row:
+            start += len(example.get('inputs', NO_TOKENS)) * inputs_too
+            end = start + len(example['targets'])
+            if LOSS_WEIGHTS in example:
+                weights_BT[b, start:end] = example[LOSS_WEIGHTS]
+            start = end
+    return weights_BT
+
+
+def _decoder(tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray, start_id: int) -> Batch:
+    """Targets, and the decoder's inputs: the targets one later, from the start token in every segment."""
+    shifted = np.zeros_like(tokens)
+    shifted[:, 1:] = tokens[:, :-1]
+    shifted = np.where(positions > 0, shifted, start_id)
+    return {'decoder_target_tokens': tokens, 'decoder_input_tokens': np.where(segments > 0, shifted, 0)}
+
+
+def _place(rows: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, segment ids (from 1; 0 is padding) and positions (from 0 in every segment). Each [B, length] int32"""
+    tokens, segments, positions = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+    count = np.arange(length, dtype=np.int32)
+    for b, row in enumerate(rows):
+        start = 0
+        for segment, piece in enumerate(row, 1):
+            end = start + len(piece)
+            tokens[b, start:end] = piece
+            segments[b, start:end] = segment
+            positions[b, start:end] = count[: end - start]
+            start = end
+    return tokens, segments, positions

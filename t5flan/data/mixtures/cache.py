@@ -1,0 +1,155 @@
+"""Tasks prepared offline by `t5flan cache`: read by record number, so that every epoch is one shuffle of the whole corpus.
+
+A folder holds, for each task,
+
+    TASK/info.json                              its splits, counts and features, and what the records were made with
+    TASK/train.array_record-00003-of-00064      tf.train.Example records (ArrayRecord: each is found by its number)
+
+A record is what the task's preprocessors before its `seqio.CacheDatasetPlaceholder` make; those after it run in training, so that
+spans, prompts and all else that is drawn are new in each epoch. The records keep the source's order: training from the cache
+gives the examples that the task itself gives wherever that is read by number too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+from etils import epath
+
+from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing.examples import ExampleFn
+from t5flan.data.records.sources import IndexedSource
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.errors import UserError
+
+INFO = 'info.json'
+VERSION = 1
+
+
+def cache_step(task: seqio.Task) -> int | None:
+    """How many preprocessors run before the records are cached; None where the task says no place for it."""
+    places = [i for i, function in enumerate(task.preprocessors) if isinstance(function, seqio.CacheDatasetPlaceholder)]
+    return places[0] if places else None
+
+
+def made_with(task: seqio.Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a task's cached records depend on besides the source: if it changes, they are stale."""
+    names = [repr(function) if isinstance(function, ExampleFn) else seqio.utils.function_name(function)
+             for function in task.preprocessors[: cache_step(task)]]
+    return {'preprocessors': names, 'vocabulary': vocabulary.fingerprint}
+
+
+def shard_name(split: str, number: int, shards: int) -> str:
+    """The file of one shard.
+
+    >>> shard_name('train', 3, 64)
+    'train.array_record-00003-of-00064'
+    """
+    return f'{split}.array_record-{number:05}-of-{shards:05}'
+
+
+class CachedRecords(Sequence):
+    """The records of a split: example dictionaries, by number."""
+
+    def __init__(self, folder: str, split: str, shards: int, features: Mapping[str, str]) -> None:
+        """`features`: name -> NumPy dtype of its values, with [] behind it for an array; 'str' is text.
+
+        Raises:
+            UserError: a shard is missing, or `folder` is a bucket.
+        """
+        from array_record.python import array_record_data_source
+
+        if '://' in folder:
+            raise UserError(f'{folder}: records are read one by one, from a folder. Mount the bucket (gcsfuse) or copy it, and set '
+                            'DataConfig.cache to where it lies then.')
+        paths = [str(epath.Path(folder) / shard_name(split, number, shards)) for number in range(shards)]
+        missing = [path for path in paths if not epath.Path(path).exists()]
+        if missing:
+            raise UserError(f'{missing[0]} is missing: the cache is not whole. Run `t5flan cache` again with --overwrite.')
+        self._source = array_record_data_source.ArrayRecordDataSource([path for path in paths if epath.Path(path).stat().length])
+        self._features = dict(features)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return parse_record(self._source[index], self._features)
+
+
+def parse_record(data: bytes, features: Mapping[str, str]) -> dict[str, Any]:
+    """A serialized tf.train.Example as plain values and arrays; `features` as in `CachedRecords`."""
+    import tensorflow as tf
+
+    found = tf.train.Example.FromString(data).features.feature
+    record: dict[str, Any] = {}
+    for name, kind in features.items():
+        one = found[name]
+        values = getattr(one, one.WhichOneof('kind') or 'int64_list').value
+        dtype = kind.removesuffix('[]')
+        if dtype == 'str':
+            plain: Any = [value.decode('utf-8') for value in values]
+        else:
+            plain = np.array(values, dtype)
+        record[name] = plain if kind.endswith('[]') else plain[0] if dtype == 'str' else plain[0].item()
+    return record
+
+
+class CachedSource(IndexedSource):
+    """The cached records of a task as a SeqIO source."""
+
+    def __init__(self, folder: str, info: Mapping[str, Any]) -> None:
+        self._counts = {split: one['examples'] for split, one in info['splits'].items()}
+        super().__init__({
+            split: lambda split=split, one=one: CachedRecords(folder, split, one['shards'], info['features'])
+            for split, one in info['splits'].items()})
+
+    def num_input_examples(self, split: str) -> int:
+        return self._counts[split]
+
+
+def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
+    """The folder of a task's records and its info.json; None where the task is not cached under `root`.
+
+    Raises:
+        UserError: info.json was not written by `t5flan cache`.
+    """
+    path = epath.Path(root) / task / INFO
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text())
+        if info['version'] != VERSION:
+            raise ValueError
+        return read_info(root, info['same_as']) if 'same_as' in info else (str(path.parent), info)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is not of this version of `t5flan cache`. Cache {task} again with --overwrite.') from None
+
+
+def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) -> seqio.Task:
+    """The task as it is read from DataConfig.cache: itself, where it or its split is not there.
+
+    Raises:
+        UserError: what is cached was made with another vocabulary or other preprocessors.
+    """
+    found = read_info(config.cache, task.name) if config.cache else None
+    if found is None or config.split not in found[1]['splits'] or isinstance(task.source, CachedSource):
+        return task
+    folder, info = found
+    now = made_with(task, vocabulary)
+    for what, setting in (('vocabulary', 'DataConfig.vocabulary'), ('preprocessors', 'DataConfig.cache')):
+        if info['made_with'][what] != now[what]:
+            raise UserError(f'{folder} was cached with another {what.removesuffix("s")} ({info["made_with"][what]}) than the run has '
+                            f'({now[what]}). Set {setting}, or cache {task.name} again with --overwrite.')
+    return task.replace(source=CachedSource(folder, info), preprocessors=task.preprocessors[cache_step(task) + 1:])
+
+
+def check_any_cached(tasks: Sequence[Any], config: DataConfig) -> None:
+    """Raises UserError where DataConfig.cache holds none of the tasks: a wrong path, or another name."""
+    if config.cache and not any(isinstance(task.source, CachedSource) for task in tasks):
+        names = ', '.join(task.name for task in tasks[:3])
+        raise UserError(f'DataConfig.cache={config.cache!r} holds none of {names} with a split {config.split!r}. Run `t5flan cache '
+                        f'{config.mixture} --output={config.cache}`, or set DataConfig.cache = None.')

@@ -1,0 +1,1 @@
+"""Records to examples: tokenization, denoisers, joining and trimming."""

@@ -1,0 +1,191 @@
+"""Preprocessors over single examples: the same function serves the fast path (plain Python) and SeqIO (tf.data).
+
+    @example_fn
+    def translate(example, context):
+        return {"inputs": "translate: " + example["english"], "targets": example["french"]}
+
+    seqio.TaskRegistry.add("translate", source=IndexedSource(...), preprocessors=[translate, tokenize, append_eos], ...)
+
+A function returns the new example, None to leave it out, or a list of examples.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5flan.data.config import InstructionConfig
+from t5flan.data.randomness import generator, stable_hash
+from t5flan.errors import UserError
+
+Example = dict[str, Any]
+Result = Example | list[Example] | None
+
+
+class Context:
+    """What a preprocessor may know besides the example: never a clock, a global generator or the order of calls.
+
+    Attributes:
+        vocabulary: the run's vocabulary (None where only text is made).
+        feature_lengths: tokens of each feature, {} where unknown.
+        instructions: how instruction tasks are put into words.
+        format: 'encoder_decoder', or a decoder-only row's 'prefix_lm' or 'causal_lm'.
+        key: (seed, task, split, index, epoch), which alone decides `rng`.
+    """
+
+    __slots__ = ('vocabulary', 'feature_lengths', 'instructions', 'format', 'key', '_rng')
+
+    def __init__(
+        self,
+        vocabulary: Any = None,
+        feature_lengths: Mapping[str, int] | None = None,
+        *,
+        seed: int = 0,
+        task: str = '',
+        split: str = 'train',
+        index: int = 0,
+        epoch: int = 0,
+        instructions: InstructionConfig = InstructionConfig(),
+        format: str = 'encoder_decoder',
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.feature_lengths = feature_lengths or {}
+        self.instructions = instructions
+        self.format = format
+        self.key = (seed, task, split, index, epoch)
+        self._rng: np.random.Generator | None = None
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """Random numbers of this example in this epoch, the same on every machine; made when first asked for."""
+        if self._rng is None:
+            seed, task, split, index, epoch = self.key
+            self._rng = generator(stable_hash(f'{seed}/{task}/{split}/{index}/{epoch}'))
+        return self._rng
+
+
+
+
+
+
+
+
+
+
+class ExampleFn:
+    """A preprocessor of one example; called with a tf.data.Dataset it is a SeqIO preprocessor."""
+
+    def __init__(self, function: Callable[..., Result], **options: Any) -> None:
+        self.function = function
+        self.options = options
+        self.__name__ = getattr(function, '__name__', type(self).__name__)
+        self.__doc__ = function.__doc__
+
+    def bind(self, **options: Any) -> 'ExampleFn':
+        """The same preprocessor with keyword arguments set."""
+        return type(self)(self.function, **{**self.options, **options})
+
+    def before_cache(self) -> 'ExampleFn':
+        """The same, as SeqIO wants it before a CacheDatasetPlaceholder: it takes no lengths and no random numbers."""
+        made = copy.copy(self)
+        made.__signature__ = inspect.Signature([p for p in self.__signature__.parameters.values() if p.name != 'sequence_length'])
+        return made
+
+    def apply(self, example: Example, context: Context) -> Result:
+        return self.function(example, context, **self.options)
+
+    def apply_block(self, examples: Sequence[Example], contexts: Sequence[Context]) -> list[Result]:
+        """Many examples at once; where that is faster (tokenization), a subclass says how."""
+        return [self.apply(example, context) for example, context in zip(examples, contexts, strict=True)]
+
+    def __call__(self, dataset: Any, sequence_length: Mapping[str, int] | None = None, output_features: Any = None) -> Any:
+        """SeqIO's form: a tf.data.Dataset in, a tf.data.Dataset out (in Python, one example at a time)."""
+        return map_dataset(self, dataset, sequence_length or {})
+
+    # SeqIO reads the arguments it may pass from the signature.
+    __signature__ = inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+            for name, default in (('dataset', inspect.Parameter.empty), ('sequence_length', None), ('output_features', None))
+        ]
+    )
+
+    def __repr__(self) -> str:
+        return f'{self.__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
+
+
+def example_fn(function: Callable[..., Result]) -> ExampleFn:
+    """Makes a preprocessor of `function(example, context, **options)`."""
+    return ExampleFn(function)
+
+
+def as_list(result: Result) -> list[Example]:
+    """What a preprocessor returned, as the list of examples it stands for."""
+    if result is None:
+        return []
+    return result if isinstance(result, list) else [result]
+
+
+def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], contexts: Sequence[Context]) -> list[list[Example]]:
+    """Runs preprocessors one after the other over a block of examples.
+
+    Returns:
+        For each example the list of examples it became.
+    """
+    sources = list(range(len(examples)))  # which of the given examples each present one came from
+    present, present_contexts = list(examples), list(contexts)
+    for function in functions:
+        results = function.apply_block(present, present_contexts)
+        if all(type(result) is dict for result in results):
+            present = results
+            continue
+        expanded = [
+            (source, context, new)
+            for source, context, result in zip(sources, present_contexts, results)
+            for new in as_list(result)
+        ]
+        sources, present_contexts, present = [list(column) for column in zip(*expanded)] if expanded else ([], [], [])
+    made: list[list[Example]] = [[] for _ in examples]
+    for source, example in zip(sources, present):
+        made[source].append(example)
+    return made
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -> Any:
+    """A tf.data.Dataset of what `function` makes of each example; the shapes and types are read off the first one made."""
+    import seqio
+    import tensorflow as tf
+
+    from t5flan.data.records.tf_values import plain_value, tensor_spec
+    from t5flan.data.vocabulary.seqio_vocabulary import chosen_vocabulary_or_none
+
+    vocabulary = chosen_vocabulary_or_none()
+    seed = seqio.utils._NEXT_MAP_SEED or 0  # SeqIO's own numbering of random preprocessors, set by get_dataset(seed=…)
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for index, example in enumerate(dataset.as_numpy_iterator()):
+            context = Context(vocabulary, lengths, seed=int(seed), index=index)
+            yield from as_list(function.apply({name: plain_value(value) for name, value in example.items()}, context))
+
+    first = next(generate(), None)
+    if first is None:
+        raise UserError(f"preprocessor {function!r} left no example. Check the task's files and filters.")
+    return tf.data.Dataset.from_generator(generate, output_signature={name: tensor_spec(value) for name, value in first.items()})

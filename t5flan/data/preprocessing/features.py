@@ -1,0 +1,73 @@
+"""Which features a format needs, how many tokens they take, and trimming an example to its lengths."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from t5flan.data.preprocessing.examples import Example
+from t5flan.errors import UserError
+LOSS_WEIGHTS = 'targets_loss_weights'
+NO_TOKENS = np.zeros(0, np.int32)
+
+
+def row_capacity(format: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Tokens a row holds: (encoder, decoder) of an encoder-decoder, (decoder,) of a decoder-only model."""
+    if format == 'encoder_decoder':
+        return lengths['inputs'], lengths['targets']
+    return (lengths.get('inputs', 0) + lengths['targets'],)
+
+
+def row_cost(format: str, example: Example) -> tuple[int, ...]:
+    """Tokens an example takes of each capacity."""
+    inputs, targets = len(example.get('inputs', NO_TOKENS)), len(example['targets'])
+    return (inputs, targets) if format == 'encoder_decoder' else (inputs + targets,)
+
+
+def check_features(format: str, lengths: Mapping[str, int], features: Sequence[str], task: str) -> None:
+    """Whether a task's features make examples of this format.
+
+    Raises:
+        UserError: a feature is missing, in the task or in the feature lengths.
+    """
+    if 'targets' not in features:
+        raise UserError(
+            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to "
+            'a task with targets.'
+        )
+    if format == 'encoder_decoder' and 'inputs' not in features:
+        raise UserError(
+            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set "
+            "DataConfig.format='causal_lm', or another mixture."
+        )
+    if 'inputs' in features and 'inputs' not in lengths:
+        raise UserError(
+            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set "
+            "DataConfig.feature_lengths['inputs']."
+        )
+
+
+def fit_example(example: Example, lengths: Mapping[str, int], format: str = 'encoder_decoder') -> tuple[Example, bool]:
+    """The example with its features cut to their lengths (loss weights with their targets), and whether anything was cut.
+
+    An example with loss weights that was made for a decoder-only row (conversations.py) may share it out as it likes: only
+    what is longer than the row is cut. What its maker left out ('turns_left_out', 'shortened') counts as cut.
+    """
+    weights = example.get(LOSS_WEIGHTS)
+    if weights is not None:
+        if len(weights) != len(example['targets']):
+            raise ValueError(f'{len(weights)} {LOSS_WEIGHTS} for {len(example["targets"])} targets')
+        if format != 'encoder_decoder' and sum(row_cost(format, example)) <= sum(row_capacity(format, lengths)):
+            return example, _was_cut(example)
+    cut = {
+        name: example[name][: lengths[name]]
+        for name in ('inputs', 'targets')
+        if len(example.get(name, NO_TOKENS)) > lengths.get(name, 0)
+    }
+    if weights is not None and 'targets' in cut:
+        cut[LOSS_WEIGHTS] = weights[: lengths['targets']]
+    return ({**example, **cut}, True) if cut else (example, _was_cut(example))
+
+
+def _was_cut(example: Example) -> bool:
+    """Whether its maker left something out to make it fit: turns of a conversation, the middle of a passage."""
+    return bool(example.get('turns_left_out') or example.get('shortened'))

@@ -1,0 +1,1 @@
+"""Items of instruction data to prompts: templates, exemplars, conversations."""

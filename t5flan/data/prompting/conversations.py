@@ -1,0 +1,253 @@
+"""Conversations as one sequence each, with loss on the assistant's turns alone.
+
+A conversation is a record {'roles': [...], 'texts': [...]}: 'system' and 'tools' first (each may lack), then 'user' and
+'assistant' in turn; an assistant's turn may be a 'call' of a tool, which an 'observation' answers in the user's place.
+
+It becomes exchanges: what stands before a reply, ended by the assistant's marker, and the reply. Each half is tokenized by
+itself and ends with the end of sequence (shown as |), just as inputs and targets of any other task do:
+
+    System: Be brief.             no loss          inputs
+    User: Which colour?                            (the prefix of a prefix LM)
+    Assistant:|
+    Red.|                         loss             targets
+    User: And which number?       no loss
+    Assistant:|
+    Seven.|                       loss
+
+A prompt of one turn is thus what `infer` is given, and a reply ends as every answer does. A call is a reply that begins with
+the marker of calls, which the assistant writes itself, so that it carries loss. No user can write the end of sequence.
+
+An encoder-decoder reads the first prompt in its encoder and has all the rest in its targets, with weight 0 on the user's
+turns; a decoder-only model has the whole conversation in its row.
+
+T5's vocabulary has no line break, '{', '}', '<', '`', '^', '~' or backslash: a line break becomes a space, each of the others
+the unknown id, which nothing can turn back. JSON of tool calls loses its braces that way. An example says how many of its
+tokens are unknown ('unknown_tokens'), and its variant ends in 'unknown pieces' where there are any: 2.4 % of the tokens of 300
+tool-call chats (Glaive's), 0.4 % of a thousand of Alpaca's rows. A vocabulary with byte fallback, or 'bytes', has none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5flan.data.config import InstructionConfig
+from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS
+from t5flan.errors import UserError
+
+SPEAKERS = {
+    'system': 'system',
+    'human': 'user',
+    'user': 'user',
+    'prompter': 'user',
+    'gpt': 'assistant',
+    'chatgpt': 'assistant',
+    'assistant': 'assistant',
+    'function_call': 'call',
+    'observation': 'observation',
+    'tool': 'observation',
+}
+"""What files call the roles -> what they are here."""
+_REPLIES = ('assistant', 'call')
+_FORMS = (
+    "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and 'output' "
+    "(Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
+)
+
+
+def parse_row(row: Any, where: str) -> list[Example]:
+    """The conversations of a row of a file, checked: one, or those of an OpenAssistant tree or of a seed task's instances.
+
+    Raises:
+        UserError: a field is missing or wrong, or the turns do not alternate; names `where` and the field or turn.
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Mend the file or DataConfig.chat.')
+    if 'conversations' in row:
+        conversations = [_turns(row, 'conversations', 'from', 'value', where)]
+    elif 'messages' in row:
+        conversations = [_turns(row, 'messages', 'role', 'content', where)]
+    elif 'prompt' in row and isinstance(row['prompt'], Mapping):
+        conversations = _tree(row['prompt'], where)
+    elif 'instances' in row:
+        conversations = _seed_task(row, where)
+    elif 'instruction' in row:
+        conversations = [_instruction(row, row, where)]
+    else:
+        raise UserError(
+            f'{where}: has the fields {", ".join(map(str, row)) or "none"}, expected {_FORMS}. Mend the file or '
+            'DataConfig.chat.'
+        )
+    return [_checked(turns, where) for turns in conversations]
+
+
+Turns = list[tuple[str, str]]
+
+
+def _field(row: Any, name: str, where: str, kind: type = str, default: Any = None) -> Any:
+    value = row.get(name, default) if isinstance(row, Mapping) else None
+    if not isinstance(value, kind):
+        there = ', '.join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        what = 'has no' if value is None else f'has {type(value).__name__} as'
+        wanted = {str: 'text', list: 'a list'}[kind]
+        raise UserError(f"{where}: {what} field '{name}' (there are {there}), expected {wanted}. Mend the file.")
+    return value
+
+
+def _turns(row: Mapping[str, Any], field: str, role: str, text: str, where: str) -> Turns:
+    turns: Turns = []
+    if row.get('system'):
+        turns.append(('system', _field(row, 'system', where)))
+    listed = []
+    for number, turn in enumerate(_field(row, field, where, list), 1):
+        place = f'{where} turn {number}'
+        speaker = _field(turn, role, place)
+        if speaker not in SPEAKERS:
+            raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Mend the file.")
+        listed.append((SPEAKERS[speaker], _field(turn, text, place)))
+    if listed and listed[0][0] == 'system':
+        turns = [listed.pop(0)]
+    if (tools := row.get('tools')) and _field(row, 'tools', where).strip() not in ('', '[]'):
+        turns.append(('tools', tools))
+    return turns + listed
+
+
+def _tree(message: Mapping[str, Any], where: str) -> list[Turns]:
+    """The paths of a tree of messages that take the best-ranked reply each time the assistant answers.
+
+    A tree whose users went on in several ways has a path for each; the turns they share are in all of them.
+    """
+    role = _field(message, 'role', where)
+    if role not in ('prompter', 'assistant'):
+        raise UserError(f"{where}: 'role' is {role!r} in a tree, expected prompter or assistant. Mend the file.")
+    own = [(SPEAKERS[role], _field(message, 'text', where))]
+    replies = [reply for reply in _field(message, 'replies', where, list, []) if not _is_refused(reply)]
+    if role == 'prompter' and replies:
+        replies = [min(replies, key=lambda reply: reply['rank'] if isinstance(reply.get('rank'), int) else 2**31)]
+    return [own + path for reply in replies for path in _tree(reply, where)] or [own]
+
+
+def _is_refused(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and (bool(reply.get('deleted')) or reply.get('review_result') is False)
+
+
+def _instruction(row: Mapping[str, Any], task: Mapping[str, Any], where: str) -> Turns:
+    given = _field(row, 'input', where, default='').strip()
+    asked = _field(task, 'instruction', where).strip()
+    turns = [('system', _field(row, 'system', where))] if row.get('system') else []
+    return [*turns, ('user', f'{asked}\n\n{given}' if given else asked), ('assistant', _field(row, 'output', where))]
+
+
+def _seed_task(row: Mapping[str, Any], where: str) -> list[Turns]:
+    instances = _field(row, 'instances', where, list)
+    if not instances:
+        raise UserError(f"{where}: 'instances' is empty, expected one at least. Mend the file.")
+    return [_instruction(instance, row, f'{where} instance {i}') for i, instance in enumerate(instances, 1)]
+
+
+def _checked(turns: Turns, where: str) -> Example:
+    """The record of turns that alternate; a last turn that nobody answers is left out."""
+    before = 'system'
+    for number, (role, text) in enumerate(turns, 1):
+        if not text.strip():
+            raise UserError(f'{where} turn {number}: the text of {role} is empty. Mend the file.')
+        expected = {'user': _REPLIES, 'observation': _REPLIES, 'assistant': ('user',), 'call': ('observation',)}.get(
+            before, ('system', 'tools', 'user') if number == 1 else ('tools', 'user') if before == 'system' else ('user',)
+        )
+        if role not in expected:
+            again = f'two turns of {role} in a row' if role == before else f'{role} after {before}' if number > 1 else role
+            raise UserError(f'{where} turn {number}: {again}, expected {" or ".join(expected)}. Mend the file.')
+        before = role
+    while turns and turns[-1][0] not in _REPLIES:
+        turns = turns[:-1]
+    if not turns:
+        raise UserError(f'{where}: no turn of the assistant, there is nothing to learn. Mend the file.')
+    roles, texts = zip(*turns)
+    return {'roles': list(roles), 'texts': [text.strip() for text in texts]}
+
+
+# -- Records to examples -------------------------------------------------------------------------------------------------
+
+
+def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConfig) -> list[tuple[str, str]]:
+    """(prompt, reply) of every reply, as text."""
+    markers = instructions.chat_markers
+    turns = list(zip(record['roles'], record['texts'], strict=True))
+    if instructions.identity and turns[0][0] != 'system':
+        turns.insert(0, ('system', instructions.identity))
+    made, prompt = [], []
+    for role, text in turns:
+        if role in _REPLIES:
+            made.append(('\n'.join([*prompt, markers['assistant']]), f'{markers["call"]} {text}' if role == 'call' else text))
+            prompt = []
+        else:
+            prompt.append(f'{markers[role]} {text}')
+    return made
+
+
+def prompt_ids(
+    record: Mapping[str, Sequence[str]], vocabulary: Any, instructions: InstructionConfig | None = None
+) -> list[int]:
+    """The ids that stand before the last reply in training, for a decoder-only model to go on from.
+
+    The last reply of `record` is what is asked for: give it any text.
+    """
+    pairs = exchanges(record, instructions or InstructionConfig())
+    encoded = [ids + [vocabulary.eos_id] for ids in vocabulary.encode_batch([text for pair in pairs for text in pair])]
+    return [token for ids in encoded[:-1] for token in ids]
+
+
+class Converse(ExampleFn):
+    """Tokenizes a conversation: 'inputs', 'targets', the loss weights of the targets, and what was left out.
+
+    A conversation that is too long loses its last exchanges, whole ones; 'turns_left_out' counts their turns. One whose first
+    exchange is too long alone is cut by the pipeline like any example.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self.apply)
+        self.__name__ = 'converse'
+
+    def apply(self, example: Example, context: Context) -> Result:
+        vocabulary = context.vocabulary
+        pairs = exchanges(example, context.instructions)
+        encoded = vocabulary.encode_batch([text for pair in pairs for text in pair])
+        halves = [np.array([*ids, vocabulary.eos_id], np.int32) for ids in encoded]
+        kept = self._fitting(halves, context)
+        parts = halves[1 : 2 * kept]
+        weights = [np.full(len(part), 1.0 if i % 2 == 0 else 0.0, np.float32) for i, part in enumerate(parts)]
+        targets = np.concatenate(parts)
+        unknown = int(sum((part == vocabulary.unk_id).sum() for part in halves[: 2 * kept]))
+        replies = [i for i, role in enumerate(example['roles']) if role in _REPLIES]
+        texts = [text for pair in pairs[:kept] for text in pair]
+        return {
+            'inputs': halves[0],
+            'targets': targets,
+            LOSS_WEIGHTS: np.concatenate(weights),
+            'inputs_pretokenized': texts[0],
+            'targets_pretokenized': '\n'.join(texts[1:]),
+            'turns_left_out': len(example['roles']) - replies[kept - 1] - 1,
+            'unknown_tokens': unknown,
+            'variant': self._variant(example, kept, len(pairs), unknown),
+        }
+
+    @staticmethod
+    def _fitting(halves: Sequence[np.ndarray], context: Context) -> int:
+        """How many exchanges have room, the first counted whether it has or not."""
+        lengths = context.feature_lengths
+        if not lengths:
+            return len(halves) // 2
+        is_row = context.format != 'encoder_decoder'
+        room = sum(lengths.values()) if is_row else lengths['targets']
+        ends = np.cumsum([len(half) for half in halves])[1::2] - (0 if is_row else len(halves[0]))
+        return max(1, int((ends <= room).sum()))
+
+    @staticmethod
+    def _variant(example: Example, kept: int, exchanges: int, unknown: int) -> str:
+        words = ['one reply' if kept == 1 else 'several replies']
+        words += ['tool calls'] * ('call' in example['roles']) + ['turns left out'] * (kept < exchanges)
+        return ', '.join(words + ['unknown pieces'] * bool(unknown))
+
+
+converse = Converse()

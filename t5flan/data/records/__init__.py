@@ -1,0 +1,1 @@
+"""Files and caches to records: one dict per example, read by number."""

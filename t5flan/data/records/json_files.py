@@ -1,0 +1,167 @@
+"""Rows of JSON files by their byte offsets: a file of any size is walked once, its rows are read when asked for.
+
+A .jsonl file has a row a line; a .json file is a list of rows, or an object whose values are the rows (by a number or name).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t5flan.data.records.text_files import json_lines
+from t5flan.errors import UserError
+
+_WINDOW = 4 * 2**20
+_LONGEST = 256 * 2**20  # bytes of one value: more is a file whose brackets do not pair
+_SPACE = ' \t\r\n'
+_ENDS = tuple(' \t\r\n,]}:')
+
+
+class Row(NamedTuple):
+    """One value of a file, and where it lies."""
+
+    where: str
+    """'FILE line 3', 'FILE row 3' (from 1) or "FILE 'KEY'"."""
+    offset: int
+    size: int
+    value: Any
+
+
+def json_rows(path: str) -> Iterator[Row]:
+    """Every row of a .jsonl or .json file.
+
+    Raises:
+        UserError: not JSON, naming the line or row.
+    """
+    if path.endswith('.jsonl'):
+        for number, offset, line in json_lines(path):
+            where = f'{path} line {number}'
+            yield Row(where, offset, len(line), parse_json(line, where))
+        return
+    with JsonWalker(path) as walker:
+        if walker.peek() not in '[{':
+            raise UserError(f'{path}: begins with {walker.peek()!r}, neither a list nor an object of rows. Mend the file.')
+        is_list = walker.peek() == '['
+        for number, key in enumerate(walker.members(), 1):
+            where = f'{path} row {number}' if is_list else f'{path} {key!r}'
+            offset, size = walker.skip_value(where)
+            yield Row(where, offset, size, parse_json(walker.bytes_of(offset, size), where))
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of some JSON.
+
+    Raises:
+        UserError: not JSON, or not UTF-8.
+    """
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). Mend the file.') from None
+
+
+def read_json(path: str, offset: int, size: int, where: str = '') -> Any:
+    """The value at a place that `json_rows` gave."""
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        return parse_json(file.read(size), where or path)
+
+
+class JsonWalker:
+    """Walks a JSON file value by value, a window of it in memory; offsets are bytes.
+
+    Every byte is taken for a character (Latin-1): JSON's own signs are ASCII, which no byte of a longer UTF-8 character is,
+    so that Python's fast decoder finds where a value ends, in bytes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+        try:
+            self._file = open(path, 'rb')
+        except OSError as error:
+            raise UserError(f'{path}: {error.strerror}. Set the path of a file that can be read.') from None
+        self._first = 0  # offset of the window
+        self._text = self._file.read(_WINDOW).decode('latin-1')
+        self._at = 3 if self._text.startswith('\xef\xbb\xbf') else 0  # a byte order mark
+        self._decoder = json.JSONDecoder(strict=False)
+
+    def __enter__(self) -> 'JsonWalker':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def peek(self) -> str:
+        """The next sign that is no space. '' at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1] or ' '
+
+    def members(self) -> Iterator[str]:
+        """Goes through the list or object that begins here: the keys ('' in a list), each with its value next.
+
+        The value must be taken (`skip_value`, `value`, `members`) before the next key.
+        """
+        close = ']' if self.peek() == '[' else '}'
+        self._take('[{')
+        if self.peek() == close:
+            self._take(close)
+            return
+        while True:
+            key = ''
+            if close == '}':
+                key = self.value('a key')
+                self._take(':')
+            yield key
+            if self._take(',' + close) == close:
+                return
+
+    def skip_value(self, where: str) -> tuple[int, int]:
+        """(offset, size) of the value here; goes past it.
+
+        Raises:
+            UserError: it is no JSON.
+        """
+        self.peek()
+        while True:
+            try:
+                _, end = self._decoder.raw_decode(self._text, self._at)
+                if self._text[end : end + 1] in _ENDS or not self._more():  # else a number may go on behind the window
+                    break
+            except ValueError as error:
+                if len(self._text) - self._at > _LONGEST or not self._more():
+                    message = getattr(error, 'msg', str(error))
+                    raise UserError(f'{where}: not JSON ({message}). Mend the file.') from None
+        start, self._at = self._at, end
+        return self._first + start, end - start
+
+    def value(self, where: str) -> Any:
+        """The value here; goes past it."""
+        return parse_json(self.bytes_of(*self.skip_value(f'{self._path} {where}')), f'{self._path} {where}')
+
+    def bytes_of(self, offset: int, size: int) -> bytes:
+        """The bytes of the value that was skipped last."""
+        start = offset - self._first
+        return self._text[start : start + size].encode('latin-1')
+
+    def _take(self, signs: str) -> str:
+        found = self.peek()
+        if found not in signs:
+            raise UserError(
+                f'{self._path} byte {self._first + self._at}: not JSON ({found.strip() or "the end"!r} where one of '
+                f'{" ".join(signs)} must be). Mend the file.'
+            )
+        self._at += 1
+        return found
+
+    def _more(self) -> bool:
+        """Reads on; what lies before the present place is let go. False at the end of the file."""
+        data = self._file.read(max(_WINDOW, len(self._text) - self._at))
+        if not data:
+            return False
+        self._first += self._at
+        self._text = self._text[self._at :] + data.decode('latin-1')
+        self._at = 0
+        return True

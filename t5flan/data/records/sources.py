@@ -1,0 +1,68 @@
+"""SeqIO data sources with random access: a record by its number, so that any position of a run is found in constant time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+
+from t5flan.data.records.tf_values import dataset_of_records
+from t5flan.errors import UserError
+
+Records = Sequence[dict[str, Any]]
+_SHARD_RECORDS, _MOST_SHARDS = 5000, 256
+
+
+class IndexedSource(seqio.DataSource):
+    """A SeqIO source whose splits are sequences of records (`len(records)`, `records[i] -> dict`).
+
+    Args:
+        splits: split name -> records, or a function that makes them when first asked for (reading a file, say).
+    """
+
+    def __init__(self, splits: Mapping[str, Records | Callable[[], Records]]) -> None:
+        self._makers = dict(splits)
+        self._records: dict[str, Records] = {}
+        super().__init__(splits=list(splits), caching_permitted=True)
+
+    def records(self, split: str) -> Records:
+        """The records of a split.
+
+        Raises:
+            UserError: no such split, or it is empty.
+        """
+        if split not in self._makers:
+            raise UserError(
+                f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split (or EvaluationConfig.split)."
+            )
+        if split not in self._records:
+            maker = self._makers[split]
+            records = maker() if callable(maker) else maker
+            if not len(records):
+                raise UserError(f"split '{split}' of {self!r} has no records. Check the file or setting it is made of.")
+            self._records[split] = records
+        return self._records[split]
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Parts of some thousand records, in their order."""
+        shards = min(_MOST_SHARDS, -(-len(self.records(split)) // _SHARD_RECORDS))
+        return [f'{split}-{number:05}-of-{shards:05}' for number in range(shards)]
+
+    def num_input_examples(self, split: str) -> int:
+        return len(self.records(split))
+
+    def get_dataset(
+        self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None
+    ) -> Any:
+        """SeqIO's form: the records as a tf.data.Dataset, shuffled whole where asked."""
+        records = self.records(split)
+        index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        start, end = (len(records) * i // shards for i in (index, index + 1))
+        dataset = dataset_of_records(records, range(start, end))
+        return dataset.shuffle(min(max(1, end - start), 100_000), seed=seed) if shuffle else dataset
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({", ".join(self._makers)})'

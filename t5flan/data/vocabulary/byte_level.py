@@ -1,0 +1,77 @@
+"""Vocabularies without a model file: UTF-8 bytes (ByT5), and bare ids whose text is unknown."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from t5flan.data.vocabulary.vocabulary import DESCRIPTION, PAD_ID, Vocabulary, write_description
+from t5flan.errors import UserError
+from t5flan.files import to_path
+
+
+class ByteVocabulary(Vocabulary):
+    """UTF-8 bytes, byte b as id b + 3 (ByT5, arXiv:2105.13626).
+
+    Worked example: 'né' -> [113, 198, 172].
+    With extra_ids=0 the sentinels are ByT5's: the last byte ids, `<extra_id_0>` = 258, then 257, and so on.
+    """
+
+    eos_id = 1
+    unk_id = 2
+    _OFFSET = 3
+
+    def __init__(self, extra_ids: int = 0, mode_tokens: Sequence[str] = ()) -> None:
+        super().__init__(self._OFFSET + 256, extra_ids, mode_tokens)
+
+    @property
+    def sentinel_count(self) -> int:
+        return self.extra_ids or 100
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # surrogatepass: a lone surrogate (JSON may hold one) is three bytes rather than an error.
+        return [
+            (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8).astype(np.int32) + self._OFFSET).tolist()
+            for text in texts
+        ]
+
+    def _decode_pieces(self, ids: list[int], first: bool) -> str:
+        return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode('utf-8', 'replace')
+
+    def save(self, folder: str | os.PathLike) -> None:
+        folder = to_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_description(folder / DESCRIPTION, {'kind': 'bytes', **self._description()})
+
+    def _identity(self) -> tuple:
+        return ('bytes', self.extra_ids, self.mode_tokens)
+
+
+class IdsVocabulary(Vocabulary):
+    """Ids without their text: of a converted checkpoint that came without its vocabulary."""
+
+    unk_id = PAD_ID
+
+    def __init__(self, size: int, eos_id: int = 1, start_id: int = PAD_ID) -> None:
+        self.eos_id, self.start_id = eos_id, start_id
+        super().__init__(size, 0, ())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        raise self._no_text()
+
+    def _decode_pieces(self, ids: list[int], first: bool) -> str:
+        raise self._no_text()
+
+    def _no_text(self) -> UserError:
+        return UserError(
+            'the checkpoint has no vocabulary, so text has no ids and ids have no text. Convert it again with '
+            '--vocabulary=F.model (or --vocabulary=bytes).'
+        )
+
+    def save(self, folder: str | os.PathLike) -> None:
+        folder = to_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_description(folder / DESCRIPTION, {'kind': 'ids', 'eos_id': self.eos_id, **self._description()})
+
+    def _identity(self) -> tuple:
+        return ('ids', self.base_size, self.eos_id, self.start_id)

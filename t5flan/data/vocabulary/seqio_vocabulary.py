@@ -1,0 +1,131 @@
+"""Where our preprocessors and vocabularies meet SeqIO's tf.data: imported only by what needs SeqIO (it brings TensorFlow)."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.errors import UserError
+
+_chosen: list[Vocabulary] = []
+
+
+def choose_vocabulary(vocabulary: Vocabulary) -> None:
+    """Sets the vocabulary of every task that has a `ConfiguredVocabulary`: tasks are registered before a run chooses one."""
+    _chosen[:] = [vocabulary]
+
+
+def chosen_vocabulary() -> Vocabulary:
+    """The vocabulary the run chose.
+
+    Raises:
+        UserError: none was chosen yet.
+    """
+    if not _chosen:
+        raise UserError(
+            'no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set '
+            'DataConfig.vocabulary.'
+        )
+    return _chosen[0]
+
+
+def chosen_vocabulary_or_none() -> Vocabulary | None:
+    """The vocabulary the run chose, or None before it chose one."""
+    return _chosen[0] if _chosen else None
+
+
+@contextlib.contextmanager
+def vocabulary_chosen(vocabulary: Vocabulary) -> Iterator[None]:
+    """Chooses a vocabulary for the time of a `with` block."""
+    before = list(_chosen)
+    choose_vocabulary(vocabulary)
+    try:
+        yield
+    finally:
+        _chosen[:] = before
+
+
+class ConfiguredVocabulary(seqio.Vocabulary):
+    """A seqio.Vocabulary that is whatever vocabulary the run chose; all of them are equal, so that tasks mix."""
+
+    @property
+    def bos_id(self) -> None:
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        return chosen_vocabulary().eos_id
+
+    @property
+    def unk_id(self) -> int:
+        return chosen_vocabulary().unk_id
+
+    @property
+    def extra_ids(self) -> int:
+        return chosen_vocabulary().vocab_size - chosen_vocabulary().base_size
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return chosen_vocabulary().base_size
+
+    def _encode(self, text: str) -> list[int]:
+        return chosen_vocabulary().encode(text)
+
+    def decode(self, ids: Any) -> str:
+        return chosen_vocabulary().decode(np.asarray(ids))
+
+    def _decode(self, ids: Any) -> str:
+        return chosen_vocabulary().decode(np.asarray(ids))
+
+    def _encode_tf(self, text: tf.Tensor) -> tf.Tensor:
+        def encode(value: bytes | np.ndarray) -> np.ndarray:  # an array of no dimensions outside a graph
+            return np.array(chosen_vocabulary().encode(np.asarray(value, object).item().decode('utf-8')), np.int32)
+
+        ids = tf.numpy_function(encode, [text], tf.int32)
+        ids.set_shape([None])
+        return ids
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        text = tf.numpy_function(lambda value: chosen_vocabulary().decode(value).encode('utf-8'), [ids], tf.string)
+        text.set_shape([])
+        return text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfiguredVocabulary)
+
+    def __hash__(self) -> int:
+        return hash(ConfiguredVocabulary)
+
+
+def text_features(inputs: bool = True) -> dict[str, seqio.Feature]:
+    """The output features of a task with inputs and targets, or with targets alone (a plain language model)."""
+    vocabulary = ConfiguredVocabulary()
+    names = ('inputs', 'targets') if inputs else ('targets',)
+    return {name: seqio.Feature(vocabulary) for name in names}
+
+
+def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
+    """Raises UserError where a task brings a vocabulary of its own that is not the run's."""
+    probe = 'The year 1984, a naïve question: 7 x 6 = 42?'
+    for name, feature in task.output_features.items():
+        own = feature.vocabulary
+        if isinstance(own, (ConfiguredVocabulary, seqio.PassThroughVocabulary)):
+            continue
+        if list(own.encode(probe)) != vocabulary.encode(probe) or own.vocab_size > vocabulary.vocab_size:
+            raise UserError(
+                f"task {task.name}: feature '{name}' is tokenized by {own!r}, the run by another vocabulary of "
+                f'{vocabulary.vocab_size} ids. '
+                "Set DataConfig.vocabulary to the task's vocabulary."
+            )
+
+
+
+
+
+
+
+

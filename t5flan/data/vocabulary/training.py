@@ -1,0 +1,132 @@
+"""`t5flan vocabulary --input=GLOB --size=N --output=F.model`: a SentencePiece vocabulary from text files."""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from t5flan.data.randomness import stable_hash
+from t5flan.data.records.text_files import json_lines, json_object, match_files
+from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
+from t5flan.errors import UsageError, UserError
+
+MOST_BYTES = 100_000_000
+"""Of more text than this a sample is taken: SentencePiece holds all of it, several times over, in memory."""
+
+
+def train_vocabulary(
+    inputs: Sequence[str],
+    size: int,
+    output: str | os.PathLike,
+    extra_ids: int = 100,
+    mode_tokens: Sequence[str] = ('[NLU]', '[NLG]', '[S2S]'),
+    fields: Sequence[str] = ('text', 'inputs', 'targets'),
+) -> SentencePieceVocabulary:
+    """Trains a vocabulary and writes F.model and F.json.
+
+    Args:
+        inputs: paths or globs of .txt and .jsonl files.
+        size: all ids, sentinels and mode tokens among them.
+        output: F.model.
+        fields: the fields of a .jsonl file that are read, those of them that are there.
+
+    Raises:
+        UserError: a missing, empty or malformed file, or a size that does not suit the text.
+    """
+    if Path(output).suffix != '.model':
+        raise UsageError(f'--output={output} must end in .model; its description is written beside it as .json.')
+    if size <= extra_ids + len(mode_tokens):
+        raise UsageError(
+            f'--size={size} leaves no pieces beside {extra_ids} sentinels and {len(mode_tokens)} mode tokens. Set --size higher.'
+        )
+    paths = [path for pattern in inputs for path in match_files(pattern, ('.txt', '.jsonl'), '--input')]
+    share = MOST_BYTES / max(1, sum(map(os.path.getsize, paths)))
+    vocabulary = train_sentencepiece(_lines(paths, fields, share), size, extra_ids, mode_tokens)
+    vocabulary.save_model(output)
+    return vocabulary
+
+
+def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterator[str]:
+    """The lines' texts; of too much text a sample by each line's hash, the same on every machine."""
+    for path in paths:
+        for number, _, line in json_lines(path):
+            if share < 1 and stable_hash(line) >= share * 2**64:
+                continue
+            if path.endswith('.txt'):
+                try:
+                    yield line.decode('utf-8')
+                except UnicodeDecodeError:
+                    raise UserError(f'{path} line {number}: not UTF-8. Save the file as UTF-8.') from None
+                continue
+            row = json_object(line, f'{path} line {number}')
+            texts = [row[field] for field in fields if isinstance(row.get(field), str)]
+            if not texts:
+                raise UserError(
+                    f'{path} line {number}: none of the fields {", ".join(fields)} holds text; the fields are '
+                    f'{", ".join(row)}. Set --fields.'
+                )
+            yield from texts
+TRAINING_THREADS = 4
+"""Fixed, not the machine's number of cores: SentencePiece's result depends on it."""
+
+
+def train_sentencepiece(
+    texts: Iterable[str], size: int, extra_ids: int = 100, mode_tokens: Sequence[str] = ('[NLU]', '[NLG]', '[S2S]')
+) -> SentencePieceVocabulary:
+    """Trains a SentencePiece unigram vocabulary (arXiv:1808.06226) that loses nothing of a text.
+
+    Newlines, tabs and runs of spaces are kept, digits are single pieces, characters it has not seen become bytes. The same
+    texts give the same vocabulary on every machine. (One exception: U+2581, SentencePiece's own sign for a space.)
+
+    Args:
+        texts: what to learn the pieces from; a few megabytes are enough for a few thousand pieces.
+        size: all ids: pieces, `extra_ids` sentinels and the mode tokens.
+
+    Raises:
+        UserError: no text, or a size that the text cannot fill or that cannot hold its characters.
+    """
+    import sentencepiece
+
+    pieces = size - extra_ids - len(mode_tokens)
+    lines = [line for text in texts for line in text.split('\n') if line.strip()]
+    if not lines:
+        raise UserError("the vocabulary's text is empty. Give --input files that hold text.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=pieces,
+            model_type='unigram',
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            user_defined_symbols=['\n'],
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name='identity',
+            remove_extra_whitespaces=False,
+            character_coverage=0.9995,
+            max_sentence_length=2**30,
+            num_threads=TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_size_error(str(error), size, size - pieces)) from None
+    return SentencePieceVocabulary('a trained vocabulary', extra_ids, mode_tokens, model=model.getvalue())
+
+
+def _size_error(message: str, size: int, reserved: int) -> str:
+    """SentencePiece's complaint about the size, in ids rather than pieces."""
+    start = f'a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)'
+    if found := re.search(r'value <= (\d+)', message):
+        return (
+            f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
+        )
+    if found := re.search(r'(-?\d+) vs (\d+)', message):
+        least = int(found[2]) + reserved + 1
+        return f"{start} is too small for this text's characters and the 256 bytes: {least} at least. Set --size higher."
+    return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'

@@ -1,0 +1,335 @@
+"""One self-contained HTML page from a few sections: text, tables, curves, bars, sample predictions.
+
+    write_report('report.html', 'Quickstart', [
+        Text('Before and after', 'The same model, the same questions.'),
+        Table('', ['task', 'before', 'after'], [['add', 1.0, 97.5]]),
+        Bars('Exact match', ['add', 'sort'], {'before': [1.0, 0.5], 'after': [97.5, 90.0]}, unit='%'),
+    ])
+
+The page needs no network and no other file: pictures are SVG inside it, drawn once for light and once for dark screens.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5flan.files import write_whole
+
+MAX_POINTS = 800
+"""Longer curves are thinned to so many points, so that a page of a long run stays small."""
+
+COLORS = ('#3b78d8', '#e0752d', '#2f9e63', '#b558c9', '#d64550', '#8a8f98')
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Paragraphs, separated by blank lines; `code` shows the body as it is, in fixed width."""
+
+    title: str
+    body: str
+    code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of cells. Numbers are aligned right and floats shown with `digits` decimals; None is an empty cell.
+
+    `total`: the last row is a sum or mean of the others and is set apart.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ''
+    digits: int = 1
+    total: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One set of axes: each series is (x values, y values); what is not finite is left out."""
+
+    title: str
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    x_label: str = 'step'
+    y_label: str = ''
+    log_y: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Panels beside each other, two a row."""
+
+    title: str
+    panels: Sequence[Panel]
+    caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """A group of horizontal bars for each label, one bar a series; None leaves a gap."""
+
+    title: str
+    labels: Sequence[str]
+    series: Mapping[str, Sequence[float | None]]
+    unit: str = ''
+    caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One example: what was asked, what is right (if known), what each model said."""
+
+    input: str
+    predictions: Mapping[str, str]
+    target: str | None = None
+    correct: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    label: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Examples one under the other."""
+
+    title: str
+    samples: Sequence[Sample]
+    caption: str = ''
+
+
+Section = Text | Table | Curves | Bars | Samples
+
+
+def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = '') -> Path:
+    """Writes the page (whole or not at all) and returns its path.
+
+    Sections without content (a table without rows, curves without points) are left out.
+    """
+    path = Path(path)
+    parts = [_RENDER[type(section)](section) for section in sections if not _is_empty(section)]
+    page = _PAGE.format(title=html.escape(title), subtitle=f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else '',
+                        style=_STYLE, body='\n'.join(parts))
+    write_whole(path, page)
+    return path
+
+
+def save_picture(section: Curves | Bars, path: str | os.PathLike[str], dark: bool = False) -> Path:
+    """Draws a section's picture to .png, .svg or .pdf, for a README."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = _draw(section, dark)
+    figure.savefig(path, dpi=160, facecolor='#16181d' if dark else 'white', bbox_inches='tight')
+    return path
+
+
+def _is_empty(section: Section) -> bool:
+    match section:
+        case Text():
+            return not section.body.strip()
+        case Table():
+            return not section.rows
+        case Curves():
+            return not any(_points(*xy)[0] for panel in section.panels for xy in panel.series.values())
+        case Bars():
+            return not section.labels
+        case Samples():
+            return not section.samples
+
+
+# Sections as HTML
+
+
+def _text(section: Text) -> str:
+    if section.code:
+        body = f'<pre>{html.escape(section.body.strip())}</pre>'
+    else:
+        body = '\n'.join(f'<p>{html.escape(paragraph.strip())}</p>' for paragraph in section.body.split('\n\n'))
+    return _section(section.title, body)
+
+
+def _table(section: Table) -> str:
+    numeric = [any(_is_number(row[i]) for row in section.rows if i < len(row)) for i in range(len(section.columns))]
+    cells = lambda values, tag: ''.join(
+        f'<{tag}{" class=number" if numeric[i] else ""}>{_cell(value, section.digits)}</{tag}>'
+        for i, value in enumerate(values))
+    rows = [f'<tr>{cells(row, "td")}</tr>' for row in section.rows]
+    if section.total:
+        rows[-1] = rows[-1].replace('<tr>', '<tr class="total">', 1)
+    return _section(section.title, f'<div class="scroll"><table><thead><tr>{cells(section.columns, "th")}</tr></thead>'
+                                   f'<tbody>{"".join(rows)}</tbody></table></div>', section.caption)
+
+
+def _picture(section: Curves | Bars) -> str:
+    light, dark = (_svg_uri(_draw(section, dark)) for dark in (False, True))
+    body = (f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img src="{light}" alt="{html.escape(section.title or "curves")}"></picture>')
+    return _section(section.title, body, section.caption)
+
+
+def _samples(section: Samples) -> str:
+    blocks = []
+    for sample in section.samples:
+        rows = [] if sample.target is None else [_answer('target', sample.target, '')]
+        for name, prediction in sample.predictions.items():
+            verdict = {True: 'right', False: 'wrong', None: ''}[sample.correct.get(name)]
+            rows.append(_answer(name, prediction, verdict))
+        label = f'<div class="label">{html.escape(sample.label)}</div>' if sample.label else ''
+        blocks.append(f'<article>{label}<div class="input">{html.escape(sample.input)}</div>'
+                      f'<dl>{"".join(rows)}</dl></article>')
+    return _section(section.title, '\n'.join(blocks), section.caption)
+
+
+def _answer(name: str, text: str, verdict: str) -> str:
+    mark = {'right': '✓ ', 'wrong': '✗ ', '': ''}[verdict]
+    return f'<dt>{html.escape(name)}</dt><dd class="{verdict}">{mark}{html.escape(text) or "<i>(nothing)</i>"}</dd>'
+
+
+def _section(title: str, body: str, caption: str = '') -> str:
+    heading = f'<h2>{html.escape(title)}</h2>' if title else ''
+    note = f'<p class="caption">{html.escape(caption)}</p>' if caption else ''
+    return f'<section>{heading}\n{body}\n{note}</section>'
+
+
+def _cell(value: Any, digits: int) -> str:
+    if value is None:
+        return ''
+    if isinstance(value, float):
+        return f'{value:,.{digits}f}' if math.isfinite(value) else str(value)
+    if _is_number(value):
+        return f'{value:,}'
+    return html.escape(str(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_RENDER = {Text: _text, Table: _table, Curves: _picture, Bars: _picture, Samples: _samples}
+
+
+# Pictures
+
+
+def _draw(section: Curves | Bars, dark: bool) -> Any:
+    """A matplotlib Figure, without pyplot: nothing global, no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink, grid = ('#d5d9e0', '#3a3f4a') if dark else ('#2b2f36', '#e3e5ea')
+    style = {'axes.edgecolor': grid, 'axes.labelcolor': ink, 'text.color': ink, 'xtick.color': ink, 'ytick.color': ink,
+             'axes.grid': True, 'grid.color': grid, 'axes.spines.top': False, 'axes.spines.right': False,
+             'axes.facecolor': 'none', 'figure.facecolor': 'none', 'font.size': 10, 'legend.frameon': False,
+             'axes.axisbelow': True, 'svg.fonttype': 'none', 'font.family': 'sans-serif'}
+    with matplotlib.rc_context(style):
+        figure = _draw_curves(section, Figure) if isinstance(section, Curves) else _draw_bars(section, Figure)
+    return figure
+
+
+def _draw_curves(section: Curves, figure_class: Any) -> Any:
+    panels = [panel for panel in section.panels if any(_points(*xy)[0] for xy in panel.series.values())]
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = figure_class(figsize=(4.9 * across if across > 1 else 7.5, 3.1 * down), layout='constrained')
+    axes = figure.subplots(down, across, squeeze=False).flat
+    for panel, axis in zip(panels, axes):
+        axis.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
+        for i, (name, xy) in enumerate(panel.series.items()):
+            x, y = _points(*xy, positive=panel.log_y)
+            axis.plot(x, y, color=COLORS[i % len(COLORS)], linewidth=1.6, label=name,
+                      marker='o' if len(x) < 25 else None, markersize=3)
+        axis.set_xlabel(panel.x_label)
+        axis.set_ylabel(panel.y_label)
+        if panel.log_y:
+            axis.set_yscale('log')
+        if len(panel.series) > 1:
+            axis.legend(fontsize=9)
+    for axis in list(axes):  # places without a panel
+        axis.set_axis_off()
+    return figure
+
+
+def _draw_bars(section: Bars, figure_class: Any) -> Any:
+    count = max(1, len(section.series))
+    height = 0.8 / count
+    figure = figure_class(figsize=(8.5, 1.0 + len(section.labels) * max(0.24 * count, 0.3)), layout='constrained')
+    axis = figure.subplots()
+    for i, (name, values) in enumerate(section.series.items()):
+        places = [row + (i - (count - 1) / 2) * height for row in range(len(section.labels))]
+        lengths = [value if value is not None and math.isfinite(value) else 0 for value in values]
+        # The first of several series is what the others are compared with: grey.
+        color = COLORS[-1] if i == 0 and count > 1 else COLORS[(i - 1 if count > 1 else i) % (len(COLORS) - 1)]
+        bars = axis.barh(places, lengths, height=height * 0.9, color=color, label=name)
+        axis.bar_label(bars, [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values],
+                       padding=2, fontsize=8)
+    axis.set_yticks(range(len(section.labels)), section.labels)
+    axis.margins(y=0.01)
+    axis.invert_yaxis()
+    axis.grid(axis='y', visible=False)
+    axis.set_xlabel(section.unit)
+    if section.unit == '%':
+        axis.set_xlim(0, 108)
+        axis.set_xticks(range(0, 101, 20))
+    if count > 1:
+        figure.legend(loc='outside upper right', ncols=count, fontsize=9)
+    return figure
+
+
+def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> tuple[list[float], list[float]]:
+    """Finite points, thinned to MAX_POINTS; the last is always kept."""
+    pairs = [(float(a), float(b)) for a, b in zip(x, y) if a is not None and b is not None
+             and math.isfinite(a) and math.isfinite(b) and (b > 0 or not positive)]
+    if len(pairs) > MAX_POINTS:
+        stride = -(-len(pairs) // MAX_POINTS)
+        pairs = pairs[::stride] + ([pairs[-1]] if (len(pairs) - 1) % stride else [])
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _svg_uri(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='svg', metadata={'Date': None}, transparent=True)
+    return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+_STYLE = """
+:root { --ink: #1d2026; --soft: #666c77; --line: #e3e5ea; --paper: #ffffff; --panel: #f6f7f9;
+  --good: #1f8a4c; --bad: #c23b46; --accent: #3b78d8; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #dfe3ea; --soft: #979eab; --line: #30343d; --paper: #16181d;
+  --panel: #1e2128; --good: #56c586; --bad: #f0808a; --accent: #7aa7f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; } .subtitle { color: var(--soft); margin: .3rem 0 0; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .7rem; } p { margin: .6rem 0; max-width: 46rem; }
+.caption { color: var(--soft); font-size: .88rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .93rem; min-width: 55%; font-variant-numeric: tabular-nums; }
+th, td { padding: .32rem .8rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+tbody tr:hover { background: var(--panel); } tr.total td { font-weight: 650; border-top: 2px solid var(--line); }
+.number { text-align: right; }
+img { max-width: 100%; height: auto; }
+article { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem; margin: .7rem 0; }
+.label { color: var(--accent); font-size: .8rem; font-weight: 600; margin-bottom: .25rem; }
+.input { white-space: pre-wrap; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: .55rem 0 0; font-size: .93rem; }
+dt { color: var(--soft); } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.right { color: var(--good); } .wrong { color: var(--bad); }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto;
+  font: .83rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head>
+<body>
+<header><h1>{title}</h1>{subtitle}</header>
+{body}
+</body>
+</html>
+"""

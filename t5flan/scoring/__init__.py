@@ -1,0 +1,1 @@
+"""Text in, numbers out: answer extraction and metrics. Knows no model."""

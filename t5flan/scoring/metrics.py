@@ -1,0 +1,79 @@
+"""Metrics with SeqIO's signatures: fn(targets, predictions) or fn(targets, scores) -> {name: number}, in percent.
+
+A target is what the task's postprocess_fn made of it: a string, or a sequence of strings any of which is right.
+"""
+
+import collections
+import math
+from collections.abc import Sequence
+
+from t5flan.scoring.answers import extract_number, normalize_answer, normalize_space
+
+Target = str | Sequence[str]
+
+
+def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of predictions equal to (one of) their targets but for spaces; case and punctuation count.
+
+    >>> exact_match(['12', ['yes', 'Yes']], ['12 ', 'Yes'])
+    {'exact_match': 100.0}
+    """
+    hits = [normalize_space(str(prediction)) in {normalize_space(answer) for answer in _answers(target)}
+            for target, prediction in _pairs(targets, predictions)]
+    return {'exact_match': _percent(hits)}
+
+
+def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Share of predictions equal to their target, whatever their type: for labels (T5's `accuracy`)."""
+    return {'accuracy': _percent([target == prediction for target, prediction in _pairs(targets, predictions)])}
+
+
+def squad(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """SQuAD's exact match and token F1 after normalize_answer, the best over a question's answers.
+
+    >>> squad([['the cat', 'a dog']], ['cat, black white cat'])
+    {'em': 0.0, 'f1': 40.0}
+    """
+    matches, f1s = [], []
+    for target, prediction in _pairs(targets, predictions):
+        matches.append(max(normalize_answer(answer) == normalize_answer(prediction) for answer in _answers(target)))
+        f1s.append(max(token_f1(answer, prediction) for answer in _answers(target)))
+    return {'em': _percent(matches), 'f1': _percent(f1s)}
+
+
+def token_f1(target: str, prediction: str) -> float:
+    """Harmonic mean of precision and recall over normalized words, in [0, 1]; two empty answers agree."""
+    target_words, predicted_words = normalize_answer(target).split(), normalize_answer(prediction).split()
+    if not target_words or not predicted_words:
+        return float(target_words == predicted_words)
+    shared = sum((collections.Counter(target_words) & collections.Counter(predicted_words)).values())
+    return 2 * shared / (len(target_words) + len(predicted_words))
+
+
+def number_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of predictions whose last number equals that of (one of) the targets: 18, 18.0 and $18 are equal."""
+    hits = []
+    for target, prediction in _pairs(targets, predictions):
+        given = extract_number(str(prediction))
+        wanted = {float(number) for answer in _answers(target) if (number := extract_number(answer)) is not None}
+        hits.append(given is not None and float(given) in wanted)
+    return {'number_match': _percent(hits)}
+
+
+def log_likelihood(targets: Sequence, scores: Sequence[float]) -> dict[str, float]:
+    """Mean log-likelihood of the targets, in nats an example (a score function: it takes the model's scores)."""
+    pairs = _pairs(targets, scores)
+    return {'log_likelihood': math.fsum(float(score) for _, score in pairs) / len(pairs) if pairs else 0.0}
+
+
+def _answers(target: Target) -> list[str]:
+    return [target] if isinstance(target, str) else [str(answer) for answer in target] or ['']
+
+
+def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple]:
+    return list(zip(targets, predictions, strict=True))
+
+
+def _percent(values: Sequence[float]) -> float:
+    """100 x the mean; no examples give 0 (T5's and SeqIO's metrics divide by zero there)."""
+    return 100.0 * math.fsum(values) / len(values) if values else 0.0

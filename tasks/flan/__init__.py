@@ -1,0 +1,1 @@
+"""The Flan 2022 collection as SeqIO tasks and mixtures."""

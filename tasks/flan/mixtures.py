@@ -1,0 +1,128 @@
+"""Flan 2022's mixture (arXiv:2210.11416, arXiv:2301.13688): a task for every row of datasets.json; mixtures.
+
+    t5flan mixture flan2022 --sample=0 --gin.DataConfig.vocabulary="'bytes'" --gin.DataConfig.cot="'cot_data'"
+
+Task SUBMIXTURE_NAME (flan2021_anli_r1, t0_sf_qasc, dialog_wiki_dialog) is read when it is used, not before, from what
+`tfds build anli/r1` prepared; nothing is downloaded by a run. A data set that is not there stops a run that trains on it, or
+with --skip_broken is left out. Mixtures, each with rates by examples up to the submixture's cap:
+
+    flan2021, t0_sf, dialog       the submixtures; muffin is flan2021 and dialog, as the Flan-PaLM paper counts
+    flan2022                      the public collection's shares: flan2021 0.40, t0_sf 0.32, niv2 0.20, cot 0.05, dialog 0.03
+    flan2022_paper                Flan-PaLM's and Flan-T5's: muffin 0.52, t0_sf 0.15, niv2 0.30, cot 0.03
+
+niv2 is the mixture natural_instructions, cot the mixture cot: both need files of the user's. Without them the mixtures hold the
+rest, in the same proportions, and `missing` (and `t5flan mixture`) says what is not there and which setting adds it.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+from t5flan.data import skipped as broken
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting.instructions import POOL, Instruct, Item
+from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.scoring.answers import extract_answer
+from t5flan.scoring.metrics import exact_match, squad
+
+from t5flan.tasks.flan.table import Dataset, items, load_table, to_items, wordings_of
+
+
+def register(skip_broken: bool = False) -> None:
+    """Registers the tasks of the table and their mixtures; what is registered stays, a mixture that can hold more grows.
+
+    Called after natural_instructions and cot have registered theirs.
+
+    Raises:
+        UserError: the table or a file of wordings is faulty; with skip_broken the tasks with those wordings are left out.
+    """
+    import seqio
+
+    table = load_table()
+    known = set(seqio.TaskRegistry.names())
+    for dataset in table.datasets:
+        if dataset.task not in known:
+            with broken.leaving_out(dataset.task, skip_broken):
+                register_task(dataset)
+                known.add(dataset.task)
+    for name, submixture in table.submixtures.items():
+        rows = [row for row in table.of(name) if row.task in known]
+        if rows and not submixture.mixture and name not in seqio.MixtureRegistry.names():
+            rates = [(row.task, ByExamples(row.cap or submixture.cap) if row.rate is None else row.rate) for row in rows]
+            seqio.MixtureRegistry.add(name, rates)
+    for name, shares in table.mixtures.items():
+        parts = {table.submixtures[part].mixture or part: share for part, share in shares.items()}
+        there = [(part, share) for part, share in parts.items() if part in seqio.MixtureRegistry.names()]
+        if name in seqio.MixtureRegistry.names():
+            seqio.MixtureRegistry.remove(name)
+        seqio.MixtureRegistry.add(name, there)
+        broken.note(name, missing(name))
+
+
+def register_task(dataset: Dataset) -> None:
+    """Registers the task of one row; nothing is read."""
+    import seqio
+
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
+
+    source = _source(dataset)
+    instruct = Instruct(
+        wordings_of(dataset),
+        exemplars=functools.partial(read_items, dataset, source),
+        shuffle_options=dataset.fixed_options,
+    )
+    seqio.TaskRegistry.add(
+        dataset.task,
+        source=source,
+        preprocessors=[to_items.bind(dataset=dataset), instruct, tokenize, append_eos],
+        output_features=text_features(),
+        postprocess_fn=postprocess,
+        metric_fns=[exact_match, squad],
+    )
+
+
+def _source(dataset: Dataset) -> Any:
+    """A TfdsDataSource that knows its number of training examples from the table, not from the files."""
+    import seqio
+
+    class TableSource(seqio.TfdsDataSource):
+        def num_input_examples(self, split: str) -> int | None:
+            return dataset.train_examples if split == 'train' else None
+
+        def __repr__(self) -> str:
+            return f'TFDS {dataset.tfds} ("tfds build {dataset.tfds.partition(":")[0]}" prepares it)'
+
+    return TableSource(tfds_name=dataset.tfds, splits=dict(dataset.splits), read_only=True)
+
+
+def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int = POOL) -> list[Item]:
+    """The first `count` items of a split (fewer where it is smaller), in the source's order."""
+    from t5flan.data.records.tf_values import plain_value
+
+    records = source.get_dataset(split, shuffle=False).take(count).as_numpy_iterator()
+    plain = ({name: plain_value(value) for name, value in record.items()} for record in records)
+    return list(itertools.islice(itertools.chain.from_iterable(items(dataset, record) for record in plain), count))
+
+
+def postprocess(text: str, is_target: bool = False, **_: object) -> str:
+    """The answer in a target or in what the model wrote: what follows `So the answer is`, or the whole text."""
+    return extract_answer(text)
+
+
+def missing(mixture: str) -> list[str]:
+    """What a mixture of the table lacks of the published one, and why, a line a reason: parts first, then data sets."""
+    import seqio
+
+    table = load_table()
+    shares = table.mixtures.get(mixture, {mixture: 1.0})
+    lines = []
+    for name, share in shares.items():
+        part = table.submixtures[name]
+        if part.mixture and part.mixture not in seqio.MixtureRegistry.names():
+            lines.append(f'{name} ({share:.0%}): no files are given. Set {part.setting}; until then the others share its part.')
+    names = {held for name in shares for held in (name, *table.submixtures[name].holds)}
+    by_reason: dict[str, list[str]] = {}
+    for row in table.left_out:
+        if row.submixture in names:
+            by_reason.setdefault(row.reason, []).append(f'{row.submixture}_{row.name}')
+    return lines + [f'{", ".join(left_out)}: {reason}.' for reason, left_out in by_reason.items()]

@@ -1,0 +1,288 @@
+"""Flan 2022's data sets as one table, datasets.json: a row says where a data set is and how its records become items.
+
+    {"name": "anli_r1", "submixture": "flan2021", "tfds": "anli/r1:0.1.0", "family": "nli", "splits": "official",
+     "train_examples": 16946, "fields": {"premise": "{context}", "hypothesis": "{hypothesis}"},
+     "label": "label", "of": ["yes", "it is not possible to tell", "no"]}
+
+    family          wordings: templates/FAMILY.json, which says which fields there must be
+    splits          train, validation and test in TFDS's terms, or the name of such a set in "splits"
+    train_examples  examples of the train split, so that rates need no reading (the table's numbers are TFDS's)
+    fields          field of the family -> text with the record's fields in braces; {choices[text]} goes into one
+    answer          the answer, likewise; or instead:
+    label, of       the record's label (a path, "a.b"), and what it is the number of: texts, a path to a list of texts, or
+                    {label: text}; these are the answer's options. "first" is the number of the first, 0 unless it says so
+    of with answer  the options of an answer that the record spells out
+    rationale       the rationale, likewise a text with fields
+    make            a function of flan_records.py, with its further words, that comes before all that
+    cap, rate       in place of the submixture's cap, and of the rate that follows from it and train_examples
+    note            for people: what TFDS asks of whoever prepares it
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from t5flan.data.preprocessing.examples import Context, Example, Result, example_fn
+from t5flan.data.prompting.instructions import Item
+from t5flan.data.prompting.templates import Family
+from t5flan.errors import UserError
+
+from t5flan.tasks.families import family
+from t5flan.tasks.flan.records import RECORDS
+
+TABLE = pathlib.Path(__file__).parent / 'datasets.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A row of the table."""
+
+    name: str
+    submixture: str
+    tfds: str
+    family: str
+    splits: Mapping[str, str]
+    train_examples: int
+    fields: Mapping[str, str]
+    answer: str = ''
+    label: str = ''
+    of: Sequence[str] | Mapping[str, str] | str = ()
+    first: int = 0
+    rationale: str = ''
+    make: tuple[str, ...] = ()
+    cap: int | None = None
+    rate: float | None = None
+    note: str = ''
+
+    @property
+    def task(self) -> str:
+        """The name of its SeqIO task."""
+        return f'{self.submixture}_{self.name}'
+
+    @property
+    def fixed_options(self) -> bool:
+        """Whether every example has the same options (labels), so that the order they are listed in means nothing."""
+        return isinstance(self.of, Mapping) or (not isinstance(self.of, str) and not any('{' in text for text in self.of))
+
+    def __repr__(self) -> str:
+        return f'Dataset({self.task})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Submixture:
+    """Data sets that share a cap; `mixture` is the one that another module registers where `setting` is given."""
+
+    name: str
+    cap: int
+    holds: tuple[str, ...] = ()
+    """Other submixtures whose data sets are its own."""
+    mixture: str = ''
+    setting: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A data set of Flan's that no task can be made of here."""
+
+    name: str
+    submixture: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The whole table."""
+
+    submixtures: Mapping[str, Submixture]
+    mixtures: Mapping[str, Mapping[str, float]]
+    """Mixture -> submixture -> share, as published."""
+    datasets: tuple[Dataset, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def of(self, submixture: str) -> list[Dataset]:
+        """The data sets of a submixture, those of the ones it holds included."""
+        names = {submixture, *self.submixtures[submixture].holds}
+        return [dataset for dataset in self.datasets if dataset.submixture in names]
+
+    def rates(self, submixture: str) -> list[tuple[Dataset, float]]:
+        """Examples-proportional rates (arXiv:1910.10683, section 3.5.2): a data set's examples, at most the cap."""
+        cap = self.submixtures[submixture].cap
+        return [
+            (dataset, float(min(dataset.train_examples, dataset.cap or cap)) if dataset.rate is None else dataset.rate)
+            for dataset in self.of(submixture)
+        ]
+
+
+@functools.cache
+def load_table(path: pathlib.Path = TABLE) -> Table:
+    """Reads and checks the table.
+
+    Raises:
+        UserError: one line with the file, the row and the field.
+    """
+    try:
+        content = json.loads(path.read_text('utf-8'))
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}. Name a table of data sets.') from None
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error}). Mend the file.') from None
+    for name in ('submixtures', 'mixtures', 'splits', 'datasets', 'left_out'):
+        if name not in content:
+            raise UserError(f'{path} has no {name!r}. Add it to the table.')
+    submixtures = {
+        name: _made(f'{path}: submixtures.{name}', Submixture, {'name': name, **row})
+        for name, row in content['submixtures'].items()
+    }
+    for name, submixture in submixtures.items():
+        _positive(f'{path}: submixtures.{name}.cap', submixture.cap)
+    for mixture, shares in content['mixtures'].items():
+        for name in shares:
+            if name not in submixtures:
+                raise UserError(
+                    f'{path}: mixtures.{mixture} has a rate for {name!r}, which is no submixture; there are '
+                    f'{", ".join(submixtures)}. Mend the table.'
+                )
+    datasets = tuple(_dataset(path, i, row, content['splits'], submixtures) for i, row in enumerate(content['datasets']))
+    names = [dataset.name for dataset in datasets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'{path}: {names.count(name)} data sets are named {name!r}. Give each a name of its own.')
+    left_out = tuple(_made(f'{path}: left_out[{i}]', LeftOut, row) for i, row in enumerate(content['left_out']))
+    return Table(submixtures, content['mixtures'], datasets, left_out)
+
+
+def _made(where: str, kind: Any, row: Mapping[str, Any]) -> Any:
+    row = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name in row:
+        if name not in known:
+            raise UserError(f'{where} has the key {name!r}; it may have {", ".join(known)}. Mend the table.')
+    for name, field in known.items():
+        if name not in row and field.default is dataclasses.MISSING:
+            raise UserError(f'{where} has no {name!r}. Add it to the table.')
+    return kind(**row)
+
+
+def _positive(where: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Mend the table.')
+
+
+def _dataset(path: pathlib.Path, number: int, row: Mapping[str, Any], splits: Mapping[str, Any], submixtures: Any) -> Dataset:
+    where = f'{path}: datasets[{number}] ({row.get("name")})'
+    given = row.get('splits')
+    if isinstance(given, str):
+        if given not in splits:
+            raise UserError(f'{where}: splits {given!r} is none of {", ".join(splits)}. Mend the table.')
+        row = {**row, 'splits': splits[given]}
+    dataset = _made(where, Dataset, row)
+    if 'train' not in dataset.splits:
+        raise UserError(f'{where}: splits has no "train". Mend the table.')
+    if dataset.submixture not in submixtures:
+        raise UserError(f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Mend the table.')
+    _positive(f'{where}: train_examples', dataset.train_examples)
+    if dataset.cap is not None:
+        _positive(f'{where}: cap', dataset.cap)
+    if dataset.rate is not None and not dataset.rate > 0:
+        raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Mend the table, or leave the row out.')
+    if dataset.make and dataset.make[0] not in RECORDS:
+        raise UserError(f'{where}: make names {dataset.make[0]!r}; there are {", ".join(RECORDS)}. Mend the table.')
+    if bool(dataset.answer) == bool(dataset.label) or (dataset.label and not dataset.of):
+        raise UserError(f'{where} needs either "answer", or "label" and "of". Mend the table.')
+    return dataset
+
+
+def wordings_of(dataset: Dataset) -> Family:
+    """The family of wordings of a row.
+
+    Raises:
+        UserError: there is none of that name, its file is faulty, or the row's fields are not the family's.
+    """
+    where = f'{TABLE.name}: {dataset.name}'
+    try:
+        wordings = family(dataset.family)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+    known = (*wordings.fields, *wordings.optional)
+    for name in wordings.fields:
+        if name not in dataset.fields:
+            raise UserError(f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Mend the table.')
+    for name in dataset.fields:
+        if name not in known:
+            raise UserError(
+                f'{where}: fields has {name!r}; the family {dataset.family!r} has {", ".join(known)}. Mend the table.'
+            )
+    return wordings
+
+
+# -- Records into items ---------------------------------------------------------------------------------------------------
+
+
+@example_fn
+def to_items(example: Example, context: Context, *, dataset: Dataset) -> Result:
+    """The preprocessor that makes a record the items of its row."""
+    return list(items(dataset, example))
+
+
+def items(dataset: Dataset, record: Example) -> Iterator[Item]:
+    """The items of a record: none where it has no label or answer (SNLI's -1, a question without answers).
+
+    Raises:
+        UserError: the record lacks a field that the row names.
+    """
+    function, *words = dataset.make or ('',)
+    try:
+        for made in RECORDS[function](record, *words) if function else (record,):
+            item = _item(dataset, made)
+            if item is not None:
+                yield item
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{TABLE.name}: {dataset.name}: {error} is not in its records; they have {", ".join(map(str, record))}. Mend the '
+            'row, or prepare the version that it names.'
+        ) from error
+
+
+def _item(dataset: Dataset, record: Example) -> Item | None:
+    options = _options(dataset, record)
+    try:
+        if dataset.label:
+            answer = _labelled(dataset, record, options)
+        else:
+            answer = dataset.answer.format_map(record)
+        item = {name: text.format_map(record) for name, text in dataset.fields.items()}
+    except IndexError:  # {answers[0]} of a question without answers
+        return None
+    if answer is None or not answer.strip():
+        return None
+    item['answer'] = answer
+    if dataset.of:
+        item['options'] = options if answer in options else []  # tf.data wants the same keys of every item
+    if dataset.rationale:
+        item['rationale'] = dataset.rationale.format_map(record)
+    return item
+
+
+def _options(dataset: Dataset, record: Example) -> list[str]:
+    if isinstance(dataset.of, str):
+        return list(_look_up(record, dataset.of))
+    if isinstance(dataset.of, Mapping):
+        return list(dataset.of.values())
+    return [text.format_map(record) for text in dataset.of]
+
+
+def _labelled(dataset: Dataset, record: Example, options: Sequence[str]) -> str | None:
+    label = int(_look_up(record, dataset.label))
+    if isinstance(dataset.of, Mapping):
+        return dataset.of.get(str(label))
+    number = label - dataset.first
+    return options[number] if 0 <= number < len(options) else None
+
+
+def _look_up(record: Any, path: str) -> Any:
+    for name in path.split('.'):
+        record = record[name]
+    return record

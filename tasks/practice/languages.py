@@ -1,0 +1,141 @@
+"""Number words from 0 to 99 in English, French, Korean (Sino-Korean), Japanese (hiragana) and Chinese, and between them.
+
+The parts of Korean, Japanese and Chinese numbers stand apart, as in a beginner's book: a vocabulary learned from these
+texts would else make one piece of each number, and nothing could be composed.
+"""
+
+import random
+from collections.abc import Callable
+
+from t5flan.tasks.practice.instance import Instance, Skill
+
+_ENGLISH = (
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
+    'eighteen nineteen'
+).split()
+_ENGLISH_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
+_FRENCH = 'zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize'.split()
+_FRENCH_TENS = 'vingt trente quarante cinquante soixante'.split()
+
+
+def english(number: int) -> str:
+    """In words with a hyphen.
+
+    >>> english(42)
+    'forty-two'
+    """
+    if number < 20:
+        return _ENGLISH[number]
+    tens = _ENGLISH_TENS[number // 10 - 2]
+    return f'{tens}-{_ENGLISH[number % 10]}' if number % 10 else tens
+
+
+def french(number: int) -> str:
+    """Traditional spelling, of France.
+
+    >>> [french(number) for number in (17, 21, 71, 80, 81, 97)]
+    ['dix-sept', 'vingt et un', 'soixante et onze', 'quatre-vingts', 'quatre-vingt-un', 'quatre-vingt-dix-sept']
+    """
+    if number < 17:
+        return _FRENCH[number]
+    if number < 20:
+        return f'dix-{_FRENCH[number - 10]}'
+    if number >= 80:
+        return f'quatre-vingt-{french(number - 80)}' if number > 80 else 'quatre-vingts'
+    base = min(number // 10, 6)
+    tens, rest = _FRENCH_TENS[base - 2], number - 10 * base
+    if rest == 0:
+        return tens
+    return f'{tens} et {french(rest)}' if rest in (1, 11) else f'{tens}-{french(rest)}'
+
+
+def _decimal(digits: str, ten: str, number: int) -> str:
+    """East Asian counting: the tens' digit (left out for one), the word for ten, the units."""
+    names = digits.split()
+    tens, units = divmod(number, 10)
+    if tens == 0:
+        return names[units]
+    return ' '.join([names[tens]] * (tens > 1) + [ten] + [names[units]] * (units > 0))
+
+
+def korean(number: int) -> str:
+    """Sino-Korean.
+
+    >>> korean(42)
+    '사 십 이'
+    """
+    return _decimal('영 일 이 삼 사 오 육 칠 팔 구', '십', number)
+
+
+def japanese(number: int) -> str:
+    """In hiragana (zero in katakana).
+
+    >>> japanese(47)
+    'よん じゅう なな'
+    """
+    return _decimal('ゼロ いち に さん よん ご ろく なな はち きゅう', 'じゅう', number)
+
+
+def chinese(number: int) -> str:
+    """In characters.
+
+    >>> chinese(42)
+    '四 十 二'
+    """
+    return _decimal('零 一 二 三 四 五 六 七 八 九', '十', number)
+
+
+LANGUAGES: dict[str, Callable[[int], str]] = {
+    'English': english, 'French': french, 'Korean': korean, 'Japanese': japanese, 'Chinese': chinese,
+}  # fmt: skip
+# Each language is heard as source and as target in training, but never in these pairs.
+UNSEEN_PAIRS = (
+    ('French', 'English'), ('Korean', 'French'), ('Chinese', 'Korean'), ('English', 'Japanese'),
+    ('Japanese', 'Chinese'),
+)  # fmt: skip
+SEEN_PAIRS = tuple(
+    (source, target)
+    for source in LANGUAGES for target in LANGUAGES
+    if source != target and (source, target) not in UNSEEN_PAIRS
+)  # fmt: skip
+
+
+def is_part(number: int) -> bool:
+    """Whether a number's word is a part of other numbers' words: 0 to 20, the tens, and French's irregular ones."""
+    return number <= 20 or number % 10 == 0 or number in (71, 81, 91)
+
+
+def _draw_words(language: str) -> Callable[[random.Random], Instance]:
+    """Digits to words and words to digits in one language."""
+
+    def draw(rng: random.Random) -> Instance:
+        number = rng.randrange(100)
+        variant = rng.choice(('write', 'read'))
+        fields = {'digits': str(number), 'words': LANGUAGES[language](number), 'language': language}
+        answer = fields['words'] if variant == 'write' else fields['digits']
+        return Instance(f'{variant} {number}', fields, answer, variant=variant, pinned=is_part(number))
+
+    return draw
+
+
+def _draw_translation(pairs: tuple[tuple[str, str], ...]) -> Callable[[random.Random], Instance]:
+    def draw(rng: random.Random) -> Instance:
+        source, target = rng.choice(pairs)
+        number = rng.randrange(100)
+        fields = {'words': LANGUAGES[source](number), 'source': source, 'target': target}
+        return Instance(f'{source} {target} {number}', fields, LANGUAGES[target](number), pinned=is_part(number))
+
+    return draw
+
+
+SKILLS = (
+    *(
+        Skill(
+            f'number_{language.lower()}', 'languages', _draw_words(language), held_share=0.15, space=200,
+            rate=1.0 if language == 'French' else 0.5,  # French has the irregular ones
+        )
+        for language in LANGUAGES
+    ),
+    Skill('number_translate', 'languages', _draw_translation(SEEN_PAIRS), rate=1.5),
+    Skill('number_translate_pairs', 'languages', _draw_translation(UNSEEN_PAIRS), trained=False, space=500),
+)

@@ -1,0 +1,88 @@
+"""t5flan/corpora/deduplication.py: what repeats is left out, what does not is kept, and the report says why."""
+
+import json
+import random
+
+import pytest
+
+from t5flan.commands.arguments import parse_arguments
+from t5flan.commands import COMMANDS
+from t5flan.corpora.deduplication import Rules, deduplicate, ngrams
+from t5flan.errors import UserError
+
+RNG = random.Random(0)
+WORDS = [f'word{i}' for i in range(5000)]
+
+
+def text(words=200):
+    return ' '.join(RNG.choices(WORDS, k=words))
+
+
+def changed(original, count):
+    """The text with `count` words in a row replaced: about (count + 4) of its 5-grams are others."""
+    words = original.split()
+    words[50 : 50 + count] = text(count).split()
+    return ' '.join(words)
+
+
+def write(path, rows):
+    path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
+    return str(path)
+
+
+def test_exact_repetitions_need_no_library(tmp_path):
+    rows = [{'text': 'a b  c', 'id': 1}, {'text': 'a b c\n', 'id': 2}, {'text': 'A b c', 'id': 3}, {'text': 'x', 'id': 4}]
+    report = deduplicate([write(tmp_path / 'a.jsonl', rows)], str(tmp_path / 'o' / 'out.jsonl'), rules=Rules(threshold=1))
+    kept = [json.loads(line) for line in (tmp_path / 'o' / 'out.jsonl').read_text('utf-8').splitlines()]
+    assert kept == [rows[0], rows[2], rows[3]] and (report['exact'], report['near'], report['kept']) == (1, 0, 3)
+    assert report['removed'][0] | {'begins': ''} == {
+        'text': f'{tmp_path}/a.jsonl line 2', 'why': 'exact', 'of': f'{tmp_path}/a.jsonl line 1', 'similarity': 1.0, 'begins': ''}
+    assert (report['characters'], report['characters_kept']) == (6 + 6 + 5 + 1, 6 + 5 + 1)
+
+
+def test_near_repetitions_are_found_and_others_kept(tmp_path):
+    pytest.importorskip('datasketch', reason='datasketch is not installed: pip install t5flan[dedup]')
+    originals = [text() for _ in range(200)]
+    near = [changed(one, 3) for one in originals[:50]]  # 7 of 196 n-grams: Jaccard 0.93
+    far = [changed(one, 80) for one in originals[50:100]]  # 84 of 196: 0.4
+    path = write(tmp_path / 'a.jsonl', [{'text': one} for one in originals + near + far + originals[:5]])
+    report = deduplicate([path], str(tmp_path / 'out.jsonl'))
+    assert (report['texts'], report['exact']) == (305, 5)
+    assert report['near'] >= 48 and report['kept'] == 305 - 5 - report['near'] >= 250
+    for one in report['removed']:
+        number = lambda where: int(where.split()[-1])
+        if one['why'] == 'near':
+            assert number(one['text']) - number(one['of']) == 200 and one['similarity'] >= 0.8
+    again = deduplicate([str(tmp_path / 'out.jsonl')], str(tmp_path / 'twice.jsonl'))
+    assert again['kept'] == again['texts'], 'what is without repetitions stays as it is'
+
+
+def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
+    (tmp_path / 'a.txt').write_text('one two\n\nthree four\n\none two\n')
+    line = f'deduplicate --input={tmp_path}/a.txt --output={tmp_path}/o.jsonl --unit=paragraph --threshold=1'
+    command, arguments = parse_arguments(line.split(), COMMANDS)
+    command.run(arguments)
+    assert 'o.jsonl: 2 of 3 texts' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'o.report.json').read_text('utf-8'))['removed'][0]['of'].endswith('a.txt paragraph 1')
+    assert [json.loads(row)['text'] for row in (tmp_path / 'o.jsonl').read_text().splitlines()] == ['one two', 'three four']
+
+
+def test_signs_without_spaces_are_words():
+    assert ngrams('吾輩は猫', 2) == ['吾 輩'.encode(), '輩 は'.encode(), 'は 猫'.encode()]
+    assert ngrams('Naïve words', 5) == ['naïve words'.encode()] and ngrams('', 3) == [b'']
+
+
+@pytest.mark.parametrize('options,line', [
+    (dict(unit='word'), '--unit=word'),
+    (dict(field='body'), "no field 'body'.*Set --field"),
+    (dict(output='out.txt'), '--output=.*out.txt must be a .jsonl'),
+    (dict(output='a.jsonl'), 'none of the inputs'),
+])
+def test_bad_input_is_one_line(tmp_path, options, line):
+    path = write(tmp_path / 'a.jsonl', [{'text': 'a'}])
+    output = str(tmp_path / options.pop('output', 'out.jsonl'))
+    with pytest.raises(UserError, match=line):
+        deduplicate([path], output, rules=Rules(threshold=1), **options)
+    for wrong in (dict(threshold=0), dict(threshold=1.5), dict(ngram=0), dict(permutations=1)):
+        with pytest.raises(UserError, match='--'):
+            Rules(**wrong)

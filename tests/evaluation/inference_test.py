@@ -1,0 +1,133 @@
+"""Prompts and files of them; a killed run goes on; every bad input is one line."""
+
+import json
+import types
+
+import jax
+import pytest
+
+from t5flan.evaluation import inference as infer_lib
+from t5flan.errors import UsageError, UserError
+from t5flan.evaluation.inference import RowWriter, infer, read_rows, shard_path
+from tests.saved_model import byte_model, save_folder
+
+ROWS = [{'inputs': text, 'id': text[:1]} for text in ('ab', 'longer than it', 'c\u2028d', 'é', 'e')]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return str(save_folder(tmp_path_factory.mktemp('run'), byte_model(), steps=(3,)))
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in ROWS), encoding='utf-8')
+    return str(path)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding='utf-8').split('\n')[:-1]]
+
+
+def test_prompts_are_answered(folder, tmp_path, capsys):
+    infer(folder, prompts=['ab'], max_new_tokens=4)
+    one = capsys.readouterr().out
+    infer(folder, prompts=['ab', 'é'], max_new_tokens=4, json_file=str(tmp_path / 'o.json'))
+    both = capsys.readouterr().out
+    written = json.loads((tmp_path / 'o.json').read_text(encoding='utf-8'))
+    assert written['step'] == 3 and [row['inputs'] for row in written['rows']] == ['ab', 'é']
+    assert one == written['rows'][0]['prediction'] + '\n' and both.startswith('ab\n  -> ')
+
+
+def test_a_file_is_answered_in_order_and_only_once(folder, rows_file, tmp_path, capsys):
+    output = tmp_path / 'sub' / 'out.jsonl'
+    settings = {'input': rows_file, 'output': str(output), 'max_new_tokens': 4, 'batch_size': 2, 'temperature': 1.0}
+    infer(folder, **settings)
+    rows = rows_of(output)
+    assert [{name: row[name] for name in ('inputs', 'id')} for row in rows] == ROWS
+    assert [row['index'] for row in rows] == [0, 1, 2, 3, 4] and all(isinstance(row['prediction'], str) for row in rows)
+
+    whole = output.read_bytes()
+    for cut in (len(whole) - 5, whole.index(b'\n') + 9, 3, 0):  # killed while it wrote a line
+        output.write_bytes(whole[:cut])
+        infer(folder, **settings)
+        assert output.read_bytes() == whole
+    capsys.readouterr()
+    infer('no folder is read', **settings)
+    assert 'is complete: 5 rows' in capsys.readouterr().out
+
+
+def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
+    settings = {'input': rows_file, 'max_new_tokens': 3, 'temperature': 1.0, 'seed': 4}
+    infer(folder, output=str(tmp_path / 'one.jsonl'), **settings)
+    shared = []
+    for host in range(2):
+        monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
+        monkeypatch.setattr(jax, 'process_count', lambda: 2)
+        monkeypatch.setattr('t5flan.language_model.load', lambda *_: loaded)
+        loaded = types.SimpleNamespace(generate=lambda texts, *_, rows: [f'{row}:{text}' for row, text in zip(rows, texts)])
+        infer(folder, output=str(tmp_path / 'two.jsonl'), **settings)
+        shared.append(rows_of(tmp_path / f'two-{host:05}-of-00002.jsonl'))
+    assert [row['index'] for row in shared[0]] == [0, 2, 4] and [row['index'] for row in shared[1]] == [1, 3]
+    assert shared[1][0]['prediction'] == '1:longer than it'
+
+
+def test_lines_of_text_are_rows(tmp_path):
+    path = tmp_path / 'p.txt'
+    path.write_bytes('one\r\n\ntwo\u2028still two\n'.encode())
+    assert read_rows(str(path), 'inputs') == [{'inputs': 'one', 'index': 0}, {'inputs': 'two\u2028still two', 'index': 2}]
+    assert shard_path(path, 0, 1) == path and shard_path(path, 1, 4).name == 'p-00001-of-00004.txt'
+
+
+@pytest.mark.parametrize('content, words', [
+    ('', 'holds no rows'),
+    ('{"inputs": "a"}\nnot json\n', r'r.jsonl:2 is not JSON'),
+    ('[1]\n', r'r.jsonl:1 is a list'),
+    ('{"input": "a"}\n', r"r.jsonl:1: the field 'inputs' is missing; there are input \(did you mean input\?\)"),
+    ('{"inputs": 3}\n', r"r.jsonl:1: the field 'inputs' is not text"),
+    (b'\xff\xfe', 'is not UTF-8'),
+])
+def test_a_bad_input_is_one_line(tmp_path, content, words):
+    path = tmp_path / 'r.jsonl'
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words) as error:
+        infer('x', input=str(path), output=str(tmp_path / 'o.jsonl'))
+    assert '\n' not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_missing_input_and_wrong_usage(tmp_path):
+    with pytest.raises(UserError, match='nowhere.txt: No such file'):
+        infer('x', input=str(tmp_path / 'nowhere.txt'), output='o')
+    for wrong in ({}, {'prompts': ['a'], 'input': 'b', 'output': 'c'}, {'input': 'b'}, {'prompts': ['a'], 'output': 'c'},
+                  {'prompts': ['a'], 'batch_size': 0}, {'prompts': ['a'], 'max_new_tokens': 0}):
+        with pytest.raises(UsageError):
+            infer('x', **wrong)
+    with pytest.raises(UserError, match='top_p'):
+        infer('x', prompts=['a'], top_p=3.0)
+
+
+@pytest.mark.parametrize('line', ['{"index": 0, "inputs": "another", "prediction": "x"}', '{"index": 9, "inputs": "ab"}', 'x'])
+def test_an_output_of_another_input_is_kept(tmp_path, line):
+    output = tmp_path / 'o.jsonl'
+    output.write_text(line + '\n')
+    with pytest.raises(UserError, match='o.jsonl:1 does not answer a row'):
+        RowWriter(output, [{'inputs': 'ab', 'index': 0}], 'inputs')
+    assert output.read_text() == line + '\n' and infer_lib.WINDOW > 1
+
+
+def test_a_control_token_stands_in_front_of_every_text(monkeypatch, capsys):
+    seen = []
+
+    class Model:
+        vocabulary, folder, step = types.SimpleNamespace(mode_tokens=('[TOX_LOW]', '[S2S]')), 'run', 1
+
+        def generate(self, texts, *arguments, **options):
+            seen.extend(texts)
+            return ['x'] * len(texts)
+
+    monkeypatch.setattr('t5flan.language_model.load', lambda *arguments: Model())
+    infer('run', prompts=['one', 'two'], control=['[S2S]', '[TOX_LOW]'])
+    assert seen == ['[S2S][TOX_LOW]one', '[S2S][TOX_LOW]two'] and 'one\n  -> x' in capsys.readouterr().out
+    with pytest.raises(UserError, match=r'--control=\[TOX\] is no token of this checkpoint, which has \[TOX_LOW\], \[S2S\]'):
+        infer('run', prompts=['one'], control=['[TOX]'])

@@ -1,0 +1,143 @@
+"""The TPU kernels through the real compiler (`libtpu`), for five chips and with no TPU at hand: they compile, and fit."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from t5flan import sharding
+from t5flan.kernels.tpu import flash as flash_tpu
+from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.models.build import abstract_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import logical_axes
+from t5flan.mesh import MeshConfig
+
+pytestmark = pytest.mark.slow
+
+TOPOLOGIES = {'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2', 'tpu7x': 'tpu7x:2x2x1'}
+GIB = 2**30
+
+
+@functools.lru_cache
+def devices(chip):
+    """One device a chip; compiled for, never run on."""
+    pytest.importorskip('libtpu', reason='the compiler comes with t5flan[tpu]')
+    from jax.experimental import topologies
+
+    # No metadata server to ask which TPU this is, and other processes may compile too.
+    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+    options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
+    return topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[chip], **options).devices
+
+
+def compile_for(chip, length, heads=8, kv_heads=None, head_dim=64, dtype=jnp.bfloat16, reach=128, dropped=False,
+                ids=True, prefix=False, **options):
+    """Output and gradients of one row on each chip; a kernel that needs too much of a core's memory does not compile."""
+    with sharding.use(sharding.create_sharding(MeshConfig(data=len(devices(chip))), devices(chip))) as placed:
+        rows = len(devices(chip))
+
+        def shaped(kind, *shape, by_row=True):
+            axes = ('batch' if by_row else None,) + (None,) * (len(shape) - 1)
+            return jax.ShapeDtypeStruct(shape, kind, sharding=placed.named(axes))
+
+        q, k = (shaped(dtype, rows, length, n, head_dim) for n in (heads, kv_heads or heads))
+        table = shaped(jnp.float32, heads, 32, by_row=False)
+
+        def step(q, k, v, table, dy, ids_BT):
+            bias = RelativeBias(True, 32, reach) if reach else None
+            masks = dict(q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT) if ids else {}
+            if prefix:
+                masks['prefix_BS'] = ids_BT
+            if dropped:
+                masks |= dict(dropout_rate=0.1, dropout_key=jax.random.key(0))
+
+            def forward(q, k, v, table):
+                return attend(q, k, v, bias_table=table if reach else None, bias=bias, **masks, **options)
+
+            y, vjp = jax.vjp(forward, q, k, v, table)
+            return y, vjp(dy)
+
+        compiled = jax.jit(step).lower(q, k, k, table, q, shaped(jnp.int32, rows, length)).compile()
+    assert compiled.as_text().count('tpu_custom_call"') == 3  # attend chose the kernels
+    return compiled.memory_analysis()
+
+
+@pytest.mark.parametrize('length, dtype', [(512, 'bfloat16'), (4096, 'float32'), (32768, 'bfloat16')])
+@pytest.mark.parametrize('head_dim', [64, 128, 256])
+@pytest.mark.parametrize('chip', TOPOLOGIES)
+def test_forward_and_backward_compile(chip, length, head_dim, dtype):
+    memory = compile_for(chip, length, heads=4, head_dim=head_dim, dtype=dtype)
+    assert memory.temp_size_in_bytes < max(32 * length * 4 * max(head_dim, 64) * jnp.dtype(dtype).itemsize, 2**26)
+
+
+@pytest.mark.parametrize('chip', TOPOLOGIES)
+def test_every_option_at_once_compiles(chip):
+    everything = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0.125)
+    compile_for(chip, 2000, kv_heads=2, **everything)
+    compile_for(chip, 2000, kv_heads=1, head_dim=128, **everything)
+    compile_for(chip, 2000, head_dim=32, **everything)
+    compile_for(chip, 2000, head_dim=40, dtype=jnp.float32, precision='highest', **everything)
+    compile_for(chip, 2000, head_dim=128, kv_heads=1, reach=None, ids=False, causal=True)
+
+
+@pytest.mark.parametrize('chip', TOPOLOGIES)
+@pytest.mark.parametrize('head_dim, dtype', [(32, 'bfloat16'), (64, 'bfloat16'), (256, 'float32')])
+def test_the_widest_bias_that_is_taken_fits_in_a_cores_memory(chip, head_dim, dtype):
+    widest = max(reach for reach in range(128, 4000, 4)
+                 if flash_tpu.refusal(head_dim, dtype, RelativeBias(True, 32, reach)) is None)
+    compile_for(chip, 2048, head_dim=head_dim, dtype=dtype, reach=widest, causal=True, prefix=True, dropped=True, soft_cap=9.0,
+                precision='highest')
+
+
+def test_long_inputs_of_t5_xxl_take_linear_memory():
+    """Whole arrays need 385 GiB of temporaries at 16,384 tokens (the compiler's message, `benchmarks/attention.py`)."""
+    assert compile_for('v5p', 16384, heads=64).temp_size_in_bytes < 385 * GIB / 100
+    assert compile_for('v5e', 65536, heads=64).peak_memory_in_bytes < 16 * GIB
+
+
+def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
+    """Output and gradients of 65,536 tokens: a row on each of four chips, and one row on all four."""
+    def compiled(rows):
+        mesh = MeshConfig(data=rows, context=4 // rows)
+        with sharding.use(sharding.create_sharding(mesh, devices('v5p'))) as placed:
+            axes = ('batch', 'length', None, None)
+            x = jax.ShapeDtypeStruct((rows, 65536, 64, 64), jnp.bfloat16, sharding=placed.named(axes))
+            table = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=placed.replicated())
+            ids = jax.ShapeDtypeStruct((rows, 65536), jnp.int32, sharding=placed.named(('batch', 'length')))
+
+            def step(q, k, v, table, dy, ids_BT):
+                y, vjp = jax.vjp(lambda q, k, v, table: attend(
+                    q, k, v, bias_table=table, bias=RelativeBias(True), q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT,
+                    dropout_rate=0.1, dropout_key=jax.random.key(0)), q, k, v, table)
+                return y, vjp(dy)
+
+            return jax.jit(step).lower(x, x, x, table, x, ids).compile()
+
+    alone, shared = compiled(4), compiled(1)
+    for program in (alone, shared):
+        assert program.as_text().count('tpu_custom_call"') == 3
+    assert shared.memory_analysis().peak_memory_in_bytes < 0.6 * alone.memory_analysis().peak_memory_in_bytes
+
+
+@pytest.mark.parametrize('fields, kernels', [
+    (dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4), 9),  # encoder, decoder, across
+    (dict(architecture='decoder_only', position='rope', num_heads=8, num_kv_heads=1, parallel_block=True), 3)])
+def test_a_whole_model_split_over_rows_and_heads_compiles(fields, kernels):
+    config = ModelConfig(vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_decoder_layers=2, dropout_rate=0.1,
+                         remat='minimal', **fields)
+    chips = devices('v5p')
+    with sharding.use(sharding.create_sharding(MeshConfig(data=2, tensor=len(chips) // 2), chips)) as placed:
+        model = abstract_model(config)
+        places = sharding.tree_shardings(placed, model, logical_axes(model))
+        model = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, places)
+        names = ['decoder_input_tokens', 'decoder_target_tokens', 'decoder_segment_ids', 'decoder_positions']
+        if config.architecture == 'encoder_decoder':
+            names += ['encoder_input_tokens', 'encoder_segment_ids', 'encoder_positions']
+        tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=placed.named(('batch', None)))
+        batch = dict.fromkeys(names, tokens)
+        loss = lambda model, batch: jnp.mean(model(batch, dropout_key=jax.random.key(0)))
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(model, batch).compile()
+    assert compiled.as_text().count('tpu_custom_call"') == kernels

@@ -1,0 +1,180 @@
+"""The TPU kernels, interpreted on the CPU, against a float64 loop over heads; what they skip, keep and refuse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from t5flan.errors import UserError
+from t5flan.kernels import attention
+from t5flan.kernels.tpu import flash as flash_tpu
+from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from tests.kernels.attention_cases import (
+    CASES, QUICK, check_eight_devices, check_program, check_split_lengths, draw, inputs, largest_array, products)
+from tests.kernels.attention_reference import output_and_gradients
+
+FLASH = 'flash_tpu'
+check = functools.partial(check_program, FLASH)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """The CPU runs the kernels, in blocks of 128, so that short inputs have several."""
+    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', True)
+    monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (128, 128))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_output_and_every_gradient_are_those_of_the_float64_loop(case):
+    check(*CASES[case])
+
+
+@pytest.mark.parametrize('case', ['packed encoder', 'later queries'])
+def test_bfloat16(case):
+    check(*CASES[case], dtype=jnp.bfloat16)
+
+
+def test_blocks_of_unequal_sizes_in_part_filled(monkeypatch):
+    monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (256, 384))
+    check(dict(bias=RelativeBias(True), causal=True), dict(queries=300, keys=500))
+
+
+@pytest.mark.parametrize('case', [
+    dict(dtype=jnp.bfloat16), dict(dtype=jnp.bfloat16, heads=4, kv_heads=2),
+    dict(dtype=jnp.float32, dropout_rate=0.3, dropout_key=jax.random.key(0))], ids=['bfloat16', 'grouped', 'dropout'])
+def test_gradients_of_the_bias_add_up_to_zero(case):
+    """What is added to every logit of a query alike changes nothing, however the output was rounded."""
+    shape = {name: case.get(name, 2) for name in ('heads', 'kv_heads')} | dict(dtype=case['dtype'])
+    options = {name: x for name, x in case.items() if name not in shape}
+    *_, dtable_NR = output_and_gradients(*inputs(queries=300, buckets=8, **shape), FLASH, QUICK, bias=RelativeBias(True, 8, 16),
+                                         **options)
+    assert np.max(np.abs(np.sum(dtable_NR, axis=1))) < 2e-5 * np.max(np.abs(dtable_NR))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(40))
+def test_options_drawn_at_random(seed, monkeypatch):
+    options, shape, dtype, blocks = draw(seed)
+    monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: blocks)
+    check(options, shape, dtype=dtype, seed=seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', ['packed encoder', 'later queries', 'grouped heads of 128', 'grouped heads of 64'])
+def test_as_the_simulator_of_a_tpu_runs_it(case, monkeypatch, capfd):
+    """Its memory begins as NaN, copies between memories are as asynchronous as a TPU's, and races are found."""
+    simulated = pltpu.InterpretParams(uninitialized_memory='nan', detect_races=True)
+    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', simulated)
+    check(*CASES[case])
+    assert 'RACE' not in ''.join(capfd.readouterr())
+
+
+def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient():
+    arrays = inputs(batch=2, queries=150)
+    results = output_and_gradients(*arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32))
+    for x in results:
+        assert np.all(np.isfinite(x))
+    for x in results[:4]:
+        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+
+
+def test_tiles_that_no_query_sees_are_not_computed():
+    """A NaN among the keys and values of such a tile would reach everything that reads it."""
+    ids = np.repeat(np.array([[1, 2, 3]], np.int32), 128, axis=1)
+    q, k, v, table, dy = inputs(queries=384)
+    spoil = lambda x: jnp.where((ids == 2)[:, :, None, None], jnp.nan, x)
+    masks = dict(q_segment_ids_BT=ids, kv_segment_ids_BS=ids, bias=RelativeBias(True))
+    results = output_and_gradients(q, spoil(k), spoil(v), table, dy, FLASH, QUICK, **masks)
+    for x in results[:4]:
+        np.testing.assert_array_equal(np.any(np.isnan(x), axis=(2, 3)), ids == 2)
+    y = attend(q, spoil(k), spoil(v), kv_segment_ids_BS=(ids != 2).astype(np.int32), implementation=FLASH)
+    assert np.all(np.isfinite(y))
+
+
+def test_the_fraction_of_tiles_that_is_computed():
+    q = jnp.zeros((1, 512, 1, 64))
+    ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
+
+    def fraction(causal=False, ids=None, prefix=None, offset=0):
+        form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, 128, 128)
+        return 16 * float(flash_tpu.tiles_seen(form, Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset))))
+
+    assert fraction() == 16
+    assert fraction(causal=True) == 10
+    assert fraction(causal=True, offset=1) == 13  # the last query of each block sees the first key of the next
+    assert fraction(causal=True, offset=-512) == 0
+    assert fraction(ids=ids) == 3
+    assert fraction(causal=True, prefix=jnp.arange(512)[None] == 200) == 11  # block 1 is seen by the queries of block 0 too
+
+
+@pytest.mark.parametrize('mesh, kv_heads', [((1, 2, 4), 4), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)], ids=str)
+def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
+    check_eight_devices(FLASH, mesh, kv_heads, length=130, head_dim=64)
+
+
+def test_queries_and_keys_split_over_their_length_give_the_reference():
+    check_split_lengths(FLASH, 512)
+
+
+def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
+    assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
+    assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
+
+
+def test_the_backward_pass_draws_the_mask_of_dropout_again():
+    """Beside inputs, output and sums nothing is kept, not even a bit for each key and head; no kernel runs again."""
+    q, k, v, *_ = inputs(queries=128, keys=2560, heads=2)
+    dropout = dict(dropout_rate=0.3, dropout_key=jax.random.key(0))
+    y, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, implementation=FLASH, **dropout), q, k, v)
+    kept = sum(x.nbytes for x in jax.tree.leaves(vjp))
+    assert kept - sum(x.nbytes for x in (q, k, v, y)) - 4 * 2 * 128 < 2 * 2560 / 8
+    step = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH, **dropout)), (0, 1, 2)))
+    assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 3 + 4)  # of two heads
+
+
+def test_no_array_of_all_queries_and_keys_is_made():
+    assert largest_array(FLASH, 1152) < 1152 * 1152 / 2
+
+
+def test_blocks_pad_little():
+    lengths = [1, 128, 130, 512, 640, 1000, 1536, 16384, 16385]
+    assert [flash_tpu._block(length, 512) for length in lengths] == [128, 128, 256, 512, 384, 512, 512, 512, 512]
+
+
+def test_blocks_by_device():
+    kinds = dict(head_dim=64, dtype=jnp.bfloat16, bias=RelativeBias(True))
+    assert flash_tpu.largest_blocks('TPU v5', **kinds) == (512, 1024)
+    assert flash_tpu.largest_blocks('TPU v4', **kinds) == (512, 512)
+    assert flash_tpu.largest_blocks('a TPU to come', **kinds) == (512, 512)
+    assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, head_dim=32)) == (512, 512)
+    assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, dtype=jnp.float32)) == (256, 512)
+    assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, bias=RelativeBias(True, 32, 800))) == (512, 512)
+    assert [flash_tpu._block(length, 1024) for length in (640, 1024, 1536, 4096)] == [640, 1024, 768, 1024]
+
+
+BAD = {
+    'it takes bfloat16 and float32, not float16': (dict(dtype=jnp.float16), {}),
+    'a head_dim up to 256, not 300': (dict(head_dim=300), {}),
+    'ModelConfig.relative_max_distance': ({}, dict(bias=RelativeBias(True, 32, 20000))),
+    'not high': ({}, dict(precision='high')),
+}
+
+
+@pytest.mark.parametrize('message', BAD)
+def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message, monkeypatch):
+    shape, options = BAD[message]
+    q, k, v, table, _ = inputs(queries=512, **shape)
+    if 'bias' in options:
+        options = dict(options, bias_table=table)
+    with pytest.raises(UserError, match=f"{message}.*Set ModelConfig.attention='chunked'") as error:
+        attend(q, k, v, implementation=FLASH, **options)
+    assert '\n' not in str(error.value)
+    chosen = []
+    monkeypatch.setattr(attention, '_platform', lambda: 'tpu')
+    monkeypatch.setattr(attention, '_say_once', lambda platform, name, reason: chosen.append((name, reason)))
+    jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' goes round it, and says why
+    assert chosen[0][0] == 'chunked' and message in chosen[0][1]
