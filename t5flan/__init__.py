@@ -4,7 +4,8 @@ From Python: `t5flan.load(FOLDER)` reads a checkpoint folder and gives a `Langua
 Importing this package imports nothing heavy.
 """
 
-__version__ = '0.1.0'
+from t5flan.version import __version__
+
 __all__ = ['__version__', 'load']
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import t5flan
 from t5flan.errors import UsageError, nearest
+from t5flan.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse_arguments(argv: Sequence[str], commands: Mapping[str, Command]) -> tup
         print(_overview(commands))
         raise Answered(0 if argv else 2)
     if argv[0] == '--version':
-        print(f't5flan {t5flan.__version__}')
+        print(f't5flan {__version__}')
         raise Answered(0)
     command = commands.get(argv[0])
     if command is None:

@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import t5flan
 from t5flan.config import annotations
 from t5flan.config import gin_syntax
 from t5flan.config.gin_files import find_gin_file, read_text
 from t5flan.errors import UsageError, nearest
+from t5flan.version import __version__
 
 _REQUIRED = ('REQUIRED', 'gin.REQUIRED')
 
@@ -157,7 +157,7 @@ class Settings:
                 expression = bound.value if bound is not None and gin_syntax.mentions(bound.value) else value
                 self._collect_macros(expression, macros)
                 settings.append(f'{key}.{field} = {gin_syntax.written(expression)}')
-        head = [f'# The settings of this run, written by t5flan {t5flan.__version__}. Change one with --gin.NAME=value.']
+        head = [f'# The settings of this run, written by t5flan {__version__}. Change one with --gin.NAME=value.']
         return '\n'.join([*head, '', *(f'{name} = {text}' for name, text in sorted(macros.items())), *settings, ''])
 
     def _find(self, scope: str, name: str, field: str) -> _Bound | None:
