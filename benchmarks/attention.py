@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding
-from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import Operands
+from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.mesh import MeshConfig
 
 
@@ -40,15 +40,23 @@ def step_of(implementation: str, bidirectional: bool = True):
 
     @jax.jit
     def step(q_BTNH, k_BSKH, v_BSKH, table_NR, dy_BTNH, seen_BS):
-        forward = functools.partial(attend, bias=RelativeBias(bidirectional=bidirectional), kv_segment_ids_BS=seen_BS,
-                                    implementation=implementation)
-        y_BTNH, vjp = jax.vjp(lambda q, k, v, table: forward(q, k, v, bias_table=table), q_BTNH, k_BSKH, v_BSKH, table_NR)
+        forward = functools.partial(
+            attend,
+            bias=RelativeBias(bidirectional=bidirectional),
+            kv_segment_ids_BS=seen_BS,
+            implementation=implementation,
+        )
+        y_BTNH, vjp = jax.vjp(
+            lambda q, k, v, table: forward(q, k, v, bias_table=table), q_BTNH, k_BSKH, v_BSKH, table_NR
+        )
         return y_BTNH, vjp(dy_BTNH)
 
     return step
 
 
-def compile_step(rows: int, queries: int, keys: int, heads: int, head_dim: int, dtype: str, implementation: str) -> tuple:
+def compile_step(
+    rows: int, queries: int, keys: int, heads: int, head_dim: int, dtype: str, implementation: str
+) -> tuple:
     """`step_of` compiled for the device at hand, and inputs for it."""
     rng = np.random.default_rng(0)
     shapes = [(rows, length, heads, head_dim) for length in (queries, keys, keys, queries)]
@@ -83,7 +91,10 @@ def measure(size: str, args: argparse.Namespace) -> None:
         print(f'{size:>12} {implementation:8} {took:9.1f} ms {temporary / 2**20:9.1f} MiB temporary', flush=True)
     for implementation in programs[1:]:
         time_ratio, memory_ratio = (a / b for a, b in zip(measured[implementation], measured['xla'], strict=True))
-        print(f'{size:>12} {implementation} : xla = {time_ratio:.2f} of the time, {memory_ratio:.3f} of the memory', flush=True)
+        print(
+            f'{size:>12} {implementation} : xla = {time_ratio:.2f} of the time, {memory_ratio:.3f} of the memory',
+            flush=True,
+        )
 
 
 # Heads and their size: two encoders of T5, and two of their width with larger heads.
@@ -98,15 +109,25 @@ def gpu_programs(cudnn: str = 'cudnn') -> dict:
     def ours(q, k, v, table, seen_BS, implementation='flash_gpu'):
         return attend(q, k, v, bias_table=table, bias=bias, kv_segment_ids_BS=seen_BS, implementation=implementation)
 
-    return {'flash_gpu': ours,
-            'flash_gpu, no bias': lambda q, k, v, table, seen_BS: attend(q, k, v, implementation='flash_gpu'),
-            'cuDNN, no bias': lambda q, k, v, table, seen_BS: jax.nn.dot_product_attention(
-                q, k, v, scale=1.0, implementation=cudnn),
-            'xla': functools.partial(ours, implementation='xla')}
+    return {
+        'flash_gpu': ours,
+        'flash_gpu, no bias': lambda q, k, v, table, seen_BS: attend(q, k, v, implementation='flash_gpu'),
+        'cuDNN, no bias': lambda q, k, v, table, seen_BS: jax.nn.dot_product_attention(
+            q, k, v, scale=1.0, implementation=cudnn
+        ),
+        'xla': functools.partial(ours, implementation='xla'),
+    }
 
 
-def compare_on_gpu(name: str, rows: int, tokens: int, heads: int, head_dim: int, programs: dict, args: argparse.Namespace,
-                   ) -> dict[tuple[str, bool], float]:
+def compare_on_gpu(
+    name: str,
+    rows: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    programs: dict,
+    args: argparse.Namespace,
+) -> dict[tuple[str, bool], float]:
     """Times of the programs in milliseconds, by name and whether with the backward pass; prints them, rates and ratios."""
     rng = np.random.default_rng(0)
     q, k, v, dy = (jnp.asarray(0.3 * rng.normal(size=(rows, tokens, heads, head_dim)), args.dtype) for _ in range(4))
@@ -116,17 +137,24 @@ def compare_on_gpu(name: str, rows: int, tokens: int, heads: int, head_dim: int,
         flops = 4.0 * rows * heads * head_dim * tokens**2 * (3.5 if backward else 1.0)  # 2 products, and 5 more
         for program, forward in programs.items():
             times[program, backward], remark = time_on_gpu(forward, inputs, dy if backward else None, args.repeats)
-            print(f'{where} {"both passes" if backward else "forward":11} {program:18} {times[program, backward]:9.3f} ms '
-                  f'{flops / times[program, backward] / 1e9:7.1f} TFLOP/s {remark}', flush=True)
+            print(
+                f'{where} {"both passes" if backward else "forward":11} {program:18} {times[program, backward]:9.3f} ms '
+                f'{flops / times[program, backward] / 1e9:7.1f} TFLOP/s {remark}',
+                flush=True,
+            )
         ours = times['flash_gpu', backward]
-        print(f'{where} {"both passes" if backward else "forward":11} flash_gpu with the bias : cuDNN without = '
-              f'{times["cuDNN, no bias", backward] / ours:.2f} of the rate; xla : flash_gpu = {times["xla", backward] / ours:.1f} '
-              'times the time', flush=True)
+        print(
+            f'{where} {"both passes" if backward else "forward":11} flash_gpu with the bias : cuDNN without = '
+            f'{times["cuDNN, no bias", backward] / ours:.2f} of the rate; xla : flash_gpu = {times["xla", backward] / ours:.1f} '
+            'times the time',
+            flush=True,
+        )
     return times
 
 
 def time_on_gpu(forward, inputs: tuple, dy, repeats: int) -> tuple[float, str]:
     """Median milliseconds of a call among ten that follow each other, and why there is none where it does not run."""
+
     def both(*arrays):
         y, vjp = jax.vjp(lambda *four: forward(*four, arrays[4]), *arrays[:4])
         return y, vjp(arrays[5])
@@ -163,6 +191,7 @@ def temporaries(devices: list, size: str, args: argparse.Namespace, implementati
     """Bytes a chip that a program compiled for a TPU needs beside its inputs and outputs, and what else there is to say."""
     rows, queries, keys = parse(size)
     with sharding.use(sharding.create_sharding(MeshConfig(data=len(devices)), devices)) as placed:
+
         def shaped(dtype: str, *shape: int, by_row: bool = True) -> jax.ShapeDtypeStruct:
             axes = ('batch' if by_row else None,) + (None,) * (len(shape) - 1)
             return jax.ShapeDtypeStruct(shape, dtype, sharding=placed.named(axes))
@@ -188,12 +217,19 @@ def tiles_skipped(device_kind: str, size: str, args: argparse.Namespace) -> dict
     blocks = flash_tpu.block_sizes(queries, keys, largest)
     q, k = (jax.ShapeDtypeStruct((1, length, 1, 128), 'bfloat16') for length in (queries, keys))
     shares = {}
-    for name, causal, examples in (('all see all', False, 1), ('causal', True, 1), ('4 packed', False, 4),
-                                   ('4 packed, causal', True, 4)):
+    for name, causal, examples in (
+        ('all see all', False, 1),
+        ('causal', True, 1),
+        ('4 packed', False, 4),
+        ('4 packed, causal', True, 4),
+    ):
         ids_T, ids_S = (1 + np.arange(length)[None] * examples // length for length in (queries, keys))
         form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, *blocks)
-        seen = jax.jit(lambda q, k, ids_T, ids_S, form=form: flash_tpu.tiles_seen(
-            form, Operands(q, k, k, None, None, ids_T, ids_S, None, None, jnp.int32(0))))
+        seen = jax.jit(
+            lambda q, k, ids_T, ids_S, form=form: flash_tpu.tiles_seen(
+                form, Operands(q, k, k, None, None, ids_T, ids_S, None, None, jnp.int32(0))
+            )
+        )
         shares[name] = 1.0 - float(seen(*(jnp.zeros(x.shape, x.dtype) for x in (q, k)), ids_T, ids_S))
     return shares
 
@@ -203,16 +239,25 @@ def compare_decoding(topology: str, size: str, args: argparse.Namespace) -> None
     rows, _, keys = parse(size)
     placed = jax.sharding.SingleDeviceSharding(devices_of(topology)[0])
     shaped = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-    q, k = shaped(args.dtype, rows, 1, args.heads, args.head_dim), shaped(args.dtype, rows, keys, args.kv_heads, args.head_dim)
+    q, k = (
+        shaped(args.dtype, rows, 1, args.heads, args.head_dim),
+        shaped(args.dtype, rows, keys, args.kv_heads, args.head_dim),
+    )
     bias = RelativeBias(bidirectional=False)
-    step = jax.jit(lambda q, k, v, table, at, seen_BS: attend(q, k, v, bias_table=table, bias=bias, q_offset=at, causal=True,
-                                                             kv_segment_ids_BS=seen_BS))
+    step = jax.jit(
+        lambda q, k, v, table, at, seen_BS: attend(
+            q, k, v, bias_table=table, bias=bias, q_offset=at, causal=True, kv_segment_ids_BS=seen_BS
+        )
+    )
     table, at, seen = shaped('float32', args.heads, 32), shaped('int32'), shaped('int32', rows, keys)
     compiled = step.lower(q, k, k, table, at, seen).compile()
     memory = 2 * rows * keys * args.kv_heads * args.head_dim * jnp.dtype(args.dtype).itemsize
     moved, temporary = compiled.cost_analysis()['bytes accessed'], compiled.memory_analysis().temp_size_in_bytes
-    print(f'{topology:>12} {size:>10} one query of {args.heads} heads over {args.kv_heads}: moves {moved / memory:.2f} and '
-          f'keeps {temporary / memory:.2f} times the {memory / 2**20:.0f} MiB of keys and values', flush=True)
+    print(
+        f'{topology:>12} {size:>10} one query of {args.heads} heads over {args.kv_heads}: moves {moved / memory:.2f} and '
+        f'keeps {temporary / memory:.2f} times the {memory / 2**20:.0f} MiB of keys and values',
+        flush=True,
+    )
 
 
 def compare_for(topology: str, size: str, args: argparse.Namespace) -> None:
@@ -220,12 +265,16 @@ def compare_for(topology: str, size: str, args: argparse.Namespace) -> None:
     devices, needed = devices_of(topology), {}
     kernels = {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}[devices[0].platform]
     if kernels == 'flash_tpu':
-        skipped = ', '.join(f'{name} {share:.1%}' for name, share in tiles_skipped(devices[0].device_kind, size, args).items())
+        skipped = ', '.join(
+            f'{name} {share:.1%}' for name, share in tiles_skipped(devices[0].device_kind, size, args).items()
+        )
         print(f'{topology:>12} {size:>10} tiles (and FLOPs) that flash_tpu skips: {skipped}', flush=True)
     for implementation in (kernels, 'xla'):
         needed[implementation], remark = temporaries(devices, size, args, implementation)
-        print(f'{topology:>12} {size:>10} {implementation:9} {needed[implementation] / 2**20:11.1f} MiB temporary, {remark}',
-              flush=True)
+        print(
+            f'{topology:>12} {size:>10} {implementation:9} {needed[implementation] / 2**20:11.1f} MiB temporary, {remark}',
+            flush=True,
+        )
     ratio = needed[kernels] / needed['xla']
     print(f'{topology:>12} {size:>10} {kernels} : xla = {ratio:.2g} of the memory', flush=True)
 
@@ -233,13 +282,17 @@ def compare_for(topology: str, size: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Prints one line for each size and program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', nargs='+', metavar='ROWSxQUERIES[xKEYS]', help='8x512 and 1x8192, but on a GPU as above')
+    parser.add_argument(
+        '--sizes', nargs='+', metavar='ROWSxQUERIES[xKEYS]', help='8x512 and 1x8192, but on a GPU as above'
+    )
     parser.add_argument('--heads', type=int, default=6)
     parser.add_argument('--head_dim', type=int, default=64)
     parser.add_argument('--kv_heads', type=int, help='of decoding; as many as heads if left out')
     parser.add_argument('--dtype', help='float32, but on a GPU bfloat16')
     parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--topologies', nargs='+', default=[], metavar='NAME', help='TPUs to compile for, as v5p:2x2x1, or h100, a100')
+    parser.add_argument(
+        '--topologies', nargs='+', default=[], metavar='NAME', help='TPUs to compile for, as v5p:2x2x1, or h100, a100'
+    )
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
     if not args.topologies and not args.sizes and jax.default_backend() == 'gpu':

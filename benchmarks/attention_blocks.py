@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias
 from t5flan.kernels.chunked import Operands
+from t5flan.kernels.tpu import flash as flash_tpu
 
 LENGTH = 4096
 KERNELS = ('forward', 'gradient_of_queries', 'gradient_of_keys')
@@ -32,8 +32,14 @@ def compile_blocks(device, head_dim: int, dtype: str, blocks: tuple[int, int]) -
     bias = RelativeBias(bidirectional=True)
     form = flash_tpu.FlashForm(False, 1.0, None, 0.0, None, bias.max_distance, *blocks)
     heads = heads_of(head_dim)
-    x, table, ids = (jax.ShapeDtypeStruct(shape, kind, sharding=placed) for shape, kind in (
-        ((1, LENGTH, heads, head_dim), dtype), ((heads, bias.num_buckets), 'float32'), ((1, LENGTH), 'int32')))
+    x, table, ids = (
+        jax.ShapeDtypeStruct(shape, kind, sharding=placed)
+        for shape, kind in (
+            ((1, LENGTH, heads, head_dim), dtype),
+            ((heads, bias.num_buckets), 'float32'),
+            ((1, LENGTH), 'int32'),
+        )
+    )
 
     def step(q, k, v, table, ids, dy):
         def forward(q, k, v, table):
@@ -89,7 +95,7 @@ def main() -> None:
                 except jax.errors.JaxRuntimeError as error:
                     if 'vmem' not in str(error).lower():
                         raise
-                    print(f'{line}  does not fit in the core\'s memory', flush=True)
+                    print(f"{line}  does not fit in the core's memory", flush=True)
                     continue
                 counts = bundles(folder)
                 each = 1024 * sum(counts) / (blocks[0] * blocks[1] * heads_of(head_dim))

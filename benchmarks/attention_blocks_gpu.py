@@ -27,14 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from attention import median_ms  # beside this file
 
-from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.chunked import Operands
+from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.gpu.tile import Blocks, Tiling
 from t5flan.kernels.relative_bias import RelativeBias
 
 ROWS, LENGTH, WIDTH = 1, 4096, 4096  # rows, tokens, and heads x head_dim of T5 XXL
-KERNELS = {'forward': 'forward', 'gradient_of_queries': 'gradient_of_queries', 'gradient_of_keys': 'gradient_of_keys',
-           'diagonals': 'gradient_of_bias'}
+KERNELS = {
+    'forward': 'forward',
+    'gradient_of_queries': 'gradient_of_queries',
+    'gradient_of_keys': 'gradient_of_keys',
+    'diagonals': 'gradient_of_bias',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +65,10 @@ class Gpu:
         }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{self.name}"'''
 
 
-GPUS = {'h100': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 233472, 232448, 'sm_90a'),
-        'a100': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 167936, 166912, 'sm_80')}
+GPUS = {
+    'h100': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 233472, 232448, 'sm_90a'),
+    'a100': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 167936, 166912, 'sm_80'),
+}
 
 
 def compile_only(gpu: Gpu, count: int = 1) -> list[jax.Device]:
@@ -100,8 +106,10 @@ class Compiled(NamedTuple):
     warps: int  # on a processor
 
     def __str__(self) -> str:
-        return (f'{self.registers:4} registers, {self.spilt:5} bytes spilt, {self.shared / 1024:6.1f} KiB shared, '
-                f'{self.warps:2} warps')
+        return (
+            f'{self.registers:4} registers, {self.spilt:5} bytes spilt, {self.shared / 1024:6.1f} KiB shared, '
+            f'{self.warps:2} warps'
+        )
 
 
 def resources(gpu: Gpu, tiling: Tiling, head_dim: int, dtype: str, folder: Path) -> dict[str, Compiled]:
@@ -117,16 +125,24 @@ def resources(gpu: Gpu, tiling: Tiling, head_dim: int, dtype: str, folder: Path)
             raise
         return {}
     launches = next(folder.glob('*thunk_sequence.txt')).read_text(encoding='utf-8')
-    launched = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(
-        r't5flan_attention_(\w+) grid: .*?threads: \[(\d+),.*?shared_memory: (\d+)', launches)}
+    launched = {
+        m[1]: (int(m[2]), int(m[3]))
+        for m in re.finditer(r't5flan_attention_(\w+) grid: .*?threads: \[(\d+),.*?shared_memory: (\d+)', launches)
+    }
     found = {}
     for path in folder.glob('*.ptx'):
         entry = re.search(r'\.entry t5flan_attention_(\w+)', path.read_text(encoding='utf-8'))
         if entry:
             threads, shared = launched[entry[1]]
-            said = subprocess.run([ptxas(), '-v', f'-arch={gpu.architecture}', path, '-o', os.devnull], check=True,
-                                  capture_output=True, text=True).stderr
-            registers, spilt = (int(re.search(pattern, said)[1]) for pattern in (r'Used (\d+) reg', r'(\d+) bytes spill st'))
+            said = subprocess.run(
+                [ptxas(), '-v', f'-arch={gpu.architecture}', path, '-o', os.devnull],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stderr
+            registers, spilt = (
+                int(re.search(pattern, said)[1]) for pattern in (r'Used (\d+) reg', r'(\d+) bytes spill st')
+            )
             programs = min(65536 // (-(-registers // 8) * 8 * threads), gpu.shared // (shared + 1024))
             found[entry[1]] = Compiled(registers, spilt, shared, programs * threads // 32)
     return {kernel: found[name] for kernel, name in KERNELS.items()}
@@ -135,7 +151,7 @@ def resources(gpu: Gpu, tiling: Tiling, head_dim: int, dtype: str, folder: Path)
 def ptxas() -> str:
     """The assembler, of the wheel if it is there."""
     package = importlib.util.find_spec('nvidia')
-    for folder in (package.submodule_search_locations if package else ()):
+    for folder in package.submodule_search_locations if package else ():
         for path in Path(folder).glob('*/bin/ptxas'):
             return str(path)
     return 'ptxas'
@@ -154,8 +170,12 @@ def candidates(head_dim: int, dtype: str) -> dict[str, list[Blocks]]:
             found['gradient_of_queries'].append(Blocks(own, other, warps, stages))
         if fits(own * 2 * (head_dim + other)) and other <= 64:
             found['gradient_of_keys'].append(Blocks(other, own, warps, stages))
-    found['diagonals'] = [Blocks(size, size, warps, stages) for size in ((32,) if narrow else (32, 64))
-                          for warps in (4, 8) for stages in (1, 2)]
+    found['diagonals'] = [
+        Blocks(size, size, warps, stages)
+        for size in ((32,) if narrow else (32, 64))
+        for warps in (4, 8)
+        for stages in (1, 2)
+    ]
     return found
 
 
@@ -168,8 +188,11 @@ def list_compiled(gpu: Gpu, head_dim: int, dtype: str, most_shared: int, folder:
             blocks = getattr(tiling, kernel)
             if blocks not in lists[kernel]:
                 lists[kernel][blocks] = compiled
-                print(f'{gpu.name} {dtype} head_dim {head_dim:3} {kernel:20} {blocks.queries:3} x {blocks.keys:3}, '
-                      f'{blocks.warps} warps, {blocks.stages} stages: {compiled}', flush=True)
+                print(
+                    f'{gpu.name} {dtype} head_dim {head_dim:3} {kernel:20} {blocks.queries:3} x {blocks.keys:3}, '
+                    f'{blocks.warps} warps, {blocks.stages} stages: {compiled}',
+                    flush=True,
+                )
     taken = Tiling(*(by_rule(kernel, lists[kernel], most_shared) for kernel in KERNELS))
     print(f'{gpu.name} {dtype} head_dim {head_dim:3} by the rule: {[tuple(blocks) for blocks in taken]}', flush=True)
 
@@ -178,7 +201,9 @@ def by_rule(kernel: str, compiled: dict[Blocks, Compiled], most_shared: int) -> 
     """What the docstring says."""
     own = lambda blocks: blocks.keys if kernel == 'gradient_of_keys' else blocks.queries
     good = [blocks for blocks, x in compiled.items() if not x.spilt and x.warps >= 8 and x.shared <= most_shared]
-    return max(good, key=lambda blocks: (own(blocks), compiled[blocks].warps, blocks.queries * blocks.keys, blocks.stages))
+    return max(
+        good, key=lambda blocks: (own(blocks), compiled[blocks].warps, blocks.queries * blocks.keys, blocks.stages)
+    )
 
 
 def tune(head_dim: int, dtype: str, repeats: int) -> Tiling:
@@ -207,7 +232,9 @@ def main() -> None:
     parser.add_argument('--gpus', nargs='+', default=[], choices=list(GPUS), help='compile for these, and run nothing')
     parser.add_argument('--head_dims', nargs='+', type=int, default=[64, 128, 256])
     parser.add_argument('--dtype', default='bfloat16')
-    parser.add_argument('--shared', type=int, default=2**20, help='take blocks of at most so many bytes of shared memory')
+    parser.add_argument(
+        '--shared', type=int, default=2**20, help='take blocks of at most so many bytes of shared memory'
+    )
     parser.add_argument('--repeats', type=int, default=20)
     args = parser.parse_args()
     if not args.gpus:
@@ -215,7 +242,9 @@ def main() -> None:
             tune(head_dim, args.dtype, args.repeats)
         return
     with tempfile.TemporaryDirectory(prefix='t5flan-blocks-') as folder:
-        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={folder}'  # read at the first compilation
+        os.environ['XLA_FLAGS'] = (
+            f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={folder}'  # read at the first compilation
+        )
         os.environ['PATH'] = f'{Path(ptxas()).parent}{os.pathsep}{os.environ["PATH"]}'
         jax.config.update('jax_platforms', 'cpu')
         for gpu in args.gpus:

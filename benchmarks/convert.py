@@ -29,7 +29,9 @@ def make_folder(folder: Path, model: ModelConfig, dtype: str) -> int:
     folder.mkdir(parents=True)
     kind = family_of(model, 'benchmark')
     table, kept = table_of(kind), FLOATS[dtype]
-    arrays = {names.hf_name(table, shape, layer): (names.hf_shape(shape), kept) for shape, layer in names.all_pieces(model)}
+    arrays = {
+        names.hf_name(table, shape, layer): (names.hf_shape(shape), kept) for shape, layer in names.all_pieces(model)
+    }
     writer, rng = FolderWriter(folder, arrays, 5 * 10**9), np.random.default_rng(0)
     for name, (shape, _) in arrays.items():
         writer.write(name, rng.standard_normal(shape, np.float32).astype(kept))
@@ -50,8 +52,10 @@ def timed_copy(source: Path, target: Path) -> float:
 def timed_convert(form: str, to: str, source: Path, target: Path) -> tuple[float, float]:
     """(seconds, GiB of memory at most) of `t5flan convert` in its own process, Python's start included."""
     command = [sys.executable, '-m', 't5flan', 'convert', f'--from={form}', f'--to={to}', str(source), str(target)]
-    code = ('import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); '
-            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
+    code = (
+        'import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); '
+        'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
+    )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, '-c', code, *command], check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - start, int(done.stdout) / 2**20
@@ -69,16 +73,24 @@ def main() -> None:
     try:
         size = make_folder(folder / 'hf', model, args.dtype)
         largest = max(int(np.prod(shape.one)) for shape in names.shapes(model).values()) * FLOATS[args.dtype].itemsize
-        print(f'{args.model}, {args.dtype}: {size / 2**30:.2f} GiB, the largest array of the source {largest / 2**30:.2f} GiB')
-        for form, to, source, target, keep in (('hf', 't5flan', 'hf', 'own', True), ('t5flan', 'hf', 'own', 'back', False),
-                                               ('hf', 't5x', 'hf', 't5x', False)):
+        print(
+            f'{args.model}, {args.dtype}: {size / 2**30:.2f} GiB, the largest array of the source {largest / 2**30:.2f} GiB'
+        )
+        for form, to, source, target, keep in (
+            ('hf', 't5flan', 'hf', 'own', True),
+            ('t5flan', 'hf', 'own', 'back', False),
+            ('hf', 't5x', 'hf', 't5x', False),
+        ):
             before = timed_copy(folder / source, folder / 'copy')
             seconds, memory = timed_convert(form, to, folder / source, folder / target)
             if not keep:
                 shutil.rmtree(folder / target)
             copy = (before + timed_copy(folder / source, folder / 'copy')) / 2
-            print(f'{form} to {to}: {seconds:.0f} s, copies before and after {copy:.0f} s, {copy / seconds:.2f} of copying speed, '
-                  f'memory {memory:.2f} GiB at most', flush=True)
+            print(
+                f'{form} to {to}: {seconds:.0f} s, copies before and after {copy:.0f} s, {copy / seconds:.2f} of copying speed, '
+                f'memory {memory:.2f} GiB at most',
+                flush=True,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

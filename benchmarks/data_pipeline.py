@@ -27,18 +27,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from t5flan.tasks import register_all
-from t5flan.tasks.text import stdlib_documents
-
 from t5flan.config.settings import parse
+from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import FORMATS, DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.data.batches.pipeline import TrainPipeline
-from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.training import train_sentencepiece
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.models.config import ModelConfig
+from t5flan.tasks import register_all
+from t5flan.tasks.text import stdlib_documents
 from t5flan.training.metrics import device_peak_tflops, model_flops
 
 
@@ -52,13 +51,24 @@ def main() -> None:
     parser.add_argument('--targets', type=int, default=114)
     parser.add_argument('--batches', type=int, default=10)
     parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--warm', type=int, default=1, help='batches before; a mixture of many tasks makes examples ahead in its first hundreds')
+    parser.add_argument(
+        '--warm',
+        type=int,
+        default=1,
+        help='batches before; a mixture of many tasks makes examples ahead in its first hundreds',
+    )
     parser.add_argument('--natural_instructions', help='a folder of Super-NaturalInstructions')
     parser.add_argument('--text', help="a path or glob of .txt or .jsonl files: the corpus 'text'")
     parser.add_argument('--concatenate', type=int, default=1, help='documents joined before they are cut')
-    parser.add_argument('--beside_t5', action='store_true', help="run the t5 package's span corruption beside: for text_t5, a .model")
-    parser.add_argument('--cot', action='append', default=[], help='a file or folder with rationales; may be given several times')
-    parser.add_argument('--chat', action='append', default=[], help='a file of conversations; may be given several times')
+    parser.add_argument(
+        '--beside_t5', action='store_true', help="run the t5 package's span corruption beside: for text_t5, a .model"
+    )
+    parser.add_argument(
+        '--cot', action='append', default=[], help='a file or folder with rationales; may be given several times'
+    )
+    parser.add_argument(
+        '--chat', action='append', default=[], help='a file of conversations; may be given several times'
+    )
     parser.add_argument('--tasks', type=int, help='tasks to make of the files of --natural_instructions')
     parser.add_argument('--alone', type=int, default=0, help='tasks of the mixture to run each by itself')
     arguments = parser.parse_args()
@@ -86,9 +96,18 @@ def measure(arguments: argparse.Namespace) -> None:
         vocabulary = load_vocabulary(arguments.vocabulary, mode_tokens=() if described else ('[NLU]', '[NLG]', '[S2S]'))
     lengths = {'inputs': arguments.inputs, 'targets': arguments.targets}
     config = DataConfig(
-        arguments.mixture, arguments.batch_size, lengths, arguments.vocabulary, format=arguments.format, prefetch=0,
-        natural_instructions=arguments.natural_instructions, cot=arguments.cot, chat=arguments.chat, mode_tokens=vocabulary.mode_tokens,
-        text_files=(TextFiles('text', arguments.text),) if arguments.text else (), concatenate=arguments.concatenate,
+        arguments.mixture,
+        arguments.batch_size,
+        lengths,
+        arguments.vocabulary,
+        format=arguments.format,
+        prefetch=0,
+        natural_instructions=arguments.natural_instructions,
+        cot=arguments.cot,
+        chat=arguments.chat,
+        mode_tokens=vocabulary.mode_tokens,
+        text_files=(TextFiles('text', arguments.text),) if arguments.text else (),
+        concatenate=arguments.concatenate,
         denoisers={'t5': (Denoiser('r', 'R', 3.0, 0.15),)},
     )
     started = time.perf_counter()
@@ -104,20 +123,26 @@ def measure(arguments: argparse.Namespace) -> None:
         shares = [pipeline.rates[name] for name in names]
         efficiency = pipeline.report()['packing_efficiency']
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {arguments.batch_size} x {lengths}, {arguments.format}')
+    print(
+        f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {arguments.batch_size} x {lengths}, {arguments.format}'
+    )
     print(f'first batch after {first:12,.1f} s')
     print(f'tokens/s of CPU   {found["cpu"]:12,.0f}')
     print(f'tokens/s of wall  {found["wall"]:12,.0f}')
     print(f'us of CPU/example {found["example"]:12,.1f}')
     print(f'not padding       {efficiency:12.1%}')
     print(f'memory, at most   {memory:12.2f} GiB')
-    print(f'v5p chips fed     {found["cpu"] / tokens_a_second_of_a_chip(arguments):12.1f} by one core, T5 1.1 XL at 50 % of the peak')
+    print(
+        f'v5p chips fed     {found["cpu"] / tokens_a_second_of_a_chip(arguments):12.1f} by one core, T5 1.1 XL at 50 % of the peak'
+    )
     if theirs:
         theirs.close()
         print(f'tokens/s of CPU   {found["theirs"]:12,.0f} by t5 {theirs.version} under SeqIO')
         print(f'ours : theirs     {found["ratio"]:12.1f} x the tokens a second of CPU')
     if arguments.alone:
-        alone = statistics.mean(run_alone(name, config, vocabulary, arguments) for name in at_even_steps(names, shares, arguments.alone))
+        alone = statistics.mean(
+            run_alone(name, config, vocabulary, arguments) for name in at_even_steps(names, shares, arguments.alone)
+        )
         print(f'us of CPU/example {alone:12,.1f} of {arguments.alone} of its tasks, each alone')
         print(f'cost of mixing    {found["example"] / alone:12.2f} x')
 
@@ -126,7 +151,9 @@ def tokens_a_second_of_a_chip(arguments: argparse.Namespace) -> float:
     """Tokens, input and target, that a v5p chip trains T5 1.1 XL on in a second at half of its 459 TFLOP/s."""
     model = parse(['models/t5_1_1_xl.gin']).read(ModelConfig)
     shapes = {'encoder_input_tokens': (1, arguments.inputs), 'decoder_target_tokens': (1, arguments.targets)}
-    return 0.5 * device_peak_tflops('TPU v5') * 1e12 / model_flops(model, shapes) * (arguments.inputs + arguments.targets)
+    return (
+        0.5 * device_peak_tflops('TPU v5') * 1e12 / model_flops(model, shapes) * (arguments.inputs + arguments.targets)
+    )
 
 
 def at_even_steps(names: list[str], shares: list[float], count: int) -> list[str]:
@@ -157,8 +184,11 @@ class T5Package:
         texts = [record['text'] for record in find_mixture(config.mixture).tasks[0].source.records('train')]
         spawn = multiprocessing.get_context('spawn')
         self._pipe, other = spawn.Pipe()
-        spawn.Process(target=run_t5, daemon=True, args=(
-            other, texts, arguments.vocabulary, config.feature_lengths, arguments.batch_size)).start()
+        spawn.Process(
+            target=run_t5,
+            daemon=True,
+            args=(other, texts, arguments.vocabulary, config.feature_lengths, arguments.batch_size),
+        ).start()
         self._pipe.recv()
 
     def rate(self, batches: int) -> float:
@@ -178,19 +208,36 @@ def run_t5(pipe: Any, texts: list[str], vocabulary_file: str, lengths: dict[str,
 
     feature = seqio.Feature(seqio.SentencePieceVocabulary(vocabulary_file, extra_ids=100), add_eos=True)
     seqio.TaskRegistry.add(
-        't5_package', output_features={'inputs': feature, 'targets': feature},
-        source=seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({'targets': texts}), ['train']),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(), span_corruption,
-                       seqio.preprocessors.append_eos_after_trim])
-    dataset = seqio.get_dataset('t5_package', lengths, dataset_split='train', shuffle=True, seed=0, num_epochs=None,
-                                feature_converter=seqio.EncDecFeatureConverter(pack=True))
+        't5_package',
+        output_features={'inputs': feature, 'targets': feature},
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({'targets': texts}), ['train']
+        ),
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            span_corruption,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+    )
+    dataset = seqio.get_dataset(
+        't5_package',
+        lengths,
+        dataset_split='train',
+        shuffle=True,
+        seed=0,
+        num_epochs=None,
+        feature_converter=seqio.EncDecFeatureConverter(pack=True),
+    )
     made = dataset.batch(batch_size, drop_remainder=True).as_numpy_iterator()
     batches = 30  # that are not counted
     while batches:
         started = time.process_time()
         tokens = sum(_tokens(next(made)) for _ in range(batches))
         before = None
-        while before is None or time.process_time() - before > 0.01:  # until the threads have filled their buffers again
+        while (
+            before is None or time.process_time() - before > 0.01
+        ):  # until the threads have filled their buffers again
             before = time.process_time()
             time.sleep(0.2)
         pipe.send(tokens / (time.process_time() - started))
@@ -209,8 +256,16 @@ def rates(pipeline: TrainPipeline, arguments: argparse.Namespace, theirs: T5Pack
         wall.append(tokens / seconds)
         per_example.append(1e6 * seconds_cpu / (_examples(pipeline) - examples))
         beside += [theirs.rate(arguments.batches)] if theirs else []
-    compared = {'theirs': statistics.median(beside), 'ratio': statistics.median(a / b for a, b in zip(cpu, beside))} if beside else {}
-    return compared | {'cpu': statistics.median(cpu), 'wall': statistics.median(wall), 'example': statistics.median(per_example)}
+    compared = (
+        {'theirs': statistics.median(beside), 'ratio': statistics.median(a / b for a, b in zip(cpu, beside))}
+        if beside
+        else {}
+    )
+    return compared | {
+        'cpu': statistics.median(cpu),
+        'wall': statistics.median(wall),
+        'example': statistics.median(per_example),
+    }
 
 
 def _examples(pipeline: TrainPipeline) -> int:

@@ -33,7 +33,9 @@ def random_prompts(rows: int, length: int, vocab_size: int) -> np.ndarray:
 
 def our_run(args: argparse.Namespace) -> Callable[[], int]:
     """A function that decodes once and returns how many tokens it wrote."""
-    bindings = [f'ModelConfig.dtype={args.dtype}'] + ([f'ModelConfig.num_decoder_layers={args.layers}'] if args.layers else [])
+    bindings = [f'ModelConfig.dtype={args.dtype}'] + (
+        [f'ModelConfig.num_decoder_layers={args.layers}'] if args.layers else []
+    )
     config = configurables.parse([args.model], bindings).read(ModelConfig)
     model = jax.jit(lambda key: build_model(config, key))(jax.random.key(0))
     prompts = random_prompts(args.rows, args.inputs, min(config.vocab_size, 32000))
@@ -49,16 +51,32 @@ def transformers_run(args: argparse.Namespace) -> Callable[[], int]:
     """The same of T5 1.1 small by transformers (all weights of the dtype), with its cache."""
     import torch
     import transformers
+
     config = transformers.T5Config(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6,
-        feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0)
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_decoder_layers=8,
+        num_heads=6,
+        feed_forward_proj='gated-gelu',
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
     model = transformers.T5ForConditionalGeneration(config).eval().to(getattr(torch, args.dtype))
     prompts = torch.tensor(random_prompts(args.rows, args.inputs, 32000), dtype=torch.long)
 
     def run() -> int:
         with torch.inference_mode():
-            out = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, use_cache=True,
-                                 min_new_tokens=args.new_tokens, max_new_tokens=args.new_tokens)
+            out = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=False,
+                use_cache=True,
+                min_new_tokens=args.new_tokens,
+                max_new_tokens=args.new_tokens,
+            )
         return out.shape[0] * (out.shape[1] - 1)
 
     return run
@@ -68,7 +86,7 @@ def main() -> None:
     """Prints one line of JSON: medians over `--repeats` runs after one that is not counted (it compiles)."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', default='models/t5_1_1_small')
-    parser.add_argument('--layers', type=int, help='decoder layers instead of the model\'s own')
+    parser.add_argument('--layers', type=int, help="decoder layers instead of the model's own")
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--inputs', type=int, default=128)
     parser.add_argument('--new_tokens', type=int, default=64)
@@ -87,9 +105,13 @@ def main() -> None:
             run()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {'setting': f'{args.model} {args.dtype} greedy {args.rows} x {args.inputs} in, {args.new_tokens} new',
-              'tokens_per_s': {name: round(tokens[name] / medians[name], 1) for name in runs}, 'median_s': medians,
-              'min_s': {name: min(values) for name, values in seconds.items()}, 'first_s': first}
+    result = {
+        'setting': f'{args.model} {args.dtype} greedy {args.rows} x {args.inputs} in, {args.new_tokens} new',
+        'tokens_per_s': {name: round(tokens[name] / medians[name], 1) for name in runs},
+        'median_s': medians,
+        'min_s': {name: min(values) for name, values in seconds.items()},
+        'first_s': first,
+    }
     if args.against:
         result['ratio_of_medians'] = medians['t5flan'] / medians[args.against]
     print(json.dumps(result))

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
-from t5flan.models.config import ModelConfig
-from t5flan.training.trainer import Trainer
-from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.mesh import MeshConfig
+from t5flan.models.config import ModelConfig
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
+from t5flan.training.trainer import Trainer
 
 
 def compile_step(model: ModelConfig, sharding: sharding_lib.Sharding, rows: int, inputs: int, targets: int):
@@ -34,8 +34,11 @@ def compile_step(model: ModelConfig, sharding: sharding_lib.Sharding, rows: int,
         return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.named(('batch', 'length')))
 
     with sharding_lib.use(sharding):
-        batch = {f'{side}_{name}': feature(length) for side, length in lengths.items()
-                 for name in ('input_tokens', 'segment_ids', 'positions')}
+        batch = {
+            f'{side}_{name}': feature(length)
+            for side, length in lengths.items()
+            for name in ('input_tokens', 'segment_ids', 'positions')
+        }
         batch |= {'decoder_target_tokens': feature(targets), 'decoder_loss_weights': feature(targets, jnp.float32)}
         trainer = Trainer(model, OptimizerConfig(), LossConfig(), RunConfig(steps=1000), sharding)
         return trainer.train_step.lower(trainer.abstract_state, batch).compile()
@@ -59,20 +62,31 @@ def main() -> None:
     args = parser.parse_args()
 
     from jax.experimental import topologies
-    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # no metadata server tells which TPU this is
+
+    os.environ |= {
+        'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }  # no metadata server tells which TPU this is
     devices = topologies.get_topology_desc(platform='tpu', topology_name=args.topology).devices
-    model = configurables.parse([args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]).read(ModelConfig)
+    model = configurables.parse(
+        [args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]
+    ).read(ModelConfig)
     for text in args.meshes:
         start = time.perf_counter()
         sharding = sharding_lib.create_sharding(parse_mesh(text), devices)
         try:
             memory = compile_step(model, sharding, args.rows, args.inputs, args.targets).memory_analysis()
-            told = (f'peak {memory.peak_memory_in_bytes / 2**30:.2f} GiB a chip, temporaries '
-                    f'{memory.temp_size_in_bytes / 2**30:.2f} GiB')
+            told = (
+                f'peak {memory.peak_memory_in_bytes / 2**30:.2f} GiB a chip, temporaries '
+                f'{memory.temp_size_in_bytes / 2**30:.2f} GiB'
+            )
         except jax.errors.JaxRuntimeError as error:
             told = f'does not compile: {str(error).splitlines()[0]}'
-        print(f'{args.topology} {args.rows} x ({args.inputs}, {args.targets}) {text}: {told} '
-              f'({time.perf_counter() - start:.0f} s)', flush=True)
+        print(
+            f'{args.topology} {args.rows} x ({args.inputs}, {args.targets}) {text}: {told} '
+            f'({time.perf_counter() - start:.0f} s)',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

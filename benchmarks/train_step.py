@@ -19,11 +19,11 @@ import numpy as np
 
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
-from t5flan.models.config import ModelConfig
-from t5flan.training.trainer import Trainer
-from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.mesh import MeshConfig
+from t5flan.models.config import ModelConfig
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metrics import model_flops
+from t5flan.training.trainer import Trainer
 
 
 def random_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
@@ -40,14 +40,22 @@ def random_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[
 
 def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, float]]:
     """A function that runs one step to its end, and what the compiler says of it."""
-    bindings = [f'ModelConfig.{name}={value}' for name, value in
-                (('dtype', args.dtype), ('remat', args.remat), ('attention', args.attention), ('dropout_rate', 0.0))]
+    bindings = [
+        f'ModelConfig.{name}={value}'
+        for name, value in (
+            ('dtype', args.dtype),
+            ('remat', args.remat),
+            ('attention', args.attention),
+            ('dropout_rate', 0.0),
+        )
+    ]
     model = configurables.parse([args.model], bindings).read(ModelConfig)
     batch = random_batch(min(model.vocab_size, 32000), args.rows, args.inputs, args.targets)
     sharding = sharding_lib.create_sharding(MeshConfig())
     with sharding_lib.use(sharding):
-        trainer = Trainer(model, OptimizerConfig(microbatches=args.microbatches), LossConfig(),
-                          RunConfig(steps=1000), sharding)
+        trainer = Trainer(
+            model, OptimizerConfig(microbatches=args.microbatches), LossConfig(), RunConfig(steps=1000), sharding
+        )
         state = trainer.new_state()
         placed = sharding_lib.put_batch(sharding, batch, args.rows)
         compiled = trainer.train_step.lower(state, placed).compile()
@@ -58,8 +66,10 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
         jax.block_until_ready((holder[0], metrics))
 
     memory = compiled.memory_analysis()
-    facts = {'temporaries_GiB': memory.temp_size_in_bytes / 2**30,
-             'model_GFLOP': model_flops(model, {name: x.shape for name, x in batch.items()}) / 1e9}
+    facts = {
+        'temporaries_GiB': memory.temp_size_in_bytes / 2**30,
+        'model_GFLOP': model_flops(model, {name: x.shape for name, x in batch.items()}) / 1e9,
+    }
     return step, facts
 
 
@@ -67,17 +77,32 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
     """The same step of T5 1.1 small by transformers under torch.compile, Adafactor, float32."""
     import torch
     import transformers
+
     config = transformers.T5Config(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6,
-        feed_forward_proj='gated-gelu', tie_word_embeddings=False, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_decoder_layers=8,
+        num_heads=6,
+        feed_forward_proj='gated-gelu',
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     model = transformers.T5ForConditionalGeneration(config).train()
     optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
     labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
-    forward = torch.compile(lambda: model(input_ids=inputs, labels=labels).loss) if args.torch_compile else (
-        lambda: model(input_ids=inputs, labels=labels).loss)
+    forward = (
+        torch.compile(lambda: model(input_ids=inputs, labels=labels).loss)
+        if args.torch_compile
+        else (lambda: model(input_ids=inputs, labels=labels).loss)
+    )
 
     def step() -> None:
         optimizer.zero_grad()
@@ -118,10 +143,13 @@ def main() -> None:
         for name, one in steps.items():
             times[name].append(seconds(one))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    result = {'setting': f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})',
-              'median_s': medians, 'min_s': {n: min(v) for n, v in times.items()},
-              'max_s': {n: max(v) for n, v in times.items()},
-              'tokens_per_s': args.rows * (args.inputs + args.targets) / medians['t5flan']} | facts
+    result = {
+        'setting': f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})',
+        'median_s': medians,
+        'min_s': {n: min(v) for n, v in times.items()},
+        'max_s': {n: max(v) for n, v in times.items()},
+        'tokens_per_s': args.rows * (args.inputs + args.targets) / medians['t5flan'],
+    } | facts
     if args.against:
         result['ratio_of_medians'] = medians['t5flan'] / medians[args.against]
     print(json.dumps(result))

@@ -1,6 +1,6 @@
 """Draws docs/attention.png: why T5's bias needs one short vector a head, and which tiles are computed.
 
-    python docs/attention_picture.py
+python docs/attention_picture.py
 """
 
 from pathlib import Path
@@ -11,12 +11,16 @@ import numpy as np
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from t5flan.kernels.tpu.tile import LANES, Band
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
+from t5flan.kernels.tpu.tile import LANES, Band
 
 BIAS = RelativeBias(bidirectional=True)
 BLOCK, LENGTH = 256, 2048
-TILES = {'on the diagonal': (768, 768, 'tab:red'), 'beside it': (768, 1024, 'tab:orange'), 'far off': (256, 1536, 'tab:purple')}
+TILES = {
+    'on the diagonal': (768, 768, 'tab:red'),
+    'beside it': (768, 1024, 'tab:orange'),
+    'far off': (256, 1536, 'tab:purple'),
+}
 
 
 def bias_of(distance: np.ndarray) -> np.ndarray:
@@ -32,8 +36,11 @@ def draw_matrix(axes: plt.Axes) -> None:
     axes.imshow(bias_of(position[None] - position[:, None]), cmap='viridis', interpolation='nearest')
     for name, (query, key, color) in TILES.items():
         axes.add_patch(plt.Rectangle((key, query), BLOCK, BLOCK, fill=False, color=color, lw=2.5, label=name))
-    axes.set(title=f'1  The bias of {LENGTH} x {LENGTH} pairs: equal along\neach diagonal, constant beyond distance 128',
-             xlabel='key', ylabel='query')
+    axes.set(
+        title=f'1  The bias of {LENGTH} x {LENGTH} pairs: equal along\neach diagonal, constant beyond distance 128',
+        xlabel='key',
+        ylabel='query',
+    )
     axes.legend(loc='lower left', fontsize=8)
 
 
@@ -50,8 +57,11 @@ def draw_vector(axes: plt.Axes) -> None:
     for height, (_, (query, key, color)) in enumerate(TILES.items()):
         start = slices(query, key)
         axes.plot([start - LANES, start + BLOCK], 2 * [-4.6 - 0.4 * height], color=color, lw=4, solid_capstyle='butt')
-    axes.set(title=f'2  All that a kernel is given of it: {band.width} numbers\nfor each head, however long the input',
-             xlabel='number (distance falls from left to right)', ylabel='bias')
+    axes.set(
+        title=f'2  All that a kernel is given of it: {band.width} numbers\nfor each head, however long the input',
+        xlabel='number (distance falls from left to right)',
+        ylabel='bias',
+    )
 
 
 def draw_rows(axes: plt.Axes) -> None:
@@ -60,9 +70,14 @@ def draw_rows(axes: plt.Axes) -> None:
     distance = band.centre - np.arange(band.width)[None] + np.arange(LANES)[:, None]
     axes.imshow(bias_of(distance), cmap='viridis', interpolation='nearest', aspect=3)
     for query, key, color in TILES.values():
-        axes.add_patch(plt.Rectangle((slices(query, key), 0), BLOCK, LANES - 1, fill=False, color=color, lw=2.5, clip_on=False))
-    axes.set(title='3  Laid out once a head as 128 rows, each moved by one:\na tile is slices that begin at a multiple of 128',
-             xlabel='number', ylabel='key modulo 128')
+        axes.add_patch(
+            plt.Rectangle((slices(query, key), 0), BLOCK, LANES - 1, fill=False, color=color, lw=2.5, clip_on=False)
+        )
+    axes.set(
+        title='3  Laid out once a head as 128 rows, each moved by one:\na tile is slices that begin at a multiple of 128',
+        xlabel='number',
+        ylabel='key modulo 128',
+    )
 
 
 def draw_tiles(axes: plt.Axes) -> None:
@@ -74,8 +89,11 @@ def draw_tiles(axes: plt.Axes) -> None:
         for o in range(16):
             seen[i, o] = o <= i and bool(set(blocks[i][blocks[i] > 0]) & set(blocks[o][blocks[o] > 0]))
     axes.imshow(seen, cmap='Greys', vmin=0, vmax=1.6, interpolation='nearest')
-    axes.set(title=f'4  Four packed examples, causal: the grey tiles\nare computed, {1 - seen.mean():.0%} are skipped',
-             xlabel='block of 128 keys', ylabel='block of 128 queries')
+    axes.set(
+        title=f'4  Four packed examples, causal: the grey tiles\nare computed, {1 - seen.mean():.0%} are skipped',
+        xlabel='block of 128 keys',
+        ylabel='block of 128 queries',
+    )
 
 
 def main() -> None:

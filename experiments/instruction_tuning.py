@@ -29,15 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.__main__ import main as t5flan
-from t5flan.tasks import register_all
-
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.scoring.metrics import exact_match, squad
 from t5flan.language_model import load
+from t5flan.scoring.metrics import exact_match, squad
+from t5flan.tasks import register_all
 
 HELD_OUT = (
-    'ni_task363_sst2_polarity_classification', 'ni_task868_mawps_singleop_question_answering', 'cot_strategyqa', 'cot_qasc',
+    'ni_task363_sst2_polarity_classification',
+    'ni_task868_mawps_singleop_question_answering',
+    'cot_strategyqa',
+    'cot_qasc',
 )
 ARMS = ('plain', 'direct', 'cot')
 LENGTHS = {'inputs': 384, 'targets': 96}
@@ -119,14 +121,18 @@ def run(*argv: str) -> None:
 
 
 def data_config(arguments: argparse.Namespace, mixture: str = '-') -> DataConfig:
-    return DataConfig(mixture, 1, LENGTHS, 'bytes', natural_instructions=arguments.natural_instructions, cot=arguments.cot)
+    return DataConfig(
+        mixture, 1, LENGTHS, 'bytes', natural_instructions=arguments.natural_instructions, cot=arguments.cot
+    )
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> list[str]:
     """The held-out tasks' names. Writes the bare inputs of all tasks as .jsonl files, and trains the vocabulary."""
     register_all(data_config(arguments))
-    tested, *known = ([task.name for task in find_mixture(name).tasks] for name in (
-        'natural_instructions_test', 'natural_instructions', 'cot'))
+    tested, *known = (
+        [task.name for task in find_mixture(name).tasks]
+        for name in ('natural_instructions_test', 'natural_instructions', 'cot')
+    )
     held_out, names = [*tested, *HELD_OUT], [*known[0], *known[1]]
     (root / 'plain').mkdir(exist_ok=True)
     for name in names:
@@ -134,7 +140,13 @@ def prepare(root: Path, arguments: argparse.Namespace) -> list[str]:
     vocabulary = root / 'vocabulary.model'
     if not vocabulary.exists():
         inputs = [arguments.text, *(str(plain_file(root, name)) for name in names if name not in held_out)]
-        run('vocabulary', *(f'--input={path}' for path in inputs), '--size=8000', f'--output={vocabulary}', '--mode_tokens=')
+        run(
+            'vocabulary',
+            *(f'--input={path}' for path in inputs),
+            '--size=8000',
+            f'--output={vocabulary}',
+            '--mode_tokens=',
+        )
     return held_out
 
 
@@ -148,7 +160,9 @@ def write_plain(root: Path, name: str, held_out: bool, examples: int) -> None:
         return
     records = find_mixture(name).source.records(split_of(name) if held_out else 'train')
     rows = [records[i] for i in range(min(len(records), examples) if held_out else len(records))]
-    pairs = [(row['input'], row['outputs'][0]) if 'outputs' in row else (row['question'], row['answer']) for row in rows]
+    pairs = [
+        (row['input'], row['outputs'][0]) if 'outputs' in row else (row['question'], row['answer']) for row in rows
+    ]
     lines = (json.dumps({'inputs': inputs, 'targets': targets}) + '\n' for inputs, targets in pairs)
     plain_file(root, name).write_text(''.join(lines), encoding='utf-8')
 
@@ -170,9 +184,15 @@ def pretrain(root: Path, arguments: argparse.Namespace) -> None:
     gin = root / 'pretrain.gin'
     gin.write_text(MODEL + PRETRAIN.format(lengths=LENGTHS, warmup=arguments.pretrain_steps // 20))
     if not is_done(root / 'pretrained', arguments.pretrain_steps):
-        run('train', f'--workdir={root}/pretrained', f'--gin_file={gin}', f'--gin.TEXT_FILES={arguments.text}',
-            f'--gin.VOCABULARY={root}/vocabulary.model', f'--gin.STEPS={arguments.pretrain_steps}',
-            '--gin.RunConfig.log_every=100')
+        run(
+            'train',
+            f'--workdir={root}/pretrained',
+            f'--gin_file={gin}',
+            f'--gin.TEXT_FILES={arguments.text}',
+            f'--gin.VOCABULARY={root}/vocabulary.model',
+            f'--gin.STEPS={arguments.pretrain_steps}',
+            '--gin.RunConfig.log_every=100',
+        )
 
 
 def finetune(root: Path, arm: str, seed: int, held_out: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -180,14 +200,31 @@ def finetune(root: Path, arm: str, seed: int, held_out: Sequence[str], arguments
     if is_done(workdir, arguments.steps):
         return
     gin = root / f'{arm}.gin'
-    gin.write_text(plain_gin(root, held_out) if arm == 'plain' else FINETUNE.format(
-        lengths=LENGTHS, cap=CAP, parts=['natural_instructions', 'cot'], without=list(held_out)))
-    settings = [] if arm == 'plain' else [
-        f'--gin.NATURAL_INSTRUCTIONS_DIR={arguments.natural_instructions}', f'--gin.COT_DIR={arguments.cot}',
-        *(f'--gin.InstructionConfig.{name}={value}' for name, value in ASKED.items()),
-        f'--gin.InstructionConfig.rationale={0.5 if arm == "cot" else 0}']
-    run('train', f'--workdir={workdir}', f'--gin_file={gin}', f'--gin.INITIALIZE_FROM={root}/pretrained',
-        f'--gin.STEPS={arguments.steps}', f'--gin.SEED={seed}', '--gin.RunConfig.log_every=100', *settings)
+    gin.write_text(
+        plain_gin(root, held_out)
+        if arm == 'plain'
+        else FINETUNE.format(lengths=LENGTHS, cap=CAP, parts=['natural_instructions', 'cot'], without=list(held_out))
+    )
+    settings = (
+        []
+        if arm == 'plain'
+        else [
+            f'--gin.NATURAL_INSTRUCTIONS_DIR={arguments.natural_instructions}',
+            f'--gin.COT_DIR={arguments.cot}',
+            *(f'--gin.InstructionConfig.{name}={value}' for name, value in ASKED.items()),
+            f'--gin.InstructionConfig.rationale={0.5 if arm == "cot" else 0}',
+        ]
+    )
+    run(
+        'train',
+        f'--workdir={workdir}',
+        f'--gin_file={gin}',
+        f'--gin.INITIALIZE_FROM={root}/pretrained',
+        f'--gin.STEPS={arguments.steps}',
+        f'--gin.SEED={seed}',
+        '--gin.RunConfig.log_every=100',
+        *settings,
+    )
 
 
 def plain_gin(root: Path, held_out: Sequence[str]) -> str:
@@ -222,18 +259,26 @@ def questions(held_out: Sequence[str], run_name: str) -> Iterator[tuple[str, lis
 def ask(root: Path, name: str, held_out: Sequence[str], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """{question: {'exact_match', 'f1'}}, means over the tasks, in percent."""
     found: dict[str, Any] = {}
-    folders = [f'--gin.DataConfig.natural_instructions={arguments.natural_instructions}',
-               f'--gin.DataConfig.cot={arguments.cot}']
+    folders = [
+        f'--gin.DataConfig.natural_instructions={arguments.natural_instructions}',
+        f'--gin.DataConfig.cot={arguments.cot}',
+    ]
     for what, tasks, split, settings in questions(held_out, name):
         out = root / 'answers' / f'{name}_{what}.json'
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
             names = [f'asked_{task}' for task in tasks] if what == 'plain' else tasks
-            run('evaluate', f'--checkpoint={root}/{name}', f'--tasks={",".join(names)}', f'--split={split}',
+            run(
+                'evaluate',
+                f'--checkpoint={root}/{name}',
+                f'--tasks={",".join(names)}',
+                f'--split={split}',
                 f'--limit={arguments.examples if what != "taught" else arguments.examples // 20}',
                 *(plain_tests(root, held_out) if what == 'plain' else folders),
                 *(f'--gin.InstructionConfig.{key}={value}' for key, value in (ASKED | settings).items()),
-                f'--json={out}', f'--predictions={out.with_suffix(".jsonl")}')
+                f'--json={out}',
+                f'--predictions={out.with_suffix(".jsonl")}',
+            )
         for task, metrics in json.loads(out.read_text())['tasks'].items():
             kind = f'plain_{task.removeprefix("asked_")[:2]}' if what == 'plain' else what
             kind = 'natural' if what.startswith('natural') else kind
@@ -246,8 +291,12 @@ def ask(root: Path, name: str, held_out: Sequence[str], arguments: argparse.Name
 
 def nats(root: Path, name: str, files: Sequence[str]) -> float:
     """What the right answer costs a model that is asked with instructions, in nats a token (its end among them)."""
-    rows = [json.loads(line) for file in files if (path := root / 'answers' / f'{name}_{file}.jsonl').exists()
-            for line in path.read_text('utf-8').splitlines()]
+    rows = [
+        json.loads(line)
+        for file in files
+        if (path := root / 'answers' / f'{name}_{file}.jsonl').exists()
+        for line in path.read_text('utf-8').splitlines()
+    ]
     model = load(root / name)
     inputs, targets = [row['input'] for row in rows], [row['target'] for row in rows]
     tokens = sum(len(model.vocabulary.encode(target)) + 1 for target in targets)
@@ -274,8 +323,10 @@ def baselines(root: Path, held_out: Sequence[str]) -> dict[str, dict[int, dict[s
         for who, answers in (('copying', [row['inputs'] for row in rows]), ('most frequent answer', [top] * len(rows))):
             what = 'natural' if name.startswith('ni_') else 'cot_direct'
             found[who].setdefault(what, {})[name] = exact_match(targets, answers) | squad(targets, answers)
-    return {who: {0: {what: {'tasks': tasks} | mean(list(tasks.values())) for what, tasks in whats.items()}}
-            for who, whats in found.items()}
+    return {
+        who: {0: {what: {'tasks': tasks} | mean(list(tasks.values())) for what, tasks in whats.items()}}
+        for who, whats in found.items()
+    }
 
 
 def mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -284,9 +335,13 @@ def mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 COLUMNS = (
-    ('taught tasks: EM', 'taught', 'exact_match'), ('NI held out, with instructions: EM', 'natural', 'exact_match'),
-    ('F1', 'natural', 'f1'), ('nats a token', 'natural', 'nats'), ('bare: EM', 'plain_ni', 'exact_match'),
-    ('CoT sets held out, direct: EM', 'cot_direct', 'exact_match'), ('nats a token', 'cot_direct', 'nats'),
+    ('taught tasks: EM', 'taught', 'exact_match'),
+    ('NI held out, with instructions: EM', 'natural', 'exact_match'),
+    ('F1', 'natural', 'f1'),
+    ('nats a token', 'natural', 'nats'),
+    ('bare: EM', 'plain_ni', 'exact_match'),
+    ('CoT sets held out, direct: EM', 'cot_direct', 'exact_match'),
+    ('nats a token', 'cot_direct', 'nats'),
     ('with rationale: EM', 'cot_rationale', 'exact_match'),
     ('bare: EM', 'plain_co', 'exact_match'),
 )

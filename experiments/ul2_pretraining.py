@@ -28,22 +28,24 @@ from typing import Any
 import numpy as np
 
 from t5flan.__main__ import main as t5flan
-from t5flan.tasks import register_all
-
 from t5flan.config.settings import parse
+from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.language_model import LanguageModel, load
+from t5flan.tasks import register_all
 from t5flan.training.journal import read_metrics
 
 ARCHITECTURES = ('encoder_decoder', 'decoder_only')
 OBJECTIVES = ('ul2', 'spans', 'causal')
 MIXTURES = {'ul2': 'text_ul2', 'spans': 'text_t5', 'causal': 'text_causal'}
 # Rows a batch and tokens a row: about 4,096 tokens a step.
-LENGTHS = {'ul2': (4, {'inputs': 512, 'targets': 512}), 'spans': (7, {'inputs': 512, 'targets': 114}),
-           'causal': (8, {'inputs': 4, 'targets': 512})}
+LENGTHS = {
+    'ul2': (4, {'inputs': 512, 'targets': 512}),
+    'spans': (7, {'inputs': 512, 'targets': 114}),
+    'causal': (8, {'inputs': 4, 'targets': 512}),
+}
 ASKED_LENGTHS = {'inputs': 512, 'targets': 512}
 POINTS = 6  # checkpoints of a run that are asked
 
@@ -110,7 +112,9 @@ def main() -> None:
         for objective in OBJECTIVES:
             name = f'{architecture}_{objective}'
             tokens = pretrain(root, name, architecture, objective, arguments)
-            results[name] = {str(step * tokens): ask(root, name, step, objective, arguments) for step in steps_of(root / name)}
+            results[name] = {
+                str(step * tokens): ask(root, name, step, objective, arguments) for step in steps_of(root / name)
+            }
             written.write_text(json.dumps(results, indent=1))
             print(table(results), flush=True)
     if arguments.picture:
@@ -120,11 +124,26 @@ def main() -> None:
 def gin_of(root: Path, name: str, architecture: str, objective: str, steps: int, arguments: argparse.Namespace) -> Path:
     """The run's .gin file."""
     rows, lengths = LENGTHS[objective]
-    form = 'encoder_decoder' if architecture == 'encoder_decoder' else 'causal_lm' if objective == 'causal' else 'prefix_lm'
+    form = (
+        'encoder_decoder'
+        if architecture == 'encoder_decoder'
+        else 'causal_lm'
+        if objective == 'causal'
+        else 'prefix_lm'
+    )
     gin = root / f'{name}.gin'
-    gin.write_text(MODELS[architecture] + RUN.format(
-        mixture=MIXTURES[objective], lengths=lengths, rows=rows, steps=steps, warmup=max(1, steps // 20),
-        every=max(1, steps // POINTS)) + DATA.format(format=form, **vars(arguments)))
+    gin.write_text(
+        MODELS[architecture]
+        + RUN.format(
+            mixture=MIXTURES[objective],
+            lengths=lengths,
+            rows=rows,
+            steps=steps,
+            warmup=max(1, steps // 20),
+            every=max(1, steps // POINTS),
+        )
+        + DATA.format(format=form, **vars(arguments))
+    )
     return gin
 
 
@@ -168,7 +187,9 @@ def ask(root: Path, name: str, step: int, objective: str, arguments: argparse.Na
     plain = [dataclasses.replace(one, mode_token='') for one in config.denoisers['ul2']]
     half = dataclasses.replace(config.denoisers['ul2'][-1], noise_density=0.5)
     added = {'plain': plain, 'half': [half], 'half_plain': [dataclasses.replace(half, mode_token='')]}
-    config = dataclasses.replace(config, denoisers={**config.denoisers, **added}, feature_lengths=ASKED_LENGTHS, split='validation')
+    config = dataclasses.replace(
+        config, denoisers={**config.denoisers, **added}, feature_lengths=ASKED_LENGTHS, split='validation'
+    )
     register_all(config)
     known = objective == 'ul2'
     prefix_lm = f'text_half{"" if known else "_plain"}_s'

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from t5flan.commands.arguments import Answered, parse_arguments
 from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import Answered, parse_arguments
 from t5flan.commands.startup import prepare_surroundings
 from t5flan.errors import UsageError, UserError
 

@@ -41,16 +41,20 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
     """What a checkpoint folder says of its model, as settings of a run that starts from it; None if it is none.
 
     Args:
-      folder: a workdir, or one of its steps (DIR/checkpoints/1000).
+        folder: a workdir, or one of its steps (DIR/checkpoints/1000).
     """
-    root = next((root for root in (folder, re.sub(r'/checkpoints/\d+/?$', '', folder)) if exists(f'{root}/t5flan.json')), None)
+    root = next(
+        (root for root in (folder, re.sub(r'/checkpoints/\d+/?$', '', folder)) if exists(f'{root}/t5flan.json')), None
+    )
     if root is None:
         return None
     path = f'{root}/t5flan.json'
     text = read_text(path)
     try:
         description = json.loads(text)
-        return path, {ModelConfig: description['model'],
-                      DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'}}
+        return path, {
+            ModelConfig: description['model'],
+            DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'},
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} is not the description of a checkpoint ({error})') from None

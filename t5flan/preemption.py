@@ -44,5 +44,6 @@ class Preemption:
         """Whether the run should save and leave after this step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
+
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received is not None

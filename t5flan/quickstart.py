@@ -21,13 +21,13 @@ from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
 from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate_tasks
-from t5flan.reporting import page
 from t5flan.language_model import LanguageModel, load
-from t5flan.models.config import ModelConfig
-from t5flan.training.trainer import train
-from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.mesh import MeshConfig
+from t5flan.models.config import ModelConfig
+from t5flan.reporting import page
+from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.journal import read_metrics
+from t5flan.training.trainer import train
 
 VOCABULARY_SIZE = 2048
 VOCABULARY_TEXTS = {'practice': 20_000, 'stdlib_docs_causal_lm': 1_000}
@@ -66,9 +66,9 @@ def main(workdir: str, examples: int = 32) -> None:
     """Does all of it in `workdir` and prints what came out and where the report is.
 
     Args:
-      workdir: holds vocabulary.model, pretrained/, finetuned/ and report.html afterwards. An earlier quickstart's is
-        removed first.
-      examples: how many questions each task is asked.
+        workdir: holds vocabulary.model, pretrained/, finetuned/ and report.html afterwards. An earlier quickstart's is
+            removed first.
+        examples: how many questions each task is asked.
     """
     clock = Clock()
     folder = _empty(Path(workdir))
@@ -94,8 +94,12 @@ def main(workdir: str, examples: int = 32) -> None:
     clock.lap('evaluation')
 
     sections = report_sections(before, after, prompts, pretrained, finetuned, clock)
-    path = page.write_report(folder / 'report.html', 't5flan quickstart', sections,
-                             'a tiny encoder-decoder, from raw text to instructions, on this machine')
+    path = page.write_report(
+        folder / 'report.html',
+        't5flan quickstart',
+        sections,
+        'a tiny encoder-decoder, from raw text to instructions, on this machine',
+    )
     page.save_picture(sections[0], folder / 'report.png')
     _print_outcome(before, after, prompts, path, finetuned, clock)
 
@@ -103,8 +107,16 @@ def main(workdir: str, examples: int = 32) -> None:
 def run(gin_file: str, workdir: str, **macros: str) -> None:
     """What `t5flan train --workdir=… --gin_file=… --gin.NAME=…` does."""
     settings = configurables.parse([gin_file], [f'{name}={value}' for name, value in macros.items()])
-    kinds = {'model': ModelConfig, 'data': DataConfig, 'run': RunConfig, 'optimizer': OptimizerConfig, 'loss': LossConfig,
-             'mesh': MeshConfig, 'checkpoints': CheckpointConfig, 'evaluation': EvaluationConfig}
+    kinds = {
+        'model': ModelConfig,
+        'data': DataConfig,
+        'run': RunConfig,
+        'optimizer': OptimizerConfig,
+        'loss': LossConfig,
+        'mesh': MeshConfig,
+        'checkpoints': CheckpointConfig,
+        'evaluation': EvaluationConfig,
+    }
     values = dict(zip(kinds, settings.read_all(list(kinds.values()), 'train'), strict=True))
     train(workdir, **values, gin=settings.operative_config())
 
@@ -121,8 +133,9 @@ def ask(model: LanguageModel, examples: int) -> dict[str, Results]:
 
 def mean(results: Results, rationale: bool) -> float:
     """Mean exact match over the tasks with rationales, or over the direct ones."""
-    return statistics.mean(result['exact_match'] for task, result in results.items()
-                           if task.endswith(RATIONALE) == rationale)
+    return statistics.mean(
+        result['exact_match'] for task, result in results.items() if task.endswith(RATIONALE) == rationale
+    )
 
 
 def _texts() -> Iterator[str]:
@@ -139,12 +152,14 @@ def _empty(folder: Path) -> Path:
     """The folder, without what an earlier quickstart left there.
 
     Raises:
-      UserError: it holds something else.
+        UserError: it holds something else.
     """
     made = {'vocabulary.model', 'vocabulary.json', 'pretrained', 'finetuned', 'report.html', 'report.png'}
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there - made:
-        raise UserError(f'{folder} holds {min(there - made)!r}, which no quickstart made. Set --workdir to a new folder.')
+        raise UserError(
+            f'{folder} holds {min(there - made)!r}, which no quickstart made. Set --workdir to a new folder.'
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -183,30 +198,65 @@ def outcome_rows(before: dict[str, Results], after: dict[str, Results]) -> list[
 def rationale_rows(after: dict[str, Results]) -> list[list[Any]]:
     """What rationales add on the harder arithmetic: task, direct, with a rationale (unseen examples)."""
     results = after[QUESTIONS[0].title]
-    return [[task.removeprefix('practice_').replace('_', ' '), results[task]['exact_match'],
-             results[task + RATIONALE]['exact_match']] for task in ARITHMETIC]
+    return [
+        [
+            task.removeprefix('practice_').replace('_', ' '),
+            results[task]['exact_match'],
+            results[task + RATIONALE]['exact_match'],
+        ]
+        for task in ARITHMETIC
+    ]
 
 
-def report_sections(before: dict[str, Results], after: dict[str, Results], prompts: Sequence[str], pretrained: str,
-                    finetuned: str, clock: Clock) -> list[page.Section]:
+def report_sections(
+    before: dict[str, Results],
+    after: dict[str, Results],
+    prompts: Sequence[str],
+    pretrained: str,
+    finetuned: str,
+    clock: Clock,
+) -> list[page.Section]:
     """The report, the curves first."""
     curves = []
     for title, folder in (('pretraining: masked spans', pretrained), ('finetuning: instructions', finetuned)):
         rows = [row for row in read_metrics(folder) if 'loss' in row]
-        curves.append(page.Panel(title, {'loss': ([row['step'] for row in rows], [row['loss'] for row in rows])},
-                                 y_label='nats per token'))
-    tasks = [[task.removeprefix('practice_')] + [after[title].get(task, {}).get('exact_match') for title in after]
-             for task in sorted({task for results in after.values() for task in results})]
-    samples = [page.Sample(row['input'], {'before': _answer(before, title, task), 'after': row['prediction']},
-                           row['target'], {'after': row['prediction'].strip() == row['target'].strip()}, f'{title}: {task}')
-               for title, results in after.items() for task, result in itertools.islice(results.items(), 0, None, 6)
-               for row in result['samples'][:1]]
+        curves.append(
+            page.Panel(
+                title,
+                {'loss': ([row['step'] for row in rows], [row['loss'] for row in rows])},
+                y_label='nats per token',
+            )
+        )
+    tasks = [
+        [task.removeprefix('practice_')] + [after[title].get(task, {}).get('exact_match') for title in after]
+        for task in sorted({task for results in after.values() for task in results})
+    ]
+    samples = [
+        page.Sample(
+            row['input'],
+            {'before': _answer(before, title, task), 'after': row['prediction']},
+            row['target'],
+            {'after': row['prediction'].strip() == row['target'].strip()},
+            f'{title}: {task}',
+        )
+        for title, results in after.items()
+        for task, result in itertools.islice(results.items(), 0, None, 6)
+        for row in result['samples'][:1]
+    ]
     return [
         page.Curves('Loss', curves),
-        page.Table('Exact match, percent', ['asked', 'how', 'tasks', 'pretrained', 'instructed'],
-                   outcome_rows(before, after), 'Means over tasks; no question was trained on.'),
-        page.Table('What rationales add', ['arithmetic', 'direct', 'with a rationale'], rationale_rows(after),
-                   'Exact match on unseen examples, percent.'),
+        page.Table(
+            'Exact match, percent',
+            ['asked', 'how', 'tasks', 'pretrained', 'instructed'],
+            outcome_rows(before, after),
+            'Means over tasks; no question was trained on.',
+        ),
+        page.Table(
+            'What rationales add',
+            ['arithmetic', 'direct', 'with a rationale'],
+            rationale_rows(after),
+            'Exact match on unseen examples, percent.',
+        ),
         page.Samples('Prompts', [page.Sample(prompt, {'instructed': text}) for prompt, text in zip(PROMPTS, prompts)]),
         page.Samples('Some of the questions', samples),
         page.Table('Each task', ['task', *after], tasks),
@@ -218,8 +268,14 @@ def _answer(asked: dict[str, Results], title: str, task: str) -> str:
     return asked[title][task]['samples'][0]['prediction']
 
 
-def _print_outcome(before: dict[str, Results], after: dict[str, Results], prompts: Sequence[str], report: os.PathLike[str],
-                   checkpoint: str, clock: Clock) -> None:
+def _print_outcome(
+    before: dict[str, Results],
+    after: dict[str, Results],
+    prompts: Sequence[str],
+    report: os.PathLike[str],
+    checkpoint: str,
+    clock: Clock,
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -239,8 +295,10 @@ def _print_outcome(before: dict[str, Results], after: dict[str, Results], prompt
     for prompt, text in zip(PROMPTS, prompts):
         console.print(f'> {prompt}\n  {text}', markup=False, highlight=False)
     said = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in clock.laps.items())
-    print(f'\n{said}; {clock.total / 60:.1f} minutes in all\nreport: {report}\n\nwhat to try next:\n'
-          f'  t5flan infer --checkpoint={checkpoint} --prompt="{PROMPTS[0]}"\n'
-          f'  t5flan evaluate --checkpoint={checkpoint} --tasks=practice_unseen_tasks\n'
-          f'  t5flan train --workdir=runs/mine --gin_file=runs/finetune_file --gin.INITIALIZE_FROM={checkpoint} '
-          '--gin.TRAIN_FILE=YOUR.jsonl')
+    print(
+        f'\n{said}; {clock.total / 60:.1f} minutes in all\nreport: {report}\n\nwhat to try next:\n'
+        f'  t5flan infer --checkpoint={checkpoint} --prompt="{PROMPTS[0]}"\n'
+        f'  t5flan evaluate --checkpoint={checkpoint} --tasks=practice_unseen_tasks\n'
+        f'  t5flan train --workdir=runs/mine --gin_file=runs/finetune_file --gin.INITIALIZE_FROM={checkpoint} '
+        '--gin.TRAIN_FILE=YOUR.jsonl'
+    )

@@ -45,9 +45,15 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Which setting mends a size that does not divide.
-_SETTING_OF_AXIS = {'vocab': 'ModelConfig.vocab_size', 'embed': 'ModelConfig.emb_dim', 'mlp': 'ModelConfig.mlp_dim',
-                    'heads': 'ModelConfig.num_heads', 'kv_heads': 'ModelConfig.num_kv_heads',
-                    'batch': 'DataConfig.batch_size', 'length': 'DataConfig.feature_lengths'}
+_SETTING_OF_AXIS = {
+    'vocab': 'ModelConfig.vocab_size',
+    'embed': 'ModelConfig.emb_dim',
+    'mlp': 'ModelConfig.mlp_dim',
+    'heads': 'ModelConfig.num_heads',
+    'kv_heads': 'ModelConfig.num_kv_heads',
+    'batch': 'DataConfig.batch_size',
+    'length': 'DataConfig.feature_lengths',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +67,15 @@ class Sharding:
         """The mesh axes of one logical axis, those of size 1 left out; None if it is not split.
 
         Raises:
-          UserError: `name` is in no rule.
+            UserError: `name` is in no rule.
         """
         if name is None:
             return None
         if name not in self.rules:
-            raise UserError(f'no rule places the logical axis {name!r}; the rules know {sorted(self.rules)}. '
-                            'Add it to MeshConfig.rules.')
+            raise UserError(
+                f'no rule places the logical axis {name!r}; the rules know {sorted(self.rules)}. '
+                'Add it to MeshConfig.rules.'
+            )
         return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1) or None
 
     def size(self, name: str) -> int:
@@ -88,8 +96,10 @@ class Sharding:
             entries.append(mesh_axes[0] if mesh_axes and len(mesh_axes) == 1 else mesh_axes)
         used = [axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,))]
         if len(set(used)) != len(used):
-            raise UserError(f'the logical axes {tuple(axes)} of one array share a mesh axis ({entries}); '
-                            'change MeshConfig.rules so that each mesh axis is used once.')
+            raise UserError(
+                f'the logical axes {tuple(axes)} of one array share a mesh axis ({entries}); '
+                'change MeshConfig.rules so that each mesh axis is used once.'
+            )
         return PartitionSpec(*entries)
 
     def named(self, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
@@ -140,7 +150,7 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     """The mesh `data` x `fsdp` x `context` x `tensor` over all devices; -1 on one axis takes what the others leave.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices, or a rule names an unknown axis.
+        UserError: the axes do not multiply to the number of devices, or a rule names an unknown axis.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -148,12 +158,15 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     fixed = int(np.prod([size for size in sizes.values() if size != -1], dtype=int))
     if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
         given = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
-        raise UserError(f'the mesh {given} does not divide over {len(devices)} devices. '
-                        'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).')
+        raise UserError(
+            f'the mesh {given} does not divide over {len(devices)} devices. '
+            'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).'
+        )
     if free:
         sizes[free[0]] = len(devices) // fixed
-    mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES),
-                         devices=devices)
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
     return Sharding(mesh, _rules(config))
 
 
@@ -163,8 +176,10 @@ def _rules(config: MeshConfig) -> dict[str, tuple[str, ...]]:
         mesh_axes = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
         unknown = [axis for axis in mesh_axes if axis not in MESH_AXES]
         if name not in rules or unknown:
-            raise UserError(f'MeshConfig.rules has ({name!r}, {mesh_axes!r}); logical axes are {sorted(rules)}, '
-                            f'mesh axes are {MESH_AXES}.')
+            raise UserError(
+                f'MeshConfig.rules has ({name!r}, {mesh_axes!r}); logical axes are {sorted(rules)}, '
+                f'mesh axes are {MESH_AXES}.'
+            )
         rules[name] = mesh_axes
     return rules
 
@@ -179,15 +194,17 @@ def check_divides(sharding: Sharding, name: str, size: int) -> None:
         setting = _SETTING_OF_AXIS.get(name, name)
         mesh_axes = ' x '.join(f'{axis}={sharding.mesh.shape[axis]}' for axis in sharding.axis(name) or ())
         changed = ', '.join(f'MeshConfig.{axis}' for axis in sharding.axis(name) or ())
-        raise UserError(f'{setting}={size} does not divide over the mesh axes {mesh_axes}. '
-                        f'Set {setting} to a multiple of {parts}, or change {changed}.')
+        raise UserError(
+            f'{setting}={size} does not divide over the mesh axes {mesh_axes}. '
+            f'Set {setting} to a multiple of {parts}, or change {changed}.'
+        )
 
 
 def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
     """A sharding for each leaf of `tree` (arrays or their shapes); `axes` holds a tuple of logical axes per leaf.
 
     Raises:
-      UserError: a size does not divide over its mesh axes.
+        UserError: a size does not divide over its mesh axes.
     """
 
     def leaf(x: Any, names: Sequence[str | None]) -> NamedSharding:
@@ -208,7 +225,7 @@ def put_batch(sharding: Sharding, batch: Mapping[str, np.ndarray], global_rows: 
     """This host's rows of every feature [rows, length] -> global arrays [global_rows, length] split over rows and length.
 
     Raises:
-      UserError: a length does not divide over its mesh axes.
+        UserError: a length does not divide over its mesh axes.
     """
 
     def put(x: np.ndarray) -> jax.Array:
@@ -224,7 +241,7 @@ def host_rows(sharding: Sharding, global_rows: int) -> slice:
     """The rows of a global batch that this host's devices hold.
 
     Raises:
-      UserError: the rows do not divide over the batch's mesh axes.
+        UserError: the rows do not divide over the batch's mesh axes.
     """
     check_divides(sharding, 'batch', global_rows)
     placed = sharding.named(('batch',), (global_rows,)).addressable_devices_indices_map((global_rows,))

@@ -2,8 +2,8 @@
 
 import importlib
 
-from t5flan.data.mixtures import registration as blends
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures import registration as blends
 from t5flan.errors import UserError
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.skipped import leave_out, leaving_out
-from t5flan.data.prompting.conversations import converse, parse_row
 from t5flan.data.preprocessing.examples import Example
+from t5flan.data.prompting.conversations import converse, parse_row
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.json_files import json_rows, read_json
 from t5flan.data.records.text_files import hold_out, is_held_out, match_files
+from t5flan.data.skipped import leave_out, leaving_out
 from t5flan.errors import UserError
 
 MIXTURE, PREFIX = 'chat', 'chat_'
@@ -73,8 +73,8 @@ def register_file(path: str, skip_broken: bool = False) -> str:
     """Registers the task of one file; returns its name."""
     import seqio
 
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     name = task_name(path)
     if name in _registered and _registered[name] != path:
@@ -83,8 +83,12 @@ def register_file(path: str, skip_broken: bool = False) -> str:
         return name
     if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
         raise UserError(f'{path}: {name} is the name of another task or mixture. Rename the file.')
-    source = IndexedSource({split: functools.partial(open_file, path, split, skip_broken) for split in ('train', 'validation')})
-    seqio.TaskRegistry.add(name, source=source, preprocessors=[converse], output_features=text_features(), metric_fns=[])
+    source = IndexedSource(
+        {split: functools.partial(open_file, path, split, skip_broken) for split in ('train', 'validation')}
+    )
+    seqio.TaskRegistry.add(
+        name, source=source, preprocessors=[converse], output_features=text_features(), metric_fns=[]
+    )
     _registered[name] = path
     return name
 

@@ -26,18 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.skipped import leaving_out
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
-from t5flan.data.records.file_index import FileIndex, file_index
-from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_of
-from t5flan.data.records.json_files import json_rows, parse_json
 from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_of
 from t5flan.data.prompting.templates import Family, make_template
+from t5flan.data.records.file_index import FileIndex, file_index
+from t5flan.data.records.json_files import json_rows, parse_json
 from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, match_files
+from t5flan.data.skipped import leaving_out
 from t5flan.errors import UserError
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
-
 from t5flan.tasks.families import family
 
 MIXTURE, PREFIX, SETTING = 'cot', 'cot_', 'DataConfig.cot'
@@ -74,7 +73,9 @@ def parse_row(row: Any, where: str) -> Item:
     elif isinstance(row, Mapping):
         item = {names[0]: _field(row, names, where) for names in _FIELDS}
     else:
-        raise UserError(f'{where}: is {type(row).__name__}, expected an object of source, target, rationale. Mend the file.')
+        raise UserError(
+            f'{where}: is {type(row).__name__}, expected an object of source, target, rationale. Mend the file.'
+        )
     for name in ('question', 'answer'):
         if not item[name]:
             raise UserError(f'{where}: the {name} is empty. Mend the file.')
@@ -214,7 +215,9 @@ def languages() -> dict[str, dict[str, Any]]:
 @functools.cache
 def answer_words() -> tuple[str, ...]:
     """The words that announce an answer, in every language."""
-    others = (row['rationale'].partition('{answer}')[0].removeprefix('{rationale}').strip() for row in languages().values())
+    others = (
+        row['rationale'].partition('{answer}')[0].removeprefix('{rationale}').strip() for row in languages().values()
+    )
     return (TRIGGER, *others)
 
 
@@ -252,8 +255,11 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
 def _files(path: str) -> list[str]:
     if not Path(path).is_dir():
         return match_files(path, SUFFIXES, SETTING)
-    found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES and not file.name.startswith('.')
-                   and not file.name.endswith(PROVENANCE))
+    found = sorted(
+        str(file)
+        for file in Path(path).iterdir()
+        if file.suffix in SUFFIXES and not file.name.startswith('.') and not file.name.endswith(PROVENANCE)
+    )
     if not found:
         raise UserError(f'{path}: no {" or ".join(SUFFIXES)} file in that folder. Set {SETTING}.')
     return found
@@ -280,7 +286,9 @@ def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str
 def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
     """Registers the task of a file, or those that its rows name; returns their names."""
     if 'train' not in files:
-        raise UserError(f'{next(iter(files.values()))}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.')
+        raise UserError(
+            f'{next(iter(files.values()))}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.'
+        )
     for path in files.values():
         match_files(path, SUFFIXES, SETTING)
     inner = [''] if files['train'].endswith('.tsv') else list(index_of(files['train']).info)
@@ -295,8 +303,8 @@ def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
 def _register_task(name: str, stem: str, files: dict[str, str], task: str | None) -> None:
     import seqio
 
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     made_of = (tuple(sorted(files.items())), task)
     if name in _registered:

@@ -9,8 +9,7 @@ import numpy as np
 
 from t5flan.data.config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
-from t5flan.data.records.text_files import require_field
-from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files
+from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files, require_field
 from t5flan.errors import UserError
 from t5flan.scoring.metrics import exact_match
 
@@ -46,13 +45,15 @@ def register_task(task: FileTask) -> None:
     """Registers one file task; its files are found now and read when the task is used."""
     import seqio
 
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     if _registered.get(task.name) == task:
         return
     if task.name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names(), MIXTURE}:
-        raise UserError(f'FileTask.name={task.name!r} is the name of another task or mixture. Set another FileTask.name.')
+        raise UserError(
+            f'FileTask.name={task.name!r} is the name of another task or mixture. Set another FileTask.name.'
+        )
     needed_fields(task)
     for split, pattern in splits(task).items():
         match_files(pattern, SUFFIXES, f'FileTask.{split if getattr(task, split) else "train"}')
@@ -112,7 +113,9 @@ def make_example(task: FileTask, row: Mapping[str, object], where: str) -> dict[
 
 
 def _setting(task: FileTask, field: str) -> str:
-    return {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}.get(field, 'FileTask.template')
+    return {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}.get(
+        field, 'FileTask.template'
+    )
 
 
 class JsonRows(Sequence):
@@ -148,14 +151,21 @@ def open_rows(task: FileTask, split: str) -> Sequence[dict[str, str]]:
     held_out: list[bool] = []
     for number, path in enumerate(paths):
         if path.endswith('.jsonl'):
-            lines = ((json_object(data, f'{path} line {line}'), data, line, offset) for line, offset, data in json_lines(path))
+            lines = (
+                (json_object(data, f'{path} line {line}'), data, line, offset)
+                for line, offset, data in json_lines(path)
+            )
         else:
             lines = ((row, repr(sorted(row.items())), line, 0) for row, line in table_rows(path))
         for row, data, line, offset in lines:
             example = make_example(task, row, f'{path} line {line}')
             rows.append((number, offset, len(data), line) if json_rows else example)
             held_out.append(task.validation is None and split != 'test' and is_held_out(data, task.held_out))
-    kept = range(len(rows)) if task.validation is not None or split == 'test' else hold_out(np.array(held_out, bool), split)
+    kept = (
+        range(len(rows))
+        if task.validation is not None or split == 'test'
+        else hold_out(np.array(held_out, bool), split)
+    )
     if not len(kept):
         raise UserError(
             f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.'
@@ -177,7 +187,8 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
             lines = ((cells, reader.line_num) for cells in reader)
         else:
             lines = (
-                (line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number) for number, line in enumerate(file, 1)
+                (line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number)
+                for number, line in enumerate(file, 1)
             )
         number, header = 0, None
         try:

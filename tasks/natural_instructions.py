@@ -26,19 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.skipped import leaving_out
 from t5flan.data.config import NaturalInstructionsConfig
+from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.examples import Context, Example, Result
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting.instructions import INVERTED, Instruct, Item, Prompt
 from t5flan.data.randomness import stable_hash
 from t5flan.data.records.file_index import cache_file, keep
-from t5flan.data.prompting.instructions import INVERTED, Instruct, Item, Prompt
 from t5flan.data.records.json_files import JsonWalker, parse_json, read_json
-from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.records.text_files import is_held_out
+from t5flan.data.skipped import leaving_out
 from t5flan.errors import UserError
 from t5flan.scoring.metrics import exact_match, squad
-
 from t5flan.tasks.families import family
 
 MIXTURE, PREFIX = 'natural_instructions', 'ni_'
@@ -115,7 +114,9 @@ class TaskFile:
                     fields[name] = walker.value(f'field {name!r}')
         for name in ('Definition', 'Positive Examples', 'Instances'):
             if name not in fields:
-                raise UserError(f"{self.path}: no field '{name}'; the fields are {', '.join(fields) or 'none'}. Mend the file.")
+                raise UserError(
+                    f"{self.path}: no field '{name}'; the fields are {', '.join(fields) or 'none'}. Mend the file."
+                )
         if not rows:
             raise UserError(f"{self.path}: 'Instances' is empty or no list, the task has no examples. Mend the file.")
         if len(rows) > 1 and not self.held_out:
@@ -172,8 +173,13 @@ class TaskFile:
             return Summary(**stamp, error=str(error))
         languages = {*_words(fields.get('Input_language')), *_words(fields.get('Output_language'))}
         categories = _words(fields.get('Categories'))
-        return Summary(**stamp, instances=len(self.rows), held_out=tuple(self.held_out), categories=categories,
-                       languages=tuple(sorted(languages)))
+        return Summary(
+            **stamp,
+            instances=len(self.rows),
+            held_out=tuple(self.held_out),
+            categories=categories,
+            languages=tuple(sorted(languages)),
+        )
 
 
 def check_instance(instance: Any, where: str) -> Example:
@@ -183,15 +189,24 @@ def check_instance(instance: Any, where: str) -> Example:
         UserError: a field is missing or wrong.
     """
     if not isinstance(instance, Mapping):
-        raise UserError(f'{where}: is {type(instance).__name__}, expected an object with input and output. Mend the file.')
+        raise UserError(
+            f'{where}: is {type(instance).__name__}, expected an object with input and output. Mend the file.'
+        )
     for name in ('input', 'output'):
         if name not in instance:
-            raise UserError(f"{where}: no field '{name}'; the fields are {', '.join(instance) or 'none'}. Mend the file.")
+            raise UserError(
+                f"{where}: no field '{name}'; the fields are {', '.join(instance) or 'none'}. Mend the file."
+            )
     outputs = [instance['output']] if isinstance(instance['output'], str) else instance['output']
-    if not isinstance(instance['input'], str) or not isinstance(outputs, list) or not outputs or not all(
-        isinstance(output, str) for output in outputs
+    if (
+        not isinstance(instance['input'], str)
+        or not isinstance(outputs, list)
+        or not outputs
+        or not all(isinstance(output, str) for output in outputs)
     ):
-        raise UserError(f"{where}: 'input' must be a text and 'output' a text or a list of them, not empty. Mend the file.")
+        raise UserError(
+            f"{where}: 'input' must be a text and 'output' a text or a list of them, not empty. Mend the file."
+        )
     return {'id': str(instance.get('id', '')), 'input': instance['input'], 'outputs': list(outputs)}
 
 
@@ -301,8 +316,10 @@ class FollowDefinition(Instruct):
 def positive_items(file: TaskFile) -> list[Item]:
     """The positive examples as exemplars."""
     definition = file.definition()
-    return [{'input': example['input'], 'definition': definition, 'answer': example['outputs'][0]}
-            for example in file.examples('Positive Examples')]
+    return [
+        {'input': example['input'], 'definition': definition, 'answer': example['outputs'][0]}
+        for example in file.examples('Positive Examples')
+    ]
 
 
 def _wrong(example: Example) -> str:
@@ -344,7 +361,9 @@ def register(
             if is_chosen(of, config):
                 chosen.append(name)
     if not chosen:
-        raise UserError(f'{folder}: no task is left of {len(files)}. Set NaturalInstructionsConfig.categories or .languages.')
+        raise UserError(
+            f'{folder}: no task is left of {len(files)}. Set NaturalInstructionsConfig.categories or .languages.'
+        )
     for mixture in _made:
         seqio.MixtureRegistry.remove(mixture)
     _made.clear()
@@ -358,15 +377,17 @@ def register_task(name: str, file: TaskFile, summary: Summary, tested: bool) -> 
     """Registers one task."""
     import seqio
 
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     task, path = PREFIX + name, file.path
     if task in _registered:
         if _registered[task] != path:
             raise UserError(f'{path}: task {task} is made of {_registered[task]} already. Rename one of them.')
         return
-    splits = [split for split in ('train', 'validation', *['test'] * tested) if len(Instances(file, summary, split, tested))]
+    splits = [
+        split for split in ('train', 'validation', *['test'] * tested) if len(Instances(file, summary, split, tested))
+    ]
     source = IndexedSource({split: functools.partial(Instances, file, summary, split, tested) for split in splits})
     try:
         seqio.TaskRegistry.add(

@@ -18,15 +18,24 @@ from typing import Any
 from t5flan.data.corpus_config import Control, TextFiles
 from t5flan.data.preprocessing.controls import control_token
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, example_fn
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.joining import join_documents
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.randomness import stable_hash
 from t5flan.data.records.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
-from t5flan.files import write_whole
 from t5flan.errors import UserError
+from t5flan.files import write_whole
 
 STDLIB_DOCS = 'stdlib_docs'
-_SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo', '__pycache__'}
+_SKIPPED_FOLDERS = {
+    'site-packages',
+    'dist-packages',
+    'test',
+    'tests',
+    'idlelib',
+    'lib2to3',
+    'turtledemo',
+    '__pycache__',
+}
 _SHORTEST = 200  # characters: shorter docstrings are signatures and one-liners
 _CHUNK = 2000
 _HELD_OUT = 0.02
@@ -86,7 +95,8 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
 
 def register() -> None:
     """Registers the documentation of the standard library, C4 and mC4 (a corpus a language); nothing is read or "
-    "downloaded before it is used."""
+    "downloaded before it is used.
+    """
     import seqio
 
     from t5flan.data.records.sources import IndexedSource
@@ -118,7 +128,9 @@ def register_files(files: TextFiles) -> None:
         return
     taken = {f'{files.name}_{objective}' for objective in objectives()} & set(seqio.TaskRegistry.names())
     if taken:
-        raise UserError(f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.')
+        raise UserError(
+            f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.'
+        )
     splits = ('train', 'validation')
     for split in splits:
         if pattern := getattr(files, split):

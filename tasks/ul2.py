@@ -81,7 +81,10 @@ def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
         seqio.MixtureRegistry.remove(name)
         for before in known.mixtures.pop(mixture):
             seqio.TaskRegistry.remove(f'{name}_{before.name}')
-    taken = {name, *(f'{name}_{one.name}' for one in parts)} & {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    taken = {name, *(f'{name}_{one.name}' for one in parts)} & {
+        *seqio.TaskRegistry.names(),
+        *seqio.MixtureRegistry.names(),
+    }
     if taken:
         raise UserError(
             f"DataConfig.denoisers['{mixture}']: there is another task or mixture {min(taken)}. Set another name in "

@@ -23,8 +23,10 @@ FORMATS = {'encoder_decoder': 't5_1_1', 'prefix_lm': 'gemma', 'causal_lm': 'rela
 
 @pytest.fixture(scope='module')
 def made():
-    return {format: LanguageModel(byte_model(family), ByteVocabulary(), format, LENGTHS)
-            for format, family in FORMATS.items()}
+    return {
+        format: LanguageModel(byte_model(family), ByteVocabulary(), format, LENGTHS)
+        for format, family in FORMATS.items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +39,13 @@ def test_score_is_the_sum_over_the_targets(made, format):
     model, vocabulary = made[format], ByteVocabulary()
     targets = ['xyz', 'q', 'é']
     scores = model.score(TEXTS, targets)
-    examples = [{name: np.array(vocabulary.encode(text) + [1], np.int32) for name, text in
-                 (('inputs', one), ('targets', other))} for one, other in zip(TEXTS, targets)]
+    examples = [
+        {
+            name: np.array(vocabulary.encode(text) + [1], np.int32)
+            for name, text in (('inputs', one), ('targets', other))
+        }
+        for one, other in zip(TEXTS, targets)
+    ]
     batch = make_batch(format, LENGTHS, [[example] for example in examples], packed=True)
     log_probs_BTV = np.asarray(jax.nn.log_softmax(model.logits(batch)))
     picked_BT = np.take_along_axis(log_probs_BTV, batch['decoder_target_tokens'][..., None], -1)[..., 0]
@@ -81,14 +88,17 @@ def test_load_gives_the_saved_model(folder, made):
     assert meshed.score(['a', 'bc'], ['b', 'c']) == pytest.approx(model.score(['a', 'bc'], ['b', 'c']), rel=1e-5)
 
 
-@pytest.mark.parametrize('spoil, words', [
-    (lambda f: shutil.rmtree(f), 'does not exist'),
-    (lambda f: (f / 't5flan.json').unlink(), 'no t5flan.json'),
-    (lambda f: (f / 't5flan.json').write_text('{'), 'not the description'),
-    (lambda f: shutil.rmtree(f / 'checkpoints'), 'no whole checkpoint'),
-    (lambda f: ByteVocabulary(10).save(f / 'vocabulary'), 'is not the vocabulary'),
-    (lambda f: shutil.rmtree(f / 'vocabulary'), 'vocabulary'),
-])
+@pytest.mark.parametrize(
+    'spoil, words',
+    [
+        (lambda f: shutil.rmtree(f), 'does not exist'),
+        (lambda f: (f / 't5flan.json').unlink(), 'no t5flan.json'),
+        (lambda f: (f / 't5flan.json').write_text('{'), 'not the description'),
+        (lambda f: shutil.rmtree(f / 'checkpoints'), 'no whole checkpoint'),
+        (lambda f: ByteVocabulary(10).save(f / 'vocabulary'), 'is not the vocabulary'),
+        (lambda f: shutil.rmtree(f / 'vocabulary'), 'vocabulary'),
+    ],
+)
 def test_a_folder_that_is_none_is_named(folder, tmp_path, spoil, words):
     copy = shutil.copytree(folder, tmp_path / 'copy')
     spoil(copy)
@@ -105,7 +115,7 @@ def test_an_absent_step_names_those_there(folder):
 def test_what_does_not_fit_is_refused(made):
     with pytest.raises(UserError, match='259 ids, ModelConfig.vocab_size=200'):
         LanguageModel(byte_model(vocab_size=200), ByteVocabulary(), 'encoder_decoder')
-    with pytest.raises(UserError, match="expected prefix_lm or causal_lm"):
+    with pytest.raises(UserError, match='expected prefix_lm or causal_lm'):
         LanguageModel(byte_model('palm'), ByteVocabulary(), 'encoder_decoder')
     model = made['encoder_decoder']
     with pytest.raises(UserError, match='a list'):
@@ -119,8 +129,10 @@ def test_what_does_not_fit_is_refused(made):
 
 
 def test_loading_needs_no_tensorflow(folder):
-    code = ('import sys, t5flan; t5flan.load(sys.argv[1]); '
-            'print([name for name in ("tensorflow", "seqio", "gin", "matplotlib") if name in sys.modules])')
+    code = (
+        'import sys, t5flan; t5flan.load(sys.argv[1]); '
+        'print([name for name in ("tensorflow", "seqio", "gin", "matplotlib") if name in sys.modules])'
+    )
     done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.replace("'", '"')) == []

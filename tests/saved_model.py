@@ -24,10 +24,18 @@ def save_folder(folder: Path, model: Model, format: str = 'encoder_decoder', ste
     """Writes what `t5flan train` leaves: description, vocabulary, and a checkpoint at each of `steps`."""
     vocabulary = ByteVocabulary()
     vocabulary.save(folder / VOCABULARY)
-    Description(model=model.config, format=format, feature_lengths=LENGTHS, data={},
-                vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint}).write(folder)
+    Description(
+        model=model.config,
+        format=format,
+        feature_lengths=LENGTHS,
+        data={},
+        vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
+    ).write(folder)
     keeper = Checkpoints(folder, CheckpointConfig(keep=5))
     for step in steps:
-        keeper.save(TrainState(step=jnp.int32(step), model=model, opt_state={'count': jnp.zeros(1, jnp.int32)}), {'seed': 0, 'position': {}})
+        keeper.save(
+            TrainState(step=jnp.int32(step), model=model, opt_state={'count': jnp.zeros(1, jnp.int32)}),
+            {'seed': 0, 'position': {}},
+        )
     keeper.close()
     return folder

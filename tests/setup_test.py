@@ -32,7 +32,9 @@ def metadata():
 
 
 def locked() -> dict[str, str]:
-    lines = [line for line in (ROOT / 'requirements.lock').read_text().splitlines() if line and not line.startswith('#')]
+    lines = [
+        line for line in (ROOT / 'requirements.lock').read_text().splitlines() if line and not line.startswith('#')
+    ]
     pairs = [re.fullmatch(r'([A-Za-z0-9._-]+)==([A-Za-z0-9.+!]+)', line) for line in lines]
     assert all(pairs), f'not NAME==VERSION: {[line for line, pair in zip(lines, pairs) if not pair]}'
     return {canonicalize_name(pair.group(1)): pair.group(2) for pair in pairs}
@@ -47,7 +49,9 @@ def test_packages_put_everything_under_t5flan(metadata):
     assert {name.split('.')[0] for name in packages} == {'t5flan'}
     rooms = {path.parent.relative_to(ROOT).as_posix().replace('/', '.') for path in ROOT.glob('t5flan/**/__init__.py')}
     assert rooms <= set(packages), 'a folder of t5flan/ has no place in the wheel'
-    without = {path.parent for path in ROOT.glob('t5flan/**/*.py')} - {path.parent for path in ROOT.glob('t5flan/**/__init__.py')}
+    without = {path.parent for path in ROOT.glob('t5flan/**/*.py')} - {
+        path.parent for path in ROOT.glob('t5flan/**/__init__.py')
+    }
     assert not without, f'{without} would be left out of the wheel: add an __init__.py'
 
 
@@ -63,11 +67,15 @@ def test_locked_versions_are_within_the_ranges(metadata):
         requirement = Requirement(text)
         version = versions.get(canonicalize_name(requirement.name))
         assert version is not None, f'{requirement.name} is not in requirements.lock'
-        assert requirement.specifier.contains(version), f'requirements.lock has {requirement.name} {version}, setup.py wants {requirement}'
+        assert requirement.specifier.contains(version), (
+            f'requirements.lock has {requirement.name} {version}, setup.py wants {requirement}'
+        )
 
 
 def test_the_lock_has_one_tensorflow():
-    assert [name for name in locked() if re.fullmatch(r'tensorflow(-cpu|-gpu|-intel)?|tf-nightly', name)] == ['tensorflow']
+    assert [name for name in locked() if re.fullmatch(r'tensorflow(-cpu|-gpu|-intel)?|tf-nightly', name)] == [
+        'tensorflow'
+    ]
 
 
 def test_what_is_imported_is_required(metadata):
@@ -76,23 +84,32 @@ def test_what_is_imported_is_required(metadata):
 
     provided = {'orbax': 'orbax-checkpoint', 'gin': 'gin-config', 'tensorflow_datasets': 'tensorflow-datasets'}
     brought = {'tensorflow': 'seqio', 'tensorflow_text': 'seqio', 'absl': 'seqio', 'etils': 'orbax-checkpoint'}
-    required = {canonicalize_name(Requirement(text).name) for extra in (metadata['install_requires'], *metadata['extras_require'].values())
-                for text in extra}
+    required = {
+        canonicalize_name(Requirement(text).name)
+        for extra in (metadata['install_requires'], *metadata['extras_require'].values())
+        for text in extra
+    }
     for path in [*ROOT.glob('t5flan/**/*.py'), *ROOT.glob('tasks/**/*.py')]:
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             for top in {name.split('.')[0] for name in names} - {'t5flan', *sys.stdlib_module_names}:
                 package = provided.get(top) or brought.get(top) or top
-                assert canonicalize_name(package) in required, f'{path.relative_to(ROOT)} imports {top}: name its package in setup.py'
+                assert canonicalize_name(package) in required, (
+                    f'{path.relative_to(ROOT)} imports {top}: name its package in setup.py'
+                )
 
 
 # -- The Makefile ---------------------------------------------------------------------------------------------------
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {key: value for key, value in os.environ.items() if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS')}
-    return subprocess.run(['make', '-n', '-C', str(ROOT), *arguments], capture_output=True, text=True, env=clean | environment)
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS')
+    }
+    return subprocess.run(
+        ['make', '-n', '-C', str(ROOT), *arguments], capture_output=True, text=True, env=clean | environment
+    )
 
 
 def test_make_takes_the_python_it_is_given():
@@ -119,7 +136,11 @@ def test_a_second_make_installs_nothing(tmp_path):
     stamp.parent.mkdir()
     stamp.touch()
     lines = make('-C', str(tmp_path), 'test', f'PYTHON={sys.executable}').stdout.splitlines()
-    assert [line for line in lines if 'pytest' in line or 'pip' in line] == [line for line in lines if 'pytest' in line] != []
+    assert (
+        [line for line in lines if 'pytest' in line or 'pip' in line]
+        == [line for line in lines if 'pytest' in line]
+        != []
+    )
     os.utime(tmp_path / 'requirements.lock', (stamp.stat().st_mtime + 10,) * 2)
     assert 'pip install' in make('-C', str(tmp_path), 'test', f'PYTHON={sys.executable}').stdout
 
@@ -141,8 +162,22 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'pyproject.toml'):
         shutil.copy(ROOT / name, tree)
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--quiet', '-w', str(out), str(tree)],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '--no-deps',
+            '--no-build-isolation',
+            '--quiet',
+            '-w',
+            str(out),
+            str(tree),
+        ],
+        check=True,
+        capture_output=True,
+    )
     (path,) = out.glob('*.whl')
     return path
 
@@ -162,8 +197,11 @@ def test_a_wheel_holds_gin_files_and_tasks_and_nothing_beside_t5flan(wheel):
 def test_a_wheel_works_from_any_folder(wheel, tmp_path):
     site, elsewhere = tmp_path / 'site', tmp_path / 'elsewhere'
     elsewhere.mkdir()
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--no-deps', '--quiet', '--target', str(site), str(wheel)],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '--no-deps', '--quiet', '--target', str(site), str(wheel)],
+        check=True,
+        capture_output=True,
+    )
     environment = os.environ | {'PYTHONPATH': str(site)}
 
     def run(*argv: str) -> subprocess.CompletedProcess:

@@ -91,7 +91,9 @@ def test_rows_are_split_along_their_length():
     put = sharding_lib.put_batch(sharding, batch, 8)
     np.testing.assert_array_equal(put['tokens'], batch['tokens'])
     assert put['tokens'].addressable_shards[0].data.shape == (4, 2)
-    with pytest.raises(UserError, match=r'DataConfig\.feature_lengths=6 .*context=4.* or change MeshConfig\.context') as error:
+    with pytest.raises(
+        UserError, match=r'DataConfig\.feature_lengths=6 .*context=4.* or change MeshConfig\.context'
+    ) as error:
         sharding_lib.put_batch(sharding, {'tokens': np.zeros((8, 6), np.int32)}, 8)
     assert '\n' not in str(error.value)
 

@@ -12,9 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / 'tpu_scripts'
 SLICE = ['--name=flan', '--zone=us-z1']
-JOB = ['--name=flan', '--image=r/t5flan', '--accelerator=tpu-v5-lite-podslice', '--topology=4x4', '--hosts=4', '--chips=4']
+JOB = [
+    '--name=flan',
+    '--image=r/t5flan',
+    '--accelerator=tpu-v5-lite-podslice',
+    '--topology=4x4',
+    '--hosts=4',
+    '--chips=4',
+]
 
-FAKE = f"#!{sys.executable} -S\n" + """
+FAKE = (
+    f'#!{sys.executable} -S\n'
+    + """
 import json, os, sys
 name = os.path.basename(sys.argv[0])
 body = sys.stdin.read() if name == 'kubectl' and 'apply' in sys.argv else ''
@@ -27,6 +36,7 @@ if 'describe' in sys.argv:
 if 'ssh' in sys.argv:
     sys.exit(int(os.environ['SSH_EXIT']))
 """
+)
 
 
 @pytest.fixture
@@ -41,9 +51,21 @@ def script(tmp_path):
         calls.write_text('')
         clean = {key: value for key, value in os.environ.items() if not key.startswith('T5FLAN_')}
         done = subprocess.run(
-            ['bash', str(SCRIPTS / name), *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path,
-            env=clean | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'CALLS': str(calls), 'STATES': states,
-                         'SSH_EXIT': str(ssh_exit), 'TMPDIR': str(tmp_path), **environment})
+            ['bash', str(SCRIPTS / name), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=clean
+            | {
+                'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+                'CALLS': str(calls),
+                'STATES': states,
+                'SSH_EXIT': str(ssh_exit),
+                'TMPDIR': str(tmp_path),
+                **environment,
+            },
+        )
         return done.returncode, [json.loads(line) for line in calls.read_text().splitlines()], done.stdout, done.stderr
 
     return run
@@ -66,8 +88,12 @@ def test_is_bash_and_executable(name):
 def test_help_is_the_header_and_wrong_flags_are_one_line(script, name):
     code, calls, out, _ = script(name, '--help')
     assert code == 0 and calls == [] and f'tpu_scripts/{name} --name=flan' in out and '--dry-run' in out
-    for given, expected in ((['--nmae=x'], 'no flag --nmae: there are --name'), ([], '--name is not given'),
-                            (['--name'], '--name has no value'), (['x'], "unexpected word 'x'")):
+    for given, expected in (
+        (['--nmae=x'], 'no flag --nmae: there are --name'),
+        ([], '--name is not given'),
+        (['--name'], '--name has no value'),
+        (['x'], "unexpected word 'x'"),
+    ):
         code, calls, _, err = script(name, *given)
         assert code == 2 and calls == [] and err.startswith(f'{Path(name).name}: {expected}') and err.count('\n') == 1
 
@@ -77,8 +103,22 @@ QUEUED = ['gcloud', 'alpha', 'compute', 'tpus', 'queued-resources']
 
 def test_create(script):
     code, calls, _, _ = script('create.sh', *SLICE, '--accelerator=v6e-16', '--spot=yes', '--project=p')
-    assert (code, calls) == (0, [[*QUEUED, 'create', 'flan', '--zone=us-z1', '--project=p', '--node-id=flan',
-                                  '--accelerator-type=v6e-16', '--runtime-version=v2-alpha-tpuv6e', '--spot']])
+    assert (code, calls) == (
+        0,
+        [
+            [
+                *QUEUED,
+                'create',
+                'flan',
+                '--zone=us-z1',
+                '--project=p',
+                '--node-id=flan',
+                '--accelerator-type=v6e-16',
+                '--runtime-version=v2-alpha-tpuv6e',
+                '--spot',
+            ]
+        ],
+    )
     code, calls, _, err = script('create.sh', *SLICE, '--accelerator=v9-8')
     assert (code, calls) == (2, []) and 'no runtime is known for --accelerator=v9-8' in err
     code, _, _, err = script('create.sh', *SLICE, '--accelerator=v4-8', '--spot=yes', '--reserved=yes')
@@ -93,18 +133,23 @@ def test_settings_come_from_the_environment_too(script):
 
 
 def test_launch_installs_everywhere_then_starts_everywhere(script):
-    code, calls, _, _ = script('launch.sh', *SLICE, '--', 'train', '--workdir=gs://b/a b', '--gin.MIXTURE=it\'s')
+    code, calls, _, _ = script('launch.sh', *SLICE, '--', 'train', '--workdir=gs://b/a b', "--gin.MIXTURE=it's")
     assert code == 0
     tar, copy, install, start = calls
     assert tar[0] == 'tar' and {'setup.py', 't5flan', 'gin', 'tasks'} <= set(tar)
-    assert all((ROOT / name).exists() for name in tar[tar.index('-C') + 2:])
+    assert all((ROOT / name).exists() for name in tar[tar.index('-C') + 2 :])
     assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp'] and copy[-1] == '--worker=all'
     for call in (install, start):
         assert call[4:7] == ['ssh', 'flan', '--zone=us-z1'] and '--worker=all' in call
     command = start[-1].removeprefix('--command=')
     line = next(line for line in command.splitlines() if line.startswith('nohup'))
-    assert shlex.split(line)[1:6] == ['.venv/bin/t5flan', 'train', '--workdir=gs://b/a b', "--gin.MIXTURE=it's",
-                                      '--gin.RunConfig.multi_host=True']
+    assert shlex.split(line)[1:6] == [
+        '.venv/bin/t5flan',
+        'train',
+        '--workdir=gs://b/a b',
+        "--gin.MIXTURE=it's",
+        '--gin.RunConfig.multi_host=True',
+    ]
     for call in (install, start):
         text = call[-1].removeprefix('--command=')
         assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
@@ -134,7 +179,9 @@ def test_stop_saves_then_gives_back(script):
 
 def test_gke_launch_applies_a_job(script):
     yaml = pytest.importorskip('yaml')
-    code, calls, _, _ = script('gke/launch.sh', *JOB, '--', 'train', '--workdir=gs://b/w', '--gin.MIXTURE=a "b" \\ c & d')
+    code, calls, _, _ = script(
+        'gke/launch.sh', *JOB, '--', 'train', '--workdir=gs://b/w', '--gin.MIXTURE=a "b" \\ c & d'
+    )
     assert code == 0 and calls[0][:4] == ['kubectl', 'apply', '-f', '-']
     service, job = yaml.safe_load_all(calls[0][4])
     assert service['spec']['clusterIP'] == 'None' and service['metadata']['name'] == job['metadata']['name'] == 'flan'
@@ -142,8 +189,13 @@ def test_gke_launch_applies_a_job(script):
     assert spec['completions'] == spec['parallelism'] == 4 and pod['subdomain'] == 'flan'
     assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '4x4'
     container = pod['containers'][0]
-    assert container['command'] == ['t5flan', 'train', '--workdir=gs://b/w', '--gin.MIXTURE=a "b" \\ c & d',
-                                    '--gin.RunConfig.multi_host=True']
+    assert container['command'] == [
+        't5flan',
+        'train',
+        '--workdir=gs://b/w',
+        '--gin.MIXTURE=a "b" \\ c & d',
+        '--gin.RunConfig.multi_host=True',
+    ]
     assert container['resources']['limits'] == {'google.com/tpu': 4}
     code, calls, out, _ = script('gke/launch.sh', *JOB, '--dry-run', '--', 'train')
     assert (code, calls) == (0, []) and '{{' not in out and len(list(yaml.safe_load_all(out))) == 2
@@ -158,8 +210,15 @@ def test_gke_watch_and_stop(script):
     assert code == 0 and calls == [['kubectl', 'delete', 'job,service', 'flan', '--cascade=foreground']]
 
 
-@pytest.mark.parametrize('name, extra', [('create.sh', ['--accelerator=v5p-8']), ('launch.sh', ['--', 'train', '--workdir=a b']),
-                                         ('watch.sh', []), ('stop.sh', [])])
+@pytest.mark.parametrize(
+    'name, extra',
+    [
+        ('create.sh', ['--accelerator=v5p-8']),
+        ('launch.sh', ['--', 'train', '--workdir=a b']),
+        ('watch.sh', []),
+        ('stop.sh', []),
+    ],
+)
 def test_dry_run_prints_what_would_be_called(script, tmp_path, name, extra):
     _, expected, _, _ = script(name, *SLICE, *extra)
     code, calls, printed, _ = script(name, *SLICE, '--dry-run', *extra)

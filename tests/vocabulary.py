@@ -6,7 +6,11 @@ import os
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.training import train_sentencepiece
 
-TEXTS = ('The quick brown fox jumps over the lazy dog, 12 times.', 'A naïve question:\n\tis 7 x 6 = 42?', 'Übung macht den Meister.')
+TEXTS = (
+    'The quick brown fox jumps over the lazy dog, 12 times.',
+    'A naïve question:\n\tis 7 x 6 = 42?',
+    'Übung macht den Meister.',
+)
 
 
 @functools.cache

@@ -4,17 +4,17 @@ A command reads flags and settings before it imports JAX or TensorFlow, so that 
 """
 
 from t5flan.commands import (
-    quickstart,
-    train,
-    evaluate,
-    infer,
-    rationales,
-    report,
-    mixture,
     cache,
     convert,
     deduplicate,
+    evaluate,
+    infer,
     memorization,
+    mixture,
+    quickstart,
+    rationales,
+    report,
+    train,
     vocabulary,
 )
 

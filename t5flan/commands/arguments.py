@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str], commands: Mapping[str, Command]) -> tup
     """The command and its arguments; `gin_file` and `gin` are lists where the command takes settings.
 
     Raises:
-      UsageError: an unknown command or flag, a missing or malformed value.
+        UsageError: an unknown command or flag, a missing or malformed value.
     """
     argv = list(argv)
     if not argv or argv[0] in ('--help', '-h', 'help'):

@@ -11,8 +11,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint of one format as one of another."""
     from t5flan import configurables
     from t5flan.config.gin_files import packaged_files
-    from t5flan.conversion.convert import FORMATS
-    from t5flan.conversion.convert import main
+    from t5flan.conversion.convert import FORMATS, main
     from t5flan.models.config import ModelConfig
 
     forms = {name: getattr(arguments, name) for name in ('from', 'to')}
@@ -29,9 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     def known_models() -> list[ModelConfig]:
         return [
-            configurables.parse([name]).read(ModelConfig)
-            for name in packaged_files()
-            if name.startswith('models/')
+            configurables.parse([name]).read(ModelConfig) for name in packaged_files() if name.startswith('models/')
         ]
 
     main(

@@ -8,8 +8,7 @@ from t5flan.files import write_json
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a corpus without its repetitions, and what was left out and why."""
-    from t5flan.corpora.deduplication import Rules
-    from t5flan.corpora.deduplication import deduplicate
+    from t5flan.corpora.deduplication import Rules, deduplicate
 
     rules = Rules(arguments.threshold, arguments.ngram, arguments.permutations)
     report = deduplicate(arguments.input, arguments.output, arguments.field, arguments.unit, rules)

@@ -10,8 +10,7 @@ from t5flan.files import write_json
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes canaries, or tells how much of a text a checkpoint writes down again."""
-    from t5flan.evaluation.memorization import make_canaries, table
-    from t5flan.evaluation.memorization import memorization
+    from t5flan.evaluation.memorization import make_canaries, memorization, table
 
     if bool(arguments.make_canaries) == bool(arguments.checkpoint):
         raise UsageError('give either --make_canaries=F.jsonl or --checkpoint=DIR with --input=GLOB')

@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.files import write_json
 from t5flan.commands.flags import JSON, SKIP_BROKEN, skip_broken
 from t5flan.commands.startup import import_tensorflow
+from t5flan.files import write_json
 
 
 def run(arguments: argparse.Namespace) -> None:

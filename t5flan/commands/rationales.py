@@ -15,9 +15,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     found = configurables.checkpoint_settings(arguments.checkpoint)
     saved = found[0].replace('t5flan.json', 'config.gin') if found else ''
-    settings = configurables.parse(
-        [*([saved] if saved and exists(saved) else []), *arguments.gin_file], arguments.gin
-    )
+    settings = configurables.parse([*([saved] if saved and exists(saved) else []), *arguments.gin_file], arguments.gin)
     settings.offer(
         DataConfig,
         {

@@ -34,7 +34,7 @@ def import_tensorflow() -> None:
         os.dup2(notes.fileno(), 2)
         try:
             import tensorflow as tf
-            import tensorflow_text  # noqa: F401  SeqIO's, as talkative
+            import tensorflow_text  # noqa: F401  (SeqIO needs it; it logs as much)
 
             tf.config.set_visible_devices([], 'GPU')
         except BaseException:

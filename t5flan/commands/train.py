@@ -15,9 +15,9 @@ def run(arguments: argparse.Namespace) -> None:
     from t5flan import configurables
     from t5flan.config.gin_files import exists
     from t5flan.data.config import DataConfig
+    from t5flan.mesh import MeshConfig
     from t5flan.models.config import ModelConfig
     from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-    from t5flan.mesh import MeshConfig
 
     files = arguments.gin_file
     workdir = arguments.workdir.rstrip('/') or '/'
@@ -54,7 +54,7 @@ def _take_from_checkpoint(settings: Any, workdir: str, kinds: Sequence[type]) ->
     """Model, format and vocabulary of this workdir, or of the folder that the run starts from, where gin gives none.
 
     Raises:
-      UserError: the folder to start from is none, or is a setting that is not given.
+        UserError: the folder to start from is none, or is a setting that is not given.
     """
     from t5flan import configurables
     from t5flan.data.config import DataConfig

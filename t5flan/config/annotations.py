@@ -18,7 +18,7 @@ def fit(value: Any, annotation: Any) -> Any:
     """`value` as `annotation` has it: an int becomes a float, a list a tuple.
 
     Raises:
-      Mismatch: it does not fit.
+        Mismatch: it does not fit.
     """
     members = options(annotation)
     if len(members) > 1:

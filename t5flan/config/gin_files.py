@@ -45,5 +45,9 @@ def read_text(path: str) -> str:
     except Exception as error:
         if '://' not in path and not isinstance(error, (OSError, UnicodeDecodeError)):
             raise
-        reason = 'it is not UTF-8 text' if isinstance(error, UnicodeDecodeError) else getattr(error, 'strerror', None) or str(error)
+        reason = (
+            'it is not UTF-8 text'
+            if isinstance(error, UnicodeDecodeError)
+            else getattr(error, 'strerror', None) or str(error)
+        )
         raise UsageError(f'{path} cannot be read: {reason}') from None

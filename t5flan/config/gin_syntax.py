@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gin import config_parser
-
 from t5flan.config import annotations
 from t5flan.errors import UsageError
 
@@ -58,7 +57,7 @@ def statements(text: str, path: str) -> Iterator[Any]:
     """The statements of a gin file: `Binding`, `Include` or `Import`, with our marks in their values.
 
     Raises:
-      UsageError: it is not gin; one line with `path` and line.
+        UsageError: it is not gin; one line with `path` and line.
     """
     source = io.StringIO(text)
     source.name = path  # gin's parser puts it into its locations
@@ -67,7 +66,9 @@ def statements(text: str, path: str) -> Iterator[Any]:
     except (SyntaxError, tokenize.TokenError) as error:
         message, line_number, line = _syntax(error)
         last = len(text.splitlines())
-        raise UsageError(f'{path}:{min(line_number, last)}: not gin: {message}{f" in `{line}`" if line else ""}') from None
+        raise UsageError(
+            f'{path}:{min(line_number, last)}: not gin: {message}{f" in `{line}`" if line else ""}'
+        ) from None
 
 
 def _syntax(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
@@ -78,7 +79,9 @@ def _syntax(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
     message = ' '.join(str(error.msg).split())
     word = re.search(r"Failed to parse token '(.*)'", message)
     if word:
-        message = f"{word.group(1)} is no number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
+        message = (
+            f"{word.group(1)} is no number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
+        )
     return message.rstrip('.'), error.lineno or 1, (error.text or '').strip()
 
 
@@ -104,7 +107,9 @@ def parse_value(text: str) -> tuple[Any] | None:
     source = f'x = {text}\n'
     try:
         found = list(config_parser.ConfigParser(source, _Delegate()))
-        comment = any(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(source).readline))
+        comment = any(
+            token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        )
     except (SyntaxError, tokenize.TokenError):
         return None
     return (found[0].value,) if len(found) == 1 and not comment else None

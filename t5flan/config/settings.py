@@ -15,8 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from t5flan.config import annotations
-from t5flan.config import gin_syntax
+from t5flan.config import annotations, gin_syntax
 from t5flan.config.gin_files import find_gin_file, read_text
 from t5flan.errors import UsageError, nearest
 from t5flan.version import __version__
@@ -54,7 +53,7 @@ def parse(gin_files: Iterable[str], gin_bindings: Iterable[str], configurables: 
     """Reads gin files in order, then bindings (`NAME=value`, as after `--gin.`); what comes later wins.
 
     Raises:
-      UsageError: a file that cannot be read or is not gin, or a name that nothing knows; one line.
+        UsageError: a file that cannot be read or is not gin, or a name that nothing knows; one line.
     """
     settings = Settings(configurables)
     for name in gin_files:
@@ -87,8 +86,8 @@ class Settings:
         """A `cls` with every field bound, checked against its annotation.
 
         Raises:
-          UsageError: a required field is not given, a macro is not defined, or a value has the wrong type.
-          UserError: `cls` itself refuses a value.
+            UsageError: a required field is not given, a macro is not defined, or a value has the wrong type.
+            UserError: `cls` itself refuses a value.
         """
         values, missing = {}, []
         for field, annotation in annotations.fields(cls):
@@ -111,7 +110,8 @@ class Settings:
         if missing:
             raise _Missing(_together(cls, missing), command)
         self._read[scope, cls.__name__] = {
-            field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)}
+            field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)
+        }
         return cls(**values)
 
     def read_all(self, classes: Sequence[type], command: str = '') -> list[Any]:
@@ -192,8 +192,10 @@ class Settings:
         try:
             return annotations.fit(value, annotation)
         except annotations.Mismatch:
-            raise UsageError(f'{setting} is given {annotations.shown(value)}, expected {annotations.words(annotation)} '
-                             f'(from {self._origin(bound)})') from None
+            raise UsageError(
+                f'{setting} is given {annotations.shown(value)}, expected {annotations.words(annotation)} '
+                f'(from {self._origin(bound)})'
+            ) from None
 
     def _origin(self, bound: _Bound) -> str:
         if isinstance(bound.value, gin_syntax.Macro):
@@ -213,8 +215,10 @@ class Settings:
         if isinstance(value, (list, tuple)):
             return type(value)(self._expand(item, annotations.item_type(annotation), command) for item in value)
         if isinstance(value, dict):
-            return {self._expand(k, Any, command): self._expand(v, annotations.item_type(annotation), command)
-                    for k, v in value.items()}
+            return {
+                self._expand(k, Any, command): self._expand(v, annotations.item_type(annotation), command)
+                for k, v in value.items()
+            }
         return value
 
     def _collect_macros(self, expression: Any, into: dict[str, str]) -> None:
@@ -237,8 +241,10 @@ class Settings:
             if isinstance(statement, gin_syntax.Include):
                 self._add_file(statement.filename, origin, (*including, path))
             elif isinstance(statement, gin_syntax.Import):
-                raise UsageError(f'{origin}: t5flan reads no import from gin; modules that register your own SeqIO tasks '
-                                 f"go into DataConfig.modules = ['{statement.module}']")
+                raise UsageError(
+                    f'{origin}: t5flan reads no import from gin; modules that register your own SeqIO tasks '
+                    f"go into DataConfig.modules = ['{statement.module}']"
+                )
             elif isinstance(statement, gin_syntax.Binding):
                 self._bind(statement, statement.value, origin)
         self._files.append(path)
@@ -285,15 +291,21 @@ class Settings:
 
     def _check_macros_are_used(self, given: Sequence[str]) -> None:
         """A macro of the command line that no value mentions would do nothing: a misspelt name."""
-        used = {name for bound in (*self._bindings.values(), *self._macros.values()) for name in gin_syntax.macros_in(bound.value)}
+        used = {
+            name
+            for bound in (*self._bindings.values(), *self._macros.values())
+            for name in gin_syntax.macros_in(bound.value)
+        }
         for name in given:
             if name not in used:
-                files = f'; no value in {", ".join(self._files)} takes it' if self._files else '; no --gin_file was given'
+                files = (
+                    f'; no value in {", ".join(self._files)} takes it' if self._files else '; no --gin_file was given'
+                )
                 raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}{files}')
 
     def _did_you_mean(self, name: str, macros: Iterable[str] = ()) -> str:
-        settings = [f'{cls}.{field.name}' for cls, kind in self._configurables.items() for field, _ in annotations.fields(kind)]
+        settings = [
+            f'{cls}.{field.name}' for cls, kind in self._configurables.items() for field, _ in annotations.fields(kind)
+        ]
         near = nearest(name, [*macros, *settings])
         return f': did you mean {near}?' if near else ''
-
-

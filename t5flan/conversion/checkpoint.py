@@ -14,7 +14,10 @@ from t5flan.models.config import ModelConfig
 
 Piece = tuple[Shape, int | None, np.ndarray]
 FLOATS: Mapping[str, np.dtype] = {
-    'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16)}
+    'float32': np.dtype(np.float32),
+    'bfloat16': np.dtype(ml_dtypes.bfloat16),
+    'float16': np.dtype(np.float16),
+}
 _READ_AHEAD = 2**28  # bytes: of larger arrays there shall be one in memory, not two
 _NAN_ROWS = 2**24  # numbers looked at together
 
@@ -24,16 +27,16 @@ class Checkpoint:
     """What a reader found.
 
     Attributes:
-      where: the folder or file, for messages.
-      config: the shape of the model.
-      dtypes: t5flan's parameter name -> dtype its numbers have in the file.
-      read: (shape, layer) -> the array of `shape.one` in that dtype; layer None for a parameter without layers.
-      vocabulary: one of ids alone where the checkpoint brings none.
-      step: how long it was trained, where that is known.
-      feature_lengths: with what lengths, where that is known.
-      format: 'encoder_decoder', 'prefix_lm' or 'causal_lm'.
-      extras: other files of a Hugging Face folder (tokenizer, generation), name -> content, which travel as they are.
-      notes: what was assumed, and what of the checkpoint is left behind; one line each.
+        where: the folder or file, for messages.
+        config: the shape of the model.
+        dtypes: t5flan's parameter name -> dtype its numbers have in the file.
+        read: (shape, layer) -> the array of `shape.one` in that dtype; layer None for a parameter without layers.
+        vocabulary: one of ids alone where the checkpoint brings none.
+        step: how long it was trained, where that is known.
+        feature_lengths: with what lengths, where that is known.
+        format: 'encoder_decoder', 'prefix_lm' or 'causal_lm'.
+        extras: other files of a Hugging Face folder (tokenizer, generation), name -> content, which travel as they are.
+        notes: what was assumed, and what of the checkpoint is left behind; one line each.
     """
 
     where: str
@@ -50,29 +53,40 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Of all parameters."""
-        return sum(int(np.prod(shape.whole)) * self.dtypes[name].itemsize for name, shape in shapes(self.config).items())
+        return sum(
+            int(np.prod(shape.whole)) * self.dtypes[name].itemsize for name, shape in shapes(self.config).items()
+        )
 
     def cast(self, dtype: str) -> 'Checkpoint':
         """The same with every number rounded to `dtype`."""
         wanted, read = FLOATS[dtype], self.read
-        return dataclasses.replace(self, dtypes=dict.fromkeys(self.dtypes, wanted),
-                                   read=lambda shape, layer: read(shape, layer).astype(wanted, copy=False))
+        return dataclasses.replace(
+            self,
+            dtypes=dict.fromkeys(self.dtypes, wanted),
+            read=lambda shape, layer: read(shape, layer).astype(wanted, copy=False),
+        )
 
     def pieces(self, allow_nan: bool = False) -> Iterator[Piece]:
         """Every array, the next one read while one is used.
 
         Raises:
-          UserError: one holds NaN, unless that is allowed.
+            UserError: one holds NaN, unless that is allowed.
         """
 
         def one(place: tuple[Shape, int | None]) -> Piece:
             shape, layer = place
             array = self.read(shape, layer)
-            assert array.shape == shape.one and array.dtype == self.dtypes[shape.name], (shape, array.shape, array.dtype)
+            assert array.shape == shape.one and array.dtype == self.dtypes[shape.name], (
+                shape,
+                array.shape,
+                array.dtype,
+            )
             if not allow_nan and has_nan(array):
                 where = shape.name if layer is None else f'layer {layer} of {shape.name}'
-                raise UserError(f'{self.where}: {where} holds NaN: the training that made it had failed. Take an earlier '
-                                'checkpoint, or set --allow_nan.')
+                raise UserError(
+                    f'{self.where}: {where} holds NaN: the training that made it had failed. Take an earlier '
+                    'checkpoint, or set --allow_nan.'
+                )
             return shape, layer, array
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -93,7 +107,7 @@ def has_nan(array: np.ndarray) -> bool:
     """Whether any number is NaN."""
     flat = array.reshape(-1)
     for start in range(0, len(flat), _NAN_ROWS):
-        part = flat[start:start + _NAN_ROWS]
+        part = flat[start : start + _NAN_ROWS]
         if part.dtype == FLOATS['bfloat16']:  # NumPy has no fast loops for it
             found = (part.view(np.uint16) & 0x7FFF).max() > 0x7F80
         else:
@@ -107,10 +121,12 @@ def one_dtype(where: str, name: str, found: set[np.dtype]) -> np.dtype:
     """The dtype of a parameter whose layers may have several: the one that holds all their numbers.
 
     Raises:
-      UserError: they are not floating-point numbers of 32 bits or less.
+        UserError: they are not floating-point numbers of 32 bits or less.
     """
     for dtype in found:
         if dtype not in FLOATS.values():
-            raise UserError(f'{where}: {name} holds {dtype.name} numbers; expected float32, bfloat16 or float16 (quantized '
-                            'weights are not converted).')
+            raise UserError(
+                f'{where}: {name} holds {dtype.name} numbers; expected float32, bfloat16 or float16 (quantized '
+                'weights are not converted).'
+            )
     return found.pop() if len(found) == 1 else FLOATS['float32']

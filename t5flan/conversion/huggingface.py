@@ -17,18 +17,27 @@ from t5flan.errors import UserError
 
 SHARD_SIZE = 5 * 10**9  # bytes, as transformers cuts them
 LARGEST_EXTRA = 2**26  # bytes: tokenizer files travel, forgotten weights do not
-_EXTRAS = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
-           'added_tokens.json', 'spiece.model', 'tokenizer.model', 'chat_template.jinja')
+_EXTRAS = (
+    'config.json',
+    'generation_config.json',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'spiece.model',
+    'tokenizer.model',
+    'chat_template.jinja',
+)
 
 
 def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     """What a folder written by save_pretrained holds.
 
     Args:
-      vocabulary: instead of the folder's own tokenizer.
+        vocabulary: instead of the folder's own tokenizer.
 
     Raises:
-      UserError: files are missing or broken, the family is another, or the arrays are not those of config.json.
+        UserError: files are missing or broken, the family is another, or the arrays are not those of config.json.
     """
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder. Give one written by save_pretrained (config.json, model.safetensors).')
@@ -39,20 +48,33 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     config = to_model_config(folder / 'config.json', fields, tied='lm_head.weight' not in arrays)
     places = _places(folder, config, kind, arrays)
     shapes = names.shapes(config)
-    dtypes = {name: one_dtype(str(folder), name, {places[name, layer].dtype for layer in shape.pieces})
-              for name, shape in shapes.items()}
+    dtypes = {
+        name: one_dtype(str(folder), name, {places[name, layer].dtype for layer in shape.pieces})
+        for name, shape in shapes.items()
+    }
 
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         stored = places[shape.name, layer]
         array = stored.read() if shape.matrix is None else stored.read_transposed()
         return array.reshape(shape.one).astype(dtypes[shape.name], copy=False)
 
-    extras = {name: (folder / name).read_bytes() for name in _EXTRAS
-              if (folder / name).is_file() and (folder / name).stat().st_size <= LARGEST_EXTRA}
+    extras = {
+        name: (folder / name).read_bytes()
+        for name in _EXTRAS
+        if (folder / name).is_file() and (folder / name).stat().st_size <= LARGEST_EXTRA
+    }
     found, notes = (vocabulary, ()) if vocabulary is not None else read_vocabulary(folder, fields)
     decoder = config.architecture == 'decoder_only'
-    return Checkpoint(str(folder), config, dtypes, read_one, found, 'causal_lm' if decoder else 'encoder_decoder',
-                      extras=extras, notes=notes)
+    return Checkpoint(
+        str(folder),
+        config,
+        dtypes,
+        read_one,
+        found,
+        'causal_lm' if decoder else 'encoder_decoder',
+        extras=extras,
+        notes=notes,
+    )
 
 
 def _without_copies(folder: Path, arrays: dict[str, Stored], kind: Any) -> dict[str, Stored]:
@@ -65,8 +87,10 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: Any) -> dict[
             arrays[embedding] = arrays.pop(name)  # some files have the embedding under its second name alone
     for name in copies:
         if name in arrays and not _equal(arrays[name], arrays[embedding]):
-            raise UserError(f'{folder}: {name} differs from {embedding}: encoder and decoder embed tokens differently, '
-                            "which t5flan's models do not.")
+            raise UserError(
+                f'{folder}: {name} differs from {embedding}: encoder and decoder embed tokens differently, '
+                "which t5flan's models do not."
+            )
         arrays.pop(name, None)
     if 'lm_head.weight' in arrays and embedding in arrays and _equal(arrays['lm_head.weight'], arrays[embedding]):
         del arrays['lm_head.weight']
@@ -79,30 +103,39 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: Any) -> dict[
 def _equal(a: Stored, b: Stored) -> bool:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
-    return all(np.array_equal(a.rows(*strip).view(np.uint8), b.rows(*strip).view(np.uint8)) for strip in strips(a.shape, a.dtype))
+    return all(
+        np.array_equal(a.rows(*strip).view(np.uint8), b.rows(*strip).view(np.uint8))
+        for strip in strips(a.shape, a.dtype)
+    )
 
 
 def _places(folder: Path, config: Any, kind: str, arrays: Mapping[str, Stored]) -> dict[tuple[str, int | None], Stored]:
     """(t5flan's name, layer) -> where it lies.
 
     Raises:
-      UserError: an array is missing, of another shape, or there is one too many.
+        UserError: an array is missing, of another shape, or there is one too many.
     """
     table, places, unused = table_of(kind), {}, dict(arrays)
     for shape, layer in names.all_pieces(config):
         name, expected = names.hf_name(table, shape, layer), names.hf_shape(shape)
         stored = unused.pop(name, None)
         if stored is None:
-            raise UserError(f'{folder} lacks {name} {list(expected)}, which config.json ({kind}) asks for. Download the folder '
-                            'again, or mend config.json.')
+            raise UserError(
+                f'{folder} lacks {name} {list(expected)}, which config.json ({kind}) asks for. Download the folder '
+                'again, or mend config.json.'
+            )
         if stored.shape != expected:
-            raise UserError(f'{folder}: {name} has shape {list(stored.shape)}, config.json ({kind}) asks for {list(expected)}. '
-                            'They do not belong together.')
+            raise UserError(
+                f'{folder}: {name} has shape {list(stored.shape)}, config.json ({kind}) asks for {list(expected)}. '
+                'They do not belong together.'
+            )
         places[shape.name, layer] = stored
     if unused:
         name = min(unused)
-        raise UserError(f'{folder} holds {name} {list(unused[name].shape)}, which a {kind} model of this config.json does not have '
-                        f'({len(unused)} such arrays). Mend config.json, or save the model alone.')
+        raise UserError(
+            f'{folder} holds {name} {list(unused[name].shape)}, which a {kind} model of this config.json does not have '
+            f'({len(unused)} such arrays). Mend config.json, or save the model alone.'
+        )
     return places
 
 
@@ -110,10 +143,10 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     """Writes a folder that `from_pretrained` loads; `folder` exists and is empty.
 
     Returns:
-      What could not be kept, a line each.
+        What could not be kept, a line each.
 
     Raises:
-      UserError: no family of Hugging Face has such a model.
+        UserError: no family of Hugging Face has such a model.
     """
     config = checkpoint.config
     kind = family_of(config, checkpoint.where)
@@ -132,15 +165,22 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     files, notes = tokenizer_files(checkpoint.vocabulary, kind, extras)
     if 'generation_config.json' not in files:
         start_name = 'decoder_start_token_id' if kind in T5_FAMILY else 'bos_token_id'
-        files['generation_config.json'] = json.dumps({start_name: start, 'eos_token_id': eos, 'pad_token_id': 0}).encode()
+        files['generation_config.json'] = json.dumps(
+            {start_name: start, 'eos_token_id': eos, 'pad_token_id': 0}
+        ).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     table = table_of(kind)
-    arrays = {names.hf_name(table, shape, layer): (names.hf_shape(shape), checkpoint.dtypes[name])
-              for name, shape in shapes.items() for layer in shape.pieces}
+    arrays = {
+        names.hf_name(table, shape, layer): (names.hf_shape(shape), checkpoint.dtypes[name])
+        for name, shape in shapes.items()
+        for layer in shape.pieces
+    }
     writer = FolderWriter(folder, arrays, shard_size)
     for shape, layer, array in checkpoint.pieces(allow_nan):
         matrix = shape.matrix
-        writer.write(names.hf_name(table, shape, layer), array if matrix is None else array.reshape(matrix), matrix is not None)
+        writer.write(
+            names.hf_name(table, shape, layer), array if matrix is None else array.reshape(matrix), matrix is not None
+        )
     writer.close()
     return notes

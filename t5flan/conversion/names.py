@@ -101,10 +101,10 @@ class Shape:
         if len(self.one) < 2 or self.name == 'token_embedder/embedding':
             return None
         first = 1
-        for size in self.one[:self.inputs]:
+        for size in self.one[: self.inputs]:
             first *= size
         rest = 1
-        for size in self.one[self.inputs:]:
+        for size in self.one[self.inputs :]:
             rest *= size
         return first, rest
 

@@ -20,13 +20,15 @@ def compare_logits(checkpoint: Checkpoint, hf_folder: Path) -> None:
     """Runs both in float32 on random tokens and prints how far apart their logits are.
 
     Raises:
-      UserError: torch or transformers is not installed, or the logits differ.
+        UserError: torch or transformers is not installed, or the logits differ.
     """
     theirs, ours = _theirs(hf_folder, *_tokens(checkpoint)), _ours(checkpoint, *_tokens(checkpoint))
     largest, apart = float(np.abs(ours).max()), float(np.abs(ours - theirs).max())
     said = f'logits of transformers and t5flan: at most {apart:.1e} apart, the largest is {largest:.3g}'
     if not apart <= TOLERANCE * max(1.0, largest):
-        raise UserError(f'{said}: they are not the same model. Look for what config.json says and t5flan does not know.')
+        raise UserError(
+            f'{said}: they are not the same model. Look for what config.json says and t5flan does not know.'
+        )
     print(said)
 
 
@@ -55,16 +57,23 @@ def _theirs(folder: Path, encoder_BS: np.ndarray | None, decoder_BT: np.ndarray)
         import torch
         import transformers
     except ImportError as error:
-        raise UserError(f"--logits runs transformers' model and needs {error.name}: pip install 't5flan[convert]', or leave it "
-                        'out.') from None
+        raise UserError(
+            f"--logits runs transformers' model and needs {error.name}: pip install 't5flan[convert]', or leave it out."
+        ) from None
     kind = transformers.AutoModelForCausalLM if encoder_BS is None else transformers.AutoModelForSeq2SeqLM
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         if encoder_BS is None:
             return model(input_ids=torch.tensor(decoder_BT)).logits.numpy()
-        logits_BTV = model(input_ids=torch.tensor(encoder_BS), decoder_input_ids=torch.tensor(decoder_BT)).logits.numpy()
+        logits_BTV = model(
+            input_ids=torch.tensor(encoder_BS), decoder_input_ids=torch.tensor(decoder_BT)
+        ).logits.numpy()
     fields = read_json(folder / 'config.json')
-    if fields['model_type'] == 'umt5' and fields.get('tie_word_embeddings') is False and model.config.tie_word_embeddings:
-        logits_BTV = logits_BTV * fields['d_model']**0.5
-        print('note: this transformers scales UMT5\'s logits although they are not tied; they are compared without that')
+    if (
+        fields['model_type'] == 'umt5'
+        and fields.get('tie_word_embeddings') is False
+        and model.config.tie_word_embeddings
+    ):
+        logits_BTV = logits_BTV * fields['d_model'] ** 0.5
+        print("note: this transformers scales UMT5's logits although they are not tied; they are compared without that")
     return logits_BTV

@@ -18,8 +18,15 @@ import numpy as np
 from t5flan.errors import UserError
 
 DTYPES: Mapping[str, np.dtype] = {
-    'F64': np.dtype('<f8'), 'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16),
-    'I64': np.dtype('<i8'), 'I32': np.dtype('<i4'), 'I16': np.dtype('<i2'), 'I8': np.dtype('i1'), 'U8': np.dtype('u1'),
+    'F64': np.dtype('<f8'),
+    'F32': np.dtype('<f4'),
+    'F16': np.dtype('<f2'),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'I64': np.dtype('<i8'),
+    'I32': np.dtype('<i4'),
+    'I16': np.dtype('<i2'),
+    'I8': np.dtype('i1'),
+    'U8': np.dtype('u1'),
     'BOOL': np.dtype('?'),
 }
 NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
@@ -49,9 +56,11 @@ class Stored:
             handle.seek(self.offset + first * (self.size // max(1, self.shape[0])))
             view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
             while done < len(view):
-                count = handle.readinto(view[done:done + 2**30])
+                count = handle.readinto(view[done : done + 2**30])
                 if not count:
-                    raise UserError(f'{self.file} ended while an array was read: it was changed meanwhile. Start again.')
+                    raise UserError(
+                        f'{self.file} ended while an array was read: it was changed meanwhile. Start again.'
+                    )
                 done += count
         return array
 
@@ -76,20 +85,22 @@ def strips(shape: Sequence[int], dtype: np.dtype, size: int = 2**20) -> Iterator
 def transpose_into(result: np.ndarray, array: np.ndarray) -> None:
     """result = array.T, by tiles that stay in cache: several times as fast as NumPy's own."""
     for first in range(0, array.shape[0], _TILE):
-        result[:, first:first + _TILE] = array[first:first + _TILE].T
+        result[:, first : first + _TILE] = array[first : first + _TILE].T
 
 
 def read_header(file: Path) -> dict[str, Stored]:
     """The arrays of one file.
 
     Raises:
-      UserError: it is cut short, or no safetensors file.
+        UserError: it is cut short, or no safetensors file.
     """
     size = file.stat().st_size
     with open(file, 'rb') as handle:
         length = int.from_bytes(handle.read(8), 'little')
         if size < 8 or length > min(_LONGEST_HEADER, size - 8):
-            raise UserError(f'{file} is no whole safetensors file: {size:,} bytes, its header claims {length:,}. Download it again.')
+            raise UserError(
+                f'{file} is no whole safetensors file: {size:,} bytes, its header claims {length:,}. Download it again.'
+            )
         try:
             header = json.loads(handle.read(length))
             header.pop('__metadata__', None)
@@ -97,15 +108,19 @@ def read_header(file: Path) -> dict[str, Stored]:
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f'{file} is no safetensors file: its header cannot be read ({_first_line(error)}). Download it again.') from None
+            raise UserError(
+                f'{file} is no safetensors file: its header cannot be read ({_first_line(error)}). Download it again.'
+            ) from None
     _check_layout(file, arrays, 8 + length, size)
     return arrays
 
 
 def _stored(file: Path, start: int, entry: Mapping) -> Stored:
     if entry['dtype'] not in DTYPES:
-        raise UserError(f'{file} holds arrays of dtype {entry["dtype"]}, which are not converted; expected '
-                        f'{", ".join(DTYPES)}. Save the model in one of them (quantized weights: the original ones).')
+        raise UserError(
+            f'{file} holds arrays of dtype {entry["dtype"]}, which are not converted; expected '
+            f'{", ".join(DTYPES)}. Save the model in one of them (quantized weights: the original ones).'
+        )
     first, last = (int(place) for place in entry['data_offsets'])
     stored = Stored(file, DTYPES[entry['dtype']], tuple(int(size) for size in entry['shape']), start + first)
     if last - first != stored.size or min(stored.shape, default=0) < 0:
@@ -118,8 +133,10 @@ def _check_layout(file: Path, arrays: Mapping[str, Stored], start: int, size: in
     expected = start
     for name, stored in sorted(arrays.items(), key=lambda item: (item[1].offset, item[1].size)):
         if stored.offset != expected:
-            raise UserError(f'{file} is no sound safetensors file: {name} begins at byte {stored.offset:,}, expected '
-                            f'{expected:,}. Download it again.')
+            raise UserError(
+                f'{file} is no sound safetensors file: {name} begins at byte {stored.offset:,}, expected '
+                f'{expected:,}. Download it again.'
+            )
         expected += stored.size
     if expected != size:
         what = 'is cut short' if expected > size else 'has bytes that belong to no array'
@@ -130,20 +147,26 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     """The arrays of model.safetensors, or of the shards that the index names.
 
     Raises:
-      UserError: neither is there, a shard is missing, the index and the shards disagree, or there are only pickle files.
+        UserError: neither is there, a shard is missing, the index and the shards disagree, or there are only pickle files.
     """
     single, index = folder / 'model.safetensors', folder / INDEX
     if index.is_file():
         return _read_shards(folder, index)
     if single.is_file():
         return read_header(single)
-    pickles = sorted(file.name for pattern in ('*.bin', '*.pt', '*.pth', '*.pkl', '*.ckpt') for file in folder.glob(pattern))
+    pickles = sorted(
+        file.name for pattern in ('*.bin', '*.pt', '*.pth', '*.pkl', '*.ckpt') for file in folder.glob(pattern)
+    )
     if pickles:
-        raise UserError(f'{folder} holds its weights as {pickles[0]}, a pickle file: loading one can run any code, so it is not '
-                        'read. Save the model with save_pretrained of transformers, which writes model.safetensors.')
+        raise UserError(
+            f'{folder} holds its weights as {pickles[0]}, a pickle file: loading one can run any code, so it is not '
+            'read. Save the model with save_pretrained of transformers, which writes model.safetensors.'
+        )
     shards = sorted(folder.glob('model-*-of-*.safetensors'))
     if shards:
-        raise UserError(f'{folder} has {shards[0].name} and no {INDEX}, which says what the shards hold. Download it too.')
+        raise UserError(
+            f'{folder} has {shards[0].name} and no {INDEX}, which says what the shards hold. Download it too.'
+        )
     raise UserError(f'{folder} has no model.safetensors. Give a folder written by save_pretrained.')
 
 
@@ -154,11 +177,15 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
         if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise ValueError('a shard that is no file name')
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{index} is no index of safetensors shards ({_first_line(error)}). Download it again.') from None
+        raise UserError(
+            f'{index} is no index of safetensors shards ({_first_line(error)}). Download it again.'
+        ) from None
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(f'{folder} lacks {missing[0]} ({len(missing)} of {len(files)} shards are missing), which {INDEX} '
-                        'names. Download the missing shards.')
+        raise UserError(
+            f'{folder} lacks {missing[0]} ({len(missing)} of {len(files)} shards are missing), which {INDEX} '
+            'names. Download the missing shards.'
+        )
     held = {file: read_header(folder / file) for file in files}
     arrays = {}
     for name, file in weight_map.items():
@@ -167,8 +194,10 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
         arrays[name] = held[file][name]
     unnamed = [(file, name) for file in files for name in held[file] if weight_map.get(name) != file]
     if unnamed:
-        raise UserError(f'{unnamed[0][0]} holds {unnamed[0][1]}, which {INDEX} does not place there. Download index and '
-                        'shards again.')
+        raise UserError(
+            f'{unnamed[0][0]} holds {unnamed[0][1]}, which {INDEX} does not place there. Download index and '
+            'shards again.'
+        )
     return arrays
 
 
@@ -176,9 +205,9 @@ class FolderWriter:
     """Writes arrays, whose shapes are known before and whose values come in any order, as one file or as shards.
 
     Args:
-      folder: exists already.
-      arrays: name -> (shape, dtype), in the order they shall lie.
-      shard_size: bytes a shard holds at most (a larger array has one of its own).
+        folder: exists already.
+        arrays: name -> (shape, dtype), in the order they shall lie.
+        shard_size: bytes a shard holds at most (a larger array has one of its own).
     """
 
     def __init__(self, folder: Path, arrays: Mapping[str, tuple[Sequence[int], np.dtype]], shard_size: int) -> None:
@@ -192,14 +221,20 @@ class FolderWriter:
             shards[-1][name] = (shape, dtype)
             filled, total = filled + size, total + size
         count = len(shards)
-        names = ['model.safetensors'] if count == 1 else [f'model-{i:05d}-of-{count:05d}.safetensors' for i in range(1, count + 1)]
+        names = (
+            ['model.safetensors']
+            if count == 1
+            else [f'model-{i:05d}-of-{count:05d}.safetensors' for i in range(1, count + 1)]
+        )
         self._places: dict[str, Stored] = {}
         self._handles: dict[Path, BinaryIO] = {}
         for file, shard in zip(names, shards, strict=True):
             self._begin(folder / file, shard)
         if count > 1:
             weight_map = {name: stored.file.name for name, stored in self._places.items()}
-            (folder / INDEX).write_text(json.dumps({'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2), 'utf-8')
+            (folder / INDEX).write_text(
+                json.dumps({'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2), 'utf-8'
+            )
 
     def _begin(self, file: Path, shard: Mapping[str, tuple[Sequence[int], np.dtype]]) -> None:
         header, offset = {'__metadata__': {'format': 'pt'}}, 0
@@ -228,7 +263,7 @@ class FolderWriter:
                 transpose_into(rows, array[:, first:last])
             view = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
             while len(view):
-                done = os.pwrite(self._handles[place.file].fileno(), view[:2**30], offset)
+                done = os.pwrite(self._handles[place.file].fileno(), view[: 2**30], offset)
                 view, offset = view[done:], offset + done
 
     def close(self) -> None:

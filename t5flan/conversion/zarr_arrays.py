@@ -33,8 +33,10 @@ class Folder:
         try:
             self._store = ts.KvStore.open(self._spec).result()
             self._ocdbt = self.read_file('manifest.ocdbt') is not None
-        except Exception as error:  # noqa: BLE001 - TensorStore raises ValueError for every failure
-            raise UserError(f'{self.where} cannot be read: {one_line(error)}. Check the path and the access to it.') from None
+        except Exception as error:
+            raise UserError(
+                f'{self.where} cannot be read: {one_line(error)}. Check the path and the access to it.'
+            ) from None
 
     def read_file(self, name: str) -> bytes | None:
         """The content of a small file; None where there is none."""
@@ -55,7 +57,7 @@ class Folder:
         """One array.
 
         Raises:
-          UserError: it is not there, or no array.
+            UserError: it is not there, or no array.
         """
         errors = []
         for driver in ('zarr', 'zarr3'):
@@ -88,7 +90,7 @@ class StoredArray:
         """The whole.
 
         Raises:
-          UserError: a chunk is missing or broken.
+            UserError: a chunk is missing or broken.
         """
         return self._result(self._store)
 
@@ -107,14 +109,24 @@ class StoredArray:
         try:
             return np.asarray(store.read().result())
         except ValueError as error:
-            raise UserError(f'{self.where} cannot be read: {one_line(error)}. Copy the checkpoint again, whole.') from None
+            raise UserError(
+                f'{self.where} cannot be read: {one_line(error)}. Copy the checkpoint again, whole.'
+            ) from None
 
 
 def write_array(folder: Path, array: np.ndarray) -> dict[str, Any]:
     """Writes a new zarr array, uncompressed; gives its metadata."""
-    store = ts.open({'driver': 'zarr', 'kvstore': kvstore_spec(str(folder)),
-                     'metadata': {'shape': list(array.shape), 'chunks': chunks(array.shape, array.dtype), 'compressor': None}},
-                    dtype=ts.dtype(array.dtype), create=True, delete_existing=False, open=False).result()
+    store = ts.open(
+        {
+            'driver': 'zarr',
+            'kvstore': kvstore_spec(str(folder)),
+            'metadata': {'shape': list(array.shape), 'chunks': chunks(array.shape, array.dtype), 'compressor': None},
+        },
+        dtype=ts.dtype(array.dtype),
+        create=True,
+        delete_existing=False,
+        open=False,
+    ).result()
     write_rows(store, array)
     return json.loads((folder / '.zarray').read_bytes())
 
@@ -131,7 +143,7 @@ def write_rows(store: ts.TensorStore, array: np.ndarray) -> None:
     """Writes an array chunk after chunk: TensorStore copies what it encodes, so that not all of it is given at once.
 
     Raises:
-      OSError: it cannot be written (no space left, say).
+        OSError: it cannot be written (no space left, say).
     """
     size = store.chunk_layout.write_chunk.shape[0] if array.ndim else 0
     try:

@@ -19,11 +19,11 @@ import numpy as np
 import seqio
 from etils import epath
 
-from t5flan.data.mixtures.cache import INFO, VERSION, cache_step, made_with, read_info, shard_name
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.cache import INFO, VERSION, cache_step, made_with, read_info, shard_name
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
 from t5flan.errors import UserError
 from t5flan.files import open_whole, write_json
 
@@ -32,8 +32,16 @@ Info = dict[str, Any]
 _set_up_for: list[str] = []  # the settings that this process, a worker, was set up for
 
 
-def cache(data: DataConfig, name: str, output: str, *, prepare: Prepare, splits: Sequence[str] = (), overwrite: bool = False,
-          pipeline_options: Sequence[str] = ()) -> dict[str, Info]:
+def cache(
+    data: DataConfig,
+    name: str,
+    output: str,
+    *,
+    prepare: Prepare,
+    splits: Sequence[str] = (),
+    overwrite: bool = False,
+    pipeline_options: Sequence[str] = (),
+) -> dict[str, Info]:
     """Caches a task, or every task of a mixture; tasks that begin alike (the denoisers of a corpus) share their records.
 
     Args:
@@ -87,7 +95,9 @@ def import_beam() -> Any:
     try:
         from seqio import beam_utils
     except ImportError as error:
-        raise UserError(f"`t5flan cache` needs apache-beam, which is not installed ({error}). Run pip install 't5flan[beam]'.") from None
+        raise UserError(
+            f"`t5flan cache` needs apache-beam, which is not installed ({error}). Run pip install 't5flan[beam]'."
+        ) from None
     return beam_utils
 
 
@@ -102,20 +112,31 @@ def _alike(tasks: Iterable[seqio.Task]) -> list[list[seqio.Task]]:
 
 def _check(task: seqio.Task, splits: Sequence[str]) -> None:
     if cache_step(task) is None:
-        raise UserError(f'task {task.name} cannot be cached: nothing of it is the same in every epoch (it has no '
-                        'seqio.CacheDatasetPlaceholder among its preprocessors). Name a task of raw text, or one of your own that has.')
+        raise UserError(
+            f'task {task.name} cannot be cached: nothing of it is the same in every epoch (it has no '
+            'seqio.CacheDatasetPlaceholder among its preprocessors). Name a task of raw text, or one of your own that has.'
+        )
     if absent := sorted(set(splits) - set(task.splits)):
         raise UserError(f'task {task.name} has no split {absent[0]!r}; it has {", ".join(task.splits)}. Set --splits.')
 
 
 def _check_same(info: Info, now: Mapping[str, Any], task: str, output: str) -> None:
     if info['made_with'] != now:
-        raise UserError(f'{output} holds {task} made with {info["made_with"]}, the settings say {now}. Set another --output, or '
-                        '--overwrite.')
+        raise UserError(
+            f'{output} holds {task} made with {info["made_with"]}, the settings say {now}. Set another --output, or '
+            '--overwrite.'
+        )
 
 
-def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath.Path, made: Mapping[str, Any],
-         set_up: Callable[[], None], pipeline_options: Sequence[str]) -> dict[str, int]:
+def _run(
+    beam_utils: Any,
+    task: seqio.Task,
+    splits: Sequence[str],
+    folder: epath.Path,
+    made: Mapping[str, Any],
+    set_up: Callable[[], None],
+    pipeline_options: Sequence[str],
+) -> dict[str, int]:
     """Writes all shards of a task: {split: how many}."""
     import apache_beam as beam
 
@@ -123,7 +144,9 @@ def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath
     try:
         pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
     except ValueError as error:  # no such runner, or one that wants other options
-        raise UserError(f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}') from None
+        raise UserError(
+            f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}'
+        ) from None
     shards: dict[str, int] = {}
     with pipeline:
         for split in splits:
@@ -131,8 +154,12 @@ def _run(beam_utils: Any, task: seqio.Task, splits: Sequence[str], folder: epath
             shards[split] = len(source.shards)
             write = functools.partial(write_shard, source._emit_examples, str(folder), split, shards[split], made)
             shape = f'{split} of {task.name}'
-            _ = (pipeline | f'shards: {shape}' >> beam.Create(source.shards) | f'spread: {shape}' >> beam.Reshuffle()
-                 | f'write: {shape}' >> beam.Map(write))
+            _ = (
+                pipeline
+                | f'shards: {shape}' >> beam.Create(source.shards)
+                | f'spread: {shape}' >> beam.Reshuffle()
+                | f'write: {shape}' >> beam.Map(write)
+            )
     return shards
 
 
@@ -149,7 +176,9 @@ def finish(folder: epath.Path, shards: Mapping[str, int], made: Mapping[str, Any
         info['splits'][split] = {'shards': count, 'examples': sum(part['examples'] for part in parts), 'tokens': tokens}
         info['features'] |= next((part['features'] for part in parts if part['features']), {})
         if not info['splits'][split]['examples']:
-            raise UserError(f'{folder}: the preprocessors left no record of split {split!r}. Check the source and its filters.')
+            raise UserError(
+                f'{folder}: the preprocessors left no record of split {split!r}. Check the source and its filters.'
+            )
     write_json(folder / INFO, info)
     return info
 
@@ -162,8 +191,14 @@ def _set_up(data: DataConfig, prepare: Prepare) -> None:
         _set_up_for[:] = [repr(data)]
 
 
-def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], folder: str, split: str, shards: int,
-                made: Mapping[str, Any], shard: tuple[int, str]) -> None:
+def write_shard(
+    emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]],
+    folder: str,
+    split: str,
+    shards: int,
+    made: Mapping[str, Any],
+    shard: tuple[int, str],
+) -> None:
     """In a worker: one shard of the source as one file, whole or not at all; its counts beside it.
 
     Args:
@@ -178,7 +213,9 @@ def write_shard(emit: Callable[[tuple[int, str]], Iterable[dict[str, Any]]], fol
         return
     part = {'examples': 0, 'tokens': {}, 'features': {}, 'made_with': dict(made)}
     with tempfile.TemporaryDirectory() as here:
-        writer = array_record_module.ArrayRecordWriter(f'{here}/{name}', 'group_size:1')  # every record by itself: random access
+        writer = array_record_module.ArrayRecordWriter(
+            f'{here}/{name}', 'group_size:1'
+        )  # every record by itself: random access
         for example in emit(shard):
             record = {key: _array(value) for key, value in example.items()}
             numbers = {key: value.astype(np.int64) if value.dtype == bool else value for key, value in record.items()}
@@ -211,8 +248,10 @@ def _kind(name: str, value: np.ndarray) -> str:
         UserError: a tf.train.Example cannot hold it.
     """
     if value.ndim > 1:
-        raise UserError(f'feature {name!r} has the shape {value.shape}: a cached record holds numbers, text and rows of them. Leave it '
-                        'out before the CacheDatasetPlaceholder.')
+        raise UserError(
+            f'feature {name!r} has the shape {value.shape}: a cached record holds numbers, text and rows of them. Leave it '
+            'out before the CacheDatasetPlaceholder.'
+        )
     return ('str' if value.dtype.kind in 'OSU' else str(value.dtype)) + '[]' * value.ndim
 
 

@@ -44,10 +44,14 @@ class Rules:
         if not 0 < self.threshold <= 1:
             raise UserError(f'--threshold={self.threshold} must be above 0 and at most 1. Set --threshold.')
         if self.ngram < 1 or self.permutations < 2:
-            raise UserError(f'--ngram={self.ngram} --permutations={self.permutations}: expected 1 and 2 or more. Set them.')
+            raise UserError(
+                f'--ngram={self.ngram} --permutations={self.permutations}: expected 1 and 2 or more. Set them.'
+            )
 
 
-def deduplicate(patterns: Sequence[str], output: str, field: str = 'text', unit: str = 'document', rules: Rules = Rules()) -> dict[str, Any]:
+def deduplicate(
+    patterns: Sequence[str], output: str, field: str = 'text', unit: str = 'document', rules: Rules = Rules()
+) -> dict[str, Any]:
     """Writes the texts of `patterns` that repeat nothing before them to `output`, a .jsonl, with the other fields of their rows.
 
     Args:
@@ -64,11 +68,21 @@ def deduplicate(patterns: Sequence[str], output: str, field: str = 'text', unit:
     if unit not in TEXT_UNITS:
         raise UserError(f'--unit={unit} is none of {", ".join(TEXT_UNITS)}. Set --unit.')
     paths = [path for pattern in patterns for path in match_files(pattern, SUFFIXES, '--input')]
-    if not output.endswith('.jsonl') or any(os.path.exists(output) and os.path.samefile(output, path) for path in paths):
+    if not output.endswith('.jsonl') or any(
+        os.path.exists(output) and os.path.samefile(output, path) for path in paths
+    ):
         raise UserError(f'--output={output} must be a .jsonl that is none of the inputs. Set --output.')
     seen = Seen(rules)
-    report: dict[str, Any] = {'texts': 0, 'kept': 0, 'exact': 0, 'near': 0, 'characters': 0, 'characters_kept': 0,
-                              'rules': dataclasses.asdict(rules), 'removed': []}
+    report: dict[str, Any] = {
+        'texts': 0,
+        'kept': 0,
+        'exact': 0,
+        'near': 0,
+        'characters': 0,
+        'characters_kept': 0,
+        'rules': dataclasses.asdict(rules),
+        'removed': [],
+    }
     with open_whole(output) as file:
         for batch in _batches(_texts(paths, field, unit)):
             repeated = seen.add([(where, row[field]) for where, row in batch])
@@ -96,7 +110,9 @@ class Seen:
             try:
                 from datasketch import MinHash, MinHashLSH
             except ImportError:
-                raise UserError("near duplicates need datasketch: pip install 't5flan[dedup]', or set --threshold=1.") from None
+                raise UserError(
+                    "near duplicates need datasketch: pip install 't5flan[dedup]', or set --threshold=1."
+                ) from None
             self._bulk = MinHash.bulk
             self._near = MinHashLSH(threshold=rules.threshold, num_perm=rules.permutations)
 

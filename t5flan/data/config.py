@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from t5flan.config.checks import as_paths, require_one_of, require_count, require_share, require_text
+from t5flan.config.checks import as_paths, require_count, require_one_of, require_share, require_text
 from t5flan.data.corpus_config import Denoiser, TextFiles, check_denoisers
 from t5flan.errors import UserError
 
@@ -52,7 +52,9 @@ class FileTask:
         for field in ('name', 'train', 'input_field', 'target_field', 'template'):
             require_text(f'FileTask.{field}', getattr(self, field))
         if not 0.0 < self.held_out < 1.0:
-            raise UserError(f'FileTask.held_out={self.held_out} must lie between 0 and 1. Set FileTask.held_out in your .gin.')
+            raise UserError(
+                f'FileTask.held_out={self.held_out} must lie between 0 and 1. Set FileTask.held_out in your .gin.'
+            )
         if not self.rate > 0:
             raise UserError(f'FileTask.rate={self.rate} must be above 0. Set FileTask.rate in your .gin.')
 
@@ -102,7 +104,9 @@ class Blend:
             )
         for part, share in self.shares.items():
             if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < float('inf'):
-                raise UserError(f"Blend.shares['{part}']={share!r} of {self.name!r} must be above 0. Set it in your .gin.")
+                raise UserError(
+                    f"Blend.shares['{part}']={share!r} of {self.name!r} must be above 0. Set it in your .gin."
+                )
         if self.cap is not None:
             require_count('Blend.cap', self.cap)
         for part, cap in self.caps.items():
@@ -113,18 +117,20 @@ class Blend:
                 'take them out of your .gin.'
             )
         if not 0 < self.temperature < float('inf'):
-            raise UserError(f'Blend.temperature={self.temperature} of {self.name!r} must be above 0. Set it in your .gin.')
+            raise UserError(
+                f'Blend.temperature={self.temperature} of {self.name!r} must be above 0. Set it in your .gin.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """From a step on, another mixture: task instructions first, then chat.
 
-        DataConfig.mixture = 'natural_instructions'
-        Stage.mixture = 'chat'
-        Stage.begins = 8000
-        Stage.former = 0.1
-        DataConfig.stages = [@Stage()]
+    DataConfig.mixture = 'natural_instructions'
+    Stage.mixture = 'chat'
+    Stage.begins = 8000
+    Stage.former = 0.1
+    DataConfig.stages = [@Stage()]
     """
 
     mixture: str
@@ -138,7 +144,9 @@ class Stage:
         require_count('Stage.begins', self.begins)
         require_share('Stage.former', self.former)
         if self.former == 1:
-            raise UserError(f'Stage.former=1 leaves nothing for {self.mixture!r}. Set Stage.former below 1 in your .gin.')
+            raise UserError(
+                f'Stage.former=1 leaves nothing for {self.mixture!r}. Set Stage.former below 1 in your .gin.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from t5flan.config.checks import require_one_of, require_count, require_share, require_text
+from t5flan.config.checks import require_count, require_one_of, require_share, require_text
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
@@ -35,7 +35,11 @@ class Control:
         object.__setattr__(self, 'thresholds', tuple(self.thresholds))
         require_text('Control.field', self.field)
         require_share('Control.share', self.share)
-        if not self.tokens or len(self.thresholds) != len(self.tokens) - 1 or sorted(set(self.thresholds)) != [*self.thresholds]:
+        if (
+            not self.tokens
+            or len(self.thresholds) != len(self.tokens) - 1
+            or sorted(set(self.thresholds)) != [*self.thresholds]
+        ):
             raise UserError(
                 f'Control.thresholds={self.thresholds} must rise and be one fewer than Control.tokens={self.tokens}. Set one of them.'
             )
@@ -74,7 +78,9 @@ class TextFiles:
         require_one_of('TextFiles.unit', self.unit, TEXT_UNITS)
         require_count('TextFiles.max_chars', self.max_chars)
         if not 0.0 < self.held_out < 1.0:
-            raise UserError(f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.')
+            raise UserError(
+                f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +115,9 @@ class Denoiser:
         for field, wanted in (('mean_span', spans), ('noise_density', some)):
             if (getattr(self, field) is not None) != wanted:
                 has = f'wants a {field}' if wanted else f'has no {field}, given is {getattr(self, field)}'
-                raise UserError(f'Denoiser {self.name!r} of kind {self.kind!r} {has}. Set Denoiser.{field} in your .gin.')
+                raise UserError(
+                    f'Denoiser {self.name!r} of kind {self.kind!r} {has}. Set Denoiser.{field} in your .gin.'
+                )
         self._number('mean_span', 'a number, 1 or more', spans and not 1 <= self.mean_span < float('inf'))
         self._number('noise_density', 'above 0 and below 1', some and not 0 < self.noise_density < 1)
         self._number('rate', '0 or more', not 0 <= self.rate < float('inf'))
@@ -129,8 +137,14 @@ def check_denoisers(mixture: str, denoisers: Sequence[Denoiser]) -> None:
     """
     setting, names = f"DataConfig.denoisers['{mixture}']", [denoiser.name for denoiser in denoisers]
     if not mixture.isidentifier():
-        raise UserError(f'{setting}: {mixture!r} must be letters, digits and "_", it ends names. Set DataConfig.denoisers.')
+        raise UserError(
+            f'{setting}: {mixture!r} must be letters, digits and "_", it ends names. Set DataConfig.denoisers.'
+        )
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f'{setting} has {names.count(twice)} denoisers named {twice!r}. Set another Denoiser.name for each.')
+        raise UserError(
+            f'{setting} has {names.count(twice)} denoisers named {twice!r}. Set another Denoiser.name for each.'
+        )
     if not sum(denoiser.rate for denoiser in denoisers) > 0:
-        raise UserError(f'{setting}: the rates of its {len(names)} denoisers sum to 0. Set Denoiser.rate above 0 in your .gin.')
+        raise UserError(
+            f'{setting}: the rates of its {len(names)} denoisers sum to 0. Set Denoiser.rate above 0 in your .gin.'
+        )

@@ -13,6 +13,8 @@ class _NoEntropy(np.random.bit_generator.ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
         return self._ZEROS
+
+
 _NO_ENTROPY, _COUNTER = _NoEntropy(), np.zeros(4, np.uint64)
 
 

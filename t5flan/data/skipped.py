@@ -1,7 +1,7 @@
 """Tasks that cannot be loaded: one line that stops the run, or, where the user says so, a task less and a line that says why.
 
-    with leaving_out('task001', config.skip_broken):
-        register_task(path)              # a UserError in here is kept in `left_out()` instead of raised
+with leaving_out('task001', config.skip_broken):
+    register_task(path)              # a UserError in here is kept in `left_out()` instead of raised
 """
 
 import contextlib

@@ -33,9 +33,9 @@ class Generation:
     """One continuation.
 
     Attributes:
-      tokens: int32 [T], the new tokens with the end of sequence, if it was reached.
-      log_probs: float32 [T], the model's log-probability of each (before temperature, top-k and top-p).
-      ended: whether the end of sequence was reached within the allowed length.
+        tokens: int32 [T], the new tokens with the end of sequence, if it was reached.
+        log_probs: float32 [T], the model's log-probability of each (before temperature, top-k and top-p).
+        ended: whether the end of sequence was reached within the allowed length.
     """
 
     tokens: np.ndarray
@@ -53,25 +53,36 @@ class _Loop(NamedTuple):
     cache: Any
 
 
-def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max_new_tokens: int,
-             sampling: Sampling = Sampling(), seed: int = 0, num_samples: int = 1, rows: Sequence[int] | None = None,
-             prefix_lm: bool = False, batch_size: int = 32, start_id: int | None = START_TOKEN,
-             progress: Callable[[int], None] | None = None) -> list[list[Generation]]:
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    num_samples: int = 1,
+    rows: Sequence[int] | None = None,
+    prefix_lm: bool = False,
+    batch_size: int = 32,
+    start_id: int | None = START_TOKEN,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Generation]]:
     """`num_samples` continuations of each prompt, in the order of the prompts.
 
     Args:
-      prompts: token ids. For an encoder-decoder the encoder's input; for a decoder the tokens before the new ones
-        (the start token is put before them by the model). No id may be 0, which is padding.
-      eos_id: ends a row; it is kept as the last token.
-      start_id: what a decoder reads first; None: the first token of each prompt of a decoder-only model, which then is
-        not put before it.
-      rows: each prompt's number in the whole input, which with `seed` decides its random numbers; default 0, 1, 2, …
-      prefix_lm: a decoder's prompt is read in both directions.
-      batch_size: prompts at a time, over all devices.
-      progress: called with the number of prompts done after each batch.
+        prompts: token ids. For an encoder-decoder the encoder's input; for a decoder the tokens before the new ones
+            (the start token is put before them by the model). No id may be 0, which is padding.
+        eos_id: ends a row; it is kept as the last token.
+        start_id: what a decoder reads first; None: the first token of each prompt of a decoder-only model, which then is
+            not put before it.
+        rows: each prompt's number in the whole input, which with `seed` decides its random numbers; default 0, 1, 2, …
+        prefix_lm: a decoder's prompt is read in both directions.
+        batch_size: prompts at a time, over all devices.
+        progress: called with the number of prompts done after each batch.
 
     Raises:
-      UserError: a count is not positive, or a prompt's token is not one of the model's.
+        UserError: a count is not positive, or a prompt's token is not one of the model's.
     """
     _check(model.config, prompts, max_new_tokens, num_samples, batch_size)
     starts = [start_id] * len(prompts)
@@ -84,10 +95,20 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max
     done = 0
     for chosen, tokens_BP, rows_B, starts_B in _batches(model.config, prompts, rows, starts, batch_size):
         out = generate_batch(
-            model, tokens_BP, rows_B, seed, np.int32(max_new_tokens), np.int32(eos_id), starts_B,
+            model,
+            tokens_BP,
+            rows_B,
+            seed,
+            np.int32(max_new_tokens),
+            np.int32(eos_id),
+            starts_B,
             sampling=_dynamic(sampling),
-            greedy=sampling.greedy, room=rounded_length(max_new_tokens), num_samples=num_samples, prefix_lm=prefix_lm,
-            placement=_placement())
+            greedy=sampling.greedy,
+            room=rounded_length(max_new_tokens),
+            num_samples=num_samples,
+            prefix_lm=prefix_lm,
+            placement=_placement(),
+        )
         if pending is not None:  # one batch is computed while the one before is read
             done += _collect(*pending, eos_id, num_samples, results)
             if progress is not None:
@@ -101,18 +122,31 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, eos_id: int, max
 
 
 @functools.partial(jax.jit, static_argnames=('greedy', 'room', 'num_samples', 'prefix_lm', 'placement'))
-def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: jax.Array, max_new_tokens: jax.Array,
-                   eos_id: jax.Array, starts_B: jax.Array, *, sampling: dict[str, jax.Array], greedy: bool, room: int, num_samples: int,
-                   prefix_lm: bool, placement: Any = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def generate_batch(
+    model: Model,
+    tokens_BP: jax.Array,
+    rows_B: jax.Array,
+    seed: jax.Array,
+    max_new_tokens: jax.Array,
+    eos_id: jax.Array,
+    starts_B: jax.Array,
+    *,
+    sampling: dict[str, jax.Array],
+    greedy: bool,
+    room: int,
+    num_samples: int,
+    prefix_lm: bool,
+    placement: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The whole of decoding on the device: tokens and their log-probabilities [B * num_samples, room], lengths [B * num_samples].
 
     Args:
-      tokens_BP: prompts padded with 0 (at the right for an encoder, at the left for a decoder).
-      rows_B: the rows' numbers; -1 marks a row that only fills up the batch.
-      starts_B: what each row's decoder reads first.
-      sampling: temperature, top_k and top_p, as arrays: other values compile nothing anew.
-      room: places for new tokens in the arrays; at least `max_new_tokens`.
-      placement: names the mesh and rules in whose `sharding.use` this is called, so that another's program is not taken.
+        tokens_BP: prompts padded with 0 (at the right for an encoder, at the left for a decoder).
+        rows_B: the rows' numbers; -1 marks a row that only fills up the batch.
+        starts_B: what each row's decoder reads first.
+        sampling: temperature, top_k and top_p, as arrays: other values compile nothing anew.
+        room: places for new tokens in the arrays; at least `max_new_tokens`.
+        placement: names the mesh and rules in whose `sharding.use` this is called, so that another's program is not taken.
     """
     options = {'prefix_lm': prefix_lm} if model.config.architecture == 'decoder_only' else {}
     logits_BV, cache = model.start_cache(tokens_BP, room, start_id=starts_B, **options)
@@ -135,8 +169,13 @@ def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: 
         chosen_B = jnp.where(loop.ended_B, 0, chosen_B)
         log_probs_B = jnp.where(loop.ended_B, 0.0, log_probs_B)
         put = lambda x_BT, new_B: jax.lax.dynamic_update_slice_in_dim(x_BT, new_B[:, None], loop.step, axis=1)
-        return _Loop(loop.step + 1, put(loop.tokens_BT, chosen_B), put(loop.log_probs_BT, log_probs_B),
-                     loop.ended_B | (chosen_B == eos_id), cache)
+        return _Loop(
+            loop.step + 1,
+            put(loop.tokens_BT, chosen_B),
+            put(loop.log_probs_BT, log_probs_B),
+            loop.ended_B | (chosen_B == eos_id),
+            cache,
+        )
 
     decode_step = model.decode_step
     if unrolls(model.config):
@@ -148,8 +187,13 @@ def generate_batch(model: Model, tokens_BP: jax.Array, rows_B: jax.Array, seed: 
 
     count = rows_B.shape[0]
     # The first token comes from the prompt, so the loop reads one token fewer than it writes.
-    loop = write(_Loop(jnp.int32(0), jnp.zeros((count, room), jnp.int32), jnp.zeros((count, room), jnp.float32),
-                       rows_B < 0, None), logits_BV, cache)
+    loop = write(
+        _Loop(
+            jnp.int32(0), jnp.zeros((count, room), jnp.int32), jnp.zeros((count, room), jnp.float32), rows_B < 0, None
+        ),
+        logits_BV,
+        cache,
+    )
     loop = jax.lax.while_loop(lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.ended_B), body, loop)
     # A row's length is what stands before its padding: an ended row wrote 0 (padding) after its end.
     ends_BT = jnp.cumsum(loop.tokens_BT == eos_id, axis=1)
@@ -191,14 +235,15 @@ def rounded_length(length: int) -> int:
     return three_quarters if size > 256 and length <= three_quarters else size
 
 
-def _batches(config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequence[int], starts: Sequence[int],
-             batch_size: int) -> Iterator[tuple[list[int], Any, Any, Any]]:
+def _batches(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequence[int], starts: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[int], Any, Any, Any]]:
     """(which prompts, their tokens [B, P], rows' numbers [B] and start tokens [B]), the longest first, in few shapes."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
     for start in range(0, len(order), batch_size):
-        chosen = order[start:start + batch_size]
+        chosen = order[start : start + batch_size]
         height = min(batch_size, 1 << (len(chosen) - 1).bit_length())
         height = -(-height // parts) * parts
         tokens_BP = np.zeros((height, rounded_length(len(prompts[chosen[0]]))), np.int32)
@@ -206,25 +251,31 @@ def _batches(config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequen
         for place, i in enumerate(chosen):
             prompt = np.asarray(prompts[i], np.int32)
             if config.architecture == 'encoder_decoder':
-                tokens_BP[place, :len(prompt)] = prompt
+                tokens_BP[place, : len(prompt)] = prompt
             else:
-                tokens_BP[place, tokens_BP.shape[1] - len(prompt):] = prompt
+                tokens_BP[place, tokens_BP.shape[1] - len(prompt) :] = prompt
             rows_B[place], starts_B[place] = rows[i], starts[i]
         if sharding is not None:
-            tokens_BP, rows_B, starts_B = (jax.device_put(x, sharding.named(('batch', None)[:x.ndim], x.shape))
-                                 for x in (tokens_BP, rows_B, starts_B))
+            tokens_BP, rows_B, starts_B = (
+                jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape))
+                for x in (tokens_BP, rows_B, starts_B)
+            )
         yield chosen, tokens_BP, rows_B, starts_B
 
 
-def _collect(chosen: list[int], out: tuple[jax.Array, ...], eos_id: int, num_samples: int,
-             results: list[list[Generation]]) -> int:
+def _collect(
+    chosen: list[int], out: tuple[jax.Array, ...], eos_id: int, num_samples: int, results: list[list[Generation]]
+) -> int:
     """Waits for a batch and files its rows; returns how many prompts it held."""
     tokens_BT, log_probs_BT, lengths_B = jax.device_get(out)
     for place, i in enumerate(chosen):
         for row in range(place * num_samples, (place + 1) * num_samples):
             length = int(lengths_B[row])
-            results[i].append(Generation(tokens_BT[row, :length], log_probs_BT[row, :length],
-                                         bool(tokens_BT[row, length - 1] == eos_id)))
+            results[i].append(
+                Generation(
+                    tokens_BT[row, :length], log_probs_BT[row, :length], bool(tokens_BT[row, length - 1] == eos_id)
+                )
+            )
     return len(chosen)
 
 
@@ -234,25 +285,35 @@ def _placement() -> Any:
 
 
 def _dynamic(sampling: Sampling) -> dict[str, Any]:
-    return {'temperature': np.float32(sampling.temperature or 1.0), 'top_k': np.int32(sampling.top_k),
-            'top_p': np.float32(sampling.top_p)}
+    return {
+        'temperature': np.float32(sampling.temperature or 1.0),
+        'top_k': np.int32(sampling.top_k),
+        'top_p': np.float32(sampling.top_p),
+    }
 
 
 def _check_starts(config: ModelConfig, prompts: Sequence[Sequence[int]]) -> None:
     if config.architecture != 'decoder_only':
-        raise UserError("start_id=None takes a prompt's first token, which is the encoder's in an encoder-decoder. Set start_id.")
+        raise UserError(
+            "start_id=None takes a prompt's first token, which is the encoder's in an encoder-decoder. Set start_id."
+        )
     for i, prompt in enumerate(prompts):
         if not len(prompt):
-            raise UserError(f'prompt {i} is empty: with start_id=None its first token is the start token. Set start_id.')
+            raise UserError(
+                f'prompt {i} is empty: with start_id=None its first token is the start token. Set start_id.'
+            )
 
 
-def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int,
-           batch_size: int) -> None:
+def _check(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, batch_size: int
+) -> None:
     for name, value in (('max_new_tokens', max_new_tokens), ('num_samples', num_samples), ('batch_size', batch_size)):
         if int(value) != value or value < 1:
             raise UserError(f'{name}={value}, expected a count of 1 or more. Set --{name}.')
     for i, prompt in enumerate(prompts):
         ids_P = np.asarray(prompt, np.int64)
-        if ids_P.size and not (0 < ids_P.min() and ids_P.max() < config.vocab_size):
-            raise UserError(f'prompt {i} holds token ids from {ids_P.min()} to {ids_P.max()}; the model knows 1 to '
-                            f'{config.vocab_size - 1}. The vocabulary is not the one the model was trained with.')
+        if ids_P.size and not (ids_P.min() > 0 and ids_P.max() < config.vocab_size):
+            raise UserError(
+                f'prompt {i} holds token ids from {ids_P.min()} to {ids_P.max()}; the model knows 1 to '
+                f'{config.vocab_size - 1}. The vocabulary is not the one the model was trained with.'
+            )

@@ -21,10 +21,10 @@ class Sampling:
     """How a token is chosen. The default is greedy.
 
     Attributes:
-      temperature: 0 takes the likeliest token; above it, logits are divided by it and a token is drawn.
-      top_k: only the k likeliest tokens; 0 = all.
-      top_p: only the likeliest tokens that together reach this probability (Holtzman et al. 2020, arXiv:1904.09751),
-        counted after temperature and top_k; 1 = all.
+        temperature: 0 takes the likeliest token; above it, logits are divided by it and a token is drawn.
+        top_k: only the k likeliest tokens; 0 = all.
+        top_p: only the likeliest tokens that together reach this probability (Holtzman et al. 2020, arXiv:1904.09751),
+            counted after temperature and top_k; 1 = all.
     """
 
     temperature: float = 0.0
@@ -33,7 +33,9 @@ class Sampling:
 
     def __post_init__(self):
         if not 0 <= self.temperature < float('inf'):
-            raise UserError(f'temperature={self.temperature}, expected a number of 0 (greedy) or more. Set --temperature.')
+            raise UserError(
+                f'temperature={self.temperature}, expected a number of 0 (greedy) or more. Set --temperature.'
+            )
         if int(self.top_k) != self.top_k or self.top_k < 0:
             raise UserError(f'top_k={self.top_k}, expected a count of tokens, 0 for all. Set --top_k.')
         if not 0 < self.top_p <= 1:
@@ -50,8 +52,13 @@ def row_keys(seed: int, rows_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), rows_B)
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array | float, top_k: jax.Array | int,
-           top_p: jax.Array | float) -> jax.Array:
+def sample(
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    temperature: jax.Array | float,
+    top_k: jax.Array | int,
+    top_p: jax.Array | float,
+) -> jax.Array:
     """Draws one token a row, [B] int32. temperature (above 0), top_k and top_p are scalars and may be traced."""
     logits_BV = logits_BV.astype(jnp.float32) / temperature
     logits_BV = filter_logits(logits_BV, top_k, top_p)
@@ -65,12 +72,13 @@ def filter_logits(logits_BV: jax.Array, top_k: jax.Array | int, top_p: jax.Array
     logits_BV = jax.lax.cond(
         count < vocab_size,
         lambda x_BV: _keep_from(x_BV, _threshold(x_BV, lambda kept_BV: kept_BV.sum(-1) >= count)),
-        lambda x_BV: x_BV, logits_BV)
+        lambda x_BV: x_BV,
+        logits_BV,
+    )
 
     def nucleus(x_BV: jax.Array) -> jax.Array:
         probs_BV = jax.nn.softmax(x_BV, axis=-1)
-        return _keep_from(x_BV, _threshold(
-            x_BV, lambda kept_BV: jnp.where(kept_BV, probs_BV, 0.0).sum(-1) >= top_p))
+        return _keep_from(x_BV, _threshold(x_BV, lambda kept_BV: jnp.where(kept_BV, probs_BV, 0.0).sum(-1) >= top_p))
 
     return jax.lax.cond(jnp.less(top_p, 1.0), nucleus, lambda x_BV: x_BV, logits_BV)
 
@@ -95,8 +103,9 @@ def _threshold(x_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax
 
     rows = x_BV.shape[0]
     limits = jnp.iinfo(jnp.int32)
-    low_B, _ = jax.lax.fori_loop(0, 32, narrow, (jnp.full((rows,), limits.min, jnp.int32),
-                                                 jnp.full((rows,), limits.max, jnp.int32)))
+    low_B, _ = jax.lax.fori_loop(
+        0, 32, narrow, (jnp.full((rows,), limits.min, jnp.int32), jnp.full((rows,), limits.max, jnp.int32))
+    )
     return low_B
 
 

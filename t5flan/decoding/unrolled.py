@@ -50,8 +50,15 @@ def unroll(model: Model, cache: Cache) -> tuple[Callable[[Memory, jax.Array], tu
         for layer, keys_values in zip(layers, memory.layers, strict=True):
             past = Past(*keys_values, memory.index)
             cross = None if layer.cross_BKSH is None else tuple(x_BKSH.swapaxes(1, 2) for x_BKSH in layer.cross_BKSH)
-            x_B1D, present = layer.block(x_B1D, mask=mask, positions_BT=now.positions_B1(), past=past, cross=cross,
-                                         cross_mask=now.cross_mask(), bias_table_NR=layer.bias_table_NR)
+            x_B1D, present = layer.block(
+                x_B1D,
+                mask=mask,
+                positions_BT=now.positions_B1(),
+                past=past,
+                cross=cross,
+                cross_mask=now.cross_mask(),
+                bias_table_NR=layer.bias_table_NR,
+            )
             written.append(remember(past, present))  # the same write as inside the block: XLA does it once
         x_B1D = model.decoder.decoder_norm(x_B1D)
         return model.logits(x_B1D)[:, 0], Memory(memory.index + 1, tuple(written))
@@ -66,7 +73,8 @@ def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
 
     def layer(i: int) -> Layer:
         block = jax.tree_util.tree_map_with_path(
-            lambda path, x: x[i].astype(config.dtype) if _is_kernel(path) else x[i], decoder.layers)
+            lambda path, x: x[i].astype(config.dtype) if _is_kernel(path) else x[i], decoder.layers
+        )
         bias_table_NR = table if table is None or not config.relative_bias_per_layer else table[i]
         cross_BKSH = None
         if cache.cross_k_LBSKH is not None:
@@ -78,7 +86,8 @@ def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
 
 def _heads_first(x_BSKH: jax.Array) -> jax.Array:
     """[B, K, S, H], in memory too: the order that products over S or H read. Without the barrier XLA would turn it back
-    here and copy it at every token."""
+    here and copy it at every token.
+    """
     return jax.lax.optimization_barrier(x_BSKH.swapaxes(1, 2))
 
 

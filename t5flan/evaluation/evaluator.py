@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from t5flan.data.batches.pipeline import eval_examples
 from t5flan.data.config import DataConfig, InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.data.batches.pipeline import eval_examples
 from t5flan.decoding.generate import Generation
 from t5flan.decoding.sampling import Sampling
 from t5flan.errors import UserError
@@ -29,58 +29,99 @@ SAMPLES = 3
 Result = dict[str, Any]
 
 
-def evaluate(checkpoint: str, tasks: Sequence[str], *, split: str = 'validation', limit: int | None = None,
-             step: int | None = None, max_new_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
-             top_p: float = 1.0, seed: int = 0, batch_size: int = 64, predictions: str | None = None,
-             json_file: str | None = None, instructions: InstructionConfig = InstructionConfig()) -> dict[str, Any]:
+def evaluate(
+    checkpoint: str,
+    tasks: Sequence[str],
+    *,
+    split: str = 'validation',
+    limit: int | None = None,
+    step: int | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    predictions: str | None = None,
+    json_file: str | None = None,
+    instructions: InstructionConfig = InstructionConfig(),
+) -> dict[str, Any]:
     """Loads a checkpoint folder, measures it on tasks and mixtures, prints a table.
 
     Args:
-      tasks: names of SeqIO tasks and mixtures; a mixture means all of its tasks, and their mean.
-      limit: the first so many examples of each task; None for all.
-      predictions: a .jsonl to write every row to (task, index, input, target, prediction).
-      json_file: where the table goes as JSON.
-      instructions: how instruction tasks ask (few-shot or not, for a rationale or not).
+        tasks: names of SeqIO tasks and mixtures; a mixture means all of its tasks, and their mean.
+        limit: the first so many examples of each task; None for all.
+        predictions: a .jsonl to write every row to (task, index, input, target, prediction).
+        json_file: where the table goes as JSON.
+        instructions: how instruction tasks ask (few-shot or not, for a rationale or not).
 
     Raises:
-      UserError: the folder, a task, its split or a setting is wrong, or a task has no metrics.
+        UserError: the folder, a task, its split or a setting is wrong, or a task has no metrics.
     """
     expanded = expand(tasks, split)
     model = load(checkpoint, step)
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
-    results = evaluate_tasks(model, list(expanded), split, limit, max_new_tokens=max_new_tokens, seed=seed,
-                             sampling=Sampling(temperature, top_k, top_p), batch_size=batch_size,
-                             rows=None if predictions is None else rows, progress=_Progress(), instructions=instructions)
-    summary = {'checkpoint': model.folder, 'step': model.step, 'split': split,
-               'seconds': round(time.monotonic() - started, 1),
-               'tasks': {task: {name: value for name, value in result.items() if name != 'samples'}
-                         for task, result in results.items()},
-               'means': {name: mean_metrics([results[task] for task in inside])
-                         for name, inside in _mixtures(tasks, split).items()}}
+    results = evaluate_tasks(
+        model,
+        list(expanded),
+        split,
+        limit,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        sampling=Sampling(temperature, top_k, top_p),
+        batch_size=batch_size,
+        rows=None if predictions is None else rows,
+        progress=_Progress(),
+        instructions=instructions,
+    )
+    summary = {
+        'checkpoint': model.folder,
+        'step': model.step,
+        'split': split,
+        'seconds': round(time.monotonic() - started, 1),
+        'tasks': {
+            task: {name: value for name, value in result.items() if name != 'samples'}
+            for task, result in results.items()
+        },
+        'means': {
+            name: mean_metrics([results[task] for task in inside]) for name, inside in _mixtures(tasks, split).items()
+        },
+    }
     print_table(summary)
-    for path, text in ((json_file, json.dumps(summary, indent=2, ensure_ascii=False) + '\n'),
-                       (predictions, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))):
+    for path, text in (
+        (json_file, json.dumps(summary, indent=2, ensure_ascii=False) + '\n'),
+        (predictions, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)),
+    ):
         if path is not None:
             write_whole(path, text)
     return summary
 
 
-def evaluate_tasks(model: LanguageModel, tasks: Sequence[str], split: str = 'validation', limit: int | None = None, *,
-                   max_new_tokens: int | None = None, sampling: Sampling = Sampling(), seed: int = 0,
-                   batch_size: int = 64, rows: list[dict[str, Any]] | None = None,
-                   progress: Callable[[int, int], None] | None = None,
-                   instructions: InstructionConfig = InstructionConfig()) -> dict[str, Result]:
+def evaluate_tasks(
+    model: LanguageModel,
+    tasks: Sequence[str],
+    split: str = 'validation',
+    limit: int | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    batch_size: int = 64,
+    rows: list[dict[str, Any]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    instructions: InstructionConfig = InstructionConfig(),
+) -> dict[str, Result]:
     """{task: {'examples': 50, 'exact_match': 96.0, …, 'samples': [row, …]}}; of a mixture, each of its tasks.
 
     The examples of all tasks are generated for together, in full batches sorted by length.
 
     Args:
-      rows: a list that takes every row: task, index, input, target, prediction and score as far as they were needed.
-      progress: called with (examples done, examples in all).
+        rows: a list that takes every row: task, index, input, target, prediction and score as far as they were needed.
+        progress: called with (examples done, examples in all).
 
     Raises:
-      UserError: no such task or split, or a task has no metric functions.
+        UserError: no such task or split, or a task has no metric functions.
     """
     names = list(expand(tasks, split))
     asked = {name: _examples(model, name, split, limit, instructions) for name in names}
@@ -89,18 +130,40 @@ def evaluate_tasks(model: LanguageModel, tasks: Sequence[str], split: str = 'val
     generating = [k for k, (name, _) in enumerate(pool) if _predicted(find_mixture(name))]
     scoring = [k for k, (name, _) in enumerate(pool) if find_mixture(name).score_metric_fns]
     report = None if progress is None else lambda done: progress(done, len(generating))
-    generated: dict[int, Generation] = {k: samples[0] for k, samples in zip(generating, model.generate_ids(
-        [inputs[k] for k in generating], max_new_tokens, sampling, seed=seed, batch_size=batch_size,
-        rows=[pool[k][1] for k in generating], progress=report), strict=True)}
-    scores = dict(zip(scoring, model.score_ids(
-        [inputs[k] for k in scoring], [_ids(asked[pool[k][0]][pool[k][1]], 'targets') for k in scoring], batch_size)))
+    generated: dict[int, Generation] = {
+        k: samples[0]
+        for k, samples in zip(
+            generating,
+            model.generate_ids(
+                [inputs[k] for k in generating],
+                max_new_tokens,
+                sampling,
+                seed=seed,
+                batch_size=batch_size,
+                rows=[pool[k][1] for k in generating],
+                progress=report,
+            ),
+            strict=True,
+        )
+    }
+    scores = dict(
+        zip(
+            scoring,
+            model.score_ids(
+                [inputs[k] for k in scoring],
+                [_ids(asked[pool[k][0]][pool[k][1]], 'targets') for k in scoring],
+                batch_size,
+            ),
+        )
+    )
 
     results: dict[str, Result] = {}
     start = 0
     for name in names:
         places = range(start, start + len(asked[name]))
-        results[name], task_rows = _measure(model, name, asked[name], [generated.get(k) for k in places],
-                                            [scores.get(k) for k in places])
+        results[name], task_rows = _measure(
+            model, name, asked[name], [generated.get(k) for k in places], [scores.get(k) for k in places]
+        )
         start = places.stop
         if rows is not None:
             rows.extend(task_rows)
@@ -111,7 +174,7 @@ def expand(tasks: Sequence[str], split: str) -> dict[str, Any]:
     """Task names and mixture names -> {task name: SeqIO task}, each once, those of a mixture that have the split and metrics.
 
     Raises:
-      UserError: no such name, or a task without that split or without metric functions.
+        UserError: no such name, or a task without that split or without metric functions.
     """
     chosen: dict[str, Any] = {}
     for name in tasks:
@@ -120,8 +183,11 @@ def expand(tasks: Sequence[str], split: str) -> dict[str, Any]:
         fitting = [task for task in inside if split in task.splits and task.metric_fns]
         if not fitting:
             splits = sorted({known for task in inside for known in task.splits})
-            what = f'has no split {split!r}; it has {", ".join(splits)}. Set --split.' if split not in splits else (
-                'has no metric_fns: there is nothing to measure. Name another in --tasks.')
+            what = (
+                f'has no split {split!r}; it has {", ".join(splits)}. Set --split.'
+                if split not in splits
+                else ('has no metric_fns: there is nothing to measure. Name another in --tasks.')
+            )
             raise UserError(f'{name} {what}')
         chosen |= {task.name: task for task in fitting}
     if not chosen:
@@ -160,13 +226,23 @@ def print_table(summary: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     cut = {task: result['cut'] for task, result in summary['tasks'].items() if result.get('cut')}
     if cut:
-        print(f'longer than the feature lengths and cut: {", ".join(f"{count} of {task}" for task, count in cut.items())}')
+        print(
+            f'longer than the feature lengths and cut: {", ".join(f"{count} of {task}" for task, count in cut.items())}'
+        )
 
 
 def _examples(model: LanguageModel, task: str, split: str, limit: int | None, instructions: InstructionConfig) -> Any:
     lengths = model.feature_lengths or {'inputs': 512, 'targets': 512}
-    data = DataConfig(mixture=task, batch_size=1, feature_lengths=lengths, vocabulary='bytes', format=model.format,
-                      split=split, shuffle=False, instructions=instructions)  # the model's own vocabulary is given beside it
+    data = DataConfig(
+        mixture=task,
+        batch_size=1,
+        feature_lengths=lengths,
+        vocabulary='bytes',
+        format=model.format,
+        split=split,
+        shuffle=False,
+        instructions=instructions,
+    )  # the model's own vocabulary is given beside it
     examples = eval_examples(data, model.vocabulary, task, limit)
     if not examples:
         raise UserError(f'{task} has no examples in split {split!r}. Set --split or --limit.')
@@ -181,22 +257,40 @@ def _predicted(task: Any) -> bool:
     return bool(task.predict_metric_fns or task.predict_with_aux_metric_fns)
 
 
-def _measure(model: LanguageModel, name: str, examples: Sequence[Mapping[str, Any]],
-             generated: Sequence[Generation | None], scores: Sequence[float | None]) -> tuple[Result, list[dict[str, Any]]]:
+def _measure(
+    model: LanguageModel,
+    name: str,
+    examples: Sequence[Mapping[str, Any]],
+    generated: Sequence[Generation | None],
+    scores: Sequence[float | None],
+) -> tuple[Result, list[dict[str, Any]]]:
     """A task's metrics and rows, from what was generated and scored for its examples."""
     task = find_mixture(name)
-    targets = [task.postprocess_fn(example['targets_pretokenized'], example=example, is_target=True) for example in examples]
+    targets = [
+        task.postprocess_fn(example['targets_pretokenized'], example=example, is_target=True) for example in examples
+    ]
     result: Result = {'examples': len(examples)}
     if getattr(examples, 'counts', None) is not None and examples.counts.trimmed:
         result['cut'] = examples.counts.trimmed
-    rows = [{'task': name, 'index': i, 'input': example.get('inputs_pretokenized', ''),
-             'target': example['targets_pretokenized']} for i, example in enumerate(examples)]
+    rows = [
+        {
+            'task': name,
+            'index': i,
+            'input': example.get('inputs_pretokenized', ''),
+            'target': example['targets_pretokenized'],
+        }
+        for i, example in enumerate(examples)
+    ]
     if _predicted(task):
         texts = [model.vocabulary.decode(one.tokens) for one in generated]
-        predictions = [task.postprocess_fn(text, example=example, is_target=False) for text, example in zip(texts, examples)]
+        predictions = [
+            task.postprocess_fn(text, example=example, is_target=False) for text, example in zip(texts, examples)
+        ]
         for row, text, target, prediction in zip(rows, texts, targets, predictions):
-            row |= {'prediction': text, 'correct': bool(prediction == target or (
-                isinstance(target, (list, tuple)) and prediction in target))}
+            row |= {
+                'prediction': text,
+                'correct': bool(prediction == target or (isinstance(target, (list, tuple)) and prediction in target)),
+            }
         for metric in task.predict_metric_fns:
             result |= _numbers(metric(targets, predictions))
         aux = {'scores': [float(one.log_probs.sum()) for one in generated]}
@@ -213,7 +307,11 @@ def _measure(model: LanguageModel, name: str, examples: Sequence[Mapping[str, An
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """What can stand in a table: plain numbers and SeqIO's Scalars."""
     values = {name: getattr(value, 'value', value) for name, value in metrics.items()}
-    return {name: float(value) for name, value in values.items() if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
+    }
 
 
 def _mixtures(tasks: Sequence[str], split: str) -> dict[str, list[str]]:

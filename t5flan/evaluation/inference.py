@@ -26,11 +26,11 @@ class Decoding:
     """How rows are continued.
 
     Attributes:
-      max_new_tokens: None is the length of targets in training.
-      sampling: greedy, or temperature, top-k and top-p.
-      seed: decides what is drawn; a row draws the same whatever file, batch or host it is in, given its number.
-      batch_size: rows at a time.
-      before: what is put in front of every text: control and mode tokens.
+        max_new_tokens: None is the length of targets in training.
+        sampling: greedy, or temperature, top-k and top-p.
+        seed: decides what is drawn; a row draws the same whatever file, batch or host it is in, given its number.
+        batch_size: rows at a time.
+        before: what is put in front of every text: control and mode tokens.
     """
 
     max_new_tokens: int | None = None
@@ -40,22 +40,35 @@ class Decoding:
     before: str = ''
 
 
-def infer(checkpoint: str, *, prompts: Sequence[str] = (), input: str | None = None, output: str | None = None,
-          field: str = 'inputs', step: int | None = None, max_new_tokens: int | None = None, temperature: float = 0.0,
-          top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 32, control: Sequence[str] = (),
-          json_file: str | None = None) -> None:
+def infer(
+    checkpoint: str,
+    *,
+    prompts: Sequence[str] = (),
+    input: str | None = None,
+    output: str | None = None,
+    field: str = 'inputs',
+    step: int | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    control: Sequence[str] = (),
+    json_file: str | None = None,
+) -> None:
     """Continues `prompts` and prints the texts, or continues every row of `input` into `output`.
 
     Args:
-      checkpoint: the workdir of a run, or one of its steps.
-      input: a .jsonl (one object a line, the text in `field`) or any other text file (one text a line).
-      output: a .jsonl; every row is that of the input with 'index' (its line, from 0) and 'prediction' added.
-      control: control or mode tokens of the vocabulary, put in front of every text in this order.
-      json_file: where prompts and what was written for them go as JSON.
+        checkpoint: the workdir of a run, or one of its steps.
+        input: a .jsonl (one object a line, the text in `field`) or any other text file (one text a line).
+        output: a .jsonl; every row is that of the input with 'index' (its line, from 0) and 'prediction' added.
+        control: control or mode tokens of the vocabulary, put in front of every text in this order.
+        json_file: where prompts and what was written for them go as JSON.
 
     Raises:
-      UsageError: neither prompts nor an input, or both, or an input without an output.
-      UserError: the checkpoint, the input or a setting is wrong.
+        UsageError: neither prompts nor an input, or both, or an input without an output.
+        UserError: the checkpoint, the input or a setting is wrong.
     """
     if bool(prompts) == (input is not None):
         raise UsageError('give either --prompt="…" (once or more) or --input=FILE with --output=FILE')
@@ -96,12 +109,14 @@ def check_control(tokens: Sequence[str], model: Any) -> None:
     """Whether the model's vocabulary has these tokens.
 
     Raises:
-      UserError: it has not; spelled in letters they would control nothing.
+        UserError: it has not; spelled in letters they would control nothing.
     """
     for token in tokens:
         if token not in model.vocabulary.mode_tokens:
             known = ', '.join(model.vocabulary.mode_tokens) or 'none'
-            raise UserError(f'--control={token} is no token of this checkpoint, which has {known}. Set --control to one of them.')
+            raise UserError(
+                f'--control={token} is no token of this checkpoint, which has {known}. Set --control to one of them.'
+            )
 
 
 def infer_rows(model: Any, writer: 'RowWriter', field: str, decoding: Decoding) -> None:
@@ -118,15 +133,23 @@ def infer_rows(model: Any, writer: 'RowWriter', field: str, decoding: Decoding) 
 
 def _generate(model: Any, texts: list[str], numbers: Sequence[int], decoding: Decoding) -> list[str]:
     sampling = decoding.sampling
-    return model.generate([decoding.before + text for text in texts], decoding.max_new_tokens, sampling.temperature, sampling.top_k, sampling.top_p,
-                          decoding.seed, decoding.batch_size, rows=numbers)
+    return model.generate(
+        [decoding.before + text for text in texts],
+        decoding.max_new_tokens,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        decoding.seed,
+        decoding.batch_size,
+        rows=numbers,
+    )
 
 
 def read_rows(path: str, field: str) -> list[dict[str, Any]]:
     """The rows of a .jsonl, or of a text file as {field: line}, each with its line's number as 'index'; blank lines are left out.
 
     Raises:
-      UserError: the file is missing or empty, a line is not a JSON object, or its `field` is missing or not text.
+        UserError: the file is missing or empty, a line is not a JSON object, or its `field` is missing or not text.
     """
     try:
         lines = Path(path).read_text(encoding='utf-8').split('\n')  # splitlines() would also split at U+2028
@@ -135,8 +158,13 @@ def read_rows(path: str, field: str) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}. Set --input.') from None
     as_json = path.endswith(('.jsonl', '.json'))
-    rows = [_json_row(f'{path}:{index + 1}', line, field) | {'index': index} if as_json else
-            {field: line.removesuffix('\r'), 'index': index} for index, line in enumerate(lines) if line.strip()]
+    rows = [
+        _json_row(f'{path}:{index + 1}', line, field) | {'index': index}
+        if as_json
+        else {field: line.removesuffix('\r'), 'index': index}
+        for index, line in enumerate(lines)
+        if line.strip()
+    ]
     if not rows:
         raise UserError(f'{path} holds no rows.')
     return rows
@@ -166,11 +194,11 @@ class RowWriter:
     """Appends rows to a .jsonl in the order of `rows`, and finds out which of them an earlier run has written.
 
     Attributes:
-      done: indices of the rows that are written.
-      remaining: the rows that are not.
+        done: indices of the rows that are written.
+        remaining: the rows that are not.
 
     Raises:
-      UserError: the file holds something else than the answers to these rows.
+        UserError: the file holds something else than the answers to these rows.
     """
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]], field: str):
@@ -194,8 +222,10 @@ class RowWriter:
             except (ValueError, KeyError, TypeError):
                 same = False
             if not same:
-                raise UserError(f'{self._path}:{number} does not answer a row of this input; take another --output, or '
-                                'remove that file.')
+                raise UserError(
+                    f'{self._path}:{number} does not answer a row of this input; take another --output, or '
+                    'remove that file.'
+                )
             done.add(row['index'])
         if whole < len(data):  # a line that a killed run had begun
             os.truncate(self._path, whole)
@@ -203,10 +233,12 @@ class RowWriter:
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends rows; they are on their way to disk when this returns."""
-        self._file.write(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode('utf-8', 'surrogatepass'))
+        self._file.write(
+            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode('utf-8', 'surrogatepass')
+        )
         self._file.flush()
         self.done |= {row['index'] for row in rows}
-        self.remaining = self.remaining[len(rows):]
+        self.remaining = self.remaining[len(rows) :]
 
     def __enter__(self) -> 'RowWriter':
         return self

@@ -58,9 +58,20 @@ def make_canaries(path: str, repeats: Sequence[int], count: int = 20, words: int
     return len(rows)
 
 
-def memorization(checkpoint: str, patterns: Sequence[str], *, field: str = 'text', unit: str = 'document', group: str | None = None,
-                 prefix: int = 50, length: int = 50, limit: int = 500, control: Sequence[str] = (), step: int | None = None,
-                 batch_size: int = 32) -> dict[str, Any]:
+def memorization(
+    checkpoint: str,
+    patterns: Sequence[str],
+    *,
+    field: str = 'text',
+    unit: str = 'document',
+    group: str | None = None,
+    prefix: int = 50,
+    length: int = 50,
+    limit: int = 500,
+    control: Sequence[str] = (),
+    step: int | None = None,
+    batch_size: int = 32,
+) -> dict[str, Any]:
     """What share of texts a checkpoint continues word for word.
 
     Args:
@@ -91,8 +102,16 @@ def memorization(checkpoint: str, patterns: Sequence[str], *, field: str = 'text
     return scores(probes, [samples[0].tokens.tolist() for samples in made])
 
 
-def find_probes(paths: Sequence[str], vocabulary: Any, field: str, unit: str, group: str | None, prefix: int, length: int,
-                limit: int) -> list[Probe]:
+def find_probes(
+    paths: Sequence[str],
+    vocabulary: Any,
+    field: str,
+    unit: str,
+    group: str | None,
+    prefix: int,
+    length: int,
+    limit: int,
+) -> list[Probe]:
     """The texts that are long enough, each once, at most `limit` of them in the order of a hash of the text.
 
     Raises:
@@ -105,9 +124,11 @@ def find_probes(paths: Sequence[str], vocabulary: Any, field: str, unit: str, gr
             continue
         ids = vocabulary.encode(text)
         if len(ids) >= prefix + length:
-            found[key] = Probe(where, value, tuple(ids[:prefix]), tuple(ids[prefix:prefix + length]))
+            found[key] = Probe(where, value, tuple(ids[:prefix]), tuple(ids[prefix : prefix + length]))
     if not found:
-        raise UserError(f'no text of {", ".join(paths[:3])} has {prefix} + {length} tokens. Set --prefix, --length or --unit.')
+        raise UserError(
+            f'no text of {", ".join(paths[:3])} has {prefix} + {length} tokens. Set --prefix, --length or --unit.'
+        )
     return [found[key] for key in sorted(found)[:limit]]
 
 
@@ -135,11 +156,20 @@ def scores(probes: Sequence[Probe], continuations: Sequence[Sequence[int]]) -> d
         for name in {'all', probe.group or 'all'}:
             right.setdefault(name, []).append(share)
     by_number = lambda name: (name != 'all', float(name) if name.replace('.', '', 1).isdigit() else 0.0, name)
-    return {name: {'texts': len(right[name]), 'exact': float(np.mean([share == 1 for share in right[name]])),
-                   'tokens': float(np.mean(right[name]))} for name in sorted(right, key=by_number)}
+    return {
+        name: {
+            'texts': len(right[name]),
+            'exact': float(np.mean([share == 1 for share in right[name]])),
+            'tokens': float(np.mean(right[name])),
+        }
+        for name in sorted(right, key=by_number)
+    }
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Lines for people."""
-    return [f'{name}: {one["exact"]:.1%} of {one["texts"]:,} texts continued word for word, {one["tokens"]:.1%} of the tokens '
-            'right before the first wrong one' for name, one in found.items()]
+    return [
+        f'{name}: {one["exact"]:.1%} of {one["texts"]:,} texts continued word for word, {one["tokens"]:.1%} of the tokens '
+        'right before the first wrong one'
+        for name, one in found.items()
+    ]

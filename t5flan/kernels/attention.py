@@ -21,10 +21,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels.gpu import flash as flash_gpu
-from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.chunked import MASKED, SAVED_NAMES, Form, Operands, chunked_attention
+from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.relative_bias import RelativeBias, bias_vector, relative_buckets, toeplitz
+from t5flan.kernels.tpu import flash as flash_tpu
 
 __all__ = ['IMPLEMENTATIONS', 'RelativeBias', 'attend', 'relative_buckets']
 
@@ -53,34 +53,48 @@ class _Visible(NamedTuple):
     key_seen_BS: jax.Array | None
 
 
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_table: jax.Array | None = None,
-           bias: RelativeBias | None = None, q_offset: int | jax.Array = 0, causal: bool = False,
-           prefix_BS: jax.Array | None = None, q_segment_ids_BT: jax.Array | None = None,
-           kv_segment_ids_BS: jax.Array | None = None, kv_lengths_B: jax.Array | None = None, scale: float = 1.0,
-           soft_cap: float | None = None, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None,
-           implementation: str = 'auto', precision: Any = None) -> jax.Array:
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    bias_table: jax.Array | None = None,
+    bias: RelativeBias | None = None,
+    q_offset: int | jax.Array = 0,
+    causal: bool = False,
+    prefix_BS: jax.Array | None = None,
+    q_segment_ids_BT: jax.Array | None = None,
+    kv_segment_ids_BS: jax.Array | None = None,
+    kv_lengths_B: jax.Array | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    implementation: str = 'auto',
+    precision: Any = None,
+) -> jax.Array:
     """Softmax attention: y_t = sum over s of softmax_s(logits) v_s, with float32 softmax.
 
     logits = cap(scale * q k) + bias, where cap(x) = soft_cap * tanh(x / soft_cap). A query that sees no key gives zeros.
 
     Args:
-      q_BTNH: queries; k_BSKH, v_BSKH: keys and values of the same type. K divides N: head n reads key-value head n // G.
-      bias_table: [N, R] and `bias`, both or neither: T5's relative bias by bucket of the distance
-        (key index) - (query index + q_offset).
-      q_offset: which key the first query stands at, scalar; may be traced.
-      causal: a query sees no key after itself.
-      prefix_BS: with `causal`: keys (bool, or 0 and 1) that are seen by the queries before them as well.
-      q_segment_ids_BT, kv_segment_ids_BS: a query sees keys of its own segment; segment 0 is padding and is never seen.
-        With the keys' alone every query sees all keys but padding.
-      kv_lengths_B: only the first keys of each row exist.
-      dropout_rate: of probabilities, with `dropout_key`. As in T5, a head drops a key for all queries of a row.
-      implementation: one of IMPLEMENTATIONS; the others raise what they cannot do, 'auto' takes what can.
+        q_BTNH: queries; k_BSKH, v_BSKH: keys and values of the same type. K divides N: head n reads key-value head n // G.
+        bias_table: [N, R] and `bias`, both or neither: T5's relative bias by bucket of the distance
+            (key index) - (query index + q_offset).
+        q_offset: which key the first query stands at, scalar; may be traced.
+        causal: a query sees no key after itself.
+        prefix_BS: with `causal`: keys (bool, or 0 and 1) that are seen by the queries before them as well.
+        q_segment_ids_BT, kv_segment_ids_BS: a query sees keys of its own segment; segment 0 is padding and is never seen.
+            With the keys' alone every query sees all keys but padding.
+        kv_lengths_B: only the first keys of each row exist.
+        dropout_rate: of probabilities, with `dropout_key`. As in T5, a head drops a key for all queries of a row.
+        implementation: one of IMPLEMENTATIONS; the others raise what they cannot do, 'auto' takes what can.
 
     Returns:
-      y_BTNH in q's type.
+        y_BTNH in q's type.
 
     Raises:
-      UserError: shapes, types or options that do not go together.
+        UserError: shapes, types or options that do not go together.
     """
     _check_arrays(q_BTNH, k_BSKH, v_BSKH)
     _check_masks(q_BTNH, k_BSKH, causal, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B, q_offset)
@@ -88,8 +102,11 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, bias_tabl
     visible = _visible(k_BSKH, prefix_BS, q_segment_ids_BT, kv_segment_ids_BS, kv_lengths_B)
     queries, keys = _local_length(q_BTNH.shape[1]), k_BSKH.shape[1]
     arrays = q_BTNH.shape[3], q_BTNH.dtype
-    refusal = (flash_gpu.refusal(_device(), *arrays, precision) if _kernel(implementation, _platform()) == 'flash_gpu' else
-               flash_tpu.refusal(*arrays, bias, precision))
+    refusal = (
+        flash_gpu.refusal(_device(), *arrays, precision)
+        if _kernel(implementation, _platform()) == 'flash_gpu'
+        else flash_tpu.refusal(*arrays, bias, precision)
+    )
     chosen, reason = choose(implementation, queries, keys, _platform(), refusal)
     _say_once(_platform(), chosen, reason)
     form = Form(queries, k_BSKH.shape[2], causal, scale, soft_cap, dropout_rate, precision)
@@ -109,20 +126,25 @@ def choose(implementation: str, queries: int, keys: int, platform: str, refusal:
     """The program for a size and platform ('cpu', 'tpu', 'gpu'), and why.
 
     Args:
-      refusal: why the kernels asked for, or else the platform's, do not take the arrays (their `refusal`), or None.
+        refusal: why the kernels asked for, or else the platform's, do not take the arrays (their `refusal`), or None.
 
     Raises:
-      UserError: 'flash_tpu' or 'flash_gpu' is asked for and cannot run.
+        UserError: 'flash_tpu' or 'flash_gpu' is asked for and cannot run.
     """
     if queries == 1:
         return 'xla', 'one query'
     kernel = _kernel(implementation, platform)
     if implementation == kernel:
-        devices, platforms = {'flash_tpu': ('TPU', _FLASH_PLATFORMS), 'flash_gpu': ('NVIDIA GPUs', _FLASH_GPU_PLATFORMS)}[kernel]
+        devices, platforms = {
+            'flash_tpu': ('TPU', _FLASH_PLATFORMS),
+            'flash_gpu': ('NVIDIA GPUs', _FLASH_GPU_PLATFORMS),
+        }[kernel]
         if platform not in platforms:
             refusal = f'it runs on {devices}, not {platform}'
         if refusal:
-            raise UserError(f"attention '{kernel}' cannot run: {refusal}. Set ModelConfig.attention='chunked', or 'auto'.")
+            raise UserError(
+                f"attention '{kernel}' cannot run: {refusal}. Set ModelConfig.attention='chunked', or 'auto'."
+            )
     if implementation != 'auto':
         return implementation, 'as configured'
     least = _LEAST_LOGITS.get(platform, _LEAST_LOGITS['other'])
@@ -143,6 +165,7 @@ def _kernel(implementation: str, platform: str) -> str | None:
 
 def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array) -> Callable[..., jax.Array]:
     """`run` with a mask of dropout: that of whole arrays, so that it is the same on every mesh."""
+
     def dropped(operands: Operands, bias_table: jax.Array | None) -> jax.Array:
         (batch, _, heads, _), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
         keep_BNS = jax.random.bernoulli(key, 1.0 - rate, (batch, heads, keys))
@@ -151,7 +174,7 @@ def _with_dropout(run: Callable[..., jax.Array], rate: float, key: jax.Array) ->
     return dropped
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _say_once(platform: str, chosen: str, reason: str) -> None:
     logging.getLogger(__name__).info('attention on %s: %s (%s)', platform, chosen, reason)
 
@@ -180,8 +203,13 @@ def _tile(queries: int, keys: int, heads: int, kv_heads: int, platform: str) -> 
     return -(-queries // blocks // 8) * 8, 1
 
 
-def _visible(k_BSKH: jax.Array, prefix_BS: jax.Array | None, q_segment_ids_BT: jax.Array | None,
-             kv_segment_ids_BS: jax.Array | None, kv_lengths_B: jax.Array | None) -> _Visible:
+def _visible(
+    k_BSKH: jax.Array,
+    prefix_BS: jax.Array | None,
+    q_segment_ids_BT: jax.Array | None,
+    kv_segment_ids_BS: jax.Array | None,
+    kv_lengths_B: jax.Array | None,
+) -> _Visible:
     seen_BS = None
     if kv_lengths_B is not None:
         seen_BS = jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)[None, :] < kv_lengths_B[:, None]
@@ -211,8 +239,10 @@ def _whole_logits(form: Form, bias: RelativeBias | None, operands: Operands) -> 
     batch, queries, heads, size = q_BTNH.shape
     keys, kv_heads = k_BSKH.shape[1:3]
     q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, size)
-    logits_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, precision=form.precision,
-                              preferred_element_type=jnp.float32) * form.scale
+    logits_BKGTS = (
+        jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, precision=form.precision, preferred_element_type=jnp.float32)
+        * form.scale
+    )
     if form.soft_cap is not None:
         logits_BKGTS = form.soft_cap * jnp.tanh(logits_BKGTS / form.soft_cap)
     if bias is not None:
@@ -225,8 +255,13 @@ def _whole_logits(form: Form, bias: RelativeBias | None, operands: Operands) -> 
     if keep_BNS is not None:
         keep_BKG1S = keep_BNS.reshape(batch, kv_heads, -1, 1, keys)
         weights_BKGTS = jnp.where(keep_BKG1S, weights_BKGTS / (1.0 - form.dropout_rate), 0.0)
-    y_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, precision=form.precision,
-                         preferred_element_type=jnp.float32)
+    y_BTKGH = jnp.einsum(
+        'BKGTS,BSKH->BTKGH',
+        weights_BKGTS.astype(v_BSKH.dtype),
+        v_BSKH,
+        precision=form.precision,
+        preferred_element_type=jnp.float32,
+    )
     if allowed_BTS is not None:  # a query that sees nothing: an even mixture by then, and its gradient
         y_BTKGH = jnp.where(jnp.any(allowed_BTS, axis=-1)[:, :, None, None, None], y_BTKGH, 0.0)
     return y_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
@@ -248,6 +283,7 @@ def _allowed(form: Form, visible: _Visible, queries: int, keys: int, q_offset: j
 
 def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
     """Tiles on each device for its own rows, heads and queries: a loop over a split axis would gather it on every device."""
+
     def run(operands: Operands) -> jax.Array:
         (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
         block, tile_kv_heads = _tile(queries, keys, heads, kv_heads, _platform())
@@ -263,12 +299,22 @@ def _chunked(form: Form, operands: Operands, bias_table: jax.Array | None, bias:
 
 def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
     """The TPU kernels, on each device for its own rows, heads and queries."""
+
     def run(operands: Operands) -> jax.Array:
         (_, queries, _, size), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
         largest = flash_tpu.largest_blocks(_device().device_kind, size, operands.q_BTNH.dtype, bias)
         block_q, block_k = flash_tpu.block_sizes(queries, keys, largest)
-        flash_form = flash_tpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
-                                         bias and bias.max_distance, block_q, block_k, _FLASH_PLATFORMS[_platform()])
+        flash_form = flash_tpu.FlashForm(
+            form.causal,
+            form.scale,
+            form.soft_cap,
+            form.dropout_rate,
+            form.precision,
+            bias and bias.max_distance,
+            block_q,
+            block_k,
+            _FLASH_PLATFORMS[_platform()],
+        )
         if bias is not None:
             vector_NW = flash_tpu.band_vector(operands.bias_NW, bias, block_q, operands.q_offset)
             operands = operands._replace(bias_NW=vector_NW)
@@ -279,12 +325,20 @@ def _flash(form: Form, operands: Operands, bias_table: jax.Array | None, bias: R
 
 def _flash_gpu(form: Form, operands: Operands, bias_table: jax.Array | None, bias: RelativeBias | None) -> jax.Array:
     """The GPU kernels, on each device for its own rows, heads and queries."""
+
     def run(operands: Operands) -> jax.Array:
         (_, queries, _, size), keys = operands.q_BTNH.shape, operands.k_BSKH.shape[1]
         largest = flash_gpu.largest_tiling(_device().device_kind, size, operands.q_BTNH.dtype)
-        flash_form = flash_gpu.FlashForm(form.causal, form.scale, form.soft_cap, form.dropout_rate, form.precision,
-                                         bias and bias.max_distance, flash_gpu.tiling(queries, keys, largest),
-                                         _FLASH_GPU_PLATFORMS[_platform()])
+        flash_form = flash_gpu.FlashForm(
+            form.causal,
+            form.scale,
+            form.soft_cap,
+            form.dropout_rate,
+            form.precision,
+            bias and bias.max_distance,
+            flash_gpu.tiling(queries, keys, largest),
+            _FLASH_GPU_PLATFORMS[_platform()],
+        )
         if bias is not None:
             operands = operands._replace(bias_NW=flash_gpu.bias_by_distance(operands.bias_NW, bias))
         return flash_gpu.flash_attention(flash_form, operands)
@@ -296,7 +350,7 @@ def _on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax
     """`run` on each device of the mesh, if there is one, for its rows, queries and heads; all heads where they do not divide.
 
     Args:
-      operands: with an array [N, ...] by head, whatever `run` takes, for bias_NW.
+        operands: with an array [N, ...] by head, whatever `run` takes, for bias_NW.
     """
     current = sharding.current()
     if current is None:
@@ -320,8 +374,14 @@ def _pad_queries(operands: Operands, padding: int) -> Operands:
     return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
 
 
-def _sharded(run: Callable[[Operands], jax.Array], operands: Operands, current: sharding.Sharding, rows: Any,
-             head_axes: tuple[str, ...] | None, kv_axes: tuple[str, ...] | None) -> jax.Array:
+def _sharded(
+    run: Callable[[Operands], jax.Array],
+    operands: Operands,
+    current: sharding.Sharding,
+    rows: Any,
+    head_axes: tuple[str, ...] | None,
+    kv_axes: tuple[str, ...] | None,
+) -> jax.Array:
     """`run` with rows, heads and queries split over mesh axes (None: whole on every device).
 
     Keys and values, which every query may read, come split over their length too and are gathered; their gradients are
@@ -331,8 +391,18 @@ def _sharded(run: Callable[[Operands], jax.Array], operands: Operands, current: 
     query_axes, key_axes = (_length_axes(current, x.shape[1]) for x in (operands.q_BTNH, operands.k_BSKH))
     q_spec, kv_spec = PartitionSpec(rows, query_axes, head_axes, None), PartitionSpec(rows, key_axes, kv_axes, None)
     by_row = PartitionSpec(rows, None)
-    specs = Operands(q_spec, kv_spec, kv_spec, PartitionSpec(head_axes, None), PartitionSpec(rows, head_axes, None),
-                     PartitionSpec(rows, query_axes), by_row, by_row, by_row, PartitionSpec())
+    specs = Operands(
+        q_spec,
+        kv_spec,
+        kv_spec,
+        PartitionSpec(head_axes, None),
+        PartitionSpec(rows, head_axes, None),
+        PartitionSpec(rows, query_axes),
+        by_row,
+        by_row,
+        by_row,
+        PartitionSpec(),
+    )
     specs = Operands(*[None if x is None else spec for x, spec in zip(operands, specs, strict=True)])
 
     def local(operands: Operands) -> jax.Array:
@@ -375,20 +445,33 @@ def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> No
     if 0 in q_BTNH.shape + k_BSKH.shape:
         raise UserError(f'attend() got {shapes}; expected no empty axis.')
     if q_BTNH.shape[2] % k_BSKH.shape[2]:
-        raise UserError(f'{k_BSKH.shape[2]} key-value heads do not divide {q_BTNH.shape[2]} heads. '
-                        'Set ModelConfig.num_kv_heads to a divisor of ModelConfig.num_heads.')
+        raise UserError(
+            f'{k_BSKH.shape[2]} key-value heads do not divide {q_BTNH.shape[2]} heads. '
+            'Set ModelConfig.num_kv_heads to a divisor of ModelConfig.num_heads.'
+        )
     dtypes = [str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)]
     if len(set(dtypes)) > 1 or not jnp.issubdtype(q_BTNH.dtype, jnp.floating):
         raise UserError(f'attend() got q, k, v of {", ".join(dtypes)}; expected one floating type (ModelConfig.dtype).')
 
 
-def _check_masks(q_BTNH: jax.Array, k_BSKH: jax.Array, causal: bool, prefix_BS: jax.Array | None,
-                 q_segment_ids_BT: jax.Array | None, kv_segment_ids_BS: jax.Array | None,
-                 kv_lengths_B: jax.Array | None, q_offset: int | jax.Array) -> None:
+def _check_masks(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    causal: bool,
+    prefix_BS: jax.Array | None,
+    q_segment_ids_BT: jax.Array | None,
+    kv_segment_ids_BS: jax.Array | None,
+    kv_lengths_B: jax.Array | None,
+    q_offset: int | jax.Array,
+) -> None:
     by_query, by_key = q_BTNH.shape[:2], k_BSKH.shape[:2]
-    for name, x, shape in (('prefix_BS', prefix_BS, by_key), ('q_segment_ids_BT', q_segment_ids_BT, by_query),
-                           ('kv_segment_ids_BS', kv_segment_ids_BS, by_key), ('kv_lengths_B', kv_lengths_B, by_key[:1]),
-                           ('q_offset', q_offset, ())):
+    for name, x, shape in (
+        ('prefix_BS', prefix_BS, by_key),
+        ('q_segment_ids_BT', q_segment_ids_BT, by_query),
+        ('kv_segment_ids_BS', kv_segment_ids_BS, by_key),
+        ('kv_lengths_B', kv_lengths_B, by_key[:1]),
+        ('q_offset', q_offset, ()),
+    ):
         if x is None:
             continue
         whole = jnp.issubdtype(jnp.result_type(x), jnp.integer) or (name == 'prefix_BS' and x.dtype == bool)
@@ -397,16 +480,27 @@ def _check_masks(q_BTNH: jax.Array, k_BSKH: jax.Array, causal: bool, prefix_BS: 
     if prefix_BS is not None and not causal:
         raise UserError('attend() got prefix_BS without causal=True, where it hides nothing; leave one out.')
     if q_segment_ids_BT is not None and kv_segment_ids_BS is None:
-        raise UserError('attend() got q_segment_ids_BT without kv_segment_ids_BS; give both, or those of the keys alone.')
+        raise UserError(
+            'attend() got q_segment_ids_BT without kv_segment_ids_BS; give both, or those of the keys alone.'
+        )
 
 
-def _check_options(q_BTNH: jax.Array, bias_table: jax.Array | None, bias: RelativeBias | None, soft_cap: float | None,
-                   dropout_rate: float, dropout_key: jax.Array | None, implementation: str) -> None:
+def _check_options(
+    q_BTNH: jax.Array,
+    bias_table: jax.Array | None,
+    bias: RelativeBias | None,
+    soft_cap: float | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+    implementation: str,
+) -> None:
     if (bias_table is None) != (bias is None):
         raise UserError('attend() got only one of bias_table and bias; expected both or neither.')
     if bias is not None and bias_table.shape != (q_BTNH.shape[2], bias.num_buckets):
-        raise UserError(f'bias_table has the shape {bias_table.shape}; expected heads x buckets '
-                        f'{(q_BTNH.shape[2], bias.num_buckets)} (ModelConfig.relative_buckets).')
+        raise UserError(
+            f'bias_table has the shape {bias_table.shape}; expected heads x buckets '
+            f'{(q_BTNH.shape[2], bias.num_buckets)} (ModelConfig.relative_buckets).'
+        )
     if soft_cap is not None and not soft_cap > 0.0:
         raise UserError(f'soft_cap={soft_cap} is not above 0. Set ModelConfig.attention_soft_cap, or None for no cap.')
     if not 0.0 <= dropout_rate < 1.0:
@@ -414,5 +508,7 @@ def _check_options(q_BTNH: jax.Array, bias_table: jax.Array | None, bias: Relati
     if dropout_rate > 0.0 and dropout_key is None:
         raise UserError(f'dropout_rate={dropout_rate} needs a dropout_key; give one, or 0.0 outside training.')
     if implementation not in IMPLEMENTATIONS:
-        raise UserError(f'attention {implementation!r} is not known; expected one of {", ".join(IMPLEMENTATIONS)}. '
-                        'Set ModelConfig.attention.')
+        raise UserError(
+            f'attention {implementation!r} is not known; expected one of {", ".join(IMPLEMENTATIONS)}. '
+            'Set ModelConfig.attention.'
+        )

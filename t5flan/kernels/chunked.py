@@ -139,8 +139,12 @@ def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]
         return (*gradients, dbias_NW), None
 
     keys_dtype = jnp.float32 if several else k.dtype
-    zeros = (jnp.zeros_like(operands.q_BTNH), jnp.zeros(k.shape, keys_dtype), jnp.zeros(v.shape, keys_dtype),
-             None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW))
+    zeros = (
+        jnp.zeros_like(operands.q_BTNH),
+        jnp.zeros(k.shape, keys_dtype),
+        jnp.zeros(v.shape, keys_dtype),
+        None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW),
+    )
     gradients, _ = lax.scan(step, zeros, (_count(_steps(form, operands)), log_sum_JBKM))
     dq_BTNH, dk, dv, dbias_NW = gradients
     dk_BSKH, dv_BSKH = (_arrange_keys(form, operands, x).astype(k.dtype) for x in (dk, dv))
@@ -151,9 +155,18 @@ def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _tile_gradients(form: Form, operands: Operands, place: _Place, tile: jax.Array | None, q_KMH: jax.Array,
-                    y_KMH: jax.Array, dy_KMH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, log_sum_KM: jax.Array,
-                    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _tile_gradients(
+    form: Form,
+    operands: Operands,
+    place: _Place,
+    tile: jax.Array | None,
+    q_KMH: jax.Array,
+    y_KMH: jax.Array,
+    dy_KMH: jax.Array,
+    k_KSH: jax.Array,
+    v_KSH: jax.Array,
+    log_sum_KM: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients through one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H]."""
     logits, slope = _logits(form, _dot(form, k_KSH, q_KMH, 2, 2), tile, operands, place, transposed=True)
     per_query = (logits.shape[0], 1, *logits.shape[2:])
@@ -185,12 +198,14 @@ def _sum_of_keys(dlogits: jax.Array) -> jax.Array:
     kv_heads, keys = dlogits.shape[:2]
     # A product with ones: XLA's CPU takes three times as long as for all the rest to sum over the keys, which lie far apart.
     ones_K1S = jnp.ones((kv_heads, 1, keys), dlogits.dtype)
-    return lax.dot_general(ones_K1S, dlogits.reshape(kv_heads, keys, -1), (((2,), (1,)), ((0,), (0,))),
-                           precision='highest')
+    return lax.dot_general(
+        ones_K1S, dlogits.reshape(kv_heads, keys, -1), (((2,), (1,)), ((0,), (0,))), precision='highest'
+    )
 
 
-def _logits(form: Form, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place,
-            transposed: bool) -> tuple[jax.Array, jax.Array | None]:
+def _logits(
+    form: Form, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place, transposed: bool
+) -> tuple[jax.Array, jax.Array | None]:
     """Products of queries and keys, [K, M, S] or [K, S, M] -> the tile of masked logits, and the slope of the soft cap."""
     kv_heads, keys = products.shape[0], products.shape[1 if transposed else 2]
     shape = (kv_heads, keys, -1, form.block) if transposed else (kv_heads, -1, form.block, keys)
@@ -226,8 +241,9 @@ def _not_after(form: Form, operands: Operands, place: _Place, transposed: bool) 
     return as_key(_count(operands.k_BSKH.shape[1])) <= as_query(place.query + operands.q_offset + _count(form.block))
 
 
-def _shared_tile(form: Form, operands: Operands, bias_NW: jax.Array | None, place: _Place,
-                 transposed: bool) -> jax.Array | None:
+def _shared_tile(
+    form: Form, operands: Operands, bias_NW: jax.Array | None, place: _Place, transposed: bool
+) -> jax.Array | None:
     """What is added to the logits of every batch row: the bias, and the causal mask where rows have no prefix."""
     tile = None
     if bias_NW is not None:
@@ -253,8 +269,9 @@ def _drop(form: Form, weights: jax.Array, operands: Operands, place: _Place, tra
 
 def _dot(form: Form, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     """Product over one axis of each, axis 0 in common, summed and given in float32."""
-    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0,), (0,))), precision=form.precision,
-                           preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (((a_axis,), (b_axis,)), ((0,), (0,))), precision=form.precision, preferred_element_type=jnp.float32
+    )
 
 
 def _count(n: int) -> jax.Array:

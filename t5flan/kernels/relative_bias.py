@@ -31,12 +31,16 @@ class RelativeBias:
     def __post_init__(self):
         directions = 2 if self.bidirectional else 1
         if self.num_buckets % directions or self.num_buckets < 2 * directions:
-            raise UserError(f'relative bias has {self.num_buckets} buckets; expected at least {2 * directions}, '
-                            f'a multiple of {directions}. Set ModelConfig.relative_buckets.')
+            raise UserError(
+                f'relative bias has {self.num_buckets} buckets; expected at least {2 * directions}, '
+                f'a multiple of {directions}. Set ModelConfig.relative_buckets.'
+            )
         if self.max_distance <= self.num_buckets // directions // 2:
-            raise UserError(f'relative bias has the largest distance {self.max_distance}; expected more than '
-                            f'{self.num_buckets // directions // 2}, the distances with a bucket of their own. '
-                            'Set ModelConfig.relative_max_distance.')
+            raise UserError(
+                f'relative bias has the largest distance {self.max_distance}; expected more than '
+                f'{self.num_buckets // directions // 2}, the distances with a bucket of their own. '
+                'Set ModelConfig.relative_max_distance.'
+            )
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,7 +69,7 @@ def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType
     array([31, 16,  1,  0,  0,  0], dtype=int32)
 
     Args:
-      xp: `numpy` or `jax.numpy`, which computes.
+        xp: `numpy` or `jax.numpy`, which computes.
     """
     relative_positions = xp.asarray(relative_positions, xp.int32)
     buckets = bias.num_buckets // 2 if bias.bidirectional else bias.num_buckets
@@ -78,7 +82,9 @@ def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType
     return first + bucket
 
 
-def bias_vector(table_NR: jax.Array, bias: RelativeBias, queries: int, keys: int, q_offset: int | jax.Array) -> jax.Array:
+def bias_vector(
+    table_NR: jax.Array, bias: RelativeBias, queries: int, keys: int, q_offset: int | jax.Array
+) -> jax.Array:
     """The bias of every distance from T `queries` to S `keys`, float32 [N, T + S - 1].
 
     Element w belongs to the distance w - (T - 1) - q_offset, so query t reads key s at w = s - t + T - 1.
@@ -109,7 +115,7 @@ def toeplitz(vector: jax.Array, rows: int, columns: int) -> jax.Array:
     width += 1
     padded = jnp.pad(vector, [(0, 0)] * len(leading) + [(0, 1)])
     flat = jnp.broadcast_to(padded[..., None, :], (*leading, rows, width)).reshape(*leading, rows * width)
-    flat = flat[..., rows - 1:rows - 1 + rows * (width - 1)]
+    flat = flat[..., rows - 1 : rows - 1 + rows * (width - 1)]
     return flat.reshape(*leading, rows, width - 1)[..., :columns]
 
 
@@ -122,7 +128,7 @@ def toeplitz_transposed(vector: jax.Array, rows: int, columns: int) -> jax.Array
     tiles = -(-columns // rows)
     padded = jnp.pad(vector, [(0, 0)] * len(leading) + [(0, (tiles + 1) * rows - vector.shape[-1])])
     parts = padded.reshape(*leading, tiles + 1, rows)
-    windows = jnp.concatenate([parts[..., :-1, :], parts[..., 1:, :]], axis=-1)[..., :2 * rows - 1]
+    windows = jnp.concatenate([parts[..., :-1, :], parts[..., 1:, :]], axis=-1)[..., : 2 * rows - 1]
     square = toeplitz(windows[..., ::-1], rows, rows)
     return square.reshape(*leading, tiles * rows, rows)[..., :columns, :]
 
@@ -131,8 +137,8 @@ def bias_tile(vector_NW: jax.Array, start: int | jax.Array, block: int, keys: in
     """The bias of queries start ... start + block - 1: [N, block, S], or [N, S, block] if `transposed`.
 
     Args:
-      vector_NW: of all T queries, as `bias_vector` gives it.
-      start: a multiple of `block`, may be traced.
+        vector_NW: of all T queries, as `bias_vector` gives it.
+        start: a multiple of `block`, may be traced.
     """
     queries = vector_NW.shape[1] - keys + 1
     part = jax.lax.dynamic_slice_in_dim(vector_NW, queries - block - start, block + keys - 1, axis=1)

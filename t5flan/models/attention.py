@@ -63,14 +63,22 @@ class Attention(nnx.Module):
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
 
-    def __call__(self, x_BTD: jax.Array, keys_values: KeysValues, mask: Mask, *, positions_BT: jax.Array | None = None,
-                 bias_table_NR: jax.Array | None = None, q_offset: int | jax.Array = 0,
-                 dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        keys_values: KeysValues,
+        mask: Mask,
+        *,
+        positions_BT: jax.Array | None = None,
+        bias_table_NR: jax.Array | None = None,
+        q_offset: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
         """Reads `keys_values` at the queries of x: [B, T, D] -> [B, T, D].
 
         Args:
-          bias_table_NR: relative bias per head and bucket, or None.
-          q_offset: which key the first query stands at; 0 unless keys of the past come first.
+            bias_table_NR: relative bias per head and bucket, or None.
+            q_offset: which key the first query stands at; 0 unless keys of the past come first.
         """
         config = self.config
         q_BTNH = self.query(x_BTD)
@@ -80,15 +88,25 @@ class Attention(nnx.Module):
         bias = None
         if bias_table_NR is not None:
             bias = RelativeBias(self.bidirectional, config.relative_buckets, config.relative_max_distance)
-        y_BTNH = attend(q_BTNH, *keys_values, bias_table=bias_table_NR, bias=bias, q_offset=q_offset, **mask._asdict(),
-                        scale=config.attention_scale, soft_cap=config.attention_soft_cap,
-                        dropout_rate=0.0 if dropout_key is None else config.dropout_rate, dropout_key=dropout_key,
-                        implementation=config.attention)
+        y_BTNH = attend(
+            q_BTNH,
+            *keys_values,
+            bias_table=bias_table_NR,
+            bias=bias,
+            q_offset=q_offset,
+            **mask._asdict(),
+            scale=config.attention_scale,
+            soft_cap=config.attention_soft_cap,
+            dropout_rate=0.0 if dropout_key is None else config.dropout_rate,
+            dropout_key=dropout_key,
+            implementation=config.attention,
+        )
         return self.out(constrain(y_BTNH, ('batch', 'length', 'act_heads', 'kv')))
 
 
 def remember(past: Past, present: KeysValues) -> KeysValues:
     """The past's keys and values with the present token's ([B, 1, K, H] each) written at its index: [B, M, K, H]."""
+
     def write(memory_BMKH: jax.Array, new_B1KH: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(memory_BMKH, new_B1KH.astype(memory_BMKH.dtype), past.index, axis=1)
 

@@ -57,10 +57,13 @@ class Cache:
         """With one token's keys and values ([B, 1, K, H]) at `index` of one layer."""
 
         def write(memory_LBMKH: jax.Array, new_B1KH: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(memory_LBMKH, new_B1KH[None].astype(memory_LBMKH.dtype),
-                                                (layer, 0, self.index, 0, 0))
+            return jax.lax.dynamic_update_slice(
+                memory_LBMKH, new_B1KH[None].astype(memory_LBMKH.dtype), (layer, 0, self.index, 0, 0)
+            )
 
-        return dataclasses.replace(self, k_LBMKH=write(self.k_LBMKH, present[0]), v_LBMKH=write(self.v_LBMKH, present[1]))
+        return dataclasses.replace(
+            self, k_LBMKH=write(self.k_LBMKH, present[0]), v_LBMKH=write(self.v_LBMKH, present[1])
+        )
 
     def advanced(self) -> 'Cache':
         """After a token was written in every layer."""
@@ -68,10 +71,14 @@ class Cache:
 
     def take(self, rows_B: jax.Array) -> 'Cache':
         """Rows of the batch, in another order or repeated (beams, several samples of one prompt)."""
-        return dataclasses.replace(self, **{
-            field.name: jnp.take(value, rows_B, axis=1 if 'LB' in field.name else 0)
-            for field in dataclasses.fields(self) if field.name != 'index'
-            and (value := getattr(self, field.name)) is not None})
+        return dataclasses.replace(
+            self,
+            **{
+                field.name: jnp.take(value, rows_B, axis=1 if 'LB' in field.name else 0)
+                for field in dataclasses.fields(self)
+                if field.name != 'index' and (value := getattr(self, field.name)) is not None
+            },
+        )
 
 
 def empty_places(present: KeysValues, new_places: int) -> KeysValues:

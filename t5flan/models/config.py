@@ -35,7 +35,9 @@ class ModelConfig:
 
     # Attention.
     num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped-query
-    scale_attention: bool = False  # True: logits x head_dim^-0.5. As in T5, False: it is in the initialiser of the query
+    scale_attention: bool = (
+        False  # True: logits x head_dim^-0.5. As in T5, False: it is in the initialiser of the query
+    )
     attention_soft_cap: float | None = None  # cap * tanh(logits / cap)
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'  # the form of `attend` that runs
 
@@ -63,7 +65,9 @@ class ModelConfig:
 
     # How it runs; none of these changes what the parameters mean.
     dropout_rate: float = 0.0
-    dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
+    dtype: Literal['bfloat16', 'float32', 'float16'] = (
+        'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
+    )
     scan_layers: bool = True  # False unrolls the loop over the same stacked parameters
     # What the backward pass computes again: nothing, all but projections and attention's result, everything.
     remat: Literal['none', 'minimal', 'full'] = 'none'
@@ -85,20 +89,42 @@ class ModelConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f'ModelConfig.{name}', value, 'a number above 0')
         require(0 <= self.dropout_rate < 1, 'ModelConfig.dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
-        require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'ModelConfig.num_kv_heads', self.num_kv_heads,
-                 f'a divisor of num_heads={self.num_heads}')
-        require(self.relative_buckets >= 4 and self.relative_buckets % 4 == 0, 'ModelConfig.relative_buckets',
-                 self.relative_buckets, 'a multiple of 4')
-        require(self.relative_max_distance > self.relative_buckets // 2, 'ModelConfig.relative_max_distance',
-                 self.relative_max_distance, f'more than relative_buckets / 2 = {self.relative_buckets // 2}')
-        require(self.position != 'rope' or self.head_dim % 2 == 0, 'ModelConfig.head_dim', self.head_dim, 'even, for rope')
+        require(
+            self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
+            'ModelConfig.num_kv_heads',
+            self.num_kv_heads,
+            f'a divisor of num_heads={self.num_heads}',
+        )
+        require(
+            self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
+            'ModelConfig.relative_buckets',
+            self.relative_buckets,
+            'a multiple of 4',
+        )
+        require(
+            self.relative_max_distance > self.relative_buckets // 2,
+            'ModelConfig.relative_max_distance',
+            self.relative_max_distance,
+            f'more than relative_buckets / 2 = {self.relative_buckets // 2}',
+        )
+        require(
+            self.position != 'rope' or self.head_dim % 2 == 0, 'ModelConfig.head_dim', self.head_dim, 'even, for rope'
+        )
 
     def _check_combinations(self) -> None:
         encoder_decoder = self.architecture == 'encoder_decoder'
-        require(self.num_encoder_layers > 0 if encoder_decoder else self.num_encoder_layers == 0, 'ModelConfig.num_encoder_layers',
-                 self.num_encoder_layers, 'above 0' if encoder_decoder else '0 for a decoder_only model')
-        require(not (encoder_decoder and self.parallel_block), 'ModelConfig.parallel_block', True,
-                 'False for an encoder_decoder model: its decoder has a third sub-layer')
+        require(
+            self.num_encoder_layers > 0 if encoder_decoder else self.num_encoder_layers == 0,
+            'ModelConfig.num_encoder_layers',
+            self.num_encoder_layers,
+            'above 0' if encoder_decoder else '0 for a decoder_only model',
+        )
+        require(
+            not (encoder_decoder and self.parallel_block),
+            'ModelConfig.parallel_block',
+            True,
+            'False for an encoder_decoder model: its decoder has a third sub-layer',
+        )
         require(len(self.mlp_activations) > 0, 'ModelConfig.mlp_activations', self.mlp_activations, 'at least one')
 
     @property
@@ -120,7 +146,7 @@ class ModelConfig:
         """The inverse of `to_dict`.
 
         Raises:
-          UserError: an unknown field, a missing one, or a value out of its range.
+            UserError: an unknown field, a missing one, or a value out of its range.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:

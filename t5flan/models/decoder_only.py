@@ -18,20 +18,34 @@ class DecoderOnly(Model):
         """Normed hidden states [B, T, D], in the compute dtype. Dropout is on exactly with a key.
 
         Args:
-          batch: decoder_input_tokens [B, T], int32; of packed rows also decoder_segment_ids and decoder_positions; for
-            a prefix LM decoder_causal_attention, 1 where a token belongs to the prefix and is seen by all of its
-            segment.
+            batch: decoder_input_tokens [B, T], int32; of packed rows also decoder_segment_ids and decoder_positions; for
+                a prefix LM decoder_causal_attention, 1 where a token belongs to the prefix and is seen by all of its
+                segment.
         """
         tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
         segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
-        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT,
-                    prefix_BS=None if prefix_BT is None else jnp.asarray(prefix_BT) > 0)
-        x_BTD, _ = self.decoder(self.token_embedder(tokens_BT), mask=mask, dropout_key=dropout_key,
-                                positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))))
+        mask = Mask(
+            causal=True,
+            q_segment_ids_BT=segment_ids_BT,
+            kv_segment_ids_BS=segment_ids_BT,
+            prefix_BS=None if prefix_BT is None else jnp.asarray(prefix_BT) > 0,
+        )
+        x_BTD, _ = self.decoder(
+            self.token_embedder(tokens_BT),
+            mask=mask,
+            dropout_key=dropout_key,
+            positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))),
+        )
         return x_BTD
 
-    def start_cache(self, prompt_tokens_BP: jax.Array, max_decode_len: int, *,
-                    prefix_lm: bool = False, start_id: int | jax.Array = START_TOKEN) -> tuple[jax.Array, Cache]:
+    def start_cache(
+        self,
+        prompt_tokens_BP: jax.Array,
+        max_decode_len: int,
+        *,
+        prefix_lm: bool = False,
+        start_id: int | jax.Array = START_TOKEN,
+    ) -> tuple[jax.Array, Cache]:
         """Reads prompts of various lengths in one pass; gives logits [B, V] of the token after each, and a cache.
 
         Prompts are padded with 0 at the LEFT, and do not hold the start token: it is put before each of them here,
@@ -42,18 +56,26 @@ class DecoderOnly(Model):
             positions  -  -  0  1  2      0  1  2  3  4
 
         Args:
-          prompt_tokens_BP: int32.
-          max_decode_len: how many more tokens `decode_step` can be fed.
-          start_id: the start token, one or one for each row [B].
-          prefix_lm: the prompt and its start token see one another in both directions, as a prefix does in training.
+            prompt_tokens_BP: int32.
+            max_decode_len: how many more tokens `decode_step` can be fed.
+            start_id: the start token, one or one for each row [B].
+            prefix_lm: the prompt and its start token see one another in both directions, as a prefix does in training.
         """
         prompt_BP = jnp.asarray(prompt_tokens_BP, jnp.int32)
         pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)))
-        tokens_BT = jnp.where(positions_of(tokens_BT) == pad_B[:, None], jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT)
+        tokens_BT = jnp.where(
+            positions_of(tokens_BT) == pad_B[:, None], jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT
+        )
         present_BT = positions_of(tokens_BT) >= pad_B[:, None]
-        mask = Mask(causal=True, kv_segment_ids_BS=present_BT.astype(jnp.int32), prefix_BS=present_BT if prefix_lm else None)
-        x_BTD, present = self.decoder(self.token_embedder(tokens_BT), mask=mask, keep=True,
-                                      positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0))
+        mask = Mask(
+            causal=True, kv_segment_ids_BS=present_BT.astype(jnp.int32), prefix_BS=present_BT if prefix_lm else None
+        )
+        x_BTD, present = self.decoder(
+            self.token_embedder(tokens_BT),
+            mask=mask,
+            keep=True,
+            positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0),
+        )
         cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *empty_places(present, max_decode_len))
         return self.logits(x_BTD[:, -1:])[:, 0], cache

@@ -51,13 +51,23 @@ def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None, *, along_lengt
 class Projection(nnx.Module):
     """A linear map without bias, from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
 
-    def __init__(self, config: ModelConfig, scope: Scope, inputs: dict[str, int], outputs: dict[str, int],
-                 init: Initializer | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        scope: Scope,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        init: Initializer | None = None,
+    ):
         """`inputs` and `outputs` give sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
         self.dtype = config.dtype
         self.num_inputs = len(inputs)
-        self.kernel = scope.parameter('kernel', (*inputs.values(), *outputs.values()), (*inputs, *outputs),
-                                      init or fan_in(len(inputs), truncated=True))
+        self.kernel = scope.parameter(
+            'kernel',
+            (*inputs.values(), *outputs.values()),
+            (*inputs, *outputs),
+            init or fan_in(len(inputs), truncated=True),
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         summed = tuple(range(self.num_inputs))
@@ -65,8 +75,12 @@ class Projection(nnx.Module):
         # XLA's CPU widens the operands of a 16-bit product whose result is 16-bit too; one that gives float32 it runs as it
         # is, in half the time. Elsewhere sums are float32 whatever the result.
         result = jnp.float32 if platform() == 'cpu' else None
-        y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), ((last, summed), ((), ())),
-                                preferred_element_type=result).astype(self.dtype)
+        y = jax.lax.dot_general(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            ((last, summed), ((), ())),
+            preferred_element_type=result,
+        ).astype(self.dtype)
         return checkpoint_name(y, PROJECTION)
 
 
@@ -103,9 +117,13 @@ class MLP(nnx.Module):
         return ['wi'] if count == 1 else [f'wi_{i}' for i in range(count)]
 
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        x_BTF = functools.reduce(operator.mul, [
-            _ACTIVATIONS[activation](getattr(self, name)(x_BTD))
-            for name, activation in zip(self._inner_names(), self.config.mlp_activations, strict=True)])
+        x_BTF = functools.reduce(
+            operator.mul,
+            [
+                _ACTIVATIONS[activation](getattr(self, name)(x_BTD))
+                for name, activation in zip(self._inner_names(), self.config.mlp_activations, strict=True)
+            ],
+        )
         x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))
         return self.wo(dropout(x_BTF, self.config.dropout_rate, dropout_key))
 

@@ -35,10 +35,12 @@ class Model(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] or [B, D] -> float32 logits [B, T, V] or [B, V]."""
-        logits_BTV = self.token_embedder.logits(x_BTD) if self.config.tie_embeddings else self.decoder.logits_dense(x_BTD)
+        logits_BTV = (
+            self.token_embedder.logits(x_BTD) if self.config.tie_embeddings else self.decoder.logits_dense(x_BTD)
+        )
         if self.config.logits_soft_cap is not None:
             logits_BTV = self.config.logits_soft_cap * jnp.tanh(logits_BTV / self.config.logits_soft_cap)
-        return constrain(logits_BTV, (*('batch', 'length')[:x_BTD.ndim - 1], 'act_vocab'))
+        return constrain(logits_BTV, (*('batch', 'length')[: x_BTD.ndim - 1], 'act_vocab'))
 
     def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """A batch of model features -> float32 logits [B, T, V], the whole of them: training goes by `hidden`."""

@@ -56,8 +56,12 @@ def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         axes = tuple(range(len(shape)))
         draw = jax.nn.initializers.variance_scaling(
-            variance, 'fan_in', 'truncated_normal' if truncated else 'normal',
-            in_axis=axes[:num_input_axes], out_axis=axes[num_input_axes:])
+            variance,
+            'fan_in',
+            'truncated_normal' if truncated else 'normal',
+            in_axis=axes[:num_input_axes],
+            out_axis=axes[num_input_axes:],
+        )
         return draw(key, shape, dtype)
 
     return init
@@ -86,24 +90,31 @@ def logical_axes(model: nnx.Module) -> Any:
 def named_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
     """'encoder/layers/mlp/wo/kernel' -> ('layers', 'mlp', 'embed')."""
     parameters = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Param))
-    return {name: parameter.get_metadata('axes') for name, parameter in zip(named_parameters(model), parameters, strict=True)}
+    return {
+        name: parameter.get_metadata('axes')
+        for name, parameter in zip(named_parameters(model), parameters, strict=True)
+    }
 
 
 def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
     """`tree` with every leaf taken from `values` by name.
 
     Raises:
-      UserError: names or shapes are not those of `tree`.
+        UserError: names or shapes are not those of `tree`.
     """
     leaves = named_parameters(tree)
     if leaves.keys() != values.keys():
         missing, unknown = sorted(leaves.keys() - values.keys()), sorted(values.keys() - leaves.keys())
-        raise UserError(f'parameters do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} '
-                        f'({len(missing)} and {len(unknown)} in number). Set ModelConfig as the parameters were trained.')
+        raise UserError(
+            f'parameters do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} '
+            f'({len(missing)} and {len(unknown)} in number). Set ModelConfig as the parameters were trained.'
+        )
     for name, leaf in leaves.items():
         if leaf.shape != values[name].shape:
-            raise UserError(f'{name} has shape {values[name].shape}, the model expects {leaf.shape}. '
-                            'Set ModelConfig as the parameters were trained.')
+            raise UserError(
+                f'{name} has shape {values[name].shape}, the model expects {leaf.shape}. '
+                'Set ModelConfig as the parameters were trained.'
+            )
     return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in leaves])
 
 

@@ -21,8 +21,11 @@ class RelativeTable(nnx.Module):
         if config.relative_bias_per_layer:
             scope = scope.stacked(layers)
         self.rel_embedding = scope.parameter(
-            'rel_embedding', (config.num_heads, config.relative_buckets), ('heads', 'relpos_buckets'),
-            jax.nn.initializers.variance_scaling(config.relative_bias_init, 'fan_avg', 'uniform'))
+            'rel_embedding',
+            (config.num_heads, config.relative_buckets),
+            ('heads', 'relpos_buckets'),
+            jax.nn.initializers.variance_scaling(config.relative_bias_init, 'fan_avg', 'uniform'),
+        )
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:

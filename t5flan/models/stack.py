@@ -39,12 +39,25 @@ class EncoderBlock(nnx.Module):
         self.pre_mlp_layer_norm = Norm(config, scope / 'pre_mlp_layer_norm')
         self.mlp = MLP(config, scope / 'mlp')
 
-    def __call__(self, x_BSD: jax.Array, *, mask: Mask, positions_BS: jax.Array, bias_table_NR: jax.Array | None,
-                 dropout_key: Key) -> jax.Array:
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        *,
+        mask: Mask,
+        positions_BS: jax.Array,
+        bias_table_NR: jax.Array | None,
+        dropout_key: Key,
+    ) -> jax.Array:
         drop = functools.partial(_residual, self.config, dropout_key)
         y_BSD = self.pre_attention_layer_norm(x_BSD)
-        y_BSD = self.attention(y_BSD, self.attention.keys_values(y_BSD, positions_BS), mask, positions_BT=positions_BS,
-                               bias_table_NR=bias_table_NR, dropout_key=fold(dropout_key, 'attention'))
+        y_BSD = self.attention(
+            y_BSD,
+            self.attention.keys_values(y_BSD, positions_BS),
+            mask,
+            positions_BT=positions_BS,
+            bias_table_NR=bias_table_NR,
+            dropout_key=fold(dropout_key, 'attention'),
+        )
         x_BSD = drop('after attention', x_BSD, y_BSD)
         y_BSD = self.mlp(self.pre_mlp_layer_norm(x_BSD), fold(dropout_key, 'mlp'))
         return drop('after mlp', x_BSD, y_BSD)
@@ -62,27 +75,46 @@ class DecoderBlock(nnx.Module):
         self.self_attention = Attention(config, scope / 'self_attention', bidirectional=False)
         if config.architecture == 'encoder_decoder':
             self.pre_cross_attention_layer_norm = Norm(config, scope / 'pre_cross_attention_layer_norm')
-            self.encoder_decoder_attention = Attention(config, scope / 'encoder_decoder_attention', bidirectional=True,
-                                                       across=True)
+            self.encoder_decoder_attention = Attention(
+                config, scope / 'encoder_decoder_attention', bidirectional=True, across=True
+            )
         if not config.parallel_block:
             self.pre_mlp_layer_norm = Norm(config, scope / 'pre_mlp_layer_norm')
         self.mlp = MLP(config, scope / 'mlp')
 
-    def __call__(self, x_BTD: jax.Array, *, mask: Mask, positions_BT: jax.Array, bias_table_NR: jax.Array | None = None,
-                 cross: KeysValues | None = None, cross_mask: Mask | None = None, past: Past | None = None,
-                 dropout_key: Key = None) -> tuple[jax.Array, KeysValues]:
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        *,
+        mask: Mask,
+        positions_BT: jax.Array,
+        bias_table_NR: jax.Array | None = None,
+        cross: KeysValues | None = None,
+        cross_mask: Mask | None = None,
+        past: Past | None = None,
+        dropout_key: Key = None,
+    ) -> tuple[jax.Array, KeysValues]:
         """Gives the block's output and the keys and values of its input; with `past`, x is the one token after it."""
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         present = self.self_attention.keys_values(normed_BTD, positions_BT)
-        y_BTD = self.self_attention(normed_BTD, present if past is None else remember(past, present), mask,
-                                    positions_BT=positions_BT, bias_table_NR=bias_table_NR,
-                                    q_offset=0 if past is None else past.index,
-                                    dropout_key=fold(dropout_key, 'self_attention'))
+        y_BTD = self.self_attention(
+            normed_BTD,
+            present if past is None else remember(past, present),
+            mask,
+            positions_BT=positions_BT,
+            bias_table_NR=bias_table_NR,
+            q_offset=0 if past is None else past.index,
+            dropout_key=fold(dropout_key, 'self_attention'),
+        )
         x_BTD = drop('after self_attention', x_BTD, y_BTD)
         if cross is not None:
-            y_BTD = self.encoder_decoder_attention(self.pre_cross_attention_layer_norm(x_BTD), cross, cross_mask,
-                                                   dropout_key=fold(dropout_key, 'encoder_decoder_attention'))
+            y_BTD = self.encoder_decoder_attention(
+                self.pre_cross_attention_layer_norm(x_BTD),
+                cross,
+                cross_mask,
+                dropout_key=fold(dropout_key, 'encoder_decoder_attention'),
+            )
             x_BTD = drop('after encoder_decoder_attention', x_BTD, y_BTD)
         if not self.config.parallel_block:
             normed_BTD = self.pre_mlp_layer_norm(x_BTD)
@@ -96,8 +128,15 @@ def _residual(config: ModelConfig, key: Key, name: str, x_BTD: jax.Array, y_BTD:
     return constrain(x_BTD, ('batch', 'length', 'act_embed'))
 
 
-def run_layers(config: ModelConfig, body: Callable[..., tuple[Any, Any]], carry: Any, stacked: Any, layers: int, *,
-               differentiated: bool = True) -> tuple[Any, Any]:
+def run_layers(
+    config: ModelConfig,
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    stacked: Any,
+    layers: int,
+    *,
+    differentiated: bool = True,
+) -> tuple[Any, Any]:
     """`carry, out = body(carry, layer_number, slice of stacked)` for each layer; gives the carry and the stacked outs.
 
     A scan (one block is compiled), or a loop where `config.scan_layers` is False; the numbers are the same. Under
@@ -132,8 +171,13 @@ class Encoder(nnx.Module):
 
         def body(x_BSD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, None]:
             block, table_NR = parameters
-            x_BSD = block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=shared if table_NR is None else table_NR,
-                          dropout_key=fold(dropout_key, layer))
+            x_BSD = block(
+                x_BSD,
+                mask=mask,
+                positions_BS=positions_BS,
+                bias_table_NR=shared if table_NR is None else table_NR,
+                dropout_key=fold(dropout_key, layer),
+            )
             return x_BSD, None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))
@@ -151,12 +195,24 @@ class Decoder(nnx.Module):
         self.relpos_bias = _relative_table(config, scope, config.num_decoder_layers)
         self.decoder_norm = Norm(config, scope / 'decoder_norm')
         if not config.tie_embeddings:
-            self.logits_dense = Projection(dataclasses.replace(config, dtype='float32'), scope / 'logits_dense',
-                                           {'embed': config.emb_dim}, {'vocab': config.vocab_size})
+            self.logits_dense = Projection(
+                dataclasses.replace(config, dtype='float32'),
+                scope / 'logits_dense',
+                {'embed': config.emb_dim},
+                {'vocab': config.vocab_size},
+            )
 
-    def __call__(self, x_BTD: jax.Array, *, mask: Mask, positions_BT: jax.Array, encoded_BSD: jax.Array | None = None,
-                 cross_mask: Mask | None = None, dropout_key: Key = None,
-                 keep: bool = False) -> tuple[jax.Array, KeysValues | None]:
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        *,
+        mask: Mask,
+        positions_BT: jax.Array,
+        encoded_BSD: jax.Array | None = None,
+        cross_mask: Mask | None = None,
+        dropout_key: Key = None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, KeysValues | None]:
         """Gives hidden states, and if `keep` the keys and values of every layer, two of [L, B, T, K, H]."""
         config = self.config
         shared, per_layer = _split_table(config, self.relpos_bias)
@@ -164,9 +220,15 @@ class Decoder(nnx.Module):
         def body(x_BTD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, KeysValues | None]:
             block, table_NR = parameters
             cross = None if encoded_BSD is None else block.encoder_decoder_attention.keys_values(encoded_BSD)
-            x_BTD, present = block(x_BTD, mask=mask, positions_BT=positions_BT, cross=cross, cross_mask=cross_mask,
-                                   bias_table_NR=shared if table_NR is None else table_NR,
-                                   dropout_key=fold(dropout_key, layer))
+            x_BTD, present = block(
+                x_BTD,
+                mask=mask,
+                positions_BT=positions_BT,
+                cross=cross,
+                cross_mask=cross_mask,
+                bias_table_NR=shared if table_NR is None else table_NR,
+                dropout_key=fold(dropout_key, layer),
+            )
             return x_BTD, present if keep else None
 
         x_BTD = dropout(x_BTD, config.dropout_rate, fold(dropout_key, 'embedded'))
@@ -183,13 +245,20 @@ class Decoder(nnx.Module):
         def body(carry: tuple, layer: jax.Array, parameters: tuple) -> tuple[tuple, None]:
             x_B1D, cache = carry
             block, table_NR = parameters
-            x_B1D, present = block(x_B1D, mask=mask, positions_BT=positions_B1, past=cache.past(layer),
-                                   cross=cache.cross(layer), cross_mask=cache.cross_mask(),
-                                   bias_table_NR=shared if table_NR is None else table_NR)
+            x_B1D, present = block(
+                x_B1D,
+                mask=mask,
+                positions_BT=positions_B1,
+                past=cache.past(layer),
+                cross=cache.cross(layer),
+                cross_mask=cache.cross_mask(),
+                bias_table_NR=shared if table_NR is None else table_NR,
+            )
             return (x_B1D, cache.written(layer, present)), None
 
-        (x_B1D, cache), _ = run_layers(config, body, (x_B1D, cache), (self.layers, per_layer),
-                                       config.num_decoder_layers, differentiated=False)
+        (x_B1D, cache), _ = run_layers(
+            config, body, (x_B1D, cache), (self.layers, per_layer), config.num_decoder_layers, differentiated=False
+        )
         return self.decoder_norm(x_B1D), cache.advanced()
 
 

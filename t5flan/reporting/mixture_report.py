@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from t5flan.data import skipped as broken
-from t5flan.data.preprocessing import features
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.mixing import caps, find_mixture
+from t5flan.data.mixtures.readers import example_functions, open_reader
+from t5flan.data.mixtures.stages import Plan, make_plan
+from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.denoising import span_pieces
 from t5flan.data.preprocessing.examples import Example
-from t5flan.data.mixtures.mixing import caps, find_mixture
-from t5flan.data.mixtures.stages import Plan, make_plan
-from t5flan.data.mixtures.readers import example_functions, open_reader
-from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import write_json
 
@@ -71,14 +71,29 @@ def describe_mixture(
             left_out[task.name] = str(error)
             continue
         rates = [float(rate) for rate in plan.rates[:, number]]
-        tasks.append({'task': task.name, 'rate': rates[0], 'rates': rates, 'records': _records(task, config.split),
-                      'cap': capped.get(task.name)} | row)
+        tasks.append(
+            {
+                'task': task.name,
+                'rate': rates[0],
+                'rates': rates,
+                'records': _records(task, config.split),
+                'cap': capped.get(task.name),
+            }
+            | row
+        )
         if number in chosen:
             share = max(1, shown // len(chosen))
             examples += [{'task': task.name} | _rendered(example, vocabulary) for example in _different(made, share)]
     notes = {name: lines for name in _names(config) if (lines := broken.notes(name))}
-    return {'mixture': config.mixture, 'split': config.split, 'stages': _stages(config, plan), 'left_out': left_out, 'notes': notes,
-            'tasks': tasks, 'examples': examples}
+    return {
+        'mixture': config.mixture,
+        'split': config.split,
+        'stages': _stages(config, plan),
+        'left_out': left_out,
+        'notes': notes,
+        'tasks': tasks,
+        'examples': examples,
+    }
 
 
 def _is_denoiser(task: Any) -> bool:
@@ -94,7 +109,9 @@ def _stages(config: DataConfig, plan: Plan) -> list[dict[str, Any]]:
     return [{'begins': begins, 'mixture': mixture} for begins, mixture in zip(plan.begins, mixtures, strict=True)]
 
 
-def _measure(task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int) -> tuple[dict[str, Any], list[Example]]:
+def _measure(
+    task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int
+) -> tuple[dict[str, Any], list[Example]]:
     """What the first `sample` examples say of a task, and these examples."""
     if not sample:
         return {'sampled': 0, **dict.fromkeys(MEASURED), 'variants': {}}, []
@@ -106,13 +123,17 @@ def _measure(task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int)
         reader.pop()
         made.append(ready.example)
         weights = ready.example.get(features.LOSS_WEIGHTS)
-        tokens.update(dict(ready.lengths) | {'long': ready.counts.trimmed, 'few': bool(ready.example.get('few_sentinels'))})
+        tokens.update(
+            dict(ready.lengths) | {'long': ready.counts.trimmed, 'few': bool(ready.example.get('few_sentinels'))}
+        )
         tokens['loss'] += len(ready.example['targets']) if weights is None else int(np.count_nonzero(weights))
         if variant := ready.example.get('variant'):
             variants[str(variant)] += 1
     count = max(1, len(made))
-    mean = {name: round(tokens[feature] / count, 1)
-            for name, feature in (('input_tokens', 'inputs'), ('target_tokens', 'targets'), ('loss_tokens', 'loss'))}
+    mean = {
+        name: round(tokens[feature] / count, 1)
+        for name, feature in (('input_tokens', 'inputs'), ('target_tokens', 'targets'), ('loss_tokens', 'loss'))
+    }
     mean['target_share'] = tokens['targets'] / max(1, tokens['inputs'] + tokens['targets'])
     shares = {'too_long': tokens['long'] / count, 'few_sentinels': tokens['few'] / count}
     return {'sampled': len(made)} | mean | shares | {'variants': dict(variants.most_common())}, made
@@ -134,7 +155,11 @@ def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     weights = np.asarray(example.get(features.LOSS_WEIGHTS, np.ones(len(targets)))) > 0
     edges = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(targets)]
     marked = [[texts['inputs'], False]] if 'inputs' in texts else []
-    marked += [[vocabulary.decode(targets[start:end]), bool(weights[start])] for start, end in zip(edges, edges[1:]) if end > start]
+    marked += [
+        [vocabulary.decode(targets[start:end]), bool(weights[start])]
+        for start, end in zip(edges, edges[1:])
+        if end > start
+    ]
     return {'variant': example.get('variant')} | texts | {'marked': marked} | _spans(example, vocabulary)
 
 
@@ -158,14 +183,16 @@ def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 def _records(task: Any, split: str) -> int | None:
     try:
         return task.num_input_examples(split)
-    except Exception:  # noqa: BLE001 - TFDS looks on the network for what it does not have; a count is not worth failing for
+    except Exception:
         return None
 
 
 # -- For people ----------------------------------------------------------------------------------------------------------
 
 
-def main(config: DataConfig, json_path: str | None = None, sample: int | None = None, shown: int | None = None) -> dict[str, Any]:
+def main(
+    config: DataConfig, json_path: str | None = None, sample: int | None = None, shown: int | None = None
+) -> dict[str, Any]:
     """Prints the description as a table; writes it to `json_path` too. The tasks must be registered."""
     from rich.console import Console
 
@@ -178,7 +205,9 @@ def main(config: DataConfig, json_path: str | None = None, sample: int | None = 
     for example in description['examples']:
         _print_example(console, example)
     if description['examples'] and not console.color_system:
-        console.print(f'\n{"".join(MARKS)} are around what carries loss, or, with the number of its sentinel, around a span.')
+        console.print(
+            f'\n{"".join(MARKS)} are around what carries loss, or, with the number of its sentinel, around a span.'
+        )
     for line in [*broken.summary(description['left_out']), *broken.lacking(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:
@@ -191,11 +220,30 @@ def _table(description: Mapping[str, Any]) -> Any:
 
     tasks, stages = description['tasks'], description['stages']
     title = ', then '.join(stage['mixture'] for stage in stages)
-    table = Table(title=f'{title}, split {description["split"]}: {len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}')
+    table = Table(
+        title=f'{title}, split {description["split"]}: {len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}'
+    )
     rates = ['rate'] if len(stages) == 1 else [f'rate from {stage["begins"]:,}' for stage in stages]
-    columns = ['task', 'examples', 'cap', *rates, 'input tokens', 'target tokens', 'targets', 'too long', 'few sentinels', 'variants']
-    rows = [[row['task'], *_cells(row), _axes(row['variants'])] for row in [*tasks, *[_total(tasks)] * (len(tasks) > 1)]]
-    shown = [i for i, column in enumerate(columns) if column not in ('cap', 'few sentinels', 'variants') or any(row[i] for row in rows)]
+    columns = [
+        'task',
+        'examples',
+        'cap',
+        *rates,
+        'input tokens',
+        'target tokens',
+        'targets',
+        'too long',
+        'few sentinels',
+        'variants',
+    ]
+    rows = [
+        [row['task'], *_cells(row), _axes(row['variants'])] for row in [*tasks, *[_total(tasks)] * (len(tasks) > 1)]
+    ]
+    shown = [
+        i
+        for i, column in enumerate(columns)
+        if column not in ('cap', 'few sentinels', 'variants') or any(row[i] for row in rows)
+    ]
     for i in shown:
         side = 'left' if columns[i] in ('task', 'variants') else 'right'
         table.add_column(columns[i], justify=side, overflow='fold' if columns[i] == 'task' else 'ellipsis')
@@ -206,10 +254,19 @@ def _table(description: Mapping[str, Any]) -> Any:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     number = lambda value: '?' if value is None else f'{value:,}'
-    measured = [(row['input_tokens'], '.1f'), (row['target_tokens'], '.1f'), (row['target_share'], '.0%'),
-                (row['too_long'], '.0%'), (row['few_sentinels'] or None, '.0%')]
-    return [number(row['records']), '' if row['cap'] is None else number(row['cap']), *(f'{rate:.2%}' for rate in row['rates']),
-            *('' if value is None else f'{value:{form}}' for value, form in measured)]
+    measured = [
+        (row['input_tokens'], '.1f'),
+        (row['target_tokens'], '.1f'),
+        (row['target_share'], '.0%'),
+        (row['too_long'], '.0%'),
+        (row['few_sentinels'] or None, '.0%'),
+    ]
+    return [
+        number(row['records']),
+        '' if row['cap'] is None else number(row['cap']),
+        *(f'{rate:.2%}' for rate in row['rates']),
+        *('' if value is None else f'{value:{form}}' for value, form in measured),
+    ]
 
 
 def _total(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,10 +277,17 @@ def _total(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for variant, count in row['variants'].items():
             variants[variant] += row['rate'] * count / row['sampled']
     records = [row['records'] for row in tasks]
-    return {'task': 'all', 'records': None if None in records else sum(records), 'cap': None, 'variants': variants,
-            'rates': [sum(stage) for stage in zip(*(row['rates'] for row in tasks))],
-            **{name: None if None in (values := [row[name] for row in tasks]) else float(rates @ values)
-               for name in ('input_tokens', 'target_tokens', 'target_share', 'too_long', 'few_sentinels')}}
+    return {
+        'task': 'all',
+        'records': None if None in records else sum(records),
+        'cap': None,
+        'variants': variants,
+        'rates': [sum(stage) for stage in zip(*(row['rates'] for row in tasks))],
+        **{
+            name: None if None in (values := [row[name] for row in tasks]) else float(rates @ values)
+            for name in ('input_tokens', 'target_tokens', 'target_share', 'too_long', 'few_sentinels')
+        },
+    }
 
 
 def _axes(variants: Mapping[str, float]) -> str:

@@ -112,8 +112,12 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     """
     path = Path(path)
     parts = [_RENDER[type(section)](section) for section in sections if not _is_empty(section)]
-    page = _PAGE.format(title=html.escape(title), subtitle=f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else '',
-                        style=_STYLE, body='\n'.join(parts))
+    page = _PAGE.format(
+        title=html.escape(title),
+        subtitle=f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else '',
+        style=_STYLE,
+        body='\n'.join(parts),
+    )
     write_whole(path, page)
     return path
 
@@ -156,18 +160,25 @@ def _table(section: Table) -> str:
     numeric = [any(_is_number(row[i]) for row in section.rows if i < len(row)) for i in range(len(section.columns))]
     cells = lambda values, tag: ''.join(
         f'<{tag}{" class=number" if numeric[i] else ""}>{_cell(value, section.digits)}</{tag}>'
-        for i, value in enumerate(values))
+        for i, value in enumerate(values)
+    )
     rows = [f'<tr>{cells(row, "td")}</tr>' for row in section.rows]
     if section.total:
         rows[-1] = rows[-1].replace('<tr>', '<tr class="total">', 1)
-    return _section(section.title, f'<div class="scroll"><table><thead><tr>{cells(section.columns, "th")}</tr></thead>'
-                                   f'<tbody>{"".join(rows)}</tbody></table></div>', section.caption)
+    return _section(
+        section.title,
+        f'<div class="scroll"><table><thead><tr>{cells(section.columns, "th")}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div>',
+        section.caption,
+    )
 
 
 def _picture(section: Curves | Bars) -> str:
     light, dark = (_svg_uri(_draw(section, dark)) for dark in (False, True))
-    body = (f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img src="{light}" alt="{html.escape(section.title or "curves")}"></picture>')
+    body = (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{html.escape(section.title or "curves")}"></picture>'
+    )
     return _section(section.title, body, section.caption)
 
 
@@ -179,8 +190,9 @@ def _samples(section: Samples) -> str:
             verdict = {True: 'right', False: 'wrong', None: ''}[sample.correct.get(name)]
             rows.append(_answer(name, prediction, verdict))
         label = f'<div class="label">{html.escape(sample.label)}</div>' if sample.label else ''
-        blocks.append(f'<article>{label}<div class="input">{html.escape(sample.input)}</div>'
-                      f'<dl>{"".join(rows)}</dl></article>')
+        blocks.append(
+            f'<article>{label}<div class="input">{html.escape(sample.input)}</div><dl>{"".join(rows)}</dl></article>'
+        )
     return _section(section.title, '\n'.join(blocks), section.caption)
 
 
@@ -221,10 +233,24 @@ def _draw(section: Curves | Bars, dark: bool) -> Any:
     from matplotlib.figure import Figure
 
     ink, grid = ('#d5d9e0', '#3a3f4a') if dark else ('#2b2f36', '#e3e5ea')
-    style = {'axes.edgecolor': grid, 'axes.labelcolor': ink, 'text.color': ink, 'xtick.color': ink, 'ytick.color': ink,
-             'axes.grid': True, 'grid.color': grid, 'axes.spines.top': False, 'axes.spines.right': False,
-             'axes.facecolor': 'none', 'figure.facecolor': 'none', 'font.size': 10, 'legend.frameon': False,
-             'axes.axisbelow': True, 'svg.fonttype': 'none', 'font.family': 'sans-serif'}
+    style = {
+        'axes.edgecolor': grid,
+        'axes.labelcolor': ink,
+        'text.color': ink,
+        'xtick.color': ink,
+        'ytick.color': ink,
+        'axes.grid': True,
+        'grid.color': grid,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'axes.facecolor': 'none',
+        'figure.facecolor': 'none',
+        'font.size': 10,
+        'legend.frameon': False,
+        'axes.axisbelow': True,
+        'svg.fonttype': 'none',
+        'font.family': 'sans-serif',
+    }
     with matplotlib.rc_context(style):
         figure = _draw_curves(section, Figure) if isinstance(section, Curves) else _draw_bars(section, Figure)
     return figure
@@ -240,8 +266,15 @@ def _draw_curves(section: Curves, figure_class: Any) -> Any:
         axis.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
         for i, (name, xy) in enumerate(panel.series.items()):
             x, y = _points(*xy, positive=panel.log_y)
-            axis.plot(x, y, color=COLORS[i % len(COLORS)], linewidth=1.6, label=name,
-                      marker='o' if len(x) < 25 else None, markersize=3)
+            axis.plot(
+                x,
+                y,
+                color=COLORS[i % len(COLORS)],
+                linewidth=1.6,
+                label=name,
+                marker='o' if len(x) < 25 else None,
+                markersize=3,
+            )
         axis.set_xlabel(panel.x_label)
         axis.set_ylabel(panel.y_label)
         if panel.log_y:
@@ -264,8 +297,12 @@ def _draw_bars(section: Bars, figure_class: Any) -> Any:
         # The first of several series is what the others are compared with: grey.
         color = COLORS[-1] if i == 0 and count > 1 else COLORS[(i - 1 if count > 1 else i) % (len(COLORS) - 1)]
         bars = axis.barh(places, lengths, height=height * 0.9, color=color, label=name)
-        axis.bar_label(bars, [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values],
-                       padding=2, fontsize=8)
+        axis.bar_label(
+            bars,
+            [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values],
+            padding=2,
+            fontsize=8,
+        )
     axis.set_yticks(range(len(section.labels)), section.labels)
     axis.margins(y=0.01)
     axis.invert_yaxis()
@@ -281,8 +318,11 @@ def _draw_bars(section: Bars, figure_class: Any) -> Any:
 
 def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> tuple[list[float], list[float]]:
     """Finite points, thinned to MAX_POINTS; the last is always kept."""
-    pairs = [(float(a), float(b)) for a, b in zip(x, y) if a is not None and b is not None
-             and math.isfinite(a) and math.isfinite(b) and (b > 0 or not positive)]
+    pairs = [
+        (float(a), float(b))
+        for a, b in zip(x, y)
+        if a is not None and b is not None and math.isfinite(a) and math.isfinite(b) and (b > 0 or not positive)
+    ]
     if len(pairs) > MAX_POINTS:
         stride = -(-len(pairs) // MAX_POINTS)
         pairs = pairs[::stride] + ([pairs[-1]] if (len(pairs) - 1) % stride else [])

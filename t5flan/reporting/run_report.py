@@ -31,7 +31,7 @@ def report(workdir: str, output: str | None = None) -> Path:
     """Writes WORKDIR/report.html (or `output`) and returns its path.
 
     Raises:
-      UserError: the folder does not exist or holds nothing of a run.
+        UserError: the folder does not exist or holds nothing of a run.
     """
     folder = Path(workdir)
     if not folder.is_dir():
@@ -39,8 +39,15 @@ def report(workdir: str, output: str | None = None) -> Path:
     description = _read_json(folder / 't5flan.json')
     metrics = _read_lines(folder / 'metrics.jsonl')
     if not description and not metrics:
-        raise UserError(f'{workdir} holds neither t5flan.json nor metrics.jsonl; expected the workdir of a `t5flan train` run.')
-    sections = [*training_sections(metrics), *_evaluations(folder), *_predictions(folder), *_settings(folder, description)]
+        raise UserError(
+            f'{workdir} holds neither t5flan.json nor metrics.jsonl; expected the workdir of a `t5flan train` run.'
+        )
+    sections = [
+        *training_sections(metrics),
+        *_evaluations(folder),
+        *_predictions(folder),
+        *_settings(folder, description),
+    ]
     last = f', step {metrics[-1]["step"]}' if metrics else ''
     path = write_report(output or folder / 'report.html', folder.resolve().name, sections, f'{folder.resolve()}{last}')
     print(path)
@@ -56,15 +63,24 @@ def training_sections(metrics: Sequence[Mapping[str, float]]) -> list[Section]:
             panels.append(Panel(title, found, y_label=label, log_y=log))
     shown = {key for _, series, _, _ in _PANELS for key in series.values()}
     others = dict.fromkeys(key for row in metrics for key in row if key not in shown and key.startswith('eval/'))
-    for metric, title, label in (('loss', 'Held-out loss by task', 'nats a token'), ('accuracy', 'Held-out accuracy by task', 'share')):
+    for metric, title, label in (
+        ('loss', 'Held-out loss by task', 'nats a token'),
+        ('accuracy', 'Held-out accuracy by task', 'share'),
+    ):
         keys = [key for key in others if key.startswith(f'eval/{metric}/')]
         names = _endings([key.removeprefix(f'eval/{metric}/') for key in keys])
         if keys:
             panels.append(Panel(title, {name: curve(metrics, key) for name, key in zip(names, keys)}, y_label=label))
-    panels += [Panel(key, {key: curve(metrics, key)}) for key in others if not key.startswith(('eval/loss/', 'eval/accuracy/'))]
-    ends = [[key, *_ends(metrics, key)] for key in dict.fromkeys(key for row in metrics for key in row) if key != 'step']
-    return [Curves('Training', panels), Table('First, best and last', ['metric', 'first', 'lowest', 'highest', 'last'], ends,
-                                              digits=4)]
+    panels += [
+        Panel(key, {key: curve(metrics, key)}) for key in others if not key.startswith(('eval/loss/', 'eval/accuracy/'))
+    ]
+    ends = [
+        [key, *_ends(metrics, key)] for key in dict.fromkeys(key for row in metrics for key in row) if key != 'step'
+    ]
+    return [
+        Curves('Training', panels),
+        Table('First, best and last', ['metric', 'first', 'lowest', 'highest', 'last'], ends, digits=4),
+    ]
 
 
 def _endings(names: Sequence[str]) -> list[str]:
@@ -92,12 +108,22 @@ def _evaluations(folder: Path) -> list[Section]:
         tasks, means = summary.get('tasks', {}), summary.get('means', {})
         if not isinstance(tasks, dict) or not tasks:
             continue
-        names = list(dict.fromkeys(name for result in tasks.values() for name, value in result.items()
-                                   if isinstance(value, float)))
+        names = list(
+            dict.fromkeys(
+                name for result in tasks.values() for name, value in result.items() if isinstance(value, float)
+            )
+        )
         rows = [[task, result.get('examples'), *(result.get(name) for name in names)] for task, result in tasks.items()]
         rows += [[f'mean of {name}', None, *(result.get(metric) for metric in names)] for name, result in means.items()]
-        sections.append(Table('Scores', ['task', 'examples', *names], rows, f'{path.name}: split {summary.get("split")}, '
-                              f'step {summary.get("step")}', total=len(means) == 1))
+        sections.append(
+            Table(
+                'Scores',
+                ['task', 'examples', *names],
+                rows,
+                f'{path.name}: split {summary.get("split")}, step {summary.get("step")}',
+                total=len(means) == 1,
+            )
+        )
     return sections
 
 
@@ -112,9 +138,16 @@ def _predictions(folder: Path) -> list[Section]:
         turns = sorted(((place, number) for number, task in enumerate(by_task) for place in range(len(by_task[task]))))
         tasks = list(by_task)
         chosen = [by_task[tasks[number]][place] for place, number in turns[:SAMPLES]]
-        samples = [Sample(str(row.get('input', row.get('inputs', ''))), {'model': row['prediction']}, row.get('target'),
-                          {'model': row['correct']} if isinstance(row.get('correct'), bool) else {},
-                          str(row.get('task', ''))) for row in chosen]
+        samples = [
+            Sample(
+                str(row.get('input', row.get('inputs', ''))),
+                {'model': row['prediction']},
+                row.get('target'),
+                {'model': row['correct']} if isinstance(row.get('correct'), bool) else {},
+                str(row.get('task', '')),
+            )
+            for row in chosen
+        ]
         sections.append(Samples('Predictions', samples, f'{len(samples)} of {len(rows)} rows of {path.name}'))
     return sections
 
@@ -123,7 +156,9 @@ def _settings(folder: Path, description: Mapping[str, Any]) -> list[Section]:
     sections: list[Section] = []
     model = description.get('model')
     if isinstance(model, dict):
-        sections.append(Table('Model', ['field', 'value'], [[name, json.dumps(value)] for name, value in model.items()]))
+        sections.append(
+            Table('Model', ['field', 'value'], [[name, json.dumps(value)] for name, value in model.items()])
+        )
     try:
         sections.append(Text('Settings', (folder / 'config.gin').read_text(encoding='utf-8'), code=True))
     except OSError:

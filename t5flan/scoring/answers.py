@@ -19,10 +19,10 @@ def extract_answer(text: str, trigger: str | Sequence[str] = TRIGGER, default: s
     """The answer of a rationale: what follows the last `trigger`, to the end of that line, without its full stop.
 
     Args:
-      text: what the model wrote (or a target with a rationale).
-      trigger: the words that announce the answer, in any case; or several such (one for each language).
-      default: returned where no trigger stands in the text; None returns the whole text, so that a direct answer is
-        its own answer.
+        text: what the model wrote (or a target with a rationale).
+        trigger: the words that announce the answer, in any case; or several such (one for each language).
+        default: returned where no trigger stands in the text; None returns the whole text, so that a direct answer is
+            its own answer.
 
     >>> extract_answer('7 apples and 5 more are 12. So the answer is 12.')
     '12'

@@ -18,8 +18,10 @@ def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[s
     >>> exact_match(['12', ['yes', 'Yes']], ['12 ', 'Yes'])
     {'exact_match': 100.0}
     """
-    hits = [normalize_space(str(prediction)) in {normalize_space(answer) for answer in _answers(target)}
-            for target, prediction in _pairs(targets, predictions)]
+    hits = [
+        normalize_space(str(prediction)) in {normalize_space(answer) for answer in _answers(target)}
+        for target, prediction in _pairs(targets, predictions)
+    ]
     return {'exact_match': _percent(hits)}
 
 

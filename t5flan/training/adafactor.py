@@ -59,13 +59,15 @@ def axis_groups(axes: Sequence[str]) -> Groups:
     Groups(rows=(1,), columns=(2, 3), within_layer=(1, 2, 3))
 
     Raises:
-      UserError: an axis of a name that Adafactor has no rule for.
+        UserError: an axis of a name that Adafactor has no rule for.
     """
     known = BATCH_AXES | ROW_AXES | COLUMN_AXES | UNFACTORED_AXES
     for name in axes:
         if name not in known:
-            raise UserError(f'Adafactor has no rule for the axis {name!r} of {tuple(axes)}, it knows {sorted(known)}. '
-                            "Set OptimizerConfig.name = 'adamw', or add the axis in training/adafactor.py.")
+            raise UserError(
+                f'Adafactor has no rule for the axis {name!r} of {tuple(axes)}, it knows {sorted(known)}. '
+                "Set OptimizerConfig.name = 'adamw', or add the axis in training/adafactor.py."
+            )
     dims = lambda names: tuple(i for i, name in enumerate(axes) if name in names)
     rows, columns = dims(ROW_AXES), dims(COLUMN_AXES)
     if not rows or not columns or dims(UNFACTORED_AXES):
@@ -109,19 +111,20 @@ def adafactor(
     """T5X's Adafactor as an optax transformation; its updates are to be added to the parameters.
 
     Args:
-      learning_rate: step (from 0) -> rate.
-      axes: a tree like the parameters, with a tuple of logical axes for each.
-      decay_rate, step_offset: the second moment forgets by 1 - (max(step - step_offset, 0) + 1) ** -decay_rate.
-      clipping_threshold: largest root mean square of an update before it is scaled; None = no clipping.
-      multiply_by_parameter_scale: updates are relative to the parameter's root mean square (at least `epsilon2`).
-      factored: False keeps all second moments whole.
-      min_dim_to_factor: with fewer rows or columns (their axes joined) a second moment stays whole.
-      momentum: decay of a running mean of the updates; None = none, and no memory for it.
-      epsilon1: added to squared gradients.
-      epsilon2: least parameter scale.
+        learning_rate: step (from 0) -> rate.
+        axes: a tree like the parameters, with a tuple of logical axes for each.
+        decay_rate, step_offset: the second moment forgets by 1 - (max(step - step_offset, 0) + 1) ** -decay_rate.
+        clipping_threshold: largest root mean square of an update before it is scaled; None = no clipping.
+        multiply_by_parameter_scale: updates are relative to the parameter's root mean square (at least `epsilon2`).
+        factored: False keeps all second moments whole.
+        min_dim_to_factor: with fewer rows or columns (their axes joined) a second moment stays whole.
+        momentum: decay of a running mean of the updates; None = none, and no memory for it.
+        epsilon1: added to squared gradients.
+        epsilon2: least parameter scale.
     """
-    settings = _Settings(clipping_threshold, multiply_by_parameter_scale, factored, min_dim_to_factor, momentum,
-                         epsilon1, epsilon2)
+    settings = _Settings(
+        clipping_threshold, multiply_by_parameter_scale, factored, min_dim_to_factor, momentum, epsilon1, epsilon2
+    )
 
     def init(parameters: Any) -> AdafactorState:
         leaves, structure = jax.tree.flatten(parameters)
@@ -132,9 +135,16 @@ def adafactor(
         leaves, structure = jax.tree.flatten(parameters)
         rate = jnp.asarray(learning_rate(state.count), jnp.float32)
         decay = 1.0 - (jnp.maximum(state.count - step_offset, 0) + 1).astype(jnp.float32) ** -decay_rate
-        results = [_update_one(settings, rate, decay, *one) for one in zip(
-            structure.flatten_up_to(gradients), leaves, structure.flatten_up_to(state.moments),
-            structure.flatten_up_to(axes), strict=True)]
+        results = [
+            _update_one(settings, rate, decay, *one)
+            for one in zip(
+                structure.flatten_up_to(gradients),
+                leaves,
+                structure.flatten_up_to(state.moments),
+                structure.flatten_up_to(axes),
+                strict=True,
+            )
+        ]
         updates, moments = zip(*results, strict=True)
         return structure.unflatten(updates), AdafactorState(state.count + 1, structure.unflatten(moments))
 
@@ -157,8 +167,15 @@ def _init_moments(settings: _Settings, parameter: jax.Array, names: Sequence[str
     return moments | ({} if settings.momentum is None else {'m': kept(())})
 
 
-def _update_one(settings: _Settings, rate: jax.Array, decay: jax.Array, gradient: jax.Array, parameter: jax.Array,
-                moments: Moments, names: Sequence[str]) -> tuple[jax.Array, Moments]:
+def _update_one(
+    settings: _Settings,
+    rate: jax.Array,
+    decay: jax.Array,
+    gradient: jax.Array,
+    parameter: jax.Array,
+    moments: Moments,
+    names: Sequence[str],
+) -> tuple[jax.Array, Moments]:
     """One parameter's update and its moments after it; `rate` and `decay` are this step's, float32 []."""
     groups = _groups(settings, parameter, names)
     mean = lambda x, dims: jnp.mean(x, axis=dims, keepdims=True)
@@ -166,8 +183,10 @@ def _update_one(settings: _Settings, rate: jax.Array, decay: jax.Array, gradient
     reads = _separate_reads(gradient.astype(jnp.float32))
     # The second moment is the product of these factors, which broadcast to the parameter's shape.
     if groups.rows:
-        new = {'v_row': mix(moments['v_row'], _mean_square(next(reads), groups.columns)),
-               'v_col': mix(moments['v_col'], _mean_square(next(reads), groups.rows))}
+        new = {
+            'v_row': mix(moments['v_row'], _mean_square(next(reads), groups.columns)),
+            'v_col': mix(moments['v_col'], _mean_square(next(reads), groups.rows)),
+        }
         row = jnp.expand_dims(new['v_row'], groups.columns)
         factors = row / mean(row, groups.rows), jnp.expand_dims(new['v_col'], groups.rows)
     else:
@@ -181,7 +200,7 @@ def _update_one(settings: _Settings, rate: jax.Array, decay: jax.Array, gradient
     if settings.multiply_by_parameter_scale:
         size = jnp.sqrt(mean(parameter * parameter, groups.within_layer))
         scale = scale * jnp.maximum(size, settings.epsilon2)
-    first, *others = (factor ** -0.5 for factor in factors)
+    first, *others = (factor**-0.5 for factor in factors)
     update = functools.reduce(jnp.multiply, others, next(reads) * (first * scale))
     if settings.momentum is not None:
         update = settings.momentum * moments['m'] + (1.0 - settings.momentum) * update

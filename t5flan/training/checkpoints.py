@@ -61,7 +61,7 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     """What the checkpoint folder says of itself.
 
     Raises:
-      UserError: there is no such folder, or it is not one that t5flan wrote.
+        UserError: there is no such folder, or it is not one that t5flan wrote.
     """
     path = checkpoint_root(folder) / DESCRIPTION
     try:
@@ -92,8 +92,9 @@ def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
     root = epath.Path(folder) / CHECKPOINTS
     if not root.exists():
         return []
-    return sorted(int(path.name) for path in root.iterdir()
-                  if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
+    return sorted(
+        int(path.name) for path in root.iterdir() if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+    )
 
 
 class Checkpoints:
@@ -108,14 +109,22 @@ class Checkpoints:
         self.config = config
         keep: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(config.keep)]
         if config.best_metric is not None:
-            keep.append(preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[config.best_metric],
-                reverse=config.best_mode == 'min', n=1, keep_checkpoints_without_metrics=False))
+            keep.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics[config.best_metric],
+                    reverse=config.best_mode == 'min',
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         self._manager = ocp.CheckpointManager(
             (self.workdir / CHECKPOINTS).absolute() if '://' not in str(workdir) else self.workdir / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True, create=True))
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
         self._last_whole = self._manager.latest_step()
 
     @property
@@ -127,20 +136,28 @@ class Checkpoints:
         """Starts saving `state`; `metrics` decide which checkpoint is best.
 
         Raises:
-          UserError: this save or the one before it could not be written (a full disk, say).
+            UserError: this save or the one before it could not be written (a full disk, say).
         """
         step = int(state.step)
         if self.config.best_metric and metrics and self.config.best_metric not in metrics:
-            raise UserError(f'CheckpointConfig.best_metric={self.config.best_metric!r} is not measured; '
-                            f'there are {sorted(metrics)}.')
+            raise UserError(
+                f'CheckpointConfig.best_metric={self.config.best_metric!r} is not measured; '
+                f'there are {sorted(metrics)}.'
+            )
         try:
             self.wait()
             if step in self._manager.all_steps():
                 return
-            self._manager.save(step, metrics=dict(metrics) if metrics else None, force=True, args=ocp.args.Composite(
-                parameters=ocp.args.PyTreeSave(to_names(state.model)),
-                optimizer=ocp.args.PyTreeSave(to_names(state.opt_state)),
-                meta=ocp.args.JsonSave(dict(meta) | {'step': step})))
+            self._manager.save(
+                step,
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.PyTreeSave(to_names(state.model)),
+                    optimizer=ocp.args.PyTreeSave(to_names(state.opt_state)),
+                    meta=ocp.args.JsonSave(dict(meta) | {'step': step}),
+                ),
+            )
         except UserError:
             raise
         except Exception as error:
@@ -150,7 +167,7 @@ class Checkpoints:
         """Blocks until the last save is whole on disk.
 
         Raises:
-          UserError: it could not be written.
+            UserError: it could not be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -163,9 +180,11 @@ class Checkpoints:
         named = re.search(r'No space left on device|Disk quota exceeded|File too large|Permission denied', cause)
         self._last_whole = latest_step(self.workdir)
         last = f'step {self._last_whole}' if self._last_whole is not None else 'none'
-        return UserError(f'saving {f"step {step}" if step is not None else "a checkpoint"} to '
-                         f'{self.workdir / CHECKPOINTS} failed: {named.group(0) if named else cause[:300]}. '
-                         f'The last whole checkpoint is {last}; mend the disk and start the same command again.')
+        return UserError(
+            f'saving {f"step {step}" if step is not None else "a checkpoint"} to '
+            f'{self.workdir / CHECKPOINTS} failed: {named.group(0) if named else cause[:300]}. '
+            f'The last whole checkpoint is {last}; mend the disk and start the same command again.'
+        )
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
@@ -176,7 +195,7 @@ class Checkpoints:
         """The state at `step` (default: the latest) and its meta.
 
         Args:
-          abstract: the state's shapes, dtypes and shardings; the mesh may be another than the one that saved it.
+            abstract: the state's shapes, dtypes and shardings; the mesh may be another than the one that saved it.
         """
         step = self._manager.latest_step() if step is None else step
         state, meta = restore_state(self.workdir, step, abstract)
@@ -196,7 +215,7 @@ def restore_parameters(folder: str | os.PathLike[str], abstract_model: Any, step
     """The parameters alone, for evaluation, generation and initialising another run.
 
     Raises:
-      UserError: no whole checkpoint, an absent step, or parameters of other names or shapes.
+        UserError: no whole checkpoint, an absent step, or parameters of other names or shapes.
     """
     root = checkpoint_root(folder)
     return _restore_item(root, find_step(folder, step), 'parameters', abstract_model)
@@ -206,7 +225,7 @@ def find_step(folder: str | os.PathLike[str], step: int | None = None) -> int:
     """The step asked for, the one that a step folder names, or the latest.
 
     Raises:
-      UserError: it is not there.
+        UserError: it is not there.
     """
     root = checkpoint_root(folder)
     if step is None and epath.Path(folder) != root:
@@ -266,8 +285,10 @@ def _restore_item(folder: str | os.PathLike[str], step: int, item: str, abstract
     handler = ocp.PyTreeCheckpointHandler()  # not a Checkpointer: that looks for the metadata of a step, one folder up
     try:
         _check_names(path, handler.metadata(path).tree, target)
-        restored = handler.restore(path, args=ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)))
+        restored = handler.restore(
+            path,
+            args=ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
+        )
     finally:
         handler.close()
     return from_names(restored, abstract)
@@ -275,13 +296,16 @@ def _restore_item(folder: str | os.PathLike[str], step: int, item: str, abstract
 
 def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
     """Refuses a checkpoint whose arrays are not those of the model, naming the first that differs."""
-    shapes = lambda tree: {'/'.join(path_names(where)): tuple(leaf.shape)
-                           for where, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    shapes = lambda tree: {
+        '/'.join(path_names(where)): tuple(leaf.shape) for where, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
     saved_shapes, target_shapes = shapes(saved), shapes(target)
     for name in sorted(saved_shapes.keys() | target_shapes.keys()):
         given, expected = saved_shapes.get(name), target_shapes.get(name)
         if given != expected:
             say = lambda shape: 'absent' if shape is None else f'of shape {list(shape)}'
             setting = 'OptimizerConfig' if path.name == 'optimizer' else 'ModelConfig'
-            raise UserError(f'{path}: {name} is {say(given)} in the checkpoint, {say(expected)} in this run. '
-                            f'Set {setting} to what it was when the checkpoint was written.')
+            raise UserError(
+                f'{path}: {name} is {say(given)} in the checkpoint, {say(expected)} in this run. '
+                f'Set {setting} to what it was when the checkpoint was written.'
+            )

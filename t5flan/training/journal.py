@@ -35,8 +35,15 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
 class Journal:
     """Writes metrics to metrics.jsonl and TensorBoard, and a line to the terminal. Only the first host writes."""
 
-    def __init__(self, workdir: str | os.PathLike[str], *, first_step: int, total_steps: int, active: bool = True,
-                 stream: TextIO | None = None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        first_step: int,
+        total_steps: int,
+        active: bool = True,
+        stream: TextIO | None = None,
+    ):
         self._total_steps = total_steps
         self._stream = stream or sys.stderr
         self._active = active
@@ -86,9 +93,11 @@ class Journal:
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+
         if self._status is None:
-            self._status = Progress(BarColumn(bar_width=24), TextColumn('{task.description}'),
-                                    console=Console(file=self._stream))
+            self._status = Progress(
+                BarColumn(bar_width=24), TextColumn('{task.description}'), console=Console(file=self._stream)
+            )
             self._status.start()
             self._bar = self._status.add_task(line, total=self._total_steps)
         self._status.update(self._bar, completed=step, description=line)
@@ -110,6 +119,7 @@ class _TensorBoard:
     def __init__(self, folder: epath.Path, first_step: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
         self._event, self._summary = event_pb2, summary_pb2
         self._writer = EventFileWriter(str(folder))
         # TensorBoard drops what an earlier, killed run had written from this step on.
@@ -118,8 +128,9 @@ class _TensorBoard:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         values = [self._summary.Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self._writer.add_event(self._event.Event(
-            summary=self._summary.Summary(value=values), step=step, wall_time=time.time()))
+        self._writer.add_event(
+            self._event.Event(summary=self._summary.Summary(value=values), step=step, wall_time=time.time())
+        )
 
     def close(self) -> None:
         self._writer.close()

@@ -42,19 +42,24 @@ class LossSums(NamedTuple):
     """Sum of all loss weights: the number of tokens, where weights are 0 and 1."""
 
 
-def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array,
-                  weights_BT: jax.Array, config: LossConfig) -> LossSums:
+def cross_entropy(
+    logits_of: Callable[[jax.Array], jax.Array],
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    config: LossConfig,
+) -> LossSums:
     """Sums over a batch of the loss, its z-loss, right predictions and weights.
 
     Gradients flow from `.loss` to `x_BTD` and to the parameters that `logits_of` closes over (a logits kernel, or the
     token embedding where it is tied); the other sums are for reports and give none.
 
     Args:
-      logits_of: final hidden states [..., D] -> float32 logits [..., V], position by position (`model.logits`).
-      x_BTD: final hidden states, any float dtype.
-      targets_BT: the right words, int.
-      weights_BT: loss weights; 0 where there is nothing to predict.
-      config: z_loss, label_smoothing, chunk_tokens.
+        logits_of: final hidden states [..., D] -> float32 logits [..., V], position by position (`model.logits`).
+        x_BTD: final hidden states, any float dtype.
+        targets_BT: the right words, int.
+        weights_BT: loss weights; 0 where there is nothing to predict.
+        config: z_loss, label_smoothing, chunk_tokens.
     """
     parts = _length_parts(x_BTD.shape[1])
     positions = _chunk_positions(logits_of, x_BTD, config, parts)
@@ -70,8 +75,9 @@ def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array,
 
     x_nBCD = chunks(x_BTD)
     logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
-    return _chunked_sums(logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT),
-                         chunks(weights_BT.astype(jnp.float32)))
+    return _chunked_sums(
+        logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT), chunks(weights_BT.astype(jnp.float32))
+    )
 
 
 def _length_parts(length: int) -> int:
@@ -81,8 +87,9 @@ def _length_parts(length: int) -> int:
     return 1 if length % parts else parts
 
 
-def _chunk_positions(logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig,
-                     parts: int) -> int:
+def _chunk_positions(
+    logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig, parts: int
+) -> int:
     """Positions of each part of every row in a chunk, evened out so that the last chunk is nearly whole."""
     B, T = x_BTD.shape[0], x_BTD.shape[1] // parts
     if config.chunk_tokens is not None:
@@ -137,8 +144,9 @@ def _add(a, b):
     return jax.tree.map(jnp.add, a, b)
 
 
-def _sums_and_gradient(logits: jax.Array, targets: jax.Array, weights: jax.Array,
-                       config: LossConfig) -> tuple[LossSums, jax.Array]:
+def _sums_and_gradient(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, config: LossConfig
+) -> tuple[LossSums, jax.Array]:
     """Sums over float32 logits [..., V], and the gradient of `.loss` with respect to them [..., V]."""
     right, wrong, entropy = smoothed_targets(logits.shape[-1], config.label_smoothing)
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
@@ -151,10 +159,12 @@ def _sums_and_gradient(logits: jax.Array, targets: jax.Array, weights: jax.Array
     if wrong:
         expected_logit += wrong * (jnp.sum(logits, axis=-1) - target_logit)
     z_loss = config.z_loss * jnp.square(log_z)
-    sums = LossSums(loss=jnp.sum(weights * (log_z - expected_logit - entropy + z_loss)),
-                    z_loss=jnp.sum(weights * z_loss),
-                    correct=jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
-                    weight=jnp.sum(weights))
+    sums = LossSums(
+        loss=jnp.sum(weights * (log_z - expected_logit - entropy + z_loss)),
+        z_loss=jnp.sum(weights * z_loss),
+        correct=jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
+        weight=jnp.sum(weights),
+    )
     scale = weights * (1.0 + 2.0 * config.z_loss * log_z) / normalizer
     gradient = scale[..., None] * exponentials - weights[..., None] * jnp.where(is_target, right, wrong)
     return sums, gradient

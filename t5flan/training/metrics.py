@@ -44,9 +44,9 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
     Attention counts every pair of a query and a key, masked or not, as PaLM counts it. Embedding is a look-up.
 
     Args:
-      config: the model.
-      shapes: shape of each model feature of the whole batch: `encoder_input_tokens` [B, S] and `decoder_target_tokens`
-        [B, T], or the latter alone for a decoder.
+        config: the model.
+        shapes: shape of each model feature of the whole batch: `encoder_input_tokens` [B, S] and `decoder_target_tokens`
+            [B, T], or the latter alone for a decoder.
     """
     D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
     B, T = shapes['decoder_target_tokens']
@@ -58,8 +58,11 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
     decoder_layer = T * (query_and_out + key_and_value + mlp) + pairs(T, T)
     if config.architecture == 'encoder_decoder':
         decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
-    a_row = (config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
-             + T * D * config.vocab_size)
+    a_row = (
+        config.num_encoder_layers * encoder_layer
+        + config.num_decoder_layers * decoder_layer
+        + T * D * config.vocab_size
+    )
     return 3.0 * 2.0 * B * a_row
 
 
@@ -82,16 +85,24 @@ class Throughput:
                 throughput.read()     # {'steps_per_second': 2.1, 'tokens_per_second': 10532.0, …}
 
     Args:
-      model: the model.
-      batch_size: rows of the global batch; a host counts its own rows and they stand for the others'.
-      mesh: the devices that train.
-      peak_tflops: a device's peak TFLOP/s; None looks it up by the name of the device.
-      total_steps: the run's last step.
-      clock: seconds.
+        model: the model.
+        batch_size: rows of the global batch; a host counts its own rows and they stand for the others'.
+        mesh: the devices that train.
+        peak_tflops: a device's peak TFLOP/s; None looks it up by the name of the device.
+        total_steps: the run's last step.
+        clock: seconds.
     """
 
-    def __init__(self, model: ModelConfig, batch_size: int, mesh: jax.sharding.Mesh, peak_tflops: float | None,
-                 total_steps: int, *, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        model: ModelConfig,
+        batch_size: int,
+        mesh: jax.sharding.Mesh,
+        peak_tflops: float | None,
+        total_steps: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self._model, self._batch_size, self._devices = model, batch_size, mesh.size
         self._total_steps, self._clock = total_steps, clock
         self._peak = device_peak_tflops(mesh.devices.flat[0].device_kind) if peak_tflops is None else peak_tflops
@@ -118,11 +129,15 @@ class Throughput:
         if self._since is not None and self._steps:
             seconds = max(now - self._since, 1e-9)
             per_step = seconds / self._steps
-            self._seconds_per_step = (per_step if self._seconds_per_step is None
-                                      else 0.7 * self._seconds_per_step + 0.3 * per_step)
+            self._seconds_per_step = (
+                per_step if self._seconds_per_step is None else 0.7 * self._seconds_per_step + 0.3 * per_step
+            )
             flops = self._flops / seconds
-            self._rates = {'steps_per_second': 1.0 / per_step, 'tokens_per_second': self._tokens / seconds,
-                           'tflops_per_second_per_device': flops / self._devices / 1e12}
+            self._rates = {
+                'steps_per_second': 1.0 / per_step,
+                'tokens_per_second': self._tokens / seconds,
+                'tflops_per_second_per_device': flops / self._devices / 1e12,
+            }
             used = utilisation(flops, self._devices, self._peak)
             if used is not None:
                 self._rates['model_flops_utilisation'] = used

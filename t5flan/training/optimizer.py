@@ -38,13 +38,15 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         cosine     b * ramp * (f + (1 - f) * (1 + cos(pi * p)) / 2)
 
     Raises:
-      UserError: 'linear' or 'cosine' with no steps left after the warm-up.
+        UserError: 'linear' or 'cosine' with no steps left after the warm-up.
     """
     warmup, base, final = config.warmup_steps, config.learning_rate, config.final_ratio
     end = config.decay_steps if config.decay_steps is not None else total_steps
     if config.schedule in ('linear', 'cosine') and end <= warmup:
-        raise UserError(f'the {config.schedule} schedule ends at step {end}, within its warm-up of {warmup} steps. '
-                        'Set OptimizerConfig.warmup_steps or OptimizerConfig.decay_steps.')
+        raise UserError(
+            f'the {config.schedule} schedule ends at step {end}, within its warm-up of {warmup} steps. '
+            'Set OptimizerConfig.warmup_steps or OptimizerConfig.decay_steps.'
+        )
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -85,7 +87,8 @@ class Optimizer:
     def constrain(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Pins gradients or parameters to the parameters' places on the mesh."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: sharding.constrain(x, self.axes[path_name(path)]), parameters)
+            lambda path, x: sharding.constrain(x, self.axes[path_name(path)]), parameters
+        )
 
 
 def with_parameters(model: Any, parameters: Mapping[str, Any]) -> Any:
@@ -99,12 +102,12 @@ def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Opti
     """The optimizer of a run.
 
     Args:
-      config: the settings.
-      axes: `models.parameters.logical_axes(model)`: a tree of the model's structure with a tuple of axes at each leaf.
-      total_steps: the run's steps, over which a schedule decays that names no steps of its own.
+        config: the settings.
+        axes: `models.parameters.logical_axes(model)`: a tree of the model's structure with a tuple of axes at each leaf.
+        total_steps: the run's steps, over which a schedule decays that names no steps of its own.
 
     Raises:
-      UserError: a regex of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
+        UserError: a regex of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
     """
     flat_axes = _named_axes(axes)
     frozen = matching_paths(config.freeze, flat_axes, 'OptimizerConfig.freeze')
@@ -117,18 +120,29 @@ def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Opti
     if config.clip_by_global_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_by_global_norm))
     if config.name == 'adafactor':
-        parts.append(adafactor(
-            schedule, trained_axes, decay_rate=config.decay_rate, step_offset=config.step_offset,
-            clipping_threshold=config.clipping_threshold, factored=config.factored, momentum=config.b1,
-            multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-            min_dim_to_factor=config.min_dim_to_factor))
+        parts.append(
+            adafactor(
+                schedule,
+                trained_axes,
+                decay_rate=config.decay_rate,
+                step_offset=config.step_offset,
+                clipping_threshold=config.clipping_threshold,
+                factored=config.factored,
+                momentum=config.b1,
+                multiply_by_parameter_scale=config.multiply_by_parameter_scale,
+                min_dim_to_factor=config.min_dim_to_factor,
+            )
+        )
     else:
         parts.append(optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon))
         parts.append(optax.scale_by_learning_rate(schedule))
     undecayed = matching_paths(config.no_weight_decay, flat_axes, 'OptimizerConfig.no_weight_decay')
     if config.weight_decay:
-        parts.append(decay_weights(
-            lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent, undecayed))
+        parts.append(
+            decay_weights(
+                lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent, undecayed
+            )
+        )
     return Optimizer(optax.chain(*parts), schedule, flat_axes, trained)
 
 
@@ -145,7 +159,8 @@ def decay_weights(share: Schedule, undecayed: Iterable[str] = ()) -> optax.Gradi
     def update(updates: Any, state: DecayState, parameters: Any) -> tuple[Any, DecayState]:
         taken = share(state.count)
         decayed = jax.tree_util.tree_map_with_path(
-            lambda path, u, p: u if path_name(path) in undecayed else u - taken * p, updates, parameters)
+            lambda path, u, p: u if path_name(path) in undecayed else u - taken * p, updates, parameters
+        )
         return decayed, DecayState(state.count + 1)
 
     return optax.GradientTransformation(lambda parameters: DecayState(jnp.zeros((), jnp.int32)), update)
@@ -155,18 +170,21 @@ def matching_paths(patterns: Sequence[str], paths: Iterable[str], setting: str) 
     """The paths that some pattern matches from end to end: 'encoder/.*' is the encoder, 'encoder' is nothing.
 
     Raises:
-      UserError: a pattern matches none; the nearest names are given.
+        UserError: a pattern matches none; the nearest names are given.
     """
     paths = list(paths)
     found: set[str] = set()
     for pattern in patterns:
         matched = {path for path in paths if re.fullmatch(pattern, path)}
         if not matched:
-            rooms = {'/'.join(path.split('/')[:depth]) + '/.*'
-                     for path in paths for depth in range(1, path.count('/') + 1)}
+            rooms = {
+                '/'.join(path.split('/')[:depth]) + '/.*' for path in paths for depth in range(1, path.count('/') + 1)
+            }
             near = difflib.get_close_matches(pattern, sorted(rooms) + paths, n=3, cutoff=0.0)
-            raise UserError(f'{setting} holds {pattern!r}, which matches no parameter path from end to end; '
-                            f'nearest are {", ".join(near)}. Set {setting} in your .gin.')
+            raise UserError(
+                f'{setting} holds {pattern!r}, which matches no parameter path from end to end; '
+                f'nearest are {", ".join(near)}. Set {setting} in your .gin.'
+            )
         found |= matched
     return frozenset(found)
 
@@ -183,11 +201,11 @@ def state_axes(opt_state: Any, axes: Any) -> Any:
     over; counters have no axes.
 
     Args:
-      opt_state: what `Optimizer.init` gives, or its shapes.
-      axes: as for `make_optimizer`.
+        opt_state: what `Optimizer.init` gives, or its shapes.
+        axes: as for `make_optimizer`.
 
     Returns:
-      A tree of opt_state's structure with a tuple of axis names at each leaf.
+        A tree of opt_state's structure with a tuple of axis names at each leaf.
     """
     flat_axes = _named_axes(axes)
 

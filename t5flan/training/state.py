@@ -15,9 +15,9 @@ class TrainState:
     """A pytree: jit, donate, shard and save it whole.
 
     Attributes:
-      step: optimizer steps done, int32 []; an array, the same on all devices and hosts.
-      model: the module, whose leaves are its float32 parameters.
-      opt_state: the optimizer's moments and counters, of trained parameters only.
+        step: optimizer steps done, int32 []; an array, the same on all devices and hosts.
+        model: the module, whose leaves are its float32 parameters.
+        opt_state: the optimizer's moments and counters, of trained parameters only.
     """
 
     step: jax.Array

@@ -22,8 +22,9 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer,
-                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(
+    config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer, seed: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (state after one update, metrics).
 
     Metrics are float32 scalars: `loss` (with z-loss, what is minimised), `z_loss` and `accuracy` per weighted token over
@@ -83,8 +84,9 @@ def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
     return eval_step
 
 
-def loss_sums(model: Any, batch: Batch, weights_BT: jax.Array, loss: LossConfig,
-              dropout_key: jax.Array | None) -> LossSums:
+def loss_sums(
+    model: Any, batch: Batch, weights_BT: jax.Array, loss: LossConfig, dropout_key: jax.Array | None
+) -> LossSums:
     """Sums of the loss over a batch of model features by these weights; no dropout where there is no key."""
     x_BTD = model.hidden(batch, dropout_key=dropout_key)
     return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
@@ -97,16 +99,19 @@ def loss_weights(batch: Batch) -> jax.Array:
     return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
 
 
-def _accumulate(gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch,
-                parts: int) -> tuple[Any, LossSums]:
+def _accumulate(
+    gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch, parts: int
+) -> tuple[Any, LossSums]:
     """Gradients and sums over the batch, `parts` microbatches one after the other.
 
     Microbatch i has rows i, i + parts, …: every device has some of each, so none has to be moved.
     """
     rows = batch['decoder_target_tokens'].shape[0]
     if rows % parts:
-        raise UserError(f'OptimizerConfig.microbatches={parts} does not divide the batch of {rows} rows. '
-                        'Set OptimizerConfig.microbatches to a divisor of DataConfig.batch_size.')
+        raise UserError(
+            f'OptimizerConfig.microbatches={parts} does not divide the batch of {rows} rows. '
+            'Set OptimizerConfig.microbatches to a divisor of DataConfig.batch_size.'
+        )
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)

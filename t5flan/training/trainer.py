@@ -16,21 +16,21 @@ import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.config import DataConfig
-from t5flan.data.preprocessing.features import row_capacity
-from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, merge_positions
-from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import write_whole
+from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.mesh import MeshConfig
 from t5flan.training.journal import Journal
 from t5flan.training.metrics import Throughput
 from t5flan.training.optimizer import make_optimizer, state_axes
@@ -54,15 +54,15 @@ def train(
     """Trains `model` on `data` for `run.steps` steps, or goes on where `workdir` stopped.
 
     Args:
-      workdir: the checkpoint folder to write; local or gs://.
-      gin: the operative gin, kept in the folder for people to read.
+        workdir: the checkpoint folder to write; local or gs://.
+        gin: the operative gin, kept in the folder for people to read.
 
     Returns:
-      The last state.
+        The last state.
 
     Raises:
-      UserError: a setting is wrong, the workdir is another run's, the loss is not finite, the disk is full, or the run
-        was told to stop (SIGTERM, SIGINT) after saving.
+        UserError: a setting is wrong, the workdir is another run's, the loss is not finite, the disk is full, or the run
+            was told to stop (SIGTERM, SIGINT) after saving.
     """
     started = time.monotonic()
     if run.multi_host:
@@ -77,8 +77,9 @@ def train(
         sharding_lib.check_divides(sharding, 'length', length)
     rows = sharding_lib.host_rows(sharding, data.batch_size)
     host_rows = rows.stop - rows.start
-    pipeline = TrainPipeline(data, vocabulary, process_index=rows.start // host_rows,
-                             process_count=data.batch_size // host_rows)
+    pipeline = TrainPipeline(
+        data, vocabulary, process_index=rows.start // host_rows, process_count=data.batch_size // host_rows
+    )
 
     evaluated_tasks(evaluation)  # a wrong name ends the run here, not at its first evaluation
 
@@ -106,8 +107,10 @@ def train(
 
         # -- The loop -----------------------------------------------------------------------------------------------
         journal = Journal(workdir, first_step=first_step, total_steps=run.steps, active=first_host)
-        journal.say(f'{parameter_count(state.model):,} parameters on {jax.device_count()} x '
-                    f'{jax.devices()[0].device_kind}, {origin}')
+        journal.say(
+            f'{parameter_count(state.model):,} parameters on {jax.device_count()} x '
+            f'{jax.devices()[0].device_kind}, {origin}'
+        )
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
         in_flight: tuple[int, Any] | None = None
         with Preemption() as preemption:
@@ -141,8 +144,10 @@ def train(
                 if stop and not last:
                     keeper.close()
                     journal.close()
-                    raise UserError(f'stopped by {preemption.signal_name} at step {step} of {run.steps}; the state is '
-                                    f'saved in {workdir} and the same command goes on from there.')
+                    raise UserError(
+                        f'stopped by {preemption.signal_name} at step {step} of {run.steps}; the state is '
+                        f'saved in {workdir} and the same command goes on from there.'
+                    )
 
         # -- The end ------------------------------------------------------------------------------------------------
         keeper.close()
@@ -156,8 +161,14 @@ def train(
 class Trainer:
     """The jitted step and the state it works on, placed on the mesh. Make and use it inside `sharding.use(...)`."""
 
-    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, loss: LossConfig, run: RunConfig,
-                 sharding: sharding_lib.Sharding):
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        run: RunConfig,
+        sharding: sharding_lib.Sharding,
+    ):
         self._model_config, self._seed = model, run.seed
         shapes = abstract_model(model)
         axes = logical_axes(shapes)
@@ -165,12 +176,18 @@ class Trainer:
         abstract = jax.eval_shape(lambda: self._create())
         place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)
         self.state_shardings = TrainState(
-            step=sharding.replicated(), model=place(abstract.model, axes),
-            opt_state=place(abstract.opt_state, state_axes(abstract.opt_state, axes)))
+            step=sharding.replicated(),
+            model=place(abstract.model, axes),
+            opt_state=place(abstract.opt_state, state_axes(abstract.opt_state, axes)),
+        )
         self.abstract_state: TrainState = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.state_shardings)
-        self.train_step = jax.jit(make_train_step(optimizer, loss, self._optimizer, run.seed), donate_argnums=0,
-                                  out_shardings=(self.state_shardings, None))
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.state_shardings
+        )
+        self.train_step = jax.jit(
+            make_train_step(optimizer, loss, self._optimizer, run.seed),
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, None),
+        )
         self.eval_step = jax.jit(make_eval_step(loss))
 
     def _create(self) -> TrainState:
@@ -182,27 +199,46 @@ class Trainer:
 
     def state_with(self, model: Any) -> TrainState:
         """A fresh optimizer around given parameters."""
-        return jax.jit(lambda model: create_state(model, self._optimizer), out_shardings=self.state_shardings,
-                       donate_argnums=0)(model)
+        return jax.jit(
+            lambda model: create_state(model, self._optimizer), out_shardings=self.state_shardings, donate_argnums=0
+        )(model)
 
 
 def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
     """Refuses a vocabulary with more ids than the model embeds."""
     if vocabulary.vocab_size > model.vocab_size:
-        raise UserError(f'the vocabulary has {vocabulary.vocab_size} ids, ModelConfig.vocab_size={model.vocab_size} '
-                        'embeds fewer. Set ModelConfig.vocab_size to that or more, or DataConfig.vocabulary.')
+        raise UserError(
+            f'the vocabulary has {vocabulary.vocab_size} ids, ModelConfig.vocab_size={model.vocab_size} '
+            'embeds fewer. Set ModelConfig.vocab_size to that or more, or DataConfig.vocabulary.'
+        )
 
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints_lib.Description:
     """What the checkpoint folder says of this run."""
-    order = ('mixture', 'batch_size', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate', 'denoisers', 'blends',
-             'stages', 'mixed_in')
+    order = (
+        'mixture',
+        'batch_size',
+        'split',
+        'seed',
+        'shuffle',
+        'pack',
+        'too_long',
+        'concatenate',
+        'denoisers',
+        'blends',
+        'stages',
+        'mixed_in',
+    )
     settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they are read back
     return checkpoints_lib.Description(
-        model=model, format=data.format, feature_lengths=dict(data.feature_lengths),
+        model=model,
+        format=data.format,
+        feature_lengths=dict(data.feature_lengths),
         vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
-        data={name: settings[name] for name in order} | {'streams': data.stream_count}
-        | {f'instructions.{name}': value for name, value in settings['instructions'].items()})
+        data={name: settings[name] for name in order}
+        | {'streams': data.stream_count}
+        | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
+    )
 
 
 def check_workdir(workdir: str, new: checkpoints_lib.Description) -> None:
@@ -211,15 +247,20 @@ def check_workdir(workdir: str, new: checkpoints_lib.Description) -> None:
         return
     old = checkpoints_lib.read_description(workdir)
     compute_only = {'dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate'}
-    pairs = [(f'ModelConfig.{name}', value, new.model.to_dict()[name]) for name, value in old.model.to_dict().items()
-             if name not in compute_only]
+    pairs = [
+        (f'ModelConfig.{name}', value, new.model.to_dict()[name])
+        for name, value in old.model.to_dict().items()
+        if name not in compute_only
+    ]
     pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
     pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
     pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
     for setting, before, now in pairs:
         if before != now:
-            raise UserError(f'{workdir} holds a run with {setting}={before}, given is {now}. Take another --workdir '
-                            '(CheckpointConfig.initialize_from starts it from this one), or set it back.')
+            raise UserError(
+                f'{workdir} holds a run with {setting}={before}, given is {now}. Take another --workdir '
+                '(CheckpointConfig.initialize_from starts it from this one), or set it back.'
+            )
 
 
 def write_description(workdir: str, description: checkpoints_lib.Description, vocabulary: Vocabulary, gin: str) -> None:
@@ -230,22 +271,24 @@ def write_description(workdir: str, description: checkpoints_lib.Description, vo
     description.write(root)
 
 
-def initialize_from(config: CheckpointConfig, trainer: Trainer, model: ModelConfig,
-                    vocabulary: Vocabulary) -> tuple[TrainState, str]:
+def initialize_from(
+    config: CheckpointConfig, trainer: Trainer, model: ModelConfig, vocabulary: Vocabulary
+) -> tuple[TrainState, str]:
     """The first state of a run that starts from another run's checkpoint: parameters alone, or all."""
     source = config.initialize_from
     step = checkpoints_lib.find_step(source)
     known = checkpoints_lib.read_description(source)
     if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
-        raise UserError(f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
-                        f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
-                        f'{checkpoints_lib.checkpoint_root(source) / checkpoints_lib.VOCABULARY}.')
+        raise UserError(
+            f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
+            f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
+            f'{checkpoints_lib.checkpoint_root(source) / checkpoints_lib.VOCABULARY}.'
+        )
     if config.initialize == 'all':
         root = checkpoints_lib.checkpoint_root(source)
         state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
     else:
-        state = trainer.state_with(
-            checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
+        state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
     return state, f'initialised ({config.initialize}) from step {step} of {source}'
 
 
@@ -253,20 +296,28 @@ def check_finite(step: int, metrics: Mapping[str, jax.Array], keeper: checkpoint
     """Waits for a step's metrics; stops the run if its loss or gradient is not finite.
 
     Raises:
-      UserError: with the step, the loss and the last good checkpoint.
+        UserError: with the step, the loss and the last good checkpoint.
     """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if np.isfinite(values['loss']) and np.isfinite(values['grad_norm']):
         return values
     keeper.wait()
     good = keeper.last_whole_step
-    raise UserError(f'the loss is {values["loss"]} and the gradient norm {values["grad_norm"]} at step {step}; the last '
-                    f'good checkpoint is {f"step {good} in {keeper.workdir}" if good is not None else "none yet"}. '
-                    'Lower OptimizerConfig.learning_rate or set OptimizerConfig.clip_by_global_norm.')
+    raise UserError(
+        f'the loss is {values["loss"]} and the gradient norm {values["grad_norm"]} at step {step}; the last '
+        f'good checkpoint is {f"step {good} in {keeper.workdir}" if good is not None else "none yet"}. '
+        'Lower OptimizerConfig.learning_rate or set OptimizerConfig.clip_by_global_norm.'
+    )
 
 
-def evaluate_loss(trainer: Trainer, state: TrainState, data: DataConfig, evaluation: EvaluationConfig,
-                  vocabulary: Vocabulary, sharding: sharding_lib.Sharding) -> dict[str, float]:
+def evaluate_loss(
+    trainer: Trainer,
+    state: TrainState,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    vocabulary: Vocabulary,
+    sharding: sharding_lib.Sharding,
+) -> dict[str, float]:
     """Mean loss and accuracy per token over the held-out split, teacher-forced; of `evaluation.tasks` each by itself too."""
     data = dataclasses.replace(data, split=evaluation.split, shuffle=False)
     measured = {}
@@ -277,8 +328,10 @@ def evaluate_loss(trainer: Trainer, state: TrainState, data: DataConfig, evaluat
             for name, value in jax.device_get(trainer.eval_step(state.model, batch)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         if not totals.get('tokens'):
-            raise UserError(f'split {evaluation.split!r} of {one.mixture!r} gave no tokens to evaluate. '
-                            'Set EvaluationConfig.split, or EvaluationConfig.every = 0.')
+            raise UserError(
+                f'split {evaluation.split!r} of {one.mixture!r} gave no tokens to evaluate. '
+                'Set EvaluationConfig.split, or EvaluationConfig.every = 0.'
+            )
         end = '' if task is None else f'/{task}'
         measured |= {f'eval/{name}{end}': totals[name] / totals['tokens'] for name in ('loss', 'accuracy')}
     return measured
@@ -288,14 +341,15 @@ def evaluated_tasks(evaluation: EvaluationConfig) -> list[str]:
     """The tasks that `evaluation.tasks` names, each once.
 
     Raises:
-      UserError: there is no task or mixture of a name.
+        UserError: there is no task or mixture of a name.
     """
     found = [find_mixture(name, 'EvaluationConfig.tasks') for name in evaluation.tasks]
     return list(dict.fromkeys(task.name for one in found for task in (getattr(one, 'tasks', None) or [one])))
 
 
-def _host_batches(data: DataConfig, vocabulary: Vocabulary,
-                  sharding: sharding_lib.Sharding) -> Iterator[dict[str, jax.Array]]:
+def _host_batches(
+    data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding
+) -> Iterator[dict[str, jax.Array]]:
     rows = sharding_lib.host_rows(sharding, data.batch_size)
     for batch in eval_batches(data, vocabulary):
         yield sharding_lib.put_batch(sharding, {name: x[rows] for name, x in batch.items()}, data.batch_size)
@@ -306,6 +360,7 @@ def gather_position(position: Mapping[str, Any]) -> Mapping[str, Any]:
     if jax.process_count() == 1:
         return position
     from jax.experimental import multihost_utils
+
     text = json.dumps(position).encode()
     sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
     padded = np.frombuffer(text.ljust(int(sizes.max()), b' '), np.uint8)

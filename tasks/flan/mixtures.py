@@ -19,12 +19,11 @@ import itertools
 from typing import Any
 
 from t5flan.data import skipped as broken
+from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.prompting.instructions import POOL, Instruct, Item
-from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.scoring.answers import extract_answer
 from t5flan.scoring.metrics import exact_match, squad
-
 from t5flan.tasks.flan.table import Dataset, items, load_table, to_items, wordings_of
 
 
@@ -48,7 +47,9 @@ def register(skip_broken: bool = False) -> None:
     for name, submixture in table.submixtures.items():
         rows = [row for row in table.of(name) if row.task in known]
         if rows and not submixture.mixture and name not in seqio.MixtureRegistry.names():
-            rates = [(row.task, ByExamples(row.cap or submixture.cap) if row.rate is None else row.rate) for row in rows]
+            rates = [
+                (row.task, ByExamples(row.cap or submixture.cap) if row.rate is None else row.rate) for row in rows
+            ]
             seqio.MixtureRegistry.add(name, rates)
     for name, shares in table.mixtures.items():
         parts = {table.submixtures[part].mixture or part: share for part, share in shares.items()}
@@ -119,7 +120,9 @@ def missing(mixture: str) -> list[str]:
     for name, share in shares.items():
         part = table.submixtures[name]
         if part.mixture and part.mixture not in seqio.MixtureRegistry.names():
-            lines.append(f'{name} ({share:.0%}): no files are given. Set {part.setting}; until then the others share its part.')
+            lines.append(
+                f'{name} ({share:.0%}): no files are given. Set {part.setting}; until then the others share its part.'
+            )
     names = {held for name in shares for held in (name, *table.submixtures[name].holds)}
     by_reason: dict[str, list[str]] = {}
     for row in table.left_out:

@@ -45,7 +45,11 @@ def facts(record: Record, field: str) -> Iterator[Record]:
 
 def without_marks(record: Record) -> Iterator[Record]:
     """HellaSwag: without WikiHow's '[header]', '[title]' and '[step]'."""
-    yield {**record, 'context': _MARK.sub('', record['context']), 'endings': [_MARK.sub('', text) for text in record['endings']]}
+    yield {
+        **record,
+        'context': _MARK.sub('', record['context']),
+        'endings': [_MARK.sub('', text) for text in record['endings']],
+    }
 
 
 def lettered(record: Record) -> Iterator[Record]:
@@ -84,7 +88,8 @@ def all_turns(record: Record) -> Iterator[Record]:
     if pairs:
         yield {
             **record,
-            'asked': 'Answer these questions in turn: ' + ' '.join(f'({i}) {asked}' for i, (asked, _) in enumerate(pairs, 1)),
+            'asked': 'Answer these questions in turn: '
+            + ' '.join(f'({i}) {asked}' for i, (asked, _) in enumerate(pairs, 1)),
             'replies': ' '.join(f'({i}) {reply}' for i, (_, reply) in enumerate(pairs, 1)),
         }
 

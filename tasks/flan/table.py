@@ -1,21 +1,21 @@
 """Flan 2022's data sets as one table, datasets.json: a row says where a data set is and how its records become items.
 
-    {"name": "anli_r1", "submixture": "flan2021", "tfds": "anli/r1:0.1.0", "family": "nli", "splits": "official",
-     "train_examples": 16946, "fields": {"premise": "{context}", "hypothesis": "{hypothesis}"},
-     "label": "label", "of": ["yes", "it is not possible to tell", "no"]}
+{"name": "anli_r1", "submixture": "flan2021", "tfds": "anli/r1:0.1.0", "family": "nli", "splits": "official",
+ "train_examples": 16946, "fields": {"premise": "{context}", "hypothesis": "{hypothesis}"},
+ "label": "label", "of": ["yes", "it is not possible to tell", "no"]}
 
-    family          wordings: templates/FAMILY.json, which says which fields there must be
-    splits          train, validation and test in TFDS's terms, or the name of such a set in "splits"
-    train_examples  examples of the train split, so that rates need no reading (the table's numbers are TFDS's)
-    fields          field of the family -> text with the record's fields in braces; {choices[text]} goes into one
-    answer          the answer, likewise; or instead:
-    label, of       the record's label (a path, "a.b"), and what it is the number of: texts, a path to a list of texts, or
-                    {label: text}; these are the answer's options. "first" is the number of the first, 0 unless it says so
-    of with answer  the options of an answer that the record spells out
-    rationale       the rationale, likewise a text with fields
-    make            a function of flan_records.py, with its further words, that comes before all that
-    cap, rate       in place of the submixture's cap, and of the rate that follows from it and train_examples
-    note            for people: what TFDS asks of whoever prepares it
+family          wordings: templates/FAMILY.json, which says which fields there must be
+splits          train, validation and test in TFDS's terms, or the name of such a set in "splits"
+train_examples  examples of the train split, so that rates need no reading (the table's numbers are TFDS's)
+fields          field of the family -> text with the record's fields in braces; {choices[text]} goes into one
+answer          the answer, likewise; or instead:
+label, of       the record's label (a path, "a.b"), and what it is the number of: texts, a path to a list of texts, or
+                {label: text}; these are the answer's options. "first" is the number of the first, 0 unless it says so
+of with answer  the options of an answer that the record spells out
+rationale       the rationale, likewise a text with fields
+make            a function of flan_records.py, with its further words, that comes before all that
+cap, rate       in place of the submixture's cap, and of the rate that follows from it and train_examples
+note            for people: what TFDS asks of whoever prepares it
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ from t5flan.data.preprocessing.examples import Context, Example, Result, example
 from t5flan.data.prompting.instructions import Item
 from t5flan.data.prompting.templates import Family
 from t5flan.errors import UserError
-
 from t5flan.tasks.families import family
 from t5flan.tasks.flan.records import RECORDS
 
@@ -65,7 +64,9 @@ class Dataset:
     @property
     def fixed_options(self) -> bool:
         """Whether every example has the same options (labels), so that the order they are listed in means nothing."""
-        return isinstance(self.of, Mapping) or (not isinstance(self.of, str) and not any('{' in text for text in self.of))
+        return isinstance(self.of, Mapping) or (
+            not isinstance(self.of, str) and not any('{' in text for text in self.of)
+        )
 
     def __repr__(self) -> str:
         return f'Dataset({self.task})'
@@ -145,7 +146,9 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
                     f'{path}: mixtures.{mixture} has a rate for {name!r}, which is no submixture; there are '
                     f'{", ".join(submixtures)}. Mend the table.'
                 )
-    datasets = tuple(_dataset(path, i, row, content['splits'], submixtures) for i, row in enumerate(content['datasets']))
+    datasets = tuple(
+        _dataset(path, i, row, content['splits'], submixtures) for i, row in enumerate(content['datasets'])
+    )
     names = [dataset.name for dataset in datasets]
     for name in names:
         if names.count(name) > 1:
@@ -171,7 +174,9 @@ def _positive(where: str, number: Any) -> None:
         raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Mend the table.')
 
 
-def _dataset(path: pathlib.Path, number: int, row: Mapping[str, Any], splits: Mapping[str, Any], submixtures: Any) -> Dataset:
+def _dataset(
+    path: pathlib.Path, number: int, row: Mapping[str, Any], splits: Mapping[str, Any], submixtures: Any
+) -> Dataset:
     where = f'{path}: datasets[{number}] ({row.get("name")})'
     given = row.get('splits')
     if isinstance(given, str):
@@ -182,7 +187,9 @@ def _dataset(path: pathlib.Path, number: int, row: Mapping[str, Any], splits: Ma
     if 'train' not in dataset.splits:
         raise UserError(f'{where}: splits has no "train". Mend the table.')
     if dataset.submixture not in submixtures:
-        raise UserError(f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Mend the table.')
+        raise UserError(
+            f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Mend the table.'
+        )
     _positive(f'{where}: train_examples', dataset.train_examples)
     if dataset.cap is not None:
         _positive(f'{where}: cap', dataset.cap)
@@ -209,7 +216,9 @@ def wordings_of(dataset: Dataset) -> Family:
     known = (*wordings.fields, *wordings.optional)
     for name in wordings.fields:
         if name not in dataset.fields:
-            raise UserError(f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Mend the table.')
+            raise UserError(
+                f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Mend the table.'
+            )
     for name in dataset.fields:
         if name not in known:
             raise UserError(

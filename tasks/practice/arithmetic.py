@@ -73,7 +73,9 @@ def draw_add_three(rng: random.Random) -> Instance:
     numbers = [rng.randint(1, 9) for _ in range(3)]
     a, b, c = numbers
     fields = {'a': str(a), 'b': str(b), 'c': str(c)}
-    return Instance('+'.join(map(str, sorted(numbers))), fields, str(a + b + c), f'{a}+{b}={a + b}, {a + b}+{c}={a + b + c}.')
+    return Instance(
+        '+'.join(map(str, sorted(numbers))), fields, str(a + b + c), f'{a}+{b}={a + b}, {a + b}+{c}={a + b + c}.'
+    )
 
 
 def draw_multiply(rng: random.Random) -> Instance:
@@ -101,7 +103,7 @@ def _draw_two_steps(rng: random.Random, kinds: Sequence[str]) -> Instance:
         a, b, c = rng.randint(2, 15), rng.randint(2, 9), rng.randint(2, 9)
         middle = a + b if kind[0] == '+' else a - b
         answer = middle + c if kind[1] == '+' else middle - c
-        if 1 <= min(middle, answer) and max(middle, answer) <= 20:
+        if min(middle, answer) >= 1 and max(middle, answer) <= 20:
             break
     verbs = {'+': 'gets', '-': 'loses'}
     name, things = rng.choice(NAMES), rng.choice(OBJECTS)

@@ -19,12 +19,12 @@ class Instance:
     """One question and its answer, in no wording yet.
 
     Attributes:
-      key: decides the side of the split; two questions with one answer for one reason (3 + 4, 4 + 3) share a key.
-      fields: what a wording's braces are filled with.
-      answer: computed by code.
-      rationale: the steps to the answer, ending with a full stop; empty where the skill has none.
-      variant: which text of a wording is used, where wordings have several (to and from a language).
-      pinned: never held out, because what is held out must be composable from what is seen (the numbers 0 to 20).
+        key: decides the side of the split; two questions with one answer for one reason (3 + 4, 4 + 3) share a key.
+        fields: what a wording's braces are filled with.
+        answer: computed by code.
+        rationale: the steps to the answer, ending with a full stop; empty where the skill has none.
+        variant: which text of a wording is used, where wordings have several (to and from a language).
+        pinned: never held out, because what is held out must be composable from what is seen (the numbers 0 to 20).
     """
 
     key: str
@@ -40,15 +40,15 @@ class Skill:
     """A generator of instances under a name; it makes one task, or two where its instances have rationales.
 
     Attributes:
-      name: the task is `practice_NAME`, with rationales `practice_NAME_cot`.
-      group: the theme it is listed under.
-      draw: a random generator to an instance.
-      rationale: whether a `_cot` task exists too.
-      direct: whether the direct task exists.
-      held_share: the share of keys held out of training.
-      trained: False for a whole task that no training mixture holds.
-      rate: its weight in a mixture.
-      space: how many distinct keys there are, for skills with fewer than about a thousand; None above.
+        name: the task is `practice_NAME`, with rationales `practice_NAME_cot`.
+        group: the theme it is listed under.
+        draw: a random generator to an instance.
+        rationale: whether a `_cot` task exists too.
+        direct: whether the direct task exists.
+        held_share: the share of keys held out of training.
+        trained: False for a whole task that no training mixture holds.
+        rate: its weight in a mixture.
+        space: how many distinct keys there are, for skills with fewer than about a thousand; None above.
     """
 
     name: str

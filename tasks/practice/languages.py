@@ -131,7 +131,11 @@ def _draw_translation(pairs: tuple[tuple[str, str], ...]) -> Callable[[random.Ra
 SKILLS = (
     *(
         Skill(
-            f'number_{language.lower()}', 'languages', _draw_words(language), held_share=0.15, space=200,
+            f'number_{language.lower()}',
+            'languages',
+            _draw_words(language),
+            held_share=0.15,
+            space=200,
             rate=1.0 if language == 'French' else 0.5,  # French has the irregular ones
         )
         for language in LANGUAGES

@@ -27,7 +27,9 @@ def draw_nth_word(rng: random.Random) -> Instance:
     """The second, third or fourth word of a list."""
     words = pick(rng, WORDS, 4, 5)
     place = rng.randint(1, 3)
-    return Instance(f'{PLACES[place]} {" ".join(words)}', {'items': ' '.join(words), 'nth': PLACES[place]}, words[place])
+    return Instance(
+        f'{PLACES[place]} {" ".join(words)}', {'items': ' '.join(words), 'nth': PLACES[place]}, words[place]
+    )
 
 
 def draw_member(rng: random.Random) -> Instance:

@@ -25,7 +25,12 @@ def draw_if_then(rng: random.Random) -> Instance:
     one, two = rng.sample(NAMES, 2)
     verb, deed = rng.sample(VERBS, 2)
     case = rng.choice(('P', 'P', 'not Q', 'not Q', 'not P', 'Q'))
-    facts = {'P': f'{one} {verb}s', 'not P': f'{one} does not {verb}', 'Q': f'{two} {deed}s', 'not Q': f'{two} does not {deed}'}
+    facts = {
+        'P': f'{one} {verb}s',
+        'not P': f'{one} does not {verb}',
+        'Q': f'{two} {deed}s',
+        'not Q': f'{two} does not {deed}',
+    }
     asked = f'{two} {deed}' if case.endswith('P') else f'{one} {verb}'
     answer = {'P': 'yes', 'not Q': 'no', 'not P': 'unknown', 'Q': 'unknown'}[case]
     fields = {'p': facts['P'], 'q': facts['Q'], 'fact': facts[case], 'asked': asked}

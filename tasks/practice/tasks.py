@@ -18,7 +18,6 @@ from pathlib import Path
 
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
-
 from t5flan.tasks.practice import arithmetic as practice_arithmetic
 from t5flan.tasks.practice import languages as practice_languages
 from t5flan.tasks.practice import lexicon as practice_lexicon
@@ -59,14 +58,16 @@ def triggers(held_out: bool = False) -> Sequence[str]:
     return _templates()['triggers']['held_out' if held_out else 'seen']
 
 
-def task_names(group: str | None = None, *, direct: bool = True, cot: bool = True, trained: bool | None = True) -> list[str]:
+def task_names(
+    group: str | None = None, *, direct: bool = True, cot: bool = True, trained: bool | None = True
+) -> list[str]:
     """Names of practice tasks.
 
     Args:
-      group: a theme (see `groups()`), or None for all.
-      direct: with the tasks whose target is the answer alone.
-      cot: with the tasks whose target holds a rationale.
-      trained: True for tasks in the training mixtures, False for the unseen tasks, None for both.
+        group: a theme (see `groups()`), or None for all.
+        direct: with the tasks whose target is the answer alone.
+        cot: with the tasks whose target holds a rationale.
+        trained: True for tasks in the training mixtures, False for the unseen tasks, None for both.
     """
     names = []
     for skill in SKILLS.values():
@@ -84,7 +85,7 @@ def skill_of(task: str) -> tuple[Skill, bool]:
     """A task's skill, and whether its target holds a rationale.
 
     Raises:
-      KeyError: no practice task has that name.
+        KeyError: no practice task has that name.
     """
     name = task.removeprefix(PREFIX)
     if name in SKILLS:
@@ -175,8 +176,8 @@ def register() -> None:
     import seqio
 
     from t5flan.data.preprocessing.tokenization import append_eos, tokenize
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     features = text_features()
     for task in task_names(trained=None):

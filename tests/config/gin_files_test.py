@@ -8,17 +8,34 @@ from t5flan import configurables
 from t5flan.config.settings import gin_files
 from t5flan.data.config import DataConfig
 from t5flan.errors import UsageError
+from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.mesh import MeshConfig
 
 FILES = gin_files.packaged_files()
 MODELS = [name for name in FILES if name.startswith('models/')]
 RUNS = [name for name in FILES if name.startswith(('runs/', 'examples/'))]
 HEADINGS = ('Purpose', 'Command', 'Hardware', 'Time', 'Expected', 'Required')
-REQUIRED = {'MIXTURE': 'practice', 'VOCABULARY': 'bytes', 'INITIALIZE_FROM': 'runs/old', 'TRAIN_FILE': 'train.jsonl',
-            'TEXT_FILES': '*.txt', 'NATURAL_INSTRUCTIONS_DIR': 'ni', 'COT_DIR': 'cot', 'CHAT_FILES': 'chat.json'}
-EVERYTHING = (ModelConfig, DataConfig, RunConfig, OptimizerConfig, LossConfig, MeshConfig, CheckpointConfig, EvaluationConfig)
+REQUIRED = {
+    'MIXTURE': 'practice',
+    'VOCABULARY': 'bytes',
+    'INITIALIZE_FROM': 'runs/old',
+    'TRAIN_FILE': 'train.jsonl',
+    'TEXT_FILES': '*.txt',
+    'NATURAL_INSTRUCTIONS_DIR': 'ni',
+    'COT_DIR': 'cot',
+    'CHAT_FILES': 'chat.json',
+}
+EVERYTHING = (
+    ModelConfig,
+    DataConfig,
+    RunConfig,
+    OptimizerConfig,
+    LossConfig,
+    MeshConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+)
 
 
 def header(name: str) -> str:
@@ -57,7 +74,9 @@ def test_a_model_file_is_a_whole_model_and_nothing_else(name):
 @pytest.mark.parametrize('name', RUNS)
 def test_a_run_file_reads_with_what_it_requires(name, tmp_path):
     given = [f'{macro}={REQUIRED[macro]}' for macro in required_macros(name)]
-    model = [] if configurables.parse([name]).gives(ModelConfig, 'architecture') else ['models/tiny_encoder_decoder.gin']
+    model = (
+        [] if configurables.parse([name]).gives(ModelConfig, 'architecture') else ['models/tiny_encoder_decoder.gin']
+    )
     settings = configurables.parse([*model, name], given)
     values = settings.read_all(EVERYTHING)
     (tmp_path / 'config.gin').write_text(settings.operative_config())
@@ -68,11 +87,15 @@ def test_a_run_file_reads_with_what_it_requires(name, tmp_path):
 def test_a_run_file_says_what_it_is(name):
     text = header(name)
     found = re.findall(r'^(\w+):  +(\S.*)$', text, re.MULTILINE)
-    assert [heading for heading, _ in found][:6] == list(HEADINGS), f'{name} must say, in this order: {", ".join(HEADINGS)}'
-    assert all(words.rstrip('.') not in ('TIME', 'EXPECTED', 'TODO') for _, words in found), f'{name} has a heading not filled in'
-    command = text[text.index('Command:'):text.index('Hardware:')]
+    assert [heading for heading, _ in found][:6] == list(HEADINGS), (
+        f'{name} must say, in this order: {", ".join(HEADINGS)}'
+    )
+    assert all(words.rstrip('.') not in ('TIME', 'EXPECTED', 'TODO') for _, words in found), (
+        f'{name} has a heading not filled in'
+    )
+    command = text[text.index('Command:') : text.index('Hardware:')]
     assert 't5flan ' in command and name.removesuffix('.gin') in command or 'quickstart' in name
-    required = text[text.index('Required:'):]
+    required = text[text.index('Required:') :]
     macros = required_macros(name)
     if 'INITIALIZE_FROM' in macros:
         macros -= {'VOCABULARY'}  # that of the folder
@@ -84,9 +107,9 @@ def test_a_run_file_says_what_it_is(name):
 def test_the_command_of_a_run_file_gives_what_is_required(name):
     """The command in the header, with its settings, reads; nothing it names is misspelt."""
     text = header(name)
-    command = ' '.join(text[text.index('Command:'):text.index('Hardware:')].split())
+    command = ' '.join(text[text.index('Command:') : text.index('Hardware:')].split())
     files = re.findall(r'--gin_file=(\S+)', command)
-    bindings = re.findall(r"--gin\.(\S+)", command)
+    bindings = re.findall(r'--gin\.(\S+)', command)
     assert files
     settings = configurables.parse(files, [binding.replace("'", '') for binding in bindings])
     started = settings.read(CheckpointConfig).initialize_from is not None

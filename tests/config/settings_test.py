@@ -11,9 +11,9 @@ from t5flan import configurables
 from t5flan.config.settings import gin_files
 from t5flan.data.config import DataConfig, FileTask, InstructionConfig
 from t5flan.errors import UsageError, UserError
+from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import CheckpointConfig, OptimizerConfig, RunConfig
-from t5flan.mesh import MeshConfig
 
 RUN = """
 STEPS = %gin.REQUIRED
@@ -54,7 +54,8 @@ def test_reads_files_then_bindings(write):
     settings = configurables.parse([write(RUN)], ['STEPS=100', 'MIXTURE=practice', 'BATCH_SIZE=64', 'RunConfig.seed=3'])
     assert settings.read(RunConfig) == RunConfig(steps=100, seed=3, log_every=5)
     assert settings.read(DataConfig) == DataConfig(
-        mixture='practice', batch_size=64, feature_lengths={'inputs': 16, 'targets': 8}, vocabulary='bytes')
+        mixture='practice', batch_size=64, feature_lengths={'inputs': 16, 'targets': 8}, vocabulary='bytes'
+    )
     assert settings.gives(DataConfig) and settings.gives(RunConfig, 'seed') and not settings.gives(ModelConfig)
 
 
@@ -63,34 +64,43 @@ def test_a_later_file_wins(write):
     assert configurables.parse([first, second]).read(RunConfig) == RunConfig(steps=2, seed=1)
 
 
-@pytest.mark.parametrize('binding, value', [
-    ('DataConfig.mixture=007', '007'),  # a str stays what was typed
-    ('DataConfig.mixture=True', 'True'),
-    ('DataConfig.mixture=gs://bucket/a b#c/*.jsonl', 'gs://bucket/a b#c/*.jsonl'),
-    ("DataConfig.mixture='quoted'", 'quoted'),
-    ('DataConfig.mixture="quoted"', 'quoted'),
-    ("DataConfig.mixture=it's", "it's"),
-    ('DataConfig.mixture=a=b', 'a=b'),
-    ('DataConfig.mixture=%STEPS', '5'),
-    ('STEPS=%MIXTURE', None),
-    ('DataConfig.batch_size=4', 4),
-    ('DataConfig.pack=False', False),
-    ("DataConfig.feature_lengths={'inputs': 3, 'targets': %STEPS}", {'inputs': 3, 'targets': 5}),
-    ("DataConfig.modules=['my.tasks', 'a#b']", ('my.tasks', 'a#b')),
-    ('DataConfig.streams=None', None),
-    ('DataConfig.streams=2', 2),
-    ('CheckpointConfig.initialize_from=None', None),
-    ('CheckpointConfig.initialize_from=/a path/7', '/a path/7'),
-    ('CheckpointConfig.initialize_from=3', '3'),
-    ('OptimizerConfig.learning_rate=1e-3', 1e-3),
-    ('OptimizerConfig.learning_rate=1', 1.0),
-    ('OptimizerConfig.clip_by_global_norm=2', 2.0),
-    ("OptimizerConfig.freeze=['encoder/.*']", ('encoder/.*',)),
-    ("MeshConfig.rules=[('embed', None)]", (('embed', None),)),
-])
+@pytest.mark.parametrize(
+    'binding, value',
+    [
+        ('DataConfig.mixture=007', '007'),  # a str stays what was typed
+        ('DataConfig.mixture=True', 'True'),
+        ('DataConfig.mixture=gs://bucket/a b#c/*.jsonl', 'gs://bucket/a b#c/*.jsonl'),
+        ("DataConfig.mixture='quoted'", 'quoted'),
+        ('DataConfig.mixture="quoted"', 'quoted'),
+        ("DataConfig.mixture=it's", "it's"),
+        ('DataConfig.mixture=a=b', 'a=b'),
+        ('DataConfig.mixture=%STEPS', '5'),
+        ('STEPS=%MIXTURE', None),
+        ('DataConfig.batch_size=4', 4),
+        ('DataConfig.pack=False', False),
+        ("DataConfig.feature_lengths={'inputs': 3, 'targets': %STEPS}", {'inputs': 3, 'targets': 5}),
+        ("DataConfig.modules=['my.tasks', 'a#b']", ('my.tasks', 'a#b')),
+        ('DataConfig.streams=None', None),
+        ('DataConfig.streams=2', 2),
+        ('CheckpointConfig.initialize_from=None', None),
+        ('CheckpointConfig.initialize_from=/a path/7', '/a path/7'),
+        ('CheckpointConfig.initialize_from=3', '3'),
+        ('OptimizerConfig.learning_rate=1e-3', 1e-3),
+        ('OptimizerConfig.learning_rate=1', 1.0),
+        ('OptimizerConfig.clip_by_global_norm=2', 2.0),
+        ("OptimizerConfig.freeze=['encoder/.*']", ('encoder/.*',)),
+        ("MeshConfig.rules=[('embed', None)]", (('embed', None),)),
+    ],
+)
 def test_bare_words_become_what_the_field_wants(binding, value):
-    base = ['STEPS=5', 'RunConfig.steps=%STEPS', 'DataConfig.mixture=m', 'DataConfig.batch_size=2',
-            'DataConfig.vocabulary=bytes', "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}"]
+    base = [
+        'STEPS=5',
+        'RunConfig.steps=%STEPS',
+        'DataConfig.mixture=m',
+        'DataConfig.batch_size=2',
+        'DataConfig.vocabulary=bytes',
+        "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}",
+    ]
     if binding == 'STEPS=%MIXTURE':
         settings = configurables.parse([], [*base, 'MIXTURE=9', 'STEPS=%MIXTURE'])
         assert settings.read(RunConfig).steps == 9
@@ -126,21 +136,41 @@ def test_scopes_make_several_of_one_kind(write):
 
 
 def test_settings_inside_settings_are_read_by_their_own_name(write, tmp_path):
-    base = ['DataConfig.mixture=m', 'DataConfig.batch_size=2', 'DataConfig.vocabulary=bytes',
-            "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}"]
+    base = [
+        'DataConfig.mixture=m',
+        'DataConfig.batch_size=2',
+        'DataConfig.vocabulary=bytes',
+        "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}",
+    ]
     settings = configurables.parse([], [*base, 'InstructionConfig.few_shot=0', 'InstructionConfig.triggers=["Why?"]'])
     data = settings.read(DataConfig)
     assert data.instructions == InstructionConfig(few_shot=0.0, triggers=('Why?',))
     again = configurables.parse([write(settings.operative_config(), 'again.gin')])
-    assert again.read(DataConfig) == data and 'DataConfig.instructions = @InstructionConfig()' in settings.operative_config()
-    scoped = configurables.parse([], [*base, 'DataConfig.instructions=@plain/InstructionConfig()', 'plain/InstructionConfig.options=1'])
+    assert (
+        again.read(DataConfig) == data
+        and 'DataConfig.instructions = @InstructionConfig()' in settings.operative_config()
+    )
+    scoped = configurables.parse(
+        [], [*base, 'DataConfig.instructions=@plain/InstructionConfig()', 'plain/InstructionConfig.options=1']
+    )
     assert scoped.read(DataConfig).instructions.options == 1.0
 
 
-@pytest.mark.parametrize('given, paths', [('a.json', ('a.json',)), ("['a.json', 'b']", ('a.json', 'b')), ('None', ()), ('[]', ())])
+@pytest.mark.parametrize(
+    'given, paths', [('a.json', ('a.json',)), ("['a.json', 'b']", ('a.json', 'b')), ('None', ()), ('[]', ())]
+)
 def test_one_path_or_several(given, paths):
-    settings = configurables.parse([], [f'CHAT_FILES={given}', 'DataConfig.chat=%CHAT_FILES', 'DataConfig.mixture=m', 'DataConfig.batch_size=2',
-                                 'DataConfig.vocabulary=bytes', "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}"])
+    settings = configurables.parse(
+        [],
+        [
+            f'CHAT_FILES={given}',
+            'DataConfig.chat=%CHAT_FILES',
+            'DataConfig.mixture=m',
+            'DataConfig.batch_size=2',
+            'DataConfig.vocabulary=bytes',
+            "DataConfig.feature_lengths={'inputs': 1, 'targets': 1}",
+        ],
+    )
     assert settings.read(DataConfig).chat == paths
 
 
@@ -159,19 +189,22 @@ def test_finds_files_here_and_in_the_package(write, monkeypatch, tmp_path):
     assert configurables.parse(['base'], ['RunConfig.steps=1']).read(RunConfig).seed == 9
 
 
-@pytest.mark.parametrize('text, expected', [
-    ('A = 3\nB 4\n', "run.gin:2: not gin: Couldn't parse statement"),
-    ('A = 3\nB = foo\n', 'run.gin:2: not gin: foo is no number'),
-    ('A = [3,\n', 'run.gin:1: not gin: '),
-    ("A = 'open\n", 'run.gin:1: not gin: '),
-    ('import os\n', 'run.gin:1: t5flan reads no import from gin'),
-    ("include 'absent'\n", 'run.gin:1: there is no gin file absent'),
-    ("include 'run'\n", 'includes itself'),
-    ('\nRunConfig.step = 3\n', 'run.gin:2: there is no setting RunConfig.step: did you mean RunConfig.steps?'),
-    ('RunConfg.steps = 3\n', 'run.gin:1: there is no setting RunConfg.steps: did you mean RunConfig.steps?'),
-    ('DataConfig.file_tasks = [@FileTsk()]\n', 'run.gin:1: there is no @FileTsk: did you mean @FileTask()?'),
-    ('DataConfig.file_tasks = [@FileTask]\n', 'run.gin:1: write @FileTask() with brackets'),
-])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('A = 3\nB 4\n', "run.gin:2: not gin: Couldn't parse statement"),
+        ('A = 3\nB = foo\n', 'run.gin:2: not gin: foo is no number'),
+        ('A = [3,\n', 'run.gin:1: not gin: '),
+        ("A = 'open\n", 'run.gin:1: not gin: '),
+        ('import os\n', 'run.gin:1: t5flan reads no import from gin'),
+        ("include 'absent'\n", 'run.gin:1: there is no gin file absent'),
+        ("include 'run'\n", 'includes itself'),
+        ('\nRunConfig.step = 3\n', 'run.gin:2: there is no setting RunConfig.step: did you mean RunConfig.steps?'),
+        ('RunConfg.steps = 3\n', 'run.gin:1: there is no setting RunConfg.steps: did you mean RunConfig.steps?'),
+        ('DataConfig.file_tasks = [@FileTsk()]\n', 'run.gin:1: there is no @FileTsk: did you mean @FileTask()?'),
+        ('DataConfig.file_tasks = [@FileTask]\n', 'run.gin:1: write @FileTask() with brackets'),
+    ],
+)
 def test_a_wrong_file_is_one_line_with_its_place(write, text, expected):
     assert expected in error_of(lambda: configurables.parse([write(text)]))
 
@@ -189,15 +222,18 @@ def test_a_file_that_is_not_text(write, tmp_path):
 # -- Names and values -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('binding, expected', [
-    ('STEP=3', 'there is no setting STEP: did you mean STEPS?; no value in run.gin takes it'),
-    ('batch_size=3', 'did you mean BATCH_SIZE?'),
-    ('ModelConfig.embdim=3', 'there is no setting ModelConfig.embdim: did you mean ModelConfig.emb_dim?'),
-    ('Modelconfig.emb_dim=3', 'did you mean ModelConfig.emb_dim?'),
-    ('emb_dim=3', 'did you mean ModelConfig.emb_dim?'),
-    ('STEPS', '--gin.STEPS has no value: write --gin.STEPS=VALUE'),
-    ('A B=3', '--gin.A B is not a setting'),
-])
+@pytest.mark.parametrize(
+    'binding, expected',
+    [
+        ('STEP=3', 'there is no setting STEP: did you mean STEPS?; no value in run.gin takes it'),
+        ('batch_size=3', 'did you mean BATCH_SIZE?'),
+        ('ModelConfig.embdim=3', 'there is no setting ModelConfig.embdim: did you mean ModelConfig.emb_dim?'),
+        ('Modelconfig.emb_dim=3', 'did you mean ModelConfig.emb_dim?'),
+        ('emb_dim=3', 'did you mean ModelConfig.emb_dim?'),
+        ('STEPS', '--gin.STEPS has no value: write --gin.STEPS=VALUE'),
+        ('A B=3', '--gin.A B is not a setting'),
+    ],
+)
 def test_an_unknown_name_is_answered_with_the_nearest(write, binding, expected):
     assert expected in error_of(lambda: configurables.parse([write(RUN)], [binding]))
 
@@ -208,22 +244,25 @@ def test_a_macro_that_nothing_takes_is_unknown(write):
     assert 'no --gin_file was given' in error_of(lambda: configurables.parse([], ['STEPS=4']))
 
 
-@pytest.mark.parametrize('binding, expected', [
-    ('RunConfig.steps=many', "RunConfig.steps is given 'many' (str), expected int (from --gin.RunConfig.steps)"),
-    ('RunConfig.steps=1.5', 'is given 1.5 (float), expected int'),
-    ('RunConfig.steps=True', 'is given True (bool), expected int'),
-    ('RunConfig.steps=None', 'is given None, expected int'),
-    ('STEPS=many', "RunConfig.steps is given 'many' (str), expected int (from STEPS, --gin.STEPS)"),
-    ('OptimizerConfig.learning_rate=fast', 'expected float'),
-    ('OptimizerConfig.decay_steps=1.5', 'expected int or None'),
-    ('OptimizerConfig.freeze=encoder', 'expected list of str'),
-    ('OptimizerConfig.freeze=[1]', 'expected list of str'),
-    ('OptimizerConfig.factored=yes', 'expected True or False'),
-    ('DataConfig.feature_lengths=[1]', 'expected dict of str to int'),
-    ("DataConfig.feature_lengths={'inputs': 1.5}", 'expected dict of str to int'),
-    ('DataConfig.file_tasks=[1]', 'expected list of @FileTask()'),
-    ('CheckpointConfig.initialize_from=@FileTask()', 'expected str or None'),
-])
+@pytest.mark.parametrize(
+    'binding, expected',
+    [
+        ('RunConfig.steps=many', "RunConfig.steps is given 'many' (str), expected int (from --gin.RunConfig.steps)"),
+        ('RunConfig.steps=1.5', 'is given 1.5 (float), expected int'),
+        ('RunConfig.steps=True', 'is given True (bool), expected int'),
+        ('RunConfig.steps=None', 'is given None, expected int'),
+        ('STEPS=many', "RunConfig.steps is given 'many' (str), expected int (from STEPS, --gin.STEPS)"),
+        ('OptimizerConfig.learning_rate=fast', 'expected float'),
+        ('OptimizerConfig.decay_steps=1.5', 'expected int or None'),
+        ('OptimizerConfig.freeze=encoder', 'expected list of str'),
+        ('OptimizerConfig.freeze=[1]', 'expected list of str'),
+        ('OptimizerConfig.factored=yes', 'expected True or False'),
+        ('DataConfig.feature_lengths=[1]', 'expected dict of str to int'),
+        ("DataConfig.feature_lengths={'inputs': 1.5}", 'expected dict of str to int'),
+        ('DataConfig.file_tasks=[1]', 'expected list of @FileTask()'),
+        ('CheckpointConfig.initialize_from=@FileTask()', 'expected str or None'),
+    ],
+)
 def test_a_wrong_type_says_what_was_given_and_expected(write, binding, expected):
     key = binding.partition('=')[0]
     name = key.partition('.')[0] if '.' in key else 'RunConfig'
@@ -233,9 +272,11 @@ def test_a_wrong_type_says_what_was_given_and_expected(write, binding, expected)
 
 def test_a_missing_setting_names_itself_and_the_flag(write):
     assert error_of(lambda: configurables.parse([write(RUN)]).read(RunConfig, 'train')) == (
-        "RunConfig.steps (taken from STEPS in run.gin:4) is required by 'train' and not given: set --gin.STEPS=N")
+        "RunConfig.steps (taken from STEPS in run.gin:4) is required by 'train' and not given: set --gin.STEPS=N"
+    )
     assert error_of(lambda: configurables.parse().read(RunConfig, 'train')) == (
-        "RunConfig.steps is required by 'train' and not given: set --gin.RunConfig.steps=N")
+        "RunConfig.steps is required by 'train' and not given: set --gin.RunConfig.steps=N"
+    )
 
 
 def test_all_that_is_missing_is_told_at_once(write):
@@ -246,7 +287,9 @@ def test_all_that_is_missing_is_told_at_once(write):
 
 def test_an_undefined_macro_names_the_nearest(write):
     name = write('RunConfig.steps = %STEP\nSTEPS = 3\n')
-    assert '(taken from STEP in run.gin:1; did you mean STEPS?)' in error_of(lambda: configurables.parse([name]).read(RunConfig))
+    assert '(taken from STEP in run.gin:1; did you mean STEPS?)' in error_of(
+        lambda: configurables.parse([name]).read(RunConfig)
+    )
 
 
 def test_a_macro_defined_by_itself(write):
@@ -265,8 +308,15 @@ def test_what_a_dataclass_refuses_passes_as_it_is():
 
 
 def test_operative_config_reads_back_and_keeps_macros(write):
-    given = ['STEPS=100', 'MIXTURE=007', 'FileTask.train=a b.jsonl', 'FileTask.name=mine',
-             'DataConfig.file_tasks=[@FileTask()]', 'OptimizerConfig.learning_rate=1e-4', "MeshConfig.rules=[('embed', None)]"]
+    given = [
+        'STEPS=100',
+        'MIXTURE=007',
+        'FileTask.train=a b.jsonl',
+        'FileTask.name=mine',
+        'DataConfig.file_tasks=[@FileTask()]',
+        'OptimizerConfig.learning_rate=1e-4',
+        "MeshConfig.rules=[('embed', None)]",
+    ]
     settings = configurables.parse([write(RUN)], given)
     kinds = [RunConfig, DataConfig, OptimizerConfig, MeshConfig]
     before = settings.read_all(kinds)
@@ -288,8 +338,10 @@ def test_every_setting_of_the_rooms_is_known():
 
 
 def test_reading_settings_imports_nothing_heavy():
-    code = ("import sys; from t5flan import configurables; configurables.parse([], ['RunConfig.steps=1']).read(configurables.CONFIGURABLES['RunConfig']);"
-            "print([m for m in ('jax', 'flax', 'tensorflow', 'seqio', 'numpy') if m in sys.modules])")
+    code = (
+        "import sys; from t5flan import configurables; configurables.parse([], ['RunConfig.steps=1']).read(configurables.CONFIGURABLES['RunConfig']);"
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'seqio', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
 
@@ -298,9 +350,20 @@ def test_reading_settings_imports_nothing_heavy():
 
 
 def test_a_checkpoint_folder_offers_what_gin_does_not_give(write, tmp_path):
-    shape = {'architecture': 'decoder_only', 'vocab_size': 384, 'emb_dim': 8, 'num_heads': 2, 'head_dim': 4, 'mlp_dim': 8,
-             'num_decoder_layers': 1, 'position': 'rope', 'dropout_rate': 0.3}
-    write(json.dumps({'model': shape, 'format': 'causal_lm', 'feature_lengths': {}, 'vocabulary': {}}), 'old/t5flan.json')
+    shape = {
+        'architecture': 'decoder_only',
+        'vocab_size': 384,
+        'emb_dim': 8,
+        'num_heads': 2,
+        'head_dim': 4,
+        'mlp_dim': 8,
+        'num_decoder_layers': 1,
+        'position': 'rope',
+        'dropout_rate': 0.3,
+    }
+    write(
+        json.dumps({'model': shape, 'format': 'causal_lm', 'feature_lengths': {}, 'vocabulary': {}}), 'old/t5flan.json'
+    )
     name = write("""
         ModelConfig.dropout_rate = 0.1
         DataConfig.mixture = 'm'
@@ -316,7 +379,11 @@ def test_a_checkpoint_folder_offers_what_gin_does_not_give(write, tmp_path):
         for kind, fields in offered.items():
             settings.offer(kind, fields, origin)
         assert settings.read(ModelConfig) == ModelConfig(**shape | {'dropout_rate': 0.1})
-        assert settings.read(DataConfig).vocabulary == 'old/vocabulary' and settings.read(DataConfig).format == 'causal_lm'
+        assert (
+            settings.read(DataConfig).vocabulary == 'old/vocabulary' and settings.read(DataConfig).format == 'causal_lm'
+        )
     assert configurables.checkpoint_settings(str(tmp_path)) is None
     write('{"model": 3}', 'broken/t5flan.json')
-    assert 'broken/t5flan.json is not the description' in error_of(lambda: configurables.checkpoint_settings('broken'), UserError)
+    assert 'broken/t5flan.json is not the description' in error_of(
+        lambda: configurables.checkpoint_settings('broken'), UserError
+    )

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.conversion import convert
 from t5flan.__main__ import main
-from t5flan.conversion import names
+from t5flan.conversion import convert, names
 from t5flan.errors import UserError
 from tests.saved_model import LENGTHS, byte_model, save_folder
 from tests.vocabulary import small_vocabulary_model
@@ -44,7 +43,12 @@ def with_numbers(change):
 def test_from_the_command_line_there_and_back(run, tmp_path):
     code, out, err = run('--from=hf', '--to=t5flan', GOLDEN / 'mt5', tmp_path / 'own', '--check')
     assert (code, err) == (0, '')
-    assert out.startswith(f'{tmp_path}/own: ') and 'parameters' in out and 'has no tokenizer' in out and 'checked: every number' in out
+    assert (
+        out.startswith(f'{tmp_path}/own: ')
+        and 'parameters' in out
+        and 'has no tokenizer' in out
+        and 'checked: every number' in out
+    )
     assert run('--from=t5flan', '--to=hf', tmp_path / 'own', tmp_path / 'back')[0] == 0
     code, out, _ = run('--from=hf', '--to=hf', '--check', GOLDEN / 'mt5', tmp_path / 'back')  # is there: only compared
     assert code == 0 and 'checked' in out and 'parameters' not in out
@@ -53,14 +57,18 @@ def test_from_the_command_line_there_and_back(run, tmp_path):
 
 
 def test_settings_say_how_it_runs_and_not_what_it_is(run, tmp_path):
-    assert run('--from=hf', '--to=t5flan', GOLDEN / 't5_1_1', tmp_path / 'x', '--gin.ModelConfig.dtype=bfloat16')[0] == 0
+    assert (
+        run('--from=hf', '--to=t5flan', GOLDEN / 't5_1_1', tmp_path / 'x', '--gin.ModelConfig.dtype=bfloat16')[0] == 0
+    )
     assert json.loads((tmp_path / 'x' / 't5flan.json').read_text())['model']['dtype'] == 'bfloat16'
     code, _, err = run('--from=hf', '--to=t5flan', GOLDEN / 't5_1_1', tmp_path / 'y', '--gin.ModelConfig.mlp_dim=25')
-    assert code == 1 and "--gin.ModelConfig.mlp_dim=25, but the model of" in err and 'has 24' in err
+    assert code == 1 and '--gin.ModelConfig.mlp_dim=25, but the model of' in err and 'has 24' in err
     bare = tmp_path / 'bare'
     convert.write(convert.read(GOLDEN / 'ul2', 'hf'), bare, 't5x')
     (bare / 'config.gin').unlink()
-    code, out, _ = run('--from=t5x', '--to=t5flan', bare, tmp_path / 'z', "--gin.ModelConfig.mlp_activations=('silu', 'linear')")
+    code, out, _ = run(
+        '--from=t5x', '--to=t5flan', bare, tmp_path / 'z', "--gin.ModelConfig.mlp_activations=('silu', 'linear')"
+    )
     assert code == 0 and 'does not say its activations' not in out
     assert t5flan.load(tmp_path / 'z').config.mlp_activations == ('silu', 'linear')
 
@@ -72,18 +80,29 @@ def test_dtype_rounds(run, tmp_path):
     assert code == 2 and '--dtype=int8' in err and 'float32, bfloat16, float16' in err
 
 
-@pytest.mark.parametrize('argv, code, said', [
-    (['--from=hf', '--to=onnx', 'a', 'b'], 2, '--to=onnx is no format: expected one of hf, t5x, t5flan'),
-    (['--from=hf', 'a', 'b'], 2, 'required: --to'),
-    (['--from=hf', '--to=t5flan', 'a'], 2, 'required: DST'),
-    (['--from=hf', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere is no folder'),
-    (['--from=t5x', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere does not exist'),
-    (['--from=t5flan', '--to=hf', '/nowhere', 'b'], 1, '/nowhere does not exist; expected the workdir'),
-    (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'gs://bucket/x'], 1, 'results are written to a local folder'),
-    (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), str(GOLDEN)], 1, 'exists already: nothing is overwritten'),
-    (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'b', '--vocabulary=/nowhere.model'], 1, 'vocabulary /nowhere.model'),
-    (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'b', '--gin.ModelConfig.layers=2'], 2, 'ModelConfig'),
-])
+@pytest.mark.parametrize(
+    'argv, code, said',
+    [
+        (['--from=hf', '--to=onnx', 'a', 'b'], 2, '--to=onnx is no format: expected one of hf, t5x, t5flan'),
+        (['--from=hf', 'a', 'b'], 2, 'required: --to'),
+        (['--from=hf', '--to=t5flan', 'a'], 2, 'required: DST'),
+        (['--from=hf', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere is no folder'),
+        (['--from=t5x', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere does not exist'),
+        (['--from=t5flan', '--to=hf', '/nowhere', 'b'], 1, '/nowhere does not exist; expected the workdir'),
+        (
+            ['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'gs://bucket/x'],
+            1,
+            'results are written to a local folder',
+        ),
+        (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), str(GOLDEN)], 1, 'exists already: nothing is overwritten'),
+        (
+            ['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'b', '--vocabulary=/nowhere.model'],
+            1,
+            'vocabulary /nowhere.model',
+        ),
+        (['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'b', '--gin.ModelConfig.layers=2'], 2, 'ModelConfig'),
+    ],
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, argv, code, said):
     monkeypatch.chdir(tmp_path)
     found, out, err = run(*argv)
@@ -127,11 +146,16 @@ def test_too_small_a_disk_is_told_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize('form', convert.FORMATS)
 def test_writing_on_a_full_disk_is_one_line(tmp_path, form):
     """A file-size limit stands for the full disk: the same error on the same way."""
-    code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)); '
-            'from t5flan.__main__ import main; sys.exit(main(sys.argv[1:]))')
-    done = subprocess.run([sys.executable, '-c', code, 'convert', '--from=hf', f'--to={form}', GOLDEN / 't5_1_1', tmp_path / 'x'],
-                          capture_output=True, text=True)
+    code = (
+        'import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)); '
+        'from t5flan.__main__ import main; sys.exit(main(sys.argv[1:]))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, 'convert', '--from=hf', f'--to={form}', GOLDEN / 't5_1_1', tmp_path / 'x'],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and done.stderr.count('\n') == 1 and 'could not be written' in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -154,8 +178,13 @@ def test_text_goes_in_and_out_of_a_converted_folder(run, tmp_path):
     big = dataclasses.replace(convert.read(GOLDEN / 't5_1_1', 'hf').config, vocab_size=384)
     source = convert.read(GOLDEN / 't5_1_1', 'hf')
     rows = lambda shape, array: np.resize(array, names.shapes(big)[shape.name].one)
-    convert.write(dataclasses.replace(source, config=big, read=lambda s, i: rows(s, source.read(names.shapes(source.config)[s.name], i))),
-                  tmp_path / 'hf', 'hf')
+    convert.write(
+        dataclasses.replace(
+            source, config=big, read=lambda s, i: rows(s, source.read(names.shapes(source.config)[s.name], i))
+        ),
+        tmp_path / 'hf',
+        'hf',
+    )
     model = None
     for vocabulary in (tmp_path / 'small.model', 'bytes'):
         target = tmp_path / f'own_{os.path.basename(vocabulary)}'

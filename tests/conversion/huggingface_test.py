@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5flan.conversion import convert
-from t5flan.conversion import huggingface, names
+from t5flan.conversion import convert, huggingface, names
 from t5flan.conversion.safetensors_files import FolderWriter, read_folder
 from t5flan.errors import UserError
 
@@ -23,7 +22,9 @@ def folder(tmp_path):
         made = tmp_path / f'{family}_{len(list(tmp_path.iterdir()))}'
         made.mkdir()
         fields = json.loads((GOLDEN / family / 'config.json').read_text()) | (config or {})
-        (made / 'config.json').write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
+        (made / 'config.json').write_text(
+            json.dumps({name: value for name, value in fields.items() if value is not ...})
+        )
         held = {name: stored.read() for name, stored in read_folder(GOLDEN / family).items()}
         held = held if arrays is None else arrays(held)
         writer = FolderWriter(made, {name: (x.shape, x.dtype) for name, x in held.items()}, 10**9)
@@ -38,8 +39,12 @@ def folder(tmp_path):
 def test_embeddings_are_tied_where_the_numbers_say_so(folder):
     untied = folder('t5_1_1', {'tie_word_embeddings': True})  # as transformers 5 writes it
     assert not convert.read(untied, 'hf').config.tie_embeddings
-    tied = folder('t5_1_0', arrays=lambda held: held | {'lm_head.weight': held['shared.weight'],
-                                                         'encoder.embed_tokens.weight': held['shared.weight']})
+    tied = folder(
+        't5_1_0',
+        arrays=lambda held: (
+            held | {'lm_head.weight': held['shared.weight'], 'encoder.embed_tokens.weight': held['shared.weight']}
+        ),
+    )
     config = convert.read(tied, 'hf').config
     assert config.tie_embeddings and config.scale_tied_logits
     unscaled = folder('t5_1_0', {'scale_decoder_outputs': False})
@@ -51,7 +56,9 @@ def test_embeddings_are_tied_where_the_numbers_say_so(folder):
 def test_an_embedding_under_its_second_name_alone_is_found(folder):
     def renamed(held):
         held['decoder.embed_tokens.weight'] = held.pop('shared.weight')
-        return held | {'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight': np.zeros((8, 3), np.float32)}
+        return held | {
+            'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight': np.zeros((8, 3), np.float32)
+        }
 
     made = convert.read(folder('t5_1_0', arrays=renamed), 'hf')
     convert.compare(convert.read(GOLDEN / 't5_1_0', 'hf'), made, 'renamed')
@@ -60,23 +67,30 @@ def test_an_embedding_under_its_second_name_alone_is_found(folder):
         convert.read(other, 'hf')
 
 
-@pytest.mark.parametrize('family, config, said', [
-    ('t5_1_1', {'model_type': 'bart'}, "model_type 'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma"),
-    ('t5_1_1', {'model_type': ...}, 'model_type None'),
-    ('t5_1_1', {'d_ff': ...}, "lacks 'd_ff'"),
-    ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], config.json \(t5\) asks for \[25, 16\]'),
-    ('t5_1_1', {'num_layers': 3}, 'lacks encoder.block.2'),
-    ('t5_1_1', {'num_layers': 1}, r'holds encoder.block.1.*\(9 such arrays\)'),
-    ('t5_1_1', {'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu' is not converted"),
-    ('t5_1_1', {'feed_forward_proj': 'relu'}, 'lacks .*wi.weight'),
-    ('t5_1_1', {'d_model': 'many'}, 'ModelConfig.emb_dim'),
-    ('llama', {'attention_bias': True}, 'attention_bias is true'),
-    ('llama', {'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 5e5}}, "rope_type 'llama3'"),
-    ('llama', {'rope_parameters': ..., 'rope_scaling': {'type': 'linear'}}, "rope_type 'linear'"),
-    ('llama', {'hidden_act': 'relu'}, "hidden_act 'relu' of a llama model"),
-    ('llama', {'model_type': 't5'}, "lacks 'd_model'|lacks 'vocab"),
-    ('gemma', {'model_type': 'gemma2'}, "model_type 'gemma2'"),
-])
+@pytest.mark.parametrize(
+    'family, config, said',
+    [
+        (
+            't5_1_1',
+            {'model_type': 'bart'},
+            "model_type 'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma",
+        ),
+        ('t5_1_1', {'model_type': ...}, 'model_type None'),
+        ('t5_1_1', {'d_ff': ...}, "lacks 'd_ff'"),
+        ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], config.json \(t5\) asks for \[25, 16\]'),
+        ('t5_1_1', {'num_layers': 3}, 'lacks encoder.block.2'),
+        ('t5_1_1', {'num_layers': 1}, r'holds encoder.block.1.*\(9 such arrays\)'),
+        ('t5_1_1', {'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu' is not converted"),
+        ('t5_1_1', {'feed_forward_proj': 'relu'}, 'lacks .*wi.weight'),
+        ('t5_1_1', {'d_model': 'many'}, 'ModelConfig.emb_dim'),
+        ('llama', {'attention_bias': True}, 'attention_bias is true'),
+        ('llama', {'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 5e5}}, "rope_type 'llama3'"),
+        ('llama', {'rope_parameters': ..., 'rope_scaling': {'type': 'linear'}}, "rope_type 'linear'"),
+        ('llama', {'hidden_act': 'relu'}, "hidden_act 'relu' of a llama model"),
+        ('llama', {'model_type': 't5'}, "lacks 'd_model'|lacks 'vocab"),
+        ('gemma', {'model_type': 'gemma2'}, "model_type 'gemma2'"),
+    ],
+)
 def test_a_config_of_another_model_is_told_so(folder, family, config, said):
     with pytest.raises(UserError, match=said):
         convert.read(folder(family, config), 'hf')
@@ -104,19 +118,28 @@ def test_layers_of_different_dtypes_take_the_wider(folder):
     checkpoint = convert.read(folder('byt5', arrays=mixed), 'hf')
     assert checkpoint.dtypes['encoder/layers/mlp/wo/kernel'] == np.float32
     assert checkpoint.dtypes['decoder/layers/mlp/wo/kernel'] == np.float16
-    [before, after] = [dict(((shape.name, layer), x) for shape, layer, x in source.pieces())
-                       for source in (convert.read(GOLDEN / 'byt5', 'hf'), checkpoint)]
-    assert all(np.array_equal(array.astype(np.float32), after[place].astype(np.float32)) for place, array in before.items())
+    [before, after] = [
+        dict(((shape.name, layer), x) for shape, layer, x in source.pieces())
+        for source in (convert.read(GOLDEN / 'byt5', 'hf'), checkpoint)
+    ]
+    assert all(
+        np.array_equal(array.astype(np.float32), after[place].astype(np.float32)) for place, array in before.items()
+    )
 
 
 def test_a_model_that_hugging_face_does_not_have_is_refused(tmp_path):
     import dataclasses
 
     llama = convert.read(GOLDEN / 'llama', 'hf')
-    for change, said in (({'attention_soft_cap': 30.0}, 'attention_soft_cap=30.0'), ({'norm': 'layer'}, "norm='layer'"),
-                         ({'parallel_block': True}, 'parallel_block=True')):
+    for change, said in (
+        ({'attention_soft_cap': 30.0}, 'attention_soft_cap=30.0'),
+        ({'norm': 'layer'}, "norm='layer'"),
+        ({'parallel_block': True}, 'parallel_block=True'),
+    ):
         with pytest.raises(UserError, match=f'no model of Hugging Face.s llama type has ModelConfig.{said}'):
-            convert.write(dataclasses.replace(llama, config=dataclasses.replace(llama.config, **change)), tmp_path / 'x', 'hf')
+            convert.write(
+                dataclasses.replace(llama, config=dataclasses.replace(llama.config, **change)), tmp_path / 'x', 'hf'
+            )
     assert list(tmp_path.iterdir()) == []
 
 

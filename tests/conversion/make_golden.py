@@ -16,18 +16,47 @@ import transformers
 
 GOLDEN = Path(__file__).parent / 'golden'
 VOCAB, BATCH, SOURCE, TARGET, NEW = 64, 3, 10, 7, 8
-T5 = dict(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=3, dropout_rate=0.0,
-          decoder_start_token_id=0, relative_attention_num_buckets=8)
-DECODER = dict(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, head_dim=4,
-               max_position_embeddings=64, bos_token_id=2, eos_token_id=1, pad_token_id=0)
+T5 = dict(
+    vocab_size=VOCAB,
+    d_model=16,
+    d_kv=4,
+    d_ff=24,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=3,
+    dropout_rate=0.0,
+    decoder_start_token_id=0,
+    relative_attention_num_buckets=8,
+)
+DECODER = dict(
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    head_dim=4,
+    max_position_embeddings=64,
+    bos_token_id=2,
+    eos_token_id=1,
+    pad_token_id=0,
+)
 FAMILIES = {
     't5_1_0': (transformers.T5Config(**T5, feed_forward_proj='relu'), 'float32'),
     't5_1_1': (transformers.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False), 'float32'),
     'mt5': (transformers.MT5Config(**T5), 'bfloat16'),
     'umt5': (transformers.UMT5Config(**T5), 'float32'),
-    'byt5': (transformers.T5Config(**{**T5, 'num_layers': 3, 'num_decoder_layers': 1}, feed_forward_proj='gated-gelu',
-                                   tie_word_embeddings=False), 'float16'),
-    'ul2': (transformers.T5Config(**{**T5, 'd_kv': 8}, feed_forward_proj='gated-silu', tie_word_embeddings=False), 'float32'),
+    'byt5': (
+        transformers.T5Config(
+            **{**T5, 'num_layers': 3, 'num_decoder_layers': 1},
+            feed_forward_proj='gated-gelu',
+            tie_word_embeddings=False,
+        ),
+        'float16',
+    ),
+    'ul2': (
+        transformers.T5Config(**{**T5, 'd_kv': 8}, feed_forward_proj='gated-silu', tie_word_embeddings=False),
+        'float32',
+    ),
     'llama': (transformers.LlamaConfig(**DECODER, num_key_value_heads=2, tie_word_embeddings=False), 'float32'),
     'gemma': (transformers.GemmaConfig(**DECODER, num_key_value_heads=1), 'bfloat16'),
 }
@@ -38,10 +67,17 @@ def make(family: str) -> None:
     config, dtype = FAMILIES[family]
     torch.manual_seed(sum(map(ord, family)))
     decoder = config.model_type in ('llama', 'gemma')
-    model = (transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSeq2SeqLM).from_config(config).eval()
+    model = (
+        (transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSeq2SeqLM)
+        .from_config(config)
+        .eval()
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # far from their start, so that nothing is small by chance
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2) + (parameter.ndim == 1) * (not decoder or config.model_type == 'llama'))
+            parameter.copy_(
+                torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2)
+                + (parameter.ndim == 1) * (not decoder or config.model_type == 'llama')
+            )
             parameter.copy_(parameter.to(getattr(torch, dtype)).float())
         if not decoder and family != 't5_1_0':  # transformers ties by default what these families do not
             model.lm_head.weight = torch.nn.Parameter((torch.randn(VOCAB, 16) * 0.3).to(getattr(torch, dtype)).float())
@@ -65,23 +101,33 @@ def record(model: torch.nn.Module, decoder: bool, family: str) -> dict[str, np.n
         inputs = torch.tensor(source)
         out = model(input_ids=inputs)
         loss = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), inputs[:, 1:].flatten())
-        greedy = model.generate(inputs, max_new_tokens=NEW, do_sample=False, attention_mask=torch.ones_like(inputs))[:, SOURCE:]
+        greedy = model.generate(inputs, max_new_tokens=NEW, do_sample=False, attention_mask=torch.ones_like(inputs))[
+            :, SOURCE:
+        ]
         arrays = {'input_ids': source}
         logits = out.logits
     else:
         source[1, 6:], mask[1, 6:] = 0, 0
         decoder_inputs = np.pad(labels[:, :-1], ((0, 0), (1, 0)))
         inputs, attention = torch.tensor(source), torch.tensor(mask)
-        logits = model(input_ids=inputs, attention_mask=attention, decoder_input_ids=torch.tensor(decoder_inputs)).logits
-        if family == 'umt5':  # transformers 5 scales them although they are not tied; T5X, and transformers 4.57, do not
+        logits = model(
+            input_ids=inputs, attention_mask=attention, decoder_input_ids=torch.tensor(decoder_inputs)
+        ).logits
+        if (
+            family == 'umt5'
+        ):  # transformers 5 scales them although they are not tied; T5X, and transformers 4.57, do not
             logits = logits * 16**0.5
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(labels).flatten())
         greedy = model.generate(inputs, attention_mask=attention, max_new_tokens=NEW, do_sample=False)[:, 1:]
         arrays = {'input_ids': source, 'labels': labels, 'decoder_input_ids': decoder_inputs}
     loss.backward()
     norms = {name: float(parameter.grad.norm()) for name, parameter in model.named_parameters()}
-    return arrays | {'logits': logits.detach().numpy(), 'loss': np.float32(loss.item()), 'greedy': greedy.numpy(),
-                     'grad_norms': np.array(json.dumps(norms))}
+    return arrays | {
+        'logits': logits.detach().numpy(),
+        'loss': np.float32(loss.item()),
+        'greedy': greedy.numpy(),
+        'grad_norms': np.array(json.dumps(norms)),
+    }
 
 
 if __name__ == '__main__':

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.conversion import convert
-from t5flan.conversion import names
+from t5flan.conversion import convert, names
 from t5flan.conversion.huggingface_config import table_of
 from t5flan.language_model import LanguageModel
 from t5flan.models.parameters import named_parameters
@@ -43,8 +42,11 @@ def recorded(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     return expected, json.loads(str(given) if given is not None else (folder / 'grad_norms.json').read_text())
 
 
-@pytest.mark.parametrize('source', [*FAMILIES, *(pytest.param(f'fixture {name}', marks=pytest.mark.slow) for name in FIXTURES)],
-                         indirect=True)
+@pytest.mark.parametrize(
+    'source',
+    [*FAMILIES, *(pytest.param(f'fixture {name}', marks=pytest.mark.slow) for name in FIXTURES)],
+    indirect=True,
+)
 def test_logits_loss_and_gradients_are_hugging_faces(source, tmp_path):
     expected, norms = recorded(source)
     model = converted(source, 'hf', tmp_path / 'model')
@@ -57,15 +59,22 @@ def test_logits_loss_and_gradients_are_hugging_faces(source, tmp_path):
 
     def loss(parameters, batch):
         logits_BTV = parameters(batch)
-        log_probs_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.maximum(labels_BT, 0)[..., None], -1)[..., 0]
+        log_probs_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.maximum(labels_BT, 0)[..., None], -1)[
+            ..., 0
+        ]
         return -jnp.sum(log_probs_BT * (labels_BT >= 0)) / (labels_BT >= 0).sum(), logits_BTV
 
     (value, logits_BTV), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        model.model, {name: x.astype(np.int32) for name, x in batch.items()})
+        model.model, {name: x.astype(np.int32) for name, x in batch.items()}
+    )
     np.testing.assert_allclose(logits_BTV, expected['logits'], atol=LOGIT_TOLERANCE, rtol=0)
     np.testing.assert_allclose(value, expected['loss'], rtol=RELATIVE)
 
-    table, gradients, seen = table_of(json.loads((source / 'config.json').read_text())['model_type']), named_parameters(gradients), 0
+    table, gradients, seen = (
+        table_of(json.loads((source / 'config.json').read_text())['model_type']),
+        named_parameters(gradients),
+        0,
+    )
     for shape, layer in names.all_pieces(model.config):
         gradient = np.asarray(gradients[shape.name], np.float64)
         norm = np.linalg.norm((gradient if layer is None else gradient[layer]).ravel())
@@ -87,7 +96,9 @@ def test_logits_and_greedy_tokens_are_hugging_faces(source, tmp_path):
         if (expected['greedy'][:, 0] == 0).all():
             skipped = 1  # the start token, which transformers gives back
     elif 'attention_mask' in expected:
-        prompts = [row[mask > 0].tolist() for row, mask in zip(expected['left_padded_input_ids'], expected['attention_mask'])]
+        prompts = [
+            row[mask > 0].tolist() for row, mask in zip(expected['left_padded_input_ids'], expected['attention_mask'])
+        ]
         skipped = expected['left_padded_input_ids'].shape[1]
     else:
         prompts, skipped = expected['input_ids'].tolist(), 0
@@ -102,9 +113,11 @@ def test_logits_and_greedy_tokens_are_hugging_faces(source, tmp_path):
 def test_long_inputs_reach_the_far_buckets(name, shared, tmp_path):
     folder = shared / 'fixtures' / 'hf' / name
     expected, _ = recorded(folder)
-    batch = {'encoder_input_tokens': expected['long_input_ids'],
-             'decoder_input_tokens': np.pad(expected['long_labels'][:, :-1], ((0, 0), (1, 0)))}
-    logits_BTV = converted(folder, 'hf', tmp_path / 'model').logits(batch)[:, ::int(expected['long_logits_stride'])]
+    batch = {
+        'encoder_input_tokens': expected['long_input_ids'],
+        'decoder_input_tokens': np.pad(expected['long_labels'][:, :-1], ((0, 0), (1, 0))),
+    }
+    logits_BTV = converted(folder, 'hf', tmp_path / 'model').logits(batch)[:, :: int(expected['long_logits_stride'])]
     np.testing.assert_allclose(logits_BTV, expected['long_logits'], atol=LOGIT_TOLERANCE, rtol=0)
 
 
@@ -112,11 +125,13 @@ def test_long_inputs_reach_the_far_buckets(name, shared, tmp_path):
 def test_logits_and_greedy_tokens_are_t5xs(name, shared, tmp_path):
     expected = np.load(shared / 'fixtures' / 't5x' / f'{name}.npz')
     model = converted(shared / 'fixtures' / 't5x' / name, 't5x', tmp_path / 'model')
-    logits_BTV = model.logits({feature: expected[feature] for feature in ('encoder_input_tokens', 'decoder_input_tokens')})
+    logits_BTV = model.logits(
+        {feature: expected[feature] for feature in ('encoder_input_tokens', 'decoder_input_tokens')}
+    )
     apart_BT = np.abs(logits_BTV - expected['logits']).max(-1) * expected['decoder_loss_weights']
     assert apart_BT.max() < LOGIT_TOLERANCE
     prompts = [[int(token) for token in row if token] for row in expected['encoder_input_tokens']]
-    assert [one.tokens.tolist() for one, in model.generate_ids(prompts, 16)] == expected['greedy16'].tolist()
+    assert [one.tokens.tolist() for (one,) in model.generate_ids(prompts, 16)] == expected['greedy16'].tolist()
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -13,7 +13,9 @@ from t5flan.errors import UserError
 
 def write(folder, arrays, shard_size=10**9, transpose=False):
     folder.mkdir(exist_ok=True)
-    writer = FolderWriter(folder, {name: (x.shape[::-1] if transpose else x.shape, x.dtype) for name, x in arrays.items()}, shard_size)
+    writer = FolderWriter(
+        folder, {name: (x.shape[::-1] if transpose else x.shape, x.dtype) for name, x in arrays.items()}, shard_size
+    )
     for name in reversed(arrays):  # any order will do
         writer.write(name, arrays[name], transpose)
     writer.close()
@@ -22,8 +24,10 @@ def write(folder, arrays, shard_size=10**9, transpose=False):
 
 def arrays(dtype):
     rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(FLOATS[dtype]) for name, shape in
-            {'a': (5, 3), 'b.weight': (7,), 'c': (40, 30), 'd': (1, 1)}.items()}
+    return {
+        name: rng.normal(size=shape).astype(FLOATS[dtype])
+        for name, shape in {'a': (5, 3), 'b.weight': (7,), 'c': (40, 30), 'd': (1, 1)}.items()
+    }
 
 
 @pytest.mark.parametrize('dtype', FLOATS)
@@ -63,7 +67,8 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
     assert all((theirs[name] == array).all() for name, array in given.items())
     library.save_file(given, tmp_path / 'y.safetensors')
     assert {name: one.read().tobytes() for name, one in read_header(tmp_path / 'y.safetensors').items()} == {
-        name: array.tobytes() for name, array in given.items()}
+        name: array.tobytes() for name, array in given.items()
+    }
 
 
 @pytest.mark.parametrize('dtype', FLOATS)
@@ -91,15 +96,23 @@ def edited_header(file, edit):
     file.write_bytes(len(text).to_bytes(8, 'little') + text + raw[end:])
 
 
-@pytest.mark.parametrize('edit, said', [
-    (lambda h: h['a'].update(dtype='F8_E4M3'), 'dtype F8_E4M3'),
-    (lambda h: h['a'].update(shape=[5, 4]), 'cannot be read'),
-    (lambda h: h['a'].update(data_offsets=[4, 64]), 'begins at byte'),
-    (lambda h: h['c'].update(shape=[50, 30], data_offsets=[h['c']['data_offsets'][0], h['c']['data_offsets'][0] + 6000]), 'cut short|begins'),
-    (lambda h: h.pop('d'), 'belong to no array'),
-    (lambda h: h['a'].pop('shape'), 'cannot be read'),
-    (lambda h: h.update(a='x'), 'cannot be read'),
-])
+@pytest.mark.parametrize(
+    'edit, said',
+    [
+        (lambda h: h['a'].update(dtype='F8_E4M3'), 'dtype F8_E4M3'),
+        (lambda h: h['a'].update(shape=[5, 4]), 'cannot be read'),
+        (lambda h: h['a'].update(data_offsets=[4, 64]), 'begins at byte'),
+        (
+            lambda h: h['c'].update(
+                shape=[50, 30], data_offsets=[h['c']['data_offsets'][0], h['c']['data_offsets'][0] + 6000]
+            ),
+            'cut short|begins',
+        ),
+        (lambda h: h.pop('d'), 'belong to no array'),
+        (lambda h: h['a'].pop('shape'), 'cannot be read'),
+        (lambda h: h.update(a='x'), 'cannot be read'),
+    ],
+)
 def test_a_header_that_lies_is_refused(tmp_path, edit, said):
     file = write(tmp_path / 'x', arrays('float32')) / 'model.safetensors'
     edited_header(file, edit)
@@ -114,15 +127,18 @@ def break_index(folder, edit):
     index.write_text(json.dumps(fields))
 
 
-@pytest.mark.parametrize('wreck, said', [
-    (lambda folder: sorted(folder.glob('model-*'))[1].unlink(), r'lacks model-00002-of-.*\(1 of 3 shards'),
-    (lambda folder: (folder / safetensors_files.INDEX).unlink(), 'and no model.safetensors.index.json'),
-    (lambda folder: (folder / safetensors_files.INDEX).write_text('['), 'is no index'),
-    (lambda folder: break_index(folder, lambda m: m.update(e=m['a'])), 'says that e is in'),
-    (lambda folder: break_index(folder, lambda m: m.pop('b.weight')), 'holds b.weight, which'),
-    (lambda folder: break_index(folder, lambda m: m.update(c='../x.safetensors')), 'is no index'),
-    (lambda folder: break_index(folder, lambda m: m.update(a=m['d'], d=m['a'])), 'says that . is in'),
-])
+@pytest.mark.parametrize(
+    'wreck, said',
+    [
+        (lambda folder: sorted(folder.glob('model-*'))[1].unlink(), r'lacks model-00002-of-.*\(1 of 3 shards'),
+        (lambda folder: (folder / safetensors_files.INDEX).unlink(), 'and no model.safetensors.index.json'),
+        (lambda folder: (folder / safetensors_files.INDEX).write_text('['), 'is no index'),
+        (lambda folder: break_index(folder, lambda m: m.update(e=m['a'])), 'says that e is in'),
+        (lambda folder: break_index(folder, lambda m: m.pop('b.weight')), 'holds b.weight, which'),
+        (lambda folder: break_index(folder, lambda m: m.update(c='../x.safetensors')), 'is no index'),
+        (lambda folder: break_index(folder, lambda m: m.update(a=m['d'], d=m['a'])), 'says that . is in'),
+    ],
+)
 def test_shards_that_do_not_fit_their_index_are_refused(tmp_path, wreck, said):
     folder = write(tmp_path / 'x', arrays('float32'), shard_size=100)
     wreck(folder)

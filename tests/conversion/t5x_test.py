@@ -11,8 +11,7 @@ import tensorstore as ts
 from flax import serialization
 from flax.traverse_util import unflatten_dict
 
-from t5flan.conversion import convert
-from t5flan.conversion import names, t5x
+from t5flan.conversion import convert, names, t5x
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
@@ -20,9 +19,14 @@ from tests.vocabulary import small_vocabulary_model
 
 GOLDEN = Path(__file__).parent / 'golden'
 FORMS = {
-    'plain': {}, 'chunked': {'chunks': True}, 'bfloat16': {'dtype': 'bfloat16'}, 'scanned': {'scanned': True},
-    'joined and scanned': {'scanned': True, 'joined': True}, 'orbax': {'orbax': True},
-    'orbax scanned bfloat16': {'orbax': True, 'scanned': True, 'dtype': 'bfloat16'}, 'one file': {'one_file': True},
+    'plain': {},
+    'chunked': {'chunks': True},
+    'bfloat16': {'dtype': 'bfloat16'},
+    'scanned': {'scanned': True},
+    'joined and scanned': {'scanned': True, 'joined': True},
+    'orbax': {'orbax': True},
+    'orbax scanned bfloat16': {'orbax': True, 'scanned': True, 'dtype': 'bfloat16'},
+    'one file': {'one_file': True},
 }
 
 
@@ -42,14 +46,23 @@ def target_of(source, scanned, joined) -> dict[str, np.ndarray]:
 def write_zarr(folder: Path, array: np.ndarray, chunks: bool) -> dict:
     sizes = [max(1, size // 2 + 1) for size in array.shape] if chunks else list(array.shape)
     metadata = {'shape': list(array.shape), 'chunks': sizes, 'compressor': {'id': 'gzip', 'level': 1}}
-    store = ts.open({'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': f'{folder}/'}, 'metadata': metadata},
-                    dtype=ts.dtype(array.dtype), create=True).result()
+    store = ts.open(
+        {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': f'{folder}/'}, 'metadata': metadata},
+        dtype=ts.dtype(array.dtype),
+        create=True,
+    ).result()
     store.write(array).result()
-    return {'driver': 'zarr', 'dtype': array.dtype.name, 'kvstore': {'driver': 'gfile', 'path': f'gs://elsewhere/{folder.name}/'},
-            'metadata': metadata}
+    return {
+        'driver': 'zarr',
+        'dtype': array.dtype.name,
+        'kvstore': {'driver': 'gfile', 'path': f'gs://elsewhere/{folder.name}/'},
+        'metadata': metadata,
+    }
 
 
-def write_form(source, folder: Path, *, chunks=False, dtype=None, scanned=False, joined=None, orbax=False, one_file=False):
+def write_form(
+    source, folder: Path, *, chunks=False, dtype=None, scanned=False, joined=None, orbax=False, one_file=False
+):
     """checkpoint_7 in a form of T5X's; gives what it holds."""
     source = source if dtype is None else source.cast(dtype)
     joined = (not scanned and not orbax) if joined is None else joined
@@ -58,13 +71,23 @@ def write_form(source, folder: Path, *, chunks=False, dtype=None, scanned=False,
     slots = {'v': np.zeros(3, np.float32)}
     if orbax:
         tree = {'target': unflatten_dict(target, sep='/'), 'state': {'step': np.int32(7), 'param_states': {'a': slots}}}
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(use_ocdbt=True))) as checkpointer:
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+        ) as checkpointer:
             checkpointer.save(step.absolute(), ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
         return source
     step.mkdir(parents=True)
-    leaves = target if one_file else {
-        name: write_zarr(step / f'target.{name.replace("/", ".")}', array, chunks) for name, array in target.items()}
-    optimizer = {'target': unflatten_dict(leaves, sep='/'), 'state': {'step': np.int32(7), 'param_states': {'a': slots}}}
+    leaves = (
+        target
+        if one_file
+        else {
+            name: write_zarr(step / f'target.{name.replace("/", ".")}', array, chunks) for name, array in target.items()
+        }
+    )
+    optimizer = {
+        'target': unflatten_dict(leaves, sep='/'),
+        'state': {'step': np.int32(7), 'param_states': {'a': slots}},
+    }
     packed = serialization.msgpack_serialize({'version': 3, 'optimizer': optimizer})
     if one_file:
         step.rmdir()
@@ -99,9 +122,14 @@ def test_activations_come_from_gin_a_packaged_model_or_t5(tmp_path):
     write_form(source, tmp_path / 'bare')
     made = convert.read(tmp_path / 'bare', 't5x')
     assert made.config.mlp_activations == ('gelu', 'linear')
-    assert "taken are ('gelu', 'linear'), as of T5 1.1 (--gin.ModelConfig.mlp_activations=… sets others)" in made.notes[0]
+    assert (
+        "taken are ('gelu', 'linear'), as of T5 1.1 (--gin.ModelConfig.mlp_activations=… sets others)" in made.notes[0]
+    )
 
-    known = lambda: [dataclasses.replace(source.config, vocab_size=32128), ModelConfig('decoder_only', 9, 8, 2, 4, 8, 1)]
+    known = lambda: [
+        dataclasses.replace(source.config, vocab_size=32128),
+        ModelConfig('decoder_only', 9, 8, 2, 4, 8, 1),
+    ]
     made = convert.read(tmp_path / 'bare', 't5x', None, known)
     assert made.config.mlp_activations == ('silu', 'linear') and 'the packaged model of the same sizes' in made.notes[0]
 
@@ -135,14 +163,23 @@ def wreck_array(step: Path) -> None:
     chunk.write_bytes(chunk.read_bytes()[:20])
 
 
-@pytest.mark.parametrize('wreck, said', [
-    (lambda step: (step / 'checkpoint').unlink(), 'has no file `checkpoint` and no folder `state`'),
-    (lambda step: (step / 'checkpoint').write_bytes((step / 'checkpoint').read_bytes()[:300]), 'is no checkpoint file of T5X, or not a whole one'),
-    (lambda step: (step / 'checkpoint').write_bytes(b''), 'is no checkpoint file of T5X'),
-    (lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').unlink(), 'holds no array target.encoder.layers_0.mlp.wo.kernel'),
-    (lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').write_text('{'), 'holds no array'),
-    (wreck_array, 'target.encoder.layers_0.mlp.wo.kernel cannot be read'),
-])
+@pytest.mark.parametrize(
+    'wreck, said',
+    [
+        (lambda step: (step / 'checkpoint').unlink(), 'has no file `checkpoint` and no folder `state`'),
+        (
+            lambda step: (step / 'checkpoint').write_bytes((step / 'checkpoint').read_bytes()[:300]),
+            'is no checkpoint file of T5X, or not a whole one',
+        ),
+        (lambda step: (step / 'checkpoint').write_bytes(b''), 'is no checkpoint file of T5X'),
+        (
+            lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').unlink(),
+            'holds no array target.encoder.layers_0.mlp.wo.kernel',
+        ),
+        (lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').write_text('{'), 'holds no array'),
+        (wreck_array, 'target.encoder.layers_0.mlp.wo.kernel cannot be read'),
+    ],
+)
 def test_a_broken_checkpoint_is_told_so(tmp_path, wreck, said):
     write_form(convert.read(GOLDEN / 't5_1_1', 'hf'), tmp_path)
     wreck(tmp_path / 'checkpoint_7')
@@ -158,17 +195,31 @@ def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path):
         list(convert.read(tmp_path, 't5x').pieces())
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda t: t.pop('decoder/layers_1/mlp/wo/kernel'), r'lacks target/decoder/layers_1/mlp/wo/kernel \[24, 16\]'),
-    (lambda t: t.update({'decoder/layers_1/mlp/wo/kernel': np.zeros((24, 17), np.float32)}), r'wo/kernel has shape \[24, 17\], expected \[24, 16\]'),
-    (lambda t: t.update({'decoder/extra/scale': np.zeros(3, np.float32)}), 'holds target/decoder/extra/scale, which a T5 of these sizes'),
-    (lambda t: t.pop('encoder/relpos_bias/rel_embedding'), 'lacks target/encoder/relpos_bias/rel_embedding: it is no T5'),
-    (lambda t: t.clear(), 'holds no parameters'),
-])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (lambda t: t.pop('decoder/layers_1/mlp/wo/kernel'), r'lacks target/decoder/layers_1/mlp/wo/kernel \[24, 16\]'),
+        (
+            lambda t: t.update({'decoder/layers_1/mlp/wo/kernel': np.zeros((24, 17), np.float32)}),
+            r'wo/kernel has shape \[24, 17\], expected \[24, 16\]',
+        ),
+        (
+            lambda t: t.update({'decoder/extra/scale': np.zeros(3, np.float32)}),
+            'holds target/decoder/extra/scale, which a T5 of these sizes',
+        ),
+        (
+            lambda t: t.pop('encoder/relpos_bias/rel_embedding'),
+            'lacks target/encoder/relpos_bias/rel_embedding: it is no T5',
+        ),
+        (lambda t: t.clear(), 'holds no parameters'),
+    ],
+)
 def test_arrays_that_are_no_t5_are_named(tmp_path, change, said):
     target = target_of(convert.read(GOLDEN / 't5_1_1', 'hf'), False, True)
     change(target)
-    packed = serialization.msgpack_serialize({'version': 3, 'optimizer': {'target': unflatten_dict(target, sep='/'), 'state': {'step': np.int32(0)}}})
+    packed = serialization.msgpack_serialize(
+        {'version': 3, 'optimizer': {'target': unflatten_dict(target, sep='/'), 'state': {'step': np.int32(0)}}}
+    )
     (tmp_path / 'x').write_bytes(packed)
     with pytest.raises(UserError, match=said):
         convert.read(tmp_path / 'x', 't5x')
@@ -192,6 +243,9 @@ def test_what_is_written_is_t5xs_own_form(tmp_path):
     tree = serialization.msgpack_restore((tmp_path / 'x' / 'checkpoint_3' / 'checkpoint').read_bytes())
     assert tree['version'] == t5x.VERSION and int(tree['optimizer']['state']['step']) == 3
     leaf = tree['optimizer']['target']['encoder']['layers_0']['attention']['query']['kernel']
-    assert leaf['metadata']['shape'] == [16, 12] and leaf['kvstore']['path'] == 'target.encoder.layers_0.attention.query.kernel/'
+    assert (
+        leaf['metadata']['shape'] == [16, 12]
+        and leaf['kvstore']['path'] == 'target.encoder.layers_0.attention.query.kernel/'
+    )
     header = json.loads((tmp_path / 'x' / 'checkpoint_3' / leaf['kvstore']['path'] / '.zarray').read_text())
     assert {key: header[key] for key in leaf['metadata']} == leaf['metadata']

@@ -9,15 +9,15 @@ import seqio
 from etils import epath
 
 from t5flan.corpora.cache import cache, finish, write_shard
-from t5flan.data.mixtures.cache import cached_task, made_with
+from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.preprocessing.examples import example_fn
+from t5flan.data.mixtures.cache import cached_task, made_with
 from t5flan.data.mixtures.mixing import find_mixture
-from t5flan.data.batches.pipeline import TrainPipeline
-from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary, text_features
+from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary, text_features
 from t5flan.errors import UserError
 from t5flan.tasks import register_all
 from tests.tasks.tfds_loader import Loader
@@ -31,8 +31,15 @@ def data(tmp_path_factory):
     file = tmp_path_factory.mktemp('text') / 'texts.txt'
     file.write_text('\n\n'.join(f'Text {i}: ' + 'und so weiter ✓ ' * (i % 7 + 1) for i in range(60)), encoding='utf-8')
     config = DataConfig(
-        'cached_ul2', 4, {'inputs': 96, 'targets': 96}, 'bytes', mode_tokens=VOCABULARY.mode_tokens, prefetch=0, concatenate=4,
-        text_files=(TextFiles('cached', str(file), unit='paragraph', held_out=0.1),))
+        'cached_ul2',
+        4,
+        {'inputs': 96, 'targets': 96},
+        'bytes',
+        mode_tokens=VOCABULARY.mode_tokens,
+        prefetch=0,
+        concatenate=4,
+        text_files=(TextFiles('cached', str(file), unit='paragraph', held_out=0.1),),
+    )
     register_all(config)
     choose_vocabulary(VOCABULARY)
     return config
@@ -42,6 +49,7 @@ def write(task, root, splits=('train', 'validation'), shards=3):
     """What the workers of `t5flan cache` do, one after the other."""
     made = made_with(task, VOCABULARY)
     for split in splits:
+
         def emit(shard, split=split):
             dataset = task.source.get_dataset(split, shuffle=False, shard_info=seqio.ShardInfo(shard[0], shards))
             return iter(task.preprocess_precache(dataset))
@@ -89,15 +97,30 @@ def test_records_and_counts(data, cached):
 
 
 def test_fields_of_every_kind_come_back(tmp_path):
-    kept = example_fn(lambda example, context: {**example, 'long': [1.5, 2.5], 'ids': np.arange(3, dtype=np.int64), 'flag': True})
+    kept = example_fn(
+        lambda example, context: {**example, 'long': [1.5, 2.5], 'ids': np.arange(3, dtype=np.int64), 'flag': True}
+    )
     rows = [{'targets': 'ein Bär', 'number': 7, 'score': 0.25, 'words': ['a', 'ß']}] * 2
-    task = seqio.Task('of_every_kind', IndexedSource({'train': rows}), text_features(False), preprocessors=[
-        kept.before_cache(), seqio.CacheDatasetPlaceholder()])
+    task = seqio.Task(
+        'of_every_kind',
+        IndexedSource({'train': rows}),
+        text_features(False),
+        preprocessors=[kept.before_cache(), seqio.CacheDatasetPlaceholder()],
+    )
     write(task, tmp_path, ('train',), 1)
     config = DataConfig('of_every_kind', 1, {'targets': 8}, 'bytes', format='causal_lm', cache=str(tmp_path))
     record = cached_task(task, config, VOCABULARY).source.records('train')[1]
-    assert record['targets'] == 'ein Bär' and record['number'] == 7 and record['score'] == 0.25 and record['words'] == ['a', 'ß']
-    assert record['ids'].dtype == np.int64 and record['ids'].tolist() == [0, 1, 2] and record['long'].tolist() == [1.5, 2.5]
+    assert (
+        record['targets'] == 'ein Bär'
+        and record['number'] == 7
+        and record['score'] == 0.25
+        and record['words'] == ['a', 'ß']
+    )
+    assert (
+        record['ids'].dtype == np.int64
+        and record['ids'].tolist() == [0, 1, 2]
+        and record['long'].tolist() == [1.5, 2.5]
+    )
     assert record['flag'] is True
 
 
@@ -106,7 +129,9 @@ def test_a_tfds_corpus_is_read_in_one_shuffle(data, tmp_path, monkeypatch):
     task = find_mixture('c4_causal_lm')
     monkeypatch.setattr(task.source, '_tfds_dataset', Loader({'text': [f'{i:03}' for i in range(200)]}))
     write(task, tmp_path, ('train',), 2)
-    config = DataConfig('c4_causal_lm', 1, {'targets': 4}, 'bytes', format='causal_lm', pack=False, prefetch=0, cache=str(tmp_path))
+    config = DataConfig(
+        'c4_causal_lm', 1, {'targets': 4}, 'bytes', format='causal_lm', pack=False, prefetch=0, cache=str(tmp_path)
+    )
     rows = [VOCABULARY.decode(batch['decoder_target_tokens'][0]) for batch in batches(config, 200)]
     assert sorted(rows) == [f'{i:03}' for i in range(200)] != rows
     assert np.abs(np.corrcoef([int(row) for row in rows], range(200))[0, 1]) < 0.3
@@ -139,9 +164,14 @@ def refusal(config, match):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(data, cached, tmp_path):
-    refusal(dataclasses.replace(data, cache=str(tmp_path)), r'holds none of cached_ul2_r_3_15.*Run `t5flan cache cached_ul2 --output=')
+    refusal(
+        dataclasses.replace(data, cache=str(tmp_path)),
+        r'holds none of cached_ul2_r_3_15.*Run `t5flan cache cached_ul2 --output=',
+    )
     other = ByteVocabulary(50, VOCABULARY.mode_tokens)
-    with pytest.raises(UserError, match='cached with another vocabulary .* Set DataConfig.vocabulary, or cache cached_ul2_s again'):
+    with pytest.raises(
+        UserError, match='cached with another vocabulary .* Set DataConfig.vocabulary, or cache cached_ul2_s again'
+    ):
         cached_task(find_mixture('cached_ul2_s'), cached, other)
     first = find_mixture('cached_ul2').tasks[0]
     write(first, tmp_path)
@@ -173,8 +203,13 @@ def test_the_beam_pipeline_writes_what_its_workers_do(data, cached, tmp_path):
     assert set(made) == {task.name for task in find_mixture('cached_ul2').tasks}
     made = cache(data, 'cached_ul2', str(tmp_path / 'a'), prepare=register_all)  # the other split
     assert set(made[first]['splits']) == {'train', 'validation'}
-    cache(data, 'cached_ul2', str(tmp_path / 'b'), prepare=register_all, pipeline_options=[
-        '--direct_num_workers=2', '--direct_running_mode=multi_processing'])
+    cache(
+        data,
+        'cached_ul2',
+        str(tmp_path / 'b'),
+        prepare=register_all,
+        pipeline_options=['--direct_num_workers=2', '--direct_running_mode=multi_processing'],
+    )
     files = sorted(path.relative_to(tmp_path / 'a') for path in (tmp_path / 'a').rglob('*') if path.is_file())
     assert all((tmp_path / 'a' / path).read_bytes() == (tmp_path / 'b' / path).read_bytes() for path in files)
     for ours, theirs in zip(batches(dataclasses.replace(data, cache=str(tmp_path / 'a'))), batches(data), strict=True):

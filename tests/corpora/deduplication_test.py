@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from t5flan.commands.arguments import parse_arguments
 from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import parse_arguments
 from t5flan.corpora.deduplication import Rules, deduplicate, ngrams
 from t5flan.errors import UserError
 
@@ -31,12 +31,24 @@ def write(path, rows):
 
 
 def test_exact_repetitions_need_no_library(tmp_path):
-    rows = [{'text': 'a b  c', 'id': 1}, {'text': 'a b c\n', 'id': 2}, {'text': 'A b c', 'id': 3}, {'text': 'x', 'id': 4}]
-    report = deduplicate([write(tmp_path / 'a.jsonl', rows)], str(tmp_path / 'o' / 'out.jsonl'), rules=Rules(threshold=1))
+    rows = [
+        {'text': 'a b  c', 'id': 1},
+        {'text': 'a b c\n', 'id': 2},
+        {'text': 'A b c', 'id': 3},
+        {'text': 'x', 'id': 4},
+    ]
+    report = deduplicate(
+        [write(tmp_path / 'a.jsonl', rows)], str(tmp_path / 'o' / 'out.jsonl'), rules=Rules(threshold=1)
+    )
     kept = [json.loads(line) for line in (tmp_path / 'o' / 'out.jsonl').read_text('utf-8').splitlines()]
     assert kept == [rows[0], rows[2], rows[3]] and (report['exact'], report['near'], report['kept']) == (1, 0, 3)
     assert report['removed'][0] | {'begins': ''} == {
-        'text': f'{tmp_path}/a.jsonl line 2', 'why': 'exact', 'of': f'{tmp_path}/a.jsonl line 1', 'similarity': 1.0, 'begins': ''}
+        'text': f'{tmp_path}/a.jsonl line 2',
+        'why': 'exact',
+        'of': f'{tmp_path}/a.jsonl line 1',
+        'similarity': 1.0,
+        'begins': '',
+    }
     assert (report['characters'], report['characters_kept']) == (6 + 6 + 5 + 1, 6 + 5 + 1)
 
 
@@ -64,7 +76,10 @@ def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
     command.run(arguments)
     assert 'o.jsonl: 2 of 3 texts' in capsys.readouterr().out
     assert json.loads((tmp_path / 'o.report.json').read_text('utf-8'))['removed'][0]['of'].endswith('a.txt paragraph 1')
-    assert [json.loads(row)['text'] for row in (tmp_path / 'o.jsonl').read_text().splitlines()] == ['one two', 'three four']
+    assert [json.loads(row)['text'] for row in (tmp_path / 'o.jsonl').read_text().splitlines()] == [
+        'one two',
+        'three four',
+    ]
 
 
 def test_signs_without_spaces_are_words():
@@ -72,12 +87,15 @@ def test_signs_without_spaces_are_words():
     assert ngrams('Naïve words', 5) == ['naïve words'.encode()] and ngrams('', 3) == [b'']
 
 
-@pytest.mark.parametrize('options,line', [
-    (dict(unit='word'), '--unit=word'),
-    (dict(field='body'), "no field 'body'.*Set --field"),
-    (dict(output='out.txt'), '--output=.*out.txt must be a .jsonl'),
-    (dict(output='a.jsonl'), 'none of the inputs'),
-])
+@pytest.mark.parametrize(
+    'options,line',
+    [
+        (dict(unit='word'), '--unit=word'),
+        (dict(field='body'), "no field 'body'.*Set --field"),
+        (dict(output='out.txt'), '--output=.*out.txt must be a .jsonl'),
+        (dict(output='a.jsonl'), 'none of the inputs'),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, options, line):
     path = write(tmp_path / 'a.jsonl', [{'text': 'a'}])
     output = str(tmp_path / options.pop('output', 'out.jsonl'))

@@ -9,40 +9,56 @@ from t5flan.errors import UserError
 GIVEN = dict(mixture='m', batch_size=24, feature_lengths={'inputs': 8, 'targets': 4}, vocabulary='bytes')
 
 
-@pytest.mark.parametrize('wrong,setting', [
-    ({'batch_size': 0}, 'DataConfig.batch_size=0'),
-    ({'batch_size': True}, 'DataConfig.batch_size=True'),
-    ({'feature_lengths': {'inputs': 8}}, "no length for 'targets'"),
-    ({'feature_lengths': {'targets': 8}}, "no length for 'inputs'"),
-    ({'feature_lengths': {'inputs': 8, 'targets': 0}}, r"DataConfig.feature_lengths\['targets'\]=0"),
-    ({'format': 'decoder'}, "DataConfig.format='decoder', expected one of encoder_decoder, prefix_lm, causal_lm"),
-    ({'too_long': 'cut'}, "DataConfig.too_long='cut'"),
-    ({'streams': 5}, 'DataConfig.streams=5 does not divide DataConfig.batch_size=24'),
-    ({'prefetch': -1}, 'DataConfig.prefetch=-1'),
-    ({'mixture': ''}, "DataConfig.mixture=''"),
-])
+@pytest.mark.parametrize(
+    'wrong,setting',
+    [
+        ({'batch_size': 0}, 'DataConfig.batch_size=0'),
+        ({'batch_size': True}, 'DataConfig.batch_size=True'),
+        ({'feature_lengths': {'inputs': 8}}, "no length for 'targets'"),
+        ({'feature_lengths': {'targets': 8}}, "no length for 'inputs'"),
+        ({'feature_lengths': {'inputs': 8, 'targets': 0}}, r"DataConfig.feature_lengths\['targets'\]=0"),
+        ({'format': 'decoder'}, "DataConfig.format='decoder', expected one of encoder_decoder, prefix_lm, causal_lm"),
+        ({'too_long': 'cut'}, "DataConfig.too_long='cut'"),
+        ({'streams': 5}, 'DataConfig.streams=5 does not divide DataConfig.batch_size=24'),
+        ({'prefetch': -1}, 'DataConfig.prefetch=-1'),
+        ({'mixture': ''}, "DataConfig.mixture=''"),
+    ],
+)
 def test_wrong_settings(wrong, setting):
     with pytest.raises(UserError, match=setting) as error:
         DataConfig(**GIVEN | wrong)
     assert '\n' not in str(error.value) and 'Set ' in str(error.value)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: FileTask(name='a', train='', ), lambda: FileTask(name='a', train='x', held_out=1.5), lambda: FileTask(name='a', train='x', rate=0),
-    lambda: TextFiles(name='a', train='x', unit='word'), lambda: TextFiles(name='a', train='x', max_chars=0), lambda: TextFiles(name='', train='x'),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: FileTask(
+            name='a',
+            train='',
+        ),
+        lambda: FileTask(name='a', train='x', held_out=1.5),
+        lambda: FileTask(name='a', train='x', rate=0),
+        lambda: TextFiles(name='a', train='x', unit='word'),
+        lambda: TextFiles(name='a', train='x', max_chars=0),
+        lambda: TextFiles(name='', train='x'),
+    ],
+)
 def test_wrong_files(make):
     with pytest.raises(UserError, match='Set (FileTask|TextFiles)'):
         make()
 
 
-@pytest.mark.parametrize('wrong,setting', [
-    ({'few_shot': 1.5}, 'InstructionConfig.few_shot=1.5, expected a number from 0 to 1'),
-    ({'inverted': True}, 'InstructionConfig.inverted=True'),
-    ({'max_exemplars': 0}, 'InstructionConfig.max_exemplars=0'),
-    ({'triggers': ('Why?', '')}, "InstructionConfig.triggers=''"),
-    ({'triggers': ()}, 'InstructionConfig.triggers is empty and InstructionConfig.rationale=0.5'),
-])
+@pytest.mark.parametrize(
+    'wrong,setting',
+    [
+        ({'few_shot': 1.5}, 'InstructionConfig.few_shot=1.5, expected a number from 0 to 1'),
+        ({'inverted': True}, 'InstructionConfig.inverted=True'),
+        ({'max_exemplars': 0}, 'InstructionConfig.max_exemplars=0'),
+        ({'triggers': ('Why?', '')}, "InstructionConfig.triggers=''"),
+        ({'triggers': ()}, 'InstructionConfig.triggers is empty and InstructionConfig.rationale=0.5'),
+    ],
+)
 def test_wrong_instructions(wrong, setting):
     with pytest.raises(UserError, match=setting) as error:
         InstructionConfig(**wrong)
@@ -69,15 +85,18 @@ def test_a_plain_language_model_needs_targets_alone():
     assert config.feature_lengths == {'targets': 8}
 
 
-@pytest.mark.parametrize('wrong,setting', [
-    ({'shares': {'a': 1}, 'by_examples': ('b',)}, "Blend 'x' has both shares and by_examples"),
-    ({}, "Blend 'x' has neither shares nor by_examples"),
-    ({'shares': {'a': 0}}, r"Blend.shares\['a'\]=0 of 'x' must be above 0"),
-    ({'by_examples': ('a',), 'cap': 0}, 'Blend.cap=0, expected an integer of 1 or more'),
-    ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Blend.caps\['a'\]=0"),
-    ({'shares': {'a': 1}, 'cap': 5}, 'has shares, which know no cap'),
-    ({'by_examples': ('a',), 'temperature': 0}, 'Blend.temperature=0'),
-])
+@pytest.mark.parametrize(
+    'wrong,setting',
+    [
+        ({'shares': {'a': 1}, 'by_examples': ('b',)}, "Blend 'x' has both shares and by_examples"),
+        ({}, "Blend 'x' has neither shares nor by_examples"),
+        ({'shares': {'a': 0}}, r"Blend.shares\['a'\]=0 of 'x' must be above 0"),
+        ({'by_examples': ('a',), 'cap': 0}, 'Blend.cap=0, expected an integer of 1 or more'),
+        ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Blend.caps\['a'\]=0"),
+        ({'shares': {'a': 1}, 'cap': 5}, 'has shares, which know no cap'),
+        ({'by_examples': ('a',), 'temperature': 0}, 'Blend.temperature=0'),
+    ],
+)
 def test_wrong_blends(wrong, setting):
     with pytest.raises(UserError, match=setting) as error:
         Blend('x', **wrong)

@@ -33,6 +33,10 @@ def test_a_summary_counts_them_all_and_shows_a_few():
 
 def test_what_a_mixture_has_not_is_kept_by_its_name():
     broken.note('some_mixture', ['part_a: why.', 'part_b: why.'])
-    assert broken.lacking(['another', 'some_mixture']) == ['some_mixture is without:', '  part_a: why.', '  part_b: why.']
+    assert broken.lacking(['another', 'some_mixture']) == [
+        'some_mixture is without:',
+        '  part_a: why.',
+        '  part_b: why.',
+    ]
     broken.note('some_mixture', [])
     assert broken.notes('some_mixture') == [] and broken.lacking(['some_mixture']) == []

@@ -71,18 +71,21 @@ def test_greedy_is_argmax_of_the_whole_model(models, family, prefix_lm):
 @pytest.mark.parametrize('family', ['t5_1_1', 'palm'])
 def test_rows_end_at_the_end_of_sequence(models, family):
     model = models(family)
-    free = [row.tokens for row, in generate(model, PROMPTS, eos_id=NO_END, max_new_tokens=8)]
+    free = [row.tokens for (row,) in generate(model, PROMPTS, eos_id=NO_END, max_new_tokens=8)]
     eos = int(free[0][3])  # what some row writes becomes its end
     for whole, (result,) in zip(free, generate(model, PROMPTS, eos_id=eos, max_new_tokens=8), strict=True):
         places = np.flatnonzero(whole == eos)
         end = int(places[0]) + 1 if len(places) else 8
         assert result.tokens.tolist() == whole[:end].tolist() and len(result.log_probs) == end
         assert result.ended == bool(len(places))
-    (stopped,), = generate(model, PROMPTS[:1], eos_id=NO_END, max_new_tokens=3)
+    ((stopped,),) = generate(model, PROMPTS[:1], eos_id=NO_END, max_new_tokens=3)
     assert stopped.tokens.tolist() == free[0][:3].tolist()
 
 
-@pytest.mark.parametrize('family, sampling', [('relative', Sampling()), pytest.param('t5_1_1', Sampling(1.0, 20, 0.95), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'family, sampling',
+    [('relative', Sampling()), pytest.param('t5_1_1', Sampling(1.0, 20, 0.95), marks=pytest.mark.slow)],
+)
 def test_a_row_depends_on_no_neighbour(models, family, sampling):
     model = models(family)
     settings = {'eos_id': 3, 'max_new_tokens': 10, 'sampling': sampling, 'seed': 5}
@@ -117,9 +120,15 @@ def test_sampling_settings_compile_nothing_anew(models):
     assert generate_lib.generate_batch._cache_size() == before
 
 
-@pytest.mark.parametrize('family, mesh', [
-    ('t5_1_1', MeshConfig(data=2, fsdp=2, tensor=2)), ('t5_1_1', MeshConfig(data=2, context=4)),
-    ('relative', MeshConfig(data=2, context=2, tensor=2))], ids=['mixed', 'context', 'context of a decoder'])
+@pytest.mark.parametrize(
+    'family, mesh',
+    [
+        ('t5_1_1', MeshConfig(data=2, fsdp=2, tensor=2)),
+        ('t5_1_1', MeshConfig(data=2, context=4)),
+        ('relative', MeshConfig(data=2, context=2, tensor=2)),
+    ],
+    ids=['mixed', 'context', 'context of a decoder'],
+)
 def test_the_mesh_changes_nothing(family, mesh, models):
     model = models(family)
     plain = generate(model, PROMPTS, eos_id=3, max_new_tokens=7)
@@ -137,7 +146,7 @@ def test_batches_keep_the_order_and_report_progress(models):
     results = generate(model, prompts, eos_id=NO_END, max_new_tokens=2, batch_size=4, progress=done.append)
     assert done == [4, 8, 9]
     for prompt, (result,) in zip(prompts, results):
-        (alone,), = generate(model, [prompt], eos_id=NO_END, max_new_tokens=2)
+        ((alone,),) = generate(model, [prompt], eos_id=NO_END, max_new_tokens=2)
         assert alone.tokens.tolist() == result.tokens.tolist()
     assert generate(model, [], eos_id=1, max_new_tokens=2) == []
 

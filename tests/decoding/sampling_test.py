@@ -8,7 +8,6 @@ import pytest
 from t5flan.decoding.sampling import Sampling, filter_logits, row_keys, sample
 from t5flan.errors import UserError
 
-
 draw = jax.jit(sample)
 
 
@@ -23,8 +22,9 @@ def _kept_by_sorting(logits_V, top_k, top_p):
     return set(order[(before < top_p) | (top_p == 1)].tolist())
 
 
-@pytest.mark.parametrize('top_k, top_p', [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.5), (0, 0.9), (7, 0.6), (500, 1.0),
-                                          (0, 1e-6)])
+@pytest.mark.parametrize(
+    'top_k, top_p', [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.5), (0, 0.9), (7, 0.6), (500, 1.0), (0, 1e-6)]
+)
 def test_filter_is_that_of_a_sort(top_k, top_p):
     logits_BV = np.random.default_rng(0).normal(0, 3, (4, 101)).astype(np.float32)
     filtered_BV = np.asarray(jax.jit(filter_logits)(logits_BV, top_k, top_p))
@@ -55,14 +55,20 @@ def test_a_row_draws_the_same_in_any_batch():
     rows_B = jnp.array([3, 9, 0, 7, 12, 5])
     together = np.asarray(draw(logits_BV, row_keys(4, rows_B), 1.0, 20, 0.9))
     for i in range(6):
-        alone = np.asarray(draw(logits_BV[i:i + 1], row_keys(4, rows_B[i:i + 1]), 1.0, 20, 0.9))
+        alone = np.asarray(draw(logits_BV[i : i + 1], row_keys(4, rows_B[i : i + 1]), 1.0, 20, 0.9))
         assert alone[0] == together[i]
     assert len({int(jax.random.bits(key)) for key in row_keys(4, rows_B)}) == 6
 
 
 def test_settings_are_checked():
     assert Sampling().greedy and not Sampling(temperature=0.7).greedy
-    for wrong in ({'temperature': -1}, {'temperature': float('nan')}, {'top_k': -1}, {'top_k': 1.5}, {'top_p': 0},
-                  {'top_p': 1.1}):
+    for wrong in (
+        {'temperature': -1},
+        {'temperature': float('nan')},
+        {'top_k': -1},
+        {'top_k': 1.5},
+        {'top_p': 0},
+        {'top_p': 1.1},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Sampling(**wrong)

@@ -23,9 +23,9 @@ def test_a_step_is_that_of_the_scan(family, dtype):
         scans, steps = [], []
         step, memory = unroll(model, cache)
         for t in range(3):
-            logits_BV, cache = model.decode_step(cache, tokens_BT[:, t:t + 1])
+            logits_BV, cache = model.decode_step(cache, tokens_BT[:, t : t + 1])
             scans.append(logits_BV)
-            logits_BV, memory = step(memory, tokens_BT[:, t:t + 1])
+            logits_BV, memory = step(memory, tokens_BT[:, t : t + 1])
             steps.append(logits_BV)
         return jnp.stack(scans), jnp.stack(steps), cache, memory
 
@@ -35,7 +35,9 @@ def test_a_step_is_that_of_the_scan(family, dtype):
     assert memory.index == cache.index and len(memory.layers) == 2
     for layer, (k_BMKH, v_BMKH) in enumerate(memory.layers):
         for one, other in ((k_BMKH, cache.k_LBMKH[layer]), (v_BMKH, cache.v_LBMKH[layer])):
-            np.testing.assert_allclose(one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05)
+            np.testing.assert_allclose(
+                one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05
+            )
 
 
 def test_many_layers_stay_a_scan():

@@ -6,15 +6,15 @@ import pytest
 import seqio
 
 from t5flan.data.config import InstructionConfig
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.examples import example_fn
-from t5flan.data.vocabulary.seqio_vocabulary import text_features
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate, evaluate_tasks, expand, mean_metrics
-from t5flan.scoring.metrics import exact_match, log_likelihood
 from t5flan.language_model import LanguageModel
+from t5flan.scoring.metrics import exact_match, log_likelihood
 from tests.saved_model import LENGTHS, byte_model, save_folder
 
 TEXTS = ['one', 'another one', 'a row whose input is much too long', 'four']
@@ -42,8 +42,12 @@ def _with_scores(targets, predictions, aux_values):
 @pytest.fixture(scope='module', autouse=True)
 def tasks():
     add = lambda name, count, splits=('train', 'validation'), **settings: seqio.TaskRegistry.add(
-        name, source=IndexedSource({split: (lambda: _records(count)) for split in splits}),
-        preprocessors=[tokenize, append_eos], output_features=text_features(), **settings)
+        name,
+        source=IndexedSource({split: (lambda: _records(count)) for split in splits}),
+        preprocessors=[tokenize, append_eos],
+        output_features=text_features(),
+        **settings,
+    )
     add('evaluate_answers', 4, postprocess_fn=_answer, metric_fns=[_lengths, _with_scores])
     add('evaluate_both', 3, metric_fns=[exact_match, log_likelihood])
     add('evaluate_scored', 2, metric_fns=[log_likelihood])
@@ -69,8 +73,9 @@ def model():
 
 def test_metrics_get_what_seqio_gives_them(model):
     rows, done = [], []
-    results = evaluate_tasks(model, ['evaluate_answers', 'evaluate_mixture'], rows=rows,
-                             progress=lambda *counts: done.append(counts))
+    results = evaluate_tasks(
+        model, ['evaluate_answers', 'evaluate_mixture'], rows=rows, progress=lambda *counts: done.append(counts)
+    )
     assert list(results) == ['evaluate_answers', 'evaluate_both', 'evaluate_scored']
     assert results['evaluate_answers']['rows'] == 4.0 and 'note' not in results['evaluate_answers']
     assert (results['evaluate_answers']['examples'], results['evaluate_answers']['cut']) == (4, 1)
@@ -89,9 +94,13 @@ def test_a_model_that_answers_right_scores_full(model):
     class Oracle(LanguageModel):
         def generate_ids(self, inputs, *_, **__):
             from types import SimpleNamespace
+
             import numpy as np
-            return [[SimpleNamespace(tokens=self.vocabulary.encode(f'Because. #{i}'), log_probs=np.zeros(1))]
-                    for i in range(len(inputs))]
+
+            return [
+                [SimpleNamespace(tokens=self.vocabulary.encode(f'Because. #{i}'), log_probs=np.zeros(1))]
+                for i in range(len(inputs))
+            ]
 
     oracle = Oracle(model.model, model.vocabulary, model.format, model.feature_lengths)
     result = evaluate_tasks(oracle, ['evaluate_both'])['evaluate_both']
@@ -100,34 +109,57 @@ def test_a_model_that_answers_right_scores_full(model):
 
 def test_a_folder_is_evaluated_into_a_table_and_files(model, tmp_path, capsys):
     folder = save_folder(tmp_path / 'run', model.model, steps=(6,))
-    summary = evaluate(str(folder), ['evaluate_mixture', 'evaluate_answers'], limit=2,
-                       json_file=str(tmp_path / 'sub' / 'e.json'), predictions=str(tmp_path / 'p.jsonl'))
+    summary = evaluate(
+        str(folder),
+        ['evaluate_mixture', 'evaluate_answers'],
+        limit=2,
+        json_file=str(tmp_path / 'sub' / 'e.json'),
+        predictions=str(tmp_path / 'p.jsonl'),
+    )
     assert json.loads((tmp_path / 'sub' / 'e.json').read_text()) == summary
     assert summary['step'] == 6 and summary['tasks']['evaluate_both']['examples'] == 2
     assert set(summary['means']) == {'evaluate_mixture', 'all'} and 'samples' not in summary['tasks']['evaluate_both']
-    assert [json.loads(line)['index'] for line in (tmp_path / 'p.jsonl').read_text().split('\n')[:-1]] == [0, 1, 0, 1, 0, 1]
+    assert [json.loads(line)['index'] for line in (tmp_path / 'p.jsonl').read_text().split('\n')[:-1]] == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]
     shown = capsys.readouterr().out
     assert 'evaluate_scored' in shown and 'mean of evaluate_mixture' in shown
 
 
-@pytest.mark.parametrize('tasks, split, words', [
-    (['evaluate_bot'], 'validation', 'evaluate_both'),
-    (['evaluate_train_only'], 'validation', "no split 'validation'; it has train"),
-    (['evaluate_unmeasured'], 'validation', 'no metric_fns'),
-    ([], 'validation', 'no task is given'),
-])
+@pytest.mark.parametrize(
+    'tasks, split, words',
+    [
+        (['evaluate_bot'], 'validation', 'evaluate_both'),
+        (['evaluate_train_only'], 'validation', "no split 'validation'; it has train"),
+        (['evaluate_unmeasured'], 'validation', 'no metric_fns'),
+        ([], 'validation', 'no task is given'),
+    ],
+)
 def test_what_cannot_be_measured_is_named(tasks, split, words):
     with pytest.raises(UserError, match=words):
         expand(tasks, split)
 
 
 def test_means_are_over_the_tasks_that_have_the_metric():
-    assert mean_metrics([{'examples': 1, 'a': 1.0, 'samples': []}, {'a': 3.0, 'b': 5.0, 'cut': 2}]) == {'a': 2.0, 'b': 5.0}
+    assert mean_metrics([{'examples': 1, 'a': 1.0, 'samples': []}, {'a': 3.0, 'b': 5.0, 'cut': 2}]) == {
+        'a': 2.0,
+        'b': 5.0,
+    }
 
 
 def test_the_instruction_settings_say_how_it_is_asked(model):
-    seqio.TaskRegistry.add('evaluate_asked', source=IndexedSource({'validation': _records(1)}), preprocessors=[_asked, tokenize, append_eos],
-                           output_features=text_features(), metric_fns=[exact_match])
+    seqio.TaskRegistry.add(
+        'evaluate_asked',
+        source=IndexedSource({'validation': _records(1)}),
+        preprocessors=[_asked, tokenize, append_eos],
+        output_features=text_features(),
+        metric_fns=[exact_match],
+    )
     for settings, asked in ((InstructionConfig(), '0.5'), (InstructionConfig(rationale=0), '0.0')):
         rows = []
         evaluate_tasks(model, ['evaluate_asked'], max_new_tokens=1, rows=rows, instructions=settings)

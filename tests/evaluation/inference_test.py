@@ -6,8 +6,8 @@ import types
 import jax
 import pytest
 
-from t5flan.evaluation import inference as infer_lib
 from t5flan.errors import UsageError, UserError
+from t5flan.evaluation import inference as infer_lib
 from t5flan.evaluation.inference import RowWriter, infer, read_rows, shard_path
 from tests.saved_model import byte_model, save_folder
 
@@ -66,7 +66,9 @@ def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
         monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
         monkeypatch.setattr(jax, 'process_count', lambda: 2)
         monkeypatch.setattr('t5flan.language_model.load', lambda *_: loaded)
-        loaded = types.SimpleNamespace(generate=lambda texts, *_, rows: [f'{row}:{text}' for row, text in zip(rows, texts)])
+        loaded = types.SimpleNamespace(
+            generate=lambda texts, *_, rows: [f'{row}:{text}' for row, text in zip(rows, texts)]
+        )
         infer(folder, output=str(tmp_path / 'two.jsonl'), **settings)
         shared.append(rows_of(tmp_path / f'two-{host:05}-of-00002.jsonl'))
     assert [row['index'] for row in shared[0]] == [0, 2, 4] and [row['index'] for row in shared[1]] == [1, 3]
@@ -76,18 +78,24 @@ def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
 def test_lines_of_text_are_rows(tmp_path):
     path = tmp_path / 'p.txt'
     path.write_bytes('one\r\n\ntwo\u2028still two\n'.encode())
-    assert read_rows(str(path), 'inputs') == [{'inputs': 'one', 'index': 0}, {'inputs': 'two\u2028still two', 'index': 2}]
+    assert read_rows(str(path), 'inputs') == [
+        {'inputs': 'one', 'index': 0},
+        {'inputs': 'two\u2028still two', 'index': 2},
+    ]
     assert shard_path(path, 0, 1) == path and shard_path(path, 1, 4).name == 'p-00001-of-00004.txt'
 
 
-@pytest.mark.parametrize('content, words', [
-    ('', 'holds no rows'),
-    ('{"inputs": "a"}\nnot json\n', r'r.jsonl:2 is not JSON'),
-    ('[1]\n', r'r.jsonl:1 is a list'),
-    ('{"input": "a"}\n', r"r.jsonl:1: the field 'inputs' is missing; there are input \(did you mean input\?\)"),
-    ('{"inputs": 3}\n', r"r.jsonl:1: the field 'inputs' is not text"),
-    (b'\xff\xfe', 'is not UTF-8'),
-])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('', 'holds no rows'),
+        ('{"inputs": "a"}\nnot json\n', r'r.jsonl:2 is not JSON'),
+        ('[1]\n', r'r.jsonl:1 is a list'),
+        ('{"input": "a"}\n', r"r.jsonl:1: the field 'inputs' is missing; there are input \(did you mean input\?\)"),
+        ('{"inputs": 3}\n', r"r.jsonl:1: the field 'inputs' is not text"),
+        (b'\xff\xfe', 'is not UTF-8'),
+    ],
+)
 def test_a_bad_input_is_one_line(tmp_path, content, words):
     path = tmp_path / 'r.jsonl'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -99,15 +107,23 @@ def test_a_bad_input_is_one_line(tmp_path, content, words):
 def test_a_missing_input_and_wrong_usage(tmp_path):
     with pytest.raises(UserError, match='nowhere.txt: No such file'):
         infer('x', input=str(tmp_path / 'nowhere.txt'), output='o')
-    for wrong in ({}, {'prompts': ['a'], 'input': 'b', 'output': 'c'}, {'input': 'b'}, {'prompts': ['a'], 'output': 'c'},
-                  {'prompts': ['a'], 'batch_size': 0}, {'prompts': ['a'], 'max_new_tokens': 0}):
+    for wrong in (
+        {},
+        {'prompts': ['a'], 'input': 'b', 'output': 'c'},
+        {'input': 'b'},
+        {'prompts': ['a'], 'output': 'c'},
+        {'prompts': ['a'], 'batch_size': 0},
+        {'prompts': ['a'], 'max_new_tokens': 0},
+    ):
         with pytest.raises(UsageError):
             infer('x', **wrong)
     with pytest.raises(UserError, match='top_p'):
         infer('x', prompts=['a'], top_p=3.0)
 
 
-@pytest.mark.parametrize('line', ['{"index": 0, "inputs": "another", "prediction": "x"}', '{"index": 9, "inputs": "ab"}', 'x'])
+@pytest.mark.parametrize(
+    'line', ['{"index": 0, "inputs": "another", "prediction": "x"}', '{"index": 9, "inputs": "ab"}', 'x']
+)
 def test_an_output_of_another_input_is_kept(tmp_path, line):
     output = tmp_path / 'o.jsonl'
     output.write_text(line + '\n')
@@ -129,5 +145,7 @@ def test_a_control_token_stands_in_front_of_every_text(monkeypatch, capsys):
     monkeypatch.setattr('t5flan.language_model.load', lambda *arguments: Model())
     infer('run', prompts=['one', 'two'], control=['[S2S]', '[TOX_LOW]'])
     assert seen == ['[S2S][TOX_LOW]one', '[S2S][TOX_LOW]two'] and 'one\n  -> x' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'--control=\[TOX\] is no token of this checkpoint, which has \[TOX_LOW\], \[S2S\]'):
+    with pytest.raises(
+        UserError, match=r'--control=\[TOX\] is no token of this checkpoint, which has \[TOX_LOW\], \[S2S\]'
+    ):
         infer('run', prompts=['one'], control=['[TOX]'])

@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from t5flan.commands.arguments import parse_arguments
 from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import parse_arguments
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation.memorization import Probe, make_canaries, memorization, scores
@@ -51,7 +51,7 @@ def test_what_is_known_by_heart_is_told_by_group(canaries, monkeypatch, tmp_path
             seen.extend(inputs)
             for ids in inputs:
                 text = next(text for text in rows if text.startswith(vocabulary.decode(ids[1:-1])))
-                rest = vocabulary.encode(text)[len(ids) - 2:][:length]
+                rest = vocabulary.encode(text)[len(ids) - 2 :][:length]
                 known = length if rows[text] == 10 else length // 2
                 yield [types.SimpleNamespace(tokens=np.array([*rest[:known], *[5] * (length - known)], np.int32))]
 
@@ -59,8 +59,11 @@ def test_what_is_known_by_heart_is_told_by_group(canaries, monkeypatch, tmp_path
     monkeypatch.setattr('t5flan.language_model.load', lambda *arguments: Model())
     run(f'memorization --checkpoint=run --input={canaries} --group=repeats --control=[S2S] --json={tmp_path}/o.json')
     found = json.loads((tmp_path / 'o.json').read_text())
-    assert found == {'all': {'texts': 10, 'exact': 0.5, 'tokens': 0.75}, '1': {'texts': 5, 'exact': 0.0, 'tokens': 0.5},
-                     '10': {'texts': 5, 'exact': 1.0, 'tokens': 1.0}} and list(found) == ['all', '1', '10']
+    assert found == {
+        'all': {'texts': 10, 'exact': 0.5, 'tokens': 0.75},
+        '1': {'texts': 5, 'exact': 0.0, 'tokens': 0.5},
+        '10': {'texts': 5, 'exact': 1.0, 'tokens': 1.0},
+    } and list(found) == ['all', '1', '10']
     assert all(ids[0] == vocabulary.mode_token_id('[S2S]') and len(ids) == 52 and ids[-1] == 1 for ids in seen)
     assert '10: 100.0% of 5 texts continued word for word' in capsys.readouterr().out
 
@@ -87,6 +90,10 @@ def test_bad_input_is_one_line(tmp_path, canaries):
         memorization(folder, [canaries], group='group')
     with pytest.raises(UserError, match='--prefix=0'):
         memorization(folder, [canaries], prefix=0)
-    for line in ('memorization', f'memorization --checkpoint={folder}', f'memorization --checkpoint={folder} --make_canaries=a.jsonl'):
+    for line in (
+        'memorization',
+        f'memorization --checkpoint={folder}',
+        f'memorization --checkpoint={folder} --make_canaries=a.jsonl',
+    ):
         with pytest.raises(UsageError):
             run(line)

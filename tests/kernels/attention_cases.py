@@ -17,8 +17,13 @@ def inputs(batch=1, queries=200, keys=None, heads=2, kv_heads=None, head_dim=64,
     """q, k, v, the bias table and a cotangent of the output."""
     rng = np.random.default_rng(seed)
     keys, kv_heads = keys or queries, kv_heads or heads
-    sizes = [(batch, queries, heads, head_dim), (batch, keys, kv_heads, head_dim), (batch, keys, kv_heads, head_dim),
-             (heads, buckets), (batch, queries, heads, head_dim)]
+    sizes = [
+        (batch, queries, heads, head_dim),
+        (batch, keys, kv_heads, head_dim),
+        (batch, keys, kv_heads, head_dim),
+        (heads, buckets),
+        (batch, queries, heads, head_dim),
+    ]
     # Logits of about one in size: with larger ones a softmax is one key, and its gradient zero.
     spread = [1.0, head_dim**-0.5, 1.0, 1.0, 1.0]
     arrays = [jnp.asarray(s * rng.normal(size=size), jnp.float32) for size, s in zip(sizes, spread, strict=True)]
@@ -40,25 +45,60 @@ PACKED = segments(1, 2, 300)
 PREFIX = (segments(2, 2, 300, 6) % 2).astype(np.int32)
 CASES = {
     'no option, one block': ({}, dict(queries=128, heads=1)),
-    'encoder': (dict(bias=RelativeBias(True), kv_segment_ids_BS=(PACKED > 0).astype(np.int32)), dict(batch=2, queries=300)),
-    'packed encoder': (dict(bias=RelativeBias(True, 8, 16), q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED),
-                       dict(batch=2, queries=300)),
-    'decoder, distances far beyond the band': (dict(bias=RelativeBias(False, 8, 9), causal=True), dict(queries=900, heads=1)),
+    'encoder': (
+        dict(bias=RelativeBias(True), kv_segment_ids_BS=(PACKED > 0).astype(np.int32)),
+        dict(batch=2, queries=300),
+    ),
+    'packed encoder': (
+        dict(bias=RelativeBias(True, 8, 16), q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED),
+        dict(batch=2, queries=300),
+    ),
+    'decoder, distances far beyond the band': (
+        dict(bias=RelativeBias(False, 8, 9), causal=True),
+        dict(queries=900, heads=1),
+    ),
     'both ways, far beyond the band': (dict(bias=RelativeBias(True, 8, 9)), dict(queries=140, keys=900, heads=1)),
-    'grouped heads of 128': (dict(bias=RelativeBias(False), causal=True, scale=0.3),
-                             dict(queries=256, heads=4, kv_heads=2, head_dim=128)),
-    'grouped heads of 64': (dict(bias=RelativeBias(True), soft_cap=2.0),
-                            dict(queries=130, keys=200, heads=4, kv_heads=2)),
+    'grouped heads of 128': (
+        dict(bias=RelativeBias(False), causal=True, scale=0.3),
+        dict(queries=256, heads=4, kv_heads=2, head_dim=128),
+    ),
+    'grouped heads of 64': (
+        dict(bias=RelativeBias(True), soft_cap=2.0),
+        dict(queries=130, keys=200, heads=4, kv_heads=2),
+    ),
     'three heads to a key': (dict(causal=True), dict(queries=130, heads=6, kv_heads=2)),
-    'one key head of 256': (dict(causal=True, soft_cap=1.5, scale=0.7), dict(queries=130, heads=2, kv_heads=1, head_dim=256)),
-    'prefix, packed, narrow heads': (dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED,
-                                          bias=RelativeBias(False)), dict(batch=2, queries=300, heads=4, head_dim=24)),
-    'prefix, odd heads': (dict(causal=True, prefix_BS=PREFIX.astype(bool)), dict(batch=2, queries=300, heads=3, head_dim=40)),
-    'cross, packed, dropout': (dict(q_segment_ids_BT=PACKED[:, :150], kv_segment_ids_BS=PACKED, dropout_rate=0.4,
-                                    dropout_key=jax.random.key(3)), dict(batch=2, queries=150, keys=300)),
-    'later queries': (dict(q_offset=170, causal=True, bias=RelativeBias(False, 8, 30), soft_cap=2.0, dropout_rate=0.2,
-                           dropout_key=jax.random.key(4), kv_lengths_B=np.array([250, 0], np.int32)),
-                      dict(batch=2, queries=100, keys=300, heads=4, kv_heads=1)),
+    'one key head of 256': (
+        dict(causal=True, soft_cap=1.5, scale=0.7),
+        dict(queries=130, heads=2, kv_heads=1, head_dim=256),
+    ),
+    'prefix, packed, narrow heads': (
+        dict(
+            causal=True, prefix_BS=PREFIX, q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED, bias=RelativeBias(False)
+        ),
+        dict(batch=2, queries=300, heads=4, head_dim=24),
+    ),
+    'prefix, odd heads': (
+        dict(causal=True, prefix_BS=PREFIX.astype(bool)),
+        dict(batch=2, queries=300, heads=3, head_dim=40),
+    ),
+    'cross, packed, dropout': (
+        dict(
+            q_segment_ids_BT=PACKED[:, :150], kv_segment_ids_BS=PACKED, dropout_rate=0.4, dropout_key=jax.random.key(3)
+        ),
+        dict(batch=2, queries=150, keys=300),
+    ),
+    'later queries': (
+        dict(
+            q_offset=170,
+            causal=True,
+            bias=RelativeBias(False, 8, 30),
+            soft_cap=2.0,
+            dropout_rate=0.2,
+            dropout_key=jax.random.key(4),
+            kv_lengths_B=np.array([250, 0], np.int32),
+        ),
+        dict(batch=2, queries=100, keys=300, heads=4, kv_heads=1),
+    ),
     'queries before the keys': (dict(q_offset=-130, causal=True, bias=RelativeBias(True)), dict(queries=300, keys=150)),
 }
 
@@ -83,7 +123,9 @@ def draw(seed):
     batch, kv_heads, share = pick(1, 2), pick(1, 2, 3), pick(1, 2, 3)
     queries, keys = (int(n) for n in rng.integers(2, 700, 2))
     ids_S = segments(seed, batch, keys, pick(1, 4, 9))
-    options = dict(scale=pick(1.0, 0.4), soft_cap=pick(None, 2.0), causal=pick(True, False), q_offset=pick(0, 0, 77, -200))
+    options = dict(
+        scale=pick(1.0, 0.4), soft_cap=pick(None, 2.0), causal=pick(True, False), q_offset=pick(0, 0, 77, -200)
+    )
     if pick(True, False):
         buckets = pick(8, 32)
         options['bias'] = RelativeBias(pick(True, False), buckets, pick(buckets, 128))
@@ -92,13 +134,19 @@ def draw(seed):
     if pick(True, False):
         options['kv_segment_ids_BS'] = ids_S
         if pick(True, False):
-            options['q_segment_ids_BT'] = np.resize(ids_S[:, rng.integers(keys):], (batch, queries)).astype(np.int32)
+            options['q_segment_ids_BT'] = np.resize(ids_S[:, rng.integers(keys) :], (batch, queries)).astype(np.int32)
     if pick(True, False):
         options['kv_lengths_B'] = rng.integers(0, keys + 1, batch).astype(np.int32)
     if pick(True, False):
         options |= dict(dropout_rate=0.3, dropout_key=jax.random.key(seed))
-    shape = dict(batch=batch, queries=queries, keys=keys, heads=kv_heads * share, kv_heads=kv_heads,
-                 head_dim=pick(8, 64, 64, 96, 128, 256))
+    shape = dict(
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        heads=kv_heads * share,
+        kv_heads=kv_heads,
+        head_dim=pick(8, 64, 64, 96, 128, 256),
+    )
     return options, shape, pick(jnp.float32, jnp.float32, jnp.bfloat16), blocks
 
 
@@ -128,13 +176,21 @@ def check_eight_devices(program, mesh, kv_heads, length, head_dim):
     batch = 4
     arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=head_dim)
     ids = segments(0, batch, length)
-    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
-                   dropout_key=jax.random.key(0))
+    options = dict(
+        bias=RelativeBias(False),
+        causal=True,
+        q_segment_ids_BT=ids,
+        kv_segment_ids_BS=ids,
+        dropout_rate=0.3,
+        dropout_key=jax.random.key(0),
+    )
     alone = output_and_gradients(*arrays, program, QUICK, **options)
     with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
         heads = placed.named(('batch', None, 'act_heads', None))
         kv = placed.named(('batch', None, 'act_kv_heads', None), arrays[1].shape)
-        arrays = [jax.device_put(x, s) for x, s in zip(arrays, (heads, kv, kv, placed.replicated(), heads), strict=True)]
+        arrays = [
+            jax.device_put(x, s) for x, s in zip(arrays, (heads, kv, kv, placed.replicated(), heads), strict=True)
+        ]
         compiled, arguments = compile_with_gradients(*arrays, program, QUICK, **options)
         spread = compiled(*arguments)
         assert spread[0].sharding.is_equivalent_to(heads, 4)
@@ -145,8 +201,15 @@ def check_eight_devices(program, mesh, kv_heads, length, head_dim):
 def check_split_lengths(program, length):
     """Rows split along their length over devices give the reference."""
     ids = segments(3, 2, length)
-    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=ids, kv_segment_ids_BS=ids, dropout_rate=0.3,
-                   dropout_key=jax.random.key(0), q_offset=5)
+    options = dict(
+        bias=RelativeBias(False),
+        causal=True,
+        q_segment_ids_BT=ids,
+        kv_segment_ids_BS=ids,
+        dropout_rate=0.3,
+        dropout_key=jax.random.key(0),
+        q_offset=5,
+    )
     arrays = inputs(batch=2, queries=length, heads=2, kv_heads=1)
     with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))):
         results = output_and_gradients(*arrays, program, QUICK, **options)

@@ -67,8 +67,16 @@ def compile_with_gradients(q, k, v, table, dy, program, compiler_options=None, *
     @jax.jit
     def run(q, k, v, table, dy, arrays, q_offset):
         def forward(q, k, v, table):
-            return attend(q, k, v, bias_table=table if 'bias' in fixed else None, q_offset=q_offset,
-                          implementation=program, **arrays, **fixed)
+            return attend(
+                q,
+                k,
+                v,
+                bias_table=table if 'bias' in fixed else None,
+                q_offset=q_offset,
+                implementation=program,
+                **arrays,
+                **fixed,
+            )
 
         y, vjp = jax.vjp(forward, q, k, v, table)
         return y, *vjp(dy)

@@ -15,7 +15,12 @@ from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES
 from t5flan.mesh import MeshConfig
 from tests.kernels.attention_reference import (
-    allowed_by_loop, assert_near, compile_with_gradients, output_and_gradients, reference)
+    allowed_by_loop,
+    assert_near,
+    compile_with_gradients,
+    output_and_gradients,
+    reference,
+)
 
 PROGRAMS = ('xla', 'chunked')
 B, T, S, N, H = 2, 20, 20, 4, 8
@@ -31,8 +36,13 @@ def small_tiles(monkeypatch):
 def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
     """q, k, v, the bias table and a cotangent of the output, float32."""
     rng = np.random.default_rng(seed)
-    shapes = [(batch, queries, N, H), (batch, keys, kv_heads, H), (batch, keys, kv_heads, H), (N, buckets),
-              (batch, queries, N, H)]
+    shapes = [
+        (batch, queries, N, H),
+        (batch, keys, kv_heads, H),
+        (batch, keys, kv_heads, H),
+        (N, buckets),
+        (batch, queries, N, H),
+    ]
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
@@ -43,16 +53,42 @@ CASES = {
     'encoder': dict(bias=RelativeBias(True), kv_segment_ids_BS=(SEGMENTS > 0).astype(np.int32)),
     'packed encoder': dict(bias=RelativeBias(True, 8, 16), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS),
     'decoder': dict(bias=RelativeBias(False), causal=True, kv_heads=2, scale=0.3),
-    'prefix, packed': dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS,
-                           kv_heads=1, soft_cap=1.5, scale=0.7),
+    'prefix, packed': dict(
+        causal=True,
+        prefix_BS=PREFIX,
+        q_segment_ids_BT=SEGMENTS,
+        kv_segment_ids_BS=SEGMENTS,
+        kv_heads=1,
+        soft_cap=1.5,
+        scale=0.7,
+    ),
     'prefix': dict(bias=RelativeBias(False), causal=True, prefix_BS=PREFIX.astype(bool)),
-    'cross, packed': dict(keys=13, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS[:, 3:16],
-                          dropout_rate=0.4, dropout_key=jax.random.key(3)),
-    'later queries': dict(queries=9, q_offset=6, causal=True, bias=RelativeBias(False, 8, 12),
-                          kv_lengths_B=np.array([11, 0], np.int32), kv_heads=2, dropout_rate=0.2,
-                          dropout_key=jax.random.key(4), soft_cap=2.0),
-    'lengths and segments': dict(bias=RelativeBias(True), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS,
-                                 kv_lengths_B=np.array([9, 2], np.int32), causal=True, q_offset=-3),
+    'cross, packed': dict(
+        keys=13,
+        q_segment_ids_BT=SEGMENTS,
+        kv_segment_ids_BS=SEGMENTS[:, 3:16],
+        dropout_rate=0.4,
+        dropout_key=jax.random.key(3),
+    ),
+    'later queries': dict(
+        queries=9,
+        q_offset=6,
+        causal=True,
+        bias=RelativeBias(False, 8, 12),
+        kv_lengths_B=np.array([11, 0], np.int32),
+        kv_heads=2,
+        dropout_rate=0.2,
+        dropout_key=jax.random.key(4),
+        soft_cap=2.0,
+    ),
+    'lengths and segments': dict(
+        bias=RelativeBias(True),
+        q_segment_ids_BT=SEGMENTS,
+        kv_segment_ids_BS=SEGMENTS,
+        kv_lengths_B=np.array([9, 2], np.int32),
+        causal=True,
+        q_offset=-3,
+    ),
 }
 
 
@@ -64,7 +100,7 @@ def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
     buckets = options['bias'].num_buckets if 'bias' in options else 32
     arrays = inputs(**shapes, buckets=buckets)
     if 'q_segment_ids_BT' in options:
-        options['q_segment_ids_BT'] = options['q_segment_ids_BT'][:, :shapes.get('queries', T)]
+        options['q_segment_ids_BT'] = options['q_segment_ids_BT'][:, : shapes.get('queries', T)]
     assert_near(output_and_gradients(*arrays, program, **options), reference(*arrays, options), 1e-5)
 
 
@@ -79,15 +115,31 @@ def test_tiles_of_every_size_give_the_reference(tile, monkeypatch):
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_no_gradient_from_a_later_key_or_another_example(program):
     q, k, v, table, _ = inputs(batch=1)
-    options = dict(causal=True, prefix_BS=jnp.asarray(PREFIX[:1]), q_segment_ids_BT=jnp.asarray(SEGMENTS[:1]),
-                   kv_segment_ids_BS=jnp.asarray(SEGMENTS[:1]), bias_table=table, bias=RelativeBias(False))
+    options = dict(
+        causal=True,
+        prefix_BS=jnp.asarray(PREFIX[:1]),
+        q_segment_ids_BT=jnp.asarray(SEGMENTS[:1]),
+        kv_segment_ids_BS=jnp.asarray(SEGMENTS[:1]),
+        bias_table=table,
+        bias=RelativeBias(False),
+    )
     # Queries 4 (segment 1, prefix 0 ... 2) and 9 (segment 2, prefix 7 ... 11), at their keys and values.
-    rows = jax.jit(jax.jacrev(lambda k, v: jnp.sum(attend(q, k, v, implementation=program, **options)[0], axis=(1, 2)),
-                              argnums=(0, 1)))
+    rows = jax.jit(
+        jax.jacrev(
+            lambda k, v: jnp.sum(attend(q, k, v, implementation=program, **options)[0], axis=(1, 2)), argnums=(0, 1)
+        )
+    )
     for gradient_T1SNH in rows(k, v):
         touched = np.any(np.asarray(gradient_T1SNH)[:, 0] != 0, axis=(-1, -2))
-        expected = [[allowed_by_loop(0, t, s, dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS,
-                                                   kv_segment_ids_BS=SEGMENTS)) for s in range(S)] for t in range(T)]
+        expected = [
+            [
+                allowed_by_loop(
+                    0, t, s, dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS)
+                )
+                for s in range(S)
+            ]
+            for t in range(T)
+        ]
         np.testing.assert_array_equal(touched, expected)
     assert touched[4].tolist() == [True] * 5 + [False] * 15  # itself and what is before it, nothing of segment 2
     assert touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8  # its whole prefix, no later key
@@ -105,8 +157,9 @@ def test_examples_in_one_row_attend_as_if_alone(program):
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(program):
     q, k, v, table, dy = inputs()
-    results = output_and_gradients(q, k, v, table, dy, program, bias=RelativeBias(True),
-                                   kv_lengths_B=np.array([0, 5], np.int32))
+    results = output_and_gradients(
+        q, k, v, table, dy, program, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
+    )
     for x in results:
         assert np.all(np.isfinite(x))
     for x in results[:4]:
@@ -122,7 +175,7 @@ def test_one_query_at_a_time_gives_the_rows_of_the_whole(program):
     for t in (0, 7, 19):
         # Places not yet written hold anything finite.
         later = np.arange(S)[None, :, None, None] > t
-        one = step(q[:, t:t + 1], jnp.where(later, 1e4, k), jnp.where(later, 1e4, v), jnp.int32(t))
+        one = step(q[:, t : t + 1], jnp.where(later, 1e4, k), jnp.where(later, 1e4, v), jnp.int32(t))
         np.testing.assert_allclose(one[:, 0], whole[:, t], atol=2e-6)
 
 
@@ -166,8 +219,11 @@ def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
     noise = outputs.std(0) / np.sqrt(200)
     assert np.mean(np.abs(outputs.mean(0) - plain) < 3 * noise) > 0.99
     # Ones for values: the output is the share of probability that was kept, over 0.75.
-    ones = jax.jit(lambda key: attend(jnp.zeros_like(q), k, jnp.ones_like(v), dropout_rate=0.25, dropout_key=key,
-                                      implementation=program))
+    ones = jax.jit(
+        lambda key: attend(
+            jnp.zeros_like(q), k, jnp.ones_like(v), dropout_rate=0.25, dropout_key=key, implementation=program
+        )
+    )
     kept = 0.75 * np.asarray(ones(jax.random.key(0)))
     assert abs(kept.mean() - 0.75) < 0.02 and np.abs(kept[:, :1] - kept).max() < 1e-6
 
@@ -214,13 +270,21 @@ def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
     batch = 8
     q, k, v, table, dy = inputs(batch=batch, kv_heads=kv_heads)
     segments = np.tile(SEGMENTS, (batch // 2, 1))
-    options = dict(bias=RelativeBias(False), causal=True, q_segment_ids_BT=segments, kv_segment_ids_BS=segments,
-                   dropout_rate=0.3, dropout_key=jax.random.key(0))
+    options = dict(
+        bias=RelativeBias(False),
+        causal=True,
+        q_segment_ids_BT=segments,
+        kv_segment_ids_BS=segments,
+        dropout_rate=0.3,
+        dropout_key=jax.random.key(0),
+    )
     alone = output_and_gradients(q, k, v, table, dy, 'chunked', **options)
     with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
         heads = placed.named(('batch', None, 'act_heads', None))
         kv = placed.named(('batch', None, 'act_kv_heads', None), k.shape)
-        arrays = [jax.device_put(x, s) for x, s in ((q, heads), (k, kv), (v, kv), (table, placed.replicated()), (dy, heads))]
+        arrays = [
+            jax.device_put(x, s) for x, s in ((q, heads), (k, kv), (v, kv), (table, placed.replicated()), (dy, heads))
+        ]
         compiled, arguments = compile_with_gradients(*arrays, 'chunked', **options)
         spread = compiled(*arguments)
         assert spread[0].sharding.is_equivalent_to(heads, 4)
@@ -231,14 +295,25 @@ def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
 LONG_IDS = np.array([[1] * 7 + [2] * 12 + [0] * 5, [3] * 24], np.int32)
 LONG_PREFIX = np.array([[1] * 3 + [0] * 4 + [1] * 5 + [0] * 12, [1] * 12 + [0] * 12], np.int32)
 SPLIT = {
-    'packed encoder': dict(bias=RelativeBias(True), q_segment_ids_BT=LONG_IDS, kv_segment_ids_BS=LONG_IDS, dropout_rate=0.3,
-                           dropout_key=jax.random.key(0)),
+    'packed encoder': dict(
+        bias=RelativeBias(True),
+        q_segment_ids_BT=LONG_IDS,
+        kv_segment_ids_BS=LONG_IDS,
+        dropout_rate=0.3,
+        dropout_key=jax.random.key(0),
+    ),
     'decoder': dict(bias=RelativeBias(False, 8, 12), causal=True, kv_heads=1),
     'prefix': dict(causal=True, prefix_BS=LONG_PREFIX, kv_heads=2, soft_cap=2.0, scale=0.5),
-    'cross': dict(keys=16, q_segment_ids_BT=LONG_IDS, kv_segment_ids_BS=LONG_IDS[:, 4:20], dropout_rate=0.2,
-                  dropout_key=jax.random.key(1)),
-    'keys that do not divide': dict(keys=13, kv_lengths_B=np.array([9, 13], np.int32), q_offset=-5, causal=True,
-                                    bias=RelativeBias(True)),
+    'cross': dict(
+        keys=16,
+        q_segment_ids_BT=LONG_IDS,
+        kv_segment_ids_BS=LONG_IDS[:, 4:20],
+        dropout_rate=0.2,
+        dropout_key=jax.random.key(1),
+    ),
+    'keys that do not divide': dict(
+        keys=13, kv_lengths_B=np.array([9, 13], np.int32), q_offset=-5, causal=True, bias=RelativeBias(True)
+    ),
     'queries that do not divide': dict(queries=13, q_offset=3, causal=True, bias=RelativeBias(True)),
 }
 
@@ -247,7 +322,9 @@ SPLIT = {
 @pytest.mark.parametrize('case', SPLIT)
 def test_queries_and_keys_split_over_their_length_give_the_reference(case, program):
     options = dict(SPLIT[case])
-    shapes = dict(queries=24, keys=24) | {name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options}
+    shapes = dict(queries=24, keys=24) | {
+        name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options
+    }
     arrays = inputs(**shapes, buckets=options['bias'].num_buckets if 'bias' in options else 32)
     with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))) as placed:
         axes = ('batch', 'length', 'act_heads', None)
@@ -288,7 +365,9 @@ def test_the_choice_of_program():
         assert attention.choose('auto', 512, 512, platform)[0] == kernel
         assert attention.choose('auto', 64, 65536, platform)[0] == 'chunked'
     assert attention.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
-        'chunked', 'at least 262144 logits a head; not flash_tpu: a reason')
+        'chunked',
+        'at least 262144 logits a head; not flash_tpu: a reason',
+    )
 
 
 def test_the_choice_is_logged_once(caplog):

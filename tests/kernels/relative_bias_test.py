@@ -17,8 +17,15 @@ from t5flan.kernels.relative_bias import (
     toeplitz_transposed,
 )
 
-FORMS = [RelativeBias(True), RelativeBias(False), RelativeBias(True, 64, 256), RelativeBias(False, 20, 100),
-         RelativeBias(True, 6, 50), RelativeBias(False, 32, 20000), RelativeBias(True, 12, 7)]
+FORMS = [
+    RelativeBias(True),
+    RelativeBias(False),
+    RelativeBias(True, 64, 256),
+    RelativeBias(False, 20, 100),
+    RelativeBias(True, 6, 50),
+    RelativeBias(False, 32, 20000),
+    RelativeBias(True, 12, 7),
+]
 
 
 def scalar_bucket(position: int, bias: RelativeBias) -> int:
@@ -68,8 +75,9 @@ def test_toeplitz_both_ways(rows, columns):
     vector = np.random.default_rng(0).normal(size=(2, rows + columns - 1)).astype(np.float32)
     index = np.arange(columns)[None, :] - np.arange(rows)[:, None] + rows - 1
     np.testing.assert_array_equal(toeplitz(jnp.asarray(vector), rows, columns), vector[:, index])
-    np.testing.assert_array_equal(toeplitz_transposed(jnp.asarray(vector), rows, columns),
-                                  vector[:, index].swapaxes(1, 2))
+    np.testing.assert_array_equal(
+        toeplitz_transposed(jnp.asarray(vector), rows, columns), vector[:, index].swapaxes(1, 2)
+    )
 
 
 @pytest.mark.parametrize('transposed', [False, True])

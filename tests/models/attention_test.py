@@ -46,8 +46,9 @@ def test_the_scale_is_in_the_logits_or_in_the_initialiser():
     scaled = Attention(dataclasses.replace(CONFIG, scale_attention=True), Scope(jax.random.key(0)), bidirectional=True)
     np.testing.assert_allclose(folded.query.kernel[...] * 8**0.5, scaled.query.kernel[...], rtol=1e-5)
     x_BTD, mask = random(2, LONG, 32), Mask(causal=True)
-    np.testing.assert_allclose(folded(x_BTD, folded.keys_values(x_BTD), mask),
-                               scaled(x_BTD, scaled.keys_values(x_BTD), mask), atol=1e-5)
+    np.testing.assert_allclose(
+        folded(x_BTD, folded.keys_values(x_BTD), mask), scaled(x_BTD, scaled.keys_values(x_BTD), mask), atol=1e-5
+    )
 
 
 def test_relative_bias_is_read_by_distance():
@@ -71,11 +72,19 @@ def test_one_query_with_the_past_is_a_row_of_the_whole(position):
     whole_BTD = attention(x_BTD, (k_BTKH, v_BTKH), Mask(causal=True), positions_BT=positions_BT, bias_table_NR=table_NR)
 
     at = 3
-    memory = [jnp.where(jnp.arange(LONG)[None, :, None, None] < at, x, 99.0) for x in (k_BTKH, v_BTKH)]  # 99: not yet written
-    present = attention.keys_values(x_BTD[:, at:at + 1], positions_BT[:, at:at + 1])
-    row_B1D = attention(x_BTD[:, at:at + 1], remember(Past(*memory, jnp.int32(at)), present), Mask(causal=True),
-                        positions_BT=positions_BT[:, at:at + 1], bias_table_NR=table_NR, q_offset=jnp.int32(at))
-    np.testing.assert_allclose(row_B1D, whole_BTD[:, at:at + 1], atol=2e-5)
+    memory = [
+        jnp.where(jnp.arange(LONG)[None, :, None, None] < at, x, 99.0) for x in (k_BTKH, v_BTKH)
+    ]  # 99: not yet written
+    present = attention.keys_values(x_BTD[:, at : at + 1], positions_BT[:, at : at + 1])
+    row_B1D = attention(
+        x_BTD[:, at : at + 1],
+        remember(Past(*memory, jnp.int32(at)), present),
+        Mask(causal=True),
+        positions_BT=positions_BT[:, at : at + 1],
+        bias_table_NR=table_NR,
+        q_offset=jnp.int32(at),
+    )
+    np.testing.assert_allclose(row_B1D, whole_BTD[:, at : at + 1], atol=2e-5)
 
 
 def test_keys_from_another_sequence_are_not_rotated():
@@ -83,13 +92,16 @@ def test_keys_from_another_sequence_are_not_rotated():
     across = Attention(config, Scope(jax.random.key(0)), bidirectional=True, across=True)
     x_BTD = random(2, 4, 32)
     sees_BTS = np.ones((2, 4, 4))
-    np.testing.assert_allclose(across(x_BTD, across.keys_values(x_BTD), Mask(causal=False)),
-                               by_hand(across, x_BTD, x_BTD, sees_BTS), atol=2e-5)
+    np.testing.assert_allclose(
+        across(x_BTD, across.keys_values(x_BTD), Mask(causal=False)), by_hand(across, x_BTD, x_BTD, sees_BTS), atol=2e-5
+    )
 
 
 def test_dropout_needs_a_key_and_a_rate():
     attention = Attention(dataclasses.replace(CONFIG, dropout_rate=0.5), Scope(jax.random.key(0)), bidirectional=True)
     x_BTD = random(2, 4, 32)
-    read = [attention(x_BTD, attention.keys_values(x_BTD), Mask(causal=False), dropout_key=key)
-            for key in (None, jax.random.key(0), jax.random.key(1))]
+    read = [
+        attention(x_BTD, attention.keys_values(x_BTD), Mask(causal=False), dropout_key=key)
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    ]
     assert np.abs(read[0] - read[1]).max() > 0.01 and np.abs(read[1] - read[2]).max() > 0.01

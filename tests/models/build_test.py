@@ -8,30 +8,55 @@ import numpy as np
 import pytest
 
 from t5flan.config.settings import parse
+from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters, parameter_count
 from t5flan.sharding import create_sharding, tree_shardings, use
-from t5flan.mesh import MeshConfig
 from tests.models.small_models import random_batch, small_config, small_model
 
 FILES = sorted((Path(__file__).resolve().parents[2] / 'gin' / 'models').glob('*.gin'))
 
 # As published, or as Hugging Face's model of that name counts them.
 KNOWN = {
-    't5_1_0_small': 60_506_624, 't5_1_0_base': 222_903_552, 't5_1_0_large': 737_668_096, 't5_1_0_3b': 2_851_598_336,
+    't5_1_0_small': 60_506_624,
+    't5_1_0_base': 222_903_552,
+    't5_1_0_large': 737_668_096,
+    't5_1_0_3b': 2_851_598_336,
     't5_1_0_11b': 11_307_321_344,
-    't5_1_1_small': 76_961_152, 't5_1_1_base': 247_577_856, 't5_1_1_large': 783_150_080, 't5_1_1_xl': 2_849_757_184,
+    't5_1_1_small': 76_961_152,
+    't5_1_1_base': 247_577_856,
+    't5_1_1_large': 783_150_080,
+    't5_1_1_xl': 2_849_757_184,
     't5_1_1_xxl': 11_135_332_352,
-    'flan_t5_small': 76_961_152, 'flan_t5_base': 247_577_856, 'flan_t5_large': 783_150_080, 'flan_t5_xl': 2_849_757_184,
+    'flan_t5_small': 76_961_152,
+    'flan_t5_base': 247_577_856,
+    'flan_t5_large': 783_150_080,
+    'flan_t5_xl': 2_849_757_184,
     'flan_t5_xxl': 11_135_332_352,
-    'mt5_small': 300_176_768, 'mt5_base': 582_401_280, 'mt5_large': 1_229_581_312, 'mt5_xl': 3_742_619_648,
+    'mt5_small': 300_176_768,
+    'mt5_base': 582_401_280,
+    'mt5_large': 1_229_581_312,
+    'mt5_xl': 3_742_619_648,
     'mt5_xxl': 12_921_057_280,
-    'byt5_small': 299_637_760, 'byt5_base': 581_653_248, 'llama2_7b': 6_738_415_616, 'gemma_2b': 2_506_172_416,
+    'byt5_small': 299_637_760,
+    'byt5_base': 581_653_248,
+    'llama2_7b': 6_738_415_616,
+    'gemma_2b': 2_506_172_416,
 }
 # The papers round: in billions.
-ROUNDED = {'palm_8b': 8.63, 'palm_62b': 62.50, 'palm_540b': 540.35, 'byt5_large': 1.23, 'byt5_xl': 3.74, 'byt5_xxl': 12.9,
-           'ul2_20b': 19.5, 'flan_ul2': 19.5, 'umt5_xxl': 13.0, 'umt5_xl': 3.7}
+ROUNDED = {
+    'palm_8b': 8.63,
+    'palm_62b': 62.50,
+    'palm_540b': 540.35,
+    'byt5_large': 1.23,
+    'byt5_xl': 3.74,
+    'byt5_xxl': 12.9,
+    'ul2_20b': 19.5,
+    'flan_ul2': 19.5,
+    'umt5_xxl': 13.0,
+    'umt5_xl': 3.7,
+}
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)

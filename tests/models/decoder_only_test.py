@@ -15,8 +15,10 @@ def test_a_token_sees_what_is_before_it_and_the_prefix():
     """By gradient: the third hidden state depends on exactly these tokens. Every token is another word."""
     gradient_of = jax.jit(jax.grad(lambda model, batch: model.hidden(batch)[0, 2].sum()))
     for prefix, sees in [(0, {10, 11, 12}), (4, {10, 11, 12, 13})]:
-        batch = {'decoder_input_tokens': np.array([[10, 11, 12, 13, 14, 15]]),
-                 'decoder_causal_attention': (np.arange(6) < prefix)[None].astype(np.int32)}
+        batch = {
+            'decoder_input_tokens': np.array([[10, 11, 12, 13, 14, 15]]),
+            'decoder_causal_attention': (np.arange(6) < prefix)[None].astype(np.int32),
+        }
         gradient = gradient_of(small_model('palm'), batch)
         assert set(np.flatnonzero(np.abs(gradient.token_embedder.embedding[...]).max(axis=1))) == sees
 
@@ -28,9 +30,11 @@ def test_packed_rows_give_the_logits_of_each_example(family, prefix_lm):
     lengths, prefixes = [5, 3, 6], [2, 1, 4]
     examples = [random.integers(3, 64, length) for length in lengths]
     alone = {'decoder_input_tokens': np.stack([np.pad(example, (0, 10 - len(example))) for example in examples])}
-    packed = {'decoder_input_tokens': np.concatenate([*examples[:2], [0, 0]])[None],
-              'decoder_segment_ids': np.array([[1] * 5 + [2] * 3 + [0] * 2]),
-              'decoder_positions': np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]])}
+    packed = {
+        'decoder_input_tokens': np.concatenate([*examples[:2], [0, 0]])[None],
+        'decoder_segment_ids': np.array([[1] * 5 + [2] * 3 + [0] * 2]),
+        'decoder_positions': np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]]),
+    }
     if prefix_lm:
         in_prefix = np.arange(10)[None] < np.array(prefixes)[:, None]
         alone['decoder_causal_attention'] = in_prefix.astype(np.int32)
@@ -40,7 +44,9 @@ def test_packed_rows_give_the_logits_of_each_example(family, prefix_lm):
     np.testing.assert_allclose(packed_BTV[0, 5:8], alone_BTV[1, :3], atol=2e-5)
 
 
-@pytest.mark.parametrize('family, prefix_lm', [('relative', False), ('relative', True), ('palm', True), ('gemma', False)])
+@pytest.mark.parametrize(
+    'family, prefix_lm', [('relative', False), ('relative', True), ('palm', True), ('gemma', False)]
+)
 def test_decoding_after_prompts_of_any_length_gives_the_logits_of_the_whole(family, prefix_lm):
     """Left-padded prompts then new tokens, against rows as in training: start token, prompt, new tokens, padding."""
     model = small_model(family, scan_layers=family != 'gemma')
@@ -52,7 +58,9 @@ def test_decoding_after_prompts_of_any_length_gives_the_logits_of_the_whole(fami
     rows = [np.concatenate([[0], prompt, new]) for prompt, new in zip(prompts, new_BT, strict=True)]
     batch = {'decoder_input_tokens': np.stack([np.pad(row, (0, 9 - len(row))) for row in rows])}
     if prefix_lm:
-        batch['decoder_causal_attention'] = np.stack([np.arange(9) <= len(prompt) for prompt in prompts]).astype(np.int32)
+        batch['decoder_causal_attention'] = np.stack([np.arange(9) <= len(prompt) for prompt in prompts]).astype(
+            np.int32
+        )
     whole_BTV = logits_of(model, batch)
 
     logits_BV, cache = jax.jit(lambda model, x: model.start_cache(x, 3, prefix_lm=prefix_lm))(model, prompt_BP)
@@ -61,7 +69,7 @@ def test_decoding_after_prompts_of_any_length_gives_the_logits_of_the_whole(fami
         for row, prompt in enumerate(prompts):
             np.testing.assert_allclose(logits_BV[row], whole_BTV[row, len(prompt) + t], atol=2e-5)
         if t < 3:
-            logits_BV, cache = step(model, cache, new_BT[:, t:t + 1])
+            logits_BV, cache = step(model, cache, new_BT[:, t : t + 1])
     np.testing.assert_array_equal(cache.pad_B, [3, 0, 5, 4])
 
 

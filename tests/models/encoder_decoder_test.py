@@ -16,7 +16,10 @@ def logits_of(model, batch):
 def test_the_decoder_is_causal_and_reads_all_of_the_input():
     """By gradient: a hidden state depends on exactly the tokens it may see. Every token is another word."""
     model = small_model('t5_1_1')
-    batch = {'encoder_input_tokens': np.array([[10, 11, 12, 13, 0]]), 'decoder_input_tokens': np.array([[20, 21, 22, 23]])}
+    batch = {
+        'encoder_input_tokens': np.array([[10, 11, 12, 13, 0]]),
+        'decoder_input_tokens': np.array([[20, 21, 22, 23]]),
+    }
 
     def at(position: int):
         return jax.grad(lambda model: model.hidden(batch)[0, position].sum())(model).token_embedder.embedding[...]
@@ -31,9 +34,14 @@ def test_packed_rows_give_the_logits_of_each_example(family):
     """Two examples in a row, none sees the other; padding sees and is seen by nothing."""
     model = small_model(family)
     random = np.random.default_rng(0)
-    examples = [(random.integers(3, 64, source), random.integers(3, 64, target)) for source, target in [(4, 3), (6, 2), (2, 4)]]
-    packed = {name: np.zeros((2, 12 if name.startswith('encoder') else 8), np.int32) for side in ('encoder', 'decoder')
-              for name in (f'{side}_input_tokens', f'{side}_segment_ids', f'{side}_positions')}
+    examples = [
+        (random.integers(3, 64, source), random.integers(3, 64, target)) for source, target in [(4, 3), (6, 2), (2, 4)]
+    ]
+    packed = {
+        name: np.zeros((2, 12 if name.startswith('encoder') else 8), np.int32)
+        for side in ('encoder', 'decoder')
+        for name in (f'{side}_input_tokens', f'{side}_segment_ids', f'{side}_positions')
+    }
     for row, segment, starts, example in [(0, 1, (0, 0), 0), (0, 2, (4, 3), 1), (1, 1, (0, 0), 2)]:
         for side, start, tokens in zip(('encoder', 'decoder'), starts, examples[example], strict=True):
             place = row, slice(start, start + len(tokens))
@@ -43,7 +51,7 @@ def test_packed_rows_give_the_logits_of_each_example(family):
     alone = {name: np.zeros((3, 12 if name.startswith('encoder') else 8), np.int32) for name in FEATURES}
     for row, example in enumerate(examples):
         for name, tokens in zip(FEATURES, example, strict=True):
-            alone[name][row, :len(tokens)] = tokens
+            alone[name][row, : len(tokens)] = tokens
 
     packed_BTV, alone_BTV = logits_of(model, packed), logits_of(model, alone)
     np.testing.assert_allclose(packed_BTV[0, :3], alone_BTV[0, :3], atol=2e-5)
@@ -60,7 +68,7 @@ def test_decoding_step_by_step_gives_the_logits_of_the_whole(family, fields):
     step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens))
     np.testing.assert_allclose(logits_BV, whole_BTV[:, 0], atol=2e-5)
     for t in range(1, 6):
-        logits_BV, cache = step(model, cache, batch['decoder_input_tokens'][:, t:t + 1])
+        logits_BV, cache = step(model, cache, batch['decoder_input_tokens'][:, t : t + 1])
         np.testing.assert_allclose(logits_BV, whole_BTV[:, t], atol=2e-5)
     assert cache.index == 6 and logits_BV.dtype == jnp.float32
 
@@ -71,7 +79,9 @@ def test_a_cache_may_be_reordered_between_steps():
     _, cache = jax.jit(lambda model, x: model.start_cache(x, 2))(model, batch['encoder_input_tokens'])
     step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens)[0])
     tokens_B1 = batch['decoder_input_tokens'][:, 1:2]
-    np.testing.assert_allclose(step(model, cache.take(rows), tokens_B1[rows]), step(model, cache, tokens_B1)[rows], atol=2e-5)
+    np.testing.assert_allclose(
+        step(model, cache.take(rows), tokens_B1[rows]), step(model, cache, tokens_B1)[rows], atol=2e-5
+    )
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_near():
@@ -93,7 +103,9 @@ def test_dropout_is_on_exactly_with_a_key():
     np.testing.assert_array_equal(exact, encode(small_model('t5_1_1'), jax.random.key(0)))
     assert np.abs(exact - dropped).mean() > 0.1
     # After the final norm features are dropped token by token, not along the length as everywhere else.
-    assert not (np.asarray(dropped)[0] == 0).all(axis=0).any() and (np.asarray(dropped) == 0).mean() == pytest.approx(0.3, abs=0.05)
+    assert not (np.asarray(dropped)[0] == 0).all(axis=0).any() and (np.asarray(dropped) == 0).mean() == pytest.approx(
+        0.3, abs=0.05
+    )
 
 
 def test_tied_logits_need_no_kernel():

@@ -50,5 +50,6 @@ def test_losses_are_the_golden_ones(name, family):
         for metric, value in expected.items():
             assert row[metric] == pytest.approx(value, rel=RTOL), (
                 f'{name}: {metric} of step {step} is {row[metric]!r}, golden {value!r}. If this change should move numbers, '
-                f'run {UPDATE} and say why in the commit; else it broke something.')
+                f'run {UPDATE} and say why in the commit; else it broke something.'
+            )
     assert rows[-1]['loss'] < rows[0]['loss'] and np.isfinite([row['loss'] for row in rows]).all()

@@ -38,8 +38,10 @@ def test_folded_keys_differ_by_name_and_number():
     assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 4
 
 
-@pytest.mark.parametrize('inputs, outputs, spec', [
-    ({'embed': 6}, {'heads': 2, 'kv': 3}, 'btd,dnh->btnh'), ({'heads': 2, 'kv': 3}, {'embed': 6}, 'btnh,nhd->btd')])
+@pytest.mark.parametrize(
+    'inputs, outputs, spec',
+    [({'embed': 6}, {'heads': 2, 'kv': 3}, 'btd,dnh->btnh'), ({'heads': 2, 'kv': 3}, {'embed': 6}, 'btnh,nhd->btd')],
+)
 def test_a_projection_sums_over_its_input_axes(inputs, outputs, spec):
     projection = Projection(CONFIG, SCOPE, inputs, outputs)
     x = random(4, 5, *inputs.values())
@@ -83,7 +85,9 @@ def test_the_norm_is_computed_in_float32():
     x = np.asarray(x_BTD, np.float32)
     exact = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
     assert y_BTD.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(y_BTD, np.float32), np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float32))
+    np.testing.assert_array_equal(
+        np.asarray(y_BTD, np.float32), np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float32)
+    )
 
 
 def test_mlp_of_one_and_of_two_projections():
@@ -93,7 +97,9 @@ def test_mlp_of_one_and_of_two_projections():
     gated = MLP(CONFIG, SCOPE)
     x = np.asarray(x_BTD @ gated.wi_0.kernel[...])
     gelu = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    np.testing.assert_allclose(gated(x_BTD), (gelu * (x_BTD @ gated.wi_1.kernel[...])) @ gated.wo.kernel[...], atol=1e-5)
+    np.testing.assert_allclose(
+        gated(x_BTD), (gelu * (x_BTD @ gated.wi_1.kernel[...])) @ gated.wo.kernel[...], atol=1e-5
+    )
 
 
 def test_embedding_reads_rows_and_its_gradient_adds_up_at_them():

@@ -5,8 +5,15 @@ from flax import nnx
 
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
-from t5flan.models.parameters import (Scope, fan_in, logical_axes, named_axes, named_parameters, parameter_count,
-                                      replace_parameters)
+from t5flan.models.parameters import (
+    Scope,
+    fan_in,
+    logical_axes,
+    named_axes,
+    named_parameters,
+    parameter_count,
+    replace_parameters,
+)
 from tests.models.small_models import FAMILIES, small_config, small_model
 
 T5_1_1_PATHS = {
@@ -67,8 +74,10 @@ def test_a_parameter_depends_on_the_seed_and_its_path_alone():
 
     def make(layers: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         scope = (Scope(jax.random.key(0)) / 'encoder').stacked(layers)
-        return {name: np.asarray((scope / name).parameter('kernel', (4, 3), ('embed', 'mlp'), fan_in(1))[...])
-                for name in names}
+        return {
+            name: np.asarray((scope / name).parameter('kernel', (4, 3), ('embed', 'mlp'), fan_in(1))[...])
+            for name in names
+        }
 
     two, three = make(2, ('wi_0', 'wi_1')), make(3, ('wo', 'wi_1'))
     np.testing.assert_array_equal(two['wi_1'], three['wi_1'][:2])
@@ -79,7 +88,9 @@ def test_a_parameter_depends_on_the_seed_and_its_path_alone():
 @pytest.mark.parametrize('truncated', [False, True])
 def test_fan_in_has_the_variance_it_says(truncated):
     scope = Scope(jax.random.key(0)).stacked(3)
-    kernel = scope.parameter('kernel', (16, 8, 40), ('heads', 'kv', 'embed'), fan_in(2, truncated=truncated, variance=0.5))
+    kernel = scope.parameter(
+        'kernel', (16, 8, 40), ('heads', 'kv', 'embed'), fan_in(2, truncated=truncated, variance=0.5)
+    )
     x = np.asarray(kernel[...])
     assert x.shape == (3, 16, 8, 40)
     np.testing.assert_allclose(x.std(), (0.5 / 128) ** 0.5, rtol=0.03)
@@ -101,8 +112,11 @@ def test_replacing_takes_all_of_the_names_and_shapes_or_nothing():
 
 def test_counting_needs_no_values():
     model = small_model('t5_1_1')
-    assert parameter_count(model) == parameter_count(abstract_model(model.config)) == sum(
-        x.size for x in jax.tree.leaves(model))
+    assert (
+        parameter_count(model)
+        == parameter_count(abstract_model(model.config))
+        == sum(x.size for x in jax.tree.leaves(model))
+    )
 
 
 @pytest.mark.skipif(not hasattr(nnx, 'set_graph_mode'), reason='this flax has one mode')

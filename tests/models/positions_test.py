@@ -36,8 +36,13 @@ def test_rotation_keeps_length_and_dtype():
     assert rotate(x_BTNH.astype('bfloat16'), np.arange(10).reshape(2, 5), 1e4).dtype == 'bfloat16'
 
 
-@pytest.mark.parametrize('per_layer, scale, shape, axes', [
-    (False, 1.0, (4, 32), ('heads', 'relpos_buckets')), (True, 9.0, (5, 4, 32), ('layers', 'heads', 'relpos_buckets'))])
+@pytest.mark.parametrize(
+    'per_layer, scale, shape, axes',
+    [
+        (False, 1.0, (4, 32), ('heads', 'relpos_buckets')),
+        (True, 9.0, (5, 4, 32), ('layers', 'heads', 'relpos_buckets')),
+    ],
+)
 def test_a_relative_table_for_the_stack_or_for_each_layer(per_layer, scale, shape, axes):
     config = small_config('t5_1_1', relative_bias_per_layer=per_layer, relative_bias_init=scale)
     table = RelativeTable(config, Scope(jax.random.key(0)), layers=5)

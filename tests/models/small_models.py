@@ -10,8 +10,15 @@ from t5flan.models.model import Model
 from t5flan.models.parameters import named_parameters, replace_parameters
 
 VOCABULARY = 64
-_SIZES = {'vocab_size': VOCABULARY, 'emb_dim': 32, 'num_heads': 4, 'head_dim': 8, 'mlp_dim': 48, 'num_decoder_layers': 2,
-          'dtype': 'float32'}
+_SIZES = {
+    'vocab_size': VOCABULARY,
+    'emb_dim': 32,
+    'num_heads': 4,
+    'head_dim': 8,
+    'mlp_dim': 48,
+    'num_decoder_layers': 2,
+    'dtype': 'float32',
+}
 ENCODER_DECODERS = {
     't5_1_1': {},
     't5_1_0': {'mlp_activations': ('relu',), 'tie_embeddings': True},
@@ -20,10 +27,25 @@ ENCODER_DECODERS = {
 }
 DECODERS = {
     'relative': {'relative_buckets': 8, 'relative_max_distance': 12},
-    'palm': {'position': 'rope', 'num_kv_heads': 1, 'parallel_block': True, 'norm': 'layer', 'tie_embeddings': True,
-             'scale_attention': True, 'mlp_activations': ('silu', 'linear')},
-    'gemma': {'position': 'rope', 'num_kv_heads': 2, 'norm_scale_plus_one': True, 'tie_embeddings': True,
-              'scale_tied_logits': False, 'scale_embedding': True, 'scale_attention': True, 'logits_soft_cap': 10.0},
+    'palm': {
+        'position': 'rope',
+        'num_kv_heads': 1,
+        'parallel_block': True,
+        'norm': 'layer',
+        'tie_embeddings': True,
+        'scale_attention': True,
+        'mlp_activations': ('silu', 'linear'),
+    },
+    'gemma': {
+        'position': 'rope',
+        'num_kv_heads': 2,
+        'norm_scale_plus_one': True,
+        'tie_embeddings': True,
+        'scale_tied_logits': False,
+        'scale_embedding': True,
+        'scale_attention': True,
+        'logits_soft_cap': 10.0,
+    },
     'positionless': {'position': 'none'},
 }
 FAMILIES = {**ENCODER_DECODERS, **DECODERS}
@@ -59,8 +81,11 @@ def random_batch(family: str, rows: int = 3, source: int = 9, target: int = 7, s
         return np.where(np.arange(length)[None, :] < length - np.arange(rows)[:, None], x, 0).astype(np.int32)
 
     target_BT = tokens(target)
-    batch = {'decoder_input_tokens': np.pad(target_BT[:, :-1], ((0, 0), (1, 0))), 'decoder_target_tokens': target_BT,
-             'decoder_loss_weights': (target_BT > 0).astype(np.float32)}
+    batch = {
+        'decoder_input_tokens': np.pad(target_BT[:, :-1], ((0, 0), (1, 0))),
+        'decoder_target_tokens': target_BT,
+        'decoder_loss_weights': (target_BT > 0).astype(np.float32),
+    }
     return {**batch, 'encoder_input_tokens': tokens(source)} if family in ENCODER_DECODERS else batch
 
 

@@ -9,10 +9,13 @@ from tests.models.small_models import mean_loss, random_batch, small_model
 LONG = 13  # a length that is no other size of the model
 
 
-@pytest.mark.parametrize('family, ways', [
-    pytest.param('umt5', [(False, 'minimal')], marks=pytest.mark.slow),
-    ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none')]),
-])
+@pytest.mark.parametrize(
+    'family, ways',
+    [
+        pytest.param('umt5', [(False, 'minimal')], marks=pytest.mark.slow),
+        ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none')]),
+    ],
+)
 def test_scan_unrolled_and_every_remat_give_the_same_loss_and_gradient(family, ways):
     batch, step = random_batch(family), jax.jit(jax.value_and_grad(mean_loss))
     loss, gradient = step(small_model(family, dropout_rate=0.1), batch, jax.random.key(3))

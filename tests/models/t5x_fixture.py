@@ -26,8 +26,10 @@ def _read_zarr(folder: Path) -> np.ndarray:
     for file in folder.iterdir():
         if re.fullmatch(r'[\d.]+', file.name):
             chunk = np.frombuffer(zlib.decompress(file.read_bytes(), wbits=31), np.float32).reshape(header['chunks'])
-            place = tuple(slice(int(i) * size, (int(i) + 1) * size)
-                          for i, size in zip(file.name.split('.'), header['chunks'], strict=True))
+            place = tuple(
+                slice(int(i) * size, (int(i) + 1) * size)
+                for i, size in zip(file.name.split('.'), header['chunks'], strict=True)
+            )
             array[place] = chunk[tuple(slice(size) for size in array[place].shape)]
     assert not np.isnan(array).any(), f'{folder} lacks a chunk'
     return array

@@ -11,8 +11,17 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 from tests.models.t5x_fixture import from_t5x, read_checkpoint
 
-CONFIG = ModelConfig(architecture='encoder_decoder', vocab_size=128, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64,
-                     num_encoder_layers=2, num_decoder_layers=2, dtype='float32').to_dict()
+CONFIG = ModelConfig(
+    architecture='encoder_decoder',
+    vocab_size=128,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=64,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dtype='float32',
+).to_dict()
 RECORDINGS = [('t5_1_1_tiny', {}), ('scalable_t5_1_1_tiny_scanned', {'relative_bias_per_layer': True})]
 LOGIT_TOLERANCE = 2e-4  # T5X's own reload differs from its recording by 7e-5
 
@@ -30,7 +39,8 @@ def recorded(request: pytest.FixtureRequest, shared: Path) -> tuple[Model, dict[
 def test_logits_and_loss_are_t5xs(recorded):
     model, expected = recorded
     logits_BTV = jax.jit(lambda model, batch: model(batch))(
-        model, {name: expected[name] for name in ('encoder_input_tokens', 'decoder_input_tokens')})
+        model, {name: expected[name] for name in ('encoder_input_tokens', 'decoder_input_tokens')}
+    )
     weights_BT = expected['decoder_loss_weights']
     difference_BT = np.abs(logits_BTV - expected['logits']).max(-1)
     assert (difference_BT * weights_BT).max() < LOGIT_TOLERANCE

@@ -7,30 +7,41 @@ import pytest
 import seqio
 
 from t5flan.data import skipped as broken
-from t5flan.reporting import mixture_report as describe
-from t5flan.data.mixtures.registration import register
 from t5flan.data.config import Blend, DataConfig, Stage
+from t5flan.data.mixtures.registration import register
 from t5flan.data.preprocessing.denoising import corrupt
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS
-from t5flan.data.vocabulary.seqio_vocabulary import text_features
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.errors import UserError
+from t5flan.reporting import mixture_report as describe
 from t5flan.tasks import register_all
 
 
 def test_the_numbers_are_those_of_the_examples(tmp_path, capsys):
     for name, size in (('describe_short', 3), ('describe_long', 12)):
         records = [{'inputs': name[-5] * size, 'targets': 'b' * (i % 2 + 1)} for i in range(10)]
-        seqio.TaskRegistry.add(name, source=IndexedSource({'train': records}), preprocessors=[tokenize, append_eos], output_features=text_features())
+        seqio.TaskRegistry.add(
+            name,
+            source=IndexedSource({'train': records}),
+            preprocessors=[tokenize, append_eos],
+            output_features=text_features(),
+        )
     seqio.MixtureRegistry.add('describe_both', [('describe_short', 3), ('describe_long', 1)])
     settings = DataConfig('describe_both', 4, {'inputs': 8, 'targets': 3}, 'bytes', too_long='drop')
     made = describe.main(settings, str(tmp_path / 'out.json'), shown=2)
     assert made == json.loads((tmp_path / 'out.json').read_text('utf-8'))
     long, short = made['tasks']
-    assert (short['task'], short['rate'], short['records'], short['sampled'], short['too_long']) == ('describe_short', 0.75, 10, 10, 0)
+    assert (short['task'], short['rate'], short['records'], short['sampled'], short['too_long']) == (
+        'describe_short',
+        0.75,
+        10,
+        10,
+        0,
+    )
     assert (short['input_tokens'], short['target_tokens']) == (4.0, 2.5)
     assert (long['input_tokens'], long['too_long'], long['rate']) == (13.0, 1.0, 0.25)
     assert [example['task'] for example in made['examples']] == ['describe_long', 'describe_short']
@@ -50,7 +61,12 @@ def every_other(example, context):
 def test_caps_variants_and_what_carries_loss(capsys):
     for name, size in (('describe_big', 300), ('describe_tiny', 2)):
         records = [{'inputs': f'question {i}', 'targets': 'ab'} for i in range(size)]
-        seqio.TaskRegistry.add(name, source=IndexedSource({'train': records}), preprocessors=[tokenize, every_other], output_features=text_features())
+        seqio.TaskRegistry.add(
+            name,
+            source=IndexedSource({'train': records}),
+            preprocessors=[tokenize, every_other],
+            output_features=text_features(),
+        )
     register([Blend('describe_blend', by_examples=('describe_big', 'describe_tiny'), cap=18)])
     settings = DataConfig('describe_blend', 4, {'inputs': 32, 'targets': 8}, 'bytes')
     made = describe.main(settings)
@@ -66,10 +82,15 @@ def test_caps_variants_and_what_carries_loss(capsys):
 
 
 def test_stages_have_a_rate_each():
-    settings = DataConfig('describe_big', 4, {'inputs': 32, 'targets': 8}, 'bytes', stages=(Stage('describe_tiny', 50, former=0.25),))
+    settings = DataConfig(
+        'describe_big', 4, {'inputs': 32, 'targets': 8}, 'bytes', stages=(Stage('describe_tiny', 50, former=0.25),)
+    )
     made = describe.main(settings)
     assert [stage['begins'] for stage in made['stages']] == [0, 50]
-    assert [(row['task'], row['rates']) for row in made['tasks']] == [('describe_big', [1.0, 0.25]), ('describe_tiny', [0.0, 0.75])]
+    assert [(row['task'], row['rates']) for row in made['tasks']] == [
+        ('describe_big', [1.0, 0.25]),
+        ('describe_tiny', [0.0, 0.75]),
+    ]
 
 
 def test_a_broken_task_is_left_out_where_that_is_asked(capsys):
@@ -77,15 +98,22 @@ def test_a_broken_task_is_left_out_where_that_is_asked(capsys):
     def wants_a_field(example, context):
         raise UserError("task describe_bad: no field 'premise'. Mend the mapping.")
 
-    seqio.TaskRegistry.add('describe_bad', source=IndexedSource({'train': [{'inputs': 'a', 'targets': 'b'}]}),
-                           preprocessors=[wants_a_field], output_features=text_features())
+    seqio.TaskRegistry.add(
+        'describe_bad',
+        source=IndexedSource({'train': [{'inputs': 'a', 'targets': 'b'}]}),
+        preprocessors=[wants_a_field],
+        output_features=text_features(),
+    )
     seqio.MixtureRegistry.add('describe_with_bad', [('describe_bad', 1), ('describe_tiny', 1)])
     settings = DataConfig('describe_with_bad', 4, {'inputs': 32, 'targets': 8}, 'bytes')
     with pytest.raises(UserError, match="no field 'premise'"):
         describe.main(settings)
     made = describe.main(DataConfig('describe_with_bad', 4, {'inputs': 32, 'targets': 8}, 'bytes', skip_broken=True))
     assert [(row['task'], row['rate']) for row in made['tasks']] == [('describe_tiny', 1.0)]
-    assert "1 task left out (skip_broken):\n  describe_bad: task describe_bad: no field 'premise'" in capsys.readouterr().out
+    assert (
+        "1 task left out (skip_broken):\n  describe_bad: task describe_bad: no field 'premise'"
+        in capsys.readouterr().out
+    )
 
 
 def test_without_a_sample_nothing_is_read(tmp_path, capsys):
@@ -97,11 +125,26 @@ def test_without_a_sample_nothing_is_read(tmp_path, capsys):
             return 30
 
     for name in ('describe_unread_a', 'describe_unread_b'):
-        seqio.TaskRegistry.add(name, source=Counted({'train': unread}), preprocessors=[tokenize], output_features=text_features())
-    register([Blend('describe_unread', by_examples=('describe_unread_a', 'describe_unread_b'), caps={'describe_unread_a': 10})])
+        seqio.TaskRegistry.add(
+            name, source=Counted({'train': unread}), preprocessors=[tokenize], output_features=text_features()
+        )
+    register(
+        [
+            Blend(
+                'describe_unread',
+                by_examples=('describe_unread_a', 'describe_unread_b'),
+                caps={'describe_unread_a': 10},
+            )
+        ]
+    )
     broken.note('describe_unread', ['part_c: it is not here. Set C.'])
-    made = describe.main(DataConfig('describe_unread', 4, {'inputs': 32, 'targets': 8}, 'bytes'), str(tmp_path / 'a.json'), sample=0)
-    assert [(row['task'][-1], row['records'], row['cap'], row['rate']) for row in made['tasks']] == [('a', 30, 10, 0.25), ('b', 30, None, 0.75)]
+    made = describe.main(
+        DataConfig('describe_unread', 4, {'inputs': 32, 'targets': 8}, 'bytes'), str(tmp_path / 'a.json'), sample=0
+    )
+    assert [(row['task'][-1], row['records'], row['cap'], row['rate']) for row in made['tasks']] == [
+        ('a', 30, 10, 0.25),
+        ('b', 30, None, 0.75),
+    ]
     assert made['examples'] == [] and made['tasks'][0]['input_tokens'] is None
     assert made['notes'] == {'describe_unread': ['part_c: it is not here. Set C.']}
     printed = capsys.readouterr().out
@@ -110,12 +153,18 @@ def test_without_a_sample_nothing_is_read(tmp_path, capsys):
 
 def test_denoisers_show_one_example_each_with_its_spans(capsys):
     register_all()
-    settings = DataConfig('stdlib_docs_ul2', 4, {'inputs': 512, 'targets': 512}, 'bytes', mode_tokens=('[NLU]', '[NLG]', '[S2S]'))
+    settings = DataConfig(
+        'stdlib_docs_ul2', 4, {'inputs': 512, 'targets': 512}, 'bytes', mode_tokens=('[NLU]', '[NLG]', '[S2S]')
+    )
     made = describe.main(settings, sample=20)
     rows = {row['task'].removeprefix('stdlib_docs_ul2_'): row for row in made['tasks']}
     assert len(made['examples']) == len(rows) == 7
-    assert rows['x_8_50']['target_share'] == pytest.approx(0.5, abs=0.02) and 0.15 < rows['r_3_15']['target_share'] < 0.2
-    assert rows['x_3_50']['few_sentinels'] > 0 and rows['r_3_15']['few_sentinels'] == 0, '100 sentinels are too few for 128 spans'
+    assert (
+        rows['x_8_50']['target_share'] == pytest.approx(0.5, abs=0.02) and 0.15 < rows['r_3_15']['target_share'] < 0.2
+    )
+    assert rows['x_3_50']['few_sentinels'] > 0 and rows['r_3_15']['few_sentinels'] == 0, (
+        '100 sentinels are too few for 128 spans'
+    )
     vocabulary = load_vocabulary('bytes', 100, settings.mode_tokens)
     for example in made['examples']:
         if example['task'].endswith('_s'):
@@ -138,4 +187,10 @@ def test_a_span_keeps_the_space_before_its_first_word(shared):
     noise[[2, 3, 8]] = True
     inputs, targets = corrupt(tokens, noise, vocabulary)
     made = describe._spans({'inputs': inputs, 'targets': targets}, vocabulary)['spans']
-    assert made == [['Thank you', None], [' for inviting', 0], [' me to your party', None], [' last', 1], [' week', None]]
+    assert made == [
+        ['Thank you', None],
+        [' for inviting', 0],
+        [' me to your party', None],
+        [' last', 1],
+        [' week', None],
+    ]

@@ -8,18 +8,46 @@ from xml.etree import ElementTree
 
 import pytest
 
-from t5flan.reporting.page import MAX_POINTS, Bars, Curves, Panel, Sample, Samples, Table, Text, save_picture, write_report
+from t5flan.reporting.page import (
+    MAX_POINTS,
+    Bars,
+    Curves,
+    Panel,
+    Sample,
+    Samples,
+    Table,
+    Text,
+    save_picture,
+    write_report,
+)
 
 SECTIONS = [
     Text('What', 'First <b>paragraph</b>.\n\nSecond & last.'),
     Text('Settings', 'a = 1\nb = 2', code=True),
-    Table('Scores', ['task', 'before', 'after', 'n'], [['add', 0.0, 97.25, 1200], ['mean', None, math.nan, 1]],
-          'In percent.', total=True),
-    Curves('Loss', [Panel('train', {'loss': ([1, 2, 3], [3.0, math.nan, 1.0])}), Panel('empty', {'x': ([], [])}),
-                    Panel('rate', {'a': ([1, 2], [0.0, 1e-3]), 'b': ([1], [1e-2])}, log_y=True)]),
+    Table(
+        'Scores',
+        ['task', 'before', 'after', 'n'],
+        [['add', 0.0, 97.25, 1200], ['mean', None, math.nan, 1]],
+        'In percent.',
+        total=True,
+    ),
+    Curves(
+        'Loss',
+        [
+            Panel('train', {'loss': ([1, 2, 3], [3.0, math.nan, 1.0])}),
+            Panel('empty', {'x': ([], [])}),
+            Panel('rate', {'a': ([1, 2], [0.0, 1e-3]), 'b': ([1], [1e-2])}, log_y=True),
+        ],
+    ),
     Bars('Exact match', ['add', 'sort'], {'before': [1.0, None], 'after': [97.0, 80.0]}, unit='%'),
-    Samples('Samples', [Sample('1 < 2?', {'before': '', 'after': 'yes\nindeed'}, 'yes', {'before': False, 'after': True},
-                               'comparison')]),
+    Samples(
+        'Samples',
+        [
+            Sample(
+                '1 < 2?', {'before': '', 'after': 'yes\nindeed'}, 'yes', {'before': False, 'after': True}, 'comparison'
+            )
+        ],
+    ),
 ]
 
 
@@ -67,9 +95,17 @@ def test_content_is_escaped_and_formatted(page):
 
 
 def test_empty_sections_are_left_out(tmp_path):
-    path = write_report(tmp_path / 'r.html', 'Nothing', [
-        Text('T', ' '), Table('U', ['a'], []), Curves('V', [Panel('p', {'loss': ([1], [math.nan])})]), Bars('W', [], {}),
-        Samples('X', [])])
+    path = write_report(
+        tmp_path / 'r.html',
+        'Nothing',
+        [
+            Text('T', ' '),
+            Table('U', ['a'], []),
+            Curves('V', [Panel('p', {'loss': ([1], [math.nan])})]),
+            Bars('W', [], {}),
+            Samples('X', []),
+        ],
+    )
     assert '<section>' not in path.read_text()
 
 

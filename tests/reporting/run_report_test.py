@@ -18,15 +18,33 @@ def lines(rows):
 def test_everything_of_a_run_is_shown(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(lines(METRICS) + '{"step": 31, "lo')
     (tmp_path / 't5flan.json').write_text(json.dumps({'model': {'emb_dim': 64, 'mlp_activations': ['gelu', 'linear']}}))
-    (tmp_path / 'config.gin').write_text("ModelConfig.emb_dim = 64  # <wide>\n")
-    (tmp_path / 'evaluation.json').write_text(json.dumps({
-        'split': 'validation', 'step': 30, 'tasks': {'add': {'examples': 50, 'exact_match': 96.0}},
-        'means': {'practice': {'exact_match': 96.0}}}))
-    rows = [{'task': f't{i % 3}', 'input': f'in {i}', 'target': 'x', 'prediction': 'x', 'correct': True} for i in range(40)]
+    (tmp_path / 'config.gin').write_text('ModelConfig.emb_dim = 64  # <wide>\n')
+    (tmp_path / 'evaluation.json').write_text(
+        json.dumps(
+            {
+                'split': 'validation',
+                'step': 30,
+                'tasks': {'add': {'examples': 50, 'exact_match': 96.0}},
+                'means': {'practice': {'exact_match': 96.0}},
+            }
+        )
+    )
+    rows = [
+        {'task': f't{i % 3}', 'input': f'in {i}', 'target': 'x', 'prediction': 'x', 'correct': True} for i in range(40)
+    ]
     (tmp_path / 'predictions.jsonl').write_text(lines(rows))
     page = report(str(tmp_path)).read_text(encoding='utf-8')
-    for words in ('Training', 'First, best and last', '<td>add</td>', 'mean of practice', '12 of 40 rows of predictions.jsonl',
-                  'in 2', '# &lt;wide&gt;', '[&quot;gelu&quot;, &quot;linear&quot;]', f'{tmp_path}, step 30'):
+    for words in (
+        'Training',
+        'First, best and last',
+        '<td>add</td>',
+        'mean of practice',
+        '12 of 40 rows of predictions.jsonl',
+        'in 2',
+        '# &lt;wide&gt;',
+        '[&quot;gelu&quot;, &quot;linear&quot;]',
+        f'{tmp_path}, step 30',
+    ):
         assert words in page, words
 
 
@@ -53,8 +71,17 @@ def test_curves_take_the_rows_that_have_the_metric():
 
 
 def test_the_loss_of_each_task_is_a_curve_of_one_panel():
-    rows = [{'step': step, **{f'eval/{metric}/c4_ul2_{name}': value / step for name, value in (('r_3_15', 2.0), ('s', 3.0))
-                              for metric in ('loss', 'accuracy')}} for step in (10, 20)]
+    rows = [
+        {
+            'step': step,
+            **{
+                f'eval/{metric}/c4_ul2_{name}': value / step
+                for name, value in (('r_3_15', 2.0), ('s', 3.0))
+                for metric in ('loss', 'accuracy')
+            },
+        }
+        for step in (10, 20)
+    ]
     curves, table = training_sections(rows)
     assert [panel.title for panel in curves.panels] == ['Held-out loss by task', 'Held-out accuracy by task']
     assert dict(curves.panels[0].series) == {'r_3_15': ([10, 20], [0.2, 0.1]), 's': ([10, 20], [0.3, 0.15])}

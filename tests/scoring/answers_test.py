@@ -13,20 +13,23 @@ def test_worked_examples():
     assert results.attempted > 5 and results.failed == 0
 
 
-@pytest.mark.parametrize('text, expected', [
-    ('3 + 4 = 7. So the answer is 7.', '7'),
-    ('So the answer is 7. Wait, no. So the answer is 8.', '8'),
-    ('so THE answer is 3.5', '3.5'),
-    ('So the answer is $1,000.\nQ: another question', '$1,000'),
-    ('So the answer is\n 12', '12'),
-    ('So the answer is "a b".', 'a b'),
-    ('So the answer is "a b."', 'a b'),
-    ('So the answer is ...', '...'),
-    ('So the answer is .', '.'),
-    ('So the answer is', ''),
-    ('', ''),
-    ('blue', 'blue'),
-])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('3 + 4 = 7. So the answer is 7.', '7'),
+        ('So the answer is 7. Wait, no. So the answer is 8.', '8'),
+        ('so THE answer is 3.5', '3.5'),
+        ('So the answer is $1,000.\nQ: another question', '$1,000'),
+        ('So the answer is\n 12', '12'),
+        ('So the answer is "a b".', 'a b'),
+        ('So the answer is "a b."', 'a b'),
+        ('So the answer is ...', '...'),
+        ('So the answer is .', '.'),
+        ('So the answer is', ''),
+        ('', ''),
+        ('blue', 'blue'),
+    ],
+)
 def test_extract_answer(text, expected):
     assert extract_answer(text) == expected
 
@@ -42,15 +45,28 @@ def test_extraction_of_a_target_gives_what_was_announced():
         assert extract_answer(f'Because of this. So the answer is {answer}.') == answer
 
 
-@pytest.mark.parametrize('text, expected', [
-    ('$18', '18'), ('1,234 and 5,678.5.', '5678.5'), ('-3', '-3'), ('7-3', '3'), ('x = -12 apples', '-12'),
-    ('３６ 個', '36'), ('20%', '20'), ('no number', None), ('room B12', '12'), ('80.000', '80.000'),
-])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('$18', '18'),
+        ('1,234 and 5,678.5.', '5678.5'),
+        ('-3', '-3'),
+        ('7-3', '3'),
+        ('x = -12 apples', '-12'),
+        ('３６ 個', '36'),
+        ('20%', '20'),
+        ('no number', None),
+        ('room B12', '12'),
+        ('80.000', '80.000'),
+    ],
+)
 def test_extract_number(text, expected):
     assert extract_number(text) == expected
 
 
-@pytest.mark.parametrize('text, expected', [('(C)', 'C'), ('D.', 'D'), ('(a) one', 'A'), ('apple', None), ('The C one', 'C')])
+@pytest.mark.parametrize(
+    'text, expected', [('(C)', 'C'), ('D.', 'D'), ('(a) one', 'A'), ('apple', None), ('The C one', 'C')]
+)
 def test_extract_choice(text, expected):
     assert extract_choice(text) == expected
 

@@ -23,8 +23,10 @@ def test_squad_takes_the_best_answer():
     assert result == {'em': 50.0, 'f1': pytest.approx(100 * (1 + 0.5) / 2)}
 
 
-@pytest.mark.parametrize('target, prediction, f1', [
-    ('', '', 1.0), ('cat', '', 0.0), ('the', 'a', 1.0), ('a b c', 'c b', 1.0), ('cat cat', 'cat', 2 / 3)])
+@pytest.mark.parametrize(
+    'target, prediction, f1',
+    [('', '', 1.0), ('cat', '', 0.0), ('the', 'a', 1.0), ('a b c', 'c b', 1.0), ('cat cat', 'cat', 2 / 3)],
+)
 def test_token_f1(target, prediction, f1):
     assert metrics.token_f1(target, prediction) == pytest.approx(f1)
 
@@ -42,8 +44,9 @@ def test_accuracy_of_labels():
     assert metrics.accuracy([1, 0, 2], [1, 0, 1]) == {'accuracy': pytest.approx(200 / 3)}
 
 
-@pytest.mark.parametrize('metric', [metrics.exact_match, metrics.accuracy, metrics.squad, metrics.number_match,
-                                    metrics.log_likelihood])
+@pytest.mark.parametrize(
+    'metric', [metrics.exact_match, metrics.accuracy, metrics.squad, metrics.number_match, metrics.log_likelihood]
+)
 def test_no_examples_give_zero_and_unequal_lengths_fail(metric):
     assert set(metric([], []).values()) == {0.0}
     with pytest.raises(ValueError):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.synthesis import rationales as lib
 from t5flan.data.config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.decoding.generate import Generation
 from t5flan.errors import UsageError, UserError
+from t5flan.synthesis import rationales as lib
 from t5flan.synthesis.rationales import Draw, Kept, Question, choose, parse, prompt_of, questions, rationales
 from t5flan.tasks import cot
 from t5flan.tasks.practice import tasks as practice
@@ -61,17 +61,34 @@ def run(monkeypatch, tmp_path, task, say, name='sampled.tsv', **settings):
 
 def right_from(third):
     """Sample 0 is wrong, sample 1 says nothing before its answer, sample 2 does not end; from 3 on it is right."""
-    return lambda n, i: [f'Hm. So the answer is {n + 2}.', f'So the answer is {n + 1}.', f'{n} and 1…',
-                         f'{n} and\none\tare {n + 1}. So the answer is {n + 1}.'][i % 4]
+    return lambda n, i: [
+        f'Hm. So the answer is {n + 2}.',
+        f'So the answer is {n + 1}.',
+        f'{n} and 1…',
+        f'{n} and\none\tare {n + 1}. So the answer is {n + 1}.',
+    ][i % 4]
 
 
 @pytest.mark.parametrize('name', ['sampled.tsv', 'sampled.jsonl'])
 def test_right_rationales_become_a_file_that_is_read_back(monkeypatch, tmp_path, task, capsys, name):
     speaker, provenance, path = run(monkeypatch, tmp_path, task, right_from(3), name)
     assert speaker.asked[0] == "How much is 0 and 1?\nSay.\nLet's think step by step."
-    assert provenance['counts'] == {'questions': 6, 'draws': 24, 'with_answer': 12, 'right': 6, 'kept': 6, 'questions_kept': 6, 'kept_right': 6}
+    assert provenance['counts'] == {
+        'questions': 6,
+        'draws': 24,
+        'with_answer': 12,
+        'right': 6,
+        'kept': 6,
+        'questions_kept': 6,
+        'kept_right': 6,
+    }
     beside = json.loads((tmp_path / 'out' / f'{name}.provenance.json').read_text('utf-8'))
-    assert beside == provenance and beside['checkpoint'] == 'runs/speaker' and beside['step'] == 7 and beside['task'] == task
+    assert (
+        beside == provenance
+        and beside['checkpoint'] == 'runs/speaker'
+        and beside['step'] == 7
+        and beside['task'] == task
+    )
     assert (beside['keep'], beside['samples'], beside['temperature'], beside['seed']) == ('right', 4, 0.7, 0)
     assert '6 rationales of 6 questions kept' in capsys.readouterr().out
     index = cot.index_of(str(path))
@@ -91,16 +108,29 @@ def test_votes_need_no_answers(monkeypatch, tmp_path, task):
     _, provenance, path = run(monkeypatch, tmp_path, task, say, 'vote.jsonl', keep='vote', each=2, agreement=0.6)
     rows = [json.loads(line) for line in path.read_text('utf-8').split('\n')[:-1]]
     assert {row['target'] for row in rows} == {'100'} and not any(row['right'] for row in rows)
-    assert [row['index'] for row in rows] == [1, 1, 3, 3, 5, 5], 'three of four agree for odd numbers, two of four for even'
+    assert [row['index'] for row in rows] == [1, 1, 3, 3, 5, 5], (
+        'three of four agree for odd numbers, two of four for even'
+    )
     assert [row['rationale'] for row in rows[:2]] == ['I count 0.', 'I count 1.'] and rows[0]['agreement'] == 0.75
     assert provenance['agreement'] == 0.6 and provenance['counts']['kept_right'] == 0
 
 
 def test_what_is_chosen():
     question = Question('q', ('12', 'a dozen'))
-    drawn = [Draw('a', '11'), Draw('b', '12.0'), Draw('c', '11'), Draw('b ', '12'), Draw('', '12'), Draw('d', 'A dozen')]
-    assert choose(0, question, drawn, 'right', each=9) == [Kept(0, '12', 'b', 2 / 6, True)], 'alike but for spaces is one'
-    assert choose(0, question, drawn, 'vote', agreement=0.3) == [Kept(0, '11', 'a', 2 / 6, False)], 'a tie goes to the first'
+    drawn = [
+        Draw('a', '11'),
+        Draw('b', '12.0'),
+        Draw('c', '11'),
+        Draw('b ', '12'),
+        Draw('', '12'),
+        Draw('d', 'A dozen'),
+    ]
+    assert choose(0, question, drawn, 'right', each=9) == [Kept(0, '12', 'b', 2 / 6, True)], (
+        'alike but for spaces is one'
+    )
+    assert choose(0, question, drawn, 'vote', agreement=0.3) == [Kept(0, '11', 'a', 2 / 6, False)], (
+        'a tie goes to the first'
+    )
     assert choose(0, question, drawn, 'vote', agreement=0.4) == [] == choose(0, question, [], 'right')
 
 
@@ -110,8 +140,19 @@ def test_draws_are_parsed():
     assert parse('nothing') == parse('x. So the answer is ') == Draw('', '')
 
 
-@pytest.mark.parametrize('a,b,same', [('1,000', '1000', True), ('yes', 'Yes.', True), ('(C)', 'c', True), ('12 km', '12', False),
-                                      ('$5', '5.0', True), ('a', 'the', False), ('7', '8', False), ('x2', 'y2', False)])
+@pytest.mark.parametrize(
+    'a,b,same',
+    [
+        ('1,000', '1000', True),
+        ('yes', 'Yes.', True),
+        ('(C)', 'c', True),
+        ('12 km', '12', False),
+        ('$5', '5.0', True),
+        ('a', 'the', False),
+        ('7', '8', False),
+        ('x2', 'y2', False),
+    ],
+)
 def test_answers_that_are_one(a, b, same):
     assert lib.same_answer(a, b) == lib.same_answer(b, a) == same
 
@@ -124,7 +165,10 @@ def test_other_tasks_are_asked_their_zero_shot_prompts():
     assert [question.answers for question in asked] == [(example['answer'],) for example in expected]
     assert all(question.asks and prompt_of(question, None) == question.text for question in asked)
     asked, _ = questions('practice_minutes', 'validation', 2)
-    assert prompt_of(asked[0], None) == f"{asked[0].text}\nLet's think step by step." and prompt_of(asked[0], '') == asked[0].text
+    assert (
+        prompt_of(asked[0], None) == f"{asked[0].text}\nLet's think step by step."
+        and prompt_of(asked[0], '') == asked[0].text
+    )
     with pytest.raises(UserError, match='practice_cot is a mixture, expected one task. Set --task'):
         questions('practice_cot', 'train', 1)
 
@@ -132,7 +176,9 @@ def test_other_tasks_are_asked_their_zero_shot_prompts():
 def test_prompts_that_ask_are_read_back_as_they_are(monkeypatch, tmp_path):
     practice.register()
     speaker = Speaker(lambda n, i: None)
-    speaker.generate_ids = lambda inputs, *_, **__: [[speaker._generation('It is so. So the answer is 180.')] for _ in inputs]
+    speaker.generate_ids = lambda inputs, *_, **__: [
+        [speaker._generation('It is so. So the answer is 180.')] for _ in inputs
+    ]
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     path = tmp_path / 'ratasks.tsv'
     found = rationales('runs/speaker', 'practice_minutes_cot', str(path), samples=1, limit=20, keep='vote')
@@ -140,9 +186,14 @@ def test_prompts_that_ask_are_read_back_as_they_are(monkeypatch, tmp_path):
     cot.register([str(path)])
     task = seqio.TaskRegistry.get('cot_ratasks')
     contexts = [Context(None, {}, task='cot_ratasks', index=i) for i in range(19)]
-    for example, row in zip(task.preprocessors[0].apply_block(list(task.source.records('train'))[:19], contexts), task.source.records('train')):
+    for example, row in zip(
+        task.preprocessors[0].apply_block(list(task.source.records('train'))[:19], contexts),
+        task.source.records('train'),
+    ):
         assert example['inputs'].endswith(row['question']) or row['question'] in example['inputs']
-        assert example['targets'] == 'It is so. So the answer is 180.' and not any(x in example['inputs'] for x in InstructionConfig().triggers[1:])
+        assert example['targets'] == 'It is so. So the answer is 180.' and not any(
+            x in example['inputs'] for x in InstructionConfig().triggers[1:]
+        )
         assert cot.postprocess('', True, example) == cot.postprocess(example['targets']) == '180'
 
 
@@ -153,13 +204,16 @@ def test_a_real_checkpoint_is_asked(monkeypatch, tmp_path, task):
     assert '\n' not in str(error.value) and not (tmp_path / 'x.tsv').exists()
 
 
-@pytest.mark.parametrize('settings,pattern', [
-    ({'keep': 'best'}, '--keep=best: expected right or vote'),
-    ({'output': 'x.csv'}, '--output=x.csv: expected a file that ends in .tsv or .jsonl'),
-    ({'samples': 0}, '--samples=0'),
-    ({'agreement': 0.0}, '--agreement=0.0'),
-    ({'temperature': 0.0}, '--temperature=0 draws the same rationale 8 times'),
-])
+@pytest.mark.parametrize(
+    'settings,pattern',
+    [
+        ({'keep': 'best'}, '--keep=best: expected right or vote'),
+        ({'output': 'x.csv'}, '--output=x.csv: expected a file that ends in .tsv or .jsonl'),
+        ({'samples': 0}, '--samples=0'),
+        ({'agreement': 0.0}, '--agreement=0.0'),
+        ({'temperature': 0.0}, '--temperature=0 draws the same rationale 8 times'),
+    ],
+)
 def test_settings_out_of_range(settings, pattern):
     with pytest.raises(UsageError, match=pattern):
         rationales('none', 'none', **{'output': 'x.tsv'} | settings)

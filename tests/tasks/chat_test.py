@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data.skipped import left_out
-from t5flan.data.config import DataConfig
-from t5flan.data.prompting.conversations import converse
-from t5flan.data.preprocessing.examples import Context
 from t5flan.data.batches.pipeline import TrainPipeline
+from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.prompting.conversations import converse
+from t5flan.data.skipped import left_out
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
@@ -24,14 +24,25 @@ def rows(count, first=0):
 
 
 def write(path, values):
-    path.write_text(json.dumps(values, ensure_ascii=False) if path.suffix == '.json' else
-                    ''.join(json.dumps(value, ensure_ascii=False) + '\n' for value in values), 'utf-8')
+    path.write_text(
+        json.dumps(values, ensure_ascii=False)
+        if path.suffix == '.json'
+        else ''.join(json.dumps(value, ensure_ascii=False) + '\n' for value in values),
+        'utf-8',
+    )
     return str(path)
 
 
 def config(mixture, **more):
-    return DataConfig(**{'mixture': mixture, 'batch_size': 4, 'feature_lengths': {'inputs': 128, 'targets': 96},
-                         'vocabulary': 'bytes'} | more)
+    return DataConfig(
+        **{
+            'mixture': mixture,
+            'batch_size': 4,
+            'feature_lengths': {'inputs': 128, 'targets': 96},
+            'vocabulary': 'bytes',
+        }
+        | more
+    )
 
 
 def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
@@ -47,7 +58,9 @@ def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
     text = VOCABULARY.decode(batch['encoder_input_tokens'][0])
     assert text.startswith('User: say ') and batch['decoder_loss_weights'].dtype == np.float32
     texts = [[record['texts'][0] for record in chat.open_file(files[0], split)] for split in ('train', 'validation')]
-    assert not set(texts[0]) & set(texts[1]) and sorted(sum(texts, [])) == sorted(row['instruction'] for row in rows(40))
+    assert not set(texts[0]) & set(texts[1]) and sorted(sum(texts, [])) == sorted(
+        row['instruction'] for row in rows(40)
+    )
 
 
 def test_seqio_reads_the_task_too(tmp_path):
@@ -55,19 +68,35 @@ def test_seqio_reads_the_task_too(tmp_path):
     from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('chat_chat_seqio').get_dataset({'inputs': 64, 'targets': 64}, 'train', shuffle=False)
+        dataset = seqio.get_mixture_or_task('chat_chat_seqio').get_dataset(
+            {'inputs': 64, 'targets': 64}, 'train', shuffle=False
+        )
         example = next(dataset.as_numpy_iterator())
     assert len(example['targets']) == len(example['targets_loss_weights'])
 
 
-@pytest.mark.parametrize('name,content,pattern', [
-    ('a.json', [{'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'human', 'value': 'b'}]}],
-     r'a\.json row 1 turn 2: two turns of user in a row.* --skip_broken'),
-    ('b.jsonl', [{'instruction': 'x', 'output': 'y'}, {'instruction': 'x'}], r"b\.jsonl line 2: has no field 'output'"),
-    ('c.json', [], r'c\.json: no conversations'),
-    ('d.json', '[{"a"', r'd\.json a key|d\.json row 1: not JSON'),
-    ('e.json', [{'instruction': 'x', 'output': 'y'}], "e.json: one conversation, none is left for split 'validation'"),
-])
+@pytest.mark.parametrize(
+    'name,content,pattern',
+    [
+        (
+            'a.json',
+            [{'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'human', 'value': 'b'}]}],
+            r'a\.json row 1 turn 2: two turns of user in a row.* --skip_broken',
+        ),
+        (
+            'b.jsonl',
+            [{'instruction': 'x', 'output': 'y'}, {'instruction': 'x'}],
+            r"b\.jsonl line 2: has no field 'output'",
+        ),
+        ('c.json', [], r'c\.json: no conversations'),
+        ('d.json', '[{"a"', r'd\.json a key|d\.json row 1: not JSON'),
+        (
+            'e.json',
+            [{'instruction': 'x', 'output': 'y'}],
+            "e.json: one conversation, none is left for split 'validation'",
+        ),
+    ],
+)
 def test_one_line_for_a_bad_file(tmp_path, name, content, pattern):
     path = tmp_path / name
     path.write_text(content) if isinstance(content, str) else write(path, content)
@@ -96,20 +125,31 @@ def test_broken_rows_are_left_out_where_the_user_says_so(tmp_path, monkeypatch):
         assert sum(map(len, records)) == 12 and f'{path} row 7' in left_out()
     assert len(list((tmp_path / 't5flan').glob('chat-1-1-*.npz'))) == 1
     write(tmp_path / 'chat_broken.json', rows(4))
-    assert sum(len(chat.open_file(path, split, True)) for split in ('train', 'validation')) == 4, 'another file is walked again'
+    assert sum(len(chat.open_file(path, split, True)) for split in ('train', 'validation')) == 4, (
+        'another file is walked again'
+    )
 
 
 def test_real_files(shared):
     folder = shared / 'data' / 'instructions'
     if not folder.is_dir():
         pytest.skip(f'no data at {folder}')
-    counts = {name: [len(chat.open_file(str(folder / name), split)) for split in ('train', 'validation')]
-              for name in ('glaive_toolcall_en_demo.json', 'en_100_tree.jsonl', 'alpaca_en_demo.json', 'seed_tasks.jsonl')}
+    counts = {
+        name: [len(chat.open_file(str(folder / name), split)) for split in ('train', 'validation')]
+        for name in ('glaive_toolcall_en_demo.json', 'en_100_tree.jsonl', 'alpaca_en_demo.json', 'seed_tasks.jsonl')
+    }
     assert {name: sum(both) for name, both in counts.items()} == {
-        'glaive_toolcall_en_demo.json': 300, 'en_100_tree.jsonl': 123, 'alpaca_en_demo.json': 999, 'seed_tasks.jsonl': 175}
+        'glaive_toolcall_en_demo.json': 300,
+        'en_100_tree.jsonl': 123,
+        'alpaca_en_demo.json': 999,
+        'seed_tasks.jsonl': 175,
+    }
 
 
-@pytest.mark.parametrize('name,unknown', [('glaive_toolcall_en_demo.json', 0.024), ('en_100_tree.jsonl', 0.005), ('alpaca_en_demo.json', 0.004)])
+@pytest.mark.parametrize(
+    'name,unknown',
+    [('glaive_toolcall_en_demo.json', 0.024), ('en_100_tree.jsonl', 0.005), ('alpaca_en_demo.json', 0.004)],
+)
 def test_loss_of_real_conversations_is_on_replies_alone(shared, name, unknown):
     folder = shared / 'data' / 'instructions'
     model = shared / 'data' / 'vocab' / 't5_cc_all_32000' / 'sentencepiece.model'
@@ -119,10 +159,18 @@ def test_loss_of_real_conversations_is_on_replies_alone(shared, name, unknown):
     tokens = lost = 0
     for record in chat.open_file(str(folder / name), 'train'):
         example = converse.apply(record, Context(vocabulary, {}))
-        replies = [('Call: ' if role == 'call' else '') + text for role, text in zip(record['roles'], record['texts']) if role in ('assistant', 'call')]
+        replies = [
+            ('Call: ' if role == 'call' else '') + text
+            for role, text in zip(record['roles'], record['texts'])
+            if role in ('assistant', 'call')
+        ]
         expected = [[*ids, vocabulary.eos_id] for ids in vocabulary.encode_batch(replies)]
         weights = example['targets_loss_weights'] > 0
-        assert example['targets'][weights].tolist() == sum(expected, []), 'every token of every reply and its end, and no other'
+        assert example['targets'][weights].tolist() == sum(expected, []), (
+            'every token of every reply and its end, and no other'
+        )
         tokens += len(example['inputs']) + len(example['targets'])
         lost += example['unknown_tokens']
-    assert lost / tokens == pytest.approx(unknown, abs=0.002), "what T5's vocabulary cannot write (braces and backquotes, mostly)"
+    assert lost / tokens == pytest.approx(unknown, abs=0.002), (
+        "what T5's vocabulary cannot write (braces and backquotes, mostly)"
+    )

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data.config import DataConfig, InstructionConfig
-from t5flan.data.preprocessing.examples import Context
-from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.config import DataConfig, InstructionConfig
+from t5flan.data.mixtures.mixing import tasks_and_rates
+from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import cot
@@ -18,17 +18,39 @@ VOCABULARY = ByteVocabulary()
 
 
 def lines(count, first=0):
-    return [f'How much is {i} and 1?\\nThink\u2028it over.\t{i + 1}\t{i} and 1\\nare {i + 1}' for i in range(first, first + count)]
+    return [
+        f'How much is {i} and 1?\\nThink\u2028it over.\t{i + 1}\t{i} and 1\\nare {i + 1}'
+        for i in range(first, first + count)
+    ]
 
 
 def rows(count, **more):
-    return [{'source': f'Add 1 to {i}.', 'target': f'{i + 1}', 'rationale': f'{i} and 1 are {i + 1}', 'task': 'add', 'type': 'CoT'} | more for i in range(count)]
+    return [
+        {
+            'source': f'Add 1 to {i}.',
+            'target': f'{i + 1}',
+            'rationale': f'{i} and 1 are {i + 1}',
+            'task': 'add',
+            'type': 'CoT',
+        }
+        | more
+        for i in range(count)
+    ]
 
 
 def write(path, content):
     path.parent.mkdir(exist_ok=True, parents=True)
-    text = content if isinstance(content, str) else '\n'.join(content) + '\n' if path.suffix == '.tsv' else (
-        ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in content) if path.suffix == '.jsonl' else json.dumps(content, ensure_ascii=False))
+    text = (
+        content
+        if isinstance(content, str)
+        else '\n'.join(content) + '\n'
+        if path.suffix == '.tsv'
+        else (
+            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in content)
+            if path.suffix == '.jsonl'
+            else json.dumps(content, ensure_ascii=False)
+        )
+    )
     path.write_bytes(text.encode())
     return str(path)
 
@@ -39,7 +61,10 @@ def records(task, split='train'):
 
 def examples(task, count, split='train', **settings):
     function, *_ = seqio.TaskRegistry.get(task).preprocessors
-    contexts = [Context(None, {}, task=task, split=split, index=i, instructions=InstructionConfig(**{'inverted': 0} | settings)) for i in range(count)]
+    contexts = [
+        Context(None, {}, task=task, split=split, index=i, instructions=InstructionConfig(**{'inverted': 0} | settings))
+        for i in range(count)
+    ]
     found = records(task, split)
     return function.apply_block([found[i % len(found)] for i in range(count)], contexts)
 
@@ -50,15 +75,30 @@ def test_flans_files_become_tasks_with_both_variants(tmp_path):
     for _ in range(2):
         cot.register([str(tmp_path)])
     train, held = records('cot_coa'), records('cot_coa', 'validation')
-    assert len(train) + len(held) == 60 and len(held) >= 1 and {row['question'] for row in train}.isdisjoint(row['question'] for row in held)
-    assert train[0] == {'question': f'How much is {int(train[0]["answer"]) - 1} and 1?\nThink\u2028it over.', 'answer': train[0]['answer'],
-                        'rationale': f'{int(train[0]["answer"]) - 1} and 1\nare {train[0]["answer"]}', 'task': ''}
+    assert (
+        len(train) + len(held) == 60
+        and len(held) >= 1
+        and {row['question'] for row in train}.isdisjoint(row['question'] for row in held)
+    )
+    assert train[0] == {
+        'question': f'How much is {int(train[0]["answer"]) - 1} and 1?\nThink\u2028it over.',
+        'answer': train[0]['answer'],
+        'rationale': f'{int(train[0]["answer"]) - 1} and 1\nare {train[0]["answer"]}',
+        'task': '',
+    }
     rates = {task.name: rate for task, rate in tasks_and_rates(seqio.get_mixture_or_task('cot'))}
-    assert rates == {name: pytest.approx(len(records(name)) / (len(train) + len(records('cot_cob')))) for name in ('cot_coa', 'cot_cob')}
+    assert rates == {
+        name: pytest.approx(len(records(name)) / (len(train) + len(records('cot_cob'))))
+        for name in ('cot_coa', 'cot_cob')
+    }
     made = examples('cot_coa', 200, rationale=0.5)
     for example in made:
         has = 'rationale' in example['variant']
-        assert example['targets'] == (f'{int(example["answer"]) - 1} and 1\nare {example["answer"]}. So the answer is {example["answer"]}.' if has else example['answer'])
+        assert example['targets'] == (
+            f'{int(example["answer"]) - 1} and 1\nare {example["answer"]}. So the answer is {example["answer"]}.'
+            if has
+            else example['answer']
+        )
         assert any(trigger in example['inputs'] for trigger in InstructionConfig().triggers) == has
         assert cot.postprocess(example['targets']) == cot.postprocess('', True, example) == example['answer']
     assert 0.35 < np.mean(['rationale' in example['variant'] for example in made]) < 0.65
@@ -73,25 +113,42 @@ def test_splits_by_name(tmp_path):
 
 def test_options_at_the_end_of_a_question():
     item = {'question': 'Which?\nOptions:\n- (A) red\n- (B) blue sky', 'answer': '(B)', 'rationale': 'The sky is.'}
-    assert cot.split_options(item) == {'question': 'Which?', 'answer': 'blue sky', 'rationale': 'The sky is.', 'options': ['red', 'blue sky']}
-    assert cot.split_options(item | {'rationale': 'Thus (B).'}) == item | {'rationale': 'Thus (B).'}, 'letters that the rationale means stay'
+    assert cot.split_options(item) == {
+        'question': 'Which?',
+        'answer': 'blue sky',
+        'rationale': 'The sky is.',
+        'options': ['red', 'blue sky'],
+    }
+    assert cot.split_options(item | {'rationale': 'Thus (B).'}) == item | {'rationale': 'Thus (B).'}, (
+        'letters that the rationale means stay'
+    )
     assert cot.split_options(item | {'answer': 'green'})['question'] == item['question']
     plain = {'question': 'Is it?\nOptions:\n- yes\n- no\n', 'answer': 'no', 'rationale': ''}
-    assert cot.split_options(plain)['options'] == ['yes', 'no'] and cot.split_options(plain | {'question': 'Is it?'}) == plain | {'question': 'Is it?'}
+    assert cot.split_options(plain)['options'] == ['yes', 'no'] and cot.split_options(
+        plain | {'question': 'Is it?'}
+    ) == plain | {'question': 'Is it?'}
 
 
-@pytest.mark.parametrize('suffix,content', [
-    ('.json', {str(i): row for i, row in enumerate(rows(30) + rows(10, task='other one'))}),
-    ('.json', rows(30) + rows(10, task='other one')),
-    ('.jsonl', rows(30) + rows(10, task='other one')),
-])
+@pytest.mark.parametrize(
+    'suffix,content',
+    [
+        ('.json', {str(i): row for i, row in enumerate(rows(30) + rows(10, task='other one'))}),
+        ('.json', rows(30) + rows(10, task='other one')),
+        ('.jsonl', rows(30) + rows(10, task='other one')),
+    ],
+)
 def test_the_cot_collection_has_a_task_for_each_of_its_own(tmp_path, suffix, content):
     stem = f'collection{suffix[1:]}{type(content).__name__}'
     cot.register([write(tmp_path / f'{stem}{suffix}', content)])
-    sizes = {name: len(records(f'cot_{stem}_{name}')) + len(records(f'cot_{stem}_{name}', 'validation')) for name in ('add', 'other_one')}
+    sizes = {
+        name: len(records(f'cot_{stem}_{name}')) + len(records(f'cot_{stem}_{name}', 'validation'))
+        for name in ('add', 'other_one')
+    }
     assert sizes == {'add': 30, 'other_one': 10}
     for example in examples(f'cot_{stem}_add', 40, rationale=1.0, few_shot=0.0):
-        assert example['inputs'].startswith('Add 1 to ') and example['targets'].endswith(f' are {example["answer"]}. So the answer is {example["answer"]}.')
+        assert example['inputs'].startswith('Add 1 to ') and example['targets'].endswith(
+            f' are {example["answer"]}. So the answer is {example["answer"]}.'
+        )
 
 
 def test_other_languages_ask_and_answer_in_their_own(tmp_path):
@@ -102,7 +159,10 @@ def test_other_languages_ask_and_answer_in_their_own(tmp_path):
         own = cot.languages()[language]
         for example in made:
             assert any(trigger in example['inputs'] for trigger in own['triggers'])
-            assert example['targets'] == own['rationale'].format(rationale='R.', answer='12') and cot.postprocess(example['targets']) == '12'
+            assert (
+                example['targets'] == own['rationale'].format(rationale='R.', answer='12')
+                and cot.postprocess(example['targets']) == '12'
+            )
         assert len({example['inputs'] for example in made}) > 8
         assert all('{question}' in text for text in own['templates'])
 
@@ -130,7 +190,9 @@ def test_seqio_reads_the_task_too(tmp_path):
 
     cot.register([write(tmp_path / 'cog.tsv', lines(9))])
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('cot_cog').get_dataset({'inputs': 300, 'targets': 64}, 'train', shuffle=False)
+        dataset = seqio.get_mixture_or_task('cot_cog').get_dataset(
+            {'inputs': 300, 'targets': 64}, 'train', shuffle=False
+        )
         assert all(example['targets'][-1] == VOCABULARY.eos_id for example in dataset.as_numpy_iterator())
 
 
@@ -139,27 +201,43 @@ def test_the_pipeline_reads_it(tmp_path):
     config = DataConfig('cot_cod', 4, {'inputs': 300, 'targets': 64}, 'bytes')
     with TrainPipeline(config, VOCABULARY) as pipeline:
         batch, _ = next(pipeline)
-    assert 'How much' in VOCABULARY.decode(batch['encoder_input_tokens'][0]) or 'and 1' in VOCABULARY.decode(batch['encoder_input_tokens'][0])
-    example = eval_examples(DataConfig('cot_cod', 4, {'inputs': 300, 'targets': 64}, 'bytes', split='validation'), VOCABULARY)[0]
-    assert cot.postprocess('So the answer is x.', False, example) == 'x' and cot.postprocess('', True, example) == example['answer']
+    assert 'How much' in VOCABULARY.decode(batch['encoder_input_tokens'][0]) or 'and 1' in VOCABULARY.decode(
+        batch['encoder_input_tokens'][0]
+    )
+    example = eval_examples(
+        DataConfig('cot_cod', 4, {'inputs': 300, 'targets': 64}, 'bytes', split='validation'), VOCABULARY
+    )[0]
+    assert (
+        cot.postprocess('So the answer is x.', False, example) == 'x'
+        and cot.postprocess('', True, example) == example['answer']
+    )
 
 
-@pytest.mark.parametrize('name,content,pattern', [
-    ('coe1.tsv', ['a\tb\tc', 'a\tb'], r'coe1\.tsv line 2: 2 columns, expected 3'),
-    ('coe2.tsv', ['a\t\tc'], r'line 1: the answer is empty'),
-    ('coe3.tsv', '', r'coe3\.tsv is empty'),
-    ('coe4.json', [{'source': 'a', 'target': 'b'}], r"coe4\.json row 1: no field 'rationale'; the fields are source, target"),
-    ('coe5.json', {'0': {'source': 'a', 'target': 3, 'rationale': ''}}, r"coe5\.json '0': field 'target' is int"),
-    ('coe6.jsonl', '{"source": "a"\n', r'coe6\.jsonl line 1: not JSON'),
-    ('coe7.json', [], r'coe7\.json: no rows'),
-    ('coe8.json', [1], r'row 1: is int, expected an object'),
-    ('coe9_test.tsv', ['a\tb\tc'], r'there is no coe9_train beside it'),
-])
+@pytest.mark.parametrize(
+    'name,content,pattern',
+    [
+        ('coe1.tsv', ['a\tb\tc', 'a\tb'], r'coe1\.tsv line 2: 2 columns, expected 3'),
+        ('coe2.tsv', ['a\t\tc'], r'line 1: the answer is empty'),
+        ('coe3.tsv', '', r'coe3\.tsv is empty'),
+        (
+            'coe4.json',
+            [{'source': 'a', 'target': 'b'}],
+            r"coe4\.json row 1: no field 'rationale'; the fields are source, target",
+        ),
+        ('coe5.json', {'0': {'source': 'a', 'target': 3, 'rationale': ''}}, r"coe5\.json '0': field 'target' is int"),
+        ('coe6.jsonl', '{"source": "a"\n', r'coe6\.jsonl line 1: not JSON'),
+        ('coe7.json', [], r'coe7\.json: no rows'),
+        ('coe8.json', [1], r'row 1: is int, expected an object'),
+        ('coe9_test.tsv', ['a\tb\tc'], r'there is no coe9_train beside it'),
+    ],
+)
 def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, name, content, pattern):
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=pattern) as error:
         cot.register([path])
-        TrainPipeline(DataConfig(f'cot_{name.partition(".")[0]}', 4, {'inputs': 300, 'targets': 64}, 'bytes'), VOCABULARY)
+        TrainPipeline(
+            DataConfig(f'cot_{name.partition(".")[0]}', 4, {'inputs': 300, 'targets': 64}, 'bytes'), VOCABULARY
+        )
     assert '\n' not in str(error.value)
     good = write(tmp_path / f'good{name[:4]}.json', rows(3, task=None))
     cot.register([path, good], skip_broken=True)
@@ -186,5 +264,12 @@ def test_the_real_sets(shared):
     if not folder.is_dir():
         pytest.skip(f'no data at {folder}')
     counts = {path.stem: len(cot.index_of(str(path)).rows) for path in folder.glob('*.tsv')}
-    assert counts == {'aqua_train': 2728, 'creak_train': 6915, 'ecqa_train': 7112, 'gsm8k_train': 7473, 'qasc_train': 1084,
-                      'sensemaking_train': 6070, 'strategyqa_train': 2061}
+    assert counts == {
+        'aqua_train': 2728,
+        'creak_train': 6915,
+        'ecqa_train': 7112,
+        'gsm8k_train': 7473,
+        'qasc_train': 1084,
+        'sensemaking_train': 6070,
+        'strategyqa_train': 2061,
+    }

@@ -5,8 +5,8 @@ import json
 import pytest
 import seqio
 
-from t5flan.data.config import DataConfig, FileTask
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.config import DataConfig, FileTask
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import files, register_all
@@ -21,21 +21,30 @@ def write(path, rows=ROWS):
         path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
     else:
         mark = '\t' if path.suffix == '.tsv' else ','
-        path.write_text('\n'.join(mark.join(cells) for cells in [list(rows[0]), *[list(row.values()) for row in rows]]), 'utf-8')
+        path.write_text(
+            '\n'.join(mark.join(cells) for cells in [list(rows[0]), *[list(row.values()) for row in rows]]), 'utf-8'
+        )
     return str(path)
 
 
 def config(task, **options):
-    return DataConfig(task if isinstance(task, str) else task.name, 4, {'inputs': 40, 'targets': 8}, 'bytes', prefetch=0, **options)
+    return DataConfig(
+        task if isinstance(task, str) else task.name, 4, {'inputs': 40, 'targets': 8}, 'bytes', prefetch=0, **options
+    )
 
 
 def examples(task, split):
-    return {one['inputs_pretokenized']: one['targets_pretokenized'] for one in eval_examples(config(task, split=split), VOCABULARY)}
+    return {
+        one['inputs_pretokenized']: one['targets_pretokenized']
+        for one in eval_examples(config(task, split=split), VOCABULARY)
+    }
 
 
 @pytest.mark.parametrize('suffix', ['.jsonl', '.tsv', '.csv'])
 def test_a_file_becomes_a_task(tmp_path, suffix):
-    task = FileTask(name=f'files_{suffix[1:]}', train=write(tmp_path / f'a{suffix}'), template='{level}: {input}', held_out=0.1)
+    task = FileTask(
+        name=f'files_{suffix[1:]}', train=write(tmp_path / f'a{suffix}'), template='{level}: {input}', held_out=0.1
+    )
     register_all(config(task, file_tasks=(task,)))
     train, validation = examples(task, 'train'), examples(task, 'validation')
     assert train | validation == {f'{row["level"]}: {row["inputs"]}': row['targets'] for row in ROWS}
@@ -55,8 +64,12 @@ def test_what_is_held_out_does_not_move_with_other_rows(tmp_path):
 def test_given_validation_and_test_files_and_a_glob(tmp_path):
     for part in range(4):
         write(tmp_path / f'train_{part}.jsonl', ROWS[part * 10 : part * 10 + 10])
-    task = FileTask(name='files_split', train=str(tmp_path / 'train_*.jsonl'), validation=write(tmp_path / 'v.csv', ROWS[50:52]),
-                    test=write(tmp_path / 't.tsv', ROWS[60:63]))
+    task = FileTask(
+        name='files_split',
+        train=str(tmp_path / 'train_*.jsonl'),
+        validation=write(tmp_path / 'v.csv', ROWS[50:52]),
+        test=write(tmp_path / 't.tsv', ROWS[60:63]),
+    )
     files.register([task])
     assert [len(examples(task, split)) for split in ('train', 'validation', 'test')] == [40, 2, 3]
 
@@ -65,7 +78,10 @@ def test_the_mixture_of_all_file_tasks(tmp_path):
     tasks = [FileTask(name=f'files_mix_{i}', train=write(tmp_path / f'{i}.jsonl'), rate=i + 1) for i in range(2)]
     register_all(config('file_tasks', file_tasks=tuple(tasks)))
     register_all(config('file_tasks', file_tasks=tuple(tasks)))
-    assert TrainPipeline(config('file_tasks'), VOCABULARY).rates == {'files_mix_0': pytest.approx(1 / 3), 'files_mix_1': pytest.approx(2 / 3)}
+    assert TrainPipeline(config('file_tasks'), VOCABULARY).rates == {
+        'files_mix_0': pytest.approx(1 / 3),
+        'files_mix_1': pytest.approx(2 / 3),
+    }
 
 
 def test_csv_as_spreadsheets_write_it(tmp_path):
@@ -77,32 +93,55 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 
 def test_braces_that_are_text(tmp_path):
-    task = FileTask(name='files_braces', train=write(tmp_path / 'a.jsonl', ROWS[:2]), validation=write(tmp_path / 'b.jsonl', ROWS[:1]), template='{{x}} {input}')
+    task = FileTask(
+        name='files_braces',
+        train=write(tmp_path / 'a.jsonl', ROWS[:2]),
+        validation=write(tmp_path / 'b.jsonl', ROWS[:1]),
+        template='{{x}} {input}',
+    )
     files.register([task])
     assert next(iter(examples(task, 'validation'))) == '{x} say 0\u2028now'
 
 
-@pytest.mark.parametrize('name,content,options,pattern', [
-    ('a.jsonl', '', {}, r'a\.jsonl is empty'),
-    ('a.jsonl', '{"inputs": "a", "targets": "b"}\nnot json\n', {}, r'a\.jsonl line 2: not JSON'),
-    ('a.jsonl', '{"question": "a", "targets": "b"}\n', {}, r"a\.jsonl line 1: no field 'inputs'; the fields are question, targets. Set FileTask.input_field"),
-    ('a.jsonl', '{"inputs": "a", "answer": "b"}\n', {}, r"line 1: no field 'targets'; .* Set FileTask.target_field"),
-    ('a.jsonl', '{"inputs": "a", "targets": 4}\n', {}, r"line 1: field 'targets' is int \(4\), it must be text"),
-    ('a.jsonl', '{"inputs": "a\\ud800", "targets": "b"}\n', {}, "line 1: field 'inputs' holds half a character"),
-    ('a.jsonl', '{"inputs": "a", "targets": "b"}\n', {'template': '{inputs} {level}'}, r"line 1: no field 'level'; .* Set FileTask.template"),
-    ('a.tsv', 'inputs\ttargets\na\tb\nc\n', {}, r'a\.tsv line 3: 1 columns, the first line has 2'),
-    ('a.csv', 'inputs,targets\na,b,c\n', {}, r'a\.csv line 2: 3 columns'),
-    ('a.csv', 'inputs,targets\n"a,b\n', {}, r'a\.csv after line \d: not CSV'),
-    ('a.tsv', b'inputs\ttargets\n\xff\tb\n', {}, r'a\.tsv after line \d: not UTF-8'),
-    ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
-    ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
-    ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
-    ('*.jsonl', None, {}, 'matches no file. Mend the glob in FileTask.train'),
-    ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
-    ('a.jsonl', '{}', {'template': '{} {input}'}, 'has a brace without a field name'),
-    ('a.jsonl', '{}', {'name': 'my task'}, "FileTask.name='my task' is no name for a task"),
-    ('a.jsonl', '{}', {'validation': 'missing.jsonl'}, r'missing\.jsonl: no such file. Set FileTask.validation'),
-])
+@pytest.mark.parametrize(
+    'name,content,options,pattern',
+    [
+        ('a.jsonl', '', {}, r'a\.jsonl is empty'),
+        ('a.jsonl', '{"inputs": "a", "targets": "b"}\nnot json\n', {}, r'a\.jsonl line 2: not JSON'),
+        (
+            'a.jsonl',
+            '{"question": "a", "targets": "b"}\n',
+            {},
+            r"a\.jsonl line 1: no field 'inputs'; the fields are question, targets. Set FileTask.input_field",
+        ),
+        (
+            'a.jsonl',
+            '{"inputs": "a", "answer": "b"}\n',
+            {},
+            r"line 1: no field 'targets'; .* Set FileTask.target_field",
+        ),
+        ('a.jsonl', '{"inputs": "a", "targets": 4}\n', {}, r"line 1: field 'targets' is int \(4\), it must be text"),
+        ('a.jsonl', '{"inputs": "a\\ud800", "targets": "b"}\n', {}, "line 1: field 'inputs' holds half a character"),
+        (
+            'a.jsonl',
+            '{"inputs": "a", "targets": "b"}\n',
+            {'template': '{inputs} {level}'},
+            r"line 1: no field 'level'; .* Set FileTask.template",
+        ),
+        ('a.tsv', 'inputs\ttargets\na\tb\nc\n', {}, r'a\.tsv line 3: 1 columns, the first line has 2'),
+        ('a.csv', 'inputs,targets\na,b,c\n', {}, r'a\.csv line 2: 3 columns'),
+        ('a.csv', 'inputs,targets\n"a,b\n', {}, r'a\.csv after line \d: not CSV'),
+        ('a.tsv', b'inputs\ttargets\n\xff\tb\n', {}, r'a\.tsv after line \d: not UTF-8'),
+        ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
+        ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
+        ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
+        ('*.jsonl', None, {}, 'matches no file. Mend the glob in FileTask.train'),
+        ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
+        ('a.jsonl', '{}', {'template': '{} {input}'}, 'has a brace without a field name'),
+        ('a.jsonl', '{}', {'name': 'my task'}, "FileTask.name='my task' is no name for a task"),
+        ('a.jsonl', '{}', {'validation': 'missing.jsonl'}, r'missing\.jsonl: no such file. Set FileTask.validation'),
+    ],
+)
 def test_one_line_for_a_bad_file(tmp_path, name, content, options, pattern):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data.skipped import left_out
-from t5flan.data.config import DataConfig, InstructionConfig, NaturalInstructionsConfig
-from t5flan.data.preprocessing.examples import Context
-from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
+from t5flan.data.config import DataConfig, InstructionConfig, NaturalInstructionsConfig
+from t5flan.data.mixtures.mixing import tasks_and_rates
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.skipped import left_out
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
@@ -26,17 +26,24 @@ def own_cache(tmp_path, monkeypatch):
 def content(name, instances=30, **more):
     return {
         'Definition': [f'Say what {name} says of the number.'],
-        'Categories': ['Question Answering'], 'Input_language': ['English'], 'Output_language': ['English'],
+        'Categories': ['Question Answering'],
+        'Input_language': ['English'],
+        'Output_language': ['English'],
         'Positive Examples': [{'input': f'{i}', 'output': f'right {i}', 'explanation': 'so it is'} for i in range(3)],
         'Negative Examples': [{'input': '7', 'output': 'wrong 7', 'explanation': 'it is not'}],
-        'Instances': [{'id': f'{name}-{i}', 'input': f'{i} ü\u2028', 'output': [f'{name} {i}', f'{name} also {i}']} for i in range(instances)],
+        'Instances': [
+            {'id': f'{name}-{i}', 'input': f'{i} ü\u2028', 'output': [f'{name} {i}', f'{name} also {i}']}
+            for i in range(instances)
+        ],
     } | more
 
 
 def folder_of(path, lists=None, **files):
     (path / 'tasks').mkdir(parents=True, exist_ok=True)
     for name, value in files.items():
-        (path / 'tasks' / f'{name}.json').write_text(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False), 'utf-8')
+        (path / 'tasks' / f'{name}.json').write_text(
+            value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False), 'utf-8'
+        )
     for name, names in (lists or {}).items():
         (path / 'splits' / name).parent.mkdir(parents=True, exist_ok=True)
         (path / 'splits' / name).write_text('\n'.join(names) + '\n')
@@ -48,9 +55,18 @@ def records(task, split='train'):
 
 
 def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
-    lists = {'default/train_tasks.txt': ['task1_a', 'absent'], 'default/test_tasks.txt': ['task2_a'], 'xlingual/test_tasks.txt': ['task3_a']}
-    folder = folder_of(tmp_path, lists, task1_a=content('one'), task2_a=content('two', 150),
-                       task3_a=content('three', 30, Input_language=['Spanish'], Categories=['Translation']))
+    lists = {
+        'default/train_tasks.txt': ['task1_a', 'absent'],
+        'default/test_tasks.txt': ['task2_a'],
+        'xlingual/test_tasks.txt': ['task3_a'],
+    }
+    folder = folder_of(
+        tmp_path,
+        lists,
+        task1_a=content('one'),
+        task2_a=content('two', 150),
+        task3_a=content('three', 30, Input_language=['Spanish'], Categories=['Translation']),
+    )
     for _ in range(2):
         ni.register(folder, NaturalInstructionsConfig(cap=28))
     train, held = (records('ni_task1_a', split) for split in ('train', 'validation'))
@@ -58,7 +74,9 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
     assert sorted(row['input'] for row in [*train, *held]) == sorted(f'{i} ü\u2028' for i in range(30))
     assert train[0]['outputs'] == [f'one {train[0]["input"].split()[0]}', f'one also {train[0]["input"].split()[0]}']
     tested = records('ni_task2_a', 'test')
-    assert [row['id'] for row in tested] == [f'two-{i}' for i in range(100)], 'the first 100, which train and validation lack'
+    assert [row['id'] for row in tested] == [f'two-{i}' for i in range(100)], (
+        'the first 100, which train and validation lack'
+    )
     assert len(records('ni_task2_a')) + len(records('ni_task2_a', 'validation')) == 50
     rates = {task.name: rate for task, rate in tasks_and_rates(seqio.get_mixture_or_task('natural_instructions'))}
     assert list(seqio.TaskRegistry.get('ni_task3_a').splits) == ['test'], 'it has no more than what is measured'
@@ -66,14 +84,21 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
     assert set(rates) == {'ni_task1_a', 'ni_task2_a', 'ni_task3_a'} and max(counts.values()) == 28
     assert rates == {task: pytest.approx(count / sum(counts.values())) for task, count in counts.items()}
     names = lambda mixture: [task.name for task in seqio.MixtureRegistry.get(f'natural_instructions_{mixture}').tasks]
-    assert names('train') == ['ni_task1_a'] and names('test') == ['ni_task2_a'] and names('xlingual_test') == ['ni_task3_a']
+    assert (
+        names('train') == ['ni_task1_a']
+        and names('test') == ['ni_task2_a']
+        and names('xlingual_test') == ['ni_task3_a']
+    )
 
     def chosen(**settings):
         ni.register(folder, NaturalInstructionsConfig(**settings))
         return sorted(task.name for task in seqio.MixtureRegistry.get('natural_instructions').tasks)
 
     assert chosen(languages=('English',)) == ['ni_task1_a', 'ni_task2_a'] == chosen(without_categories=('Translation',))
-    assert chosen(categories=('Translation',)) == ['ni_task3_a'] and 'natural_instructions_train' not in seqio.MixtureRegistry.names()
+    assert (
+        chosen(categories=('Translation',)) == ['ni_task3_a']
+        and 'natural_instructions_train' not in seqio.MixtureRegistry.names()
+    )
     with pytest.raises(UserError, match='no task is left of 3. Set NaturalInstructionsConfig.categories'):
         ni.register(folder, NaturalInstructionsConfig(categories=('Poetry',)))
 
@@ -81,7 +106,10 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
 def prompts(file, split='train', count=200, **settings):
     settings = {'inverted': 0, **settings}
     function, source = ni.FollowDefinition(file), ni.Instances(file, file.summary(), split, tested=False)
-    contexts = [Context(None, {}, task='t', split=split, index=i, instructions=InstructionConfig(**settings)) for i in range(count)]
+    contexts = [
+        Context(None, {}, task='t', split=split, index=i, instructions=InstructionConfig(**settings))
+        for i in range(count)
+    ]
     return function.apply_block([source[i % len(source)] for i in range(count)], contexts)
 
 
@@ -92,8 +120,13 @@ def test_prompts_hold_the_definition_and_the_examples(tmp_path):
     for example in made:
         assert example['inputs'].count('Say what four says of the number.') >= 1
         number = example['targets'].split()[-1]
-        assert example['targets'] in (f'four {number}', f'four also {number}') and example['answers'] == [f'four {number}', f'four also {number}']
-        assert ('wrong 7' in example['inputs'] and 'it is not' in example['inputs']) == ('negative example' in example['variant'])
+        assert example['targets'] in (f'four {number}', f'four also {number}') and example['answers'] == [
+            f'four {number}',
+            f'four also {number}',
+        ]
+        assert ('wrong 7' in example['inputs'] and 'it is not' in example['inputs']) == (
+            'negative example' in example['variant']
+        )
         assert ('right' in example['inputs']) == ('few-shot' in example['variant'])
     assert len({example['targets'].split()[1] for example in made}) > 10
     assert 0.35 < np.mean(['few-shot' in example['variant'] for example in made]) < 0.65
@@ -109,7 +142,9 @@ def test_an_instance_that_is_an_example_is_not_its_own_exemplar(tmp_path):
     same = content('five', Instances=[{'input': '1', 'output': ['x']}, {'input': '1', 'output': 'x'}])
     folder_of(tmp_path, task5_a=same)
     made = prompts(ni.TaskFile(str(tmp_path / 'tasks' / 'task5_a.json')), few_shot=1.0, negative_examples=0.5, count=60)
-    assert not any('right 1' in example['inputs'] for example in made) and any('right 2' in example['inputs'] for example in made)
+    assert not any('right 1' in example['inputs'] for example in made) and any(
+        'right 2' in example['inputs'] for example in made
+    )
 
 
 def test_any_output_is_right_and_the_pipeline_reads_it(tmp_path):
@@ -117,7 +152,9 @@ def test_any_output_is_right_and_the_pipeline_reads_it(tmp_path):
     config = DataConfig('ni_task6_a', 4, {'inputs': 256, 'targets': 32}, 'bytes', split='validation')
     example = eval_examples(config, VOCABULARY)[0]
     assert ni.postprocess('x', True, example) == example['answers'] and ni.postprocess('x', False, example) == 'x'
-    with TrainPipeline(DataConfig('natural_instructions', 4, {'inputs': 256, 'targets': 32}, 'bytes'), VOCABULARY) as pipeline:
+    with TrainPipeline(
+        DataConfig('natural_instructions', 4, {'inputs': 256, 'targets': 32}, 'bytes'), VOCABULARY
+    ) as pipeline:
         batch, _ = next(pipeline)
     assert 'number' in VOCABULARY.decode(batch['encoder_input_tokens'][0])
 
@@ -127,7 +164,9 @@ def test_seqio_reads_the_task_too(tmp_path):
 
     ni.register(folder_of(tmp_path, task10_a=content('ten')))
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('ni_task10_a').get_dataset({'inputs': 256, 'targets': 64}, 'train', shuffle=False)
+        dataset = seqio.get_mixture_or_task('ni_task10_a').get_dataset(
+            {'inputs': 256, 'targets': 64}, 'train', shuffle=False
+        )
         assert len(list(dataset.as_numpy_iterator())) == len(records('ni_task10_a'))
 
 
@@ -136,11 +175,13 @@ def test_files_are_read_again_only_when_they_change(tmp_path, monkeypatch):
     files = ni.task_files(folder)
     first, rows = ni.read_folder(files)
     walked = []
-    monkeypatch.setattr(ni.TaskFile, '_walk', lambda self, whole=ni.TaskFile._walk: walked.append(self.path) or whole(self))
+    monkeypatch.setattr(
+        ni.TaskFile, '_walk', lambda self, whole=ni.TaskFile._walk: walked.append(self.path) or whole(self)
+    )
 
     def outputs(name):
         found, table = ni.read_folder(files)
-        file = ni.TaskFile(files[name], table[found[name].first:found[name].first + found[name].instances])
+        file = ni.TaskFile(files[name], table[found[name].first : found[name].first + found[name].instances])
         assert file.definition().startswith('Say what') and len(file.examples('Negative Examples')) == 1
         return [file.instance(number)['outputs'][0] for number in range(found[name].instances)]
 
@@ -160,19 +201,30 @@ def without(field):
     return {name: value for name, value in content('bad').items() if name != field}
 
 
-@pytest.mark.parametrize('number,value,pattern', [
-    (1, without('Definition'), r"bad1\.json: no field 'Definition'; the fields are Categories"),
-    (2, without('Instances'), "no field 'Instances'"),
-    (3, content('x', Instances=[]), "'Instances' is empty or no list, the task has no examples"),
-    (4, content('x', Instances=[{'input': 'a', 'output': ['b']}, {'input': 'a'}]), r"bad4\.json instance 2: no field 'output'; the fields are input"),
-    (5, content('x', Instances=[{'input': 'a', 'output': []}]), "instance 1: 'input' must be a text and 'output' a text or a list"),
-    (6, content('x', Definition=['']), "'Definition' is empty or no text"),
-    (7, content('x', Instances={'input': 'a'}), "'Instances' is empty or no list"),
-    (8, '{"Definition": ["a"], "Instances": [{"input": "a", ]}', 'instance 1: not JSON'),
-    (9, '[]', "begins with '\\[', expected an object"),
-    (10, '', 'expected an object'),
-    (11, content('x', Instances=['a']), 'instance 1: is str, expected an object'),
-])
+@pytest.mark.parametrize(
+    'number,value,pattern',
+    [
+        (1, without('Definition'), r"bad1\.json: no field 'Definition'; the fields are Categories"),
+        (2, without('Instances'), "no field 'Instances'"),
+        (3, content('x', Instances=[]), "'Instances' is empty or no list, the task has no examples"),
+        (
+            4,
+            content('x', Instances=[{'input': 'a', 'output': ['b']}, {'input': 'a'}]),
+            r"bad4\.json instance 2: no field 'output'; the fields are input",
+        ),
+        (
+            5,
+            content('x', Instances=[{'input': 'a', 'output': []}]),
+            "instance 1: 'input' must be a text and 'output' a text or a list",
+        ),
+        (6, content('x', Definition=['']), "'Definition' is empty or no text"),
+        (7, content('x', Instances={'input': 'a'}), "'Instances' is empty or no list"),
+        (8, '{"Definition": ["a"], "Instances": [{"input": "a", ]}', 'instance 1: not JSON'),
+        (9, '[]', "begins with '\\[', expected an object"),
+        (10, '', 'expected an object'),
+        (11, content('x', Instances=['a']), 'instance 1: is str, expected an object'),
+    ],
+)
 def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, number, value, pattern):
     folder = folder_of(tmp_path, **{f'bad{number}': value, f'good{number}': content('good')})
     with pytest.raises(UserError, match=pattern) as error:

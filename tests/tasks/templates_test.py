@@ -83,7 +83,9 @@ def test_layouts_differ_and_the_lettered_ones_ask_for_a_letter():
     content = json.loads((TEMPLATES / LAYOUTS).read_text('utf-8'))
     wordings = family('nli')
     assert len(wordings.options) == len(content['options']) >= 10 and len(wordings.exemplars) >= 8
-    assert len(set(wordings.options)) == len(wordings.options) and len(set(wordings.exemplars)) == len(wordings.exemplars)
+    assert len(set(wordings.options)) == len(wordings.options) and len(set(wordings.exemplars)) == len(
+        wordings.exemplars
+    )
     for layout in wordings.options:
         listing, answer = layout.listing(['red', 'blue']), layout.shown(['red', 'blue'], 'blue')
         assert 'red' in listing and answer in listing

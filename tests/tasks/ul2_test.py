@@ -5,15 +5,15 @@ import pytest
 import seqio
 
 from t5flan import configurables
-from t5flan.data.preprocessing import denoising
+from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
-from t5flan.reporting.mixture_report import describe_mixture
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
-from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
-from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
+from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.errors import UserError
+from t5flan.reporting.mixture_report import describe_mixture
 from t5flan.tasks import register_all, ul2
 from tests.tasks.tfds_loader import Loader
 
@@ -24,7 +24,17 @@ WORDS = [f'Document {i} has {i % 50} words: ' + ' '.join(f'w{i}_{j}' for j in ra
 
 def config(mixture, **options):
     lengths = {'inputs': 128, 'targets': 96}
-    return DataConfig(**{'mixture': mixture, 'batch_size': 8, 'feature_lengths': lengths, 'vocabulary': 'bytes', 'mode_tokens': MODES, 'prefetch': 0} | options)
+    return DataConfig(
+        **{
+            'mixture': mixture,
+            'batch_size': 8,
+            'feature_lengths': lengths,
+            'vocabulary': 'bytes',
+            'mode_tokens': MODES,
+            'prefetch': 0,
+        }
+        | options
+    )
 
 
 @pytest.fixture(scope='module')
@@ -42,15 +52,23 @@ def test_every_corpus_has_the_seven_denoisers_in_equal_parts():
     register_all()
     for corpus in ('stdlib_docs', 'c4', 'mc4_fr', 'mc4_zh_Latn'):
         rates = {task.name: rate for task, rate in tasks_and_rates(find_mixture(f'{corpus}_ul2'))}
-        assert set(rates) == {f'{corpus}_ul2_{name}' for name in ('r_3_15', 'r_8_15', 'x_3_50', 'x_8_50', 'x_64_15', 'x_64_50', 's')}
+        assert set(rates) == {
+            f'{corpus}_ul2_{name}' for name in ('r_3_15', 'r_8_15', 'x_3_50', 'x_8_50', 'x_64_15', 'x_64_50', 's')
+        }
         assert all(rate == pytest.approx(1 / 7) for rate in rates.values())
 
 
 def test_the_table_is_that_of_the_papers():
     table = ul2.denoisers()
     assert [(one.kind, one.mean_span, one.noise_density, one.mode_token) for one in table['ul2']] == [
-        ('R', 3, 0.15, '[NLU]'), ('R', 8, 0.15, '[NLU]'), ('X', 3, 0.5, '[NLG]'), ('X', 8, 0.5, '[NLG]'),
-        ('X', 64, 0.15, '[NLG]'), ('X', 64, 0.5, '[NLG]'), ('S', None, 0.25, '[S2S]')]
+        ('R', 3, 0.15, '[NLU]'),
+        ('R', 8, 0.15, '[NLU]'),
+        ('X', 3, 0.5, '[NLG]'),
+        ('X', 8, 0.5, '[NLG]'),
+        ('X', 64, 0.15, '[NLG]'),
+        ('X', 64, 0.5, '[NLG]'),
+        ('S', None, 0.25, '[S2S]'),
+    ]
     shares = {kind: sum(one.rate for one in table['u_palm'] if one.kind == kind) for kind in 'SRX'}
     assert shares == {'S': 0.5, 'R': 0.25, 'X': 0.25}
 
@@ -94,7 +112,9 @@ def test_no_text_is_lost(corpus, name, concatenate):
 
 def test_the_training_text_shows_every_record_in_an_epoch(corpus):
     """Joined groups are shuffled whole: one epoch of a stream has each document once."""
-    settings = config('ul2_words_ul2_s', concatenate=7, batch_size=2, streams=1, feature_lengths={'inputs': 512, 'targets': 512})
+    settings = config(
+        'ul2_words_ul2_s', concatenate=7, batch_size=2, streams=1, feature_lengths={'inputs': 512, 'targets': 512}
+    )
     pipeline, text = TrainPipeline(settings, VOCABULARY), ''
     while len(text) < 2 * sum(map(len, WORDS)):
         batch = next(pipeline)[0]
@@ -122,7 +142,9 @@ def test_sequential_sources_are_joined_too(monkeypatch):
 
 def test_seqio_itself_reads_a_denoiser(corpus):
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('ul2_words_ul2_x_8_50').get_dataset({'inputs': 128, 'targets': 96}, 'train', shuffle=False)
+        dataset = seqio.get_mixture_or_task('ul2_words_ul2_x_8_50').get_dataset(
+            {'inputs': 128, 'targets': 96}, 'train', shuffle=False
+        )
         one = next(dataset.as_numpy_iterator())
     assert one['inputs'][0] == VOCABULARY.mode_token_id('[NLG]') and one['targets'][-1] == 1
 
@@ -136,7 +158,9 @@ def test_gin_replaces_and_adds_mixtures(corpus):
     assert describe_mixture(config('ul2_words_mine', text_files=(corpus,)), VOCABULARY, 5)['tasks'][0]['sampled'] == 5
     register_all(config('x', text_files=(corpus,)))
     assert len(find_mixture('ul2_words_ul2').tasks) == 7
-    with pytest.raises(UserError, match=r"DataConfig.denoisers\['causal_lm'\]: there is another task or mixture \w+_causal_lm"):
+    with pytest.raises(
+        UserError, match=r"DataConfig.denoisers\['causal_lm'\]: there is another task or mixture \w+_causal_lm"
+    ):
         register_all(config('x', denoisers={'causal_lm': mine}))
 
 
@@ -144,7 +168,9 @@ def test_a_mode_token_that_the_vocabulary_lacks_is_one_line(corpus):
     mine = (Denoiser('a', 'R', 3.0, 0.15, mode_token='[ABC]'),)
     settings = config('ul2_words_mine', denoisers={'mine': mine}, text_files=(corpus,))
     register_all(settings)
-    with pytest.raises(UserError, match=r"no mode token '\[ABC\]'.*Set Denoiser.mode_token='' or DataConfig.mode_tokens"):
+    with pytest.raises(
+        UserError, match=r"no mode token '\[ABC\]'.*Set Denoiser.mode_token='' or DataConfig.mode_tokens"
+    ):
         next(TrainPipeline(settings, VOCABULARY))
     bare = next(TrainPipeline(config('ul2_words_ul2', mode_tokens=()), ByteVocabulary(100)))[0]
     assert bare['encoder_input_tokens'].max() < 359, 'UL2 without mode tokens'
@@ -153,9 +179,14 @@ def test_a_mode_token_that_the_vocabulary_lacks_is_one_line(corpus):
 def test_a_corpus_of_empty_documents_is_one_line(tmp_path):
     path = tmp_path / 'short.txt'
     path.write_text('a\nb\nc\n')
-    settings = config('ul2_short_ul2_r_3_15', text_files=(TextFiles('ul2_short', str(path), validation=str(path), unit='line'),))
+    settings = config(
+        'ul2_short_ul2_r_3_15', text_files=(TextFiles('ul2_short', str(path), validation=str(path), unit='line'),)
+    )
     register_all(settings)
-    with pytest.raises(UserError, match='no example of a whole epoch can be used.*Check what it reads .TextFiles.train., or set another DataConfig.mixture'):
+    with pytest.raises(
+        UserError,
+        match='no example of a whole epoch can be used.*Check what it reads .TextFiles.train., or set another DataConfig.mixture',
+    ):
         next(TrainPipeline(settings, VOCABULARY))
 
 
@@ -164,7 +195,10 @@ def test_the_run_file_holds_the_same_denoisers():
     data = settings.read(DataConfig)
     assert {name: data.denoisers[name] for name in ul2.denoisers()} == ul2.denoisers()
     assert {name: [one.kind for one in data.denoisers[name]] for name in ('t5', 'prefix', 'causal')} == {
-        't5': ['R'], 'prefix': ['S'], 'causal': ['C']}
+        't5': ['R'],
+        'prefix': ['S'],
+        'causal': ['C'],
+    }
     register_all(data)
     try:
         for name in ('ul2', 'u_palm', 't5', 'prefix', 'causal'):
@@ -176,12 +210,16 @@ def test_the_run_file_holds_the_same_denoisers():
 
 def test_too_few_sentinels_are_told_at_the_end_of_a_run(corpus):
     lengths = {'inputs': 128, 'targets': 128}
-    with TrainPipeline(config('ul2_words_ul2', text_files=(corpus,), extra_ids=4, concatenate=16, feature_lengths=lengths),
-                       ByteVocabulary(4, MODES)) as pipeline:
+    with TrainPipeline(
+        config('ul2_words_ul2', text_files=(corpus,), extra_ids=4, concatenate=16, feature_lengths=lengths),
+        ByteVocabulary(4, MODES),
+    ) as pipeline:
         for _ in range(4):
             next(pipeline)
         counts = {name: task['few_sentinels'] for name, task in pipeline.report()['tasks'].items()}
         lines = pipeline.report_lines()
     assert counts['ul2_words_ul2_x_3_50'] > 0 and counts['ul2_words_ul2_x_64_15'] == counts['ul2_words_ul2_s'] == 0
-    assert any(line.startswith('ul2_words_ul2_x_3_50: ') and 'would outnumber the sentinels (DataConfig.extra_ids)' in line
-               for line in lines)
+    assert any(
+        line.startswith('ul2_words_ul2_x_3_50: ') and 'would outnumber the sentinels (DataConfig.extra_ids)' in line
+        for line in lines
+    )

@@ -42,13 +42,16 @@ def test_updates_are_t5x(shared):
 
 
 @pytest.mark.parametrize('settings', [{}, {'momentum': 0.9}, {'factored': False}])
-@pytest.mark.parametrize('shape, axes', [
-    ((16, 4, 8), ('embed', 'heads', 'kv')),
-    ((4, 8, 16), ('heads', 'kv', 'embed')),
-    ((16, 24), ('embed', 'mlp')),
-    ((16,), ('embed',)),
-    ((4, 32), ('heads', 'relpos_buckets')),
-])
+@pytest.mark.parametrize(
+    'shape, axes',
+    [
+        ((16, 4, 8), ('embed', 'heads', 'kv')),
+        ((4, 8, 16), ('heads', 'kv', 'embed')),
+        ((16, 24), ('embed', 'mlp')),
+        ((16,), ('embed',)),
+        ((4, 32), ('heads', 'relpos_buckets')),
+    ],
+)
 def test_a_stack_is_updated_exactly_as_its_layers(shape, axes, settings):
     layers, settings = 3, {'min_dim_to_factor': 12} | settings
     # Layers of unlike sizes: one clipping or one scale over all of them would show.

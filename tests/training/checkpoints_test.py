@@ -12,14 +12,15 @@ import pytest
 
 from t5flan import sharding as sharding_lib
 from t5flan.errors import UserError
+from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig
-from t5flan.mesh import MeshConfig
 from t5flan.training.state import TrainState
 
-MODEL = ModelConfig(architecture='decoder_only', vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16,
-                    num_decoder_layers=1)
+MODEL = ModelConfig(
+    architecture='decoder_only', vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_decoder_layers=1
+)
 
 
 def state(step, value=1.0):
@@ -71,9 +72,16 @@ def test_another_mesh_takes_the_same_numbers(tmp_path):
     keep.wait()
     mesh = sharding_lib.create_sharding(MeshConfig(fsdp=4, tensor=2))
     like = abstract(state(1))
-    placed = TrainState(like.step, {'encoder': {
-        'kernel': jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=mesh.named(('embed', 'mlp'))),
-        'scale': like.model['encoder']['scale']}}, like.opt_state)
+    placed = TrainState(
+        like.step,
+        {
+            'encoder': {
+                'kernel': jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=mesh.named(('embed', 'mlp'))),
+                'scale': like.model['encoder']['scale'],
+            }
+        },
+        like.opt_state,
+    )
     kernel = keep.restore(placed)[0].model['encoder']['kernel']
     assert kernel.addressable_shards[0].data.shape == (2, 2)
     np.testing.assert_array_equal(kernel, np.ones((8, 4)))
@@ -111,12 +119,23 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
     keep.close()
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda model: model | {'extra': jnp.zeros((2,))}, r'extra is absent in the checkpoint, of shape \[2\].*ModelConfig'),
-    (lambda model: {'encoder': {'kernel': jnp.zeros((8, 5)), 'scale': model['encoder']['scale']}},
-     r'encoder/kernel is of shape \[8, 4\] in the checkpoint, of shape \[8, 5\]'),
-    (lambda model: {'encoder': {'kernel': model['encoder']['kernel']}}, r'encoder/scale is of shape \[3\].*absent in this run'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda model: model | {'extra': jnp.zeros((2,))},
+            r'extra is absent in the checkpoint, of shape \[2\].*ModelConfig',
+        ),
+        (
+            lambda model: {'encoder': {'kernel': jnp.zeros((8, 5)), 'scale': model['encoder']['scale']}},
+            r'encoder/kernel is of shape \[8, 4\] in the checkpoint, of shape \[8, 5\]',
+        ),
+        (
+            lambda model: {'encoder': {'kernel': model['encoder']['kernel']}},
+            r'encoder/scale is of shape \[3\].*absent in this run',
+        ),
+    ],
+)
 def test_arrays_of_another_model_are_named(tmp_path, change, message):
     describe(tmp_path)
     keep = keeper(tmp_path)
@@ -177,5 +196,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_the_last_checkpoint_wh
     assert lines, said.stdout + said.stderr
     assert 'File too large' in lines[0] and 'last whole checkpoint is step 1' in lines[0]
     assert 'STEPS: [1]' in said.stdout
-    restored, _ = keeper(tmp_path).restore(abstract(TrainState(jnp.asarray(1), {'w': jnp.zeros((700, 700))}, {'v': jnp.zeros(())})))
+    restored, _ = keeper(tmp_path).restore(
+        abstract(TrainState(jnp.asarray(1), {'w': jnp.zeros((700, 700))}, {'v': jnp.zeros(())}))
+    )
     np.testing.assert_array_equal(restored.model['w'], np.random.default_rng(0).random((700, 700)).astype(np.float32))

@@ -3,32 +3,35 @@
 import pytest
 
 from t5flan.errors import UserError
-from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.mesh import MeshConfig
+from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 
 
-@pytest.mark.parametrize('make, setting', [
-    (lambda: OptimizerConfig(name='sgd'), 'OptimizerConfig.name'),
-    (lambda: OptimizerConfig(learning_rate='1e-3'), 'OptimizerConfig.learning_rate'),
-    (lambda: OptimizerConfig(learning_rate=float('nan')), 'OptimizerConfig.learning_rate'),
-    (lambda: OptimizerConfig(schedule='exponential'), 'OptimizerConfig.schedule'),
-    (lambda: OptimizerConfig(warmup_steps=-1), 'OptimizerConfig.warmup_steps'),
-    (lambda: OptimizerConfig(microbatches=0), 'OptimizerConfig.microbatches'),
-    (lambda: OptimizerConfig(microbatches=True), 'OptimizerConfig.microbatches'),
-    (lambda: OptimizerConfig(clip_by_global_norm=0.0), 'OptimizerConfig.clip_by_global_norm'),
-    (lambda: OptimizerConfig(b1=1.0), 'OptimizerConfig.b1'),
-    (lambda: OptimizerConfig(freeze='encoder/.*'), 'OptimizerConfig.freeze'),
-    (lambda: OptimizerConfig(freeze=('encoder/(',)), 'OptimizerConfig.freeze'),
-    (lambda: LossConfig(label_smoothing=1.0), 'LossConfig.label_smoothing'),
-    (lambda: LossConfig(chunk_tokens=0), 'LossConfig.chunk_tokens'),
-    (lambda: MeshConfig(data=0), 'MeshConfig.data'),
-    (lambda: MeshConfig(fsdp=-1), 'MeshConfig.data'),
-    (lambda: MeshConfig(rules=('embed',)), 'MeshConfig.rules'),
-    (lambda: CheckpointConfig(best_mode='least'), 'CheckpointConfig.best_mode'),
-    (lambda: CheckpointConfig(initialize='some'), 'CheckpointConfig.initialize'),
-    (lambda: EvaluationConfig(batches=0), 'EvaluationConfig.batches'),
-    (lambda: RunConfig(steps=0), 'RunConfig.steps'),
-])
+@pytest.mark.parametrize(
+    'make, setting',
+    [
+        (lambda: OptimizerConfig(name='sgd'), 'OptimizerConfig.name'),
+        (lambda: OptimizerConfig(learning_rate='1e-3'), 'OptimizerConfig.learning_rate'),
+        (lambda: OptimizerConfig(learning_rate=float('nan')), 'OptimizerConfig.learning_rate'),
+        (lambda: OptimizerConfig(schedule='exponential'), 'OptimizerConfig.schedule'),
+        (lambda: OptimizerConfig(warmup_steps=-1), 'OptimizerConfig.warmup_steps'),
+        (lambda: OptimizerConfig(microbatches=0), 'OptimizerConfig.microbatches'),
+        (lambda: OptimizerConfig(microbatches=True), 'OptimizerConfig.microbatches'),
+        (lambda: OptimizerConfig(clip_by_global_norm=0.0), 'OptimizerConfig.clip_by_global_norm'),
+        (lambda: OptimizerConfig(b1=1.0), 'OptimizerConfig.b1'),
+        (lambda: OptimizerConfig(freeze='encoder/.*'), 'OptimizerConfig.freeze'),
+        (lambda: OptimizerConfig(freeze=('encoder/(',)), 'OptimizerConfig.freeze'),
+        (lambda: LossConfig(label_smoothing=1.0), 'LossConfig.label_smoothing'),
+        (lambda: LossConfig(chunk_tokens=0), 'LossConfig.chunk_tokens'),
+        (lambda: MeshConfig(data=0), 'MeshConfig.data'),
+        (lambda: MeshConfig(fsdp=-1), 'MeshConfig.data'),
+        (lambda: MeshConfig(rules=('embed',)), 'MeshConfig.rules'),
+        (lambda: CheckpointConfig(best_mode='least'), 'CheckpointConfig.best_mode'),
+        (lambda: CheckpointConfig(initialize='some'), 'CheckpointConfig.initialize'),
+        (lambda: EvaluationConfig(batches=0), 'EvaluationConfig.batches'),
+        (lambda: RunConfig(steps=0), 'RunConfig.steps'),
+    ],
+)
 def test_a_wrong_value_is_one_line_that_names_its_setting(make, setting):
     with pytest.raises(UserError) as error:
         make()

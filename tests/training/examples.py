@@ -12,11 +12,21 @@ from t5flan.models.config import ModelConfig
 # Programs this small take longer to optimise than to run.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
-SIZES: dict[str, Any] = dict(vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2,
-                             dtype='float32')
+SIZES: dict[str, Any] = dict(
+    vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2, dtype='float32'
+)
 ENCODER_DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
-DECODER = ModelConfig(architecture='decoder_only', position='rope', norm='layer', mlp_activations=('silu', 'linear'),
-                      num_kv_heads=1, tie_embeddings=True, scale_attention=True, parallel_block=True, **SIZES)
+DECODER = ModelConfig(
+    architecture='decoder_only',
+    position='rope',
+    norm='layer',
+    mlp_activations=('silu', 'linear'),
+    num_kv_heads=1,
+    tie_embeddings=True,
+    scale_attention=True,
+    parallel_block=True,
+    **SIZES,
+)
 
 
 @functools.cache
@@ -25,8 +35,9 @@ def make_model(config: ModelConfig):
     return jit(lambda: build_model(config, jax.random.key(0)))()
 
 
-def make_batch(config: ModelConfig, seed: int = 0, rows: int = 8, inputs: int = 12,
-               targets: int = 10) -> dict[str, np.ndarray]:
+def make_batch(
+    config: ModelConfig, seed: int = 0, rows: int = 8, inputs: int = 12, targets: int = 10
+) -> dict[str, np.ndarray]:
     """Random tokens, each row padded from its own length on, with loss weights of 0, 0.5 and 1."""
     rng = np.random.default_rng(seed)
 

@@ -22,10 +22,16 @@ from tests.training.examples import DECODER, ENCODER_DECODER, jit, make_batch, m
 GOLDEN = Path(__file__).resolve().parent.parent / 'golden'
 STEPS = 8
 RUNS = {
-    'encoder_decoder': (ENCODER_DECODER, OptimizerConfig(learning_rate=0.02, schedule='linear', warmup_steps=2,
-                                                         min_dim_to_factor=16), LossConfig()),
-    'decoder': (DECODER, OptimizerConfig(name='adamw', learning_rate=3e-3, weight_decay=0.1, clip_by_global_norm=1.0),
-                LossConfig(label_smoothing=0.1)),
+    'encoder_decoder': (
+        ENCODER_DECODER,
+        OptimizerConfig(learning_rate=0.02, schedule='linear', warmup_steps=2, min_dim_to_factor=16),
+        LossConfig(),
+    ),
+    'decoder': (
+        DECODER,
+        OptimizerConfig(name='adamw', learning_rate=3e-3, weight_decay=0.1, clip_by_global_norm=1.0),
+        LossConfig(label_smoothing=0.1),
+    ),
 }
 
 
@@ -50,9 +56,12 @@ def path(name: str) -> Path:
 def test_losses_are_the_golden_ones(name):
     golden = json.loads(path(name).read_text())['losses']
     np.testing.assert_allclose(
-        losses(name), golden, rtol=1e-4,
+        losses(name),
+        golden,
+        rtol=1e-4,
         err_msg=f'the losses of {STEPS} steps differ from {path(name).name}. If this change should not move numbers, it '
-                'has a fault. If it should, run `python -m tests.training.golden_test` and say why in the commit.')
+        'has a fault. If it should, run `python -m tests.training.golden_test` and say why in the commit.',
+    )
 
 
 if __name__ == '__main__':

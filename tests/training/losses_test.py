@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from t5flan import sharding
-from t5flan.training.config import LossConfig
 from t5flan.mesh import MeshConfig
+from t5flan.training.config import LossConfig
 from t5flan.training.losses import cross_entropy, smoothed_targets
 
 B, T, D, V = 4, 7, 8, 50
@@ -74,14 +74,16 @@ def test_weights_may_be_integers_and_zero_weights_give_zero_gradient():
     x_BTD, kernel_DV, targets_BT, _ = example()
     zeros = np.zeros((B, T), np.int32)
     loss, gradient = jax.value_and_grad(
-        lambda x: cross_entropy(logits_of(kernel_DV), x, targets_BT, zeros, LossConfig()).loss)(x_BTD)
+        lambda x: cross_entropy(logits_of(kernel_DV), x, targets_BT, zeros, LossConfig()).loss
+    )(x_BTD)
     assert loss == 0 and not np.any(gradient)
 
 
 def test_large_logits_do_not_overflow():
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
     loss, gradient = jax.value_and_grad(
-        lambda x: cross_entropy(logits_of(1e4 * kernel_DV), x, targets_BT, weights_BT, LossConfig()).loss)(x_BTD)
+        lambda x: cross_entropy(logits_of(1e4 * kernel_DV), x, targets_BT, weights_BT, LossConfig()).loss
+    )(x_BTD)
     assert np.isfinite(loss) and np.all(np.isfinite(gradient))
 
 
@@ -113,8 +115,9 @@ def test_float32_logits_of_the_whole_batch_are_never_held():
     targets_BT = jnp.zeros((rows, length), jnp.int32)
 
     def loss(x, kernel):
-        return cross_entropy(logits_of(kernel), x, targets_BT, jnp.ones((rows, length)),
-                             LossConfig(chunk_tokens=chunk)).loss
+        return cross_entropy(
+            logits_of(kernel), x, targets_BT, jnp.ones((rows, length)), LossConfig(chunk_tokens=chunk)
+        ).loss
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x_BTD, kernel_DV).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < rows * length * words * 4 / 2
@@ -131,6 +134,8 @@ def test_same_numbers_on_a_mesh(mesh):
     run = lambda: jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     expected = run()(x_BTD, kernel_DV)
     with sharding.use(sharding.create_sharding(mesh)) as placed:
-        given = run()(jax.device_put(x_BTD, placed.named(('batch', 'length', None))),
-                      jax.device_put(kernel_DV, placed.named(('embed', 'vocab'))))
+        given = run()(
+            jax.device_put(x_BTD, placed.named(('batch', 'length', None))),
+            jax.device_put(kernel_DV, placed.named(('embed', 'vocab'))),
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), given, expected)

@@ -14,10 +14,22 @@ from t5flan.training.metrics import Throughput, device_peak_tflops, model_flops
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_decoder_layers=8)
 
 
-@pytest.mark.parametrize('kind, peak', [
-    ('TPU v4', 275), ('TPU v5 lite', 197), ('TPU v5e', 197), ('TPU v5', 459), ('TPU v5p', 459), ('TPU v6 lite', 918),
-    ('TPU v6e', 918), ('TPU7x', 1153.5), ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H200', 989), ('cpu', None),
-])
+@pytest.mark.parametrize(
+    'kind, peak',
+    [
+        ('TPU v4', 275),
+        ('TPU v5 lite', 197),
+        ('TPU v5e', 197),
+        ('TPU v5', 459),
+        ('TPU v5p', 459),
+        ('TPU v6 lite', 918),
+        ('TPU v6e', 918),
+        ('TPU7x', 1153.5),
+        ('NVIDIA H100 80GB HBM3', 989),
+        ('NVIDIA H200', 989),
+        ('cpu', None),
+    ],
+)
 def test_chips_are_known_by_their_kind(kind, peak):
     assert device_peak_tflops(kind) == peak
 
@@ -27,7 +39,7 @@ def test_flops_of_t5_small_by_hand():
     config = ModelConfig(architecture='encoder_decoder', num_encoder_layers=8, **SMALL)
     S, T, inner = 512, 114, 384
     encoder = S * (4 * 512 * inner + 3 * 512 * 1024) + 2 * S * S * inner
-    decoder = (T * (6 * 512 * inner + 3 * 512 * 1024) + S * 2 * 512 * inner + 2 * (T * T + T * S) * inner)
+    decoder = T * (6 * 512 * inner + 3 * 512 * 1024) + S * 2 * 512 * inner + 2 * (T * T + T * S) * inner
     expected = 6 * 8 * (8 * encoder + 8 * decoder + T * 512 * 32128)
     given = model_flops(config, {'encoder_input_tokens': (8, S), 'decoder_target_tokens': (8, T)})
     assert given == expected
@@ -51,13 +63,23 @@ def dot_flops(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize('fields', [
-    dict(architecture='encoder_decoder', num_encoder_layers=3, position='none'),  # a bias table is read by a product
-    dict(architecture='decoder_only', num_kv_heads=2, mlp_activations=('relu',), position='rope', tie_embeddings=True),
-])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        dict(
+            architecture='encoder_decoder', num_encoder_layers=3, position='none'
+        ),  # a bias table is read by a product
+        dict(
+            architecture='decoder_only', num_kv_heads=2, mlp_activations=('relu',), position='rope', tie_embeddings=True
+        ),
+    ],
+)
 def test_flops_are_those_of_the_products_in_the_forward_pass(fields):
-    config = ModelConfig(**dict(SMALL, vocab_size=96, emb_dim=16, head_dim=8, mlp_dim=24, num_decoder_layers=2),
-                         attention='xla', **fields)
+    config = ModelConfig(
+        **dict(SMALL, vocab_size=96, emb_dim=16, head_dim=8, mlp_dim=24, num_decoder_layers=2),
+        attention='xla',
+        **fields,
+    )
     tokens = lambda length: jax.ShapeDtypeStruct((4, length), jnp.int32)
     batch = {'decoder_input_tokens': tokens(10), 'decoder_target_tokens': tokens(10)}
     if config.architecture == 'encoder_decoder':
@@ -88,8 +110,13 @@ def test_throughput_counts_tokens_and_leaves_out_compilation_and_pauses():
 
 
 def test_utilisation_is_left_out_where_the_peak_is_not_known():
-    meter = Throughput(ModelConfig(architecture='decoder_only', **SMALL), 1,
-                       jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]), None, 10)
+    meter = Throughput(
+        ModelConfig(architecture='decoder_only', **SMALL),
+        1,
+        jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]),
+        None,
+        10,
+    )
     batch = {'decoder_target_tokens': np.ones((1, 4), np.int32)}
     for _ in range(2):
         meter.count(batch)

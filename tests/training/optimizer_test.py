@@ -18,7 +18,9 @@ MODEL = {
     'token_embedder': {'embedding': jnp.full((140, 160), 2.0)},
 }
 AXES = {
-    'encoder': {'layers': {'mlp': {'wi': {'kernel': ('layers', 'embed', 'mlp')}}, 'norm': {'scale': ('layers', 'embed')}}},
+    'encoder': {
+        'layers': {'mlp': {'wi': {'kernel': ('layers', 'embed', 'mlp')}}, 'norm': {'scale': ('layers', 'embed')}}
+    },
     'token_embedder': {'embedding': ('vocab', 'embed')},
 }
 GRADIENTS = jax.tree.map(lambda x: jnp.full_like(x, 0.5), MODEL)
@@ -30,7 +32,8 @@ def updated(config: OptimizerConfig, steps: int = 1):
     state, model = optimizer.init(MODEL), MODEL
     for _ in range(steps):
         updates, state = optimizer.transformation.update(
-            optimizer.trained_parameters(GRADIENTS), state, optimizer.trained_parameters(model))
+            optimizer.trained_parameters(GRADIENTS), state, optimizer.trained_parameters(model)
+        )
         model = with_parameters(model, optax.apply_updates(optimizer.trained_parameters(model), updates))
     return model
 
@@ -54,11 +57,13 @@ def test_rsqrt_is_t5():
 
 def test_linear_and_cosine_come_down_to_their_final_ratio():
     settings = dict(learning_rate=1.0, warmup_steps=20, final_ratio=0.2)
-    np.testing.assert_allclose(rates([9, 20, 60, 100, 500], schedule='linear', **settings), [0.5, 1, 0.6, 0.2, 0.2],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        rates([9, 20, 60, 100, 500], schedule='linear', **settings), [0.5, 1, 0.6, 0.2, 0.2], rtol=1e-6
+    )
     quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
-    np.testing.assert_allclose(rates([9, 40, 60, 100, 500], schedule='cosine', **settings), [0.5, quarter, 0.6, 0.2, 0.2],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        rates([9, 40, 60, 100, 500], schedule='cosine', **settings), [0.5, quarter, 0.6, 0.2, 0.2], rtol=1e-6
+    )
     np.testing.assert_allclose(rates([30, 50], learning_rate=1.0, schedule='linear', decay_steps=40), [0.25, 0.0])
 
 
@@ -80,8 +85,9 @@ def test_adamw_is_optax():
 def test_weight_decay_is_palm_with_exponent_two_and_spares_what_it_is_told_to():
     settings = dict(learning_rate=0.1, schedule='constant')
     plain = updated(OptimizerConfig(**settings))
-    decayed = updated(OptimizerConfig(weight_decay=1.0, weight_decay_lr_exponent=2.0, no_weight_decay=('.*/scale',),
-                                      **settings))
+    decayed = updated(
+        OptimizerConfig(weight_decay=1.0, weight_decay_lr_exponent=2.0, no_weight_decay=('.*/scale',), **settings)
+    )
     taken = jax.tree.map(lambda a, b: float(jnp.mean(a - b)), plain, decayed)
     np.testing.assert_allclose(taken['token_embedder']['embedding'], 0.01 * 2.0, rtol=1e-4)
     np.testing.assert_allclose(taken['encoder']['layers']['mlp']['wi']['kernel'], 0.01, rtol=1e-4)
@@ -90,11 +96,14 @@ def test_weight_decay_is_palm_with_exponent_two_and_spares_what_it_is_told_to():
 
 def test_gradients_are_clipped_by_their_global_norm_before_the_optimizer():
     norm = float(optax.global_norm(GRADIENTS))
+
     def second_moment(clip):
         optimizer = make_optimizer(OptimizerConfig(clip_by_global_norm=clip), AXES, 100)
         _, state = optimizer.transformation.update(GRADIENTS, optimizer.init(MODEL), MODEL)
-        return next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-                    if path_name(path).endswith('scale/v'))
+        return next(
+            leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if path_name(path).endswith('scale/v')
+        )
+
     np.testing.assert_allclose(second_moment(norm / 10), second_moment(None) / 100, rtol=1e-5)
     np.testing.assert_array_equal(second_moment(norm * 10), second_moment(None))
 
@@ -103,8 +112,11 @@ def test_frozen_parameters_are_not_in_the_optimizer_and_do_not_move():
     config = OptimizerConfig(freeze=('encoder/.*',), weight_decay=0.1)
     optimizer = make_optimizer(config, AXES, 100)
     assert optimizer.trained == {'token_embedder/embedding'}
-    assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(optimizer.init(MODEL))
-                if 'encoder' in path_name(path).split('/')]
+    assert not [
+        path
+        for path, _ in jax.tree_util.tree_leaves_with_path(optimizer.init(MODEL))
+        if 'encoder' in path_name(path).split('/')
+    ]
     after = updated(config)
     jax.tree.map(np.testing.assert_array_equal, after['encoder'], MODEL['encoder'])
     assert np.all(after['token_embedder']['embedding'] != 2.0)
@@ -122,10 +134,15 @@ def test_freezing_everything_is_refused():
         make_optimizer(OptimizerConfig(freeze=('.*',)), AXES, 100)
 
 
-@pytest.mark.parametrize('config', [
-    OptimizerConfig(), OptimizerConfig(b1=0.9, factored=False), OptimizerConfig(name='adamw', clip_by_global_norm=1.0),
-    OptimizerConfig(weight_decay=0.1, freeze=('encoder/.*',)),
-])
+@pytest.mark.parametrize(
+    'config',
+    [
+        OptimizerConfig(),
+        OptimizerConfig(b1=0.9, factored=False),
+        OptimizerConfig(name='adamw', clip_by_global_norm=1.0),
+        OptimizerConfig(weight_decay=0.1, freeze=('encoder/.*',)),
+    ],
+)
 def test_every_array_of_the_state_has_its_parameters_axes(config):
     state = jax.eval_shape(make_optimizer(config, AXES, 100).init, MODEL)
     axes = state_axes(state, AXES)
@@ -135,8 +152,10 @@ def test_every_array_of_the_state_has_its_parameters_axes(config):
 
 def test_factored_moments_drop_the_axes_they_average_over():
     state = jax.eval_shape(make_optimizer(OptimizerConfig(), AXES, 100).init, MODEL)
-    leaves = jax.tree_util.tree_leaves_with_path(state_axes(state, AXES), is_leaf=lambda x: isinstance(x, tuple) and all(
-        isinstance(name, str) for name in x) and x != ())
+    leaves = jax.tree_util.tree_leaves_with_path(
+        state_axes(state, AXES),
+        is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x) and x != (),
+    )
     axes = {'/'.join(path_name(path).split('/')[2:]): names for path, names in leaves}
     assert axes['encoder/layers/mlp/wi/kernel/v_row'] == ('layers', 'embed')
     assert axes['encoder/layers/mlp/wi/kernel/v_col'] == ('layers', 'mlp')

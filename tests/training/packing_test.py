@@ -4,28 +4,37 @@ import jax
 import numpy as np
 import pytest
 
-from t5flan.data.config import InstructionConfig
-from t5flan.data.prompting.conversations import converse
-from t5flan.data.preprocessing.examples import Context
-from t5flan.data.preprocessing.features import LOSS_WEIGHTS, row_capacity, row_cost
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.batches.packing import Packer
+from t5flan.data.config import InstructionConfig
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS, row_capacity, row_cost
+from t5flan.data.prompting.conversations import converse
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.training.config import LossConfig
 from t5flan.training.step import loss_sums
 from tests.models.small_models import small_model
 
 LENGTHS = {'inputs': 64, 'targets': 64}
-FAMILIES = {'encoder_decoder': ('t5_1_1', 'umt5'), 'prefix_lm': ('relative', 'palm'), 'causal_lm': ('relative', 'gemma')}
+FAMILIES = {
+    'encoder_decoder': ('t5_1_1', 'umt5'),
+    'prefix_lm': ('relative', 'palm'),
+    'causal_lm': ('relative', 'gemma'),
+}
 CASES = [(format, family) for format, families in FAMILIES.items() for family in families]
 
 
 def conversation(rng, format):
     vocabulary = ByteVocabulary()
     turns = 2 * rng.integers(1, 4)
-    record = {'roles': ['user', 'assistant'] * (turns // 2), 'texts': ['ab'[i % 2] * rng.integers(1, 5) for i in range(turns)]}
+    record = {
+        'roles': ['user', 'assistant'] * (turns // 2),
+        'texts': ['ab'[i % 2] * rng.integers(1, 5) for i in range(turns)],
+    }
     markers = {role: role[0].upper() for role in ('system', 'tools', 'user', 'assistant', 'call', 'observation')}
-    return converse.apply(record, Context(vocabulary, LENGTHS, format=format, instructions=InstructionConfig(chat_markers=markers)))
+    return converse.apply(
+        record, Context(vocabulary, LENGTHS, format=format, instructions=InstructionConfig(chat_markers=markers))
+    )
 
 
 def examples(format, count, chats, seed):
@@ -56,7 +65,9 @@ def test_packed_equals_one_by_one(format, family, chats):
     assert all(packer.add(example, row_cost(format, example)) for example in made)
     assert max(map(len, packer.rows)) > 1
     packed = sums(model, make_batch(format, LENGTHS, packer.rows, True))
-    single = np.sum([sums(model, make_batch(format, LENGTHS, [[example]], packed=chats == 8)) for example in made], axis=0)
+    single = np.sum(
+        [sums(model, make_batch(format, LENGTHS, [[example]], packed=chats == 8)) for example in made], axis=0
+    )
     expected = sum(example.get(LOSS_WEIGHTS, np.ones(len(example['targets']))).sum() for example in made)
     assert packed[1] == single[1] == expected
     np.testing.assert_allclose(packed[0] / expected, single[0] / expected, rtol=1e-5)
@@ -83,7 +94,9 @@ def test_a_user_is_not_learnt_from():
     def loss(shift):
         hidden = model.hidden(batch)
         logits = model.logits(hidden) + shift
-        picked = jax.numpy.take_along_axis(jax.nn.log_softmax(logits), batch['decoder_target_tokens'][..., None], axis=-1)[..., 0]
+        picked = jax.numpy.take_along_axis(
+            jax.nn.log_softmax(logits), batch['decoder_target_tokens'][..., None], axis=-1
+        )[..., 0]
         return -(picked * batch['decoder_loss_weights']).sum()
 
     gradient = np.abs(np.asarray(jax.grad(loss)(jax.numpy.zeros((1, sum(LENGTHS.values()), 260))))).sum(-1)[0]

@@ -13,8 +13,17 @@ from t5flan.training.state import create_state
 from t5flan.training.step import make_train_step
 from tests.training.examples import jit
 
-CONFIG = ModelConfig(architecture='encoder_decoder', vocab_size=256, emb_dim=144, num_heads=4, head_dim=36, mlp_dim=160,
-                     num_encoder_layers=2, num_decoder_layers=2, dtype='float32')
+CONFIG = ModelConfig(
+    architecture='encoder_decoder',
+    vocab_size=256,
+    emb_dim=144,
+    num_heads=4,
+    head_dim=36,
+    mlp_dim=160,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dtype='float32',
+)
 
 
 def from_t5x(recorded, prefix: str, like):

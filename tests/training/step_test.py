@@ -12,11 +12,11 @@ from flax import nnx
 
 from t5flan import sharding as sharding_lib
 from t5flan.errors import UserError
+from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.config import LossConfig, OptimizerConfig
-from t5flan.mesh import MeshConfig
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import loss_weights, make_eval_step, make_train_step
@@ -132,6 +132,7 @@ def test_the_state_has_its_shapes_without_values():
 
 def test_without_flax_graph_mode():
     """The coming default of flax, under which modules are trees and nothing more, gives the same program."""
+
     def program():
         optimizer = make_optimizer(ADAFACTOR, logical_axes(abstract_model(ENCODER_DECODER)), 100)
         state = jax.eval_shape(lambda: create_state(build_model(ENCODER_DECODER, jax.random.key(1)), optimizer))
@@ -149,14 +150,20 @@ TILED = dict(attention='chunked', remat='minimal')
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize('config, mesh', [
-    slow(ENCODER_DECODER, MeshConfig(data=8), id='data'), slow(ENCODER_DECODER, MeshConfig(data=1, fsdp=8), id='fsdp'),
-    slow(ENCODER_DECODER, MeshConfig(data=2, tensor=4), id='tensor'),
-    pytest.param(ENCODER_DECODER, MeshConfig(data=2, fsdp=2, tensor=2), id='mixed'),
-    pytest.param(ENCODER_DECODER, MeshConfig(data=2, context=2, tensor=2), id='context'),
-    slow(dataclasses.replace(ENCODER_DECODER, **TILED), MeshConfig(data=2, fsdp=2, context=2), id='context and fsdp'),
-    slow(dataclasses.replace(DECODER, **TILED), MeshConfig(data=2, context=2, tensor=2), id='context of a decoder'),
-])
+@pytest.mark.parametrize(
+    'config, mesh',
+    [
+        slow(ENCODER_DECODER, MeshConfig(data=8), id='data'),
+        slow(ENCODER_DECODER, MeshConfig(data=1, fsdp=8), id='fsdp'),
+        slow(ENCODER_DECODER, MeshConfig(data=2, tensor=4), id='tensor'),
+        pytest.param(ENCODER_DECODER, MeshConfig(data=2, fsdp=2, tensor=2), id='mixed'),
+        pytest.param(ENCODER_DECODER, MeshConfig(data=2, context=2, tensor=2), id='context'),
+        slow(
+            dataclasses.replace(ENCODER_DECODER, **TILED), MeshConfig(data=2, fsdp=2, context=2), id='context and fsdp'
+        ),
+        slow(dataclasses.replace(DECODER, **TILED), MeshConfig(data=2, context=2, tensor=2), id='context of a decoder'),
+    ],
+)
 def test_eight_devices_give_the_numbers_of_one(config, mesh):
     settings = dataclasses.replace(ADAFACTOR, clip_by_global_norm=1.0)
     batches = [make_batch(config, seed, rows=16) for seed in range(3)]
@@ -172,8 +179,11 @@ def test_eight_devices_give_the_numbers_of_one(config, mesh):
         axes = logical_axes(make_model(config))
         optimizer = make_optimizer(settings, axes, 100)
         fresh = create_state(make_model(config), optimizer)
-        places = TrainState(sharding.replicated(), sharding_lib.tree_shardings(sharding, fresh.model, axes),
-                            sharding_lib.tree_shardings(sharding, fresh.opt_state, state_axes(fresh.opt_state, axes)))
+        places = TrainState(
+            sharding.replicated(),
+            sharding_lib.tree_shardings(sharding, fresh.model, axes),
+            sharding_lib.tree_shardings(sharding, fresh.opt_state, state_axes(fresh.opt_state, axes)),
+        )
         sharded = jax.device_put(fresh, places)
         step = jit(make_train_step(settings, loss, optimizer, 0), out_shardings=(places, None))
         for batch, metrics in zip(batches, expected, strict=True):
@@ -189,18 +199,26 @@ def test_memory_of_long_rows_falls_with_the_devices_that_share_them():
     alone, shared = (compiled_for_long_rows(config, MeshConfig(data=1, context=parts)) for parts in (1, 4))
     ratio = shared.memory_analysis().temp_size_in_bytes / alone.memory_analysis().temp_size_in_bytes
     assert ratio < 0.3
-    collectives = set(re.findall(r'= (\S+?)(?:{.*?})? (all-gather|all-to-all|collective-permute|reduce-scatter)\(', shared.as_text()))
-    assert collectives == {('f32[1,2048,4,8]', 'all-gather'), ('s32[1,2048]', 'all-gather'), ('f32[1,512,4,8]', 'reduce-scatter')}
+    collectives = set(
+        re.findall(r'= (\S+?)(?:{.*?})? (all-gather|all-to-all|collective-permute|reduce-scatter)\(', shared.as_text())
+    )
+    assert collectives == {
+        ('f32[1,2048,4,8]', 'all-gather'),
+        ('s32[1,2048]', 'all-gather'),
+        ('f32[1,512,4,8]', 'reduce-scatter'),
+    }
 
 
 def compiled_for_long_rows(config, mesh):
     """The step of one packed row of 2,048 tokens in and 2,048 out."""
-    with sharding_lib.use(sharding_lib.create_sharding(mesh, jax.devices()[:mesh.context])) as sharding:
+    with sharding_lib.use(sharding_lib.create_sharding(mesh, jax.devices()[: mesh.context])) as sharding:
         axes = logical_axes(abstract_model(config))
         optimizer = make_optimizer(ADAFACTOR, axes, 100)
         state = jax.eval_shape(lambda model: create_state(model, optimizer), abstract_model(config))
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated()), state)
-        names = [f'{side}_{name}' for side in ('encoder', 'decoder') for name in ('input_tokens', 'segment_ids', 'positions')]
+        names = [
+            f'{side}_{name}' for side in ('encoder', 'decoder') for name in ('input_tokens', 'segment_ids', 'positions')
+        ]
         tokens = jax.ShapeDtypeStruct((1, 2048), jnp.int32, sharding=sharding.named(('batch', 'length')))
         batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
         step = make_train_step(ADAFACTOR, LossConfig(chunk_tokens=1024), optimizer, 0)

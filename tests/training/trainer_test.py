@@ -17,15 +17,25 @@ from t5flan import tasks
 from t5flan.data.config import DataConfig, FileTask, InstructionConfig, Stage
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.errors import UserError
+from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
-from t5flan.training.trainer import train
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
-from t5flan.mesh import MeshConfig
 from t5flan.training.journal import read_metrics
+from t5flan.training.trainer import train
 
-MODEL = ModelConfig(architecture='encoder_decoder', vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
-                    num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.1, dtype='float32')
+MODEL = ModelConfig(
+    architecture='encoder_decoder',
+    vocab_size=384,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dropout_rate=0.1,
+    dtype='float32',
+)
 WORDS = 'ant bee cat dog eel fox gnu hen'.split()
 
 
@@ -35,7 +45,9 @@ def task_file(tmp_path_factory):
     path = tmp_path_factory.mktemp('data') / 'reverse.jsonl'
     rng = random.Random(0)
     rows = [rng.choices(WORDS, k=rng.randint(1, 5)) for _ in range(400)]
-    path.write_text(''.join(json.dumps({'inputs': ' '.join(row), 'targets': ' '.join(row[::-1])}) + '\n' for row in rows))
+    path.write_text(
+        ''.join(json.dumps({'inputs': ' '.join(row), 'targets': ' '.join(row[::-1])}) + '\n' for row in rows)
+    )
     return path
 
 
@@ -43,8 +55,14 @@ def task_file(tmp_path_factory):
 def settings(task_file, request):
     """Arguments of train(): 12 steps, saved every 4."""
     name = 'reverse_' + ''.join(c if c.isalnum() else '_' for c in request.node.name)
-    data = DataConfig(mixture=name, batch_size=8, feature_lengths={'inputs': 40, 'targets': 40}, vocabulary='bytes',
-                      extra_ids=0, file_tasks=(FileTask(name=name, train=str(task_file)),))
+    data = DataConfig(
+        mixture=name,
+        batch_size=8,
+        feature_lengths={'inputs': 40, 'targets': 40},
+        vocabulary='bytes',
+        extra_ids=0,
+        file_tasks=(FileTask(name=name, train=str(task_file)),),
+    )
     tasks.register_all(data)
     return dict(
         model=MODEL,
@@ -84,8 +102,11 @@ def test_another_mesh_goes_on_from_the_same_data(tmp_path, settings):
 
 
 def test_loss_falls_and_evaluation_picks_the_best(tmp_path, settings):
-    settings |= {'run': RunConfig(steps=40, log_every=1), 'evaluation': EvaluationConfig(every=10, batches=1),
-                 'checkpoints': CheckpointConfig(every=10, keep=1, best_metric='eval/loss')}
+    settings |= {
+        'run': RunConfig(steps=40, log_every=1),
+        'evaluation': EvaluationConfig(every=10, batches=1),
+        'checkpoints': CheckpointConfig(every=10, keep=1, best_metric='eval/loss'),
+    }
     train(str(tmp_path), **settings)
     assert losses(tmp_path)[-1] < 0.8 * losses(tmp_path)[0]
     evaluated = {row['step']: row['eval/loss'] for row in read_metrics(tmp_path) if 'eval/loss' in row}
@@ -98,8 +119,10 @@ def test_initializing_takes_parameters_alone_or_all(tmp_path, settings):
     for what, step in (('parameters', 0), ('all', 4)):
         from_first = CheckpointConfig(every=100, initialize_from=str(tmp_path / 'first'), initialize=what)
         frozen = OptimizerConfig(learning_rate=0.0)
-        state = train(str(tmp_path / what), **settings | {
-            'checkpoints': from_first, 'optimizer': frozen, 'run': RunConfig(steps=5, log_every=1)})
+        state = train(
+            str(tmp_path / what),
+            **settings | {'checkpoints': from_first, 'optimizer': frozen, 'run': RunConfig(steps=5, log_every=1)},
+        )
         same_bits(state.model, first.model)
         assert [row['step'] for row in read_metrics(tmp_path / what)] == list(range(step + 1, 6))
 
@@ -111,17 +134,22 @@ def test_nan_stops_with_step_loss_and_last_good_checkpoint(tmp_path, settings):
     assert checkpoints_lib.saved_steps(tmp_path) == [4]
 
 
-@pytest.mark.parametrize('change, setting', [
-    ({'model': dataclasses.replace(MODEL, mlp_dim=64)}, r'ModelConfig\.mlp_dim=32.*given is 64'),
-    ({'seed': 3}, r'DataConfig\.seed=0.*given is 3'),
-    ({'batch_size': 16}, r'DataConfig\.batch_size=8.*given is 16'),
-    ({'mixed_in': {'practice': 0.1}}, r'DataConfig\.mixed_in=\{\}.*given is \{.practice.: 0\.1\}'),
-    ({'stages': (Stage('practice', 2),)}, r'DataConfig\.stages=\[\], given is'),
-    ({'instructions': InstructionConfig(few_shot=0)}, r'DataConfig\.instructions\.few_shot=0\.5.*given is 0'),
-])
+@pytest.mark.parametrize(
+    'change, setting',
+    [
+        ({'model': dataclasses.replace(MODEL, mlp_dim=64)}, r'ModelConfig\.mlp_dim=32.*given is 64'),
+        ({'seed': 3}, r'DataConfig\.seed=0.*given is 3'),
+        ({'batch_size': 16}, r'DataConfig\.batch_size=8.*given is 16'),
+        ({'mixed_in': {'practice': 0.1}}, r'DataConfig\.mixed_in=\{\}.*given is \{.practice.: 0\.1\}'),
+        ({'stages': (Stage('practice', 2),)}, r'DataConfig\.stages=\[\], given is'),
+        ({'instructions': InstructionConfig(few_shot=0)}, r'DataConfig\.instructions\.few_shot=0\.5.*given is 0'),
+    ],
+)
 def test_a_workdir_of_another_run_is_refused(tmp_path, settings, change, setting):
     train(str(tmp_path), **settings | {'run': RunConfig(steps=1)})
-    given = {'model': change['model']} if 'model' in change else {'data': dataclasses.replace(settings['data'], **change)}
+    given = (
+        {'model': change['model']} if 'model' in change else {'data': dataclasses.replace(settings['data'], **change)}
+    )
     with pytest.raises(UserError, match=setting):
         train(str(tmp_path), **settings | given)
     assert checkpoints_lib.saved_steps(tmp_path) == [1]
@@ -139,7 +167,9 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(tmp_path, setting
 
 def test_a_length_that_does_not_divide_over_the_mesh_is_refused_before_anything_is_made(tmp_path, settings):
     data = dataclasses.replace(settings['data'], feature_lengths={'inputs': 40, 'targets': 42})
-    with pytest.raises(UserError, match=r'DataConfig\.feature_lengths=42 .* context=8\..* or change MeshConfig\.context') as error:
+    with pytest.raises(
+        UserError, match=r'DataConfig\.feature_lengths=42 .* context=8\..* or change MeshConfig\.context'
+    ) as error:
         train(str(tmp_path), **settings | {'mesh': MeshConfig(data=1, context=8), 'data': data})
     assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
@@ -149,16 +179,40 @@ def test_a_length_that_does_not_divide_over_the_mesh_is_refused_before_anything_
 
 def start(workdir, task_file, steps=40):
     """The same training as a process of its own, on one device, saved every 5 steps."""
-    bindings = [f'ModelConfig.{f.name}={getattr(MODEL, f.name)}' for f in dataclasses.fields(MODEL)
-                if getattr(MODEL, f.name) is not None and getattr(MODEL, f.name) != f.default]
-    bindings += ['DataConfig.mixture=reverse_killed', 'FileTask.name=reverse_killed', f'FileTask.train={task_file}',
-                 'DataConfig.file_tasks=[@FileTask()]', 'DataConfig.batch_size=8', 'DataConfig.vocabulary=bytes', 'DataConfig.extra_ids=0',
-                 "DataConfig.feature_lengths={'inputs': 40, 'targets': 40}", f'RunConfig.steps={steps}',
-                 'RunConfig.log_every=1', 'CheckpointConfig.every=5', 'OptimizerConfig.learning_rate=0.01']
+    bindings = [
+        f'ModelConfig.{f.name}={getattr(MODEL, f.name)}'
+        for f in dataclasses.fields(MODEL)
+        if getattr(MODEL, f.name) is not None and getattr(MODEL, f.name) != f.default
+    ]
+    bindings += [
+        'DataConfig.mixture=reverse_killed',
+        'FileTask.name=reverse_killed',
+        f'FileTask.train={task_file}',
+        'DataConfig.file_tasks=[@FileTask()]',
+        'DataConfig.batch_size=8',
+        'DataConfig.vocabulary=bytes',
+        'DataConfig.extra_ids=0',
+        "DataConfig.feature_lengths={'inputs': 40, 'targets': 40}",
+        f'RunConfig.steps={steps}',
+        'RunConfig.log_every=1',
+        'CheckpointConfig.every=5',
+        'OptimizerConfig.learning_rate=0.01',
+    ]
     environment = os.environ | {'XLA_FLAGS': ''}
-    return subprocess.Popen([sys.executable, '-m', 't5flan', 'train', f'--workdir={workdir}',
-                             *(f'--gin.{binding}' for binding in bindings)],
-                            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            't5flan',
+            'train',
+            f'--workdir={workdir}',
+            *(f'--gin.{binding}' for binding in bindings),
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def wait_for(process, happened, seconds=120):

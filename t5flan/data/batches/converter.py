@@ -37,16 +37,6 @@ from t5flan.data.preprocessing.features import LOSS_WEIGHTS, NO_TOKENS, row_capa
 Batch = dict[str, np.ndarray]
 
 
-
-
-
-
-
-
-
-
-
-
 def make_batch(
     format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[Example]], packed: bool, start_id: int = 0
 ) -> Batch:
@@ -71,7 +61,8 @@ def make_batch(
             batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}
         return batch
     tokens, segments, positions = _place(
-        [[np.concatenate([example.get('inputs', NO_TOKENS), example['targets']]) for example in row] for row in rows], capacity[0]
+        [[np.concatenate([example.get('inputs', NO_TOKENS), example['targets']]) for example in row] for row in rows],
+        capacity[0],
     )
     prefixes = np.zeros_like(tokens)  # inputs of the example that each position belongs to
     for b, row in enumerate(rows):
@@ -81,7 +72,11 @@ def make_batch(
             prefixes[b, start:end] = len(example.get('inputs', NO_TOKENS))
             start = end
     real = segments > 0
-    batch = {**_decoder(tokens, segments, positions, start_id), 'decoder_segment_ids': segments, 'decoder_positions': positions}
+    batch = {
+        **_decoder(tokens, segments, positions, start_id),
+        'decoder_segment_ids': segments,
+        'decoder_positions': positions,
+    }
     batch['decoder_loss_weights'] = _loss_weights(rows, real & (positions >= prefixes), inputs_too=True)
     if format == 'prefix_lm':
         # One more than the inputs: position p reads the token before it, so the last of the inputs is read at p = prefix.

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.skipped import lacking, summary
-from t5flan.data.config import DataConfig
-from t5flan.data.preprocessing.examples import Example
 from t5flan.data.batches.converter import Batch, make_batch
-from t5flan.data.preprocessing import features
-from t5flan.data.mixtures.mixing import Schedule
 from t5flan.data.batches.packing import Packer
-from t5flan.data.mixtures.stages import Plan, make_plan, tasks_of_split
+from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.mixing import Schedule
 from t5flan.data.mixtures.readers import Counts, Reader, open_reader
+from t5flan.data.mixtures.stages import Plan, make_plan, tasks_of_split
+from t5flan.data.preprocessing import features
+from t5flan.data.preprocessing.examples import Example
+from t5flan.data.skipped import lacking, summary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
@@ -88,7 +88,9 @@ class Stream:
         if task.name not in self._readers:
             # Of a rare task few are made ahead: thousands of tasks would fill the memory with examples that wait.
             ahead = min(Reader.LARGEST_BLOCK, max(Reader.SMALL_BLOCK, int(2048 * self._plan.rates[:, number].max())))
-            reader = open_reader(task, self._config, self._vocabulary, self._number, self._config.stream_count, ahead=ahead)
+            reader = open_reader(
+                task, self._config, self._vocabulary, self._number, self._config.stream_count, ahead=ahead
+            )
             if task.name in self._cursors:
                 reader.start(self._cursors[task.name])
             self._readers[task.name] = reader
@@ -98,9 +100,7 @@ class Stream:
 class HostBatches:
     """One host's rows of every batch, one batch after the other."""
 
-    def __init__(
-        self, config: DataConfig, plan: Plan, vocabulary: Vocabulary, rows: slice, position: Position
-    ) -> None:
+    def __init__(self, config: DataConfig, plan: Plan, vocabulary: Vocabulary, rows: slice, position: Position) -> None:
         """`rows` of the global batch, from `position` on."""
         self._config, self._rows, self._start_id = config, rows, vocabulary.start_id
         self._per_stream = config.batch_size // config.stream_count
@@ -132,9 +132,7 @@ class HostBatches:
         rows = [row for stream in self._streams for row in stream.next_rows(self._per_stream, counts)]
         skip = self._rows.start - self._first * self._per_stream
         rows = rows[skip : skip + self._rows.stop - self._rows.start]
-        batch = make_batch(
-            self._config.format, self._config.feature_lengths, rows, self._config.pack, self._start_id
-        )
+        batch = make_batch(self._config.format, self._config.feature_lengths, rows, self._config.pack, self._start_id)
         filled = sum(sum(features.row_cost(self._config.format, example)) for row in rows for example in row)
         return batch, self.position(), counts, (filled, len(rows) * sum(self._streams[0].capacity))
 
@@ -152,7 +150,9 @@ class TrainPipeline:
         UserError: the mixture, a split, a feature or the vocabulary does not fit the settings.
     """
 
-    def __init__(self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1) -> None:
+    def __init__(
+        self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1
+    ) -> None:
         if config.batch_size % process_count:
             raise UserError(
                 f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set '
@@ -258,7 +258,9 @@ class TrainPipeline:
             if long := task['trimmed'] + task['dropped']:
                 did = 'trimmed' if self.config.too_long == 'trim' else 'dropped'
                 seen = task['examples'] + task['dropped']
-                lines.append(f'{name}: {long:,} of {seen:,} examples longer than {dict(self.config.feature_lengths)} were {did}')
+                lines.append(
+                    f'{name}: {long:,} of {seen:,} examples longer than {dict(self.config.feature_lengths)} were {did}'
+                )
             if few := task['few_sentinels']:
                 lines.append(
                     f'{name}: {few:,} of {task["examples"]:,} windows of text were cut shorter, for their spans would outnumber the '
@@ -274,7 +276,9 @@ class Prefetch:
     def __init__(self, make: Any, ahead: int) -> None:
         self._queue: queue.Queue = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=_produce, args=(make, self._queue, self._stop), name='t5flan-data', daemon=True)
+        self._thread = threading.Thread(
+            target=_produce, args=(make, self._queue, self._stop), name='t5flan-data', daemon=True
+        )
         self._thread.start()
         # Also at the interpreter's end: a thread that is still in native code then can bring the process down.
         self.close = weakref.finalize(self, _end, self._queue, self._stop, self._thread)
@@ -316,7 +320,10 @@ def _end(results: queue.Queue, stop: threading.Event, thread: threading.Thread) 
 
 def merge_positions(positions: Sequence[Position]) -> Position:
     """The position over all hosts from each host's own; hosts that share a stream agree on it."""
-    return {**positions[0], 'streams': {number: at for position in positions for number, at in position['streams'].items()}}
+    return {
+        **positions[0],
+        'streams': {number: at for position in positions for number, at in position['streams'].items()},
+    }
 
 
 def record_counts(tasks: Sequence[Any], split: str) -> dict[str, int]:
@@ -372,7 +379,9 @@ class EvalExamples(list):
     counts: Counts
 
 
-def eval_examples(config: DataConfig, vocabulary: Vocabulary, task: str | None = None, limit: int | None = None) -> EvalExamples:
+def eval_examples(
+    config: DataConfig, vocabulary: Vocabulary, task: str | None = None, limit: int | None = None
+) -> EvalExamples:
     """The first `limit` examples (None: all) of a split of one task, for generation and metrics.
 
     Args:
@@ -386,7 +395,9 @@ def eval_examples(config: DataConfig, vocabulary: Vocabulary, task: str | None =
     Raises:
         UserError: as TrainPipeline.
     """
-    config = dataclasses.replace(config, mixture=task or config.mixture, stages=(), mixed_in={}, shuffle=False, too_long='trim')
+    config = dataclasses.replace(
+        config, mixture=task or config.mixture, stages=(), mixed_in={}, shuffle=False, too_long='trim'
+    )
     made = EvalExamples()
     made.counts = Counts()
     for one in tasks_of_split(config, vocabulary):

@@ -36,8 +36,10 @@ def cache_step(task: seqio.Task) -> int | None:
 
 def made_with(task: seqio.Task, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a task's cached records depend on besides the source: if it changes, they are stale."""
-    names = [repr(function) if isinstance(function, ExampleFn) else seqio.utils.function_name(function)
-             for function in task.preprocessors[: cache_step(task)]]
+    names = [
+        repr(function) if isinstance(function, ExampleFn) else seqio.utils.function_name(function)
+        for function in task.preprocessors[: cache_step(task)]
+    ]
     return {'preprocessors': names, 'vocabulary': vocabulary.fingerprint}
 
 
@@ -62,13 +64,19 @@ class CachedRecords(Sequence):
         from array_record.python import array_record_data_source
 
         if '://' in folder:
-            raise UserError(f'{folder}: records are read one by one, from a folder. Mount the bucket (gcsfuse) or copy it, and set '
-                            'DataConfig.cache to where it lies then.')
+            raise UserError(
+                f'{folder}: records are read one by one, from a folder. Mount the bucket (gcsfuse) or copy it, and set '
+                'DataConfig.cache to where it lies then.'
+            )
         paths = [str(epath.Path(folder) / shard_name(split, number, shards)) for number in range(shards)]
         missing = [path for path in paths if not epath.Path(path).exists()]
         if missing:
-            raise UserError(f'{missing[0]} is missing: the cache is not whole. Run `t5flan cache` again with --overwrite.')
-        self._source = array_record_data_source.ArrayRecordDataSource([path for path in paths if epath.Path(path).stat().length])
+            raise UserError(
+                f'{missing[0]} is missing: the cache is not whole. Run `t5flan cache` again with --overwrite.'
+            )
+        self._source = array_record_data_source.ArrayRecordDataSource(
+            [path for path in paths if epath.Path(path).stat().length]
+        )
         self._features = dict(features)
 
     def __len__(self) -> int:
@@ -103,9 +111,12 @@ class CachedSource(IndexedSource):
 
     def __init__(self, folder: str, info: Mapping[str, Any]) -> None:
         self._counts = {split: one['examples'] for split, one in info['splits'].items()}
-        super().__init__({
-            split: lambda split=split, one=one: CachedRecords(folder, split, one['shards'], info['features'])
-            for split, one in info['splits'].items()})
+        super().__init__(
+            {
+                split: lambda split=split, one=one: CachedRecords(folder, split, one['shards'], info['features'])
+                for split, one in info['splits'].items()
+            }
+        )
 
     def num_input_examples(self, split: str) -> int:
         return self._counts[split]
@@ -126,7 +137,9 @@ def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
             raise ValueError
         return read_info(root, info['same_as']) if 'same_as' in info else (str(path.parent), info)
     except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path} is not of this version of `t5flan cache`. Cache {task} again with --overwrite.') from None
+        raise UserError(
+            f'{path} is not of this version of `t5flan cache`. Cache {task} again with --overwrite.'
+        ) from None
 
 
 def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) -> seqio.Task:
@@ -142,14 +155,18 @@ def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) ->
     now = made_with(task, vocabulary)
     for what, setting in (('vocabulary', 'DataConfig.vocabulary'), ('preprocessors', 'DataConfig.cache')):
         if info['made_with'][what] != now[what]:
-            raise UserError(f'{folder} was cached with another {what.removesuffix("s")} ({info["made_with"][what]}) than the run has '
-                            f'({now[what]}). Set {setting}, or cache {task.name} again with --overwrite.')
-    return task.replace(source=CachedSource(folder, info), preprocessors=task.preprocessors[cache_step(task) + 1:])
+            raise UserError(
+                f'{folder} was cached with another {what.removesuffix("s")} ({info["made_with"][what]}) than the run has '
+                f'({now[what]}). Set {setting}, or cache {task.name} again with --overwrite.'
+            )
+    return task.replace(source=CachedSource(folder, info), preprocessors=task.preprocessors[cache_step(task) + 1 :])
 
 
 def check_any_cached(tasks: Sequence[Any], config: DataConfig) -> None:
     """Raises UserError where DataConfig.cache holds none of the tasks: a wrong path, or another name."""
     if config.cache and not any(isinstance(task.source, CachedSource) for task in tasks):
         names = ', '.join(task.name for task in tasks[:3])
-        raise UserError(f'DataConfig.cache={config.cache!r} holds none of {names} with a split {config.split!r}. Run `t5flan cache '
-                        f'{config.mixture} --output={config.cache}`, or set DataConfig.cache = None.')
+        raise UserError(
+            f'DataConfig.cache={config.cache!r} holds none of {names} with a split {config.split!r}. Run `t5flan cache '
+            f'{config.mixture} --output={config.cache}`, or set DataConfig.cache = None.'
+        )

@@ -36,7 +36,9 @@ def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
     )
 
 
-def tasks_and_rates(mixture: Any, split: str | None = None, broken: dict[str, str] | None = None) -> list[tuple[Any, float]]:
+def tasks_and_rates(
+    mixture: Any, split: str | None = None, broken: dict[str, str] | None = None
+) -> list[tuple[Any, float]]:
     """The tasks of a task or (nested) mixture with their shares, which sum to 1, by name; with a split, those that have it.
 
     SeqIO's `Mixture.get_rate`, in one pass.
@@ -122,7 +124,9 @@ class ByExamples:
 def _examples(task: Any) -> int:
     size = task.num_input_examples('train' if 'train' in task.splits else min(task.splits))
     if size is None:
-        raise UserError(f'task {task.name}: its source does not know how many examples it has. Give it a rate by Blend.shares.')
+        raise UserError(
+            f'task {task.name}: its source does not know how many examples it has. Give it a rate by Blend.shares.'
+        )
     return size
 
 
@@ -153,7 +157,9 @@ class Schedule:
 
     BLOCK = 256
 
-    def __init__(self, rates: Sequence[float], key: str, shuffle: bool = True, stream: int = 0, streams: int = 1) -> None:
+    def __init__(
+        self, rates: Sequence[float], key: str, shuffle: bool = True, stream: int = 0, streams: int = 1
+    ) -> None:
         self._quota = np.asarray(rates, np.float64) * self.BLOCK
         self._key = f'{key}/{stream}'
         self._shuffle = shuffle
@@ -176,7 +182,3 @@ class Schedule:
         while slot >= len(self.block(block)):
             block, slot = block + 1, 0
         return int(self.block(block)[slot]), block, slot
-
-
-
-

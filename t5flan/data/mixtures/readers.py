@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.preprocessing import features
 from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, run_block
 from t5flan.data.preprocessing.joining import joined_by, run_joined
-from t5flan.data.randomness import stable_hash
-from t5flan.data.randomness import Permutation
+from t5flan.data.randomness import Permutation, stable_hash
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
@@ -80,7 +79,10 @@ class Reader:
         self._ready: collections.deque[Ready] = collections.deque()
         self._fetched: Cursor = self.START  # where the block after the ready ones begins
         # Of different sizes, so that the readers of a mixture do not all run dry at the same time.
-        self._largest_block, self._block = ahead, 1 + stable_hash(f'{task.name}/{stream}') % min(self.SMALL_BLOCK, ahead)
+        self._largest_block, self._block = (
+            ahead,
+            1 + stable_hash(f'{task.name}/{stream}') % min(self.SMALL_BLOCK, ahead),
+        )
         self._functions = example_functions(task)
         self._joined = joined_by(self._functions, config.concatenate)
         """Records that make one text; where there are several, cursors count groups of so many."""
@@ -146,7 +148,7 @@ class Reader:
     def _run(self, groups: Sequence[Sequence[Example]], contexts: Sequence[Context]) -> list[list[Example]]:
         """What the preprocessors make of each group of records."""
         if self._joined == 1:
-            return run_block(self._functions, [record for record, in groups], contexts)
+            return run_block(self._functions, [record for (record,) in groups], contexts)
         return run_joined(self._functions, groups, contexts)
 
     def _fetch(self) -> list[tuple[list[Example], list[Cursor]]] | None:
@@ -234,7 +236,9 @@ class SequentialReader(Reader):
         import seqio
 
         config = self._config
-        options: dict[str, Any] = dict(split=config.split, shuffle=config.shuffle, seed=(config.seed + epoch * 1_000_003) % 2**31)
+        options: dict[str, Any] = dict(
+            split=config.split, shuffle=config.shuffle, seed=(config.seed + epoch * 1_000_003) % 2**31
+        )
         shard = seqio.ShardInfo(index=index, num_shards=shards) if shards > 1 else None
         if self._functions is None:
             dataset = self.task.get_dataset(
@@ -301,7 +305,8 @@ class SequentialReader(Reader):
                 format=self._config.format,
             )
             contexts = [
-                Context(self._vocabulary, self._config.feature_lengths, index=first + i, **shared) for i in range(len(groups))
+                Context(self._vocabulary, self._config.feature_lengths, index=first + i, **shared)
+                for i in range(len(groups))
             ]
             plain = lambda record: {name: plain_value(value) for name, value in record.items()}
             made = self._run([[plain(record) for record in group] for group in groups], contexts)
@@ -310,7 +315,9 @@ class SequentialReader(Reader):
 
 def _model_example(record: Mapping[str, Any]) -> Example:
     """A SeqIO example with its token features as int32 arrays."""
-    return {name: np.asarray(value, np.int32) if name in ('inputs', 'targets') else value for name, value in record.items()}
+    return {
+        name: np.asarray(value, np.int32) if name in ('inputs', 'targets') else value for name, value in record.items()
+    }
 
 
 def with_cursors(examples: list[Example], record: Cursor, done: int) -> tuple[list[Example], list[Cursor]]:

@@ -4,9 +4,9 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from t5flan.data.skipped import left_out
 from t5flan.data.config import Blend
 from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.data.skipped import left_out
 from t5flan.errors import UserError, nearest
 
 _registered: set[str] = set()
@@ -25,7 +25,9 @@ def register(blends: Sequence[Blend]) -> None:
     names = [blend.name for blend in blends]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f'Blend.name={name!r} is given to {names.count(name)} blends. Set another Blend.name for each.')
+            raise UserError(
+                f'Blend.name={name!r} is given to {names.count(name)} blends. Set another Blend.name for each.'
+            )
         if name in _registered:
             seqio.MixtureRegistry.remove(name)
             _registered.remove(name)
@@ -38,7 +40,9 @@ def register(blends: Sequence[Blend]) -> None:
             if isinstance(error, UserError):
                 raise
             why = str(error).strip().splitlines()[0]
-            raise UserError(f'Blend {blend.name!r} cannot be made: {why} Set Blend.name, Blend.shares or Blend.by_examples.') from error
+            raise UserError(
+                f'Blend {blend.name!r} cannot be made: {why} Set Blend.name, Blend.shares or Blend.by_examples.'
+            ) from error
         _registered.add(blend.name)
 
 
@@ -48,7 +52,9 @@ def _in_order(blends: Mapping[str, Blend]) -> list[Blend]:
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         if name in above:
-            raise UserError(f'Blend {name!r} holds itself: {" -> ".join((*above, name))}. Mend Blend.shares or Blend.by_examples.')
+            raise UserError(
+                f'Blend {name!r} holds itself: {" -> ".join((*above, name))}. Mend Blend.shares or Blend.by_examples.'
+            )
         if name in blends and name not in done:
             for part in (*blends[name].shares, *blends[name].by_examples):
                 visit(part, (*above, name))
@@ -70,15 +76,29 @@ def _rates(blend: Blend) -> list[tuple[Any, Any]]:
     elif blend.keep_rates:
         _check_caps(blend, parts)
         filtered = [(_kept(one, kept), name) for name in blend.by_examples for one in parts[name]]
-        made = [(one, ByExamples(blend.caps.get(name, blend.cap), blend.temperature)) for one, name in filtered if one is not None]
+        made = [
+            (one, ByExamples(blend.caps.get(name, blend.cap), blend.temperature))
+            for one, name in filtered
+            if one is not None
+        ]
     else:
         _check_caps(blend, parts)
-        made = list({
-            task.name: (task, ByExamples(blend.caps.get(task.name, blend.caps.get(name, blend.cap)), blend.temperature))
-            for name, found in parts.items() for one in found for task in _tasks(one) if task.name in kept
-        }.values())
+        made = list(
+            {
+                task.name: (
+                    task,
+                    ByExamples(blend.caps.get(task.name, blend.caps.get(name, blend.cap)), blend.temperature),
+                )
+                for name, found in parts.items()
+                for one in found
+                for task in _tasks(one)
+                if task.name in kept
+            }.values()
+        )
     if not made:
-        raise UserError(f'Blend {blend.name!r} holds no task{" that Blend.without leaves" if blend.without else ""}. Set {setting}.')
+        raise UserError(
+            f'Blend {blend.name!r} holds no task{" that Blend.without leaves" if blend.without else ""}. Set {setting}.'
+        )
     return made
 
 
@@ -109,7 +129,11 @@ def _find(name: str, blend: Blend, setting: str) -> list[Any]:
 
 def _unknown(name: str, blend: Blend, setting: str, known: Iterable[str]) -> str:
     if _is_pattern(name):
-        why = 'a pattern has no share of its own: make a blend of it' if blend.shares and setting == 'Blend.shares' else 'no task has such a name'
+        why = (
+            'a pattern has no share of its own: make a blend of it'
+            if blend.shares and setting == 'Blend.shares'
+            else 'no task has such a name'
+        )
         return f'Blend {blend.name!r}: {name!r}: {why}. Set {setting}.'
     near = nearest(name, known)
     return f'Blend {blend.name!r}: there is no task or mixture {name!r}{f"; the nearest is {near}" if near else ""}. Set {setting}.'

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.preprocessing import features
-from t5flan.data.skipped import left_out
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
+from t5flan.data.preprocessing import features
+from t5flan.data.skipped import left_out
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
@@ -54,9 +54,14 @@ def make_plan(config: DataConfig, vocabulary: Vocabulary, opened: bool = True) -
     if opened:
         _open_tasks([*mixtures, *mixed_in], config, vocabulary, broken)
     shares = [_shares(mixture, config, broken) for mixture in mixtures]
-    always = [(_shares(mixture, config, broken), share) for mixture, share in zip(mixed_in, config.mixed_in.values(), strict=True)]
+    always = [
+        (_shares(mixture, config, broken), share)
+        for mixture, share in zip(mixed_in, config.mixed_in.values(), strict=True)
+    ]
     for stage, (before, now) in enumerate(zip(shares, shares[1:]), 1):
-        shares[stage] = now = _blended([(before, config.stages[stage - 1].former), (now, 1 - config.stages[stage - 1].former)])
+        shares[stage] = now = _blended(
+            [(before, config.stages[stage - 1].former), (now, 1 - config.stages[stage - 1].former)]
+        )
     rest = 1 - sum(config.mixed_in.values())
     shares = [_blended([(one, rest), *always]) for one in shares]
     tasks = sorted({task for one in shares for task in one}, key=lambda task: task.name)
@@ -91,7 +96,9 @@ def _mixtures(config: DataConfig) -> tuple[list[Any], list[Any]]:
     return stages, [find_mixture(name, 'DataConfig.mixed_in') for name in config.mixed_in]
 
 
-def _open_tasks(mixtures: Iterable[Any], config: DataConfig, vocabulary: Vocabulary, broken: dict[str, str]) -> list[Any]:
+def _open_tasks(
+    mixtures: Iterable[Any], config: DataConfig, vocabulary: Vocabulary, broken: dict[str, str]
+) -> list[Any]:
     """The tasks that have the split, opened and checked; those that are broken go into `broken`."""
     from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
 
@@ -137,9 +144,9 @@ def _check(task: Any, config: DataConfig, vocabulary: Vocabulary, broken: dict[s
     With skip_broken a task that cannot be used goes into `broken`; each makes its first example then, for the data may not
     be there, or a wording may want a field that the task has not.
     """
-    from t5flan.data.vocabulary.seqio_vocabulary import check_vocabulary
-    from t5flan.data.records.sources import IndexedSource
     from t5flan.data.mixtures.readers import open_reader
+    from t5flan.data.records.sources import IndexedSource
+    from t5flan.data.vocabulary.seqio_vocabulary import check_vocabulary
 
     try:
         task = _from_cache(task, config, vocabulary)

@@ -69,7 +69,9 @@ def window_length(
         if enough and inputs <= inputs_length and targets <= targets_length:
             return length
     if sentinels == 0:
-        raise UserError('span corruption needs a sentinel for every span, the vocabulary has none. Set DataConfig.extra_ids.')
+        raise UserError(
+            'span corruption needs a sentinel for every span, the vocabulary has none. Set DataConfig.extra_ids.'
+        )
     raise UserError(
         f'span corruption fits no text in inputs of {inputs_length} and targets of {targets_length} tokens. Set larger '
         'DataConfig.feature_lengths.'
@@ -112,7 +114,12 @@ def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> 
 
 
 def noise_masks(
-    length: int, noise_density: float, mean_span_length: float, rows: int, rng: np.random.Generator, anywhere: bool = False
+    length: int,
+    noise_density: float,
+    mean_span_length: float,
+    rows: int,
+    rng: np.random.Generator,
+    anywhere: bool = False,
 ) -> np.ndarray:
     """Random spans of noise: True where a token is replaced. [rows, length] bool
 
@@ -188,7 +195,9 @@ def restore(inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary)
     return np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
 
 
-def span_pieces(inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary) -> list[tuple[np.ndarray, int | None]]:
+def span_pieces(
+    inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary
+) -> list[tuple[np.ndarray, int | None]]:
     """The text of an example in pieces: tokens, and the number of their sentinel where they were replaced by one."""
     lowest, highest = (vocabulary.sentinel_id(vocabulary.sentinel_count - 1), vocabulary.sentinel_id(0))
     sentinels = lambda x_T: np.flatnonzero((x_T >= lowest) & (x_T <= highest)).tolist()
@@ -281,7 +290,8 @@ def causal_lm(example: Example, context: Context) -> list[Example]:
     """The tokens 'targets' of a text, ended, in windows of the feature's length; only the last window holds the end."""
     tokens_T = np.append(example['targets'], np.int32(context.vocabulary.eos_id)).astype(np.int32)
     return [
-        {'targets': window_T} for window_T in windows(tokens_T, max(2, context.feature_lengths.get('targets', len(tokens_T))))
+        {'targets': window_T}
+        for window_T in windows(tokens_T, max(2, context.feature_lengths.get('targets', len(tokens_T))))
     ]
 
 
@@ -300,7 +310,9 @@ def target_bounds(length: int, noise_density: float) -> tuple[int, int]:
 
 
 @functools.cache
-def denoiser_window(denoiser: Denoiser, inputs: int | None, targets: int | None, mode: int, sentinels: int) -> tuple[int, bool]:
+def denoiser_window(
+    denoiser: Denoiser, inputs: int | None, targets: int | None, mode: int, sentinels: int
+) -> tuple[int, bool]:
     """Tokens of a window, and whether the sentinels made it shorter.
 
     Args:
@@ -351,7 +363,9 @@ def mode_ids(denoiser: Denoiser, vocabulary: Vocabulary, optional: Sequence[str]
 
 
 @example_fn
-def denoise(example: Example, context: Context, *, denoiser: Denoiser, optional_modes: Sequence[str] = ()) -> list[Example]:
+def denoise(
+    example: Example, context: Context, *, denoiser: Denoiser, optional_modes: Sequence[str] = ()
+) -> list[Example]:
     """The tokens 'targets' of a text as a denoiser's 'inputs' and 'targets', both ended, an example per window.
 
     R and X replace spans as `span_corruption` does; S cuts a window in two; C has nothing but the mode token as input. Where
@@ -380,7 +394,9 @@ def denoise(example: Example, context: Context, *, denoiser: Denoiser, optional_
         inputs_NI, targets_NO = corrupt_rows(block_NT, noise_NT, vocabulary)
         inputs_NI, targets_NO = _ended(inputs_NI, mode, vocabulary.eos_id), _ended(targets_NO, (), vocabulary.eos_id)
         note = {'few_sentinels': True} if shortened and size == most else {}
-        made += [{'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in zip(inputs_NI, targets_NO)]
+        made += [
+            {'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in zip(inputs_NI, targets_NO)
+        ]
     return made
 
 

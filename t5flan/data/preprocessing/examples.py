@@ -66,14 +66,6 @@ class Context:
         return self._rng
 
 
-
-
-
-
-
-
-
-
 class ExampleFn:
     """A preprocessor of one example; called with a tf.data.Dataset it is a SeqIO preprocessor."""
 
@@ -90,7 +82,9 @@ class ExampleFn:
     def before_cache(self) -> 'ExampleFn':
         """The same, as SeqIO wants it before a CacheDatasetPlaceholder: it takes no lengths and no random numbers."""
         made = copy.copy(self)
-        made.__signature__ = inspect.Signature([p for p in self.__signature__.parameters.values() if p.name != 'sequence_length'])
+        made.__signature__ = inspect.Signature(
+            [p for p in self.__signature__.parameters.values() if p.name != 'sequence_length']
+        )
         return made
 
     def apply(self, example: Example, context: Context) -> Result:
@@ -100,7 +94,9 @@ class ExampleFn:
         """Many examples at once; where that is faster (tokenization), a subclass says how."""
         return [self.apply(example, context) for example, context in zip(examples, contexts, strict=True)]
 
-    def __call__(self, dataset: Any, sequence_length: Mapping[str, int] | None = None, output_features: Any = None) -> Any:
+    def __call__(
+        self, dataset: Any, sequence_length: Mapping[str, int] | None = None, output_features: Any = None
+    ) -> Any:
         """SeqIO's form: a tf.data.Dataset in, a tf.data.Dataset out (in Python, one example at a time)."""
         return map_dataset(self, dataset, sequence_length or {})
 
@@ -108,7 +104,11 @@ class ExampleFn:
     __signature__ = inspect.Signature(
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-            for name, default in (('dataset', inspect.Parameter.empty), ('sequence_length', None), ('output_features', None))
+            for name, default in (
+                ('dataset', inspect.Parameter.empty),
+                ('sequence_length', None),
+                ('output_features', None),
+            )
         ]
     )
 
@@ -128,7 +128,9 @@ def as_list(result: Result) -> list[Example]:
     return result if isinstance(result, list) else [result]
 
 
-def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], contexts: Sequence[Context]) -> list[list[Example]]:
+def run_block(
+    functions: Sequence[ExampleFn], examples: Sequence[Example], contexts: Sequence[Context]
+) -> list[list[Example]]:
     """Runs preprocessors one after the other over a block of examples.
 
     Returns:
@@ -153,22 +155,6 @@ def run_block(functions: Sequence[ExampleFn], examples: Sequence[Example], conte
     return made
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -> Any:
     """A tf.data.Dataset of what `function` makes of each example; the shapes and types are read off the first one made."""
     import seqio
@@ -188,4 +174,6 @@ def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -
     first = next(generate(), None)
     if first is None:
         raise UserError(f"preprocessor {function!r} left no example. Check the task's files and filters.")
-    return tf.data.Dataset.from_generator(generate, output_signature={name: tensor_spec(value) for name, value in first.items()})
+    return tf.data.Dataset.from_generator(
+        generate, output_signature={name: tensor_spec(value) for name, value in first.items()}
+    )

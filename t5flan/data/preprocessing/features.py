@@ -6,6 +6,7 @@ import numpy as np
 
 from t5flan.data.preprocessing.examples import Example
 from t5flan.errors import UserError
+
 LOSS_WEIGHTS = 'targets_loss_weights'
 NO_TOKENS = np.zeros(0, np.int32)
 

@@ -24,6 +24,8 @@ class JoinDocuments(ExampleFn):
         if len(documents) == 1:
             return documents[0]
         return {'targets': np.concatenate([document['targets'] for document in documents])}
+
+
 join_documents = JoinDocuments()
 
 

@@ -32,6 +32,8 @@ class Tokenize(ExampleFn):
                 made[i][f'{feature}_pretokenized'] = text
                 made[i][feature] = np.array(ids, np.int32)
         return made
+
+
 tokenize = Tokenize()
 
 

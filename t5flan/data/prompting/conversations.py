@@ -63,7 +63,9 @@ def parse_row(row: Any, where: str) -> list[Example]:
         UserError: a field is missing or wrong, or the turns do not alternate; names `where` and the field or turn.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Mend the file or DataConfig.chat.')
+        raise UserError(
+            f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Mend the file or DataConfig.chat.'
+        )
     if 'conversations' in row:
         conversations = [_turns(row, 'conversations', 'from', 'value', where)]
     elif 'messages' in row:
@@ -153,10 +155,13 @@ def _checked(turns: Turns, where: str) -> Example:
         if not text.strip():
             raise UserError(f'{where} turn {number}: the text of {role} is empty. Mend the file.')
         expected = {'user': _REPLIES, 'observation': _REPLIES, 'assistant': ('user',), 'call': ('observation',)}.get(
-            before, ('system', 'tools', 'user') if number == 1 else ('tools', 'user') if before == 'system' else ('user',)
+            before,
+            ('system', 'tools', 'user') if number == 1 else ('tools', 'user') if before == 'system' else ('user',),
         )
         if role not in expected:
-            again = f'two turns of {role} in a row' if role == before else f'{role} after {before}' if number > 1 else role
+            again = (
+                f'two turns of {role} in a row' if role == before else f'{role} after {before}' if number > 1 else role
+            )
             raise UserError(f'{where} turn {number}: {again}, expected {" or ".join(expected)}. Mend the file.')
         before = role
     while turns and turns[-1][0] not in _REPLIES:
@@ -179,7 +184,9 @@ def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConf
     made, prompt = [], []
     for role, text in turns:
         if role in _REPLIES:
-            made.append(('\n'.join([*prompt, markers['assistant']]), f'{markers["call"]} {text}' if role == 'call' else text))
+            made.append(
+                ('\n'.join([*prompt, markers['assistant']]), f'{markers["call"]} {text}' if role == 'call' else text)
+            )
             prompt = []
         else:
             prompt.append(f'{markers[role]} {text}')

@@ -102,7 +102,11 @@ class Exemplars:
     def draw(self, count: int, rng: np.random.Generator, fits: Callable[[Item], bool]) -> list[tuple[int, Item]]:
         """`count` different items that `fits` takes, with their numbers; fewer where the pool has not as many."""
         size = len(self)
-        order = rng.permutation(size) if size <= 64 else dict.fromkeys((rng.random(3 * count + 6) * size).astype(int).tolist())
+        order = (
+            rng.permutation(size)
+            if size <= 64
+            else dict.fromkeys((rng.random(3 * count + 6) * size).astype(int).tolist())
+        )
         drawn: list[tuple[int, Item]] = []
         for number in order:
             item = self.item(int(number))
@@ -385,7 +389,11 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
             elif excess > 0 and prompts[i].shorten(excess, len(ids)):
                 again.append(i)
             else:
-                made[i] = {'inputs': np.array(ids, np.int32), 'inputs_pretokenized': text, 'shortened': prompts[i].shortened}
+                made[i] = {
+                    'inputs': np.array(ids, np.int32),
+                    'inputs_pretokenized': text,
+                    'shortened': prompts[i].shortened,
+                }
         waiting = again
     return made
 

@@ -126,12 +126,16 @@ def load_templates(path: str | os.PathLike) -> Family:
     """
     path = pathlib.Path(path)
     content = _read_object(path)
-    _known_keys(path, '', content, ('family', 'purpose', 'fields', 'optional', 'templates', 'inverted', 'options', 'exemplars'))
+    _known_keys(
+        path, '', content, ('family', 'purpose', 'fields', 'optional', 'templates', 'inverted', 'options', 'exemplars')
+    )
     fields, optional = (_words(path, key, content.get(key, [])) for key in ('fields', 'optional'))
     if not fields:
         raise UserError(f'{path}: "fields" is empty. List the fields that its templates name.')
     if taken := {*fields, *optional} & set(SPECIAL):
-        raise UserError(f'{path}: "fields" lists {sorted(taken)[0]!r}, a word of its own in templates. Choose another name.')
+        raise UserError(
+            f'{path}: "fields" lists {sorted(taken)[0]!r}, a word of its own in templates. Choose another name.'
+        )
     shared = path.parent / LAYOUTS
     layouts = {**(_read_object(shared) if shared.is_file() else {}), **content}
     made = {
@@ -146,7 +150,9 @@ def load_templates(path: str | os.PathLike) -> Family:
     texts = [template.head + template.listed for group in made.values() for template in group]
     for text in texts:
         if texts.count(text) > 1:
-            raise UserError(f'{path}: the wording {text[:60]!r} stands there {texts.count(text)} times. Keep one of them.')
+            raise UserError(
+                f'{path}: the wording {text[:60]!r} stands there {texts.count(text)} times. Keep one of them.'
+            )
     return Family(
         name=str(content.get('family', path.stem)),
         fields=fields,

@@ -40,7 +40,9 @@ def json_rows(path: str) -> Iterator[Row]:
         return
     with JsonWalker(path) as walker:
         if walker.peek() not in '[{':
-            raise UserError(f'{path}: begins with {walker.peek()!r}, neither a list nor an object of rows. Mend the file.')
+            raise UserError(
+                f'{path}: begins with {walker.peek()!r}, neither a list nor an object of rows. Mend the file.'
+            )
         is_list = walker.peek() == '['
         for number, key in enumerate(walker.members(), 1):
             where = f'{path} row {number}' if is_list else f'{path} {key!r}'

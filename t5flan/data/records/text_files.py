@@ -142,11 +142,17 @@ def open_text(files: TextFiles, split: str) -> TextRecords:
     paths = match_files(files.validation if given else files.train, SUFFIXES, setting)
     scores = [control.field for control in files.controls]
     if scores and (plain := next((path for path in paths if not path.endswith('.jsonl')), None)):
-        raise UserError(f'{plain} has no scores, TextFiles.controls wants {scores}. Set TextFiles.train to .jsonl files.')
+        raise UserError(
+            f'{plain} has no scores, TextFiles.controls wants {scores}. Set TextFiles.train to .jsonl files.'
+        )
     spans = array.array('q')  # five numbers a chunk: eight bytes each, where a list of tuples takes two hundred
     held_out = array.array('b')
     for number, path in enumerate(paths):
-        units = _json_texts(path, files.field, scores) if path.endswith('.jsonl') else plain_texts(path, files.unit, files.max_chars)
+        units = (
+            _json_texts(path, files.field, scores)
+            if path.endswith('.jsonl')
+            else plain_texts(path, files.unit, files.max_chars)
+        )
         for offset, size, text in units:
             held = is_held_out(text, files.held_out)
             for start, end in chunk_spans(text, files.max_chars):
@@ -226,7 +232,9 @@ def require_field(example: Mapping[str, Any], field: str, where: str, setting: s
         UserError: it is missing (the line names those there) or not text.
     """
     if field not in example:
-        raise UserError(f"{where}: no field '{field}'; the fields are {', '.join(map(str, example)) or 'none'}. Set {setting}.")
+        raise UserError(
+            f"{where}: no field '{field}'; the fields are {', '.join(map(str, example)) or 'none'}. Set {setting}."
+        )
     value = example[field]
     if not isinstance(value, str):
         raise UserError(

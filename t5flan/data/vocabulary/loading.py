@@ -37,7 +37,11 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
         return SentencePieceVocabulary(path, extra_ids, mode_tokens)
     try:
         description = json.loads(description_file.read_text('utf-8'))
-        kind, extra_ids, described = (description['kind'], int(description['extra_ids']), tuple(description['mode_tokens']))
+        kind, extra_ids, described = (
+            description['kind'],
+            int(description['extra_ids']),
+            tuple(description['mode_tokens']),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f'{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or '

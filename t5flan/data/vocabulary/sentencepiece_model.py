@@ -52,7 +52,9 @@ class SentencePieceVocabulary(Vocabulary):
                 f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set '
                 'DataConfig.vocabulary to one.'
             )
-        if self._processor.pad_id() not in (0, -1) or not (self._processor.is_control(0) or self._processor.is_unknown(0)):
+        if self._processor.pad_id() not in (0, -1) or not (
+            self._processor.is_control(0) or self._processor.is_unknown(0)
+        ):
             raise UserError(
                 f'vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it '
                 'with pad_id=0.'

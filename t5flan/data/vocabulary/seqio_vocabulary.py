@@ -121,11 +121,3 @@ def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
                 f'{vocabulary.vocab_size} ids. '
                 "Set DataConfig.vocabulary to the task's vocabulary."
             )
-
-
-
-
-
-
-
-

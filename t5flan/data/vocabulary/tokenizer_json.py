@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from t5flan.data.vocabulary.vocabulary import DESCRIPTION, PAD_ID, TOKENIZER, Vocabulary, write_description
-from t5flan.files import to_path, write_whole
 from t5flan.errors import UserError
+from t5flan.files import to_path, write_whole
 
 
 class TokenizerJsonVocabulary(Vocabulary):
@@ -20,7 +20,9 @@ class TokenizerJsonVocabulary(Vocabulary):
 
     unk_id = PAD_ID
 
-    def __init__(self, path: str | os.PathLike, eos_id: int, start_id: int = PAD_ID, *, content: bytes | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike, eos_id: int, start_id: int = PAD_ID, *, content: bytes | None = None
+    ) -> None:
         """Reads `path`, or takes `content`.
 
         Raises:
@@ -38,8 +40,10 @@ class TokenizerJsonVocabulary(Vocabulary):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self._content)
         except OSError as error:
             raise UserError(f'{path}: {error.strerror}. Put the file back.') from None
-        except Exception as error:  # noqa: BLE001 - the library raises Exception itself
-            raise UserError(f'{path} holds no tokenizer ({str(error).splitlines()[0][:80]}). Download it again.') from None
+        except Exception as error:
+            raise UserError(
+                f'{path} holds no tokenizer ({str(error).splitlines()[0][:80]}). Download it again.'
+            ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.eos_id, self.start_id = eos_id, start_id
@@ -83,7 +87,9 @@ class TokenizerJsonVocabulary(Vocabulary):
         folder = to_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TOKENIZER, self._content)
-        write_description(folder / DESCRIPTION, {'kind': 'tokenizer_json', 'eos_id': self.eos_id, **self._description()})
+        write_description(
+            folder / DESCRIPTION, {'kind': 'tokenizer_json', 'eos_id': self.eos_id, **self._description()}
+        )
 
     @property
     def content(self) -> bytes:

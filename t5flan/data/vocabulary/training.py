@@ -67,6 +67,8 @@ def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterato
                     f'{", ".join(row)}. Set --fields.'
                 )
             yield from texts
+
+
 TRAINING_THREADS = 4
 """Fixed, not the machine's number of cores: SentencePiece's result depends on it."""
 
@@ -123,10 +125,10 @@ def _size_error(message: str, size: int, reserved: int) -> str:
     """SentencePiece's complaint about the size, in ids rather than pieces."""
     start = f'a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)'
     if found := re.search(r'value <= (\d+)', message):
-        return (
-            f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
-        )
+        return f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
     if found := re.search(r'(-?\d+) vs (\d+)', message):
         least = int(found[2]) + reserved + 1
-        return f"{start} is too small for this text's characters and the 256 bytes: {least} at least. Set --size higher."
+        return (
+            f"{start} is too small for this text's characters and the 256 bytes: {least} at least. Set --size higher."
+        )
     return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'

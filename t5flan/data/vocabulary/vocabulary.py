@@ -42,7 +42,9 @@ class Vocabulary(abc.ABC):
 
     def __init__(self, base_size: int, extra_ids: int, mode_tokens: Sequence[str]) -> None:
         if len(set(mode_tokens)) != len(mode_tokens) or '' in mode_tokens:
-            raise UserError(f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens in your .gin.')
+            raise UserError(
+                f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens in your .gin.'
+            )
         self.base_size = base_size
         self.extra_ids = extra_ids
         self.mode_tokens = tuple(mode_tokens)
@@ -170,24 +172,6 @@ class Vocabulary(abc.ABC):
         """What two equal vocabularies share."""
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 def write_description(path: pathlib.Path, description: dict) -> None:
     """vocabulary.json, or F.json beside F.model."""
     write_json(path, description)
-
-
-
-
-
-

@@ -48,12 +48,13 @@ def backward(form: TileForm, arrays: Arrays, y_BTNH: jax.Array, log_sum_BNT: jax
     return Arrays(dq_BTNH, dk_BSKH, dv_BSKH, dbias_NW, None, None, None, None)
 
 
-def _gradients_of_logits(form: TileForm, refs: dict, zone: str, at: At, ids_C: jax.Array | None, tiles: tuple,
-                         key_axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _gradients_of_logits(
+    form: TileForm, refs: dict, zone: str, at: At, ids_C: jax.Array | None, tiles: tuple, key_axis: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The probabilities of a tile, the gradient of its logits, and that of its products / scale.
 
     Args:
-      tiles: q and dy [C, H], k and v [P, H], the logarithms of the sums and the inner products [C].
+        tiles: q and dy [C, H], k and v [P, H], the logarithms of the sums and the inner products [C].
     """
     q_CH, dy_CH, k_PH, v_PH, log_sum_C, inner_C = tiles
     multiply = lambda of_query, of_key: tile.dot(form, *((of_query, of_key) if key_axis else (of_key, of_query)), 1, 1)
@@ -82,10 +83,12 @@ def _gradient_of_queries(form: TileForm, arrays: Arrays, given: dict) -> list[ja
     return pl.pallas_call(
         functools.partial(_query_kernel, form, (*given, *outputs)),
         grid=(queries // blocks.queries, heads, batch),
-        in_specs=[specs[name] for name in given], out_specs=[spec for spec, _ in outputs.values()],
+        in_specs=[specs[name] for name in given],
+        out_specs=[spec for spec, _ in outputs.values()],
         out_shape=[shape for _, shape in outputs.values()],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-        interpret=form.interpret, name='t5flan_attention_gradient_of_queries',
+        interpret=form.interpret,
+        name='t5flan_attention_gradient_of_queries',
     )(*given.values())
 
 
@@ -99,7 +102,8 @@ def _query_kernel(form: TileForm, names: tuple[str, ...], *refs: Any) -> None:
         dq_CH, *sums = carry
         k_PH, v_PH = (tile.rows(refs[name], key, keys) for name in ('k_BSKH', 'v_BSKH'))
         weights_CP, dlogits_CP, dproducts_CP = _gradients_of_logits(
-            form, refs, zone, At(query, key), ids_C, (q_CH, dy_CH, k_PH, v_PH, log_sum_C, inner_C), 1)
+            form, refs, zone, At(query, key), ids_C, (q_CH, dy_CH, k_PH, v_PH, log_sum_C, inner_C), 1
+        )
         dq_CH = dq_CH + tile.dot(form, dproducts_CP.astype(k_PH.dtype), k_PH, 1, 0)
         if sums:
             sums = _add_to_sums(form, refs, zone, At(query, key), sums, weights_CP, dlogits_CP)
@@ -115,8 +119,9 @@ def _query_kernel(form: TileForm, names: tuple[str, ...], *refs: Any) -> None:
         refs['after'].ref[0] = jnp.sum(after_C - excess_C * weight_after_C)
 
 
-def _add_to_sums(form: TileForm, refs: dict, zone: str, at: At, sums: list, weights_CP: jax.Array,
-                 dlogits_CP: jax.Array) -> tuple:
+def _add_to_sums(
+    form: TileForm, refs: dict, zone: str, at: At, sums: list, weights_CP: jax.Array, dlogits_CP: jax.Array
+) -> tuple:
     """Of each query: the sums of its logit gradients, of those at least `reach` after it, and of the probabilities there."""
     excess_C, after_C, weight_after_C = sums
     excess_C = excess_C + jnp.sum(dlogits_CP, axis=1)
@@ -132,7 +137,7 @@ def _gradient_of_bias(form: TileForm, arrays: Arrays, given: dict, after_N: jax.
     """The gradient of the bias of every distance, [N, 2 * reach + 1], by natural logits.
 
     Args:
-      after_N: that of the last of them.
+        after_N: that of the last of them.
     """
     (batch, queries, heads, size), (_, keys, _, _) = arrays.q_BTNH.shape, arrays.k_BSKH.shape
     block, reach = form.tiling.diagonals.queries, form.reach
@@ -143,18 +148,31 @@ def _gradient_of_bias(form: TileForm, arrays: Arrays, given: dict, after_N: jax.
     of_head = lambda length: pl.BlockSpec((batch, None, length), lambda n, d, p: (0, n, 0))
     by_query = pl.BlockSpec((batch, queries, None, size), lambda n, d, p: (0, 0, n, 0))
     by_key = pl.BlockSpec((batch, keys, None, size), lambda n, d, p: (0, 0, lax.div(n, form.share), 0))
-    specs = {'q_BTNH': by_query, 'k_BSKH': by_key, 'v_BSKH': by_key, 'dy': by_query, 'keep_BNS': of_head(keys),
-             'bias_NW': pl.BlockSpec((None, arrays.bias_NW.shape[1]), lambda n, d, p: (n, 0)),
-             'query_ids_BT': whole(queries), 'key_ids_BS': whole(keys), 'log_sum': of_head(queries), 'inner': of_head(queries),
-             'q_offset': pl.BlockSpec((1,), lambda n, d, p: (0,))}
+    specs = {
+        'q_BTNH': by_query,
+        'k_BSKH': by_key,
+        'v_BSKH': by_key,
+        'dy': by_query,
+        'keep_BNS': of_head(keys),
+        'bias_NW': pl.BlockSpec((None, arrays.bias_NW.shape[1]), lambda n, d, p: (n, 0)),
+        'query_ids_BT': whole(queries),
+        'key_ids_BS': whole(keys),
+        'log_sum': of_head(queries),
+        'inner': of_head(queries),
+        'q_offset': pl.BlockSpec((1,), lambda n, d, p: (0,)),
+    }
     given = {name: x for name, x in arrays._asdict().items() if x is not None} | given
     tiles_ZNDCP = pl.pallas_call(
         functools.partial(_diagonal_kernel, form, (batch, blocks_q, keys // block, splits), (*given, 'tiles')),
-        grid=(heads, rows, splits), in_specs=[specs[name] for name in given],
+        grid=(heads, rows, splits),
+        in_specs=[specs[name] for name in given],
         out_specs=pl.BlockSpec((None, None, None, block, block), lambda n, d, p: (p, n, d, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((splits, heads, rows, block, block), jnp.float32),
-        compiler_params=plgpu.CompilerParams(num_warps=form.tiling.diagonals.warps, num_stages=form.tiling.diagonals.stages),
-        interpret=form.interpret, name='t5flan_attention_gradient_of_bias',
+        compiler_params=plgpu.CompilerParams(
+            num_warps=form.tiling.diagonals.warps, num_stages=form.tiling.diagonals.stages
+        ),
+        interpret=form.interpret,
+        name='t5flan_attention_gradient_of_bias',
     )(*given.values())
     near_NW = _sums_by_distance(jnp.sum(tiles_ZNDCP, axis=0), first, reach, arrays.q_offset[0])
     before_N = -jnp.sum(near_NW, axis=1) - after_N
@@ -175,7 +193,9 @@ def _diagonal_kernel(form: TileForm, sizes: tuple[int, int, int, int], names: tu
     (batch, blocks_q, blocks_k, splits), refs = sizes, tile.parts(names, refs)
     block, chunk = form.tiling.diagonals.queries, -(-blocks_q // splits)
     q_offset = refs['q_offset'].ref[0]
-    ahead = (q_offset >> (block.bit_length() - 1)) + strip(block, form.reach)[0] + pl.program_id(1)  # of the query's own block
+    ahead = (
+        (q_offset >> (block.bit_length() - 1)) + strip(block, form.reach)[0] + pl.program_id(1)
+    )  # of the query's own block
     nearest = ahead * block - q_offset  # the distance of the tiles' first query and first key
     near = (nearest + block > -form.reach + 1) & (nearest - block < form.reach - 1)
     if form.causal and not form.prefix:
@@ -185,11 +205,16 @@ def _diagonal_kernel(form: TileForm, sizes: tuple[int, int, int, int], names: tu
     end = jnp.where(near, jnp.minimum(jnp.minimum(start + chunk, blocks_q), blocks_k - ahead), 0)
 
     def of_row(row: jax.Array, dtile_CP: jax.Array) -> jax.Array:
-        own = {name: part if name in ('bias_NW', 'q_offset') else part._replace(before=(row,)) for name, part in refs.items()}
+        own = {
+            name: part if name in ('bias_NW', 'q_offset') else part._replace(before=(row,))
+            for name, part in refs.items()
+        }
 
         def add_tile(i: jax.Array, dtile_CP: jax.Array) -> jax.Array:
             at = At(i * block, (i + ahead) * block)
-            q, dy, log_sum, inner = (tile.rows(own[name], at.query, block) for name in ('q_BTNH', 'dy', 'log_sum', 'inner'))
+            q, dy, log_sum, inner = (
+                tile.rows(own[name], at.query, block) for name in ('q_BTNH', 'dy', 'log_sum', 'inner')
+            )
             k, v = (tile.rows(own[name], at.key, block) for name in ('k_BSKH', 'v_BSKH'))
             ids_C = tile.rows(own['query_ids_BT'], at.query, block) if form.masked == 'pairs' else None
             return dtile_CP + _gradients_of_logits(form, own, 'near', at, ids_C, (q, dy, k, v, log_sum, inner), 1)[1]
@@ -203,7 +228,7 @@ def _sums_by_distance(tiles_NDCP: jax.Array, first: int, reach: int, q_offset: j
     """Tiles in a row across the diagonal -> sums of the distances -reach + 1 ... reach - 1, [N, 2 * reach - 1]."""
     heads, _, block, _ = tiles_NDCP.shape
     vectors = jax.ShapeDtypeStruct((*tiles_NDCP.shape[:2], 2 * block - 1), jnp.float32)
-    sums_NDW, = jax.linear_transpose(lambda x: toeplitz(x, block, block), vectors)(tiles_NDCP)
+    (sums_NDW,) = jax.linear_transpose(lambda x: toeplitz(x, block, block), vectors)(tiles_NDCP)
     # Number w of tile row d is of the distance (first + d) * block + w - (block - 1) - q_offset modulo block.
     sums_NDW = jnp.pad(sums_NDW, [(0, 0), (0, 0), (0, 1)])
     halves = (sums_NDW[..., :block], (0, 1)), (sums_NDW[..., block:], (1, 0))
@@ -221,18 +246,30 @@ def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.
     by_query = pl.BlockSpec((None, queries, form.share, size), lambda o, k, b: (b, 0, k, 0))
     of_heads = lambda length: pl.BlockSpec((None, form.share, length), lambda o, k, b: (b, k, 0))
     of_row = lambda length: pl.BlockSpec((None, length), lambda o, k, b: (b, 0))
-    specs = {'q_BTNH': by_query, 'k_BSKH': own, 'v_BSKH': own, 'dy': by_query, 'keep_BNS': of_heads(keys),
-             'query_ids_BT': of_row(queries), 'key_ids_BS': of_row(keys), 'log_sum': of_heads(queries),
-             'inner': of_heads(queries), 'q_offset': pl.BlockSpec((1,), lambda o, k, b: (0,)),
-             'bounds': pl.BlockSpec((None, None, 2), lambda o, k, b: (b, o, 0))}
+    specs = {
+        'q_BTNH': by_query,
+        'k_BSKH': own,
+        'v_BSKH': own,
+        'dy': by_query,
+        'keep_BNS': of_heads(keys),
+        'query_ids_BT': of_row(queries),
+        'key_ids_BS': of_row(keys),
+        'log_sum': of_heads(queries),
+        'inner': of_heads(queries),
+        'q_offset': pl.BlockSpec((1,), lambda o, k, b: (0,)),
+        'bounds': pl.BlockSpec((None, None, 2), lambda o, k, b: (b, o, 0)),
+    }
     if arrays.bias_NW is not None:
         specs['bias_NW'] = pl.BlockSpec((form.share, arrays.bias_NW.shape[1]), lambda o, k, b: (k, 0))
     return pl.pallas_call(
-        functools.partial(_key_kernel, form, (*given, 'dk', 'dv')), grid=(keys // blocks.keys, kv_heads, batch),
-        in_specs=[specs[name] for name in given], out_specs=[own, own],
+        functools.partial(_key_kernel, form, (*given, 'dk', 'dv')),
+        grid=(keys // blocks.keys, kv_heads, batch),
+        in_specs=[specs[name] for name in given],
+        out_specs=[own, own],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (arrays.k_BSKH, arrays.v_BSKH)],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-        interpret=form.interpret, name='t5flan_attention_gradient_of_keys',
+        interpret=form.interpret,
+        name='t5flan_attention_gradient_of_keys',
     )(*given.values())
 
 
@@ -242,21 +279,28 @@ def _key_kernel(form: TileForm, names: tuple[str, ...], *refs: Any) -> None:
     k_PH, v_PH = refs['k_BSKH'].ref[...], refs['v_BSKH'].ref[...]
 
     def of_member(member: Any, carry: tuple) -> tuple:
-        own = {name: part._replace(before=(member,)) if name in ('bias_NW', 'keep_BNS', 'log_sum', 'inner') else part
-               for name, part in refs.items()}
+        own = {
+            name: part._replace(before=(member,)) if name in ('bias_NW', 'keep_BNS', 'log_sum', 'inner') else part
+            for name, part in refs.items()
+        }
         own |= {name: refs[name]._replace(after=(member,)) for name in ('q_BTNH', 'dy')}
 
         def add_tile(zone: str, query: jax.Array, queries: int, carry: tuple) -> tuple:
             dk_PH, dv_PH = carry
-            q, dy, log_sum, inner = (tile.rows(own[name], query, queries) for name in ('q_BTNH', 'dy', 'log_sum', 'inner'))
+            q, dy, log_sum, inner = (
+                tile.rows(own[name], query, queries) for name in ('q_BTNH', 'dy', 'log_sum', 'inner')
+            )
             ids_C = tile.rows(own['query_ids_BT'], query, queries) if form.masked == 'pairs' else None
             weights_PC, _, dproducts_PC = _gradients_of_logits(
-                form, own, zone, At(query, key), ids_C, (q, dy, k_PH, v_PH, log_sum, inner), 0)
+                form, own, zone, At(query, key), ids_C, (q, dy, k_PH, v_PH, log_sum, inner), 0
+            )
             factor_P1 = tile.kept(form, own, key, blocks.keys, 0)
             if factor_P1 is not None:
                 weights_PC = weights_PC * factor_P1
-            return (dk_PH + tile.dot(form, dproducts_PC.astype(q.dtype), q, 1, 0),
-                    dv_PH + tile.dot(form, weights_PC.astype(dy.dtype), dy, 1, 0))
+            return (
+                dk_PH + tile.dot(form, dproducts_PC.astype(q.dtype), q, 1, 0),
+                dv_PH + tile.dot(form, weights_PC.astype(dy.dtype), dy, 1, 0),
+            )
 
         return tile.over_queries(form, blocks, refs, key, add_tile, carry)
 

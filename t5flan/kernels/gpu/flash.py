@@ -45,14 +45,17 @@ _TILINGS = {
         (2, 256): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 3), (32, 32, 4, 2)),
         (4, 64): ((128, 32, 8, 2), (128, 32, 8, 3), (32, 32, 4, 2), (32, 32, 8, 2)),
         (4, 128): ((64, 32, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2), (32, 32, 8, 2)),
-        (4, 256): ((32, 16, 4, 2), (32, 16, 8, 2), (16, 32, 8, 2), (16, 16, 4, 2))},
+        (4, 256): ((32, 16, 4, 2), (32, 16, 8, 2), (16, 32, 8, 2), (16, 16, 4, 2)),
+    },
     'A100': {
         (2, 128): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 8, 3), (64, 64, 8, 2)),
-        (2, 256): ((64, 32, 8, 3), (64, 32, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2))},
+        (2, 256): ((64, 32, 8, 3), (64, 32, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2)),
+    },
     'H100': {
         (2, 64): ((128, 64, 8, 3), (128, 32, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2)),
         (2, 128): ((128, 32, 8, 3), (128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 8, 2)),
-        (2, 256): ((128, 32, 8, 3), (128, 32, 8, 2), (32, 64, 8, 3), (32, 32, 8, 2))},
+        (2, 256): ((128, 32, 8, 3), (128, 32, 8, 2), (32, 64, 8, 3), (32, 32, 8, 2)),
+    },
 }
 _OF_DEVICE = {'A100': 'A100', 'H100': 'H100', 'H200': 'H100', 'GH200': 'H100'}  # by a part of its name
 
@@ -98,7 +101,7 @@ def flash_attention(form: FlashForm, operands: Operands) -> jax.Array:
     """Attention of all queries, [B, T, N, H] in q's dtype.
 
     Args:
-      operands: as for `chunked_attention`, of any T and S, but with `bias_by_distance` for bias_NW.
+        operands: as for `chunked_attention`, of any T and S, but with `bias_by_distance` for bias_NW.
     """
     queries, size = operands.q_BTNH.shape[1], operands.q_BTNH.shape[3]
     return _attention(*arrange(form, operands))[:, :queries, :, :size]
@@ -115,12 +118,28 @@ def arrange(form: FlashForm, operands: Operands) -> tuple[TileForm, Arrays]:
         keep_BNS = jnp.pad(keep_BNS.astype(jnp.float32), [(0, 0), (0, 0), (0, padding_S)])
     masked, query_ids_BT, key_ids_BS = _ids(operands, padding_T, padding_S)
     tile_form = TileForm(
-        share=heads // kv_heads, causal=form.causal, prefix=operands.prefix_BS is not None, masked=masked,
-        kept=None if keep_BNS is None else 1.0 - form.dropout_rate, reach=form.reach, scale=form.scale,
-        soft_cap=form.soft_cap, precision=form.precision, tiling=form.tiling, interpret=form.interpret)
+        share=heads // kv_heads,
+        causal=form.causal,
+        prefix=operands.prefix_BS is not None,
+        masked=masked,
+        kept=None if keep_BNS is None else 1.0 - form.dropout_rate,
+        reach=form.reach,
+        scale=form.scale,
+        soft_cap=form.soft_cap,
+        precision=form.precision,
+        tiling=form.tiling,
+        interpret=form.interpret,
+    )
     return tile_form, Arrays(
-        lay_out(operands.q_BTNH, padding_T), lay_out(operands.k_BSKH, padding_S), lay_out(operands.v_BSKH, padding_S),
-        operands.bias_NW, keep_BNS, query_ids_BT, key_ids_BS, operands.q_offset.reshape(1))
+        lay_out(operands.q_BTNH, padding_T),
+        lay_out(operands.k_BSKH, padding_S),
+        lay_out(operands.v_BSKH, padding_S),
+        operands.bias_NW,
+        keep_BNS,
+        query_ids_BT,
+        key_ids_BS,
+        operands.q_offset.reshape(1),
+    )
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -151,7 +170,11 @@ def _ids(operands: Operands, padding_T: int, padding_S: int) -> tuple[str, jax.A
     key_ids_BS = 2 * key_ids_BS + (0 if operands.prefix_BS is None else operands.prefix_BS.astype(jnp.int32))
     pad = lambda x, padding, value: jnp.pad(x, [(0, 0), (0, padding)], constant_values=value)
     # Where pairs are not compared, queries that pad see keys as well: all kernels must decide alike whether a query sees any.
-    return 'pairs' if packed else 'keys', pad(query_ids_BT, padding_T, -1 if packed else 1), pad(key_ids_BS, padding_S, 0)
+    return (
+        'pairs' if packed else 'keys',
+        pad(query_ids_BT, padding_T, -1 if packed else 1),
+        pad(key_ids_BS, padding_S, 0),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -174,10 +197,13 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 def _for_kernels(form: TileForm, arrays: Arrays) -> Arrays:
     """The bias of base 2, and as far on at both ends as tiles near the diagonal look: an index that is never held at an
-    end is one base and constants to the compiler."""
+    end is one base and constants to the compiler.
+    """
     if arrays.bias_NW is None:
         return arrays
-    return arrays._replace(bias_NW=LOG2_E * jnp.pad(arrays.bias_NW, [(0, 0), (sum(form.tiling.padding),) * 2], mode='edge'))
+    return arrays._replace(
+        bias_NW=LOG2_E * jnp.pad(arrays.bias_NW, [(0, 0), (sum(form.tiling.padding),) * 2], mode='edge')
+    )
 
 
 def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
@@ -190,6 +216,8 @@ def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
 def tiling(queries: int, keys: int, largest: Tiling) -> Tiling:
     """Blocks of at most the largest sizes, smaller where the whole length is shorter."""
     most_q, most_k = (_power_of_two(max(length, LEAST_SIZE)) for length in (queries, keys))
-    fit = [blocks._replace(queries=min(blocks.queries, most_q), keys=min(blocks.keys, most_k)) for blocks in largest[:3]]
+    fit = [
+        blocks._replace(queries=min(blocks.queries, most_q), keys=min(blocks.keys, most_k)) for blocks in largest[:3]
+    ]
     square = min(largest.diagonals.queries, most_q, most_k)
     return Tiling(*fit, largest.diagonals._replace(queries=square, keys=square))

@@ -25,11 +25,15 @@ def forward(form: TileForm, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     return pl.pallas_call(
         functools.partial(_forward_kernel, form, (*given, 'y', 'log_sum')),
         grid=(queries // blocks.queries, heads, batch),
-        in_specs=[specs[name] for name in given], out_specs=[specs['q_BTNH'], specs['per_query']],
-        out_shape=[jax.ShapeDtypeStruct(arrays.q_BTNH.shape, arrays.q_BTNH.dtype),
-                   jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)],
+        in_specs=[specs[name] for name in given],
+        out_specs=[specs['q_BTNH'], specs['per_query']],
+        out_shape=[
+            jax.ShapeDtypeStruct(arrays.q_BTNH.shape, arrays.q_BTNH.dtype),
+            jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32),
+        ],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-        interpret=form.interpret, name='t5flan_attention_forward',
+        interpret=form.interpret,
+        name='t5flan_attention_forward',
     )(*given.values())
 
 
@@ -45,14 +49,17 @@ def specs_by_query(form: TileForm, arrays: Arrays, blocks: Blocks) -> dict[str, 
     c = blocks.queries
     of_keys = pl.BlockSpec((None, keys, None, size), lambda i, n, b: (b, 0, lax.div(n, form.share), 0))
     specs = {
-        'q_BTNH': pl.BlockSpec((None, c, None, size), lambda i, n, b: (b, i, n, 0)), 'k_BSKH': of_keys, 'v_BSKH': of_keys,
+        'q_BTNH': pl.BlockSpec((None, c, None, size), lambda i, n, b: (b, i, n, 0)),
+        'k_BSKH': of_keys,
+        'v_BSKH': of_keys,
         'keep_BNS': pl.BlockSpec((None, None, keys), lambda i, n, b: (b, n, 0)),
         'query_ids_BT': pl.BlockSpec((None, c), lambda i, n, b: (b, i)),
         'key_ids_BS': pl.BlockSpec((None, keys), lambda i, n, b: (b, 0)),
         'q_offset': pl.BlockSpec((1,), lambda i, n, b: (0,)),
         'bounds': pl.BlockSpec((None, None, 2), lambda i, n, b: (b, i, 0)),
         'per_query': pl.BlockSpec((None, None, c), lambda i, n, b: (b, n, i)),
-        'per_block': pl.BlockSpec((None, None, 1), lambda i, n, b: (b, n, i))}
+        'per_block': pl.BlockSpec((None, None, 1), lambda i, n, b: (b, n, i)),
+    }
     if arrays.bias_NW is not None:
         specs['bias_NW'] = pl.BlockSpec((None, arrays.bias_NW.shape[1]), lambda i, n, b: (n, 0))
     return specs
@@ -81,8 +88,11 @@ def _forward_kernel(form: TileForm, names: tuple[str, ...], *refs: Any) -> None:
         y_CH = y_CH * shrink_C[:, None] + tile.dot(form, weights_CP.astype(v_PH.dtype), v_PH, 1, 0)
         return new_top_C, sum_C, y_CH
 
-    carry = (jnp.full((blocks.queries,), tile.LEAST_MAXIMUM, jnp.float32), jnp.zeros((blocks.queries,), jnp.float32),
-             jnp.zeros(q_CH.shape, jnp.float32))
+    carry = (
+        jnp.full((blocks.queries,), tile.LEAST_MAXIMUM, jnp.float32),
+        jnp.zeros((blocks.queries,), jnp.float32),
+        jnp.zeros(q_CH.shape, jnp.float32),
+    )
     top_C, sum_C, y_CH = tile.over_keys(form, blocks, refs, query, add_tile, carry)
     sum_C = jnp.where(sum_C > 0.0, sum_C, 1.0)  # a query that sees nothing
     refs['y'].ref[...] = (y_CH / sum_C[:, None]).astype(refs['y'].ref.dtype)

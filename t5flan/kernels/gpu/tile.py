@@ -28,8 +28,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from t5flan.kernels.tpu import tile as flash_tpu_tile
 from t5flan.kernels.chunked import MASKED
+from t5flan.kernels.tpu import tile as flash_tpu_tile
 
 LEAST_SIZE = 16  # of a product's axes
 LOG2_E = math.log2(math.e)
@@ -120,9 +120,12 @@ def bounds(form: TileForm, arrays: Arrays, blocks: Blocks, axis: int) -> jax.Arr
     flat = lambda x: jax.ShapeDtypeStruct((*x.shape[:2], x.shape[2] * x.shape[3]), x.dtype)
     ids = [None if x is None else x[:, None] for x in (arrays.query_ids_BT, arrays.key_ids_BS)]
     tpu_form = flash_tpu_tile.TileForm(
-        1, 1, 1, blocks.queries, blocks.keys, form.causal, bool(form.masked), None, None, 1.0, None, None, False)
-    seen_BIO = flash_tpu_tile.visible_tiles(tpu_form, flash_tpu_tile.Arrays(
-        flat(arrays.q_BTNH), flat(arrays.k_BSKH), None, None, None, *ids, arrays.q_offset))
+        1, 1, 1, blocks.queries, blocks.keys, form.causal, bool(form.masked), None, None, 1.0, None, None, False
+    )
+    seen_BIO = flash_tpu_tile.visible_tiles(
+        tpu_form,
+        flash_tpu_tile.Arrays(flat(arrays.q_BTNH), flat(arrays.k_BSKH), None, None, None, *ids, arrays.q_offset),
+    )
     end = jnp.where(jnp.any(seen_BIO, axis), seen_BIO.shape[axis] - jnp.argmax(jnp.flip(seen_BIO, axis), axis), 0)
     return jnp.stack([jnp.argmax(seen_BIO, axis), end], axis=-1).astype(jnp.int32)
 
@@ -141,7 +144,9 @@ def over_queries(form: TileForm, blocks: Blocks, refs: dict, key: Any, add_tile:
     after = _floor(at + 1 - max(form.reach or 0, 1), blocks.queries)
     near = _ceil(at + blocks.keys - 1 + (form.reach or 0), blocks.queries)
     names = tuple(reversed(form.zones))
-    return _over(names, refs['bounds'].ref, (after, near) if 'after' in names else (near,), blocks.queries, add_tile, carry)
+    return _over(
+        names, refs['bounds'].ref, (after, near) if 'after' in names else (near,), blocks.queries, add_tile, carry
+    )
 
 
 def _over(zones: tuple[str, ...], bounds_ref: Any, ends: tuple, length: int, add_tile: Callable, carry: tuple) -> tuple:
@@ -190,16 +195,18 @@ def dot(form: TileForm, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) ->
     """Product over one axis of each, summed and given in float32."""
     # Products of 16-bit numbers are exact in float32; float32 by default is a GPU's tf32, as everywhere in XLA.
     precision = form.precision if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision=precision,
-                           preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (((a_axis,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
-def logits(form: TileForm, products: jax.Array, zone: str, refs: dict, at: At, query_ids_C: jax.Array | None,
-           key_axis: int) -> tuple[jax.Array, jax.Array | None]:
+def logits(
+    form: TileForm, products: jax.Array, zone: str, refs: dict, at: At, query_ids_C: jax.Array | None, key_axis: int
+) -> tuple[jax.Array, jax.Array | None]:
     """Products of queries and keys -> masked logits of base 2, and the slope of the soft cap there.
 
     Args:
-      products: [C, P] with `key_axis` 1, [P, C] with 0.
+        products: [C, P] with `key_axis` 1, [P, C] with 0.
     """
     x, slope = products, None
     factor = (form.scale if form.soft_cap is None else form.soft_cap) * LOG2_E
@@ -236,14 +243,18 @@ def exp2(form: TileForm, x: jax.Array) -> jax.Array:
 def _instruction(text: str, arguments: tuple[jax.Array, ...]) -> jax.Array:
     shape = jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)
     constraints = ','.join(['=f'] + ['f'] * len(arguments))
-    result, = plgpu.elementwise_inline_asm(text, args=arguments, constraints=constraints, pack=1, result_shape_dtypes=[shape])
+    (result,) = plgpu.elementwise_inline_asm(
+        text, args=arguments, constraints=constraints, pack=1, result_shape_dtypes=[shape]
+    )
     return result
 
 
 def distances(refs: dict, at: At, shape: tuple[int, int], key_axis: int) -> jax.Array:
     """(key index) - (query index + q_offset) of a tile's pairs, int32."""
     first = at.key - at.query - refs['q_offset'].ref[0]
-    return first + lax.broadcasted_iota(jnp.int32, shape, key_axis) - lax.broadcasted_iota(jnp.int32, shape, 1 - key_axis)
+    return (
+        first + lax.broadcasted_iota(jnp.int32, shape, key_axis) - lax.broadcasted_iota(jnp.int32, shape, 1 - key_axis)
+    )
 
 
 def _keys_seen(form: TileForm, zone: str, key_ids_P: jax.Array | None) -> jax.Array | None:
@@ -255,8 +266,14 @@ def _keys_seen(form: TileForm, zone: str, key_ids_P: jax.Array | None) -> jax.Ar
     return seen_P
 
 
-def _pairs_allowed(form: TileForm, zone: str, distance: jax.Array | None, query_ids_C: jax.Array | None,
-                   key_ids_P: jax.Array | None, key_axis: int) -> jax.Array | None:
+def _pairs_allowed(
+    form: TileForm,
+    zone: str,
+    distance: jax.Array | None,
+    query_ids_C: jax.Array | None,
+    key_ids_P: jax.Array | None,
+    key_axis: int,
+) -> jax.Array | None:
     """Which query sees which key, apart from `_keys_seen`; None if all see all."""
     of_key = lambda x_P: jnp.expand_dims(x_P, 1 - key_axis)
     masks = []

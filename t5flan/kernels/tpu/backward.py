@@ -55,21 +55,27 @@ def _gradient_of_queries(form: TileForm, arrays: Arrays, given: dict) -> tuple[j
     results = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(seen), grid=(width // form.lanes, batch, *blocks),
-            in_specs=[specs[name] for name in given], out_specs=[spec for spec, _ in outputs.values()],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()]),
+            num_scalar_prefetch=len(seen),
+            grid=(width // form.lanes, batch, *blocks),
+            in_specs=[specs[name] for name in given],
+            out_specs=[spec for spec, _ in outputs.values()],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+        ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs.values()],
-        compiler_params=compiler_params(4), interpret=form.interpret, name='t5flan_attention_gradient_of_queries',
+        compiler_params=compiler_params(4),
+        interpret=form.interpret,
+        name='t5flan_attention_gradient_of_queries',
     )(*seen, *given.values())
     return results[0], results[1] if form.band else None
 
 
 def _query_kernel(form: TileForm, sizes: tuple[int, int, int], names: tuple[str, ...], *refs: Any) -> None:
-    seen, refs = Seen(*refs[:len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields):], strict=True))
+    seen, refs = Seen(*refs[: len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields) :], strict=True))
     group, row, query, key = (pl.program_id(axis) for axis in range(4))
     rows, blocks_q, blocks_k = sizes
     at, q_offset = Place(row, group, query, key), seen.q_offset[0]
     if form.band:
+
         @pl.when((row == 0) & (query == 0) & (key == 0))
         def _():
             tile.shear_into(form, refs['bias'][...], refs['sheared_ref'])
@@ -87,7 +93,7 @@ def _query_kernel(form: TileForm, sizes: tuple[int, int, int], names: tuple[str,
             refs['dq_ref'][rows_E] += tile.dot(form, k_EP[rows_E], dproducts_PC.astype(k_EP.dtype), 1, 0)
             if form.band:
                 for c, start in enumerate(tile.band_starts(form, at, q_offset)):
-                    part = dlogits_PC[c * tile.LANES:(c + 1) * tile.LANES]
+                    part = dlogits_PC[c * tile.LANES : (c + 1) * tile.LANES]
                     refs['dsheared_ref'][head, :, pl.ds(start, form.block_q)] += part
 
     @pl.when(key == blocks_k - 1)
@@ -95,10 +101,11 @@ def _query_kernel(form: TileForm, sizes: tuple[int, int, int], names: tuple[str,
         refs['dq'][...] = (refs['dq_ref'][...] * form.scale).T.astype(refs['dq'].dtype)
 
     if form.band:
+
         @pl.when((row == rows - 1) & (query == blocks_q - 1) & (key == blocks_k - 1))
         def _():
             for head, dbias_1W in enumerate(tile.unshear(form, refs['dsheared_ref'])):
-                refs['dbias'][head:head + 1, :] = dbias_1W
+                refs['dbias'][head : head + 1, :] = dbias_1W
 
 
 def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -126,17 +133,22 @@ def _gradient_of_keys(form: TileForm, arrays: Arrays, given: dict) -> tuple[jax.
     dk, dv, *excess = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(seen), grid=(width // form.lanes, batch, blocks[1], form.share, blocks[0]),
-            in_specs=[specs[name] for name in given], out_specs=[spec for spec, _ in outputs.values()],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()]),
+            num_scalar_prefetch=len(seen),
+            grid=(width // form.lanes, batch, blocks[1], form.share, blocks[0]),
+            in_specs=[specs[name] for name in given],
+            out_specs=[spec for spec, _ in outputs.values()],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+        ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs.values()],
-        compiler_params=compiler_params(5), interpret=form.interpret, name='t5flan_attention_gradient_of_keys',
+        compiler_params=compiler_params(5),
+        interpret=form.interpret,
+        name='t5flan_attention_gradient_of_keys',
     )(*seen, *given.values())
     return dk, dv, excess[0].reshape(given['inner'].shape) if excess else None
 
 
 def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...], *refs: Any) -> None:
-    seen, refs = Seen(*refs[:len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields):], strict=True))
+    seen, refs = Seen(*refs[: len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields) :], strict=True))
     kv_group, row, key, member, query = (pl.program_id(axis) for axis in range(5))
     at, q_offset = Place(row, kv_group * form.share + member, query, key), seen.q_offset[0]
     if form.band:
@@ -149,6 +161,7 @@ def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...],
             tile.shear_into(form, refs['bias'][...], refs['sheared_ref'])
 
     if 'excess' in refs:
+
         @pl.when((key == 0) & (member == 0) & (query == 0))
         def _():
             refs['excess'][...] = jnp.zeros_like(refs['excess'])
@@ -166,7 +179,7 @@ def _key_kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...],
                 refs['excess'][member, head, pl.ds(query, 1)] += jnp.sum(dlogits_PC, axis=0, keepdims=True)
             dv_PE = tile.dot(form, weights_PC.astype(dy_CE.dtype), tile.of_head(form, dy_CE, head), 1, 0)
             if form.kept:
-                dv_PE = dv_PE * (refs['keep'][head:head + 1, :].T / form.kept)
+                dv_PE = dv_PE * (refs['keep'][head : head + 1, :].T / form.kept)
             refs['dv_ref'][...] += dv_PE
             refs['dk_ref'][...] += tile.dot(form, dproducts_PC.astype(q_CE.dtype), tile.of_head(form, q_CE, head), 1, 0)
 
@@ -181,11 +194,12 @@ def _gradients_of_logits(form: TileForm, refs: dict, at: Place, q_offset: jax.Ar
     q_CE, k_PE, v_PE, dy_CE = (refs[name][...] for name in ('q', 'k', 'v', 'dy'))
     allowed_PC = tile.allowed(form, refs, at, q_offset)
     for head in range(form.heads):
-        logits_PC, slope_PC = tile.logits_of_head(form, k_PE, tile.of_head(form, q_CE, head), refs.get('sheared_ref'),
-                                                  allowed_PC, at, head, q_offset)
-        weights_PC = jnp.exp(logits_PC - refs['log_sum'][head:head + 1, :])
+        logits_PC, slope_PC = tile.logits_of_head(
+            form, k_PE, tile.of_head(form, q_CE, head), refs.get('sheared_ref'), allowed_PC, at, head, q_offset
+        )
+        weights_PC = jnp.exp(logits_PC - refs['log_sum'][head : head + 1, :])
         dweights_PC = tile.dot(form, v_PE, tile.of_head(form, dy_CE, head), 1, 1)
         if form.kept:
-            dweights_PC = dweights_PC * (refs['keep'][head:head + 1, :].T / form.kept)
-        dlogits_PC = weights_PC * (dweights_PC - refs['inner'][head:head + 1, :])
+            dweights_PC = dweights_PC * (refs['keep'][head : head + 1, :].T / form.kept)
+        dlogits_PC = weights_PC * (dweights_PC - refs['inner'][head : head + 1, :])
         yield weights_PC, dlogits_PC, dlogits_PC if slope_PC is None else dlogits_PC * slope_PC

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from t5flan.kernels.relative_bias import RelativeBias, bias_of_distances
 from t5flan.kernels.tpu.backward import backward
 from t5flan.kernels.tpu.forward import forward
 from t5flan.kernels.tpu.tile import LANES, Arrays, Band, TileForm, visible_tiles
-from t5flan.kernels.relative_bias import RelativeBias, bias_of_distances
 
 DTYPES = ('bfloat16', 'float32')
 MOST_HEAD_DIM = 256
@@ -64,7 +64,9 @@ def refusal(head_dim: int, dtype: Any, bias: RelativeBias | None, precision: Any
     if head_dim > MOST_HEAD_DIM:
         return f'it takes a head_dim up to {MOST_HEAD_DIM}, not {head_dim} (ModelConfig.head_dim)'
     if bias is not None and _bias_bytes(head_dim, dtype, bias) > _MOST_BIAS[str(jnp.dtype(dtype))]:
-        return f'a bias over {bias.max_distance} distances does not fit in its memory (ModelConfig.relative_max_distance)'
+        return (
+            f'a bias over {bias.max_distance} distances does not fit in its memory (ModelConfig.relative_max_distance)'
+        )
     return None
 
 
@@ -82,7 +84,7 @@ def flash_attention(form: FlashForm, operands: Operands) -> jax.Array:
     """Attention of all queries, [B, T, N, H] in q's dtype.
 
     Args:
-      operands: as for `chunked_attention`, of any T and S, but with `band_vector` for bias_NW.
+        operands: as for `chunked_attention`, of any T and S, but with `band_vector` for bias_NW.
     """
     batch, queries, heads, size = operands.q_BTNH.shape
     tile_form, arrays = arrange(form, operands)
@@ -111,13 +113,30 @@ def arrange(form: FlashForm, operands: Operands) -> tuple[TileForm, Arrays]:
         keep = keep.reshape(batch, groups, group, -1)
     query_ids, key_ids = _ids(operands, padding_T, padding_S)
     tile_form = TileForm(
-        heads=group, head_dim=size_padded, share=heads // (kv_heads * repeats), block_q=form.block_q, block_k=form.block_k,
-        causal=form.causal, masked=key_ids is not None, kept=None if keep is None else 1.0 - form.dropout_rate,
-        band=None if bias is None else Band(form.block_q, form.reach), scale=form.scale, soft_cap=form.soft_cap,
-        precision=form.precision, interpret=form.interpret)
+        heads=group,
+        head_dim=size_padded,
+        share=heads // (kv_heads * repeats),
+        block_q=form.block_q,
+        block_k=form.block_k,
+        causal=form.causal,
+        masked=key_ids is not None,
+        kept=None if keep is None else 1.0 - form.dropout_rate,
+        band=None if bias is None else Band(form.block_q, form.reach),
+        scale=form.scale,
+        soft_cap=form.soft_cap,
+        precision=form.precision,
+        interpret=form.interpret,
+    )
     return tile_form, Arrays(
-        lay_out(operands.q_BTNH, padding_T), lay_out(operands.k_BSKH, padding_S, repeats),
-        lay_out(operands.v_BSKH, padding_S, repeats), bias, keep, query_ids, key_ids, operands.q_offset.reshape(1))
+        lay_out(operands.q_BTNH, padding_T),
+        lay_out(operands.k_BSKH, padding_S, repeats),
+        lay_out(operands.v_BSKH, padding_S, repeats),
+        bias,
+        keep,
+        query_ids,
+        key_ids,
+        operands.q_offset.reshape(1),
+    )
 
 
 def lane_group(heads: int, head_dim: int) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from t5flan.kernels.tpu import tile
 from t5flan.kernels.chunked import MASKED
+from t5flan.kernels.tpu import tile
 from t5flan.kernels.tpu.tile import Arrays, Place, Seen, TileForm
 
 # Logits that are masked lie far below every running maximum, so that their exponential is zero.
@@ -27,19 +27,32 @@ def forward(form: TileForm, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     seen = tile.seen_by_queries(form, arrays)
     names = tuple(name for name, x in arrays._asdict().items() if x is not None and name != 'q_offset')
     specs = tile.block_specs(form, functools.partial(place_by_query, blocks[0]))
-    scratch = {'top': (form.heads, 1, form.block_q), 'sum': (form.heads, 1, form.block_q), 'y': (form.lanes, form.block_q)}
+    scratch = {
+        'top': (form.heads, 1, form.block_q),
+        'sum': (form.heads, 1, form.block_q),
+        'y': (form.lanes, form.block_q),
+    }
     if form.band:
         scratch['sheared'] = (form.heads, tile.LANES, form.band.width)
-    kernel = functools.partial(_kernel, form, blocks, (*names, 'y_out', 'log_sum', *(f'{name}_ref' for name in scratch)))
+    kernel = functools.partial(
+        _kernel, form, blocks, (*names, 'y_out', 'log_sum', *(f'{name}_ref' for name in scratch))
+    )
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(seen), grid=(groups, batch, *blocks),
-            in_specs=[specs[name] for name in names], out_specs=[specs['y'], specs['log_sum']],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()]),
-        out_shape=[jax.ShapeDtypeStruct(arrays.q.shape, arrays.q.dtype),
-                   jax.ShapeDtypeStruct((batch, groups, form.heads, queries), jnp.float32)],
-        compiler_params=compiler_params(4), interpret=form.interpret, name='t5flan_attention_forward',
+            num_scalar_prefetch=len(seen),
+            grid=(groups, batch, *blocks),
+            in_specs=[specs[name] for name in names],
+            out_specs=[specs['y'], specs['log_sum']],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(arrays.q.shape, arrays.q.dtype),
+            jax.ShapeDtypeStruct((batch, groups, form.heads, queries), jnp.float32),
+        ],
+        compiler_params=compiler_params(4),
+        interpret=form.interpret,
+        name='t5flan_attention_forward',
     )(*seen, *(getattr(arrays, name) for name in names))
 
 
@@ -56,10 +69,11 @@ def place_by_query(blocks_q: int, group: Any, row: Any, query: Any, key: Any, *s
 
 
 def _kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...], *refs: Any) -> None:
-    seen, refs = Seen(*refs[:len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields):], strict=True))
+    seen, refs = Seen(*refs[: len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields) :], strict=True))
     group, row, query, key = (pl.program_id(axis) for axis in range(4))
     at = Place(row, group, query, key)
     if form.band:
+
         @pl.when((row == 0) & (query == 0) & (key == 0))
         def _():
             tile.shear_into(form, refs['bias'][...], refs['sheared_ref'])
@@ -83,8 +97,9 @@ def _add_tile(form: TileForm, refs: dict, at: Place, q_offset: jax.Array) -> Non
     q_CE, k_PE, v_EP = refs['q'][...], refs['k'][...], refs['v'][...].T
     allowed_PC = tile.allowed(form, refs, at, q_offset)
     for head in range(form.heads):
-        logits_PC, _ = tile.logits_of_head(form, k_PE, tile.of_head(form, q_CE, head), refs.get('sheared_ref'), allowed_PC,
-                                           at, head, q_offset)
+        logits_PC, _ = tile.logits_of_head(
+            form, k_PE, tile.of_head(form, q_CE, head), refs.get('sheared_ref'), allowed_PC, at, head, q_offset
+        )
         top_1C = jnp.maximum(refs['top_ref'][head], jnp.max(logits_PC, axis=0, keepdims=True))
         weights_PC = jnp.exp(logits_PC - top_1C)
         shrink_1C = jnp.exp(refs['top_ref'][head] - top_1C)
@@ -93,8 +108,10 @@ def _add_tile(form: TileForm, refs: dict, at: Place, q_offset: jax.Array) -> Non
         rows = tile.rows_of_head(form, head)
         v_HP = v_EP[rows]
         if form.kept:
-            v_HP = (v_HP * refs['keep'][head:head + 1, :]).astype(v_EP.dtype)  # exact, and as good as on the weights
-        refs['y_ref'][rows] = refs['y_ref'][rows] * shrink_1C + tile.dot(form, v_HP, weights_PC.astype(v_EP.dtype), 1, 0)
+            v_HP = (v_HP * refs['keep'][head : head + 1, :]).astype(v_EP.dtype)  # exact, and as good as on the weights
+        refs['y_ref'][rows] = refs['y_ref'][rows] * shrink_1C + tile.dot(
+            form, v_HP, weights_PC.astype(v_EP.dtype), 1, 0
+        )
 
 
 def _write(form: TileForm, refs: dict) -> None:
@@ -103,5 +120,5 @@ def _write(form: TileForm, refs: dict) -> None:
         sum_1C = refs['sum_ref'][head]
         sum_1C = jnp.where(sum_1C > 0.0, sum_1C, 1.0)  # a query that sees nothing
         refs['y_ref'][rows] = refs['y_ref'][rows] / (sum_1C * (form.kept or 1.0))
-        refs['log_sum'][head:head + 1, :] = refs['top_ref'][head] + jnp.log(sum_1C)
+        refs['log_sum'][head : head + 1, :] = refs['top_ref'][head] + jnp.log(sum_1C)
     refs['y_out'][...] = refs['y_ref'][...].T.astype(refs['y_out'].dtype)

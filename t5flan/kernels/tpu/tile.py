@@ -103,7 +103,9 @@ class Seen(NamedTuple):
     """Which tiles are computed (int32, flat: they lie in scalar memory). I blocks of queries, O of keys."""
 
     bits: jax.Array  # [B * I * ceil(O / 32)]: one bit a tile
-    first: jax.Array  # [B * I] the first and the last block of keys that a block of queries sees; for the gradient of keys
+    first: (
+        jax.Array
+    )  # [B * I] the first and the last block of keys that a block of queries sees; for the gradient of keys
     last: jax.Array  # [B * O] of queries that see a block of keys
     q_offset: jax.Array  # [1]
 
@@ -158,10 +160,16 @@ def _seen(seen_BIO: jax.Array, axis: int, q_offset: jax.Array) -> Seen:
     words = -(-seen_BIO.shape[2] // _WORD)
     padded = jnp.pad(seen_BIO, [(0, 0), (0, 0), (0, words * _WORD - seen_BIO.shape[2])])
     weights = jnp.left_shift(jnp.uint32(1), jnp.arange(_WORD, dtype=jnp.uint32))
-    bits = jnp.sum(padded.reshape(*seen_BIO.shape[:2], words, _WORD) * weights[None, None, None], axis=-1, dtype=jnp.uint32)
+    bits = jnp.sum(
+        padded.reshape(*seen_BIO.shape[:2], words, _WORD) * weights[None, None, None], axis=-1, dtype=jnp.uint32
+    )
     flat = lambda x: x.reshape(-1).astype(jnp.int32)
-    return Seen(lax.bitcast_convert_type(bits, jnp.int32).reshape(-1), flat(jnp.argmax(seen_BIO, axis=axis)), flat(last),
-                q_offset)
+    return Seen(
+        lax.bitcast_convert_type(bits, jnp.int32).reshape(-1),
+        flat(jnp.argmax(seen_BIO, axis=axis)),
+        flat(last),
+        q_offset,
+    )
 
 
 def is_seen(seen: Seen, place: Place, blocks_q: int, blocks_k: int) -> jax.Array:
@@ -181,11 +189,18 @@ def block_specs(form: TileForm, place: Callable[..., Place]) -> dict[str, pl.Blo
     by_query = spec((None, c, e), lambda at: (at.row, at.query, at.group))
     by_key = spec((None, p, e), lambda at: (at.row, at.key, lax.div(at.group, form.share)))
     per_query = spec((None, None, u, c), lambda at: (at.row, at.group, 0, at.query))
-    specs = {'q': by_query, 'k': by_key, 'v': by_key, 'y': by_query, 'dy': by_query,
-             'keep': spec((None, None, u, p), lambda at: (at.row, at.group, 0, at.key)),
-             'query_ids': spec((None, 1, c), lambda at: (at.row, 0, at.query)),
-             'key_ids': spec((None, 1, p), lambda at: (at.row, 0, at.key)),
-             'log_sum': per_query, 'inner': per_query}
+    specs = {
+        'q': by_query,
+        'k': by_key,
+        'v': by_key,
+        'y': by_query,
+        'dy': by_query,
+        'keep': spec((None, None, u, p), lambda at: (at.row, at.group, 0, at.key)),
+        'query_ids': spec((None, 1, c), lambda at: (at.row, 0, at.query)),
+        'key_ids': spec((None, 1, p), lambda at: (at.row, 0, at.key)),
+        'log_sum': per_query,
+        'inner': per_query,
+    }
     if form.band:
         specs['bias'] = spec((None, u, form.band.width), lambda at: (at.group, 0, 0))
     return specs
@@ -209,17 +224,26 @@ def dot(form: TileForm, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) ->
     """Product over one axis of each, summed and given in float32."""
     # Products of 16-bit numbers are exact in float32; the compiler takes a precision for 32-bit ones alone.
     precision = form.precision if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision=precision,
-                           preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (((a_axis,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
-def logits_of_head(form: TileForm, k_PE: jax.Array, q_CE: jax.Array, bias_row: Any, allowed_PC: jax.Array | None,
-                   at: Place, head: int, q_offset: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def logits_of_head(
+    form: TileForm,
+    k_PE: jax.Array,
+    q_CE: jax.Array,
+    bias_row: Any,
+    allowed_PC: jax.Array | None,
+    at: Place,
+    head: int,
+    q_offset: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
     """The logits of a tile [P, C], masked, and the slope of the soft cap there.
 
     Args:
-      q_CE: of this head alone (`of_head`).
-      bias_row: the memory [U, 128, W] that holds the sheared bias (`shear_into`), or None.
+        q_CE: of this head alone (`of_head`).
+        bias_row: the memory [U, 128, W] that holds the sheared bias (`shear_into`), or None.
     """
     logits, slope = dot(form, k_PE, q_CE, 1, 1), None
     if form.scale != 1.0:
@@ -259,7 +283,7 @@ def band_starts(form: TileForm, at: Place, q_offset: jax.Array) -> list[jax.Arra
 def shear_into(form: TileForm, bias_UW: jax.Array, sheared_ref: Any) -> None:
     """Lays each head's vector out as 128 rows, row r moved right by r."""
     for head in range(form.heads):
-        x = jnp.broadcast_to(bias_UW[head:head + 1], (LANES, form.band.width))
+        x = jnp.broadcast_to(bias_UW[head : head + 1], (LANES, form.band.width))
         sheared_ref[head] = _shear(x, form.band.width, lambda bit, width: bit)
 
 

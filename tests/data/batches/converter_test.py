@@ -26,12 +26,19 @@ def test_packed_encoder_decoder():
         'decoder_segment_ids': [1, 1, 1, 2, 2, 0],
         'decoder_positions': [0, 1, 2, 0, 1, 0],
     }
-    assert {name: values.dtype for name, values in batch.items() if values.dtype != np.int32} == {'decoder_loss_weights': np.float32}
+    assert {name: values.dtype for name, values in batch.items() if values.dtype != np.int32} == {
+        'decoder_loss_weights': np.float32
+    }
 
 
 def test_unpacked_encoder_decoder_has_no_segments():
     batch = make_batch('encoder_decoder', LENGTHS, [[example([7, 1], [3, 1])], []], False)
-    assert set(batch) == {'encoder_input_tokens', 'decoder_target_tokens', 'decoder_input_tokens', 'decoder_loss_weights'}
+    assert set(batch) == {
+        'encoder_input_tokens',
+        'decoder_target_tokens',
+        'decoder_input_tokens',
+        'decoder_loss_weights',
+    }
     assert batch['decoder_loss_weights'].tolist() == [[1, 1, 0, 0, 0, 0], [0] * 6], 'a row without examples has no loss'
 
 
@@ -49,7 +56,9 @@ def test_prefix_lm():
 
 
 def test_packed_prefix_lm_restarts_in_every_segment():
-    batch = make_batch('prefix_lm', {'inputs': 5, 'targets': 4}, [[example([9, 1], [3, 1]), example([8], [6, 1])]], True)
+    batch = make_batch(
+        'prefix_lm', {'inputs': 5, 'targets': 4}, [[example([9, 1], [3, 1]), example([8], [6, 1])]], True
+    )
     assert batch['decoder_causal_attention'][0].tolist() == [1, 1, 1, 0, 1, 1, 0, 0, 0]
     assert batch['decoder_loss_weights'][0].tolist() == [0, 0, 1, 1, 0, 1, 1, 0, 0]
     assert batch['decoder_input_tokens'][0].tolist() == [0, 9, 1, 3, 0, 8, 6, 0, 0]
@@ -68,12 +77,15 @@ def _seqio_batch(converter, examples, lengths):
 
     names = list(examples[0])
     dataset = tf.data.Dataset.from_generator(
-        lambda: iter(examples), output_signature={name: tf.TensorSpec([None], tf.int32) for name in names})
+        lambda: iter(examples), output_signature={name: tf.TensorSpec([None], tf.int32) for name in names}
+    )
     rows = list(getattr(seqio, converter)(pack=False)(dataset, lengths).as_numpy_iterator())
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize('format,converter', [('encoder_decoder', 'EncDecFeatureConverter'), ('prefix_lm', 'PrefixLMFeatureConverter')])
+@pytest.mark.parametrize(
+    'format,converter', [('encoder_decoder', 'EncDecFeatureConverter'), ('prefix_lm', 'PrefixLMFeatureConverter')]
+)
 def test_equals_seqio_converters(format, converter):
     rng = np.random.default_rng(0)
     lengths = {'inputs': 9, 'targets': 8}
@@ -95,11 +107,14 @@ def test_fit_example():
     assert not was and len(same['inputs']) == 7
 
 
-@pytest.mark.parametrize('format,lengths,task_features,pattern', [
-    ('encoder_decoder', LENGTHS, ['targets'], "has no 'inputs'"),
-    ('causal_lm', {'targets': 4}, ['inputs', 'targets'], "feature_lengths.*has no length"),
-    ('causal_lm', LENGTHS, ['text'], "has no feature 'targets'"),
-])
+@pytest.mark.parametrize(
+    'format,lengths,task_features,pattern',
+    [
+        ('encoder_decoder', LENGTHS, ['targets'], "has no 'inputs'"),
+        ('causal_lm', {'targets': 4}, ['inputs', 'targets'], 'feature_lengths.*has no length'),
+        ('causal_lm', LENGTHS, ['text'], "has no feature 'targets'"),
+    ],
+)
 def test_features_that_do_not_suit(format, lengths, task_features, pattern):
     with pytest.raises(UserError, match=pattern):
         features.check_features(format, lengths, task_features, 'task')
@@ -115,16 +130,25 @@ def test_loss_weights_of_an_example():
     assert encoder_decoder['decoder_loss_weights'].tolist() == [[1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]]
     for format in ('prefix_lm', 'causal_lm'):
         weights = make_batch(format, LENGTHS, rows, True)['decoder_loss_weights']
-        assert weights[:, :9].tolist() == [[0, 0, 1, 1, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]] and not weights[:, 9:].any()
+        assert (
+            weights[:, :9].tolist() == [[0, 0, 1, 1, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]]
+            and not weights[:, 9:].any()
+        )
 
 
 def test_loss_weights_are_cut_with_their_targets():
     long = weighted([7, 1], range(8), [1, 1, 0, 0, 1, 1, 0, 1])
     cut, was = features.fit_example(long, LENGTHS)
-    assert was and cut['targets'].tolist() == [0, 1, 2, 3, 4, 5] and cut[features.LOSS_WEIGHTS].tolist() == [1, 1, 0, 0, 1, 1]
+    assert (
+        was
+        and cut['targets'].tolist() == [0, 1, 2, 3, 4, 5]
+        and cut[features.LOSS_WEIGHTS].tolist() == [1, 1, 0, 0, 1, 1]
+    )
     for format in ('prefix_lm', 'causal_lm'):
         assert features.fit_example(long, LENGTHS, format) == (long, False), 'a decoder-only row has room for all of it'
         assert features.fit_example(long, {'inputs': 2, 'targets': 7}, format)[1]
-    assert features.fit_example(weighted([7], [3], [1]) | {'turns_left_out': 2}, LENGTHS)[1], 'what its maker left out counts'
+    assert features.fit_example(weighted([7], [3], [1]) | {'turns_left_out': 2}, LENGTHS)[1], (
+        'what its maker left out counts'
+    )
     with pytest.raises(ValueError, match='2 targets_loss_weights for 3 targets'):
         features.fit_example(weighted([7], [3, 4, 5], [1, 1]), LENGTHS)

@@ -11,14 +11,14 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples, merge_positions
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.denoising import span_corruption
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.examples import example_fn
-from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples, merge_positions
-from t5flan.data.vocabulary.seqio_vocabulary import text_features, vocabulary_chosen
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import text_features, vocabulary_chosen
 from t5flan.errors import UserError
 
 VOCABULARY = ByteVocabulary(extra_ids=50)
@@ -41,7 +41,11 @@ class Numbers:
 @example_fn
 def drop_some_and_draw(example, context):
     """One in five goes, the others get a random number."""
-    return None if int(example['targets']) % 5 == 0 else {**example, 'targets': f'{example["targets"]}:{context.rng.integers(1000)}'}
+    return (
+        None
+        if int(example['targets']) % 5 == 0
+        else {**example, 'targets': f'{example["targets"]}:{context.rng.integers(1000)}'}
+    )
 
 
 @example_fn
@@ -51,7 +55,9 @@ def as_text(example, context):
 
 def add(name, size, preprocessors=(tokenize, append_eos), **options):
     source = IndexedSource({'train': Numbers(name, size), 'validation': Numbers(name, max(3, size // 10))})
-    seqio.TaskRegistry.add(name, source=source, preprocessors=list(preprocessors), output_features=text_features(), **options)
+    seqio.TaskRegistry.add(
+        name, source=source, preprocessors=list(preprocessors), output_features=text_features(), **options
+    )
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -60,18 +66,30 @@ def tasks():
     add('pipe_small', 7)
     add('pipe_filtered', 60, [drop_some_and_draw, tokenize, append_eos])
     add('pipe_denoised', 40, [as_text, tokenize, span_corruption, append_eos])
-    seqio.MixtureRegistry.add('pipe_mixture', [('pipe_plain', 5), ('pipe_small', 1), ('pipe_filtered', 2), ('pipe_denoised', 2)])
+    seqio.MixtureRegistry.add(
+        'pipe_mixture', [('pipe_plain', 5), ('pipe_small', 1), ('pipe_filtered', 2), ('pipe_denoised', 2)]
+    )
     records = [Numbers('tf', 90)[i] for i in range(90)]
     source = seqio.FunctionDataSource(
         lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
-            {name: [record[name] for record in records] for name in ('inputs', 'targets')}),
+            {name: [record[name] for record in records] for name in ('inputs', 'targets')}
+        ),
         splits=['train', 'validation'],
         num_input_examples={'train': 90, 'validation': 90},
     )
     features = {name: dataclasses.replace(feature, add_eos=True) for name, feature in text_features().items()}
-    seqio.TaskRegistry.add('pipe_seqio', source=source, preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-                           output_features=features)
-    seqio.TaskRegistry.add('pipe_streamed', source=source, preprocessors=[drop_some_and_draw, tokenize, append_eos], output_features=features)
+    seqio.TaskRegistry.add(
+        'pipe_seqio',
+        source=source,
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features=features,
+    )
+    seqio.TaskRegistry.add(
+        'pipe_streamed',
+        source=source,
+        preprocessors=[drop_some_and_draw, tokenize, append_eos],
+        output_features=features,
+    )
     seqio.MixtureRegistry.add('pipe_both', [('pipe_plain', 1), ('pipe_seqio', 1), ('pipe_streamed', 1)])
     yield
     for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
@@ -80,7 +98,17 @@ def tasks():
 
 
 def config(mixture='pipe_mixture', **options):
-    return DataConfig(**{'mixture': mixture, 'batch_size': 12, 'feature_lengths': LENGTHS, 'vocabulary': 'bytes', 'streams': 3, 'prefetch': 0} | options)
+    return DataConfig(
+        **{
+            'mixture': mixture,
+            'batch_size': 12,
+            'feature_lengths': LENGTHS,
+            'vocabulary': 'bytes',
+            'streams': 3,
+            'prefetch': 0,
+        }
+        | options
+    )
 
 
 def take(pipeline, count):
@@ -102,7 +130,9 @@ def segments(batch, side='decoder', tokens='decoder_target_tokens'):
 @pytest.mark.parametrize('mixture,hosts', [('pipe_mixture', 2), ('pipe_mixture', 4), ('pipe_both', 4)])
 def test_hosts_together_have_the_batch_of_one(mixture, hosts):
     one = take(TrainPipeline(config(mixture), VOCABULARY), 6)
-    parts = [TrainPipeline(config(mixture), VOCABULARY, process_index=host, process_count=hosts) for host in range(hosts)]
+    parts = [
+        TrainPipeline(config(mixture), VOCABULARY, process_index=host, process_count=hosts) for host in range(hosts)
+    ]
     for batch, position in one:
         made = [next(part) for part in parts]
         same(batch, {name: np.concatenate([rows[name] for rows, _ in made]) for name in batch})
@@ -153,7 +183,9 @@ def test_another_number_of_hosts_goes_on_from_merged_positions():
 def test_a_file_that_changed_is_not_gone_on_with():
     position = take(TrainPipeline(config('pipe_plain'), VOCABULARY), 1)[0][1]
     position['records'] = {'pipe_plain': 499}
-    with pytest.raises(UserError, match='task pipe_plain had 499 records when the checkpoint was saved and has 500 now'):
+    with pytest.raises(
+        UserError, match='task pipe_plain had 499 records when the checkpoint was saved and has 500 now'
+    ):
         TrainPipeline(config('pipe_plain'), VOCABULARY).start(position)
 
 
@@ -173,7 +205,11 @@ def test_an_epoch_has_every_example_once(mixture, size):
 
 def test_one_stream_has_every_example_once_an_epoch_in_a_new_order():
     with TrainPipeline(config('pipe_plain', streams=1), VOCABULARY) as pipeline:
-        texts = [VOCABULARY.decode(t) for batch, _ in take(pipeline, 120) for t in segments(batch, 'encoder', 'encoder_input_tokens')]
+        texts = [
+            VOCABULARY.decode(t)
+            for batch, _ in take(pipeline, 120)
+            for t in segments(batch, 'encoder', 'encoder_input_tokens')
+        ]
     epochs = [texts[:500], texts[500:1000]]
     assert len(set(epochs[0])) == len(set(epochs[1])) == 500 and epochs[0] != epochs[1]
     assert np.mean([a == b for a, b in zip(*epochs, strict=True)]) < 0.02
@@ -234,7 +270,11 @@ def test_too_long_examples_are_counted():
 
 def test_nothing_left_is_said_not_waited_for():
     with pytest.raises(UserError, match=r'task pipe_plain: no example of a whole epoch can be used: \d+ are longer'):
-        next(TrainPipeline(config('pipe_plain', feature_lengths={'inputs': 4, 'targets': 4}, too_long='drop'), VOCABULARY))
+        next(
+            TrainPipeline(
+                config('pipe_plain', feature_lengths={'inputs': 4, 'targets': 4}, too_long='drop'), VOCABULARY
+            )
+        )
 
 
 def test_an_error_in_the_thread_reaches_the_loop_and_the_thread_ends():
@@ -273,17 +313,28 @@ def test_tokens_are_seqios_own():
         for ours, one in zip(fast, theirs, strict=True):
             # The denoiser draws other numbers in SeqIO, whose seed is another; the texts and their lengths agree.
             if name == 'pipe_plain':
-                assert one['inputs'].tolist() == ours['inputs'].tolist() and one['targets'].tolist() == ours['targets'].tolist()
+                assert (
+                    one['inputs'].tolist() == ours['inputs'].tolist()
+                    and one['targets'].tolist() == ours['targets'].tolist()
+                )
             assert [len(one['inputs']), len(one['targets'])] == [len(ours['inputs']), len(ours['targets'])]
 
 
 def test_a_users_seqio_task_trains_as_it_is():
     pipeline = TrainPipeline(config('pipe_seqio', streams=2), VOCABULARY)
-    texts = [VOCABULARY.decode(tokens) for batch, _ in take(pipeline, 6) for tokens in segments(batch, 'encoder', 'encoder_input_tokens')]
+    texts = [
+        VOCABULARY.decode(tokens)
+        for batch, _ in take(pipeline, 6)
+        for tokens in segments(batch, 'encoder', 'encoder_input_tokens')
+    ]
     expected = {Numbers('tf', 90)[i]['inputs'] for i in range(90)}
     assert set(texts) <= expected and len(set(texts[:90])) > 60
     single = TrainPipeline(config('pipe_seqio', streams=1), VOCABULARY)
-    once = [VOCABULARY.decode(tokens) for batch, _ in take(single, 8) for tokens in segments(batch, 'encoder', 'encoder_input_tokens')][:90]
+    once = [
+        VOCABULARY.decode(tokens)
+        for batch, _ in take(single, 8)
+        for tokens in segments(batch, 'encoder', 'encoder_input_tokens')
+    ][:90]
     assert set(once) == expected and once != sorted(once), 'an epoch has every example once, shuffled'
 
 
@@ -292,7 +343,10 @@ def test_eval_batches_have_every_example_once(pack):
     batches = list(eval_batches(config(split='validation', pack=pack), VOCABULARY))
     assert {batch['decoder_target_tokens'].shape for batch in batches} == {(12, 24)}
     total = sum(int((batch['decoder_target_tokens'] == 1).sum()) for batch in batches)
-    examples = sum(len(eval_examples(config(split='validation'), VOCABULARY, task)) for task in ('pipe_plain', 'pipe_small', 'pipe_filtered', 'pipe_denoised'))
+    examples = sum(
+        len(eval_examples(config(split='validation'), VOCABULARY, task))
+        for task in ('pipe_plain', 'pipe_small', 'pipe_filtered', 'pipe_denoised')
+    )
     assert total == examples
     padding = batches[-1]['decoder_target_tokens'] == 0
     assert (batches[-1]['decoder_loss_weights'][padding] == 0).all()
@@ -302,7 +356,9 @@ def test_eval_batches_have_every_example_once(pack):
 
 def test_eval_leaves_nothing_out():
     lengths = {'inputs': 18, 'targets': 24}
-    batches = eval_batches(config('pipe_plain', split='validation', feature_lengths=lengths, too_long='drop'), VOCABULARY)
+    batches = eval_batches(
+        config('pipe_plain', split='validation', feature_lengths=lengths, too_long='drop'), VOCABULARY
+    )
     assert sum(int((batch['decoder_target_tokens'] == 1).sum()) for batch in batches) == 50
 
 
@@ -327,11 +383,14 @@ def test_eval_examples_hold_text_and_tokens(task):
                 assert VOCABULARY.decode(example[name]) == example[f'{name}_pretokenized']
 
 
-@pytest.mark.parametrize('options,pattern', [
-    ({'mixture': 'pipe_plane'}, "no task or mixture 'pipe_plane'; the nearest are pipe_plain"),
-    ({'split': 'test'}, "no task has a split 'test'"),
-    ({'mixture': 'pipe_plain', 'split': 'test'}, "the splits are train, validation"),
-])
+@pytest.mark.parametrize(
+    'options,pattern',
+    [
+        ({'mixture': 'pipe_plane'}, "no task or mixture 'pipe_plane'; the nearest are pipe_plain"),
+        ({'split': 'test'}, "no task has a split 'test'"),
+        ({'mixture': 'pipe_plain', 'split': 'test'}, 'the splits are train, validation'),
+    ],
+)
 def test_one_line_for_a_wrong_setting(options, pattern):
     with pytest.raises(UserError, match=pattern) as error:
         TrainPipeline(config(**options), VOCABULARY)

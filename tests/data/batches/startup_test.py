@@ -30,12 +30,25 @@ print(json.dumps([first, time.perf_counter() - started, tasks, resource.getrusag
 @pytest.mark.slow
 @pytest.mark.parametrize('tasks, seconds', [(300, 20), (1800, 60)])
 def test_a_mixture_of_many_tasks_starts_in_seconds(tmp_path, tasks, seconds):
-    instances = [{'id': str(i), 'input': f'Which number is {i} words long? ' + 'word ' * (i % 60), 'output': [str(i)]} for i in range(200)]
+    instances = [
+        {'id': str(i), 'input': f'Which number is {i} words long? ' + 'word ' * (i % 60), 'output': [str(i)]}
+        for i in range(200)
+    ]
     for number in range(tasks):
         example = {'input': 'one word', 'output': '1', 'explanation': 'It is one.'}
-        task = {'Definition': [f'Task {number}: count.'], 'Positive Examples': [example], 'Negative Examples': [], 'Instances': instances}
+        task = {
+            'Definition': [f'Task {number}: count.'],
+            'Positive Examples': [example],
+            'Negative Examples': [],
+            'Instances': instances,
+        }
         (tmp_path / f'task{number:04}_count.json').write_text(json.dumps(task, indent=2))
-    done = subprocess.run([sys.executable, '-c', COUNTS, str(tmp_path)], capture_output=True, text=True, check=True,
-                          env=os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')})
+    done = subprocess.run(
+        [sys.executable, '-c', COUNTS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')},
+    )
     first, described, found, memory = json.loads(done.stdout.splitlines()[-1])
     assert found == tasks and first < seconds and described < seconds and memory < 4

@@ -5,13 +5,13 @@ import pytest
 import seqio
 
 from t5flan.data import skipped as broken
-from t5flan.data.config import DataConfig, Stage
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples, merge_positions
-from t5flan.data.vocabulary.seqio_vocabulary import text_features
-from t5flan.data.records.sources import IndexedSource
+from t5flan.data.config import DataConfig, Stage
 from t5flan.data.mixtures.stages import make_plan
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.errors import UserError
 
 VOCABULARY = ByteVocabulary(extra_ids=50)
@@ -22,10 +22,24 @@ NAMES = ('stage_a', 'stage_b', 'stage_c', 'stage_text')
 def tasks():
     for name in NAMES:
         records = [{'inputs': f'{name[6]}{i}' + 'x' * (i % 5), 'targets': f'{name[6]}'} for i in range(40)]
-        source = IndexedSource({'train': records, 'validation': records[:3]} if name != 'stage_c' else {'train': records})
-        seqio.TaskRegistry.add(name, source=source, preprocessors=[tokenize, append_eos], output_features=text_features())
-    seqio.TaskRegistry.add('stage_empty', source=IndexedSource({'train': []}), preprocessors=[tokenize, append_eos], output_features=text_features())
-    seqio.TaskRegistry.add('stage_absent', source=seqio.TextLineDataSource({'train': '/absent/file'}), preprocessors=[tokenize], output_features=text_features())
+        source = IndexedSource(
+            {'train': records, 'validation': records[:3]} if name != 'stage_c' else {'train': records}
+        )
+        seqio.TaskRegistry.add(
+            name, source=source, preprocessors=[tokenize, append_eos], output_features=text_features()
+        )
+    seqio.TaskRegistry.add(
+        'stage_empty',
+        source=IndexedSource({'train': []}),
+        preprocessors=[tokenize, append_eos],
+        output_features=text_features(),
+    )
+    seqio.TaskRegistry.add(
+        'stage_absent',
+        source=seqio.TextLineDataSource({'train': '/absent/file'}),
+        preprocessors=[tokenize],
+        output_features=text_features(),
+    )
     seqio.MixtureRegistry.add('stage_ab', [('stage_a', 3), ('stage_b', 1)])
     seqio.MixtureRegistry.add('stage_broken', [('stage_a', 1), ('stage_empty', 1), ('stage_absent', 1), ('stage_b', 1)])
     seqio.MixtureRegistry.add('stage_outer', [('stage_broken', 1), ('stage_c', 1)])
@@ -36,8 +50,17 @@ def tasks():
 
 
 def config(mixture='stage_ab', **options):
-    return DataConfig(**{'mixture': mixture, 'batch_size': 8, 'feature_lengths': {'inputs': 16, 'targets': 8}, 'vocabulary': 'bytes',
-                         'streams': 4, 'prefetch': 0} | options)
+    return DataConfig(
+        **{
+            'mixture': mixture,
+            'batch_size': 8,
+            'feature_lengths': {'inputs': 16, 'targets': 8},
+            'vocabulary': 'bytes',
+            'streams': 4,
+            'prefetch': 0,
+        }
+        | options
+    )
 
 
 STAGED = dict(stages=(Stage('stage_c', 5, former=0.25), Stage('stage_b', 9)), mixed_in={'stage_text': 0.2})
@@ -91,7 +114,7 @@ def test_any_stop_goes_on_to_the_same_batches():
     for stop in range(1, 13):
         again = TrainPipeline(settings, VOCABULARY)
         again.start(whole[stop - 1][1])
-        for batch, position in whole[stop:stop + 2]:
+        for batch, position in whole[stop : stop + 2]:
             made, at = next(again)
             assert at == position
             for name in batch:
@@ -99,7 +122,9 @@ def test_any_stop_goes_on_to_the_same_batches():
 
 
 def test_without_stages_the_order_is_as_it_was():
-    plain, staged = (TrainPipeline(settings, VOCABULARY) for settings in (config(), config(stages=(Stage('stage_b', 3),))))
+    plain, staged = (
+        TrainPipeline(settings, VOCABULARY) for settings in (config(), config(stages=(Stage('stage_b', 3),)))
+    )
     for batch in range(4):
         (one, _), (other, _) = next(plain), next(staged)
         assert (batch == 3) or all((one[name] == other[name]).all() for name in one)
@@ -109,9 +134,20 @@ def test_sampled_shares_are_the_rates():
     names = [f'stage_many_{i}' for i in range(60)]
     records = [{'inputs': 'a', 'targets': 'b'}] * 50
     for name in names:
-        seqio.TaskRegistry.add(name, source=IndexedSource({'train': records}), preprocessors=[tokenize, append_eos], output_features=text_features())
-    seqio.MixtureRegistry.add('stage_many', [(name, 1.1 ** i) for i, name in enumerate(names)])
-    settings = config('stage_many', feature_lengths={'inputs': 128, 'targets': 128}, batch_size=64, streams=8, mixed_in={'stage_text': 0.05})
+        seqio.TaskRegistry.add(
+            name,
+            source=IndexedSource({'train': records}),
+            preprocessors=[tokenize, append_eos],
+            output_features=text_features(),
+        )
+    seqio.MixtureRegistry.add('stage_many', [(name, 1.1**i) for i, name in enumerate(names)])
+    settings = config(
+        'stage_many',
+        feature_lengths={'inputs': 128, 'targets': 128},
+        batch_size=64,
+        streams=8,
+        mixed_in={'stage_text': 0.05},
+    )
     with TrainPipeline(settings, VOCABULARY) as pipeline:
         while sum(task['examples'] for task in pipeline.report()['tasks'].values()) < 50_000:
             next(pipeline)
@@ -146,32 +182,44 @@ def test_a_broken_task_stops_the_run_or_is_left_out():
 
 def test_what_is_left_out_at_registration_is_told(monkeypatch):
     monkeypatch.setattr(broken, '_left_out', {})
-    with pytest.raises(UserError, match=r'bad file. --skip_broken goes on without task_x\.'), broken.leaving_out('task_x', False):
+    with (
+        pytest.raises(UserError, match=r'bad file. --skip_broken goes on without task_x\.'),
+        broken.leaving_out('task_x', False),
+    ):
         raise UserError('bad file.')
     with broken.leaving_out('task_x', True):
         raise UserError('bad\nfile.')
     assert make_plan(config(), VOCABULARY).left_out == {'task_x': 'bad file.'}
-    assert broken.summary({f't{i}': 'why' for i in range(7)})[0::6] == ['7 tasks left out (skip_broken):', '  and 2 more']
+    assert broken.summary({f't{i}': 'why' for i in range(7)})[0::6] == [
+        '7 tasks left out (skip_broken):',
+        '  and 2 more',
+    ]
     assert broken.summary({}) == []
 
 
-@pytest.mark.parametrize('wrong, line', [
-    (dict(stages=(Stage('stage_d', 3),)), "no task or mixture 'stage_d'.*Set Stage.mixture"),
-    (dict(mixed_in={'stage_txt': 0.1}), "'stage_txt'; the nearest are stage_text.*Set DataConfig.mixed_in"),
-])
+@pytest.mark.parametrize(
+    'wrong, line',
+    [
+        (dict(stages=(Stage('stage_d', 3),)), "no task or mixture 'stage_d'.*Set Stage.mixture"),
+        (dict(mixed_in={'stage_txt': 0.1}), "'stage_txt'; the nearest are stage_text.*Set DataConfig.mixed_in"),
+    ],
+)
 def test_unknown_names(wrong, line):
     with pytest.raises(UserError, match=line):
         make_plan(config(**wrong), VOCABULARY)
 
 
-@pytest.mark.parametrize('make, line', [
-    (lambda: config(stages=(Stage('stage_b', 5), Stage('stage_a', 5))), 'Stage.begins=5 .* must be above 5'),
-    (lambda: Stage('stage_b', 0), 'Stage.begins=0'),
-    (lambda: Stage('stage_b', 1, former=1.0), 'Stage.former=1 leaves nothing'),
-    (lambda: Stage('stage_b', 1, former=-0.1), 'Stage.former=-0.1'),
-    (lambda: config(mixed_in={'stage_a': 0.5, 'stage_b': 0.5}), 'must sum to less than 1'),
-    (lambda: config(mixed_in={'stage_a': 2}), r"DataConfig.mixed_in\['stage_a'\]=2"),
-])
+@pytest.mark.parametrize(
+    'make, line',
+    [
+        (lambda: config(stages=(Stage('stage_b', 5), Stage('stage_a', 5))), 'Stage.begins=5 .* must be above 5'),
+        (lambda: Stage('stage_b', 0), 'Stage.begins=0'),
+        (lambda: Stage('stage_b', 1, former=1.0), 'Stage.former=1 leaves nothing'),
+        (lambda: Stage('stage_b', 1, former=-0.1), 'Stage.former=-0.1'),
+        (lambda: config(mixed_in={'stage_a': 0.5, 'stage_b': 0.5}), 'must sum to less than 1'),
+        (lambda: config(mixed_in={'stage_a': 2}), r"DataConfig.mixed_in\['stage_a'\]=2"),
+    ],
+)
 def test_wrong_stages(make, line):
     with pytest.raises(UserError, match=line):
         make()

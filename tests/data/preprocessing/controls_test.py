@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from t5flan.data.batches.pipeline import eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Control, TextFiles
 from t5flan.data.preprocessing.controls import token_of
-from t5flan.data.batches.pipeline import eval_examples
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all
@@ -26,14 +26,19 @@ def examples_of(tmp_path, name, rows=ROWS, vocabulary=VOCABULARY, objective='cau
     path = tmp_path / f'{name}.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     files = TextFiles(name, str(path), validation=str(path), controls=(control(**options),))
-    settings = DataConfig(f'{name}_{objective}', 8, {'inputs': 128, 'targets': 128}, 'bytes', text_files=(files,), format='causal_lm')
+    settings = DataConfig(
+        f'{name}_{objective}', 8, {'inputs': 128, 'targets': 128}, 'bytes', text_files=(files,), format='causal_lm'
+    )
     register_all(settings)
     return eval_examples(settings, vocabulary)
 
 
 def test_thresholds_say_where_the_next_token_begins():
     assert [token_of(score, control()) for score in (-1, 0, 0.29, 0.3, 0.69, 0.7, 9)] == [
-        *['[TOX_LOW]'] * 3, *['[TOX_MID]'] * 2, *['[TOX_HIGH]'] * 2]
+        *['[TOX_LOW]'] * 3,
+        *['[TOX_MID]'] * 2,
+        *['[TOX_HIGH]'] * 2,
+    ]
 
 
 def test_every_text_may_get_the_token_of_its_score(tmp_path):
@@ -55,13 +60,18 @@ def test_the_share_of_texts_is_as_set_and_the_same_each_time(tmp_path, share):
 @pytest.mark.parametrize('objective', ['ul2_r_3_15', 'ul2_x_3_50', 'span_corruption'])
 def test_a_span_never_hides_the_token(tmp_path, objective):
     for one in examples_of(tmp_path, f'control_{objective}', objective=objective, share=1.0):
-        assert 359 <= one['inputs'][0] and not (one['targets'] >= 359).any()
+        assert one['inputs'][0] >= 359 and not (one['targets'] >= 359).any()
 
 
 def test_bad_input_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"line 2: no number at 'scores.toxicity' \(found None\); the fields are text. Set Control.field"):
+    with pytest.raises(
+        UserError,
+        match=r"line 2: no number at 'scores.toxicity' \(found None\); the fields are text. Set Control.field",
+    ):
         examples_of(tmp_path, 'control_lacks', [ROWS[0], {'text': 'a'}])
-    with pytest.raises(UserError, match=r"no token '\[TOX_LOW\]', it has none. Set Control.tokens or DataConfig.mode_tokens"):
+    with pytest.raises(
+        UserError, match=r"no token '\[TOX_LOW\]', it has none. Set Control.tokens or DataConfig.mode_tokens"
+    ):
         examples_of(tmp_path, 'control_vocabulary', vocabulary=ByteVocabulary(100), share=1.0)
     with pytest.raises(UserError, match='Control.thresholds'):
         control(thresholds=(0.7, 0.3))
@@ -71,8 +81,14 @@ def test_bad_input_is_one_line(tmp_path):
         control(share=2)
     path = tmp_path / 'a.txt'
     path.write_text('words\n')
-    settings = DataConfig('control_txt_causal_lm', 8, {'inputs': 9, 'targets': 9}, 'bytes', format='causal_lm',
-                          text_files=(TextFiles('control_txt', str(path), controls=(control(),)),))
+    settings = DataConfig(
+        'control_txt_causal_lm',
+        8,
+        {'inputs': 9, 'targets': 9},
+        'bytes',
+        format='causal_lm',
+        text_files=(TextFiles('control_txt', str(path), controls=(control(),)),),
+    )
     register_all(settings)
     with pytest.raises(UserError, match='has no scores.*Set TextFiles.train'):
         eval_examples(settings, VOCABULARY)

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from t5flan.data.preprocessing import denoising
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, check_denoisers
+from t5flan.data.preprocessing import denoising
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.preprocessing.joining import join_documents, run_joined
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
@@ -99,14 +99,24 @@ def test_span_lengths_are_those_of_random_divisions(items, segments):
         expected = comb(items - 1 - length, segments - 2) / comb(items - 1, segments - 1)
         for place in (0, segments // 2, segments - 1):
             found = (lengths[:, place] == length).mean()
-            assert abs(found - expected) < 5 * (expected * (1 - expected) / rows) ** 0.5 + 1e-9, (length, place, found, expected)
+            assert abs(found - expected) < 5 * (expected * (1 - expected) / rows) ** 0.5 + 1e-9, (
+                length,
+                place,
+                found,
+                expected,
+            )
 
 
 @pytest.mark.parametrize('density', [0.1, 0.25, 0.5, 0.75])
 def test_an_s_denoiser_continues_a_quarter_on_average(density):
     denoiser = Denoiser('s', 'S', noise_density=density)
     fewest, most = denoising.target_bounds(200, density)
-    found = np.array([len(made_of(denoiser, np.full(200, 9, np.int32), index, inputs=300, targets=300)[0]['targets']) - 1 for index in range(3000)])
+    found = np.array(
+        [
+            len(made_of(denoiser, np.full(200, 9, np.int32), index, inputs=300, targets=300)[0]['targets']) - 1
+            for index in range(3000)
+        ]
+    )
     assert abs(found.mean() / 200 - density) < 0.01
     assert found.min() >= fewest and found.max() <= most and len(set(found)) > 0.9 * (most - fewest)
 
@@ -116,7 +126,9 @@ def test_a_causal_denoiser_writes_the_text_from_nothing():
     made = made_of(Denoiser('c', 'C', mode_token='[NLG]'), text, inputs=4, targets=11)
     assert [example['inputs'].tolist() for example in made] == [[VOCABULARY.mode_token_id('[NLG]'), 1]] * 3
     np.testing.assert_array_equal(np.concatenate([example['targets'][:-1] for example in made]), text)
-    assert [len(example['targets']) for example in made] == [11, 11, 6] and all(example['targets'][-1] == 1 for example in made)
+    assert [len(example['targets']) for example in made] == [11, 11, 6] and all(
+        example['targets'][-1] == 1 for example in made
+    )
 
 
 @pytest.mark.parametrize('name', UL2)
@@ -133,7 +145,9 @@ def test_without_a_mode_token_the_inputs_begin_with_the_text():
     assert made_of(plain, text)[0]['inputs'][0] == 10
     optional = denoising.denoise.bind(denoiser=UL2['s'], optional_modes=MODES)
     assert optional.apply({'targets': text}, context(vocabulary=ByteVocabulary(100, ['[TOX]'])))[0]['inputs'][0] == 10
-    with pytest.raises(UserError, match=r"no mode token '\[S2S\]', it has none. Set Denoiser.mode_token='' or DataConfig.mode_tokens"):
+    with pytest.raises(
+        UserError, match=r"no mode token '\[S2S\]', it has none. Set Denoiser.mode_token='' or DataConfig.mode_tokens"
+    ):
         made_of(UL2['s'], text, vocabulary=ByteVocabulary(100))
     with pytest.raises(UserError, match=r'it has \[NLU\]'):
         optional.apply({'targets': text}, context(vocabulary=ByteVocabulary(100, ['[NLU]'])))
@@ -145,7 +159,11 @@ def test_more_spans_than_sentinels_make_shorter_windows_and_say_so(extra_ids, na
     few, denoiser = ByteVocabulary(extra_ids, MODES), UL2[name]
     full, _ = denoising.denoiser_window(denoiser, 512, 512, 1, 1000)
     window, shortened = denoising.denoiser_window(denoiser, 512, 512, 1, extra_ids)
-    assert shortened and window < full and denoising.noise_counts(window, denoiser.noise_density, denoiser.mean_span)[1] == extra_ids
+    assert (
+        shortened
+        and window < full
+        and denoising.noise_counts(window, denoiser.noise_density, denoiser.mean_span)[1] == extra_ids
+    )
     assert denoising.noise_counts(window + 1, denoiser.noise_density, denoiser.mean_span)[1] >= extra_ids
     text = np.random.default_rng(0).integers(3, 259, 5 * window + window // 2).astype(np.int32)
     made = made_of(denoiser, text, vocabulary=few, inputs=512, targets=512)
@@ -168,7 +186,9 @@ def test_documents_joined_lose_no_token_and_fill_the_rows():
     made = run_joined(functions, [[{'targets': piece} for piece in pieces]], [context()])[0]
     np.testing.assert_array_equal(np.concatenate([rebuilt(UL2['r_3_15'], one) for one in made]), np.concatenate(pieces))
     assert {len(one['inputs']) for one in made[:-2]} == {LENGTHS['inputs']}
-    assert run_joined(functions, [[{'targets': np.zeros(0, np.int32)}]], [context()]) == [[]], 'nothing of an empty document'
+    assert run_joined(functions, [[{'targets': np.zeros(0, np.int32)}]], [context()]) == [[]], (
+        'nothing of an empty document'
+    )
 
 
 def test_an_empty_document_and_one_of_one_token_make_no_example():
@@ -178,18 +198,21 @@ def test_an_empty_document_and_one_of_one_token_make_no_example():
     assert len(made_of(Denoiser('c', 'C'), np.array([7], np.int32))) == 1
 
 
-@pytest.mark.parametrize('settings,line', [
-    (dict(kind='R', mean_span=3.0, noise_density=0.0), 'Denoiser.noise_density=0.0'),
-    (dict(kind='X', mean_span=3.0, noise_density=1.0), 'Denoiser.noise_density=1.0'),
-    (dict(kind='S', noise_density=1.5), 'Denoiser.noise_density=1.5'),
-    (dict(kind='R', mean_span=0.5, noise_density=0.15), 'Denoiser.mean_span=0.5'),
-    (dict(kind='R', mean_span=float('nan'), noise_density=0.15), 'Denoiser.mean_span=nan'),
-    (dict(kind='R', noise_density=0.15), 'Set Denoiser.mean_span'),
-    (dict(kind='S', mean_span=3.0, noise_density=0.25), 'Set Denoiser.mean_span'),
-    (dict(kind='C', noise_density=0.25), 'Set Denoiser.noise_density'),
-    (dict(kind='T'), 'Denoiser.kind'),
-    (dict(kind='C', rate=-1.0), 'Denoiser.rate=-1.0'),
-])
+@pytest.mark.parametrize(
+    'settings,line',
+    [
+        (dict(kind='R', mean_span=3.0, noise_density=0.0), 'Denoiser.noise_density=0.0'),
+        (dict(kind='X', mean_span=3.0, noise_density=1.0), 'Denoiser.noise_density=1.0'),
+        (dict(kind='S', noise_density=1.5), 'Denoiser.noise_density=1.5'),
+        (dict(kind='R', mean_span=0.5, noise_density=0.15), 'Denoiser.mean_span=0.5'),
+        (dict(kind='R', mean_span=float('nan'), noise_density=0.15), 'Denoiser.mean_span=nan'),
+        (dict(kind='R', noise_density=0.15), 'Set Denoiser.mean_span'),
+        (dict(kind='S', mean_span=3.0, noise_density=0.25), 'Set Denoiser.mean_span'),
+        (dict(kind='C', noise_density=0.25), 'Set Denoiser.noise_density'),
+        (dict(kind='T'), 'Denoiser.kind'),
+        (dict(kind='C', rate=-1.0), 'Denoiser.rate=-1.0'),
+    ],
+)
 def test_wrong_settings_are_one_line(settings, line):
     with pytest.raises(UserError) as error:
         Denoiser('d', **settings)
@@ -198,7 +221,9 @@ def test_wrong_settings_are_one_line(settings, line):
 
 def test_wrong_mixtures_are_one_line():
     make = lambda parts: DataConfig('m', 8, LENGTHS, 'bytes', denoisers={'mine': parts})
-    with pytest.raises(UserError, match=r"DataConfig.denoisers\['mine'\]: the rates of its 2 denoisers sum to 0. Set Denoiser.rate"):
+    with pytest.raises(
+        UserError, match=r"DataConfig.denoisers\['mine'\]: the rates of its 2 denoisers sum to 0. Set Denoiser.rate"
+    ):
         make([Denoiser('a', 'C', rate=0), Denoiser('b', 'C', rate=0)])
     with pytest.raises(UserError, match='sum to 0'):
         make([])
@@ -208,7 +233,9 @@ def test_wrong_mixtures_are_one_line():
         check_denoisers('a b', [Denoiser('a', 'C')])
 
 
-@pytest.mark.parametrize('one', [UL2['r_3_15'], UL2['x_64_50'], UL2['s'], Denoiser('c', 'C', mode_token='[NLG]')], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    'one', [UL2['r_3_15'], UL2['x_64_50'], UL2['s'], Denoiser('c', 'C', mode_token='[NLG]')], ids=lambda one: one.name
+)
 def test_features_too_short_for_any_text(one):
     with pytest.raises(UserError, match='DataConfig.feature_lengths'):
         made_of(one, np.arange(5, 50, dtype=np.int32), inputs=1, targets=1)
@@ -227,7 +254,9 @@ def test_500_documents_of_c4_become_what_seqio_and_t5_make_of_them(shared):
     draw (T5's generator is TensorFlow's), so inputs and targets are not equal token by token."""
     folder = shared / 'data' / 'golden_span_corruption'
     vocabulary = load_vocabulary(shared / 'data/vocab/t5_cc_all_32000/sentencepiece.model')
-    theirs = golden(folder, 'c4_span_corruption_t5_default_vocab_inputs_1024_targets_1024_add_eos_true_seed_94043.jsonl.gz')
+    theirs = golden(
+        folder, 'c4_span_corruption_t5_default_vocab_inputs_1024_targets_1024_add_eos_true_seed_94043.jsonl.gz'
+    )
     documents = golden(folder, 'c4_tokenized_t5_default_vocab_500_examples.jsonl.gz')
     tokens = [np.array(next(value for key, value in one.items() if key == 'targets'), np.int32) for one in documents]
     denoiser = Denoiser('t5', 'R', 3.0, 0.15)
@@ -241,7 +270,8 @@ def test_500_documents_of_c4_become_what_seqio_and_t5_make_of_them(shared):
             assert len(one[feature]) - 1 == len(other[feature])
         mine = denoising.restore(one['inputs'][:-1], one['targets'][:-1], vocabulary)
         np.testing.assert_array_equal(
-            mine, denoising.restore(np.array(other['inputs'], np.int32), np.array(other['targets'], np.int32), vocabulary)
+            mine,
+            denoising.restore(np.array(other['inputs'], np.int32), np.array(other['targets'], np.int32), vocabulary),
         )
     sentinel = lambda row: [token for token in row if 32000 <= token < 32100]
     spans = [[len(sentinel(one['inputs'])) for one in rows] for rows in (ours, theirs)]

@@ -8,8 +8,8 @@ import pytest
 
 from t5flan.data.preprocessing.examples import Context, example_fn, run_block
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
-from t5flan.data.records.text_files import require_field
 from t5flan.data.randomness import stable_hash
+from t5flan.data.records.text_files import require_field
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 
@@ -37,7 +37,12 @@ def test_tokens_and_end():
     example = {'inputs': 'né', 'targets': 'b', 'id': 7}
     made = append_eos.apply(tokenize.apply(example, contexts(1)[0]), contexts(1)[0])
     assert made['inputs'].tolist() == [113, 198, 172, 1] and made['inputs'].dtype == np.int32
-    assert (made['targets'].tolist(), made['inputs_pretokenized'], made['targets_pretokenized'], made['id']) == ([101, 1], 'né', 'b', 7)
+    assert (made['targets'].tolist(), made['inputs_pretokenized'], made['targets_pretokenized'], made['id']) == (
+        [101, 1],
+        'né',
+        'b',
+        7,
+    )
     assert example == {'inputs': 'né', 'targets': 'b', 'id': 7}, 'the record is left as it was'
 
 
@@ -57,7 +62,9 @@ def test_random_numbers_belong_to_the_example():
     draw = lambda **key: Context(**key).rng.integers(0, 2**62)
     base = dict(seed=1, task='t', split='train', index=3, epoch=0)
     assert draw(**base) == draw(**base)
-    others = [draw(**base | change) for change in ({'seed': 2}, {'task': 'u'}, {'split': 'test'}, {'index': 4}, {'epoch': 1})]
+    others = [
+        draw(**base | change) for change in ({'seed': 2}, {'task': 'u'}, {'split': 'test'}, {'index': 4}, {'epoch': 1})
+    ]
     assert len({draw(**base), *others}) == 6
 
 
@@ -69,7 +76,9 @@ def test_hashes_are_the_same_in_every_process():
 
 
 def test_a_missing_field_names_those_there():
-    with pytest.raises(UserError, match="f.jsonl line 3: no field 'inputs'; the fields are question, answer. Set FileTask.input_field"):
+    with pytest.raises(
+        UserError, match="f.jsonl line 3: no field 'inputs'; the fields are question, answer. Set FileTask.input_field"
+    ):
         require_field({'question': 'a', 'answer': 'b'}, 'inputs', 'f.jsonl line 3', 'FileTask.input_field')
     with pytest.raises(UserError, match=r"field 'answer' is int \(42\), it must be text"):
         require_field({'answer': 42}, 'answer', 'f.jsonl line 3', 'FileTask.target_field')
@@ -78,6 +87,11 @@ def test_a_missing_field_names_those_there():
 def test_the_generator_is_philox_with_the_example_as_its_key():
     context = Context(seed=3, task='t', split='train', index=7, epoch=2)
     plain = np.random.Generator(np.random.Philox(key=stable_hash('3/t/train/7/2')))
-    for draw in (lambda rng: rng.random(9), lambda rng: rng.integers(10, size=5), lambda rng: rng.permutation(7), lambda rng: rng.normal()):
+    for draw in (
+        lambda rng: rng.random(9),
+        lambda rng: rng.integers(10, size=5),
+        lambda rng: rng.permutation(7),
+        lambda rng: rng.normal(),
+    ):
         assert np.array_equal(draw(context.rng), draw(plain))
     assert context.rng is context.rng

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from t5flan.data.prompting import instructions
 from t5flan.data.config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, run_block
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.features import fit_example
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting import instructions
 from t5flan.data.prompting.instructions import Instruct
 from t5flan.data.prompting.templates import load_templates
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
@@ -23,8 +23,14 @@ FAMILY = {
     'fields': ['sum'],
     'templates': ['What is {sum}?', '{sum} =', {'head': 'Add up.\n', 'inputs': '<{sum}>{options}'}],
     'inverted': [{'inputs': 'Which sum gives {answer}?', 'targets': '{sum}'}],
-    'options': [{'option': '({letter}) {option}', 'between': ' ', 'answer': '({letter})'}, {'option': '[{option}]', 'between': ''}],
-    'exemplars': [{'inputs': 'Q: {inputs}\nA:', 'targets': ' {targets}'}, {'inputs': '{inputs}\n', 'targets': '{targets}', 'before': 'Look.\n'}],
+    'options': [
+        {'option': '({letter}) {option}', 'between': ' ', 'answer': '({letter})'},
+        {'option': '[{option}]', 'between': ''},
+    ],
+    'exemplars': [
+        {'inputs': 'Q: {inputs}\nA:', 'targets': ' {targets}'},
+        {'inputs': '{inputs}\n', 'targets': '{targets}', 'before': 'Look.\n'},
+    ],
 }
 ITEMS = [
     {'sum': f'{i} + {i % 7}', 'answer': str(i + i % 7), 'options': [str(i + i % 7 + k) for k in (1, 0, 5)],
@@ -40,9 +46,25 @@ def family(tmp_path_factory):
     return load_templates(path)
 
 
-def make(preprocessor, items=ITEMS, settings=InstructionConfig(), length=10_000, vocabulary=VOCABULARY, split='train', epoch=0):
+def make(
+    preprocessor,
+    items=ITEMS,
+    settings=InstructionConfig(),
+    length=10_000,
+    vocabulary=VOCABULARY,
+    split='train',
+    epoch=0,
+):
     contexts = [
-        Context(vocabulary, {'inputs': length} if length else {}, task='sums', split=split, index=i, epoch=epoch, instructions=settings)
+        Context(
+            vocabulary,
+            {'inputs': length} if length else {},
+            task='sums',
+            split=split,
+            index=i,
+            epoch=epoch,
+            instructions=settings,
+        )
         for i in range(len(items))
     ]
     return preprocessor.apply_block(items, contexts)
@@ -54,7 +76,11 @@ def text_of(example):
 
 def test_a_plain_example_is_a_wording_and_its_answer(family):
     made = make(Instruct(family), settings=PLAIN)
-    assert {text_of(example).replace(item['sum'], '#') for example, item in zip(made, ITEMS)} == {'What is #?', '# =', 'Add up.\n<#>'}
+    assert {text_of(example).replace(item['sum'], '#') for example, item in zip(made, ITEMS)} == {
+        'What is #?',
+        '# =',
+        'Add up.\n<#>',
+    }
     assert all(example['targets'] == example['answer'] == item['answer'] for example, item in zip(made, ITEMS))
     assert {example['variant'] for example in made} == {'zero-shot'}
 
@@ -116,8 +142,12 @@ def test_inverted_in_training_alone(family):
     settings = InstructionConfig(few_shot=0.5, inverted=1)
     for example, item in zip(make(Instruct(family, exemplars=lambda: ITEMS), settings=settings), ITEMS):
         assert example['targets'] == item['sum'] == example['answer']
-        assert f'Which sum gives {item["answer"]}?' in text_of(example) and example['variant'].endswith('-shot, inverted')
-    assert not any('inverted' in example['variant'] for example in make(Instruct(family), settings=settings, split='validation'))
+        assert f'Which sum gives {item["answer"]}?' in text_of(example) and example['variant'].endswith(
+            '-shot, inverted'
+        )
+    assert not any(
+        'inverted' in example['variant'] for example in make(Instruct(family), settings=settings, split='validation')
+    )
 
 
 @pytest.mark.parametrize('split', ['train', 'validation'])
@@ -148,7 +178,9 @@ def test_exemplars_are_solved_and_their_number_drawn(family):
 def test_exemplars_are_the_training_splits(family):
     training = [{'sum': f'train {i}', 'answer': f'<{i}>'} for i in range(50)]
     settings = InstructionConfig(few_shot=1, options=0, rationale=0, inverted=0)
-    for example, item in zip(make(Instruct(family, exemplars=lambda: training), settings=settings, split='validation'), ITEMS):
+    for example, item in zip(
+        make(Instruct(family, exemplars=lambda: training), settings=settings, split='validation'), ITEMS
+    ):
         assert text_of(example).count('train ') == example['exemplars'] > 0
 
 
@@ -164,7 +196,7 @@ def test_whole_exemplars_are_dropped_and_never_the_question(family, length):
         assert len(example['inputs']) + 1 <= length or not example['exemplars']
         assert example['exemplars'] <= full['exemplars']
         if example['exemplars']:
-            assert text_of(full).endswith(text_of(example)[text_of(example).rindex(item['sum']):])
+            assert text_of(full).endswith(text_of(example)[text_of(example).rindex(item['sum']) :])
         if len(full['inputs']) + 1 <= length * 0.8:
             assert example['exemplars'] == full['exemplars'], 'nothing is dropped without need'
         assert (example['exemplars'] > 0) == example['variant'].startswith('few-shot')
@@ -185,13 +217,19 @@ def test_a_long_passage_loses_its_middle_and_what_is_asked_stays(tmp_path):
     for epoch in range(8):
         for example, item in zip(make(preprocessor, items, settings, length=300, epoch=epoch), items):
             text = text_of(example)
-            assert len(example['inputs']) + 1 <= 300 and item['question'] in text and example['shortened'] == (len(item['passage']) > 270)
+            assert (
+                len(example['inputs']) + 1 <= 300
+                and item['question'] in text
+                and example['shortened'] == (len(item['passage']) > 270)
+            )
             if example['shortened']:
                 assert 'w0 w1 w2' in text and item['passage'][-20:] in text and instructions.GAP in text
                 assert len(example['inputs']) > 280, 'no more is taken than must be'
                 assert fit_example({**example, 'targets': []}, {'inputs': 300, 'targets': 5})[1], 'it counts as cut'
     (tiny,) = make(preprocessor, items[2:], settings, length=60)
-    assert len(tiny['inputs']) > 60 and not tiny['shortened'], 'too little room for any passage: the pipeline cuts the end'
+    assert len(tiny['inputs']) > 60 and not tiny['shortened'], (
+        'too little room for any passage: the pipeline cuts the end'
+    )
 
 
 def test_an_example_depends_on_its_key_alone(family):
@@ -215,7 +253,9 @@ def test_inputs_are_the_tokens_that_tokenize_would_make(family):
 
 
 def test_records_that_make_no_item_are_left_out(family):
-    even = Instruct(family, to_item=lambda record: record if int(record['answer']) % 2 == 0 else None, exemplars=lambda: ITEMS)
+    even = Instruct(
+        family, to_item=lambda record: record if int(record['answer']) % 2 == 0 else None, exemplars=lambda: ITEMS
+    )
     made = make(even, settings=InstructionConfig(few_shot=1, options=0, rationale=0, inverted=0))
     assert [example is None for example in made] == [int(item['answer']) % 2 == 1 for item in ITEMS]
     assert make(Instruct(family, to_item=lambda record: None), ITEMS[:1]) == [None]
@@ -223,9 +263,13 @@ def test_records_that_make_no_item_are_left_out(family):
 
 def test_no_exemplars_no_few_shot(family):
     settings = InstructionConfig(few_shot=1, inverted=0)
-    for exemplars in (None, lambda: [], lambda: [ITEMS[0]]):
+    for exemplars in (None, list, lambda: [ITEMS[0]]):
         example = make(Instruct(family, exemplars=exemplars), ITEMS[:1], settings)[0]
-        assert example['exemplars'] == 0 and example['variant'].startswith('zero-shot') and not text_of(example).startswith('Look')
+        assert (
+            example['exemplars'] == 0
+            and example['variant'].startswith('zero-shot')
+            and not text_of(example).startswith('Look')
+        )
 
 
 def test_exemplars_are_tokenized_once(family):
@@ -258,7 +302,9 @@ def test_wordings_that_all_need_options_and_an_item_without(tmp_path):
     preprocessor = Instruct(load_templates(path))
     with pytest.raises(UserError, match="every wording of the family 'sums' lists options"):
         make(preprocessor, [{'sum': '1 + 1', 'answer': '2'}], PLAIN)
-    assert make(preprocessor, ITEMS[:1], PLAIN)[0]['variant'] == 'zero-shot, options', 'a wording that needs them lists them'
+    assert make(preprocessor, ITEMS[:1], PLAIN)[0]['variant'] == 'zero-shot, options', (
+        'a wording that needs them lists them'
+    )
 
 
 def test_as_a_seqio_preprocessor(family):
@@ -268,14 +314,18 @@ def test_as_a_seqio_preprocessor(family):
         output_signature={name: tf.TensorSpec([], tf.string) for name in ('sum', 'answer')},
     )
     made = list(Instruct(family, exemplars=lambda: ITEMS)(dataset, {'inputs': 100, 'targets': 10}).as_numpy_iterator())
-    assert [example['answer'].decode() in ('', item['answer'], item['sum']) for example, item in zip(made, ITEMS)] == [True] * 4
+    assert [example['answer'].decode() in ('', item['answer'], item['sum']) for example, item in zip(made, ITEMS)] == [
+        True
+    ] * 4
 
 
 def test_exemplars_stay_in_memory_up_to_a_limit(monkeypatch):
     read = []
     for kept, again in ((10_000, 0), (25, 3)):
         monkeypatch.setattr(instructions, 'KEPT', kept)
-        pool = instructions.Exemplars(lambda: ITEMS[:5], lambda record: read.append(1) or {'sum': 'ten chars.', 'answer': ''})
+        pool = instructions.Exemplars(
+            lambda: ITEMS[:5], lambda record: read.append(1) or {'sum': 'ten chars.', 'answer': ''}
+        )
         first = [pool.item(i) for i in range(5)]
         read.clear()
         assert [pool.item(i) for i in range(5)] == first and len(read) == again

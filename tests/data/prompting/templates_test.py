@@ -11,7 +11,10 @@ NLI = {
     'family': 'nli',
     'fields': ['premise', 'hypothesis'],
     'optional': ['title'],
-    'templates': ['{premise} So {hypothesis}?', {'head': 'Compare.\n', 'inputs': '{premise} / {hypothesis}\n{options}\nAnswer:'}],
+    'templates': [
+        '{premise} So {hypothesis}?',
+        {'head': 'Compare.\n', 'inputs': '{premise} / {hypothesis}\n{options}\nAnswer:'},
+    ],
     'inverted': [{'inputs': '{premise} is {answer} to what?', 'targets': '{hypothesis}'}],
     'options': [{'before': 'Options:\n', 'option': '({letter}) {option}', 'answer': '({letter})'}],
     'exemplars': [{'inputs': 'Q: {inputs}\nA:', 'targets': ' {targets}'}],
@@ -29,7 +32,10 @@ def test_a_family_as_its_file_says(tmp_path):
     first, second = family.templates
     assert (family.name, family.fields, family.optional) == ('nli', ('premise', 'hypothesis'), ('title',))
     assert (first.inputs, first.listed) == ('{premise} So {hypothesis}?', '{premise} So {hypothesis}?\n{options}')
-    assert (second.inputs, second.listed) == ('{premise} / {hypothesis}\nAnswer:', '{premise} / {hypothesis}\n{options}\nAnswer:')
+    assert (second.inputs, second.listed) == (
+        '{premise} / {hypothesis}\nAnswer:',
+        '{premise} / {hypothesis}\n{options}\nAnswer:',
+    )
     assert (second.head, second.cued, first.cued, first.targets) == ('Compare.\n', True, False, '{answer}')
     assert first.needs == {'premise', 'hypothesis', 'answer'} and family.inverted[0].options is False
     (layout,) = family.options
@@ -38,10 +44,16 @@ def test_a_family_as_its_file_says(tmp_path):
 
 
 def test_layouts_beside_the_file_serve_families_without_their_own(tmp_path):
-    (tmp_path / 'layouts.json').write_text(json.dumps({'options': [{'option': '* {option}'}], 'exemplars': [
-        {'inputs': '{inputs}\n', 'targets': '{targets}'}]}), 'utf-8')
+    (tmp_path / 'layouts.json').write_text(
+        json.dumps(
+            {'options': [{'option': '* {option}'}], 'exemplars': [{'inputs': '{inputs}\n', 'targets': '{targets}'}]}
+        ),
+        'utf-8',
+    )
     path = tmp_path / 'nli.json'
-    path.write_text(json.dumps({key: value for key, value in NLI.items() if key not in ('options', 'exemplars')}), 'utf-8')
+    path.write_text(
+        json.dumps({key: value for key, value in NLI.items() if key not in ('options', 'exemplars')}), 'utf-8'
+    )
     family = load_templates(path)
     assert family.options[0].listing(['a', 'b']) == '* a\n* b' and family.options[0].shown(['a', 'b'], 'b') == 'b'
     assert not family.exemplars[0].cues

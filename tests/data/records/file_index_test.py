@@ -33,7 +33,10 @@ def test_an_index_is_made_once_and_again_when_the_file_changes(path, tmp_path):
         file.write_bytes(b'damaged')
     assert file_index(str(path), 'kind-1', make).rows[0, 0] == 4
     path.write_text('small')
-    assert file_index(str(path), 'kind-1', make).rows[0, 0] == 5 == len(made) and file_index(str(path), 'kind-1', make).rows[0, 0] == 6
+    assert (
+        file_index(str(path), 'kind-1', make).rows[0, 0] == 5 == len(made)
+        and file_index(str(path), 'kind-1', make).rows[0, 0] == 6
+    )
 
 
 def test_a_home_that_cannot_be_written(path, tmp_path, monkeypatch):

@@ -34,15 +34,18 @@ def test_rows_of_lines_and_of_nothing(tmp_path):
         assert list(json_files.json_rows(str(tmp_path / 'b.json'))) == []
 
 
-@pytest.mark.parametrize('text,pattern', [
-    ('[{"a": 1}, {"a": }]', 'a.json row 2: not JSON'),
-    ('[{"a": 1} {"a": 2}]', r"a.json byte 10: not JSON \('\{' where one of , \] must be\)"),
-    ('[{"a": 1}', "not JSON .'the end' where"),
-    ('{"a": 1, b: 2}', 'a key: not JSON'),
-    ('"text"', 'neither a list nor an object'),
-    ('', 'neither a list nor an object'),
-    (b'["\xff"]', 'row 1: not JSON .not UTF-8'),
-])
+@pytest.mark.parametrize(
+    'text,pattern',
+    [
+        ('[{"a": 1}, {"a": }]', 'a.json row 2: not JSON'),
+        ('[{"a": 1} {"a": 2}]', r"a.json byte 10: not JSON \('\{' where one of , \] must be\)"),
+        ('[{"a": 1}', "not JSON .'the end' where"),
+        ('{"a": 1, b: 2}', 'a key: not JSON'),
+        ('"text"', 'neither a list nor an object'),
+        ('', 'neither a list nor an object'),
+        (b'["\xff"]', 'row 1: not JSON .not UTF-8'),
+    ],
+)
 def test_one_line_for_what_is_not_json(tmp_path, text, pattern):
     path = tmp_path / 'a.json'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

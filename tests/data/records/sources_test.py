@@ -6,7 +6,9 @@ import seqio
 from t5flan.data.records.sources import IndexedSource
 from t5flan.errors import UserError
 
-RECORDS = [{'text': f'line {i}', 'n': i, 'words': ['a'] * (i % 3 + 1), 'share': i / 2, 'good': i > 3} for i in range(10)]
+RECORDS = [
+    {'text': f'line {i}', 'n': i, 'words': ['a'] * (i % 3 + 1), 'share': i / 2, 'good': i > 3} for i in range(10)
+]
 
 
 def test_a_split_is_made_when_it_is_first_used():
@@ -19,13 +21,17 @@ def test_a_split_is_made_when_it_is_first_used():
 def test_seqio_sees_the_same_records():
     source = IndexedSource({'train': RECORDS})
     made = list(source.get_dataset('train', shuffle=False).as_numpy_iterator())
-    assert [(one['text'].decode(), int(one['n']), len(one['words']), float(one['share']), bool(one['good'])) for one in made] == [
-        (one['text'], one['n'], len(one['words']), one['share'], one['good']) for one in RECORDS
-    ]
+    assert [
+        (one['text'].decode(), int(one['n']), len(one['words']), float(one['share']), bool(one['good'])) for one in made
+    ] == [(one['text'], one['n'], len(one['words']), one['share'], one['good']) for one in RECORDS]
     shuffled = [int(one['n']) for one in source.get_dataset('train', shuffle=True, seed=1).as_numpy_iterator()]
     assert shuffled != list(range(10)) and sorted(shuffled) == list(range(10))
     shard = source.get_dataset('train', shuffle=False, shard_info=seqio.ShardInfo(index=1, num_shards=3))
-    assert [int(one['n']) for one in shard.as_numpy_iterator()] == [3, 4, 5]  # in its place: a cached task keeps the source's order
+    assert [int(one['n']) for one in shard.as_numpy_iterator()] == [
+        3,
+        4,
+        5,
+    ]  # in its place: a cached task keeps the source's order
 
 
 def test_an_empty_or_missing_split():

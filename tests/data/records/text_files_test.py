@@ -44,7 +44,9 @@ def test_documents_of_a_book_lose_no_text(tmp_path):
 def test_lines_and_paragraphs(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_bytes('first line\nsecond\u2028still second\n\n \nthird paragraph\n'.encode())
-    both = lambda unit: sorted(texts(TextFiles('n', str(path), unit=unit), 'train') + texts(TextFiles('n', str(path), unit=unit), 'validation'))
+    both = lambda unit: sorted(
+        texts(TextFiles('n', str(path), unit=unit), 'train') + texts(TextFiles('n', str(path), unit=unit), 'validation')
+    )
     assert both('line') == ['first line', 'second\u2028still second', 'third paragraph']
     assert both('paragraph') == ['first line\nsecond\u2028still second', 'third paragraph']
 
@@ -67,21 +69,24 @@ def test_documents_are_held_out_whole(tmp_path):
     assert validation == ''.join(held) and 8 < len(held) < 35
 
 
-@pytest.mark.parametrize('content,name,options,pattern', [
-    (b'', 'a.txt', {}, r'a\.txt is empty'),
-    (b'\xff\xfe', 'a.txt', {}, r'a\.txt: byte 0 is not UTF-8'),
-    (b' \n\n', 'a.txt', {}, "no text for split 'train'"),
-    (b'words', 'a.md', {}, r"a\.md: ends in '\.md', not in \.txt or \.jsonl"),
-    (b'{"text": "a"}\nwords\n', 'a.jsonl', {}, r'a\.jsonl line 2: not JSON'),
-    (b'{"text": "a"}\n[1]\n', 'a.jsonl', {}, r'a\.jsonl line 2: is list, not a JSON object'),
-    (b'{"body": "a"}\n', 'a.jsonl', {}, r"a\.jsonl line 1: no field 'text'; the fields are body"),
-    (b'{"text": 3}\n', 'a.jsonl', {}, r"a\.jsonl line 1: field 'text' is int \(3\)"),
-    (b'{"text": "\xff"}\n', 'a.jsonl', {}, r'a\.jsonl line 1: not JSON \(not UTF-8\)'),
-    (None, 'a.txt', {}, r'a\.txt: no such file'),
-    (None, '*.txt', {}, r"\*\.txt' matches no file"),
-    (None, '', {}, 'is a folder'),
-    (b'one', 'a.txt', {'split': 'validation'}, "no text for split 'validation'"),
-])
+@pytest.mark.parametrize(
+    'content,name,options,pattern',
+    [
+        (b'', 'a.txt', {}, r'a\.txt is empty'),
+        (b'\xff\xfe', 'a.txt', {}, r'a\.txt: byte 0 is not UTF-8'),
+        (b' \n\n', 'a.txt', {}, "no text for split 'train'"),
+        (b'words', 'a.md', {}, r"a\.md: ends in '\.md', not in \.txt or \.jsonl"),
+        (b'{"text": "a"}\nwords\n', 'a.jsonl', {}, r'a\.jsonl line 2: not JSON'),
+        (b'{"text": "a"}\n[1]\n', 'a.jsonl', {}, r'a\.jsonl line 2: is list, not a JSON object'),
+        (b'{"body": "a"}\n', 'a.jsonl', {}, r"a\.jsonl line 1: no field 'text'; the fields are body"),
+        (b'{"text": 3}\n', 'a.jsonl', {}, r"a\.jsonl line 1: field 'text' is int \(3\)"),
+        (b'{"text": "\xff"}\n', 'a.jsonl', {}, r'a\.jsonl line 1: not JSON \(not UTF-8\)'),
+        (None, 'a.txt', {}, r'a\.txt: no such file'),
+        (None, '*.txt', {}, r"\*\.txt' matches no file"),
+        (None, '', {}, 'is a folder'),
+        (b'one', 'a.txt', {'split': 'validation'}, "no text for split 'validation'"),
+    ],
+)
 def test_one_line_for_a_bad_file(tmp_path, content, name, options, pattern):
     if content is not None:
         (tmp_path / name).write_bytes(content)

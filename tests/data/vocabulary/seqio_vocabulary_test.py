@@ -5,13 +5,13 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from t5flan.data.vocabulary import seqio_vocabulary as seqio_bridge
-from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.preprocessing.examples import example_fn
-from t5flan.data.vocabulary.seqio_vocabulary import ConfiguredVocabulary, text_features, vocabulary_chosen
+from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
+from t5flan.data.vocabulary import seqio_vocabulary as seqio_bridge
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import ConfiguredVocabulary, text_features, vocabulary_chosen
 from t5flan.errors import UserError
 
 LENGTHS = {'inputs': 16, 'targets': 8}
@@ -36,18 +36,26 @@ def test_configured_vocabulary_is_the_chosen_one():
 def test_a_task_needs_a_chosen_vocabulary(monkeypatch):
     monkeypatch.setattr(seqio_bridge, '_chosen', [])
     with pytest.raises(UserError, match='no vocabulary was chosen'):
-        ConfiguredVocabulary().vocab_size  # noqa: B018
+        ConfiguredVocabulary().vocab_size
 
 
 def test_seqio_runs_our_preprocessors():
     seqio.TaskRegistry.add(
-        'bridge_spell', source=IndexedSource({'train': RECORDS}), preprocessors=[spell, tokenize, append_eos], output_features=text_features())
+        'bridge_spell',
+        source=IndexedSource({'train': RECORDS}),
+        preprocessors=[spell, tokenize, append_eos],
+        output_features=text_features(),
+    )
     with vocabulary_chosen(ByteVocabulary()):
-        made = list(seqio.get_mixture_or_task('bridge_spell').get_dataset(LENGTHS, 'train', shuffle=False).as_numpy_iterator())
+        made = list(
+            seqio.get_mixture_or_task('bridge_spell').get_dataset(LENGTHS, 'train', shuffle=False).as_numpy_iterator()
+        )
         assert len(made) == 3
         for record, one in zip(RECORDS, made, strict=True):
             text = 'spell ' + record['word']
-            assert one['inputs'].tolist() == [*ByteVocabulary().encode(text), 1][:16] and one['inputs'].dtype == np.int32
+            assert (
+                one['inputs'].tolist() == [*ByteVocabulary().encode(text), 1][:16] and one['inputs'].dtype == np.int32
+            )
             assert one['inputs_pretokenized'].decode() == text and int(one['extra']) == len(record['word'])
 
 

@@ -11,12 +11,17 @@ from t5flan.data.vocabulary.training import train_vocabulary
 from t5flan.errors import UserError
 
 SYLLABLES = 'ap ples pe ars plu ms fi gs da tes num ber of is all'.split()
-LINES = [' '.join(''.join(random.Random(3 * i + k).choices(SYLLABLES, k=3)) for k in range(9)) + f' apples {i}' for i in range(400)]
+LINES = [
+    ' '.join(''.join(random.Random(3 * i + k).choices(SYLLABLES, k=3)) for k in range(9)) + f' apples {i}'
+    for i in range(400)
+]
 
 
 def test_text_and_json_files(tmp_path):
     (tmp_path / 'a.txt').write_text('\n'.join(LINES[:200]), 'utf-8')
-    (tmp_path / 'b.jsonl').write_text(''.join(json.dumps({'inputs': line, 'targets': 'yes', 'id': 3}) + '\n' for line in LINES[200:]))
+    (tmp_path / 'b.jsonl').write_text(
+        ''.join(json.dumps({'inputs': line, 'targets': 'yes', 'id': 3}) + '\n' for line in LINES[200:])
+    )
     made = train_vocabulary([str(tmp_path / '*.txt'), str(tmp_path / 'b.jsonl')], 420, tmp_path / 'out' / 'v.model')
     assert made.vocab_size == 420
     assert load_vocabulary(tmp_path / 'out' / 'v.model') == made

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.errors import UserError
 
@@ -47,13 +47,27 @@ def test_t5_text_with_sentinels(t5):
     ids = t5.encode('Thank you <extra_id_0> me to <extra_id_1> week.', special_tokens=True)
     assert [i for i in ids if i >= 32000] == [32099, 32098]
     assert t5.decode(ids) == 'Thank you <extra_id_0> me to <extra_id_1> week.'
-    assert not [i for i in t5.encode('Thank you <extra_id_0> me') if i >= 32000], 'text of the training data names no sentinel'
+    assert not [i for i in t5.encode('Thank you <extra_id_0> me') if i >= 32000], (
+        'text of the training data names no sentinel'
+    )
 
 
-@pytest.mark.parametrize('text', [
-    'plain words', ' led by a space', 'ended by one ', 'two  spaces\tand a tab', 'lines\n\n\nand\r\nlines\n', '', '\n', 'naïve 안녕 日本 🙂',
-    'a\u2028b', '{braces} <tags> 12345', 'a\x00b',
-])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'plain words',
+        ' led by a space',
+        'ended by one ',
+        'two  spaces\tand a tab',
+        'lines\n\n\nand\r\nlines\n',
+        '',
+        '\n',
+        'naïve 안녕 日本 🙂',
+        'a\u2028b',
+        '{braces} <tags> 12345',
+        'a\x00b',
+    ],
+)
 def test_no_text_is_lost(trained, text):
     assert trained.decode(trained.encode(text)) == text
     assert ByteVocabulary().decode(ByteVocabulary().encode(text)) == text
@@ -62,7 +76,10 @@ def test_no_text_is_lost(trained, text):
 def test_random_text_is_not_lost(trained):
     rng = random.Random(0)
     for _ in range(200):
-        text = ''.join(chr(rng.choice([rng.randrange(1, 127), rng.randrange(160, 0x2580), rng.randrange(0x3040, 0xD000)])) for _ in range(30))
+        text = ''.join(
+            chr(rng.choice([rng.randrange(1, 127), rng.randrange(160, 0x2580), rng.randrange(0x3040, 0xD000)]))
+            for _ in range(30)
+        )
         assert trained.decode(trained.encode(text)) == text
 
 
@@ -79,7 +96,11 @@ def test_trained_vocabulary(trained):
 def test_special_tokens_in_text(trained):
     text = '[NLU] fill <extra_id_0> in\nthe <extra_id_12> gap'
     ids = trained.encode(text, special_tokens=True)
-    assert [i for i in ids if i >= trained.base_size] == [trained.mode_token_id('[NLU]'), trained.sentinel_id(0), trained.sentinel_id(12)]
+    assert [i for i in ids if i >= trained.base_size] == [
+        trained.mode_token_id('[NLU]'),
+        trained.sentinel_id(0),
+        trained.sentinel_id(12),
+    ]
     assert trained.decode(ids) == text
 
 
@@ -110,9 +131,13 @@ def test_saved_and_loaded(trained, tmp_path):
         folder = tmp_path / type(vocabulary).__name__
         vocabulary.save(folder)
         loaded = load_vocabulary(folder)
-        assert loaded == vocabulary and hash(loaded) == hash(vocabulary) and loaded.fingerprint == vocabulary.fingerprint
+        assert (
+            loaded == vocabulary and hash(loaded) == hash(vocabulary) and loaded.fingerprint == vocabulary.fingerprint
+        )
     trained.save_model(tmp_path / 'mine.model')
-    assert load_vocabulary(tmp_path / 'mine.model') == trained, 'F.json beside F.model tells the sentinels and mode tokens'
+    assert load_vocabulary(tmp_path / 'mine.model') == trained, (
+        'F.json beside F.model tells the sentinels and mode tokens'
+    )
 
 
 def test_one_line_for_a_bad_vocabulary(trained, tmp_path):

@@ -9,10 +9,10 @@ import pytest
 
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes
-from t5flan.mesh import MeshConfig
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,9 @@ GIB = 2**30
 @functools.lru_cache
 def devices(chip):
     """Two of a machine; compiled for, never run on."""
-    pytest.importorskip('jax_plugins.xla_cuda12', reason='the compiler comes with jax-cuda12-plugin and jax-cuda12-pjrt')
+    pytest.importorskip(
+        'jax_plugins.xla_cuda12', reason='the compiler comes with jax-cuda12-plugin and jax-cuda12-pjrt'
+    )
     blocks = importlib.import_module('attention_blocks_gpu')
     return blocks.compile_only(blocks.GPUS[chip], 2)
 
@@ -34,10 +36,22 @@ def benchmarks(root, monkeypatch):
     monkeypatch.syspath_prepend(root / 'benchmarks')
 
 
-def compile_for(chip, length, heads=8, kv_heads=None, head_dim=64, dtype=jnp.bfloat16, reach=128, dropped=False, ids=True,
-                prefix=False, **options):
+def compile_for(
+    chip,
+    length,
+    heads=8,
+    kv_heads=None,
+    head_dim=64,
+    dtype=jnp.bfloat16,
+    reach=128,
+    dropped=False,
+    ids=True,
+    prefix=False,
+    **options,
+):
     """Output and gradients of one row on each GPU; a kernel that needs too much shared memory does not compile."""
     with sharding.use(sharding.create_sharding(MeshConfig(data=2), devices(chip))) as placed:
+
         def shaped(kind, *shape, by_row=True):
             axes = ('batch' if by_row else None,) + (None,) * (len(shape) - 1)
             return jax.ShapeDtypeStruct(shape, kind, sharding=placed.named(axes))
@@ -89,14 +103,26 @@ def test_long_inputs_of_t5_xxl_take_linear_memory():
 
 
 def test_a_whole_model_split_over_rows_and_heads_compiles():
-    config = ModelConfig(architecture='encoder_decoder', vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_heads=4,
-                         num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.1, remat='minimal')
+    config = ModelConfig(
+        architecture='encoder_decoder',
+        vocab_size=512,
+        emb_dim=128,
+        head_dim=64,
+        mlp_dim=256,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        dropout_rate=0.1,
+        remat='minimal',
+    )
     with sharding.use(sharding.create_sharding(MeshConfig(tensor=2), devices('h100'))) as placed:
         model = abstract_model(config)
         places = sharding.tree_shardings(placed, model, logical_axes(model))
         model = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, places)
         tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=placed.named(('batch', None)))
-        names = [f'{side}_{name}' for side in ('encoder', 'decoder') for name in ('input_tokens', 'segment_ids', 'positions')]
+        names = [
+            f'{side}_{name}' for side in ('encoder', 'decoder') for name in ('input_tokens', 'segment_ids', 'positions')
+        ]
         batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
         loss = lambda model, batch: jnp.mean(model(batch, dropout_key=jax.random.key(0)))
         compiled = jax.jit(jax.value_and_grad(loss)).lower(model, batch).compile()

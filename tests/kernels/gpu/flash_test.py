@@ -11,14 +11,23 @@ import pytest
 
 from t5flan.errors import UserError
 from t5flan.kernels import attention
-from t5flan.kernels.gpu import flash as flash_gpu
-from t5flan.kernels.gpu import backward as flash_gpu_backward
-from t5flan.kernels.gpu import tile as flash_gpu_tile
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from t5flan.kernels.gpu import backward as flash_gpu_backward
+from t5flan.kernels.gpu import flash as flash_gpu
+from t5flan.kernels.gpu import tile as flash_gpu_tile
 from t5flan.kernels.gpu.tile import Blocks, Tiling
 from tests.kernels.attention_cases import (
-    CASES, QUICK, check_eight_devices, check_program, check_split_lengths, draw, inputs, largest_array, products)
+    CASES,
+    QUICK,
+    check_eight_devices,
+    check_program,
+    check_split_lengths,
+    draw,
+    inputs,
+    largest_array,
+    products,
+)
 from tests.kernels.attention_reference import output_and_gradients
 
 FLASH = 'flash_gpu'
@@ -71,7 +80,9 @@ def test_the_gradient_of_the_bias_is_that_of_float32_in_bfloat16_too():
 
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient():
     arrays = inputs(batch=2, queries=150)
-    results = output_and_gradients(*arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32))
+    results = output_and_gradients(
+        *arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
+    )
     for x in results:
         assert np.all(np.isfinite(x))
     for x in results[:4]:
@@ -96,8 +107,10 @@ def test_the_tiles_that_are_computed():
 
     def ranges(axis, causal=False, ids=None, prefix=None, offset=0):
         tiling = Tiling(*[Blocks(128, 128, 4, 1)] * 4)
-        form, arrays = flash_gpu.arrange(flash_gpu.FlashForm(causal, 1.0, None, 0.0, None, None, tiling),
-                                         Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)))
+        form, arrays = flash_gpu.arrange(
+            flash_gpu.FlashForm(causal, 1.0, None, 0.0, None, None, tiling),
+            Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)),
+        )
         return flash_gpu_tile.bounds(form, arrays, tiling.forward, axis)[0].tolist()
 
     assert ranges(2) == [[0, 4]] * 4 == ranges(1)
@@ -117,13 +130,17 @@ def test_sums_by_distance(reach, offset):
     first, rows = flash_gpu_backward.strip(block, reach)
     corner = (first + np.arange(rows)) * block - offset % block  # the distance of a tile's first query and first key
     distance = corner[:, None, None] + np.arange(block)[None, None, :] - np.arange(block)[None, :, None]
-    sums = flash_gpu_backward._sums_by_distance(jnp.asarray(distance[None], jnp.float32), first, reach, jnp.int32(offset))
+    sums = flash_gpu_backward._sums_by_distance(
+        jnp.asarray(distance[None], jnp.float32), first, reach, jnp.int32(offset)
+    )
     near = np.arange(-reach + 1, reach)
     np.testing.assert_array_equal(sums[0], [distance[distance == d].sum() for d in near])
     assert all(np.sum(distance == d) == block for d in near)
 
 
-@pytest.mark.parametrize('mesh, kv_heads', [pytest.param((1, 2, 4), 4, marks=pytest.mark.slow), ((2, 2, 2), 1)], ids=str)
+@pytest.mark.parametrize(
+    'mesh, kv_heads', [pytest.param((1, 2, 4), 4, marks=pytest.mark.slow), ((2, 2, 2), 1)], ids=str
+)
 def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
     check_eight_devices(FLASH, mesh, kv_heads, length=70, head_dim=16)
 
@@ -151,8 +168,18 @@ def on_a_gpu(monkeypatch):
     return device
 
 
-def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16, bias=RelativeBias(True), ids=True, prefix=False,
-            dropped=False, **options):
+def lowered(
+    length=512,
+    heads=4,
+    kv_heads=None,
+    head_dim=64,
+    dtype=jnp.bfloat16,
+    bias=RelativeBias(True),
+    ids=True,
+    prefix=False,
+    dropped=False,
+    **options,
+):
     """The text of output and gradients, lowered for CUDA."""
     q, k = (jax.ShapeDtypeStruct((2, length, n, head_dim), dtype) for n in (heads, kv_heads or heads))
     table, ids_BT = jax.ShapeDtypeStruct((heads, 32), jnp.float32), jax.ShapeDtypeStruct((2, length), jnp.int32)
@@ -164,8 +191,18 @@ def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16,
         masks |= dict(dropout_rate=0.1, dropout_key=jax.random.key(0)) if dropped else {}
 
         def forward(q, k, v, table):
-            return jnp.sum(attend(q, k, v, bias_table=None if bias is None else table, bias=bias, q_offset=q_offset,
-                                  **masks, **options))
+            return jnp.sum(
+                attend(
+                    q,
+                    k,
+                    v,
+                    bias_table=None if bias is None else table,
+                    bias=bias,
+                    q_offset=q_offset,
+                    **masks,
+                    **options,
+                )
+            )
 
         return jax.value_and_grad(forward, (0, 1, 2, 3))(q, k, v, table)
 
@@ -179,11 +216,25 @@ def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16,
 EVERYTHING = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0.125)
 
 
-@pytest.mark.parametrize('options', [
-    {}, dict(ids=False, bias=None), dict(causal=True, bias=None), dict(causal=True, bias=RelativeBias(False), length=600, kv_heads=2),
-    EVERYTHING, dict(EVERYTHING, kv_heads=1, length=650), dict(EVERYTHING, dtype=jnp.float16, head_dim=40),
-    dict(EVERYTHING, dtype=jnp.float32, precision='highest'), dict(head_dim=128), dict(EVERYTHING, head_dim=128, kv_heads=1),
-    dict(head_dim=256), dict(EVERYTHING, head_dim=256, dtype=jnp.float32), dict(head_dim=8, ids=False)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(ids=False, bias=None),
+        dict(causal=True, bias=None),
+        dict(causal=True, bias=RelativeBias(False), length=600, kv_heads=2),
+        EVERYTHING,
+        dict(EVERYTHING, kv_heads=1, length=650),
+        dict(EVERYTHING, dtype=jnp.float16, head_dim=40),
+        dict(EVERYTHING, dtype=jnp.float32, precision='highest'),
+        dict(head_dim=128),
+        dict(EVERYTHING, head_dim=128, kv_heads=1),
+        dict(head_dim=256),
+        dict(EVERYTHING, head_dim=256, dtype=jnp.float32),
+        dict(head_dim=8, ids=False),
+    ],
+    ids=str,
+)
 def test_every_option_is_lowered_for_a_gpu(options, on_a_gpu):
     # `attend` chose them; one more is for the bias. With dropout the forward pass may stand there twice until it is compiled.
     expected = 4 - (options.get('bias', 0) is None)
@@ -208,7 +259,11 @@ def test_blocks_of_every_gpu_are_such_as_the_kernels_take(kind, dtype, head_dim)
     largest = flash_gpu.largest_tiling(kind, head_dim, dtype)
     for blocks in largest:
         assert all(n & (n - 1) == 0 and n >= 16 for n in blocks[:2]) and blocks.warps in (4, 8)
-        rows = (blocks.queries + 2 * blocks.keys) * max(64, flash_gpu.padded_head_dim(head_dim)) * jnp.dtype(dtype).itemsize
+        rows = (
+            (blocks.queries + 2 * blocks.keys)
+            * max(64, flash_gpu.padded_head_dim(head_dim))
+            * jnp.dtype(dtype).itemsize
+        )
         assert rows <= (99 if kind == 'a GPU to come' else 163) * 1024  # of shared memory: what a tile is made from
     assert largest.diagonals.queries == largest.diagonals.keys
 
@@ -224,7 +279,9 @@ def benchmark(root, monkeypatch):
 def test_the_benchmark_runs_every_program_and_prints_the_ratios(benchmark, capsys):
     attention_benchmark = benchmark('attention')
     args = types.SimpleNamespace(dtype='float32', repeats=1)
-    times = attention_benchmark.compare_on_gpu('tiny', 1, 64, 1, 16, attention_benchmark.gpu_programs(cudnn='xla'), args)
+    times = attention_benchmark.compare_on_gpu(
+        'tiny', 1, 64, 1, 16, attention_benchmark.gpu_programs(cudnn='xla'), args
+    )
     assert len(times) == 8 and min(times.values()) > 0.0
     assert capsys.readouterr().out.count('of the rate; xla : flash_gpu = ') == 2
     time, why = attention_benchmark.time_on_gpu(lambda x: x.reshape(3, -1), (jnp.zeros(4, jnp.float8_e4m3fn),), None, 1)
@@ -233,9 +290,13 @@ def test_the_benchmark_runs_every_program_and_prints_the_ratios(benchmark, capsy
 
 def test_the_rule_for_blocks(benchmark):
     blocks = benchmark('attention_blocks_gpu')
-    tried = {Blocks(128, 64, 8, 3): (255, 4, 90000, 8), Blocks(128, 32, 8, 2): (168, 0, 90000, 8),
-             Blocks(128, 32, 8, 3): (168, 0, 110000, 8), Blocks(64, 64, 4, 3): (100, 0, 50000, 16),
-             Blocks(128, 64, 4, 3): (255, 0, 50000, 4)}
+    tried = {
+        Blocks(128, 64, 8, 3): (255, 4, 90000, 8),
+        Blocks(128, 32, 8, 2): (168, 0, 90000, 8),
+        Blocks(128, 32, 8, 3): (168, 0, 110000, 8),
+        Blocks(64, 64, 4, 3): (100, 0, 50000, 16),
+        Blocks(128, 64, 4, 3): (255, 0, 50000, 4),
+    }
     tried = {key: blocks.Compiled(*value) for key, value in tried.items()}
     assert blocks.by_rule('forward', tried, 2**20) == (128, 32, 8, 3)
     assert blocks.by_rule('forward', tried, 99 * 1024) == (128, 32, 8, 2)  # the other takes too much shared memory

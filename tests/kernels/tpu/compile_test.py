@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from t5flan import sharding
-from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.kernels.tpu import flash as flash_tpu
+from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes
-from t5flan.mesh import MeshConfig
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,19 @@ def devices(chip):
     return topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[chip], **options).devices
 
 
-def compile_for(chip, length, heads=8, kv_heads=None, head_dim=64, dtype=jnp.bfloat16, reach=128, dropped=False,
-                ids=True, prefix=False, **options):
+def compile_for(
+    chip,
+    length,
+    heads=8,
+    kv_heads=None,
+    head_dim=64,
+    dtype=jnp.bfloat16,
+    reach=128,
+    dropped=False,
+    ids=True,
+    prefix=False,
+    **options,
+):
     """Output and gradients of one row on each chip; a kernel that needs too much of a core's memory does not compile."""
     with sharding.use(sharding.create_sharding(MeshConfig(data=len(devices(chip))), devices(chip))) as placed:
         rows = len(devices(chip))
@@ -86,10 +97,23 @@ def test_every_option_at_once_compiles(chip):
 @pytest.mark.parametrize('chip', TOPOLOGIES)
 @pytest.mark.parametrize('head_dim, dtype', [(32, 'bfloat16'), (64, 'bfloat16'), (256, 'float32')])
 def test_the_widest_bias_that_is_taken_fits_in_a_cores_memory(chip, head_dim, dtype):
-    widest = max(reach for reach in range(128, 4000, 4)
-                 if flash_tpu.refusal(head_dim, dtype, RelativeBias(True, 32, reach)) is None)
-    compile_for(chip, 2048, head_dim=head_dim, dtype=dtype, reach=widest, causal=True, prefix=True, dropped=True, soft_cap=9.0,
-                precision='highest')
+    widest = max(
+        reach
+        for reach in range(128, 4000, 4)
+        if flash_tpu.refusal(head_dim, dtype, RelativeBias(True, 32, reach)) is None
+    )
+    compile_for(
+        chip,
+        2048,
+        head_dim=head_dim,
+        dtype=dtype,
+        reach=widest,
+        causal=True,
+        prefix=True,
+        dropped=True,
+        soft_cap=9.0,
+        precision='highest',
+    )
 
 
 def test_long_inputs_of_t5_xxl_take_linear_memory():
@@ -100,6 +124,7 @@ def test_long_inputs_of_t5_xxl_take_linear_memory():
 
 def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
     """Output and gradients of 65,536 tokens: a row on each of four chips, and one row on all four."""
+
     def compiled(rows):
         mesh = MeshConfig(data=rows, context=4 // rows)
         with sharding.use(sharding.create_sharding(mesh, devices('v5p'))) as placed:
@@ -109,9 +134,23 @@ def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
             ids = jax.ShapeDtypeStruct((rows, 65536), jnp.int32, sharding=placed.named(('batch', 'length')))
 
             def step(q, k, v, table, dy, ids_BT):
-                y, vjp = jax.vjp(lambda q, k, v, table: attend(
-                    q, k, v, bias_table=table, bias=RelativeBias(True), q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT,
-                    dropout_rate=0.1, dropout_key=jax.random.key(0)), q, k, v, table)
+                y, vjp = jax.vjp(
+                    lambda q, k, v, table: attend(
+                        q,
+                        k,
+                        v,
+                        bias_table=table,
+                        bias=RelativeBias(True),
+                        q_segment_ids_BT=ids_BT,
+                        kv_segment_ids_BS=ids_BT,
+                        dropout_rate=0.1,
+                        dropout_key=jax.random.key(0),
+                    ),
+                    q,
+                    k,
+                    v,
+                    table,
+                )
                 return y, vjp(dy)
 
             return jax.jit(step).lower(x, x, x, table, x, ids).compile()
@@ -122,12 +161,24 @@ def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
     assert shared.memory_analysis().peak_memory_in_bytes < 0.6 * alone.memory_analysis().peak_memory_in_bytes
 
 
-@pytest.mark.parametrize('fields, kernels', [
-    (dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4), 9),  # encoder, decoder, across
-    (dict(architecture='decoder_only', position='rope', num_heads=8, num_kv_heads=1, parallel_block=True), 3)])
+@pytest.mark.parametrize(
+    'fields, kernels',
+    [
+        (dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4), 9),  # encoder, decoder, across
+        (dict(architecture='decoder_only', position='rope', num_heads=8, num_kv_heads=1, parallel_block=True), 3),
+    ],
+)
 def test_a_whole_model_split_over_rows_and_heads_compiles(fields, kernels):
-    config = ModelConfig(vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_decoder_layers=2, dropout_rate=0.1,
-                         remat='minimal', **fields)
+    config = ModelConfig(
+        vocab_size=512,
+        emb_dim=128,
+        head_dim=64,
+        mlp_dim=256,
+        num_decoder_layers=2,
+        dropout_rate=0.1,
+        remat='minimal',
+        **fields,
+    )
     chips = devices('v5p')
     with sharding.use(sharding.create_sharding(MeshConfig(data=2, tensor=len(chips) // 2), chips)) as placed:
         model = abstract_model(config)

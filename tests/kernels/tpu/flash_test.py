@@ -10,11 +10,20 @@ from jax.experimental.pallas import tpu as pltpu
 
 from t5flan.errors import UserError
 from t5flan.kernels import attention
-from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from t5flan.kernels.tpu import flash as flash_tpu
 from tests.kernels.attention_cases import (
-    CASES, QUICK, check_eight_devices, check_program, check_split_lengths, draw, inputs, largest_array, products)
+    CASES,
+    QUICK,
+    check_eight_devices,
+    check_program,
+    check_split_lengths,
+    draw,
+    inputs,
+    largest_array,
+    products,
+)
 from tests.kernels.attention_reference import output_and_gradients
 
 FLASH = 'flash_tpu'
@@ -43,15 +52,22 @@ def test_blocks_of_unequal_sizes_in_part_filled(monkeypatch):
     check(dict(bias=RelativeBias(True), causal=True), dict(queries=300, keys=500))
 
 
-@pytest.mark.parametrize('case', [
-    dict(dtype=jnp.bfloat16), dict(dtype=jnp.bfloat16, heads=4, kv_heads=2),
-    dict(dtype=jnp.float32, dropout_rate=0.3, dropout_key=jax.random.key(0))], ids=['bfloat16', 'grouped', 'dropout'])
+@pytest.mark.parametrize(
+    'case',
+    [
+        dict(dtype=jnp.bfloat16),
+        dict(dtype=jnp.bfloat16, heads=4, kv_heads=2),
+        dict(dtype=jnp.float32, dropout_rate=0.3, dropout_key=jax.random.key(0)),
+    ],
+    ids=['bfloat16', 'grouped', 'dropout'],
+)
 def test_gradients_of_the_bias_add_up_to_zero(case):
     """What is added to every logit of a query alike changes nothing, however the output was rounded."""
     shape = {name: case.get(name, 2) for name in ('heads', 'kv_heads')} | dict(dtype=case['dtype'])
     options = {name: x for name, x in case.items() if name not in shape}
-    *_, dtable_NR = output_and_gradients(*inputs(queries=300, buckets=8, **shape), FLASH, QUICK, bias=RelativeBias(True, 8, 16),
-                                         **options)
+    *_, dtable_NR = output_and_gradients(
+        *inputs(queries=300, buckets=8, **shape), FLASH, QUICK, bias=RelativeBias(True, 8, 16), **options
+    )
     assert np.max(np.abs(np.sum(dtable_NR, axis=1))) < 2e-5 * np.max(np.abs(dtable_NR))
 
 
@@ -75,7 +91,9 @@ def test_as_the_simulator_of_a_tpu_runs_it(case, monkeypatch, capfd):
 
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient():
     arrays = inputs(batch=2, queries=150)
-    results = output_and_gradients(*arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32))
+    results = output_and_gradients(
+        *arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
+    )
     for x in results:
         assert np.all(np.isfinite(x))
     for x in results[:4]:
@@ -101,17 +119,23 @@ def test_the_fraction_of_tiles_that_is_computed():
 
     def fraction(causal=False, ids=None, prefix=None, offset=0):
         form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, 128, 128)
-        return 16 * float(flash_tpu.tiles_seen(form, Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset))))
+        return 16 * float(
+            flash_tpu.tiles_seen(form, Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)))
+        )
 
     assert fraction() == 16
     assert fraction(causal=True) == 10
     assert fraction(causal=True, offset=1) == 13  # the last query of each block sees the first key of the next
     assert fraction(causal=True, offset=-512) == 0
     assert fraction(ids=ids) == 3
-    assert fraction(causal=True, prefix=jnp.arange(512)[None] == 200) == 11  # block 1 is seen by the queries of block 0 too
+    assert (
+        fraction(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
+    )  # block 1 is seen by the queries of block 0 too
 
 
-@pytest.mark.parametrize('mesh, kv_heads', [((1, 2, 4), 4), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    'mesh, kv_heads', [((1, 2, 4), 4), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)], ids=str
+)
 def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
     check_eight_devices(FLASH, mesh, kv_heads, length=130, head_dim=64)
 
@@ -132,7 +156,9 @@ def test_the_backward_pass_draws_the_mask_of_dropout_again():
     y, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, implementation=FLASH, **dropout), q, k, v)
     kept = sum(x.nbytes for x in jax.tree.leaves(vjp))
     assert kept - sum(x.nbytes for x in (q, k, v, y)) - 4 * 2 * 128 < 2 * 2560 / 8
-    step = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH, **dropout)), (0, 1, 2)))
+    step = jax.jit(
+        jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH, **dropout)), (0, 1, 2))
+    )
     assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 3 + 4)  # of two heads
 
 

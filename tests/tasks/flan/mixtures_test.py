@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from t5flan.data import skipped as broken
+from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import FORMATS, DataConfig, InstructionConfig
 from t5flan.data.mixtures.mixing import caps, tasks_and_rates
-from t5flan.data.batches.pipeline import TrainPipeline
-from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.data.mixtures.readers import open_reader
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.errors import UserError
 from t5flan.tasks import families
-from t5flan.tasks.flan import mixtures as flan
 from t5flan.tasks.families import family
+from t5flan.tasks.flan import mixtures as flan
 from t5flan.tasks.flan.table import TABLE, items, load_table, wordings_of
 
 seqio = pytest.importorskip('seqio')
@@ -76,7 +76,9 @@ def config_for(task, **settings):
 
 def read(task, count=12, split='train', **settings):
     """Examples of a task as training reads them."""
-    reader = open_reader(seqio.TaskRegistry.get(task), config_for(task, split=split, **settings), VOCABULARY, 0, 1, epochs=1)
+    reader = open_reader(
+        seqio.TaskRegistry.get(task), config_for(task, split=split, **settings), VOCABULARY, 0, 1, epochs=1
+    )
     made = []
     while len(made) < count and (ready := reader.peek()) is not None:
         made.append(ready.example)
@@ -102,7 +104,9 @@ def test_the_schema_is_that_of_tfds(name):
         made = flan.read_items(row, seqio.TaskRegistry.get(row.task).source)
     fields = {*row.fields, 'answer', *(['rationale'] if row.rationale else [])}
     for item in made:
-        assert item.keys() == fields | ({'options'} if row.of else set()) and all(isinstance(item[field], str) for field in fields)
+        assert item.keys() == fields | ({'options'} if row.of else set()) and all(
+            isinstance(item[field], str) for field in fields
+        )
         assert not item.get('options') or item['answer'] in item['options']
     assert made or name in BY_HAND, 'no mocked record makes an item'
 
@@ -134,7 +138,9 @@ def test_labels_have_the_order_of_tfds():
             feature = tfds.builder(row.tfds).info.features[row.label]
             names = getattr(feature, 'names', None)
             if names and not names[0].isdigit():
-                assert [name in MEANT[text].split() for name, text in zip(names, row.of, strict=True)] == [True] * len(names), row
+                assert [name in MEANT[text].split() for name, text in zip(names, row.of, strict=True)] == [True] * len(
+                    names
+                ), row
                 checked += 1
     assert checked >= 18
 
@@ -195,7 +201,9 @@ def test_marks_of_the_sources_are_taken_out():
 
 
 def test_conversations_and_tables():
-    (item,) = items(TABLE_ROWS['coqa'], {'story': 's', 'questions': ['Who?', 'Why?'], 'answers': {'input_text': ['Jo', 'So']}})
+    (item,) = items(
+        TABLE_ROWS['coqa'], {'story': 's', 'questions': ['Who?', 'Why?'], 'answers': {'input_text': ['Jo', 'So']}}
+    )
     assert item['question'].endswith('(1) Who? (2) Why?') and item['answer'] == '(1) Jo (2) So'
     turns = ['a?', 'b.', 'c?', 'd.']
     (item,) = items(TABLE_ROWS['wiki_dialog'], {'utterances': turns, 'title': 't'})
@@ -209,11 +217,17 @@ def test_conversations_and_tables():
 def test_translation_goes_both_ways():
     made = [next(items(TABLE_ROWS['wmt16_deen'], {'de': f'Satz {i}', 'en': f'Sentence {i}'})) for i in range(200)]
     for item in made:
-        assert (item['source_language'] == 'German') == item['text'].startswith('Satz') == item['answer'].startswith('Sentence')
+        assert (
+            (item['source_language'] == 'German')
+            == item['text'].startswith('Satz')
+            == item['answer'].startswith('Sentence')
+        )
     assert 60 < sum(item['source_language'] == 'German' for item in made) < 140
 
 
-@pytest.mark.parametrize('name', ['anli_r1', 'openbookqa', 'squad_v1', 'wmt16_deen', 'e2e_nlg', 'cos_e', 'ag_news_subset'])
+@pytest.mark.parametrize(
+    'name', ['anli_r1', 'openbookqa', 'squad_v1', 'wmt16_deen', 'e2e_nlg', 'cos_e', 'ag_news_subset']
+)
 def test_a_row_trains(name):
     """From TFDS to token ids, as a run reads it; exemplars are of the training split."""
     row = TABLE_ROWS[name]
@@ -222,7 +236,9 @@ def test_a_row_trains(name):
         held_out = read(row.task, 4, 'validation')
     assert len(made) == 12 and held_out
     for example in (*made, *held_out):
-        assert example['inputs'].dtype == np.int32 and example['inputs'][-1] == example['targets'][-1] == VOCABULARY.eos_id
+        assert (
+            example['inputs'].dtype == np.int32 and example['inputs'][-1] == example['targets'][-1] == VOCABULARY.eos_id
+        )
         assert len(example['inputs']) <= 400
         assert not set('{}') & set(example['inputs_pretokenized'] + example['targets_pretokenized'])
     assert {'few-shot', 'zero-shot'} == {example['variant'].split(',')[0] for example in made}
@@ -232,14 +248,21 @@ def test_a_row_trains(name):
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_batch_of_any_format(format):
     """Few-shot prompts train a decoder-only model too: the loss is on the targets, the exemplars' answers carry none."""
-    settings = config_for('flan2021_anli_r1', format=format, pack=False, streams=1, prefetch=0, instructions=InstructionConfig(few_shot=1))
+    settings = config_for(
+        'flan2021_anli_r1', format=format, pack=False, streams=1, prefetch=0, instructions=InstructionConfig(few_shot=1)
+    )
     with mocks(), TrainPipeline(settings, VOCABULARY) as pipeline:
         batch = next(pipeline)[0]
         examples = read('flan2021_anli_r1', 24, instructions=settings.instructions)
     inputs = 0 if format == 'encoder_decoder' else 1
     found = set()
     for tokens, weights in zip(batch['decoder_target_tokens'], batch['decoder_loss_weights'], strict=True):
-        found.add((VOCABULARY.decode(tokens[weights > 0]), VOCABULARY.decode(tokens[: np.argmax(weights > 0)]) if inputs else ''))
+        found.add(
+            (
+                VOCABULARY.decode(tokens[weights > 0]),
+                VOCABULARY.decode(tokens[: np.argmax(weights > 0)]) if inputs else '',
+            )
+        )
     assert found <= {(example['targets_pretokenized'], example['inputs_pretokenized'] * inputs) for example in examples}
     assert len(found) > 1 and all('few-shot' in example['variant'] for example in examples)
 
@@ -248,7 +271,9 @@ def test_a_batch_of_any_format(format):
 def test_a_row_is_a_seqio_task(name):
     """SeqIO's own way of reading a task gives token ids of the same kind."""
     with mocks(6), vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task(TABLE_ROWS[name].task).get_dataset({'inputs': 400, 'targets': 200}, 'train', shuffle=False)
+        dataset = seqio.get_mixture_or_task(TABLE_ROWS[name].task).get_dataset(
+            {'inputs': 400, 'targets': 200}, 'train', shuffle=False
+        )
         made = list(dataset.as_numpy_iterator())
     assert len(made) == 6 and all(example['inputs'][-1] == example['targets'][-1] == 1 for example in made)
     assert all(example['variant'] and example['inputs_pretokenized'] for example in made)
@@ -258,7 +283,10 @@ def test_a_label_set_is_listed_in_any_order():
     settings = InstructionConfig(few_shot=0, options=1, inverted=0)
     with mocks(60):
         made = read('flan2021_cola', 60, instructions=settings)
-    assert {example['targets_pretokenized'] for example in made if '(A)' in example['inputs_pretokenized']} >= {'(A)', '(B)'}
+    assert {example['targets_pretokenized'] for example in made if '(A)' in example['inputs_pretokenized']} >= {
+        '(A)',
+        '(B)',
+    }
     letters = [(example['inputs_pretokenized'].index(' no'), example['inputs_pretokenized'].index(' yes'))
                for example in made if '(A) ' in example['inputs_pretokenized']]  # fmt: skip
     assert {no < yes for no, yes in letters} == {True, False}
@@ -307,7 +335,9 @@ def test_shares_are_the_published_ones(mixture, shares, no_files, request):
 
     practice.register()
     flan.register()
-    assert load_table().mixtures[mixture] == {name.replace('flan2021 dialog', 'muffin'): share for name, share in shares.items()}
+    assert load_table().mixtures[mixture] == {
+        name.replace('flan2021 dialog', 'muffin'): share for name, share in shares.items()
+    }
     there = {part: share for part, share in shares.items() if part not in ('niv2', 'cot')}
     assert by_part(mixture) == pytest.approx({part: share / sum(there.values()) for part, share in there.items()})
     said = broken.notes(mixture)
@@ -345,7 +375,9 @@ def data_dir(tmp_path):
 def test_a_data_set_that_is_not_prepared_is_one_line(data_dir):
     with pytest.raises(UserError) as error:
         read('t0_sf_qasc')
-    assert 'task t0_sf_qasc' in str(error.value) and 'tfds build qasc' in str(error.value) and '\n' not in str(error.value)
+    assert (
+        'task t0_sf_qasc' in str(error.value) and 'tfds build qasc' in str(error.value) and '\n' not in str(error.value)
+    )
 
 
 def test_a_prepared_data_set_is_read_with_its_slices_by_several_streams(data_dir, monkeypatch):
@@ -409,7 +441,9 @@ def test_a_faulty_table_is_named_in_one_line(tmp_path, change, words):
 def test_faulty_wordings_stop_or_leave_their_tasks_out(tmp_path, monkeypatch):
     shutil.copytree(families.TEMPLATES, tmp_path / 'templates')
     nli = json.loads((tmp_path / 'templates' / 'nli.json').read_text('utf-8'))
-    (tmp_path / 'templates' / 'nli.json').write_text(json.dumps({**nli, 'templates': ['{premise} {hypotesis}']}), 'utf-8')
+    (tmp_path / 'templates' / 'nli.json').write_text(
+        json.dumps({**nli, 'templates': ['{premise} {hypotesis}']}), 'utf-8'
+    )
     monkeypatch.setattr(families, 'TEMPLATES', tmp_path / 'templates')
     monkeypatch.setattr(broken, '_left_out', {})
     family.cache_clear()
@@ -419,7 +453,9 @@ def test_faulty_wordings_stop_or_leave_their_tasks_out(tmp_path, monkeypatch):
         seqio.TaskRegistry.remove(name)
     seqio.MixtureRegistry.remove('flan2021')
     try:
-        with pytest.raises(UserError, match=r'nli.json: templates\[0\].inputs names {hypotesis}, a field that is not there'):
+        with pytest.raises(
+            UserError, match=r'nli.json: templates\[0\].inputs names {hypotesis}, a field that is not there'
+        ):
             flan.register()
         flan.register(skip_broken=True)
         assert set(broken.left_out()) == set(names) and 'hypotesis' in broken.left_out()['flan2021_snli']

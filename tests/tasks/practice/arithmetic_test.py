@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice import arithmetic as practice_arithmetic
+from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice.arithmetic import borrow_steps, column_steps, multiply_steps
 
 COUNT = 300
@@ -37,12 +37,18 @@ def equations(rationale: str) -> list[tuple[str, int]]:
     return [(left, int(right)) for left, right in re.findall(r'([\dx+-]+)=(\d+)', rationale)]
 
 
-@pytest.mark.parametrize('task', [name.removeprefix('practice_') for name in practice.task_names('arithmetic', direct=False, trained=None)])
+@pytest.mark.parametrize(
+    'task', [name.removeprefix('practice_') for name in practice.task_names('arithmetic', direct=False, trained=None)]
+)
 def test_rationales_are_true(task):
     for example in rows(task):
         found = equations(example['rationale'])
         assert found and all(value(left) == right for left, right in found), example
-        if task in ('add_cot', 'subtract_cot', 'multiply_cot'):  # by columns: the tens, then the last digit of the units
+        if task in (
+            'add_cot',
+            'subtract_cot',
+            'multiply_cot',
+        ):  # by columns: the tens, then the last digit of the units
             assert 10 * found[-1][1] + found[0][1] % 10 == int(example['answer'])
             carries = [int(carry) for carry in re.findall(r'carry (\d)', example['rationale'])]
             assert carries == ([found[0][1] // 10] if found[0][1] > 9 else [])

@@ -36,7 +36,9 @@ def test_draw_keeps_to_its_side(split, held):
 
 def test_nothing_to_draw_is_said():
     with pytest.raises(AssertionError, match='numbers: no instance for split validation'):
-        draw_instance(Skill('numbers', 'test', lambda rng: Instance('1', {}, '1', pinned=True)), 'validation', random.Random(0))
+        draw_instance(
+            Skill('numbers', 'test', lambda rng: Instance('1', {}, '1', pinned=True)), 'validation', random.Random(0)
+        )
 
 
 def test_pick_takes_different_items():

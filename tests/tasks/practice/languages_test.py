@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice import languages as practice_languages
+from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice.languages import LANGUAGES, SEEN_PAIRS, UNSEEN_PAIRS
 
 GOLD = {
@@ -72,7 +72,9 @@ def test_translation(name, pairs):
 def test_parts_and_pairs_are_covered_by_training():
     """What is held out can be composed: 0 to 20 and the tens are trained on, each language is source and target."""
     for language in LANGUAGES:
-        keys = {practice.make_example(f'practice_number_{language.lower()}', 'train', i)['instance'] for i in range(4000)}
+        keys = {
+            practice.make_example(f'practice_number_{language.lower()}', 'train', i)['instance'] for i in range(4000)
+        }
         parts = [*range(21), *range(30, 100, 10)]
         assert {f'{way} {number}' for way in ('write', 'read') for number in parts} <= keys
         assert {source for source, _ in SEEN_PAIRS} == {target for _, target in SEEN_PAIRS} == set(LANGUAGES)

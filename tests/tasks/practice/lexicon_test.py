@@ -28,7 +28,9 @@ def test_classify():
 def test_sentiment():
     for example in rows('sentiment'):
         text = re.sub(r'positive or negative', '', example['inputs'], flags=re.IGNORECASE)
-        judged = re.findall(r'(not )?(\w+)', re.search(r'is ((?:not )?\w+ and (?:not )?\w+)', text)[1].replace(' and ', ' '))
+        judged = re.findall(
+            r'(not )?(\w+)', re.search(r'is ((?:not )?\w+ and (?:not )?\w+)', text)[1].replace(' and ', ' ')
+        )
         assert len(judged) == 2
         names = {SENTIMENT_OF[word] if not negated else {'positive': 'negative', 'negative': 'positive'}[SENTIMENT_OF[word]]
                  for negated, word in judged}  # fmt: skip
@@ -40,7 +42,9 @@ def test_odd_one_out():
         items = example['inputs'].partition(': ')[2].split()[:4]
         classes = {word: name for name, words in MADE_UP.items() for word in words}
         counts = Counter(classes[word] for word in items)
-        assert sorted(counts.values()) == [1, 3] and counts[classes[example['answer']]] == 1 and example['answer'] in items
+        assert (
+            sorted(counts.values()) == [1, 3] and counts[classes[example['answer']]] == 1 and example['answer'] in items
+        )
         assert example['rationale'] == ', '.join(f'{word} {classes[word]}' for word in items) + '.'
 
 

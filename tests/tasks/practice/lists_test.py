@@ -44,7 +44,9 @@ def test_extremes(name, sign):
         assert answer in items and all(sign * int(answer) >= sign * int(item) for item in items)
 
 
-@pytest.mark.parametrize('name, place', [('first_word', 0), ('last_word', -1), ('first_number', 0), ('last_letter', -1)])
+@pytest.mark.parametrize(
+    'name, place', [('first_word', 0), ('last_word', -1), ('first_number', 0), ('last_letter', -1)]
+)
 def test_ends(name, place):
     assert all(answer == [items[place]] for _, items, answer in rows(name))
 
@@ -80,7 +82,9 @@ def letters_in(question: str) -> list[str]:
 
 def test_letter_edits():
     for question, items, answer in rows('append_letter'):
-        assert answer[:-1] == items and answer[-1] in (*letters_in(question), 'a') and f' {answer[-1]} ' in f'{question} '
+        assert (
+            answer[:-1] == items and answer[-1] in (*letters_in(question), 'a') and f' {answer[-1]} ' in f'{question} '
+        )
     for question, items, answer in rows('remove_letter'):
         (gone,) = set(items) - set(answer)
         assert f' {gone} ' in f'{question} ' and [letter for letter in items if letter != gone] == answer
@@ -95,5 +99,9 @@ def test_capital_and_spell():
     for split in ('train', 'validation', 'test_wordings'):
         for i in range(200):
             example = practice.make_example('practice_spell', split, i)
-            assert ''.join(re.findall(r'\w+', example['inputs'])).replace('and', '').endswith(example['answer'].replace(' ', ''))
+            assert (
+                ''.join(re.findall(r'\w+', example['inputs']))
+                .replace('and', '')
+                .endswith(example['answer'].replace(' ', ''))
+            )
             assert all(len(letter) == 1 for letter in example['answer'].split())

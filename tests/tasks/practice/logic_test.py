@@ -31,7 +31,9 @@ def claim(text: str) -> tuple[tuple[str, str], bool]:
 def test_if_then():
     answers = Counter()
     for example in rows('if_then'):
-        text = example['inputs'].replace('We know: ', '').replace('Now ', '').replace('if ', 'If ').replace('When ', 'If ')
+        text = (
+            example['inputs'].replace('We know: ', '').replace('Now ', '').replace('if ', 'If ').replace('When ', 'If ')
+        )
         *sentences, question = re.split(r'(?<=\.) ', text)
         rule = next(sentence for sentence in sentences if sentence.startswith('If'))
         (fact,) = [sentence for sentence in sentences if sentence != rule]

@@ -33,7 +33,9 @@ def test_weekdays():
 def test_dates():
     over = 0
     for example in rows('date'):
-        month, day = re.search(r'([A-Z][a-z]+) (\d+)', example['inputs'].replace('It is ', '').replace('Find ', '')).groups()
+        month, day = re.search(
+            r'([A-Z][a-z]+) (\d+)', example['inputs'].replace('It is ', '').replace('Find ', '')
+        ).groups()
         count = int(re.search(r'(\d) day', example['inputs'])[1])
         start = datetime.datetime.strptime(f'{month} {day} 2023', '%B %d %Y')
         end = start + datetime.timedelta(count)

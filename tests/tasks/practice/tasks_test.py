@@ -31,7 +31,9 @@ def test_counts():
     assert len(practice.task_names(cot=False)) >= 24
     assert len([name for name in ALL if name.endswith('_cot')]) >= 6
     assert len(practice.task_names(trained=False, cot=False)) >= 4
-    assert sorted(name for group in practice.groups() for name in practice.task_names(group, trained=None)) == sorted(ALL)
+    assert sorted(name for group in practice.groups() for name in practice.task_names(group, trained=None)) == sorted(
+        ALL
+    )
 
 
 @pytest.mark.parametrize('task', ALL)
@@ -41,7 +43,10 @@ def test_train_and_held_out_instances_are_disjoint(task):
     assert not keys['train'] & (keys['validation'] | keys['test_wordings'])
     inputs = {split: {example['inputs'] for example in rows} for split, rows in examples.items()}
     assert not inputs['train'] & (inputs['validation'] | inputs['test_wordings'])
-    seen, unseen = set(practice.wordings(task_skill(task).name)), set(practice.wordings(task_skill(task).name, held_out=True))
+    seen, unseen = (
+        set(practice.wordings(task_skill(task).name)),
+        set(practice.wordings(task_skill(task).name, held_out=True)),
+    )
     for split, numbers in (('train', seen), ('validation', seen), ('test_wordings', unseen)):
         assert {example['wording'].partition('/')[2] for example in examples[split]} == numbers
 
@@ -54,7 +59,9 @@ def task_skill(task: str):
 def test_enough_distinct_training_examples(name):
     skill = practice.SKILLS[name]
     drawn = [practice.make_example(practice.PREFIX + name, 'train', i) for i in range(6000)]
-    assert len({example['inputs'] for example in drawn}) >= (1000 if skill.space is None else min(1000, 2 * skill.space))
+    assert len({example['inputs'] for example in drawn}) >= (
+        1000 if skill.space is None else min(1000, 2 * skill.space)
+    )
     keys = {example['instance'] for example in drawn}
     if skill.space is None:
         assert len(keys) >= 800
@@ -137,7 +144,9 @@ def test_same_examples_in_every_process():
     program = f'import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import tasks_test; print(tasks_test.fingerprint())'
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
     for seed in ('1', '2'):
-        ran = subprocess.run([sys.executable, '-c', program], env={**environment, 'PYTHONHASHSEED': seed}, capture_output=True, text=True)
+        ran = subprocess.run(
+            [sys.executable, '-c', program], env={**environment, 'PYTHONHASHSEED': seed}, capture_output=True, text=True
+        )
         assert ran.stdout.strip() == fingerprint(), ran.stderr
 
 
@@ -169,19 +178,24 @@ def test_mixtures_hold_out_whole_tasks():
 
 def test_registers_with_seqio():
     seqio = pytest.importorskip('seqio')
-    import t5flan.data.vocabulary.seqio_vocabulary  # noqa: F401  (TensorFlow's import is not what is timed)
+    import t5flan.data.vocabulary.seqio_vocabulary  # noqa: F401  (so that importing TensorFlow is not timed)
 
     started = time.perf_counter()
     practice.register()
     practice.register()
     assert time.perf_counter() - started < 1
     for name in practice.mixtures():
-        assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == {task for task, _ in practice.mixtures()[name]}
+        assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == {
+            task for task, _ in practice.mixtures()[name]
+        }
     task = seqio.TaskRegistry.get('practice_story_cot')
     assert set(task.splits) == set(SPLITS)
     record = task.source.records('validation')[5]
     assert record == practice.make_example('practice_story_cot', 'validation', 5)
-    answers = [task.postprocess_fn(text, is_target=True, example=record) for text in (record['targets'], 'So the answer is -1.')]
+    answers = [
+        task.postprocess_fn(text, is_target=True, example=record)
+        for text in (record['targets'], 'So the answer is -1.')
+    ]
     assert task.metric_fns[0]([record['answer']] * 2, answers) == {'exact_match': 50.0}
 
 
