@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from t5flan.config.settings import parse
+from t5flan.configurables import parse
 from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import FORMATS, DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles

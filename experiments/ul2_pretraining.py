@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from t5flan.__main__ import main as t5flan
-from t5flan.config.settings import parse
+from t5flan.configurables import parse
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture

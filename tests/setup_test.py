@@ -213,7 +213,7 @@ def test_a_wheel_works_from_any_folder(wheel, tmp_path):
     code = """
 import t5flan
 from t5flan import configurables
-from t5flan.config.settings import gin_files
+from t5flan.config import gin_files
 from t5flan.models.config import ModelConfig
 import t5flan.tasks
 from t5flan.tasks import practice

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from t5flan import configurables
-from t5flan.config.settings import gin_files
+from t5flan.config import gin_files
 from t5flan.data.config import DataConfig
 from t5flan.errors import UsageError
 from t5flan.mesh import MeshConfig

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from t5flan import configurables
-from t5flan.config.settings import gin_files
+from t5flan.config import gin_files
 from t5flan.data.config import DataConfig, FileTask, InstructionConfig
 from t5flan.errors import UsageError, UserError
 from t5flan.mesh import MeshConfig

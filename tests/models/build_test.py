@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5flan.config.settings import parse
+from t5flan.configurables import parse
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5flan.config.settings import parse
+from t5flan.configurables import parse
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 from tests.models.small_models import mean_loss, random_batch
