@@ -1,175 +1,250 @@
-"""The plan of the house, held: imports run one way, files and functions stay short, no room for odds and ends."""
+"""The layout, enforced: imports go down the layers and never in a circle; files, functions and folders stay small.
+
+Every rule is a function from sources to the places that break it. It runs on the tree, where it must find nothing, and on
+a small broken example, where it must find the fault.
+"""
 
 import ast
+import collections
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST_FILE, LONGEST_FUNCTION = 500, 60
-LONG_FUNCTIONS = {'t5flan/train.py: train'}  # one loop, read top to bottom
+
+LAYERS = (
+    {'__main__', 'commands'},
+    {'quickstart'},
+    {'tasks'},
+    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora'},
+    {'language_model', 'configurables'},
+    {'training', 'decoding', 'adapters'},
+    {'models', 'data', 'scoring'},
+    {'kernels', 'sharding'},
+    {'config', 'files', 'errors', 'mesh', 'preemption', 'version'},
+)
+"""Rooms of t5flan/ from top to bottom. A room may import its own layer and those below."""
+DATA_ROOMS = ('records', 'vocabulary', 'preprocessing', 'prompting', 'mixtures', 'batches')
+"""Rooms of t5flan/data/ in the order in which a record passes through them; each may import those before it."""
+
+MOST_LINES, MOST_FUNCTION_LINES, MOST_FILES = 500, 60, 12
+LONG_FILES: dict[str, str] = {}
+"""File -> why it may be longer."""
+LONG_FUNCTIONS: dict[str, str] = {}
+"""'FILE: function' -> why it may be longer."""
+_MIRROR = 'a test file for each source file, and what these share'
+FULL_FOLDERS = {
+    't5flan/commands': 'one file per command, so that adding a command touches no other file',
+    'tests/models': _MIRROR,
+    'tests/training': _MIRROR,
+}
+"""Folder -> why it may hold more files."""
 BANNED = {'utils', 'util', 'common', 'helpers', 'helper', 'misc'}
 
-# Who may import whom. A room's settings (standard library and errors only) are open to all.
-SETTINGS = {'config', 'corpus_config', 'checks'}
-FOUNDATIONS = {'errors', 'annotations', 'sharding', 'kernels'}
-ROOMS = FOUNDATIONS | {'models', 'data'}
-SETTINGS_MAY_IMPORT = (
-    't5flan.errors',
-    't5flan.config.annotations',
-    't5flan.data.checks.',
-    't5flan.data.corpus_config.',
-)
-MAINS = {
-    'train',
-    'evaluate',
-    'infer',
-    'quickstart',
-    'convert',
-    'compile',
-    'plan',
-    'report',
-    'rationales',
-    'memorization',
-    'cache',
-}
-MAY_IMPORT = {
-    'errors': set(),
-    'annotations': {'errors'},
-    'preemption': {'errors'},
-    'sharding': {'errors'},
-    'kernels': {'errors', 'sharding'},
-    'models': FOUNDATIONS | {'models'},
-    'data': {'errors', 'data'},
-    'training': ROOMS | {'training'},
-    'decoding': ROOMS | {'decoding'},
-    'evaluation': ROOMS | {'evaluation', 'decoding'},
-    'conversion': ROOMS | {'conversion', 'training'},
-    'language_model': ROOMS | {'decoding', 'training'},
-    'gin_syntax': {'annotations', 'errors'},
-    'config': {'annotations', 'errors', 'gin_syntax'},
-    'tasks': {'errors', 'data', 'evaluation', 'tasks'},
-    'arguments': {'errors', 'config'},
-    '__init__': {'language_model'},
-}
-MAIN_MAY_IMPORT = (
-    ROOMS | MAINS | {'training', 'decoding', 'evaluation', 'conversion', 'language_model', 'config', 'preemption'}
-)
+Sources = Mapping[str, str]
+"""Path from the root of the checkout -> Python source."""
 
 
-def sources() -> list[Path]:
-    return sorted([*ROOT.glob('t5flan/**/*.py'), *ROOT.glob('tasks/**/*.py')])
+def read_sources(*folders: str) -> dict[str, str]:
+    paths = sorted(path for folder in folders for path in (ROOT / folder).glob('**/*.py'))
+    return {str(path.relative_to(ROOT)): path.read_text(encoding='utf-8') for path in paths}
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+PACKAGE = read_sources('t5flan', 'tasks')
+EVERYTHING = PACKAGE | read_sources('benchmarks', 'experiments', 'tests')
 
 
-def imported(path: Path) -> set[str]:
-    """The modules of t5flan that a file imports anywhere in it, as 'data.config' or 'sharding'."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parent.parts
-            package = ('t5flan', *package) if package[0] == 'tasks' else package
-            above = '.'.join(package[: len(package) - node.level + 1]) if node.level else ''
-            module = '.'.join(filter(None, [above, node.module]))
-            found |= {f'{module}.{alias.name}' for alias in node.names}
-    return {name.removeprefix('t5flan.') for name in found if name.startswith('t5flan.')}
+# -- The rules ------------------------------------------------------------------------------------------------------
 
 
-def room_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix('').parts
-    return 'tasks' if parts[0] == 'tasks' else parts[1]
+def module_of(path: str) -> str:
+    """'tasks/flan/table.py' -> 't5flan.tasks.flan.table'."""
+    parts = Path(path).with_suffix('').parts
+    parts = ('t5flan', *parts) if parts[0] == 'tasks' else parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-def is_settings(module: str) -> bool:
-    return '.'.join(module.split('.')[1:2]) in SETTINGS
+def import_graph(sources: Sources) -> dict[str, set[str]]:
+    """Module -> the modules of `sources` that it imports, anywhere in the file, inside functions too."""
+    modules = {module_of(path) for path in sources}
+    graph: dict[str, set[str]] = {}
+    for path, text in sources.items():
+        found = graph.setdefault(module_of(path), set())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f'{path}:{node.lineno}: write the import from the package root'
+                names = {alias.name: f'{node.module}.{alias.name}' for alias in node.names}
+                found |= {full if full in modules else str(node.module) for full in names.values()}
+    return {module: (found & modules) - {module} for module, found in graph.items()}
 
 
-@pytest.mark.parametrize('path', sources(), ids=name_of)
-def test_imports_run_one_way(path):
-    room = room_of(path)
-    if room in ('__main__', 'commands'):
-        return  # the top of the house
-    allowed = MAIN_MAY_IMPORT if room in MAINS else MAY_IMPORT.get(room)
-    assert allowed is not None, f'{name_of(path)}: say in tests/imports_test.py what {room} may import'
-    for module in imported(path):
-        top = module.split('.')[0]
-        if is_settings(module) or not (
-            (ROOT / 't5flan' / top).exists() or (ROOT / 't5flan' / f'{top}.py').exists() or top == 'tasks'
-        ):
-            continue  # settings, or a name such as t5flan.__version__
-        assert top in allowed or (top == room and room not in MAINS), (
-            f'{name_of(path)} imports t5flan.{module}, up the stairs'
-        )
+def upward_imports(sources: Sources) -> list[str]:
+    """Imports of a layer above, and inside data/ of a room that comes later. t5flan/__init__.py stands above all."""
+    level = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+    found = []
+    for module, imported in sorted(import_graph(sources).items()):
+        if module == 't5flan':
+            continue
+        for other in sorted(imported):
+            here, there = module.split('.')[1:], other.split('.')[1:]
+            assert here[0] in level, f'{module}: name its layer in tests/imports_test.py'
+            if not there or level[there[0]] < level[here[0]]:
+                found.append(f'{module} imports {other}, a layer up')
+            elif here[0] == there[0] == 'data' and {here[1], there[1]} <= set(DATA_ROOMS):
+                if DATA_ROOMS.index(there[1]) > DATA_ROOMS.index(here[1]):
+                    found.append(f'{module} imports {other}, a later room')
+            elif there[0] == 'tasks' and here[0] not in ('tasks', 'commands'):
+                found.append(f'{module} imports {other}: only commands/ imports tasks/')
+    return found
 
 
-@pytest.mark.parametrize(
-    'path', [path for path in sources() if path.stem in SETTINGS and path.parent.name != 't5flan'], ids=name_of
-)
-def test_settings_import_the_standard_library_alone(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [f'{node.module}.{alias.name}' for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-        for name in names:
-            assert name.split('.')[0] in sys.stdlib_module_names or name.startswith(SETTINGS_MAY_IMPORT), (
-                f'{name_of(path)} imports {name}'
-            )
+def cycles(sources: Sources) -> list[list[str]]:
+    """Groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+    graph = import_graph(sources)
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[module] = min(low[module], low[other])
+        if low[module] == order[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in order:
+            visit(module)
+    return found
 
 
-@pytest.mark.parametrize('path', sources(), ids=name_of)
-def test_files_and_functions_stay_short(path):
-    text = path.read_text(encoding='utf-8')
-    assert text.count('\n') <= LONGEST_FILE, f'{name_of(path)} has {text.count(chr(10))} lines: make two files of it'
+def long_files(sources: Sources) -> list[str]:
+    lengths = {path: text.count('\n') for path, text in sources.items()}
+    return [f'{path} has {n} lines' for path, n in lengths.items() if n > MOST_LINES and path not in LONG_FILES]
+
+
+def long_functions(sources: Sources) -> list[str]:
+    return [
+        f'{path}: {function.name} has {lines} lines of its own'
+        for path, text in sources.items()
+        for function, lines in functions(text)
+        if lines > MOST_FUNCTION_LINES and f'{path}: {function.name}' not in LONG_FUNCTIONS
+    ]
+
+
+def functions(text: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, int]]:
+    """Each function with its own lines: without its docstring and the functions inside it."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            name, length = f'{name_of(path)}: {node.name}', node.end_lineno - node.lineno + 1
-            own = (
-                length
-                - docstring_lines(node)
-                - sum(inner.end_lineno - inner.lineno + 1 for inner in node.body if isinstance(inner, ast.FunctionDef))
-            )
-            assert own <= LONGEST_FUNCTION or name in LONG_FUNCTIONS, (
-                f'{name} has {own} lines of its own: make two of it'
-            )
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [child for child in node.body if isinstance(child, ast.FunctionDef)]
+            docstring = node.body[:1] if ast.get_docstring(node) else []
+            yield node, span(node) - sum(map(span, [*inner, *docstring]))
 
 
-def docstring_lines(node: ast.FunctionDef) -> int:
-    first = node.body[0]
-    is_docstring = (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    )
-    return first.end_lineno - first.lineno + 1 if is_docstring else 0
+def span(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-def test_no_room_for_odds_and_ends():
-    names = {
-        part
-        for path in [*sources(), *ROOT.glob('tests/**/*.py')]
-        for part in path.relative_to(ROOT).with_suffix('').parts
-    }
-    assert not names & BANNED
+def full_folders(sources: Sources) -> list[str]:
+    counts = collections.Counter(str(Path(path).parent) for path in sources)
+    return [f'{folder} has {n} files' for folder, n in counts.items() if n > MOST_FILES and folder not in FULL_FOLDERS]
+
+
+def banned_names(sources: Sources) -> list[str]:
+    return [path for path in sources if BANNED & set(Path(path).with_suffix('').parts)]
+
+
+def undocumented_modules(sources: Sources) -> list[str]:
+    return [path for path, text in sources.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
+
+
+def gin_readers(sources: Sources) -> list[str]:
+    """Files that import gin, except the one that wraps its parser."""
+    found = []
+    for path, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split('.')[0] == 'gin' for name in names) and path != 't5flan/config/gin_syntax.py':
+                found.append(path)
+    return found
+
+
+def heavy_settings(sources: Sources) -> list[str]:
+    """Modules of settings that import more than the standard library and each other: gin must load in no time."""
+    light = ('t5flan.config', 't5flan.errors', 't5flan.files', 't5flan.mesh', 't5flan.version')
+    settings = [path for path in sources if Path(path).name in ('config.py', 'mesh.py') or path.endswith('_config.py')]
+    settings = [path for path in settings if not path.startswith('t5flan/conversion')]  # other frameworks' settings
+    found = []
+    for path in settings:
+        for node in ast.walk(ast.parse(sources[path])):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                is_light = name.startswith(light) or name.endswith('config')
+                if name.split('.')[0] not in sys.stdlib_module_names and not is_light:
+                    found.append(f'{path} imports {name}')
+    return found
+
+
+LONG_FUNCTION = 'def long():\n' + '    x = 1\n' * (MOST_FUNCTION_LINES + 1)
+DOCUMENTED = '"""A module."""\n'
+
+RULES = [
+    (upward_imports, {'t5flan/models/a.py': 'import t5flan.training.b', 't5flan/training/b.py': ''}),
+    (
+        upward_imports,
+        {'t5flan/data/records/a.py': 'from t5flan.data.batches import b', 't5flan/data/batches/b.py': ''},
+    ),
+    (upward_imports, {'t5flan/quickstart.py': 'from t5flan import tasks', 'tasks/__init__.py': ''}),
+    (cycles, {'t5flan/a.py': 'import t5flan.b', 't5flan/b.py': 'def f():\n    from t5flan import a'}),
+    (long_files, {'t5flan/a.py': '\n' * (MOST_LINES + 1)}),
+    (long_functions, {'t5flan/a.py': LONG_FUNCTION}),
+    (full_folders, {f't5flan/{number}.py': '' for number in range(MOST_FILES + 1)}),
+    (banned_names, {'t5flan/utils/a.py': ''}),
+    (undocumented_modules, {'t5flan/a.py': 'x = 1'}),
+    (gin_readers, {'t5flan/a.py': 'from gin import config'}),
+    (heavy_settings, {'t5flan/models/config.py': 'import jax'}),
+]
+PACKAGE_ONLY = (upward_imports, undocumented_modules, gin_readers, heavy_settings)
+
+
+@pytest.mark.parametrize(('rule', 'broken'), RULES)
+def test_the_rule_holds_and_can_fail(rule, broken):
+    assert rule(broken), 'the rule does not notice a fault'
+    assert rule(PACKAGE if rule in PACKAGE_ONLY else EVERYTHING) == []
+
+
+@pytest.mark.parametrize('exceptions', [LONG_FILES, LONG_FUNCTIONS, FULL_FOLDERS])
+def test_an_exception_is_still_needed_and_has_a_reason(exceptions):
+    for name, reason in exceptions.items():
+        assert (ROOT / name.partition(':')[0]).exists() and reason
 
 
 def test_gin_stays_a_folder_of_data():
     assert not list((ROOT / 'gin').rglob('*.py')), 'Python in gin/ would hide gin-config'
 
 
-def test_only_one_file_reads_gin():
-    readers = [
-        name_of(path)
-        for path in sources()
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-        if (isinstance(node, ast.Import) and any(alias.name.split('.')[0] == 'gin' for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'gin')
-    ]
-    assert readers == ['t5flan/gin_syntax.py']
-
-
-def test_every_module_has_a_docstring():
-    for path in sources():
-        assert ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))), name_of(path)
+def test_tasks_and_gin_belong_to_the_package_and_nothing_else_does():
+    """A link in a checkout, a folder in a wheel; no trick on the import path lets tests and benchmarks in."""
+    code = (
+        'import importlib.util, t5flan, t5flan.tasks.practice; print(len(t5flan.__path__));'
+        'outside = ("tests", "benchmarks", "experiments", "setup");'
+        'print([name for name in outside if importlib.util.find_spec(f"t5flan.{name}")])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split('\n')[:2] == ['1', '[]']
