@@ -4,9 +4,12 @@ From Python: `t5flan.load(FOLDER)` reads a checkpoint folder and gives a `Langua
 Importing this package imports nothing heavy.
 """
 
+from t5flan import moved
 from t5flan.version import __version__
 
 __all__ = ['__version__', 'load']
+
+moved.install()
 
 
 def __getattr__(name: str):
