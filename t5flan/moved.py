@@ -1,6 +1,6 @@
 """Old module paths, understood for one release: `from t5flan.data.vocabularies import load_vocabulary` still works.
 
-`t5flan/__init__.py` installs `MovedModules` after Python's own finders, so it only sees modules that do not exist. An old
+`t5flan/__init__.py` installs `MovedModules` after the standard finders, so it only sees modules that do not exist. An old
 module becomes a stand-in that looks its names up in the new modules and warns once.
 """
 
