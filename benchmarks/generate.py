@@ -1,12 +1,12 @@
-"""Tokens a second of greedy decoding with a cache, every row to the full length.
+"""Speed of greedy decoding with a cache, in tokens per second; every row is decoded to the full length.
 
-    python benchmarks/generate.py                                  T5 1.1 small, float32, 8 prompts of 128, 64 new tokens
+    python benchmarks/generate.py                              T5 1.1 small, float32, 8 prompts of 128, 64 new tokens
     python benchmarks/generate.py --dtype=bfloat16
     python benchmarks/generate.py --model=models/palm_8b --layers=2    any model of gin/models, with fewer layers
-    python benchmarks/generate.py --against=transformers           the same by transformers and torch, in turn
+    python benchmarks/generate.py --against=transformers       also transformers with torch, in turns
 
-`--against` needs the `convert` extra (torch, transformers); it alternates the two in one run and prints the ratio of
-medians, which is the figure to quote: seconds drift with the machine.
+`--against` needs the `convert` extra (torch, transformers). It alternates the two in one run and prints the ratio of
+their medians; quote that, since seconds vary with the machine.
 """
 
 import argparse
@@ -19,20 +19,21 @@ import jax
 import numpy as np
 
 from t5flan import configurables
+from t5flan.decoding.config import Decoding
 from t5flan.decoding.generate import generate
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 
-NEVER = -1  # an end of sequence that no model writes
+NEVER = -1  # an end of sequence that is never generated
 
 
 def random_prompts(rows: int, length: int, vocab_size: int) -> np.ndarray:
-    """[rows, length] random words."""
+    """Random token ids [rows, length]."""
     return np.random.default_rng(0).integers(3, vocab_size, (rows, length), dtype=np.int32)
 
 
 def our_run(args: argparse.Namespace) -> Callable[[], int]:
-    """A function that decodes once and returns how many tokens it wrote."""
+    """Returns a function that decodes once and returns the number of new tokens."""
     bindings = [f'ModelConfig.dtype={args.dtype}'] + (
         [f'ModelConfig.num_decoder_layers={args.layers}'] if args.layers else []
     )
@@ -40,15 +41,17 @@ def our_run(args: argparse.Namespace) -> Callable[[], int]:
     model = jax.jit(lambda key: build_model(config, key))(jax.random.key(0))
     prompts = random_prompts(args.rows, args.inputs, min(config.vocab_size, 32000))
 
+    decoding = Decoding(max_new_tokens=args.new_tokens, batch_size=args.rows)
+
     def run() -> int:
-        results = generate(model, prompts, eos_id=NEVER, max_new_tokens=args.new_tokens, batch_size=args.rows)
+        results = generate(model, prompts, decoding, eos_id=NEVER)
         return sum(len(one.tokens) for samples in results for one in samples)
 
     return run
 
 
 def transformers_run(args: argparse.Namespace) -> Callable[[], int]:
-    """The same of T5 1.1 small by transformers (all weights of the dtype), with its cache."""
+    """The same for T5 1.1 small in transformers (all weights in the dtype), with its cache."""
     import torch
     import transformers
 
@@ -83,10 +86,10 @@ def transformers_run(args: argparse.Namespace) -> Callable[[], int]:
 
 
 def main() -> None:
-    """Prints one line of JSON: medians over `--repeats` runs after one that is not counted (it compiles)."""
+    """Prints one line of JSON: medians over `--repeats` runs, after a first run that compiles."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', default='models/t5_1_1_small')
-    parser.add_argument('--layers', type=int, help="decoder layers instead of the model's own")
+    parser.add_argument('--layers', type=int, help="number of decoder layers (default: the model's)")
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--inputs', type=int, default=128)
     parser.add_argument('--new_tokens', type=int, default=64)

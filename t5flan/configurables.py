@@ -18,6 +18,7 @@ from t5flan.config.gin_files import exists, read_text
 from t5flan.data import config as data_config
 from t5flan.data import corpus_config
 from t5flan.data.config import DataConfig
+from t5flan.decoding import config as decoding_config
 from t5flan.errors import UserError
 from t5flan.models import config as model_config
 from t5flan.models.config import ModelConfig
@@ -25,7 +26,7 @@ from t5flan.training import config as training_config
 
 CONFIGURABLES: dict[str, type] = {
     value.__name__: value
-    for module in (model_config, data_config, corpus_config, training_config, mesh)
+    for module in (model_config, data_config, corpus_config, training_config, decoding_config, mesh)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 }

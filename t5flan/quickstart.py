@@ -19,6 +19,7 @@ from t5flan import configurables
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
 from t5flan.data.vocabulary.training import train_sentencepiece
+from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate_tasks
 from t5flan.language_model import LanguageModel, load
@@ -128,7 +129,8 @@ Results = dict[str, dict[str, Any]]
 
 def ask(model: LanguageModel, examples: int) -> dict[str, Results]:
     """For each row of the table: task -> its exact match in percent and a few samples."""
-    return {one.title: evaluate_tasks(model, [one.mixture], one.split, examples, batch_size=256) for one in QUESTIONS}
+    large = Decoding(batch_size=256)
+    return {one.title: evaluate_tasks(model, [one.mixture], one.split, examples, decoding=large) for one in QUESTIONS}
 
 
 def mean(results: Results, rationale: bool) -> float:

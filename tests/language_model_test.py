@@ -1,4 +1,4 @@
-"""A folder becomes an object that generates, scores and gives logits; what does not fit is named."""
+"""A checkpoint folder is loaded as an object that generates, scores and returns logits; mismatches are reported."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 import t5flan
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.language_model import LanguageModel, load
 from t5flan.mesh import MeshConfig
@@ -54,7 +55,7 @@ def test_score_is_the_sum_over_the_targets(made, format):
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_the_log_probabilities_of_what_is_generated_are_its_score(made, format):
+def test_log_probs_of_a_generation_sum_to_its_score(made, format):
     model = made[format]
     inputs = [model.input_ids(text) for text in TEXTS]
     generations = [samples[0] for samples in model.generate_ids(inputs, 5)]
@@ -67,6 +68,8 @@ def test_generation_by_text(made):
     written = model.generate(TEXTS, temperature=1.0, seed=3)
     assert len(written) == 3 and all(isinstance(text, str) for text in written)
     assert model.generate(TEXTS[::-1], temperature=1.0, seed=3, rows=[2, 1, 0]) == written[::-1]
+    decoding = Decoding(temperature=1.0, seed=5)
+    assert model.generate(TEXTS, decoding=decoding, seed=3) == written != model.generate(TEXTS, decoding=decoding)
     samples = model.samples(TEXTS, 2, temperature=1.0, seed=3)
     assert [first for first, _ in samples] == written and samples[0][0] != samples[0][1]
     longest = max(len(one[0].tokens) for one in model.generate_ids([model.input_ids('a')], seed=1))
@@ -79,7 +82,7 @@ def test_inputs_end_as_in_training(made):
     assert plain.input_ids('a') == [100]
 
 
-def test_load_gives_the_saved_model(folder, made):
+def test_load_restores_the_saved_model(folder, made):
     model = t5flan.load(folder)
     assert (model.step, model.format, dict(model.feature_lengths)) == (8, 'encoder_decoder', LENGTHS)
     assert load(folder, step=4).step == 4 and load(folder / 'checkpoints' / '4').step == 4
@@ -99,7 +102,7 @@ def test_load_gives_the_saved_model(folder, made):
         (lambda f: shutil.rmtree(f / 'vocabulary'), 'vocabulary'),
     ],
 )
-def test_a_folder_that_is_none_is_named(folder, tmp_path, spoil, words):
+def test_a_broken_folder_is_reported(folder, tmp_path, spoil, words):
     copy = shutil.copytree(folder, tmp_path / 'copy')
     spoil(copy)
     with pytest.raises(UserError, match=words) as error:
@@ -107,15 +110,15 @@ def test_a_folder_that_is_none_is_named(folder, tmp_path, spoil, words):
     assert str(copy) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_an_absent_step_names_those_there(folder):
+def test_a_missing_step_lists_the_existing_ones(folder):
     with pytest.raises(UserError, match=r'no step 5; .*4.*8'):
         load(folder, step=5)
 
 
-def test_what_does_not_fit_is_refused(made):
+def test_mismatches_and_wrong_arguments_are_reported(made):
     with pytest.raises(UserError, match='259 ids, ModelConfig.vocab_size=200'):
         LanguageModel(byte_model(vocab_size=200), ByteVocabulary(), 'encoder_decoder')
-    with pytest.raises(UserError, match='expected prefix_lm or causal_lm'):
+    with pytest.raises(UserError, match='ModelConfig.architecture=.decoder_only.: expected prefix_lm or causal_lm'):
         LanguageModel(byte_model('palm'), ByteVocabulary(), 'encoder_decoder')
     model = made['encoder_decoder']
     with pytest.raises(UserError, match='a list'):
@@ -124,8 +127,15 @@ def test_what_does_not_fit_is_refused(made):
         model.score(['a'], ['b', 'c'])
     with pytest.raises(UserError, match="'encoder_input_tokens'"):
         model.logits({'decoder_input_tokens': np.zeros((1, 2), np.int32)})
-    with pytest.raises(UserError, match='temperature'):
+    with pytest.raises(UserError, match='temperature=-1.0'):
         model.generate(['a'], temperature=-1.0)
+    with pytest.raises(UserError, match='max_new_tokens=0'):
+        model.generate(['a'], max_new_tokens=0)
+    with pytest.raises(UserError, match='num_samples=2, expected 1'):
+        model.generate(['a'], num_samples=2)
+    for method in (model.generate, model.generate_ids, lambda texts, **settings: model.samples(texts, 2, **settings)):
+        with pytest.raises(UserError, match='^temprature=0.7 is not .*; did you mean temperature'):
+            method([], temprature=0.7)
 
 
 def test_loading_needs_no_tensorflow(folder):

@@ -1,44 +1,84 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, and the settings they change."""
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import Flag
+from t5flan.decoding.config import GREEDY, Decoding
+from t5flan.errors import UsageError, UserError
 
-JSON = Flag('--json', 'also write the table to FILE as JSON', 'FILE')
-SKIP_BROKEN = Flag('--skip_broken', 'leave out tasks that cannot be loaded, and say which and why', type=bool)
+if TYPE_CHECKING:
+    from t5flan.config.settings import Settings
+
+JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
+SKIP_BROKEN = Flag('--skip_broken', 'skip tasks that cannot be loaded, and report which and why', type=bool)
 CHECKPOINT = Flag(
     '--checkpoint',
     'the workdir of a `t5flan train` run, or one of its steps: DIR/checkpoints/1000',
     'DIR',
     required=True,
 )
-
-DECODING = (
-    Flag('--step', 'the checkpoint of this step; the latest', 'N', int),
-    Flag('--max_new_tokens', 'the longest answer; the length of targets in training', 'N', int),
-    Flag('--temperature', '0 takes the likeliest token; above it draws (0)', 'X', float, 0.0),
-    Flag('--top_k', 'draws among the K likeliest tokens; 0 among all (0)', 'K', int, 0),
-    Flag('--top_p', 'draws among the likeliest tokens that make up this share (1)', 'X', float, 1.0),
-    Flag('--seed', 'decides what is drawn (0)', 'N', int, 0),
-    Flag('--batch_size', 'rows at a time (32)', 'N', int, 32),
+STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', int)
+CONTROL = Flag(
+    '--control',
+    "a control or mode token before every prompt, e.g. '[S2S]'; may be given several times",
+    'TOKEN',
+    many=True,
 )
-
-SAMPLING = tuple(
-    dataclasses.replace(flag, help=flag.help.replace('(0)', '(0.7)'), default=0.7)
-    if flag.name == '--temperature'
-    else dataclasses.replace(flag, help=flag.help.replace('(32)', '(8)'), default=8)
-    if flag.name == '--batch_size'
-    else flag
-    for flag in DECODING
-)
-"""The same where rationales are drawn."""
 
 
 def skip_broken(arguments: argparse.Namespace) -> list[str]:
+    """The gin bindings of --skip_broken."""
     return ['DataConfig.skip_broken=True'] if arguments.skip_broken else []
 
 
-def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {flag.name[2:]: getattr(arguments, flag.name[2:]) for flag in DECODING}
+def decoding_flags(default: Decoding = GREEDY) -> tuple[Flag, ...]:
+    """--step and a flag for each field of `Decoding`; `default` applies where neither a flag nor gin sets a field."""
+    return (
+        STEP,
+        Flag('--max_new_tokens', 'limit on new tokens (default: the length of targets in training)', 'N', int),
+        Flag('--temperature', f'0 is greedy, above 0 samples (default: {default.temperature:g})', 'X', float),
+        Flag('--top_k', f'sample among the K most likely tokens; 0 is all (default: {default.top_k})', 'K', int),
+        Flag('--top_p', f'nucleus (top-p) sampling threshold; 1 is all (default: {default.top_p:g})', 'X', float),
+        Flag('--seed', f'seed of the samples (default: {default.seed})', 'N', int),
+        Flag('--batch_size', f'prompts decoded together (default: {default.batch_size})', 'N', int),
+    )
+
+
+def read_decoding(
+    settings: 'Settings', arguments: argparse.Namespace, command: str, default: Decoding = GREEDY
+) -> Decoding:
+    """`default`, changed by gin (`Decoding.temperature = 0.7`), changed by flags (`--temperature=0.7`).
+
+    Raises:
+        UsageError: a flag is out of range.
+        UserError: a gin setting is out of range.
+    """
+    settings.offer(Decoding, dataclasses.asdict(default), f't5flan {command}')
+    decoding = settings.read(Decoding, command)
+    flags = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(Decoding)}
+    flags['num_samples'] = getattr(arguments, 'samples', None)
+    try:
+        return decoding.replace(**{name: value for name, value in flags.items() if value is not None})
+    except UserError as error:
+        raise UsageError(str(error)) from None
+
+
+def read_run(arguments: argparse.Namespace) -> 'Settings':
+    """The settings of the run that made --checkpoint, changed by --gin_file and --gin.
+
+    Raises:
+        UserError: the folder is not a checkpoint folder, or a setting is wrong.
+    """
+    from t5flan import configurables
+    from t5flan.config.gin_files import exists
+
+    found = configurables.checkpoint_settings(arguments.checkpoint)
+    if found is None:
+        raise UserError(
+            f'{arguments.checkpoint} is not a checkpoint folder (it has no t5flan.json). '
+            'Set --checkpoint to the workdir of a `t5flan train` run.'
+        )
+    config = found[0].replace('t5flan.json', 'config.gin')
+    return configurables.parse([*([config] if exists(config) else []), *arguments.gin_file], arguments.gin)

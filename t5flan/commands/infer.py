@@ -3,13 +3,20 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import CHECKPOINT, DECODING, JSON, decoding
+from t5flan.commands.flags import CHECKPOINT, CONTROL, JSON, decoding_flags, read_decoding
+from t5flan.errors import UsageError
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Continues prompts, or every row of a file."""
+    from t5flan import configurables
     from t5flan.evaluation.inference import infer
 
+    settings = configurables.parse(arguments.gin_file, arguments.gin)
+    for binding in arguments.gin:
+        name = binding.partition('=')[0]
+        if '.' in name and not name.startswith('Decoding.'):
+            raise UsageError(f'`t5flan infer` takes no --gin.{name}: it reads only Decoding, and the checkpoint')
     infer(
         arguments.checkpoint,
         prompts=arguments.prompt or (),
@@ -17,29 +24,26 @@ def run(arguments: argparse.Namespace) -> None:
         output=arguments.output,
         field=arguments.field,
         control=arguments.control or (),
+        step=arguments.step,
+        decoding=read_decoding(settings, arguments, 'infer'),
         json_file=arguments.json,
-        **decoding(arguments),
     )
 
 
 COMMAND = Command(
     'infer',
-    'writes what a model answers to prompts, or to every row of a file; goes on where it was stopped',
+    'continues prompts, or every row of a file; resumes where it was stopped',
     run,
+    gin=True,
     example='t5flan infer --checkpoint=runs/mine --prompt="What is 3 plus 4?"',
     flags=(
         CHECKPOINT,
-        Flag('--prompt', 'a text to answer; may be given several times', 'TEXT', many=True),
-        Flag('--input', 'a .jsonl, or any text file, a prompt a line', 'FILE'),
-        Flag('--output', 'a .jsonl: the rows of the input with their predictions', 'FILE'),
-        Flag('--field', 'of a .jsonl, that holds the prompt (inputs)', 'NAME', default='inputs'),
-        Flag(
-            '--control',
-            "a control or mode token in front of every prompt, as '[TOX_LOW]'; may be given several times",
-            'TOKEN',
-            many=True,
-        ),
-        *DECODING,
+        Flag('--prompt', 'a text to continue; may be given several times', 'TEXT', many=True),
+        Flag('--input', 'a .jsonl file, or a text file with a prompt on each line', 'FILE'),
+        Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE'),
+        Flag('--field', 'field of the .jsonl rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
+        CONTROL,
+        *decoding_flags(),
         JSON,
     ),
 )

@@ -1,32 +1,22 @@
-"""`t5flan rationales`: samples a model's rationales for a task and writes those that are kept; tasks of its own files are known again."""
+"""`t5flan rationales`: samples rationales for a task, with the files and modules of the checkpoint's run registered."""
 
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import CHECKPOINT, JSON, SAMPLING, decoding
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
+from t5flan.decoding.config import SAMPLING
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Samples a model's rationales for a task and writes those that are kept; tasks of its own files are known again."""
-    from t5flan import configurables
-    from t5flan.config.gin_files import exists
+    """Samples a model's rationales for a task and writes those that pass the filter."""
     from t5flan.data.config import DataConfig
 
-    found = configurables.checkpoint_settings(arguments.checkpoint)
-    saved = found[0].replace('t5flan.json', 'config.gin') if found else ''
-    settings = configurables.parse([*([saved] if saved and exists(saved) else []), *arguments.gin_file], arguments.gin)
-    settings.offer(
-        DataConfig,
-        {
-            'mixture': arguments.task,
-            'batch_size': 1,
-            'feature_lengths': {'inputs': 512, 'targets': 512},
-            'vocabulary': 'bytes',
-        },
-        't5flan rationales',
-    )
+    settings = read_run(arguments)
+    needed = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}, 'vocabulary': 'bytes'}
+    settings.offer(DataConfig, {'mixture': arguments.task, **needed}, 't5flan rationales')
     data = settings.read(DataConfig, 'rationales')
+    decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     import_tensorflow()
     from t5flan.synthesis.rationales import rationales
@@ -38,7 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         arguments.task,
         arguments.output,
-        samples=arguments.samples,
         keep=arguments.keep,
         split=arguments.split,
         limit=arguments.limit,
@@ -46,8 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
         agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
+        step=arguments.step,
+        decoding=decoding,
         json_file=arguments.json,
-        **decoding(arguments),
     )
 
 
@@ -60,25 +50,25 @@ COMMAND = Command(
     '--samples=8 --keep=right --output=gsm8k_sampled.tsv',
     flags=(
         CHECKPOINT,
-        Flag('--task', 'whose questions are asked', 'NAME', required=True),
-        Flag('--output', 'a .tsv or .jsonl; its provenance is written beside it', 'FILE', required=True),
-        Flag('--samples', 'rationales drawn for each question (8)', 'N', int, 8),
+        Flag('--task', 'the task whose questions are used', 'NAME', required=True),
+        Flag('--output', 'a .tsv or .jsonl file; its provenance is written beside it', 'FILE', required=True),
+        Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
         Flag(
             '--keep',
-            "'right': the answer is the file's; 'vote': it is that of most draws (right)",
+            "'right': keep right answers; 'vote': keep the answer of most samples (default: right)",
             'RULE',
             default='right',
         ),
-        Flag('--agreement', 'for --keep=vote, the least share of the draws (0.5)', 'X', float, 0.5),
-        Flag('--each', 'kept of a question at most (1)', 'N', int, 1),
-        Flag('--split', 'of the task (train)', 'NAME', default='train'),
-        Flag('--limit', 'the first so many questions; all', 'N', int),
+        Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', float, 0.5),
+        Flag('--each', 'keep at most N rationales of a question (default: 1)', 'N', int, 1),
+        Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
+        Flag('--limit', 'only the first N questions (default: all)', 'N', int),
         Flag(
             '--trigger',
-            "asks for a rationale; '' adds nothing (InstructionConfig's first, where the task does not ask)",
+            "sentence that asks for a rationale; '' adds none (default: InstructionConfig's, unless the task asks)",
             'TEXT',
         ),
-        *SAMPLING,
+        *decoding_flags(SAMPLING),
         JSON,
     ),
 )

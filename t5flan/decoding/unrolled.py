@@ -1,11 +1,11 @@
-"""One decoding step as straight code: every layer's parameters and memory are arrays of their own.
+"""The decoding step unrolled over layers: every layer's parameters and cache are separate arrays.
 
-`Model.decode_step` scans a stack: at every token it cuts each layer's parameters and memory out of it, which on a CPU
-copies them (T5 1.1 small, 8 rows: 200 MB read and written at every token). Here they are cut out once, before the loop
-over tokens, and cast to the compute dtype then; the numbers are the same. It costs compile time in proportion to the
-layers, and a second copy of the decoder's parameters while it runs.
+`Model.decode_step` scans over stacked layers: at every token it slices each layer's parameters and cache out of the
+stack, which on a CPU copies them (T5 1.1 small, 8 rows: 200 MB read and written per token). Here they are sliced, and
+cast to the compute dtype, once before the loop over tokens; the numbers are the same. Compile time grows with the
+number of layers, and the decoder's parameters are in memory twice.
 
-Shapes: L layers, B rows, M places, S source length, K key-value heads, H head_dim.
+Shapes: L layers, B rows, M cache slots, S source length, K key-value heads, H head_dim.
 """
 
 import dataclasses
@@ -21,53 +21,60 @@ from t5flan.models.stack import DecoderBlock
 
 
 class Layer(NamedTuple):
-    """A layer's parameters, and the keys and values of the encoder's output as it reads them ([B, K, S, H])."""
+    """A layer's parameters, and the encoder's keys and values in the order it reads them ([B, K, S, H])."""
 
     block: DecoderBlock
     bias_table_NR: jax.Array | None
     cross_BKSH: KeysValues | None
 
 
-class Memory(NamedTuple):
-    """What changes from token to token: the place of the next, and each layer's keys and values [B, M, K, H]."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCaches:
+    """The part of the cache that changes at every token.
+
+    Attributes:
+        index: the slot of the next token, scalar int32.
+        layers: each layer's keys and values, [B, M, K, H].
+    """
 
     index: jax.Array
     layers: tuple[KeysValues, ...]
 
 
-def unroll(model: Model, cache: Cache) -> tuple[Callable[[Memory, jax.Array], tuple[jax.Array, Memory]], Memory]:
-    """The decoding step, as `Model.decode_step` without the cuts, and the memory that goes in and comes out of it.
+def unroll(
+    model: Model, cache: Cache
+) -> tuple[Callable[[LayerCaches, jax.Array], tuple[jax.Array, LayerCaches]], LayerCaches]:
+    """Returns the unrolled counterparts of `model.decode_step` and `cache`.
 
-    `step(memory, tokens_B1)` gives float32 logits [B, V] of the token after `tokens_B1`, and the memory with it.
+    `step(caches, tokens_B1)` returns float32 logits [B, V] of the next token, and the updated caches.
     """
     layers = _layers(model, cache)
-    memory = tuple((cache.k_LBMKH[i], cache.v_LBMKH[i]) for i in range(len(layers)))
 
-    def step(memory: Memory, tokens_B1: jax.Array) -> tuple[jax.Array, Memory]:
-        now = dataclasses.replace(cache, index=memory.index)  # of the cache, what does not change: paddings and masks
+    def step(caches: LayerCaches, tokens_B1: jax.Array) -> tuple[jax.Array, LayerCaches]:
+        now = dataclasses.replace(cache, index=caches.index)  # for padding and masks, which do not change
         mask = Mask(causal=True, kv_segment_ids_BS=now.segment_ids_BM())
-        x_B1D, written = model.token_embedder(tokens_B1), []
-        for layer, keys_values in zip(layers, memory.layers, strict=True):
-            past = Past(*keys_values, memory.index)
-            cross = None if layer.cross_BKSH is None else tuple(x_BKSH.swapaxes(1, 2) for x_BKSH in layer.cross_BKSH)
-            x_B1D, present = layer.block(
+        x_B1D, updated = model.token_embedder(tokens_B1), []
+        for layer, keys_values in zip(layers, caches.layers, strict=True):
+            past = Past(*keys_values, caches.index)
+            x_B1D, new_kv = layer.block(
                 x_B1D,
                 mask=mask,
                 positions_BT=now.positions_B1(),
                 past=past,
-                cross=cross,
+                cross=_swap_heads(layer.cross_BKSH),
                 cross_mask=now.cross_mask(),
                 bias_table_NR=layer.bias_table_NR,
             )
-            written.append(remember(past, present))  # the same write as inside the block: XLA does it once
+            updated.append(remember(past, new_kv))  # the same write as inside the block: XLA does it once
         x_B1D = model.decoder.decoder_norm(x_B1D)
-        return model.logits(x_B1D)[:, 0], Memory(memory.index + 1, tuple(written))
+        return model.logits(x_B1D)[:, 0], LayerCaches(caches.index + 1, tuple(updated))
 
-    return step, Memory(cache.index, memory)
+    return step, LayerCaches(cache.index, tuple((cache.k_LBMKH[i], cache.v_LBMKH[i]) for i in range(len(layers))))
 
 
 def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
-    """The decoder cut into layers."""
+    """The decoder's stack as separate layers."""
     config, decoder = model.config, model.decoder
     table = None if decoder.relpos_bias is None else decoder.relpos_bias.rel_embedding[...]
 
@@ -76,19 +83,16 @@ def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
             lambda path, x: x[i].astype(config.dtype) if _is_kernel(path) else x[i], decoder.layers
         )
         bias_table_NR = table if table is None or not config.relative_bias_per_layer else table[i]
-        cross_BKSH = None
-        if cache.cross_k_LBSKH is not None:
-            cross_BKSH = _heads_first(cache.cross_k_LBSKH[i]), _heads_first(cache.cross_v_LBSKH[i])
-        return Layer(block, bias_table_NR, cross_BKSH)
+        # Heads first in memory too, as products over S or H read them: without the barrier XLA would move the transpose
+        # into the loop and copy the array at every token.
+        return Layer(block, bias_table_NR, jax.lax.optimization_barrier(_swap_heads(cache.cross(i))))
 
     return tuple(layer(i) for i in range(config.num_decoder_layers))
 
 
-def _heads_first(x_BSKH: jax.Array) -> jax.Array:
-    """[B, K, S, H], in memory too: the order that products over S or H read. Without the barrier XLA would turn it back
-    here and copy it at every token.
-    """
-    return jax.lax.optimization_barrier(x_BSKH.swapaxes(1, 2))
+def _swap_heads(keys_values: KeysValues | None) -> KeysValues | None:
+    """[B, S, K, H] <-> [B, K, S, H]."""
+    return None if keys_values is None else (keys_values[0].swapaxes(1, 2), keys_values[1].swapaxes(1, 2))
 
 
 def _is_kernel(path: tuple[Any, ...]) -> bool:

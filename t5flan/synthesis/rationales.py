@@ -1,16 +1,15 @@
-"""`t5flan rationales`: a model's own rationales for a task, those that reach the right answer, as a new chain-of-thought file.
+"""`t5flan rationales`: a model's own rationales for a task, filtered by their answers, as a new chain-of-thought file.
 
     t5flan rationales --checkpoint=runs/mine --task=cot_gsm8k --samples=8 --keep=right --output=gsm8k_sampled.tsv
 
-For every question of the task's split several rationales are drawn. Kept are those whose answer is right (`right`: STaR,
-arXiv:2203.14465), or is the one that most of the draws reach, whatever the file says (`vote`: self-consistency,
-arXiv:2203.11171, as labels in arXiv:2210.11610). A draw counts if it ended, announced an answer and said something before it.
+Several rationales are sampled for every question of a split. Those are kept whose answer is right (`right`: STaR,
+arXiv:2203.14465), or is the answer of most samples, whatever the file says (`vote`: self-consistency, arXiv:2203.11171,
+as labels in arXiv:2210.11610). A sample counts if it ended, announced an answer and has text before it.
 
-The file is read by DataConfig.cot like any other: a .tsv of question, answer, rationale, or a .jsonl with the CoT Collection's
-fields and where each row comes from. Beside it stands OUTPUT.provenance.json: checkpoint, step, settings, counts.
+DataConfig.cot reads the file like any other: a .tsv of question, answer and rationale, or a .jsonl with the CoT
+Collection's fields and the origin of each row. OUTPUT.provenance.json beside it has checkpoint, step, settings, counts.
 """
 
-import collections
 import dataclasses
 import json
 import re
@@ -23,7 +22,8 @@ from t5flan.data.batches.pipeline import eval_examples
 from t5flan.data.config import DataConfig, InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.records.sources import IndexedSource
-from t5flan.decoding.sampling import Sampling
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.decoding.config import SAMPLING, Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import LanguageModel, load
@@ -37,17 +37,22 @@ PROVENANCE = '.provenance.json'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked, and the answers that are right."""
+    """A question.
+
+    Attributes:
+        text: the question.
+        answers: the right answers.
+        asks: whether the text already asks for a rationale.
+    """
 
     text: str
     answers: tuple[str, ...]
     asks: bool = False
-    """Whether the text asks for a rationale already."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
-    """A sampled rationale and the answer it comes to; '' where it comes to none."""
+class Sample:
+    """A sampled rationale and its answer; both are '' if it has none."""
 
     rationale: str
     answer: str
@@ -55,14 +60,20 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A rationale that is written."""
+    """A rationale that is written to the file.
+
+    Attributes:
+        index: the question's index in its split.
+        answer: the rationale's answer.
+        rationale: the text before the answer.
+        agreement: the share of the question's samples with this answer.
+        right: whether the answer is right.
+    """
 
     index: int
-    """Of the question in its split."""
     answer: str
     rationale: str
     agreement: float
-    """Share of the question's draws with this answer."""
     right: bool
 
 
@@ -71,7 +82,6 @@ def rationales(
     task: str,
     output: str,
     *,
-    samples: int = 8,
     keep: str = 'right',
     split: str = 'train',
     limit: int | None = None,
@@ -80,95 +90,96 @@ def rationales(
     trigger: str | None = None,
     answer_words: Sequence[str] = (TRIGGER,),
     step: int | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.7,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 8,
+    decoding: Decoding = SAMPLING,
     json_file: str | None = None,
 ) -> dict[str, Any]:
-    """Samples, keeps, writes `output` and its provenance, prints what became of the questions.
+    """Samples and filters rationales, writes `output` and its provenance, and prints the counts.
 
     Args:
-        task: a SeqIO task; its questions as they are, or its zero-shot prompts.
-        samples: draws a question.
+        task: a SeqIO task. Its questions are used as they are, or its zero-shot prompts if it has no questions.
         keep: 'right' or 'vote'.
-        limit: the first so many questions; None for all.
-        each: rationales kept of a question at most, different ones.
-        agreement: for 'vote', the least share of the draws that must reach the answer.
-        trigger: the sentence that asks for a rationale; '' adds none. None is the first of InstructionConfig.triggers, for
-            prompts that do not ask already.
-        answer_words: what announces an answer, in each language.
+        limit: only the first N questions; None is all.
+        each: at most N different rationales of a question are kept.
+        agreement: for 'vote', the smallest share of the samples that must have the answer.
+        trigger: the sentence that asks for a rationale; '' adds none. None is the first of InstructionConfig.triggers,
+            for prompts that do not ask for one.
+        answer_words: the phrases that announce an answer, one for each language.
+        decoding: its num_samples is the number of rationales sampled for each question.
 
     Returns:
         The provenance.
 
     Raises:
-        UsageError: a setting is out of its range.
-        UserError: no such checkpoint, task or split, or nothing was kept.
+        UsageError: a setting is out of range.
+        UserError: no such checkpoint, task or split, or no rationale was kept.
     """
-    _check_settings(output, samples, keep, each, agreement, temperature)
-    asked, whole = questions(task, split, limit, answer_words)
+    _check_settings(output, keep, each, agreement, decoding)
+    questions, whole = read_questions(task, split, limit, answer_words)
     model = load(checkpoint, step)
-    sampling = Sampling(temperature, top_k, top_p)
-    prompts = [prompt_of(question, trigger) for question in asked]
-    draws = draw(model, prompts, samples, sampling, answer_words, max_new_tokens, seed, batch_size)
+    samples = sample(model, [prompt_of(question, trigger) for question in questions], decoding, answer_words)
     kept = [
         one
-        for index, (question, drawn) in enumerate(zip(asked, draws, strict=True))
-        for one in choose(index, question, drawn, keep, each, agreement)
+        for index, (question, group) in enumerate(zip(questions, samples, strict=True))
+        for one in choose(index, question, group, keep, each, agreement)
     ]
-    provenance = {
+    provenance: dict[str, Any] = {
         'made_by': f't5flan {__version__}',
         'checkpoint': model.folder,
         'step': model.step,
         'task': task,
         'split': split,
-        'samples': samples,
+        'samples': decoding.num_samples,
         'keep': keep,
         'each': each,
         **({'agreement': agreement} if keep == 'vote' else {}),
         'trigger': trigger,
-        **dataclasses.asdict(sampling),
-        'max_new_tokens': max_new_tokens or model.max_new_tokens,
-        'seed': seed,
+        **{name: getattr(decoding, name) for name in ('temperature', 'top_k', 'top_p')},
+        'max_new_tokens': decoding.max_new_tokens or model.max_new_tokens,
+        'seed': decoding.seed,
         'whole_prompts': whole,
-        'prompts_ask': whole and all(question.asks for question in asked),
-        'counts': counts(asked, draws, kept),
+        'prompts_ask': whole and all(question.asks for question in questions),
+        'counts': count(questions, samples, kept),
     }
     if not kept:
         raise UserError(
-            f'{task}: of {len(asked)} questions and {samples} draws each none was kept ({provenance["counts"]}). '
-            'Set --samples or --temperature higher, or train the model on rationales first.'
+            f'{task}: none of {decoding.num_samples} rationales for each of {len(questions)} questions was kept '
+            f'({provenance["counts"]}). Increase --samples or --temperature, or train the model on rationales first.'
         )
-    write(Path(output), asked, kept, task, provenance)
-    _print(output, provenance)
+    write(Path(output), questions, kept, task, provenance)
+    found = provenance['counts']
+    print(
+        f'{output}: {found["kept"]:,} rationales of {found["questions_kept"]:,} questions kept; {found["questions"]:,} '
+        f'questions, {found["with_answer"]:,} of {found["draws"]:,} samples with an answer, {found["right"]:,} right'
+    )
     if json_file is not None:
         write_json(json_file, provenance, indent=2)
     return provenance
 
 
-def _check_settings(output: str, samples: int, keep: str, each: int, agreement: float, temperature: float) -> None:
+def _check_settings(output: str, keep: str, each: int, agreement: float, decoding: Decoding) -> None:
     if keep not in KEEP:
-        raise UsageError(f'--keep={keep}: expected {" or ".join(KEEP)}')
+        raise UsageError(f'--keep={keep}, expected {" or ".join(KEEP)}')
     if not output.endswith(SUFFIXES):
-        raise UsageError(f'--output={output}: expected a file that ends in {" or ".join(SUFFIXES)}')
-    if samples < 1 or each < 1 or not 0 < agreement <= 1:
+        raise UsageError(f'--output={output}, expected a file name that ends in {" or ".join(SUFFIXES)}')
+    if each < 1:
+        raise UsageError(f'--each={each}, expected an integer of 1 or more')
+    if not 0 < agreement <= 1:
+        raise UsageError(f'--agreement={agreement}, expected a number above 0 and at most 1')
+    if decoding.num_samples > 1 and decoding.greedy:
         raise UsageError(
-            f'--samples={samples} --each={each} --agreement={agreement}: expected counts of 1 or more and a '
-            'share above 0, up to 1'
+            f'--temperature=0 returns the same rationale {decoding.num_samples} times: set it above 0, or --samples=1'
         )
-    if samples > 1 and temperature == 0:
-        raise UsageError(f'--temperature=0 draws the same rationale {samples} times: set it above 0, or --samples=1')
 
 
-def questions(
+def read_questions(
     task: str, split: str, limit: int | None, answer_words: Sequence[str] = (TRIGGER,)
 ) -> tuple[list[Question], bool]:
     """The questions of a task, and whether they are whole prompts.
 
-    A task whose records have 'question' and 'answer' (cot_…) gives these; of any other the zero-shot prompts are taken.
+    Records with 'question' and 'answer' (cot_... tasks) are used directly; other tasks give their zero-shot prompts.
+
+    Raises:
+        UserError: `task` is unknown or a mixture, or it does not have the split.
     """
     found = find_mixture(task)
     if not hasattr(found, 'source'):
@@ -176,9 +187,8 @@ def questions(
     if isinstance(found.source, IndexedSource):
         records = found.source.records(split)
         if all(isinstance(records[0].get(name), str) for name in ('question', 'answer')):
-            count = len(records) if limit is None else min(limit, len(records))
-            return [Question(row['question'], (row['answer'],)) for row in (records[i] for i in range(count))], False
-    plain = InstructionConfig(few_shot=0.0, options=1.0, rationale=0.0, inverted=0.0, negative_examples=0.0)
+            number = len(records) if limit is None else min(limit, len(records))
+            return [Question(row['question'], (row['answer'],)) for row in (records[i] for i in range(number))], False
     data = DataConfig(
         mixture=task,
         batch_size=1,
@@ -186,128 +196,106 @@ def questions(
         vocabulary='bytes',
         split=split,
         shuffle=False,
-        instructions=plain,
+        instructions=InstructionConfig(few_shot=0.0, options=1.0, rationale=0.0, inverted=0.0, negative_examples=0.0),
     )
-    from t5flan.data.vocabulary.byte_level import ByteVocabulary
-
-    asked = []
+    questions = []
     for example in eval_examples(data, ByteVocabulary(), task, limit):
         target = example['targets_pretokenized']
         answers = found.postprocess_fn(target, example=example, is_target=True)
         answers = (answers,) if isinstance(answers, str) else tuple(map(str, answers))
         asks = bool(extract_answer(target, answer_words, default=''))
-        asked.append(Question(example['inputs_pretokenized'], answers, asks))
-    return asked, True
+        questions.append(Question(example['inputs_pretokenized'], answers, asks))
+    return questions, True
 
 
 def prompt_of(question: Question, trigger: str | None) -> str:
-    """The text that is asked: the question, and the trigger where it is wanted."""
+    """The question, followed by the trigger; `trigger=None` adds the default one where the question does not ask."""
     if trigger is None:
         trigger = '' if question.asks else InstructionConfig().triggers[0]
     return f'{question.text.rstrip()}\n{trigger}' if trigger else question.text
 
 
-def draw(
-    model: LanguageModel,
-    prompts: Sequence[str],
-    samples: int,
-    sampling: Sampling,
-    answer_words: Sequence[str],
-    max_new_tokens: int | None,
-    seed: int,
-    batch_size: int,
-) -> list[list[Draw]]:
-    """`samples` draws for each prompt; what is drawn for one depends on its number and the seed alone."""
-    made: list[list[Draw]] = []
-    window = max(1, 8 * batch_size)
+def sample(
+    model: LanguageModel, prompts: Sequence[str], decoding: Decoding, answer_words: Sequence[str]
+) -> list[list[Sample]]:
+    """`decoding.num_samples` samples for each prompt; those of one depend on its index and the seed only."""
+    sampled: list[list[Sample]] = []
+    window = 8 * decoding.batch_size
     for start in range(0, len(prompts), window):
-        part = prompts[start : start + window]
-        generated = model.generate_ids(
-            [model.input_ids(text) for text in part],
-            max_new_tokens,
-            sampling,
-            seed=seed,
-            num_samples=samples,
-            batch_size=batch_size,
-            rows=range(start, start + len(part)),
-        )
-        made += [
-            [parse(model.vocabulary.decode(one.tokens), answer_words) if one.ended else Draw('', '') for one in group]
-            for group in generated
+        inputs = [model.input_ids(text) for text in prompts[start : start + window]]
+        sampled += [
+            [parse(model.vocabulary.decode(one.tokens), answer_words) if one.ended else Sample('', '') for one in group]
+            for group in model.generate_ids(inputs, decoding=decoding, rows=range(start, start + len(inputs)))
         ]
-        print(f'{len(made)} of {len(prompts)} questions', file=sys.stderr, flush=True)
-    return made
+        print(f'{len(sampled)} of {len(prompts)} questions', file=sys.stderr, flush=True)
+    return sampled
 
 
-def parse(text: str, answer_words: Sequence[str] = (TRIGGER,)) -> Draw:
-    """What stands before the last announcement of an answer, and the answer.
+def parse(text: str, answer_words: Sequence[str] = (TRIGGER,)) -> Sample:
+    """Splits a text at the last announcement of an answer.
 
     >>> parse('3 and 4 are 7. So the answer is 7.')
-    Draw(rationale='3 and 4 are 7.', answer='7')
+    Sample(rationale='3 and 4 are 7.', answer='7')
     >>> parse('7')
-    Draw(rationale='', answer='')
+    Sample(rationale='', answer='')
     """
     places = [match.start() for words in answer_words for match in re.finditer(re.escape(words), text, re.IGNORECASE)]
     answer = extract_answer(text, answer_words, default='')
-    if not places or not answer:
-        return Draw('', '')
-    return Draw(text[: max(places)].strip(), answer)
+    return Sample(text[: max(places)].strip(), answer) if places and answer else Sample('', '')
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two answers are one: but for spaces and case, as numbers, or normalized as SQuAD does.
+    """Whether two answers are equal up to spaces and case, as numbers, or after SQuAD's normalization.
 
     >>> same_answer('$1,000', '1000.0'), same_answer('The cat', 'cat'), same_answer('(A)', '(B)')
     (True, True, False)
     """
     if normalize_space(clean(a)).casefold() == normalize_space(clean(b)).casefold():
         return True
-    numbers = extract_number(a), extract_number(b)
-    if None not in numbers and len(re.findall(r'[^\W\d_]', a + b)) == 0:
-        return float(numbers[0]) == float(numbers[1])
-    words = normalize_answer(a), normalize_answer(b)
-    return words[0] == words[1] != ''
+    number_a, number_b = extract_number(a), extract_number(b)
+    if number_a is not None and number_b is not None and not re.search(r'[^\W\d_]', a + b):
+        return float(number_a) == float(number_b)
+    return normalize_answer(a) == normalize_answer(b) != ''
 
 
 def choose(
-    index: int, question: Question, drawn: Sequence[Draw], keep: str, each: int = 1, agreement: float = 0.5
+    index: int, question: Question, samples: Sequence[Sample], keep: str, each: int = 1, agreement: float = 0.5
 ) -> list[Kept]:
-    """The draws of one question that are kept, the first of those that read alike."""
-    usable = [one for one in drawn if one.answer and one.rationale]
-    groups: list[list[Draw]] = []  # draws of one answer together, in the order the answers came
-    for one in usable:
+    """The samples of one question to keep: different rationales of a single answer, in the order they were sampled."""
+    groups: list[list[Sample]] = []  # samples with the same answer, in order of their first one
+    for one in samples:
+        if not (one.answer and one.rationale):
+            continue
         group = next((group for group in groups if same_answer(group[0].answer, one.answer)), None)
         if group is None:
             groups.append([one])
         else:
             group.append(one)
-    chosen = []
     for group in groups:
-        answer = next((answer for answer in question.answers if same_answer(group[0].answer, answer)), None)
-        right = answer is not None
-        share = len(group) / len(drawn)
+        right = next((answer for answer in question.answers if same_answer(group[0].answer, answer)), None)
+        share = len(group) / len(samples)
         is_vote = len(group) == max(map(len, groups)) and share >= agreement
-        if right if keep == 'right' else is_vote:
-            answer = answer if right else group[0].answer
-            different = {normalize_space(one.rationale): one for one in reversed(group)}
-            chosen += [Kept(index, answer, one.rationale, share, right) for one in reversed(different.values())]
-            break  # a tie goes to the answer that came first
-    return chosen[:each]
+        if right is not None if keep == 'right' else is_vote:  # the first of several answers with equal votes
+            answer = group[0].answer if right is None else right
+            different = {normalize_space(one.rationale): one.rationale for one in reversed(group)}
+            texts = list(reversed(different.values()))[:each]
+            return [Kept(index, answer, text, share, right is not None) for text in texts]
+    return []
 
 
-def counts(asked: Sequence[Question], draws: Sequence[Sequence[Draw]], kept: Sequence[Kept]) -> dict[str, Any]:
-    """How many questions, draws, draws with an answer, right ones, rationales kept, their questions, the right among them."""
-    pairs = [
+def count(questions: Sequence[Question], samples: Sequence[Sequence[Sample]], kept: Sequence[Kept]) -> dict[str, int]:
+    """Numbers of questions, samples ('draws'), samples with an answer, right samples, and rationales kept."""
+    answered = [
         (question, one)
-        for question, drawn in zip(asked, draws, strict=True)
-        for one in drawn
+        for question, group in zip(questions, samples, strict=True)
+        for one in group
         if one.answer and one.rationale
     ]
-    right = sum(any(same_answer(one.answer, answer) for answer in question.answers) for question, one in pairs)
+    right = sum(any(same_answer(one.answer, answer) for answer in question.answers) for question, one in answered)
     return {
-        'questions': len(asked),
-        'draws': sum(map(len, draws)),
-        'with_answer': len(pairs),
+        'questions': len(questions),
+        'draws': sum(map(len, samples)),
+        'with_answer': len(answered),
         'right': right,
         'kept': len(kept),
         'questions_kept': len({one.index for one in kept}),
@@ -316,12 +304,12 @@ def counts(asked: Sequence[Question], draws: Sequence[Sequence[Draw]], kept: Seq
 
 
 def write(
-    path: Path, asked: Sequence[Question], kept: Sequence[Kept], task: str, provenance: Mapping[str, Any]
+    path: Path, questions: Sequence[Question], kept: Sequence[Kept], task: str, provenance: Mapping[str, Any]
 ) -> None:
-    """The file and its provenance; both whole or not at all."""
+    """Writes the file and its provenance; each appears whole or not at all."""
     lines = []
     for one in kept:
-        question = asked[one.index].text
+        question = questions[one.index].text
         if path.suffix == '.tsv':
             lines.append('\t'.join(_cell(text) for text in (question, one.answer, one.rationale)))
         else:
@@ -341,13 +329,5 @@ def write(
 
 
 def _cell(text: str) -> str:
-    r"""A text as a cell of FLAN's TSV: a line break is \n in two characters, a tab a space."""
+    r"""A text as a cell of FLAN's TSV: a line break becomes \n (two characters), a tab a space."""
     return text.strip().replace('\r', '').replace('\n', '\\n').replace('\t', ' ')
-
-
-def _print(output: str, provenance: Mapping[str, Any]) -> None:
-    found = collections.Counter(provenance['counts'])
-    print(
-        f'{output}: {found["kept"]:,} rationales of {found["questions_kept"]:,} questions kept; {found["questions"]:,} were '
-        f'asked, {found["with_answer"]:,} of {found["draws"]:,} draws came to an answer, {found["right"]:,} to the right one'
-    )

@@ -1,4 +1,4 @@
-"""The straight code of a step against the scan it replaces."""
+"""The unrolled decoding step gives the numbers of the scan it replaces."""
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +14,32 @@ TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
 
 
 @pytest.mark.parametrize('family, dtype', [('umt5', 'float32'), ('t5_1_0', 'bfloat16'), ('gemma', 'float32')])
-def test_a_step_is_that_of_the_scan(family, dtype):
+def test_unrolled_equals_scan(family, dtype):
     model = small_model(family, dtype=dtype)
     prompts_BP = PROMPTS_BP[:, ::-1] if family in ENCODER_DECODERS else PROMPTS_BP
 
     def both(model, prompts_BP, tokens_BT):
         _, cache = model.start_cache(prompts_BP, 3)
         scans, steps = [], []
-        step, memory = unroll(model, cache)
+        step, caches = unroll(model, cache)
         for t in range(3):
             logits_BV, cache = model.decode_step(cache, tokens_BT[:, t : t + 1])
             scans.append(logits_BV)
-            logits_BV, memory = step(memory, tokens_BT[:, t : t + 1])
+            logits_BV, caches = step(caches, tokens_BT[:, t : t + 1])
             steps.append(logits_BV)
-        return jnp.stack(scans), jnp.stack(steps), cache, memory
+        return jnp.stack(scans), jnp.stack(steps), cache, caches
 
-    scans, steps, cache, memory = jax.jit(both)(model, prompts_BP, TOKENS_BT)
-    # Gemma's logits are some ten times the size of the others': the last bits of float32 are larger by as much.
+    scans, steps, cache, caches = jax.jit(both)(model, prompts_BP, TOKENS_BT)
+    # Relative to the largest logit: Gemma's logits are about ten times as large as the others'.
     np.testing.assert_allclose(steps, scans, atol=(3e-6 if dtype == 'float32' else 0.01) * np.abs(scans).max())
-    assert memory.index == cache.index and len(memory.layers) == 2
-    for layer, (k_BMKH, v_BMKH) in enumerate(memory.layers):
+    assert caches.index == cache.index and len(caches.layers) == 2
+    for layer, (k_BMKH, v_BMKH) in enumerate(caches.layers):
         for one, other in ((k_BMKH, cache.k_LBMKH[layer]), (v_BMKH, cache.v_LBMKH[layer])):
             np.testing.assert_allclose(
                 one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05
             )
 
 
-def test_many_layers_stay_a_scan():
+def test_many_layers_are_scanned():
     assert generate_lib.unrolls(small_config('palm'))
     assert not generate_lib.unrolls(small_config('palm', num_decoder_layers=generate_lib.UNROLLED_LAYERS + 1))

@@ -1,7 +1,8 @@
-"""SeqIO's metrics of a checkpoint: what is generated and scored reaches them as SeqIO would give it."""
+"""SeqIO's metrics of a checkpoint get the predictions and scores that SeqIO's Evaluator would give them."""
 
 import json
 
+import numpy as np
 import pytest
 import seqio
 
@@ -11,8 +12,11 @@ from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.seqio_vocabulary import text_features
+from t5flan.decoding.config import Decoding
+from t5flan.decoding.generate import Generation
 from t5flan.errors import UserError
-from t5flan.evaluation.evaluator import evaluate, evaluate_tasks, expand, mean_metrics
+from t5flan.evaluation.evaluator import evaluate, evaluate_tasks, expand
+from t5flan.evaluation.measures import mean_metrics
 from t5flan.language_model import LanguageModel
 from t5flan.scoring.metrics import exact_match, log_likelihood
 from tests.saved_model import LENGTHS, byte_model, save_folder
@@ -30,9 +34,9 @@ def _answer(text, is_target=False, example=None):
 
 
 def _lengths(targets, predictions):
-    """Sees what the postprocessor made."""
+    """Checks what the postprocessor returned."""
     assert targets == [str(i) for i in range(len(targets))] and all(text.endswith('letters') for text in predictions)
-    return {'rows': seqio.metrics.Scalar(len(targets)), 'note': seqio.metrics.Text('left out')}
+    return {'rows': seqio.metrics.Scalar(len(targets)), 'note': seqio.metrics.Text('not a number')}
 
 
 def _with_scores(targets, predictions, aux_values):
@@ -71,7 +75,7 @@ def model():
     return LanguageModel(byte_model(), ByteVocabulary(), 'encoder_decoder', LENGTHS)
 
 
-def test_metrics_get_what_seqio_gives_them(model):
+def test_metrics_get_what_seqio_would_pass(model):
     rows, done = [], []
     results = evaluate_tasks(
         model, ['evaluate_answers', 'evaluate_mixture'], rows=rows, progress=lambda *counts: done.append(counts)
@@ -90,24 +94,18 @@ def test_metrics_get_what_seqio_gives_them(model):
     assert results['evaluate_answers']['mean_score'] < 0
 
 
-def test_a_model_that_answers_right_scores_full(model):
+def test_a_model_with_right_answers_scores_100(model):
     class Oracle(LanguageModel):
         def generate_ids(self, inputs, *_, **__):
-            from types import SimpleNamespace
-
-            import numpy as np
-
-            return [
-                [SimpleNamespace(tokens=self.vocabulary.encode(f'Because. #{i}'), log_probs=np.zeros(1))]
-                for i in range(len(inputs))
-            ]
+            answers = [self.vocabulary.encode(f'Because. #{i}') for i in range(len(inputs))]
+            return [[Generation(np.array(tokens), np.zeros(1), True)] for tokens in answers]
 
     oracle = Oracle(model.model, model.vocabulary, model.format, model.feature_lengths)
     result = evaluate_tasks(oracle, ['evaluate_both'])['evaluate_both']
     assert result['exact_match'] == 100.0 and all(row['correct'] for row in result['samples'])
 
 
-def test_a_folder_is_evaluated_into_a_table_and_files(model, tmp_path, capsys):
+def test_evaluate_prints_a_table_and_writes_files(model, tmp_path, capsys):
     folder = save_folder(tmp_path / 'run', model.model, steps=(6,))
     summary = evaluate(
         str(folder),
@@ -119,14 +117,8 @@ def test_a_folder_is_evaluated_into_a_table_and_files(model, tmp_path, capsys):
     assert json.loads((tmp_path / 'sub' / 'e.json').read_text()) == summary
     assert summary['step'] == 6 and summary['tasks']['evaluate_both']['examples'] == 2
     assert set(summary['means']) == {'evaluate_mixture', 'all'} and 'samples' not in summary['tasks']['evaluate_both']
-    assert [json.loads(line)['index'] for line in (tmp_path / 'p.jsonl').read_text().split('\n')[:-1]] == [
-        0,
-        1,
-        0,
-        1,
-        0,
-        1,
-    ]
+    rows = [json.loads(line) for line in (tmp_path / 'p.jsonl').read_text().split('\n')[:-1]]
+    assert [row['index'] for row in rows] == [0, 1] * 3
     shown = capsys.readouterr().out
     assert 'evaluate_scored' in shown and 'mean of evaluate_mixture' in shown
 
@@ -140,19 +132,22 @@ def test_a_folder_is_evaluated_into_a_table_and_files(model, tmp_path, capsys):
         ([], 'validation', 'no task is given'),
     ],
 )
-def test_what_cannot_be_measured_is_named(tasks, split, words):
+def test_tasks_that_cannot_be_evaluated_are_reported(tasks, split, words):
     with pytest.raises(UserError, match=words):
         expand(tasks, split)
 
 
+def test_one_continuation_is_evaluated_per_example():
+    with pytest.raises(UserError, match='num_samples=2, expected 1: evaluate returns one'):
+        evaluate('none', ['evaluate_both'], decoding=Decoding(num_samples=2))
+
+
 def test_means_are_over_the_tasks_that_have_the_metric():
-    assert mean_metrics([{'examples': 1, 'a': 1.0, 'samples': []}, {'a': 3.0, 'b': 5.0, 'cut': 2}]) == {
-        'a': 2.0,
-        'b': 5.0,
-    }
+    results = [{'examples': 1, 'a': 1.0, 'samples': []}, {'a': 3.0, 'b': 5.0, 'cut': 2}]
+    assert mean_metrics(results) == {'a': 2.0, 'b': 5.0}
 
 
-def test_the_instruction_settings_say_how_it_is_asked(model):
+def test_instruction_settings_decide_the_prompts(model):
     seqio.TaskRegistry.add(
         'evaluate_asked',
         source=IndexedSource({'validation': _records(1)}),
@@ -162,6 +157,6 @@ def test_the_instruction_settings_say_how_it_is_asked(model):
     )
     for settings, asked in ((InstructionConfig(), '0.5'), (InstructionConfig(rationale=0), '0.0')):
         rows = []
-        evaluate_tasks(model, ['evaluate_asked'], max_new_tokens=1, rows=rows, instructions=settings)
+        evaluate_tasks(model, ['evaluate_asked'], decoding=Decoding(1), rows=rows, instructions=settings)
         assert [row['input'] for row in rows] == [asked]
     seqio.TaskRegistry.remove('evaluate_asked')

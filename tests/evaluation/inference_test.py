@@ -1,4 +1,4 @@
-"""Prompts and files of them; a killed run goes on; every bad input is one line."""
+"""Inference for prompts and files; a killed run resumes; every bad input is reported in one line."""
 
 import json
 import types
@@ -6,6 +6,9 @@ import types
 import jax
 import pytest
 
+from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import parse_arguments
+from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation import inference as infer_lib
 from t5flan.evaluation.inference import RowWriter, infer, read_rows, shard_path
@@ -31,9 +34,9 @@ def rows_of(path):
 
 
 def test_prompts_are_answered(folder, tmp_path, capsys):
-    infer(folder, prompts=['ab'], max_new_tokens=4)
+    infer(folder, prompts=['ab'], decoding=Decoding(max_new_tokens=4))
     one = capsys.readouterr().out
-    infer(folder, prompts=['ab', 'é'], max_new_tokens=4, json_file=str(tmp_path / 'o.json'))
+    infer(folder, prompts=['ab', 'é'], decoding=Decoding(max_new_tokens=4), json_file=str(tmp_path / 'o.json'))
     both = capsys.readouterr().out
     written = json.loads((tmp_path / 'o.json').read_text(encoding='utf-8'))
     assert written['step'] == 3 and [row['inputs'] for row in written['rows']] == ['ab', 'é']
@@ -42,40 +45,40 @@ def test_prompts_are_answered(folder, tmp_path, capsys):
 
 def test_a_file_is_answered_in_order_and_only_once(folder, rows_file, tmp_path, capsys):
     output = tmp_path / 'sub' / 'out.jsonl'
-    settings = {'input': rows_file, 'output': str(output), 'max_new_tokens': 4, 'batch_size': 2, 'temperature': 1.0}
+    decoding = Decoding(max_new_tokens=4, batch_size=2, temperature=1.0)
+    settings = {'input': rows_file, 'output': str(output), 'decoding': decoding}
     infer(folder, **settings)
     rows = rows_of(output)
     assert [{name: row[name] for name in ('inputs', 'id')} for row in rows] == ROWS
     assert [row['index'] for row in rows] == [0, 1, 2, 3, 4] and all(isinstance(row['prediction'], str) for row in rows)
 
     whole = output.read_bytes()
-    for cut in (len(whole) - 5, whole.index(b'\n') + 9, 3, 0):  # killed while it wrote a line
+    for cut in (len(whole) - 5, whole.index(b'\n') + 9, 3, 0):  # killed while writing a line
         output.write_bytes(whole[:cut])
         infer(folder, **settings)
         assert output.read_bytes() == whole
     capsys.readouterr()
-    infer('no folder is read', **settings)
+    infer('this folder is not read', **settings)
     assert 'is complete: 5 rows' in capsys.readouterr().out
 
 
 def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
-    settings = {'input': rows_file, 'max_new_tokens': 3, 'temperature': 1.0, 'seed': 4}
+    settings = {'input': rows_file, 'decoding': Decoding(max_new_tokens=3, temperature=1.0, seed=4)}
     infer(folder, output=str(tmp_path / 'one.jsonl'), **settings)
     shared = []
     for host in range(2):
         monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
         monkeypatch.setattr(jax, 'process_count', lambda: 2)
-        monkeypatch.setattr('t5flan.language_model.load', lambda *_: loaded)
-        loaded = types.SimpleNamespace(
-            generate=lambda texts, *_, rows: [f'{row}:{text}' for row, text in zip(rows, texts)]
-        )
+        generate = lambda texts, *, rows, decoding: [f'{row}:{text}' for row, text in zip(rows, texts)]
+        loaded = types.SimpleNamespace(generate=generate)
+        monkeypatch.setattr('t5flan.language_model.load', lambda *_, loaded=loaded: loaded)
         infer(folder, output=str(tmp_path / 'two.jsonl'), **settings)
         shared.append(rows_of(tmp_path / f'two-{host:05}-of-00002.jsonl'))
     assert [row['index'] for row in shared[0]] == [0, 2, 4] and [row['index'] for row in shared[1]] == [1, 3]
     assert shared[1][0]['prediction'] == '1:longer than it'
 
 
-def test_lines_of_text_are_rows(tmp_path):
+def test_text_lines_are_rows(tmp_path):
     path = tmp_path / 'p.txt'
     path.write_bytes('one\r\n\ntwo\u2028still two\n'.encode())
     assert read_rows(str(path), 'inputs') == [
@@ -88,15 +91,18 @@ def test_lines_of_text_are_rows(tmp_path):
 @pytest.mark.parametrize(
     'content, words',
     [
-        ('', 'holds no rows'),
+        ('', 'has no rows'),
         ('{"inputs": "a"}\nnot json\n', r'r.jsonl:2 is not JSON'),
         ('[1]\n', r'r.jsonl:1 is a list'),
-        ('{"input": "a"}\n', r"r.jsonl:1: the field 'inputs' is missing; there are input \(did you mean input\?\)"),
+        (
+            '{"input": "a"}\n',
+            r"r.jsonl:1: the field 'inputs' is missing; the fields are input \(did you mean input\?\)",
+        ),
         ('{"inputs": 3}\n', r"r.jsonl:1: the field 'inputs' is not text"),
         (b'\xff\xfe', 'is not UTF-8'),
     ],
 )
-def test_a_bad_input_is_one_line(tmp_path, content, words):
+def test_a_bad_input_is_reported_in_one_line(tmp_path, content, words):
     path = tmp_path / 'r.jsonl'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=words) as error:
@@ -112,19 +118,51 @@ def test_a_missing_input_and_wrong_usage(tmp_path):
         {'prompts': ['a'], 'input': 'b', 'output': 'c'},
         {'input': 'b'},
         {'prompts': ['a'], 'output': 'c'},
-        {'prompts': ['a'], 'batch_size': 0},
-        {'prompts': ['a'], 'max_new_tokens': 0},
     ):
         with pytest.raises(UsageError):
             infer('x', **wrong)
-    with pytest.raises(UserError, match='top_p'):
-        infer('x', prompts=['a'], top_p=3.0)
+    with pytest.raises(UserError, match='num_samples=2, expected 1'):
+        infer('x', prompts=['a'], decoding=Decoding(num_samples=2))
+
+
+def run(*argv):
+    command, arguments = parse_arguments(['infer', '--checkpoint=x', '--prompt=a', *argv], COMMANDS)
+    command.run(arguments)
+
+
+@pytest.mark.parametrize(
+    'argv, error, words',
+    [
+        (['--batch_size=0'], UsageError, 'batch_size=0, expected an integer of 1 or more. Set --batch_size'),
+        (['--max_new_tokens=0'], UsageError, 'max_new_tokens=0'),
+        (['--top_p=3'], UsageError, 'top_p=3.0'),
+        (['--gin.Decoding.top_p=3'], UserError, 'top_p=3.0.*Decoding.top_p'),
+        (['--gin.Decoding.topp=3'], UsageError, 'did you mean Decoding.top_p'),
+        (
+            ['--gin.ModelConfig.dropout_rate=0.1'],
+            UsageError,
+            'takes no --gin.ModelConfig.dropout_rate',
+        ),
+    ],
+)
+def test_wrong_flags_and_settings_are_one_line(argv, error, words):
+    with pytest.raises(UserError, match=words) as raised:
+        run(*argv)
+    assert type(raised.value) is error and '\n' not in str(raised.value)
+
+
+def test_flags_override_gin_and_gin_overrides_the_defaults(monkeypatch, tmp_path):
+    used = []
+    monkeypatch.setattr(infer_lib, 'infer', lambda *_, decoding, **__: used.append(decoding))
+    (tmp_path / 'decoding.gin').write_text('Decoding.top_p = 0.9\nDecoding.temperature = 1.0\n')
+    run(f'--gin_file={tmp_path}/decoding.gin', '--gin.Decoding.seed=3', '--temperature=0.5', '--max_new_tokens=7')
+    assert used == [Decoding(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3)]
 
 
 @pytest.mark.parametrize(
     'line', ['{"index": 0, "inputs": "another", "prediction": "x"}', '{"index": 9, "inputs": "ab"}', 'x']
 )
-def test_an_output_of_another_input_is_kept(tmp_path, line):
+def test_the_output_of_another_input_is_not_overwritten(tmp_path, line):
     output = tmp_path / 'o.jsonl'
     output.write_text(line + '\n')
     with pytest.raises(UserError, match='o.jsonl:1 does not answer a row'):
@@ -132,7 +170,7 @@ def test_an_output_of_another_input_is_kept(tmp_path, line):
     assert output.read_text() == line + '\n' and infer_lib.WINDOW > 1
 
 
-def test_a_control_token_stands_in_front_of_every_text(monkeypatch, capsys):
+def test_control_tokens_precede_every_text(monkeypatch, capsys):
     seen = []
 
     class Model:
@@ -146,6 +184,6 @@ def test_a_control_token_stands_in_front_of_every_text(monkeypatch, capsys):
     infer('run', prompts=['one', 'two'], control=['[S2S]', '[TOX_LOW]'])
     assert seen == ['[S2S][TOX_LOW]one', '[S2S][TOX_LOW]two'] and 'one\n  -> x' in capsys.readouterr().out
     with pytest.raises(
-        UserError, match=r'--control=\[TOX\] is no token of this checkpoint, which has \[TOX_LOW\], \[S2S\]'
+        UserError, match=r'--control=\[TOX\] is not a token of this checkpoint, which has \[TOX_LOW\], \[S2S\]'
     ):
         infer('run', prompts=['one'], control=['[TOX]'])

@@ -1,7 +1,8 @@
-"""t5flan/evaluation/memorization.py: a model that knows a text by heart is found out, one that does not is not."""
+"""Memorization is measured for a model that memorized a text and for one that did not."""
 
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,21 +27,21 @@ def canaries(tmp_path):
     return path
 
 
-def test_canaries_are_random_and_repeat_as_often_as_they_say(canaries, tmp_path):
-    rows = [json.loads(line) for line in open(canaries, encoding='utf-8')]
+def test_canaries_are_random_and_repeated_as_their_field_says(canaries, tmp_path):
+    rows = [json.loads(line) for line in Path(canaries).read_text('utf-8').splitlines()]
     texts = [row['text'] for row in rows]
     assert len(set(texts)) == 10 and all(texts.count(row['text']) == row['repeats'] for row in rows)
-    assert [row['repeats'] for row in rows] != sorted(row['repeats'] for row in rows), 'mixed'
+    assert [row['repeats'] for row in rows] != sorted(row['repeats'] for row in rows), 'not shuffled'
     run(f'memorization --make_canaries={tmp_path}/again.jsonl --repeats=1,10 --count=5')
-    assert (tmp_path / 'again.jsonl').read_text() == open(canaries).read(), 'the same with the same seed'
+    assert (tmp_path / 'again.jsonl').read_text() == Path(canaries).read_text(), 'not the same with the same seed'
     for wrong in ('0', 'x', '1,-2'):
         with pytest.raises(UserError, match='--repeats'):
             run(f'memorization --make_canaries={tmp_path}/a.jsonl --repeats={wrong}')
 
 
-def test_what_is_known_by_heart_is_told_by_group(canaries, monkeypatch, tmp_path, capsys):
-    """A model that knows the texts that it saw ten times, and writes half of the others."""
-    rows = {row['text']: row['repeats'] for row in map(json.loads, open(canaries, encoding='utf-8'))}
+def test_memorized_texts_are_reported_by_group(canaries, monkeypatch, tmp_path, capsys):
+    """A model that memorized the texts with ten repeats, and half of each of the others."""
+    rows = {row['text']: row['repeats'] for row in map(json.loads, Path(canaries).read_text('utf-8').splitlines())}
     vocabulary = ByteVocabulary(10, ['[S2S]'])
     seen = []
 
@@ -68,21 +69,21 @@ def test_what_is_known_by_heart_is_told_by_group(canaries, monkeypatch, tmp_path
     assert '10: 100.0% of 5 texts continued word for word' in capsys.readouterr().out
 
 
-def test_a_continuation_that_ends_too_soon_is_not_the_text():
-    probes = [Probe('a', '', (3,), (4, 5, 6, 7))] * 3
+def test_a_continuation_that_is_too_short_does_not_match():
+    probes = [Probe('', (3,), (4, 5, 6, 7))] * 3
     assert scores(probes, [[4, 5], [4, 5, 6, 7], [9, 5, 6, 7]]) == {'all': {'texts': 3, 'exact': 1 / 3, 'tokens': 0.5}}
 
 
 @pytest.mark.parametrize('format,family', [('encoder_decoder', 't5_1_1'), ('causal_lm', 'gemma')])
-def test_a_real_checkpoint_that_was_never_trained_knows_nothing(tmp_path, canaries, format, family):
+def test_an_untrained_checkpoint_has_memorized_nothing(tmp_path, canaries, format, family):
     folder = save_folder(tmp_path / 'run', byte_model(family), format, steps=(1,))
     found = memorization(str(folder), [canaries], prefix=8, length=6, limit=4, batch_size=4)
     assert found['all']['texts'] == 4 and found['all']['exact'] == 0
 
 
-def test_bad_input_is_one_line(tmp_path, canaries):
+def test_bad_input_is_reported_in_one_line(tmp_path, canaries):
     folder = str(save_folder(tmp_path / 'run', byte_model(), steps=(1,)))
-    with pytest.raises(UserError, match=r'--control=\[S2S\] is no token'):
+    with pytest.raises(UserError, match=r'--control=\[S2S\] is not a token'):
         memorization(folder, [canaries], control=['[S2S]'])
     with pytest.raises(UserError, match='has 5000 \\+ 50 tokens. Set --prefix'):
         memorization(folder, [canaries], prefix=5000)

@@ -1,4 +1,4 @@
-"""t5flan/synthesis/rationales.py: what is asked, what is kept, and a file that the CoT tasks read back."""
+"""Rationales: the prompts, the filter, and a file that the CoT tasks read back."""
 
 import json
 
@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import seqio
 
+from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import parse_arguments
 from t5flan.data.config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.decoding.config import SAMPLING, Decoding
 from t5flan.decoding.generate import Generation
 from t5flan.errors import UsageError, UserError
 from t5flan.synthesis import rationales as lib
-from t5flan.synthesis.rationales import Draw, Kept, Question, choose, parse, prompt_of, questions, rationales
+from t5flan.synthesis.rationales import Kept, Question, Sample, choose, parse, prompt_of, rationales, read_questions
 from t5flan.tasks import cot
 from t5flan.tasks.practice import tasks as practice
 from tests.saved_model import byte_model, save_folder
@@ -21,7 +24,7 @@ VOCABULARY = ByteVocabulary()
 
 
 class Speaker:
-    """A model that says, for sample i of the question 'How much is N and 1?', what `say(N, i)` gives."""
+    """A model whose sample i for 'How much is N and 1?' is `say(N, i)`; a text ending in … has no end of sequence."""
 
     folder, step, max_new_tokens, vocabulary = 'runs/speaker', 7, 64, VOCABULARY
 
@@ -31,10 +34,13 @@ class Speaker:
     def input_ids(self, text):
         return VOCABULARY.encode(text)
 
-    def generate_ids(self, inputs, max_new_tokens, sampling, *, seed, num_samples, batch_size, rows):
+    def generate_ids(self, inputs, *, decoding, rows):
         texts = [VOCABULARY.decode(ids) for ids in inputs]
         self.asked += texts
-        return [[self._generation(self._say(int(text.split()[3]), i)) for i in range(num_samples)] for text in texts]
+        return [
+            [self._generation(self._say(int(text.split()[3]), i)) for i in range(decoding.num_samples)]
+            for text in texts
+        ]
 
     def _generation(self, text):
         ended = not text.endswith('…')
@@ -55,12 +61,13 @@ def task(tmp_path):
 def run(monkeypatch, tmp_path, task, say, name='sampled.tsv', **settings):
     speaker = Speaker(say)
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
-    provenance = rationales('runs/speaker', task, str(tmp_path / 'out' / name), **{'samples': 4, 'limit': 6} | settings)
+    settings = {'decoding': SAMPLING.replace(num_samples=4), 'limit': 6} | settings
+    provenance = rationales('runs/speaker', task, str(tmp_path / 'out' / name), **settings)
     return speaker, provenance, tmp_path / 'out' / name
 
 
-def right_from(third):
-    """Sample 0 is wrong, sample 1 says nothing before its answer, sample 2 does not end; from 3 on it is right."""
+def right_at_sample_3():
+    """Sample 0 is wrong, sample 1 has no rationale, sample 2 does not end, sample 3 is right."""
     return lambda n, i: [
         f'Hm. So the answer is {n + 2}.',
         f'So the answer is {n + 1}.',
@@ -70,8 +77,8 @@ def right_from(third):
 
 
 @pytest.mark.parametrize('name', ['sampled.tsv', 'sampled.jsonl'])
-def test_right_rationales_become_a_file_that_is_read_back(monkeypatch, tmp_path, task, capsys, name):
-    speaker, provenance, path = run(monkeypatch, tmp_path, task, right_from(3), name)
+def test_right_rationales_are_written_and_read_back(monkeypatch, tmp_path, task, capsys, name):
+    speaker, provenance, path = run(monkeypatch, tmp_path, task, right_at_sample_3(), name)
     assert speaker.asked[0] == "How much is 0 and 1?\nSay.\nLet's think step by step."
     assert provenance['counts'] == {
         'questions': 6,
@@ -115,29 +122,27 @@ def test_votes_need_no_answers(monkeypatch, tmp_path, task):
     assert provenance['agreement'] == 0.6 and provenance['counts']['kept_right'] == 0
 
 
-def test_what_is_chosen():
+def test_choose():
     question = Question('q', ('12', 'a dozen'))
     drawn = [
-        Draw('a', '11'),
-        Draw('b', '12.0'),
-        Draw('c', '11'),
-        Draw('b ', '12'),
-        Draw('', '12'),
-        Draw('d', 'A dozen'),
+        Sample('a', '11'),
+        Sample('b', '12.0'),
+        Sample('c', '11'),
+        Sample('b ', '12'),
+        Sample('', '12'),
+        Sample('d', 'A dozen'),
     ]
-    assert choose(0, question, drawn, 'right', each=9) == [Kept(0, '12', 'b', 2 / 6, True)], (
-        'alike but for spaces is one'
-    )
+    assert choose(0, question, drawn, 'right', each=9) == [Kept(0, '12', 'b', 2 / 6, True)], 'equal up to spaces'
     assert choose(0, question, drawn, 'vote', agreement=0.3) == [Kept(0, '11', 'a', 2 / 6, False)], (
         'a tie goes to the first'
     )
     assert choose(0, question, drawn, 'vote', agreement=0.4) == [] == choose(0, question, [], 'right')
 
 
-def test_draws_are_parsed():
-    assert parse('So the answer is 1. No. so the ANSWER is 2.') == Draw('So the answer is 1. No.', '2')
-    assert parse('3 et 4. La réponse est donc 7.', cot.answer_words()) == Draw('3 et 4.', '7')
-    assert parse('nothing') == parse('x. So the answer is ') == Draw('', '')
+def test_samples_are_parsed():
+    assert parse('So the answer is 1. No. so the ANSWER is 2.') == Sample('So the answer is 1. No.', '2')
+    assert parse('3 et 4. La réponse est donc 7.', cot.answer_words()) == Sample('3 et 4.', '7')
+    assert parse('nothing') == parse('x. So the answer is ') == Sample('', '')
 
 
 @pytest.mark.parametrize(
@@ -153,27 +158,27 @@ def test_draws_are_parsed():
         ('x2', 'y2', False),
     ],
 )
-def test_answers_that_are_one(a, b, same):
+def test_same_answer(a, b, same):
     assert lib.same_answer(a, b) == lib.same_answer(b, a) == same
 
 
-def test_other_tasks_are_asked_their_zero_shot_prompts():
+def test_other_tasks_use_their_zero_shot_prompts():
     practice.register()
-    asked, whole = questions('practice_minutes_cot', 'validation', 3)
+    asked, whole = read_questions('practice_minutes_cot', 'validation', 3)
     expected = [practice.make_example('practice_minutes_cot', 'validation', i) for i in range(3)]
     assert whole and [question.text for question in asked] == [example['inputs'] for example in expected]
     assert [question.answers for question in asked] == [(example['answer'],) for example in expected]
     assert all(question.asks and prompt_of(question, None) == question.text for question in asked)
-    asked, _ = questions('practice_minutes', 'validation', 2)
+    asked, _ = read_questions('practice_minutes', 'validation', 2)
     assert (
         prompt_of(asked[0], None) == f"{asked[0].text}\nLet's think step by step."
         and prompt_of(asked[0], '') == asked[0].text
     )
     with pytest.raises(UserError, match='practice_cot is a mixture, expected one task. Set --task'):
-        questions('practice_cot', 'train', 1)
+        read_questions('practice_cot', 'train', 1)
 
 
-def test_prompts_that_ask_are_read_back_as_they_are(monkeypatch, tmp_path):
+def test_prompts_that_ask_for_a_rationale_are_read_back_unchanged(monkeypatch, tmp_path):
     practice.register()
     speaker = Speaker(lambda n, i: None)
     speaker.generate_ids = lambda inputs, *_, **__: [
@@ -181,7 +186,7 @@ def test_prompts_that_ask_are_read_back_as_they_are(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     path = tmp_path / 'ratasks.tsv'
-    found = rationales('runs/speaker', 'practice_minutes_cot', str(path), samples=1, limit=20, keep='vote')
+    found = rationales('runs/speaker', 'practice_minutes_cot', str(path), decoding=Decoding(), limit=20, keep='vote')
     assert found['whole_prompts'] and found['prompts_ask']
     cot.register([str(path)])
     task = seqio.TaskRegistry.get('cot_ratasks')
@@ -197,23 +202,41 @@ def test_prompts_that_ask_are_read_back_as_they_are(monkeypatch, tmp_path):
         assert cot.postprocess('', True, example) == cot.postprocess(example['targets']) == '180'
 
 
-def test_a_real_checkpoint_is_asked(monkeypatch, tmp_path, task):
+def test_a_real_checkpoint(monkeypatch, tmp_path, task):
     folder = str(save_folder(tmp_path / 'run', byte_model(), steps=(3,)))
-    with pytest.raises(UserError, match=f'{task}: of 3 questions and 2 draws each none was kept') as error:
-        rationales(folder, task, str(tmp_path / 'x.tsv'), samples=2, limit=3, max_new_tokens=4)
+    decoding = SAMPLING.replace(num_samples=2, max_new_tokens=4)
+    with pytest.raises(UserError, match=f'{task}: none of 2 rationales for each of 3 questions was kept') as error:
+        rationales(folder, task, str(tmp_path / 'x.tsv'), limit=3, decoding=decoding)
     assert '\n' not in str(error.value) and not (tmp_path / 'x.tsv').exists()
 
 
 @pytest.mark.parametrize(
     'settings,pattern',
     [
-        ({'keep': 'best'}, '--keep=best: expected right or vote'),
-        ({'output': 'x.csv'}, '--output=x.csv: expected a file that ends in .tsv or .jsonl'),
-        ({'samples': 0}, '--samples=0'),
+        ({'keep': 'best'}, '--keep=best, expected right or vote'),
+        ({'output': 'x.csv'}, '--output=x.csv, expected a file name that ends in .tsv or .jsonl'),
+        ({'each': 0}, '--each=0'),
         ({'agreement': 0.0}, '--agreement=0.0'),
-        ({'temperature': 0.0}, '--temperature=0 draws the same rationale 8 times'),
+        ({'decoding': SAMPLING.replace(temperature=0.0)}, '--temperature=0 returns the same rationale 8 times'),
     ],
 )
 def test_settings_out_of_range(settings, pattern):
     with pytest.raises(UsageError, match=pattern):
         rationales('none', 'none', **{'output': 'x.tsv'} | settings)
+
+
+def test_flags_override_gin_and_gin_overrides_the_defaults(monkeypatch, tmp_path):
+    used = []
+    monkeypatch.setattr(lib, 'rationales', lambda *_, decoding, **__: used.append(decoding))
+    folder = save_folder(tmp_path / 'run', byte_model(), steps=(3,))
+
+    def run(*argv):
+        line = ['rationales', f'--checkpoint={folder}', '--task=cot_gsm8k', '--output=x.tsv', *argv]
+        command, arguments = parse_arguments(line, COMMANDS)
+        command.run(arguments)
+
+    run()
+    run('--gin.Decoding.temperature=1.0', '--gin.Decoding.seed=3', '--seed=4', '--samples=2')
+    assert used == [Decoding(None, 0.7, num_samples=8, batch_size=8), Decoding(None, 1.0, 0, 1.0, 2, 4, 8)]
+    with pytest.raises(UsageError, match='num_samples=0, expected an integer of 1 or more. Set --samples'):
+        run('--samples=0')

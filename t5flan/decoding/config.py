@@ -1,0 +1,101 @@
+"""Settings of decoding. Standard library only."""
+
+import dataclasses
+from typing import Any, TypedDict
+
+from t5flan.config.checks import is_count, is_number
+from t5flan.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How prompts are continued. The default is greedy decoding.
+
+    Set it in gin (`Decoding.temperature = 0.7`), by the flags of a command (`--temperature=0.7`), or as keywords of
+    `LanguageModel.generate`.
+
+    Attributes:
+        max_new_tokens: upper limit on the new tokens; None is the length of targets in training.
+        temperature: 0 takes the most likely token; above 0 logits are divided by it and a token is sampled.
+        top_k: sample among the k most likely tokens; 0 is all.
+        top_p: nucleus sampling threshold (Holtzman et al. 2020, arXiv:1904.09751): sample among the most likely tokens
+            whose probabilities, after temperature and top_k, sum to top_p; 1 is all.
+        num_samples: continuations of each prompt; only `rationales` and `LanguageModel.samples` take more than 1.
+        seed: seed of the samples. A row's samples depend on the seed and its row number only, not on its batch.
+        batch_size: prompts decoded together, over all devices.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_samples: int = 1
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, 'item'):  # a NumPy or JAX scalar
+                object.__setattr__(self, field.name, value.item())
+        self._require('temperature', is_number(self.temperature) and self.temperature >= 0, 'a number of 0 or more')
+        self._require('top_k', is_count(self.top_k, 0), 'an integer of 0 (all tokens) or more')
+        self._require('top_p', is_number(self.top_p) and 0 < self.top_p <= 1, 'a number above 0 and at most 1')
+        self._require('seed', is_count(self.seed, -(2**31)) and self.seed < 2**31, 'a 32-bit integer')
+        for name in ('num_samples', 'batch_size'):
+            self._require(name, is_count(getattr(self, name), 1), 'an integer of 1 or more')
+        limit = self.max_new_tokens
+        self._require('max_new_tokens', limit is None or is_count(limit, 1), 'an integer of 1 or more, or None')
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            flag = '--samples' if name == 'num_samples' else f'--{name}'
+            value = getattr(self, name)
+            raise UserError(f'{name}={value!r}, expected {expected}. Set {flag}, or Decoding.{name} in your .gin.')
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    def replace(self, **settings: Any) -> 'Decoding':
+        """A copy with some fields replaced.
+
+        Raises:
+            UserError: a keyword is not a field, or its value is out of range.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in names:
+                near = nearest(name, names)
+                hint = f'did you mean {near}?' if near else f'expected one of {", ".join(names)}.'
+                raise UserError(f'{name}={settings[name]!r} is not a decoding setting; {hint}')
+        return dataclasses.replace(self, **settings)
+
+    def require_one_sample(self, caller: str) -> None:
+        """Raises a UserError if `num_samples` is not 1."""
+        if self.num_samples != 1:
+            raise UserError(
+                f'num_samples={self.num_samples}, expected 1: {caller} returns one continuation of each prompt. '
+                'Remove Decoding.num_samples.'
+            )
+
+
+class DecodingSettings(TypedDict, total=False):
+    """The fields of `Decoding` but max_new_tokens, as keyword arguments."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    num_samples: int
+    seed: int
+    batch_size: int
+
+
+GREEDY = Decoding()
+
+SAMPLING = Decoding(temperature=0.7, num_samples=8, batch_size=8)
+"""The default where several continuations of a prompt are compared: `rationales` and `LanguageModel.samples`."""

@@ -1,0 +1,45 @@
+"""What `t5flan evaluate` prints: its progress and the table."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from t5flan.evaluation.measures import metrics_of
+
+
+def print_table(summary: Mapping[str, Any]) -> None:
+    """Prints the summary of `evaluate` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    metrics = list(dict.fromkeys(name for result in summary['tasks'].values() for name in metrics_of(result)))
+    table = Table(title=f'{summary["checkpoint"]}, step {summary["step"]}, {summary["split"]}', title_justify='left')
+    table.add_column('task', overflow='fold')
+    for column in ('examples', *metrics):
+        table.add_column(column, justify='right')
+    cells = lambda result: [f'{result[name]:.2f}' if name in result else '' for name in metrics]
+    for task, result in summary['tasks'].items():
+        table.add_row(task, str(result['examples']), *cells(result))
+    if summary['means']:
+        table.add_section()
+    for mixture, means in summary['means'].items():
+        table.add_row(f'mean of {mixture}', '', *cells(means), style='bold')
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    cut = [f'{result["cut"]} of {task}' for task, result in summary['tasks'].items() if result.get('cut')]
+    if cut:
+        print(f'trimmed to the feature lengths: {", ".join(cut)}')
+
+
+class Progress:
+    """Reports `generated 128 of 960`: in place on a terminal, elsewhere as a line for every tenth."""
+
+    def __init__(self) -> None:
+        self._tenth = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Reports that `done` of `total` examples are finished."""
+        if sys.stderr.isatty():
+            print(f'\rgenerated {done} of {total}', end='' if done < total else '\n', file=sys.stderr, flush=True)
+        elif 10 * done // total > self._tenth:
+            self._tenth = 10 * done // total
+            print(f'generated {done} of {total}', file=sys.stderr, flush=True)
