@@ -9,10 +9,9 @@
 Nothing here needs TensorFlow, SeqIO or gin.
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -193,12 +192,9 @@ class LanguageModel:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""
         if len(_texts(inputs)) != len(_texts(targets)):
             raise UserError(f'score got {len(inputs)} inputs and {len(targets)} targets, expected the same number.')
-        eos = [self.vocabulary.eos_id]
-        return self.score_ids(
-            [self.input_ids(text) for text in inputs],
-            [self.vocabulary.encode(text) + eos for text in targets],
-            batch_size,
-        )
+        input_ids = [self.input_ids(text) for text in inputs]
+        target_ids = [[*self.vocabulary.encode(text), self.vocabulary.eos_id] for text in targets]
+        return self.score_ids(input_ids, target_ids, batch_size)
 
     def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Model features (T5X's names, e.g. encoder_input_tokens, decoder_input_tokens) -> float32 [B, T, V].
@@ -210,7 +206,7 @@ class LanguageModel:
         for name in needed:
             if name not in batch:
                 raise UserError(f'logits needs the model feature {name!r}; the batch has {sorted(batch)}.')
-        with self._placed():
+        with sharding_lib.use(self.sharding):
             return np.asarray(_logits(self.model, {name: jnp.asarray(x) for name, x in batch.items()}), np.float32)
 
     # -- Ids in, ids out --------------------------------------------------------------------------------------------
@@ -238,7 +234,7 @@ class LanguageModel:
         decoding = decoding.replace(**settings)
         if max_new_tokens is None:
             max_new_tokens = decoding.max_new_tokens or self.max_new_tokens
-        with self._placed():
+        with sharding_lib.use(self.sharding):
             return generate(
                 self.model,
                 inputs,
@@ -256,7 +252,7 @@ class LanguageModel:
         """Returns log p(target ids | input ids) in nats. No end of sequence is added."""
         scores = [0.0] * len(inputs)
         order = sorted(range(len(inputs)), key=lambda i: -(len(inputs[i]) + len(targets[i])))
-        with self._placed():
+        with sharding_lib.use(self.sharding):
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 batch = self._features([inputs[i] for i in chosen], [targets[i] for i in chosen])
@@ -267,26 +263,16 @@ class LanguageModel:
 
     def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """Unpacked model features as in training, padded to few shapes."""
-        longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
-        if self.format != 'encoder_decoder':  # a row holds the input followed by the target
+        if self.format == 'encoder_decoder':
+            longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
+        else:  # a row holds the input followed by the target
             longest = {'inputs': 0, 'targets': max(len(a) + len(b) for a, b in zip(inputs, targets))}
+        lengths = {name: rounded_length(length) if length else 0 for name, length in longest.items()}
         parts = 1 if self.sharding is None else self.sharding.size('batch')
-        rows = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts
-        examples = [
-            [{'inputs': np.asarray(a, np.int32), 'targets': np.asarray(b, np.int32)}] for a, b in zip(inputs, targets)
-        ]
-        return make_batch(
-            self.format,
-            {name: rounded_length(length) if length else 0 for name, length in longest.items()},
-            examples + [[]] * (rows - len(examples)),
-            packed=False,
-            start_id=self.vocabulary.start_id,
-        )
-
-    @contextlib.contextmanager
-    def _placed(self) -> Iterator[None]:
-        with sharding_lib.use(self.sharding):
-            yield
+        empty = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts - len(inputs)
+        as_array = lambda ids: np.asarray(ids, np.int32)
+        examples = [[{'inputs': as_array(a), 'targets': as_array(b)}] for a, b in zip(inputs, targets)] + [[]] * empty
+        return make_batch(self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id)
 
 
 @jax.jit

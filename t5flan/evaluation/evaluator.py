@@ -6,10 +6,11 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 `metric_fn(targets, predictions)`, targets are scored for `metric_fn(targets, scores)`.
 """
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from t5flan.data.batches.pipeline import EvalExamples, eval_examples
 from t5flan.data.config import DataConfig, InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.decoding.config import GREEDY, Decoding
-from t5flan.decoding.generate import Generation
 from t5flan.errors import UserError
 from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, needs_predictions
 from t5flan.evaluation.terminal import Progress, print_table
@@ -28,6 +28,8 @@ INSTRUCTIONS = InstructionConfig()
 
 Tasks = Mapping[str, Any]
 """Name -> SeqIO task."""
+
+T = TypeVar('T')
 
 
 def evaluate(
@@ -112,13 +114,15 @@ def evaluate_tasks(
     chosen = {name: task for group in expanded.values() for name, task in group.items()}
     examples = {name: _examples(model, name, split, limit, instructions) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}
-    generations = _generate(model, predicted, decoding, progress)
+    inputs, numbers = _ids(predicted, 'inputs'), [i for group in predicted.values() for i in range(len(group))]
+    report = None if progress is None else lambda done: progress(done, len(inputs))
+    generations = _by_task(model.generate_ids(inputs, decoding=decoding, rows=numbers, progress=report), predicted)
     scored = {name: examples[name] for name, task in chosen.items() if task.score_metric_fns}
-    scores = _score(model, scored, decoding.batch_size)
+    scores = _by_task(model.score_ids(_ids(scored, 'inputs'), _ids(scored, 'targets'), decoding.batch_size), scored)
     results: dict[str, Result] = {}
     for name, task in chosen.items():
-        answers = generations.get(name, []), scores.get(name, [])
-        results[name], task_rows = measure(task, examples[name], model.vocabulary, *answers)
+        first = [samples[0] for samples in generations.get(name, [])]
+        results[name], task_rows = measure(task, examples[name], model.vocabulary, first, scores.get(name, []))
         if rows is not None:
             rows.extend(task_rows)
     return results
@@ -164,27 +168,11 @@ def _examples(
     return examples
 
 
-def _generate(
-    model: LanguageModel,
-    examples: Mapping[str, EvalExamples],
-    decoding: Decoding,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, list[Generation]]:
-    """Continues the inputs of all tasks together, in full batches sorted by length."""
-    inputs = [_ids(example, 'inputs') for group in examples.values() for example in group]
-    numbers = [i for group in examples.values() for i in range(len(group))]
-    report = None if progress is None else lambda done: progress(done, len(inputs))
-    generated = iter(model.generate_ids(inputs, decoding=decoding, rows=numbers, progress=report))
-    return {name: [next(generated)[0] for _ in group] for name, group in examples.items()}
+def _ids(examples: Mapping[str, EvalExamples], feature: str) -> list[list[int]]:
+    """A feature of the examples of all tasks, which are decoded together in full batches sorted by length."""
+    return [np.asarray(example.get(feature, ()), np.int64).tolist() for group in examples.values() for example in group]
 
 
-def _score(model: LanguageModel, examples: Mapping[str, EvalExamples], batch_size: int) -> dict[str, list[float]]:
-    """Scores the targets of all tasks together."""
-    inputs = [_ids(example, 'inputs') for group in examples.values() for example in group]
-    targets = [_ids(example, 'targets') for group in examples.values() for example in group]
-    scores = iter(model.score_ids(inputs, targets, batch_size))
-    return {name: [next(scores) for _ in group] for name, group in examples.items()}
-
-
-def _ids(example: Mapping[str, Any], feature: str) -> list[int]:
-    return np.asarray(example.get(feature, ()), np.int64).tolist()
+def _by_task(results: Iterable[T], examples: Mapping[str, EvalExamples]) -> dict[str, list[T]]:
+    left = iter(results)
+    return {name: list(itertools.islice(left, len(group))) for name, group in examples.items()}

@@ -52,72 +52,53 @@ def infer(
     if (input is None) != (output is None):
         raise UsageError('--input=FILE and --output=FILE go together')
     decoding.require_one_sample('infer')
-    if input is not None and output is not None:
-        _infer_file(checkpoint, step, read_rows(input, field), Path(output), field, control, decoding)
+
+    def continued(model: Any, rows: Sequence[Row]) -> list[Row]:
+        texts, numbers = [''.join((*control, row[field])) for row in rows], [row['index'] for row in rows]
+        written = model.generate(texts, decoding=decoding, rows=numbers)
+        return [row | {'prediction': text} for row, text in zip(rows, written, strict=True)]
+
+    if input is None or output is None:
+        model = load_with_control(checkpoint, step, control)
+        rows = continued(model, [{field: prompt, 'index': i} for i, prompt in enumerate(prompts)])
+        for row in rows:
+            print(row['prediction'] if len(rows) == 1 else f'{row[field]}\n  -> {row["prediction"]}')
+        if json_file is not None:
+            answers = [{'inputs': row[field], 'prediction': row['prediction']} for row in rows]
+            write_json(json_file, {'checkpoint': model.folder, 'step': model.step, 'rows': answers}, indent=2)
         return
-    model = _load(checkpoint, step, control)
-    rows = _continued(model, [{field: prompt} for prompt in prompts], range(len(prompts)), field, control, decoding)
-    for row in rows:
-        print(row['prediction'] if len(rows) == 1 else f'{row[field]}\n  -> {row["prediction"]}')
-    if json_file is not None:
-        answers = [{'inputs': row[field], 'prediction': row['prediction']} for row in rows]
-        write_json(json_file, {'checkpoint': model.folder, 'step': model.step, 'rows': answers}, indent=2)
-
-
-def _infer_file(
-    checkpoint: str,
-    step: int | None,
-    rows: Sequence[Row],
-    output: Path,
-    field: str,
-    control: Sequence[str],
-    decoding: Decoding,
-) -> None:
-    """Writes the rows of this host that `output` lacks, window by window."""
+    rows = read_rows(input, field)
     import jax
 
     host, hosts = jax.process_index(), jax.process_count()
-    path = shard_path(output, host, hosts)
+    path = shard_path(Path(output), host, hosts)
     with RowWriter(path, rows[host::hosts], field) as writer:
         if not writer.remaining:
             print(f'{path} is complete: {len(writer.done)} rows')
             return
-        model = _load(checkpoint, step, control)
+        model = load_with_control(checkpoint, step, control)
         started, before, total = time.monotonic(), len(writer.done), len(writer.done) + len(writer.remaining)
         while writer.remaining:
-            window = writer.remaining[: WINDOW * decoding.batch_size]
-            writer.write(_continued(model, window, [row['index'] for row in window], field, control, decoding))
+            writer.write(continued(model, writer.remaining[: WINDOW * decoding.batch_size]))
             rate = (len(writer.done) - before) / (time.monotonic() - started)
             print(f'{len(writer.done)} of {total} rows, {rate:.1f} per second', file=sys.stderr, flush=True)
     print(f'{path}: {len(writer.done)} rows')
 
 
-def _load(checkpoint: str, step: int | None, control: Sequence[str]) -> Any:
+def load_with_control(checkpoint: str, step: int | None, control: Sequence[str]) -> Any:
+    """Loads a checkpoint and checks that its vocabulary has the control tokens: spelled in letters they have no effect.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or lacks one of the tokens.
+    """
     from t5flan.language_model import load  # imports JAX: wrong usage is reported before
 
     model = load(checkpoint, step)
-    check_control(control, model)
-    return model
-
-
-def check_control(tokens: Sequence[str], model: Any) -> None:
-    """Checks that the model's vocabulary has these tokens; spelled in letters they would control nothing.
-
-    Raises:
-        UserError: it lacks one of them.
-    """
-    for token in tokens:
+    for token in control:
         if token not in model.vocabulary.mode_tokens:
             known = ', '.join(model.vocabulary.mode_tokens) or 'none'
             raise UserError(f'--control={token} is not a token of this checkpoint, which has {known}. Set --control.')
-
-
-def _continued(
-    model: Any, rows: Sequence[Row], numbers: Sequence[int], field: str, control: Sequence[str], decoding: Decoding
-) -> list[Row]:
-    """The rows with 'prediction' added."""
-    texts = model.generate([''.join((*control, row[field])) for row in rows], decoding=decoding, rows=numbers)
-    return [row | {'prediction': text} for row, text in zip(rows, texts, strict=True)]
+    return model
 
 
 def read_rows(path: str, field: str) -> list[Row]:

@@ -20,7 +20,7 @@ from t5flan.data.randomness import stable_hash
 from t5flan.data.records.text_files import SUFFIXES, json_lines, json_object, match_files, plain_texts, require_field
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.evaluation.inference import check_control
+from t5flan.evaluation.inference import load_with_control
 from t5flan.files import write_whole
 
 _NO_LIMIT = 2**62
@@ -103,11 +103,8 @@ def memorization(
     """
     if prefix < 1 or length < 1 or limit < 1:
         raise UserError(f'--prefix={prefix} --length={length} --limit={limit}, expected 1 or more. Set them.')
-    from t5flan.language_model import load  # imports JAX: wrong values are reported before
-
     paths = [path for pattern in patterns for path in match_files(pattern, SUFFIXES, '--input')]
-    model = load(checkpoint, step)
-    check_control(control, model)
+    model = load_with_control(checkpoint, step, control)
     before = [model.vocabulary.mode_token_id(token) for token in control]
     probes = find_probes(_texts(paths, field, unit, group), model.vocabulary, prefix, length)[:limit]
     if not probes:

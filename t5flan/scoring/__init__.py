@@ -1,1 +1,1 @@
-"""Text in, numbers out: answer extraction and metrics. Knows no model."""
+"""Text -> numbers: answer extraction and metrics. Imports no model code."""

@@ -1,4 +1,4 @@
-"""From a model's words to the answer in them, and to the form two answers are compared in."""
+"""Extracts answers from text and normalizes them for comparison."""
 
 import re
 import string
@@ -9,20 +9,19 @@ TRIGGER = 'So the answer is'
 
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
-# A sign counts only where it cannot be a minus between two numbers ("7-3" holds 7 and 3).
+# A minus is read as a sign only where it cannot be a subtraction ("7-3" contains 7 and 3).
 _NUMBER = re.compile(r'(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<=[^\d\W])\d[\d,]*(?:\.\d+)?')
 _CHOICE = re.compile(r'\(([A-Za-z])\)|(?<!\w)([A-Z])(?!\w)')
 _QUOTES = {'"': '"', "'": "'", '“': '”', '「': '」', '«': '»', '`': '`'}
 
 
 def extract_answer(text: str, trigger: str | Sequence[str] = TRIGGER, default: str | None = None) -> str:
-    """The answer of a rationale: what follows the last `trigger`, to the end of that line, without its full stop.
+    """Extracts the answer of a rationale: the rest of the line after the last `trigger`, without its full stop.
 
     Args:
-        text: what the model wrote (or a target with a rationale).
-        trigger: the words that announce the answer, in any case; or several such (one for each language).
-        default: returned where no trigger stands in the text; None returns the whole text, so that a direct answer is
-            its own answer.
+        text: the model's output, or a target with a rationale.
+        trigger: the phrase that announces the answer, in any case, or several (one for each language).
+        default: returned if the text has no trigger; None returns the whole text, which is then a direct answer.
 
     >>> extract_answer('7 apples and 5 more are 12. So the answer is 12.')
     '12'
@@ -33,19 +32,15 @@ def extract_answer(text: str, trigger: str | Sequence[str] = TRIGGER, default: s
     >>> extract_answer('I am not sure.', default='')
     ''
     """
-    triggers = [trigger] if isinstance(trigger, str) else list(trigger)
-    found = None
-    for words in triggers:
-        for match in re.finditer(re.escape(words), text, re.IGNORECASE):
-            if found is None or match.end() > found:
-                found = match.end()
-    if found is None:
+    triggers = [trigger] if isinstance(trigger, str) else trigger
+    ends = [match.end() for words in triggers for match in re.finditer(re.escape(words), text, re.IGNORECASE)]
+    if not ends:
         return clean(text) if default is None else default
-    return clean(text[found:].lstrip(' \t:：').strip().partition('\n')[0])
+    return clean(text[max(ends) :].lstrip(' \t:：').strip().partition('\n')[0])
 
 
 def clean(answer: str) -> str:
-    """Strips spaces, one closing full stop and one pair of quotes around the whole answer.
+    """Strips spaces, a final full stop and a pair of quotes around the whole answer.
 
     >>> clean(' (B). ')
     '(B)'
@@ -63,7 +58,7 @@ def clean(answer: str) -> str:
 
 
 def extract_number(text: str) -> str | None:
-    """The last number of a text, without thousands separators, or None: how GSM8K and MGSM answers are read.
+    """Returns the last number of a text, without thousands separators, or None, as GSM8K and MGSM answers are read.
 
     >>> extract_number('She makes 9 * 2 = $1,018.00 a day.')
     '1018.00'
@@ -75,18 +70,17 @@ def extract_number(text: str) -> str | None:
 
 
 def extract_choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer ('(B)', 'B', 'B.', '(b) because …'), upper case, or None: the first one.
+    """Returns the first letter of a multiple-choice answer ('(B)', 'B', 'B.', '(b) because ...'), upper case, or None.
 
     >>> extract_choice('(b) because it is red')
     'B'
     """
-    for match in _CHOICE.finditer(text):
-        return (match.group(1) or match.group(2)).upper()
-    return None
+    match = _CHOICE.search(text)
+    return (match.group(1) or match.group(2)).upper() if match else None
 
 
 def normalize_space(text: str) -> str:
-    """Unicode NFC and single spaces: the weakest normalization, which keeps case and punctuation."""
+    """Unicode NFC and single spaces; keeps case and punctuation."""
     return ' '.join(unicodedata.normalize('NFC', text).split())
 
 

@@ -1,11 +1,12 @@
 """Metrics with SeqIO's signatures: fn(targets, predictions) or fn(targets, scores) -> {name: number}, in percent.
 
-A target is what the task's postprocess_fn made of it: a string, or a sequence of strings any of which is right.
+A target is the result of the task's postprocess_fn: a string, or a sequence of strings any of which is right.
 """
 
 import collections
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from t5flan.scoring.answers import extract_number, normalize_answer, normalize_space
 
@@ -13,7 +14,7 @@ Target = str | Sequence[str]
 
 
 def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of predictions equal to (one of) their targets but for spaces; case and punctuation count.
+    """Predictions equal to (one of) their targets up to spaces; case and punctuation count.
 
     >>> exact_match(['12', ['yes', 'Yes']], ['12 ', 'Yes'])
     {'exact_match': 100.0}
@@ -25,13 +26,13 @@ def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[s
     return {'exact_match': _percent(hits)}
 
 
-def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
-    """Share of predictions equal to their target, whatever their type: for labels (T5's `accuracy`)."""
+def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+    """Predictions equal to their target, of any type: for labels (T5's `accuracy`)."""
     return {'accuracy': _percent([target == prediction for target, prediction in _pairs(targets, predictions)])}
 
 
 def squad(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-    """SQuAD's exact match and token F1 after normalize_answer, the best over a question's answers.
+    """SQuAD's exact match and token F1 after normalize_answer: the best over each question's answers.
 
     >>> squad([['the cat', 'a dog']], ['cat, black white cat'])
     {'em': 0.0, 'f1': 40.0}
@@ -44,7 +45,7 @@ def squad(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, fl
 
 
 def token_f1(target: str, prediction: str) -> float:
-    """Harmonic mean of precision and recall over normalized words, in [0, 1]; two empty answers agree."""
+    """Harmonic mean of precision and recall over normalized words, in [0, 1]; 1 for two empty answers."""
     target_words, predicted_words = normalize_answer(target).split(), normalize_answer(prediction).split()
     if not target_words or not predicted_words:
         return float(target_words == predicted_words)
@@ -53,7 +54,7 @@ def token_f1(target: str, prediction: str) -> float:
 
 
 def number_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of predictions whose last number equals that of (one of) the targets: 18, 18.0 and $18 are equal."""
+    """Predictions whose last number equals that of (one of) their targets: 18, 18.0 and $18 are equal."""
     hits = []
     for target, prediction in _pairs(targets, predictions):
         given = extract_number(str(prediction))
@@ -62,8 +63,8 @@ def number_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[
     return {'number_match': _percent(hits)}
 
 
-def log_likelihood(targets: Sequence, scores: Sequence[float]) -> dict[str, float]:
-    """Mean log-likelihood of the targets, in nats an example (a score function: it takes the model's scores)."""
+def log_likelihood(targets: Sequence[Any], scores: Sequence[float]) -> dict[str, float]:
+    """Mean log-likelihood of the targets in nats per example (a score function: it takes the model's scores)."""
     pairs = _pairs(targets, scores)
     return {'log_likelihood': math.fsum(float(score) for _, score in pairs) / len(pairs) if pairs else 0.0}
 
@@ -72,10 +73,10 @@ def _answers(target: Target) -> list[str]:
     return [target] if isinstance(target, str) else [str(answer) for answer in target] or ['']
 
 
-def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple]:
+def _pairs(targets: Sequence[Any], predictions: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(targets, predictions, strict=True))
 
 
 def _percent(values: Sequence[float]) -> float:
-    """100 x the mean; no examples give 0 (T5's and SeqIO's metrics divide by zero there)."""
+    """100 x the mean; 0 without examples (T5's and SeqIO's metrics divide by zero)."""
     return 100.0 * math.fsum(values) / len(values) if values else 0.0

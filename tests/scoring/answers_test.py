@@ -1,4 +1,4 @@
-"""Answers are found where models put them, and nowhere else."""
+"""Extraction and normalization of answers."""
 
 import doctest
 
@@ -34,13 +34,13 @@ def test_extract_answer(text, expected):
     assert extract_answer(text) == expected
 
 
-def test_other_triggers_and_default():
+def test_triggers_and_default():
     assert extract_answer('5 + 5 = 10\n#### 10', trigger='####') == '10'
     assert extract_answer('답은 3입니다. 따라서 답은 4', trigger=('So the answer is', '따라서 답은')) == '4'
     assert extract_answer('no trigger here', default='?') == '?'
 
 
-def test_extraction_of_a_target_gives_what_was_announced():
+def test_the_answer_of_a_target_is_extracted():
     for answer in ('12', 'yes', '3 March 2021', 'a, b, c', 'vingt-deux', '日本', '-4', '1/2'):
         assert extract_answer(f'Because of this. So the answer is {answer}.') == answer
 

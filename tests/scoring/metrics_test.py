@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, and as SeqIO sorts them."""
+"""Metrics equal values computed by hand and have the signatures SeqIO expects."""
 
 import doctest
 import inspect
@@ -18,7 +18,7 @@ def test_exact_match_keeps_case_and_punctuation():
     assert result == {'exact_match': 50.0}
 
 
-def test_squad_takes_the_best_answer():
+def test_squad_uses_the_best_answer():
     result = metrics.squad([['Paris'], ['a red fox', 'dog']], ['paris.', 'red wolf'])
     assert result == {'em': 50.0, 'f1': pytest.approx(100 * (1 + 0.5) / 2)}
 
@@ -47,7 +47,7 @@ def test_accuracy_of_labels():
 @pytest.mark.parametrize(
     'metric', [metrics.exact_match, metrics.accuracy, metrics.squad, metrics.number_match, metrics.log_likelihood]
 )
-def test_no_examples_give_zero_and_unequal_lengths_fail(metric):
+def test_no_examples_score_zero_and_unequal_lengths_fail(metric):
     assert set(metric([], []).values()) == {0.0}
     with pytest.raises(ValueError):
         metric(['a'], [])
