@@ -18,7 +18,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     't5flan.arguments': ('commands.arguments',),
     't5flan.cache': ('corpora.cache',),
     't5flan.convert': ('conversion.convert',),
-    't5flan.evaluate': ('evaluation.evaluator',),
+    't5flan.evaluate': ('evaluation.evaluator', 'evaluation.measures', 'evaluation.terminal'),
     't5flan.gin_syntax': ('config.gin_syntax',),
     't5flan.infer': ('evaluation.inference',),
     't5flan.memorization': ('evaluation.memorization',),

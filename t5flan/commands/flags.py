@@ -14,17 +14,11 @@ if TYPE_CHECKING:
 JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks that cannot be loaded, and report which and why', type=bool)
 CHECKPOINT = Flag(
-    '--checkpoint',
-    'the workdir of a `t5flan train` run, or one of its steps: DIR/checkpoints/1000',
-    'DIR',
-    required=True,
+    '--checkpoint', 'a workdir of `t5flan train`, or one of its steps (DIR/checkpoints/1000)', 'DIR', required=True
 )
 STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', int)
 CONTROL = Flag(
-    '--control',
-    "a control or mode token before every prompt, e.g. '[S2S]'; may be given several times",
-    'TOKEN',
-    many=True,
+    '--control', "token put before every prompt, e.g. '[S2S]'; may be given several times", 'TOKEN', many=True
 )
 
 

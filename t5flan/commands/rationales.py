@@ -55,7 +55,7 @@ COMMAND = Command(
         Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
         Flag(
             '--keep',
-            "'right': keep right answers; 'vote': keep the answer of most samples (default: right)",
+            "keep 'right' answers, or by 'vote' the most frequent one (default: right)",
             'RULE',
             default='right',
         ),
@@ -63,11 +63,7 @@ COMMAND = Command(
         Flag('--each', 'keep at most N rationales of a question (default: 1)', 'N', int, 1),
         Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
         Flag('--limit', 'only the first N questions (default: all)', 'N', int),
-        Flag(
-            '--trigger',
-            "sentence that asks for a rationale; '' adds none (default: InstructionConfig's, unless the task asks)",
-            'TEXT',
-        ),
+        Flag('--trigger', "sentence that asks for a rationale (default: InstructionConfig's, if needed)", 'TEXT'),
         *decoding_flags(SAMPLING),
         JSON,
     ),

@@ -78,10 +78,8 @@ class Decoding:
     def require_one_sample(self, caller: str) -> None:
         """Raises a UserError if `num_samples` is not 1."""
         if self.num_samples != 1:
-            raise UserError(
-                f'num_samples={self.num_samples}, expected 1: {caller} returns one continuation of each prompt. '
-                'Remove Decoding.num_samples.'
-            )
+            given = f'num_samples={self.num_samples}, expected 1'
+            raise UserError(f'{given}: {caller} returns one continuation of each prompt. Remove Decoding.num_samples.')
 
 
 class DecodingSettings(TypedDict, total=False):
