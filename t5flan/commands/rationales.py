@@ -53,12 +53,7 @@ COMMAND = Command(
         Flag('--task', 'the task whose questions are used', 'NAME', required=True),
         Flag('--output', 'a .tsv or .jsonl file; its provenance is written beside it', 'FILE', required=True),
         Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
-        Flag(
-            '--keep',
-            "keep 'right' answers, or by 'vote' the most frequent one (default: right)",
-            'RULE',
-            default='right',
-        ),
+        Flag('--keep', "'right' answers, or the most frequent by 'vote' (default: right)", 'RULE', default='right'),
         Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', float, 0.5),
         Flag('--each', 'keep at most N rationales of a question (default: 1)', 'N', int, 1),
         Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
