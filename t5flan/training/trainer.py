@@ -23,7 +23,6 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import write_whole
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
@@ -31,6 +30,7 @@ from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.training.description import check_workdir, describe, write_description
 from t5flan.training.journal import Journal
 from t5flan.training.metrics import Throughput
 from t5flan.training.optimizer import make_optimizer, state_axes
@@ -211,64 +211,6 @@ def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
             f'the vocabulary has {vocabulary.vocab_size} ids, ModelConfig.vocab_size={model.vocab_size} '
             'embeds fewer. Set ModelConfig.vocab_size to that or more, or DataConfig.vocabulary.'
         )
-
-
-def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints_lib.Description:
-    """What the checkpoint folder says of this run."""
-    order = (
-        'mixture',
-        'batch_size',
-        'split',
-        'seed',
-        'shuffle',
-        'pack',
-        'too_long',
-        'concatenate',
-        'denoisers',
-        'blends',
-        'stages',
-        'mixed_in',
-    )
-    settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they are read back
-    return checkpoints_lib.Description(
-        model=model,
-        format=data.format,
-        feature_lengths=dict(data.feature_lengths),
-        vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
-        data={name: settings[name] for name in order}
-        | {'streams': data.stream_count}
-        | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
-    )
-
-
-def check_workdir(workdir: str, new: checkpoints_lib.Description) -> None:
-    """Refuses to go on in the folder of a run with another model, vocabulary or data order."""
-    if checkpoints_lib.latest_step(workdir) is None:
-        return
-    old = checkpoints_lib.read_description(workdir)
-    compute_only = {'dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate'}
-    pairs = [
-        (f'ModelConfig.{name}', value, new.model.to_dict()[name])
-        for name, value in old.model.to_dict().items()
-        if name not in compute_only
-    ]
-    pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
-    pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
-    pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
-    for setting, before, now in pairs:
-        if before != now:
-            raise UserError(
-                f'{workdir} holds a run with {setting}={before}, given is {now}. Take another --workdir '
-                '(CheckpointConfig.initialize_from starts it from this one), or set it back.'
-            )
-
-
-def write_description(workdir: str, description: checkpoints_lib.Description, vocabulary: Vocabulary, gin: str) -> None:
-    """t5flan.json, config.gin and the vocabulary: what makes the folder explain itself."""
-    root = checkpoints_lib.epath.Path(workdir)
-    vocabulary.save(root / checkpoints_lib.VOCABULARY)
-    write_whole(root / 'config.gin', gin)
-    description.write(root)
 
 
 def initialize_from(
