@@ -22,7 +22,7 @@ from t5flan import sharding as sharding_lib
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.metrics import model_flops
+from t5flan.training.throughput import model_flops
 from t5flan.training.trainer import Trainer
 
 

@@ -31,8 +31,8 @@ from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.description import check_workdir, describe, write_description
-from t5flan.training.journal import Journal
-from t5flan.training.metrics import Throughput
+from t5flan.training.metric_writer import Journal
+from t5flan.training.throughput import Throughput
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import make_eval_step, make_train_step

@@ -21,7 +21,7 @@ from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
-from t5flan.training.journal import read_metrics
+from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
 
 MODEL = ModelConfig(

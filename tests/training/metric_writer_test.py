@@ -1,11 +1,11 @@
-"""t5flan/training/journal.py: rows stand once, also after a kill; plain lines where there is no terminal."""
+"""t5flan/training/metric_writer.py: rows stand once, also after a kill; plain lines where there is no terminal."""
 
 import io
 import json
 
 import pytest
 
-from t5flan.training.journal import Journal, read_metrics
+from t5flan.training.metric_writer import Journal, read_metrics
 
 
 def journal(folder, first_step=0, stream=None):

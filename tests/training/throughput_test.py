@@ -9,7 +9,7 @@ import pytest
 
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
-from t5flan.training.metrics import Throughput, device_peak_tflops, model_flops
+from t5flan.training.throughput import Throughput, device_peak_tflops, model_flops
 
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_decoder_layers=8)
 
