@@ -14,7 +14,7 @@ from t5flan.training import checkpoints
 
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
-    """What the checkpoint folder says of this run."""
+    """The description of a run for its checkpoint folder."""
     order = (
         'mixture',
         'batch_size',
@@ -29,7 +29,7 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
         'stages',
         'mixed_in',
     )
-    settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they are read back
+    settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
     return checkpoints.Description(
         model=model,
         format=data.format,
@@ -42,7 +42,11 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
 
 
 def check_workdir(workdir: str, new: checkpoints.Description) -> None:
-    """Refuses to go on in the folder of a run with another model, vocabulary or data order."""
+    """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
+
+    Raises:
+        UserError: the first setting that differs.
+    """
     if checkpoints.latest_step(workdir) is None:
         return
     old = checkpoints.read_description(workdir)
@@ -58,13 +62,13 @@ def check_workdir(workdir: str, new: checkpoints.Description) -> None:
     for setting, before, now in pairs:
         if before != now:
             raise UserError(
-                f'{workdir} holds a run with {setting}={before}, given is {now}. Take another --workdir '
-                '(CheckpointConfig.initialize_from starts it from this one), or set it back.'
+                f'{workdir} holds a run with {setting}={before}, given is {now}. Set it back, or start a new --workdir '
+                '(CheckpointConfig.initialize_from starts it from this one).'
             )
 
 
 def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:
-    """t5flan.json, config.gin and the vocabulary: what makes the folder explain itself."""
+    """Writes t5flan.json, config.gin and the vocabulary."""
     root = epath.Path(workdir)
     vocabulary.save(root / checkpoints.VOCABULARY)
     write_whole(root / 'config.gin', gin)

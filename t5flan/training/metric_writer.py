@@ -1,25 +1,27 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard files, and a progress line.
+"""Writes a run's metrics to metrics.jsonl and TensorBoard, and its progress to the terminal.
 
-metrics.jsonl has one object a line: {"step": 10, "loss": 3.2, ...}; numbers of the evaluation are named eval/loss and so
-on. A run that goes on from step N first drops what a killed run had written beyond N, so that every step stands once.
+metrics.jsonl has one object per line: {"step": 10, "loss": 3.2, ...}; metrics of the evaluation are named eval/loss and
+so on. A run that resumes from step N first drops the rows after N that a killed run wrote, so every step appears once.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from etils import epath
 
-from t5flan.files import write_whole
+from t5flan.files import PathLike, write_whole
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 METRICS = 'metrics.jsonl'
 
 
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """All whole lines of metrics.jsonl; a last line cut by a kill is left out."""
+def read_metrics(workdir: PathLike) -> list[dict[str, float]]:
+    """All complete lines of metrics.jsonl; a last line cut off by a kill is skipped."""
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
@@ -32,14 +34,22 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
     return rows
 
 
-class Journal:
-    """Writes metrics to metrics.jsonl and TensorBoard, and a line to the terminal. Only the first host writes."""
+class MetricWriter:
+    """Writes metrics, log lines and the progress of a run; does nothing on hosts other than the first.
+
+    Args:
+        workdir: the folder of metrics.jsonl and tensorboard/.
+        start_step: the step the run starts from; rows after it are dropped.
+        total_steps: the last step of the run.
+        active: False for all hosts but the first.
+        stream: where log and progress lines go; None is standard error.
+    """
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: PathLike,
         *,
-        first_step: int,
+        start_step: int,
         total_steps: int,
         active: bool = True,
         stream: TextIO | None = None,
@@ -47,15 +57,14 @@ class Journal:
         self._total_steps = total_steps
         self._stream = stream or sys.stderr
         self._active = active
-        self._status = None
+        self._bar: Progress | None = None
         if not active:
             return
-        workdir = epath.Path(workdir)
-        kept = [row for row in read_metrics(workdir) if row['step'] <= first_step]
-        path = workdir / METRICS
-        write_whole(path, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._file = path.open('a')
-        self._tensorboard = _TensorBoard(workdir / 'tensorboard', first_step)
+        folder = epath.Path(workdir)
+        kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
+        write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
+        self._file = (folder / METRICS).open('a')
+        self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one row; the line is on disk when this returns."""
@@ -66,24 +75,24 @@ class Journal:
         self._tensorboard.write(step, metrics)
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float | None) -> None:
-        """Shows where the run is: in place on a terminal, as plain lines elsewhere."""
+        """Shows the step, loss and speed: as a bar on a terminal, as plain lines elsewhere."""
         if not self._active:
             return
         words = [f'step {step}/{self._total_steps}', f'loss {metrics["loss"]:.4f}']
         if 'tokens_per_second' in metrics:
             words.append(f'{metrics["tokens_per_second"]:,.0f} tokens/s')
-        if metrics.get('model_flops_utilisation') is not None:
+        if 'model_flops_utilisation' in metrics:
             words.append(f'{100 * metrics["model_flops_utilisation"]:.1f} % MFU')
         if seconds_left is not None:
             words.append(f'{_duration(seconds_left)} left')
         self._show(step, '  '.join(words))
 
-    def say(self, text: str) -> None:
-        """A line of its own, kept on the terminal."""
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar on a terminal."""
         if not self._active:
             return
-        if self._status is not None:
-            self._status.console.print(text, highlight=False, markup=False)
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -91,46 +100,43 @@ class Journal:
         if not self._stream.isatty():
             print(line, file=self._stream, flush=True)
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
 
-        if self._status is None:
-            self._status = Progress(
-                BarColumn(bar_width=24), TextColumn('{task.description}'), console=Console(file=self._stream)
-            )
-            self._status.start()
-            self._bar = self._status.add_task(line, total=self._total_steps)
-        self._status.update(self._bar, completed=step, description=line)
+            columns = BarColumn(bar_width=24), TextColumn('{task.description}')
+            self._bar = Progress(*columns, console=Console(file=self._stream))
+            self._bar.start()
+            self._task = self._bar.add_task(line, total=self._total_steps)
+        self._bar.update(self._task, completed=step, description=line)
 
     def close(self) -> None:
-        """Closes the files and leaves the terminal as it was."""
+        """Closes the files and removes the bar."""
         if not self._active:
             return
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         self._file.close()
         self._tensorboard.close()
 
 
 class _TensorBoard:
-    """Scalars in TensorBoard's own format, through the tensorboard package (no TensorFlow graph involved)."""
+    """Writes scalars as TensorBoard event files with the tensorboard package (TensorFlow is not needed)."""
 
-    def __init__(self, folder: epath.Path, first_step: int):
+    def __init__(self, folder: epath.Path, start_step: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = event_pb2, summary_pb2
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._writer = EventFileWriter(str(folder))
-        # TensorBoard drops what an earlier, killed run had written from this step on.
+        # Makes TensorBoard drop what an earlier, killed run wrote after this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.add_event(event_pb2.Event(session_log=start, step=first_step + 1, wall_time=time.time()))
+        self._writer.add_event(self._event(session_log=start, step=start_step + 1, wall_time=time.time()))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = [self._summary.Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self._writer.add_event(
-            self._event.Event(summary=self._summary.Summary(value=values), step=step, wall_time=time.time())
-        )
+        values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        self._writer.add_event(self._event(summary=self._summary(value=values), step=step, wall_time=time.time()))
 
     def close(self) -> None:
         self._writer.close()
