@@ -20,12 +20,15 @@ import optax
 
 from t5flan import sharding
 from t5flan.errors import UserError
+from t5flan.training.config import OptimizerConfig
 
 BATCH_AXES = frozenset({'layers'})
 ROW_AXES = frozenset({'embed'})
 COLUMN_AXES = frozenset({'vocab', 'mlp', 'heads', 'kv', 'kv_heads', 'joined_kv'})
 UNFACTORED_AXES = frozenset({'relpos_buckets'})
 
+_EPSILON = 1e-30  # added to squared gradients
+_SMALLEST_SCALE = 1e-3  # of a parameter
 _WIDE = 4096
 
 Moments = dict[str, jax.Array]
@@ -83,86 +86,54 @@ def moment_axes(axes: Sequence[str], moment: str) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(axes) if i not in reduced)
 
 
-class _Settings(NamedTuple):
-    """`adafactor`'s arguments of the same names."""
-
-    clipping_threshold: float | None
-    multiply_by_parameter_scale: bool
-    factored: bool
-    min_dim_to_factor: int
-    momentum: float | None
-    epsilon1: float
-    epsilon2: float
-
-
 def adafactor(
-    learning_rate: Callable[[jax.Array], jax.Array],
-    axes: Any,
-    *,
-    decay_rate: float = 0.8,
-    step_offset: int = 0,
-    clipping_threshold: float | None = 1.0,
-    multiply_by_parameter_scale: bool = True,
-    factored: bool = True,
-    min_dim_to_factor: int = 128,
-    momentum: float | None = None,
-    epsilon1: float = 1e-30,
-    epsilon2: float = 1e-3,
+    config: OptimizerConfig, learning_rate: Callable[[jax.Array], jax.Array], axes: Any
 ) -> optax.GradientTransformation:
     """T5X's Adafactor as an optax transformation, whose updates are added to the parameters.
 
     Args:
+        config: decay_rate, step_offset, clipping_threshold, multiply_by_parameter_scale, factored, min_dim_to_factor
+            and b1 (momentum); the size of joined axes counts for `min_dim_to_factor`.
         learning_rate: maps a step (from 0) to its rate.
         axes: a tree like the parameters, with a tuple of logical axes for each.
-        decay_rate, step_offset: the second moment decays by 1 - (max(step - step_offset, 0) + 1) ** -decay_rate.
-        clipping_threshold: largest root mean square of an update before it is scaled; None = no clipping.
-        multiply_by_parameter_scale: updates are relative to the parameter's root mean square (at least `epsilon2`).
-        factored: False factors no second moment.
-        min_dim_to_factor: a second moment with fewer rows or columns (of joined axes) is not factored.
-        momentum: decay of a running mean of the updates; None = no momentum, and no memory for it.
-        epsilon1: added to squared gradients.
-        epsilon2: smallest parameter scale.
     """
-    settings = _Settings(
-        clipping_threshold, multiply_by_parameter_scale, factored, min_dim_to_factor, momentum, epsilon1, epsilon2
-    )
 
     def init(parameters: Any) -> AdafactorState:
         structure: Any = jax.tree.structure(parameters)
         columns = jax.tree.leaves(parameters), structure.flatten_up_to(axes)
-        moments = [_init_moments(settings, *one) for one in zip(*columns, strict=True)]
+        moments = [_init_moments(config, *one) for one in zip(*columns, strict=True)]
         return AdafactorState(jnp.zeros((), jnp.int32), structure.unflatten(moments))
 
     def update(gradients: Any, state: AdafactorState, parameters: Any) -> tuple[Any, AdafactorState]:
         structure: Any = jax.tree.structure(parameters)
         rate = jnp.asarray(learning_rate(state.count), jnp.float32)
-        decay = 1.0 - (jnp.maximum(state.count - step_offset, 0) + 1).astype(jnp.float32) ** -decay_rate
+        decay = 1.0 - (jnp.maximum(state.count - config.step_offset, 0) + 1).astype(jnp.float32) ** -config.decay_rate
         columns = (structure.flatten_up_to(tree) for tree in (parameters, gradients, state.moments, axes))
-        results = [_update_one(settings, rate, decay, *one) for one in zip(*columns, strict=True)]
+        results = [_update_one(config, rate, decay, *one) for one in zip(*columns, strict=True)]
         updates, moments = zip(*results, strict=True)
         return structure.unflatten(updates), AdafactorState(state.count + 1, structure.unflatten(moments))
 
     return optax.GradientTransformation(init, update)
 
 
-def _groups(settings: _Settings, parameter: jax.Array, names: Sequence[str]) -> Groups:
+def _groups(config: OptimizerConfig, parameter: jax.Array, names: Sequence[str]) -> Groups:
     """`axis_groups`, with rows and columns only if the parameter is large enough to be factored."""
     groups = axis_groups(names)
     size = lambda dims: math.prod(parameter.shape[i] for i in dims)
-    if not settings.factored or min(size(groups.rows), size(groups.columns)) < settings.min_dim_to_factor:
+    if not config.factored or min(size(groups.rows), size(groups.columns)) < config.min_dim_to_factor:
         return groups._replace(rows=(), columns=())
     return groups
 
 
-def _init_moments(settings: _Settings, parameter: jax.Array, names: Sequence[str]) -> Moments:
-    groups = _groups(settings, parameter, names)
+def _init_moments(config: OptimizerConfig, parameter: jax.Array, names: Sequence[str]) -> Moments:
+    groups = _groups(config, parameter, names)
     without = lambda dims: jnp.zeros([n for i, n in enumerate(parameter.shape) if i not in dims], jnp.float32)
     moments = {'v_row': without(groups.columns), 'v_col': without(groups.rows)} if groups.rows else {'v': without(())}
-    return moments | ({} if settings.momentum is None else {'m': without(())})
+    return moments | ({} if config.b1 is None else {'m': without(())})
 
 
 def _update_one(
-    settings: _Settings,
+    config: OptimizerConfig,
     rate: jax.Array,
     decay: jax.Array,
     parameter: jax.Array,
@@ -171,9 +142,9 @@ def _update_one(
     names: Sequence[str],
 ) -> tuple[jax.Array, Moments]:
     """One parameter's update and its new moments; `rate` and `decay` are this step's, float32 []."""
-    groups = _groups(settings, parameter, names)
+    groups = _groups(config, parameter, names)
     mean = lambda x, dims: jnp.mean(x, axis=dims, keepdims=True)
-    mix = lambda old, new: decay * old + (1.0 - decay) * (new + settings.epsilon1)
+    mix = lambda old, new: decay * old + (1.0 - decay) * (new + _EPSILON)
     reads = _separate_reads(gradient.astype(jnp.float32))
     # The second moment is the product of these factors, which broadcast to the parameter's shape.
     if groups.rows:
@@ -187,17 +158,17 @@ def _update_one(
         new = {'v': mix(moments['v'], jnp.square(next(reads)))}
         factors = [new['v']]
     scale = jnp.full((1,) * gradient.ndim, -rate)
-    if settings.clipping_threshold is not None:
+    if config.clipping_threshold is not None:
         squared = functools.reduce(jnp.divide, factors, jnp.square(next(reads)))
         size = jnp.sqrt(mean(squared, groups.within_layer))
-        scale = scale / jnp.maximum(1.0, size / settings.clipping_threshold)
-    if settings.multiply_by_parameter_scale:
+        scale = scale / jnp.maximum(1.0, size / config.clipping_threshold)
+    if config.multiply_by_parameter_scale:
         size = jnp.sqrt(mean(parameter * parameter, groups.within_layer))
-        scale = scale * jnp.maximum(size, settings.epsilon2)
+        scale = scale * jnp.maximum(size, _SMALLEST_SCALE)
     first, *others = (factor**-0.5 for factor in factors)
     update = functools.reduce(jnp.multiply, others, next(reads) * (first * scale))
-    if settings.momentum is not None:
-        update = settings.momentum * moments['m'] + (1.0 - settings.momentum) * update
+    if config.b1 is not None:
+        update = config.b1 * moments['m'] + (1.0 - config.b1) * update
         new['m'] = update
     return update.astype(parameter.dtype), new
 

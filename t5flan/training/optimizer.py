@@ -124,19 +124,7 @@ def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Opti
     if config.clip_by_global_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_by_global_norm))
     if config.name == 'adafactor':
-        parts.append(
-            adafactor(
-                schedule,
-                trained_axes,
-                decay_rate=config.decay_rate,
-                step_offset=config.step_offset,
-                clipping_threshold=config.clipping_threshold,
-                factored=config.factored,
-                momentum=config.b1,
-                multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-                min_dim_to_factor=config.min_dim_to_factor,
-            )
-        )
+        parts.append(adafactor(config, schedule, trained_axes))
     else:
         parts.append(optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon))
         parts.append(optax.scale_by_learning_rate(schedule))

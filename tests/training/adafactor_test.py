@@ -9,6 +9,7 @@ import pytest
 
 from t5flan.errors import UserError
 from t5flan.training.adafactor import adafactor, axis_groups, moment_axes
+from t5flan.training.config import OptimizerConfig
 from tests.training.examples import jit
 
 RATE = lambda step: 0.01 / (1.0 + step)
@@ -21,7 +22,7 @@ def run(parameters, gradients, axes, **settings):
 
 @functools.cache
 def jitted_run(axes, settings):
-    optimizer = adafactor(RATE, axes, **dict(settings))
+    optimizer = adafactor(OptimizerConfig(**dict(settings)), RATE, axes)
 
     @jit
     def run_all(parameters, gradients):
@@ -43,7 +44,8 @@ def test_updates_are_t5x(shared):
     names = [name.removeprefix('param/') for name in recorded.files if name.startswith('param/')]
     parameters = {name: jnp.asarray(recorded[f'param/{name}']) for name in names}
     axes = {name: tuple(map(str, recorded[f'axes/{name}'])) for name in names}
-    optimizer = adafactor(lambda step: jnp.asarray([recorded[f'lr/{i}'] for i in range(5)])[step], axes)
+    rates = jnp.asarray([recorded[f'lr/{i}'] for i in range(5)])
+    optimizer = adafactor(OptimizerConfig(), lambda step: rates[step], axes)
     state = optimizer.init(parameters)
     assert set(state.moments['embedding']) == {'v_row', 'v_col'} and set(state.moments['rel_embedding']) == {'v'}
     update = jit(optimizer.update)
@@ -54,7 +56,7 @@ def test_updates_are_t5x(shared):
             np.testing.assert_allclose(parameters[name], recorded[f'after/{step + 1}/{name}'], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('settings', [{}, {'momentum': 0.9}, {'factored': False}])
+@pytest.mark.parametrize('settings', [{}, {'b1': 0.9}, {'factored': False}])
 @pytest.mark.parametrize(
     'shape, axes',
     [
