@@ -126,7 +126,7 @@ def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[st
         )
     given = {**_T5_DEFAULTS, **fields}
     if given.get('num_decoder_layers') is None:
-        given['num_decoder_layers'] = given['num_layers']
+        given['num_decoder_layers'] = given.get('num_layers')
     return {
         'architecture': 'encoder_decoder',
         **{ours: given[theirs] for ours, theirs in _T5_NAMES.items()},
