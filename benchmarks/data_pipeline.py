@@ -38,7 +38,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.models.config import ModelConfig
 from t5flan.tasks import register_all
 from t5flan.tasks.text import stdlib_documents
-from t5flan.training.metrics import device_peak_tflops, model_flops
+from t5flan.training.throughput import device_peak_tflops, model_flops
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Seconds, tokens/s and XLA temporary memory of one training step.
 
-    python benchmarks/train_step.py                                        T5 1.1 small, float32, 8 x (512, 114), Adafactor
+    python benchmarks/train_step.py                            T5 1.1 small, float32, 8 x (512, 114), Adafactor
     python benchmarks/train_step.py --dtype=bfloat16 --remat=full
-    python benchmarks/train_step.py --against=transformers                 the same step by transformers and torch, in turn
+    python benchmarks/train_step.py --against=transformers     alternates with the same step in transformers and torch
 
-`--against` needs the `convert` extra (torch, transformers); it alternates the two in one run and prints the ratio of
-medians, which is the figure to quote: seconds drift with the machine.
+`--against` needs the `convert` extra (torch, transformers). Quote the ratio of medians that it prints: seconds drift
+with the load of the machine.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from t5flan import sharding as sharding_lib
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.metrics import model_flops
+from t5flan.training.throughput import model_flops
 from t5flan.training.trainer import Trainer
 
 
@@ -39,16 +39,9 @@ def random_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[
 
 
 def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, float]]:
-    """A function that runs one step to its end, and what the compiler says of it."""
-    bindings = [
-        f'ModelConfig.{name}={value}'
-        for name, value in (
-            ('dtype', args.dtype),
-            ('remat', args.remat),
-            ('attention', args.attention),
-            ('dropout_rate', 0.0),
-        )
-    ]
+    """A function that runs one step to its end, and the memory and FLOPs of the step."""
+    bindings = [f'ModelConfig.{name}={getattr(args, name)}' for name in ('dtype', 'remat', 'attention')]
+    bindings.append('ModelConfig.dropout_rate=0.0')
     model = configurables.parse([args.model], bindings).read(ModelConfig)
     batch = random_batch(min(model.vocab_size, 32000), args.rows, args.inputs, args.targets)
     sharding = sharding_lib.create_sharding(MeshConfig())
@@ -74,7 +67,7 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
 
 
 def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
-    """The same step of T5 1.1 small by transformers under torch.compile, Adafactor, float32."""
+    """The same step of T5 1.1 small in transformers, with Adafactor in float32; compiled with --torch_compile."""
     import torch
     import transformers
 
@@ -98,11 +91,9 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
     labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
-    forward = (
-        torch.compile(lambda: model(input_ids=inputs, labels=labels).loss)
-        if args.torch_compile
-        else (lambda: model(input_ids=inputs, labels=labels).loss)
-    )
+    forward = lambda: model(input_ids=inputs, labels=labels).loss
+    if args.torch_compile:
+        forward = torch.compile(forward)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -113,14 +104,14 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def seconds(step: Callable[[], None]) -> float:
-    """One call's wall seconds."""
+    """Wall-clock seconds of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints one line of JSON: medians over `--steps` steps after two that are not counted."""
+    """Prints one line of JSON: medians over `--steps` steps, after two warm-up steps."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', default='models/t5_1_1_small')
     parser.add_argument('--rows', type=int, default=8)

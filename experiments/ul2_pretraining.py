@@ -35,7 +35,7 @@ from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.language_model import LanguageModel, load
 from t5flan.tasks import register_all
-from t5flan.training.journal import read_metrics
+from t5flan.training.metric_writer import read_metrics
 
 ARCHITECTURES = ('encoder_decoder', 'decoder_only')
 OBJECTIVES = ('ul2', 'spans', 'causal')

@@ -19,7 +19,7 @@ class MeshConfig:
         context: devices over which every row is divided along its length, for rows that are too long for one device; divides
             the lengths of `DataConfig.feature_lengths` (and their sum, of a decoder-only model).
         rules: pairs (logical axis, mesh axis or axes or None) that go before `sharding.py`'s own table.
-        peak_tflops: a device's peak dense TFLOP/s, for utilisation on a chip that `metrics.py` does not list (a CPU).
+        peak_tflops: a device's peak dense TFLOP/s, for utilisation on a chip that `throughput.py` does not list (a CPU).
     """
 
     data: int = -1

@@ -1,4 +1,4 @@
-"""Leaving in good order: SIGTERM and SIGINT ask the train loop to save and stop after the step under way."""
+"""Preemption: SIGTERM and SIGINT make the train loop save its state and stop after the current step."""
 
 import signal
 from types import FrameType
@@ -8,10 +8,10 @@ import jax
 
 
 class Preemption:
-    """Catches SIGTERM and SIGINT while it is entered; a second signal stops at once.
+    """A context that catches SIGTERM and SIGINT; a second signal ends the process at once.
 
-    On many hosts every host must leave at the same step: JAX's preemption service, which hears the SIGTERM that Cloud
-    sends, agrees on one.
+    With several hosts, all must stop at the same step: JAX's preemption service receives the SIGTERM that Cloud sends
+    and agrees on one.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -25,23 +25,23 @@ class Preemption:
         return signal.Signals(self._received or signal.SIGTERM).name
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._catch) for number in self._caught()}
+        caught = self.SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
+        self._previous = {number: signal.signal(number, self._catch) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._restore_handlers()
 
-    def _caught(self) -> tuple[signal.Signals, ...]:
-        return self.SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        for caught, handler in self._before.items():
-            signal.signal(caught, handler)
+        self._restore_handlers()
 
-    def asked(self, step: int) -> bool:
-        """Whether the run should save and leave after this step."""
+    def should_stop(self, step: int) -> bool:
+        """Whether the run should save and stop after this step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

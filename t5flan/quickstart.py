@@ -27,7 +27,7 @@ from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.reporting import page
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.journal import read_metrics
+from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
 
 VOCABULARY_SIZE = 2048

@@ -97,7 +97,7 @@ def test_load_restores_the_saved_model(folder, made):
         (lambda f: shutil.rmtree(f), 'does not exist'),
         (lambda f: (f / 't5flan.json').unlink(), 'no t5flan.json'),
         (lambda f: (f / 't5flan.json').write_text('{'), 'not the description'),
-        (lambda f: shutil.rmtree(f / 'checkpoints'), 'no whole checkpoint'),
+        (lambda f: shutil.rmtree(f / 'checkpoints'), 'no complete checkpoint'),
         (lambda f: ByteVocabulary(10).save(f / 'vocabulary'), 'is not the vocabulary'),
         (lambda f: shutil.rmtree(f / 'vocabulary'), 'vocabulary'),
     ],

@@ -20,6 +20,6 @@ def small_vocabulary() -> SentencePieceVocabulary:
 
 
 def small_vocabulary_model(path: str | os.PathLike) -> SentencePieceVocabulary:
-    """The same, written to `path` (F.model) and read from there."""
+    """The same vocabulary, written to `path` (F.model) and read from there."""
     small_vocabulary().save_model(path)
     return SentencePieceVocabulary(path, 10)

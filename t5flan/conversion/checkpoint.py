@@ -1,8 +1,10 @@
-"""A checkpoint of any format as t5flan's parameters, read a layer at a time, so that no more of it lies in memory."""
+"""A checkpoint of any format as t5flan's parameters, read one layer at a time to save memory."""
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,25 +20,35 @@ FLOATS: Mapping[str, np.dtype] = {
     'bfloat16': np.dtype(ml_dtypes.bfloat16),
     'float16': np.dtype(np.float16),
 }
-_READ_AHEAD = 2**28  # bytes: of larger arrays there shall be one in memory, not two
-_NAN_ROWS = 2**24  # numbers looked at together
+T5_FIELDS: Mapping[str, Any] = {
+    'position': 'relative_bias',
+    'norm': 'rms',
+    'scale_attention': False,
+    'norm_scale_plus_one': False,
+    'scale_embedding': False,
+    'attention_soft_cap': None,
+    'logits_soft_cap': None,
+}
+"""Fields of ModelConfig that have this value in every T5."""
+_READ_AHEAD = 2**28  # bytes; a larger array is not read ahead, so that only one is in memory
+_NAN_CHUNK = 2**24  # numbers checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a reader found.
+    """A checkpoint that a reader opened.
 
     Attributes:
         where: the folder or file, for messages.
-        config: the shape of the model.
-        dtypes: t5flan's parameter name -> dtype its numbers have in the file.
+        config: the model.
+        dtypes: t5flan's parameter name -> dtype of its numbers in the file.
         read: (shape, layer) -> the array of `shape.one` in that dtype; layer None for a parameter without layers.
-        vocabulary: one of ids alone where the checkpoint brings none.
-        step: how long it was trained, where that is known.
-        feature_lengths: with what lengths, where that is known.
+        vocabulary: an `IdsVocabulary` if the checkpoint has none.
         format: 'encoder_decoder', 'prefix_lm' or 'causal_lm'.
-        extras: other files of a Hugging Face folder (tokenizer, generation), name -> content, which travel as they are.
-        notes: what was assumed, and what of the checkpoint is left behind; one line each.
+        step: the training step, if known.
+        feature_lengths: the feature lengths of training, if known.
+        extras: other files of a Hugging Face folder (tokenizer, generation), name -> content, which are kept unchanged.
+        notes: what was assumed, and which parts of the checkpoint are not converted; one line each.
     """
 
     where: str
@@ -52,29 +64,27 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Of all parameters."""
-        return sum(
-            int(np.prod(shape.whole)) * self.dtypes[name].itemsize for name, shape in shapes(self.config).items()
-        )
+        """The size of all parameters."""
+        all_shapes = shapes(self.config)
+        return sum(math.prod(shape.whole) * self.dtypes[name].itemsize for name, shape in all_shapes.items())
 
     def cast(self, dtype: str) -> 'Checkpoint':
-        """The same with every number rounded to `dtype`."""
-        wanted, read = FLOATS[dtype], self.read
+        """The same checkpoint with every number rounded to `dtype`."""
+        rounded, read = FLOATS[dtype], self.read
         return dataclasses.replace(
             self,
-            dtypes=dict.fromkeys(self.dtypes, wanted),
-            read=lambda shape, layer: read(shape, layer).astype(wanted, copy=False),
+            dtypes=dict.fromkeys(self.dtypes, rounded),
+            read=lambda shape, layer: read(shape, layer).astype(rounded, copy=False),
         )
 
     def pieces(self, allow_nan: bool = False) -> Iterator[Piece]:
-        """Every array, the next one read while one is used.
+        """Every array; the next one is read while one is used.
 
         Raises:
-            UserError: one holds NaN, unless that is allowed.
+            UserError: an array holds NaN, unless `allow_nan`.
         """
 
-        def one(place: tuple[Shape, int | None]) -> Piece:
-            shape, layer = place
+        def read_one(shape: Shape, layer: int | None) -> Piece:
             array = self.read(shape, layer)
             assert array.shape == shape.one and array.dtype == self.dtypes[shape.name], (
                 shape,
@@ -82,46 +92,45 @@ class Checkpoint:
                 array.dtype,
             )
             if not allow_nan and has_nan(array):
-                where = shape.name if layer is None else f'layer {layer} of {shape.name}'
                 raise UserError(
-                    f'{self.where}: {where} holds NaN: the training that made it had failed. Take an earlier '
+                    f'{self.where}: {shape.name_of(layer)} holds NaN: its training failed. Convert an earlier '
                     'checkpoint, or set --allow_nan.'
                 )
             return shape, layer, array
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            coming: list[concurrent.futures.Future[Piece]] = []
-            for place in all_pieces(self.config):
-                small = int(np.prod(place[0].one)) * self.dtypes[place[0].name].itemsize <= _READ_AHEAD
+            pending: list[concurrent.futures.Future[Piece]] = []
+            for shape, layer in all_pieces(self.config):
+                small = math.prod(shape.one) * self.dtypes[shape.name].itemsize <= _READ_AHEAD
                 if small:
-                    coming.append(pool.submit(one, place))
-                if len(coming) > 1 or (coming and not small):
-                    yield coming.pop(0).result()
+                    pending.append(pool.submit(read_one, shape, layer))
+                if len(pending) > 1 or (pending and not small):
+                    yield pending.pop(0).result()
                 if not small:
-                    yield one(place)
-            if coming:
-                yield coming.pop().result()
+                    yield read_one(shape, layer)
+            if pending:
+                yield pending.pop().result()
 
 
 def has_nan(array: np.ndarray) -> bool:
     """Whether any number is NaN."""
     flat = array.reshape(-1)
-    for start in range(0, len(flat), _NAN_ROWS):
-        part = flat[start : start + _NAN_ROWS]
+    for start in range(0, len(flat), _NAN_CHUNK):
+        part = flat[start : start + _NAN_CHUNK]
         if part.dtype == FLOATS['bfloat16']:  # NumPy has no fast loops for it
             found = (part.view(np.uint16) & 0x7FFF).max() > 0x7F80
         else:
-            found = np.isnan(part.max())  # the largest of numbers with a NaN among them is NaN
+            found = np.isnan(part.max())  # the maximum of numbers with a NaN is NaN
         if found:
             return True
     return False
 
 
 def one_dtype(where: str, name: str, found: set[np.dtype]) -> np.dtype:
-    """The dtype of a parameter whose layers may have several: the one that holds all their numbers.
+    """The dtype of a parameter whose layers may have several: one that holds all their numbers.
 
     Raises:
-        UserError: they are not floating-point numbers of 32 bits or less.
+        UserError: a layer does not hold floating-point numbers of 32 bits or fewer.
     """
     for dtype in found:
         if dtype not in FLOATS.values():
@@ -130,3 +139,18 @@ def one_dtype(where: str, name: str, found: set[np.dtype]) -> np.dtype:
                 'weights are not converted).'
             )
     return found.pop() if len(found) == 1 else FLOATS['float32']
+
+
+def require_fields(checkpoint: str, config: ModelConfig, needed: Mapping[str, Any], family: str) -> None:
+    """Requires fields of the model to have the values that a foreign model family fixes.
+
+    Raises:
+        UserError: the first field that differs.
+    """
+    for field, value in needed.items():
+        given = getattr(config, field)
+        if given != value:
+            raise UserError(
+                f'{checkpoint}: ModelConfig.{field}={given!r}, but {family} has {value!r}: the model cannot be written '
+                'as one.'
+            )

@@ -1,12 +1,13 @@
-"""`t5flan convert`: a checkpoint of T5X, Hugging Face or t5flan, written as one of another of them.
+"""`t5flan convert`: converts a checkpoint of T5X, Hugging Face or t5flan to another of these formats.
 
     SRC --reader--> Checkpoint (t5flan's names, a layer at a time) --writer--> DST.partial-… --renamed--> DST
 
-A layer at a time is read, checked for NaN and written, so that memory holds little more than the largest array. Whatever goes
-wrong, DST is there whole or not at all.
+One layer at a time is read, checked for NaN and written, so memory holds little more than the largest array. Whatever
+fails, DST is complete or not there.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -27,9 +28,9 @@ from t5flan.models.config import ModelConfig
 
 FORMATS = ('hf', 't5x', 't5flan')
 RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
-"""Fields of ModelConfig that say how a model runs, not what it is."""
+"""Fields of ModelConfig that say how a model runs; they may differ between source and destination."""
 Settings = Callable[[dict[str, Any]], ModelConfig]
-_SPARE = 2**26  # bytes of small files and folders
+_SPARE = 2**26  # bytes for small files and folders
 
 
 def main(
@@ -41,27 +42,29 @@ def main(
     vocabulary: str | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
-    known_models: Any = list,
+    known_models: Callable[[], list[ModelConfig]] = list,
     allow_nan: bool = False,
     check: bool = False,
     logits: bool = False,
     shard_size: int = huggingface.SHARD_SIZE,
 ) -> None:
-    """Converts, and says what was assumed and what could not be kept.
+    """Converts a checkpoint and prints what was assumed and what could not be kept.
 
     Args:
-        from_, to: of FORMATS.
-        vocabulary: 'bytes' or a SentencePiece model, where the source brings none (or another is wanted).
-        dtype: what numbers are rounded to; None keeps each array's own.
-        settings: fields of a ModelConfig as found -> the ModelConfig, with what the user sets: what a T5X checkpoint does not
-            say, and how the result shall run.
-        known_models: makes the packaged models, of which one may have a T5X checkpoint's sizes.
-        allow_nan: whether NaN may be copied.
-        check: afterwards both are read and compared; if DST is there already, that is all that is done.
-        logits: with `check`, both models are run too, where transformers and torch are installed.
+        source, destination: SRC and DST.
+        from_, to: their formats, of FORMATS.
+        vocabulary: 'bytes' or a SentencePiece model, used instead of the source's vocabulary.
+        dtype: the dtype to which numbers are rounded; None keeps each array's dtype.
+        settings: maps the fields of a ModelConfig that were found to the ModelConfig, with the user's settings: what a
+            T5X checkpoint does not say, and how the result runs.
+        known_models: returns the packaged models, one of which may have a T5X checkpoint's sizes.
+        allow_nan: also converts NaN.
+        check: compares source and destination afterwards; if DST exists already, only compares them.
+        logits: with `check`, also compares the logits of both models (needs transformers and torch).
+        shard_size: bytes per safetensors file, at most.
 
     Raises:
-        UserError: in one line, what is wrong with which file; nothing is left behind.
+        UserError: a file is invalid or cannot be written; nothing is left behind.
     """
     checkpoint = read(source, from_, vocabulary, known_models, settings)
     if dtype is not None:
@@ -74,83 +77,87 @@ def main(
     if os.path.lexists(target):
         if not check:
             raise UserError(
-                f'{destination} exists already: nothing is overwritten. Name another folder, or remove it; --check '
-                'compares the two.'
+                f'{destination} exists already: nothing is overwritten. Name another folder, remove it, or set --check '
+                'to compare the two.'
             )
         notes = []
     else:
         notes = write(checkpoint, target, to, allow_nan, shard_size)
-        count = sum(int(np.prod(shape.whole)) for shape in names.shapes(checkpoint.config).values())
+        count = sum(math.prod(shape.whole) for shape in names.shapes(checkpoint.config).values())
         print(f'{destination}: {count:,} parameters, {checkpoint.bytes / 2**30:.2f} GiB, as {to}')
     for note in (*checkpoint.notes, *notes):
         print(f'note: {note}')
     if check:
         compare(checkpoint, read(destination, to, None, known_models), destination)
     if logits and 'hf' not in (from_, to):
-        print('note: --logits runs the model of transformers, and neither side is one: nothing was run')
+        print('note: --logits needs a Hugging Face folder on one side: logits were not compared')
     elif logits:
         compare_logits(checkpoint, Path(source if from_ == 'hf' else destination))
 
 
 def read(
     where: str | os.PathLike[str],
-    form: str,
+    format: str,
     vocabulary: str | None = None,
-    known_models: Any = list,
+    known_models: Callable[[], list[ModelConfig]] = list,
     settings: Settings | None = None,
 ) -> Checkpoint:
-    """The checkpoint of one of FORMATS at `where`.
+    """Opens the checkpoint at `where`, in one of FORMATS; see `main` for the arguments.
 
     Raises:
-        UserError: it cannot be read as one, or `settings` make another model of it.
+        UserError: it cannot be read, or `settings` change the model.
     """
     where = os.fspath(where)
-    chosen = None if vocabulary is None else ByteVocabulary() if vocabulary == 'bytes' else load_vocabulary(vocabulary)
-    if form == 't5x':
+    chosen: Any = None
+    if vocabulary is not None:
+        chosen = ByteVocabulary() if vocabulary == 'bytes' else load_vocabulary(vocabulary)
+    if format == 't5x':
         return t5x.read(where, chosen, known_models, settings)
-    checkpoint = huggingface.read(Path(where), chosen) if form == 'hf' else own_folder.read(where, vocabulary=chosen)
+    checkpoint = huggingface.read(Path(where), chosen) if format == 'hf' else own_folder.read(where, vocabulary=chosen)
     if settings is None:
         return checkpoint
     found = checkpoint.config
     config = settings(found.to_dict())
-    for field in dataclasses.fields(config):
-        given, held = getattr(config, field.name), getattr(found, field.name)
-        if given != held and field.name not in RUN_FIELDS:
-            raise UserError(
-                f'--gin.ModelConfig.{field.name}={given!r}, but the model of {where} has {held!r}. Leave it out (what '
-                f'may be set is {", ".join(RUN_FIELDS)}).'
-            )
+    changed = _first_difference(found, config)
+    if changed is not None:
+        raise UserError(
+            f'--gin.ModelConfig.{changed}={getattr(config, changed)!r}, but the model of {where} has '
+            f'{getattr(found, changed)!r}. Remove it (only {", ".join(RUN_FIELDS)} may be set).'
+        )
     return dataclasses.replace(checkpoint, config=config)
 
 
 def write(
-    checkpoint: Checkpoint, target: Path, form: str, allow_nan: bool = False, shard_size: int = huggingface.SHARD_SIZE
+    checkpoint: Checkpoint, target: Path, format: str, allow_nan: bool = False, shard_size: int = huggingface.SHARD_SIZE
 ) -> list[str]:
-    """Writes `target` whole or not at all; gives what could not be kept.
+    """Writes `target` completely or not at all.
+
+    Returns:
+        What could not be kept, one line each.
 
     Raises:
-        UserError: the format has no such model, a number is NaN, the disk is full, or someone made `target` meanwhile.
+        UserError: the format has no such model, a number is NaN, the disk is full, or `target` appeared meanwhile.
     """
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     needed, free = checkpoint.bytes + _SPARE, shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(
-            f'{target} needs {needed / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free. Make room, or name '
-            'another disk.'
+            f'{target} needs {needed / 2**30:.1f} GiB, but {parent} has {free / 2**30:.1f} GiB free. Free some space, '
+            'or name a folder on another disk.'
         )
     partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.partial-', dir=parent))
     try:
-        if form == 'hf':
+        if format == 'hf':
             notes = huggingface.write(checkpoint, partial, allow_nan, shard_size)
         else:
-            notes = (t5x.write if form == 't5x' else own_folder.write)(checkpoint, partial, allow_nan)
+            notes = (t5x.write if format == 't5x' else own_folder.write)(checkpoint, partial, allow_nan)
         partial.chmod(0o755)
-        os.rename(partial, target)  # fails where a folder with something in it has appeared
+        os.rename(partial, target)  # fails if a non-empty folder has appeared
     except OSError as error:
         raise UserError(
-            f'{target} could not be written: {error.strerror or error}. Nothing was left behind; make room or name another '
-            'folder.'
+            f'{target} could not be written: {error.strerror or error}. Nothing was left behind. Free some space, or '
+            'name another folder.'
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -158,25 +165,29 @@ def write(
 
 
 def compare(one: Checkpoint, other: Checkpoint, destination: str) -> None:
-    """Compares every array bit for bit, and what makes a model of them.
+    """Compares the models, and every array bit for bit.
 
     Raises:
-        UserError: naming the first difference.
+        UserError: the first difference.
     """
-    before, after = one.config.to_dict(), other.config.to_dict()
-    field = next((field for field in before if before[field] != after[field] and field not in RUN_FIELDS), None)
+    field = _first_difference(one.config, other.config)
     if field is not None:
         raise UserError(
-            f'{destination} differs from {one.where}: ModelConfig.{field} is {after[field]!r} there, {before[field]!r} here. '
-            'Convert again.'
+            f'{destination} differs from {one.where}: ModelConfig.{field} is {getattr(other.config, field)!r} there, '
+            f'{getattr(one.config, field)!r} here. Convert again.'
         )
     for (shape, layer, a), (_, _, b) in zip(one.pieces(allow_nan=True), other.pieces(allow_nan=True), strict=True):
         if a.dtype != b.dtype or not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)):
-            where = shape.name if layer is None else f'layer {layer} of {shape.name}'
             raise UserError(
-                f'{destination} differs from {one.where}: {where} has other numbers ({a.dtype} and {b.dtype}). Convert '
-                'again.'
+                f'{destination} differs from {one.where}: {shape.name_of(layer)} has different numbers ({a.dtype} and '
+                f'{b.dtype}). Convert again.'
             )
-    print(f'checked: every number of {destination} is that of {one.where}')
+    print(f'checked: {destination} has the same numbers as {one.where}')
     if one.vocabulary.fingerprint != other.vocabulary.fingerprint:
-        print(f'note: the vocabulary of {destination} is another than that of {one.where}')
+        print(f'note: {destination} has a different vocabulary from {one.where}')
+
+
+def _first_difference(one: ModelConfig, other: ModelConfig) -> str | None:
+    """The first field of the model, RUN_FIELDS aside, that differs."""
+    fields = (field.name for field in dataclasses.fields(one) if field.name not in RUN_FIELDS)
+    return next((name for name in fields if getattr(one, name) != getattr(other, name)), None)

@@ -1,7 +1,8 @@
-"""t5flan's own checkpoint folder <-> a Checkpoint. It is written an array at a time, by Orbax."""
+"""t5flan's own checkpoint folder <-> a Checkpoint. Orbax writes it, one array at a time."""
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,121 +14,118 @@ import tensorstore as ts
 from flax import traverse_util
 
 from t5flan.conversion import names
-from t5flan.conversion.checkpoint import Checkpoint, one_dtype
-from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
+from t5flan.conversion.checkpoint import Checkpoint, Piece, one_dtype
+from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, StoredArray, chunks, write_rows
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints import Description
 
 HUGGING_FACE = 'huggingface'
-"""Files of the Hugging Face folder that it came from: they go back as they were."""
+"""The subfolder for files of the original Hugging Face folder, which are kept unchanged."""
 
 
 def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = None) -> Checkpoint:
-    """What a checkpoint folder holds.
+    """Opens a checkpoint folder.
 
     Args:
         where: the workdir of a run, or one of its steps (WORKDIR/checkpoints/1000).
-        step: default the latest.
-        vocabulary: instead of the folder's own.
+        step: the step; None is the latest.
+        vocabulary: a vocabulary to use instead of the folder's.
 
     Raises:
-        UserError: no checkpoint folder, or arrays that are not the model's.
+        UserError: there is no checkpoint folder, or its arrays are not the model's.
     """
     root = checkpoints.checkpoint_root(where)
     description = checkpoints.read_description(root)
     found = checkpoints.find_step(where, step)
-    folder = Folder(f'{root}/{checkpoints.CHECKPOINTS}/{found}/parameters')
-    stored = set(folder.array_names())
-    arrays, dtypes = {}, {}
-    for name, shape in names.shapes(description.model).items():
-        dotted = name.replace('/', '.')
-        if dotted not in stored:
-            raise UserError(
-                f'{folder.where} lacks {name} {list(shape.whole)}, which {checkpoints.DESCRIPTION} asks for. Copy the '
-                'checkpoint again, whole.'
-            )
-        stored.remove(dotted)
-        arrays[name] = folder.open(dotted)
-        if arrays[name].shape != shape.whole:
-            raise UserError(
-                f'{folder.where}: {name} has shape {list(arrays[name].shape)}, {checkpoints.DESCRIPTION} asks for '
-                f'{list(shape.whole)}. They do not belong together.'
-            )
-        dtypes[name] = one_dtype(folder.where, name, {arrays[name].dtype})
-    if stored:
-        raise UserError(
-            f'{folder.where} holds {min(stored).replace(".", "/")}, which the model of {checkpoints.DESCRIPTION} does not '
-            'have. They do not belong together.'
-        )
+    step_folder = root / checkpoints.CHECKPOINTS / str(found)
+    arrays = _open_arrays(Folder(f'{step_folder}/parameters'), description.model)
 
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         return arrays[shape.name].read() if layer is None else arrays[shape.name].layer(0, layer)
 
-    beside = Path(root) / HUGGING_FACE
-    extras = {file.name: file.read_bytes() for file in beside.iterdir()} if beside.is_dir() else {}
-    notes = (
-        ('the optimizer state was left behind',)
-        if (root / checkpoints.CHECKPOINTS / str(found) / 'optimizer').exists()
-        else ()
-    )
+    kept = Path(root) / HUGGING_FACE
     return Checkpoint(
         str(where),
         description.model,
-        dtypes,
+        {name: one_dtype(array.where, name, {array.dtype}) for name, array in arrays.items()},
         read_one,
         vocabulary or load_vocabulary(root / checkpoints.VOCABULARY),
         description.format,
         found,
         description.feature_lengths,
-        extras,
-        notes,
+        {file.name: file.read_bytes() for file in kept.iterdir()} if kept.is_dir() else {},
+        ('the optimizer state is not converted',) if (step_folder / 'optimizer').exists() else (),
     )
 
 
+def _open_arrays(folder: Folder, model: ModelConfig) -> dict[str, StoredArray]:
+    """The model's parameters by name; refuses missing, misshapen and unknown arrays."""
+    stored = set(folder.array_names())
+    arrays = {}
+    for name, shape in names.shapes(model).items():
+        dotted = name.replace('/', '.')
+        if dotted not in stored:
+            raise UserError(
+                f'{folder.where} lacks {name} {list(shape.whole)}, a parameter of the model in '
+                f'{checkpoints.DESCRIPTION}. Copy the whole checkpoint again.'
+            )
+        stored.remove(dotted)
+        arrays[name] = folder.open(dotted)
+        if arrays[name].shape != shape.whole:
+            raise UserError(
+                f'{folder.where}: {name} has shape {list(arrays[name].shape)}, {checkpoints.DESCRIPTION} requires '
+                f'{list(shape.whole)}. They belong to different models.'
+            )
+    if stored:
+        raise UserError(
+            f'{folder.where} holds {min(stored).replace(".", "/")}, which the model in {checkpoints.DESCRIPTION} does '
+            'not have. They belong to different models.'
+        )
+    return arrays
+
+
 def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list[str]:
-    """Writes a checkpoint folder with one step; the folder exists and is empty. Nothing is lost."""
+    """Writes a checkpoint folder with one step; the folder exists and is empty.
+
+    Returns:
+        What could not be kept: nothing.
+    """
     vocabulary = checkpoint.vocabulary
     vocabulary.save(folder / checkpoints.VOCABULARY)
-    Description(
-        checkpoint.config,
-        checkpoint.format,
-        checkpoint.feature_lengths,
-        {'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
-    ).write(folder)
+    fields = {'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint}
+    Description(checkpoint.config, checkpoint.format, checkpoint.feature_lengths, fields).write(folder)
     if checkpoint.extras:
         (folder / HUGGING_FACE).mkdir()
         for name, content in checkpoint.extras.items():
             (folder / HUGGING_FACE / name).write_bytes(content)
-    coming = {name: _Coming(shape, checkpoint.dtypes[name]) for name, shape in names.shapes(checkpoint.config).items()}
-    handler = ocp.PyTreeCheckpointHandler(
+    pending = {
+        name: _PendingArray(one, checkpoint.dtypes[name]) for name, one in names.shapes(checkpoint.config).items()
+    }
+    writer = _PieceWriter(checkpoint.pieces(allow_nan))
+    parameters = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
-        use_compression=False,  # a file a chunk, as it lies in memory: arrays of floats hardly shrink
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (_Coming, _PieceWriter(checkpoint.pieces(allow_nan)))
-        ),
+        use_compression=False,  # one file per chunk, as in memory: arrays of floats hardly compress
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((_PendingArray, writer)),
     )
+    handler = ocp.CompositeCheckpointHandler(parameters=parameters, meta=ocp.JsonCheckpointHandler())
     step = folder / checkpoints.CHECKPOINTS / str(checkpoint.step)
     step.parent.mkdir()
     args = ocp.args.Composite(
-        parameters=ocp.args.PyTreeSave(traverse_util.unflatten_dict(coming, sep='/')),
+        parameters=ocp.args.PyTreeSave(traverse_util.unflatten_dict(pending, sep='/')),
         meta=ocp.args.JsonSave({'step': checkpoint.step}),
     )
-    with (
-        _quiet(),
-        ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(parameters=handler, meta=ocp.JsonCheckpointHandler())
-        ) as checkpointer,
-    ):
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(step.absolute(), args)
     return []
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's log: what fails is raised, and said once."""
+    """Silences Orbax's log: an error is raised and reported once."""
     before = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.FATAL)
     try:
@@ -137,8 +135,8 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclasses.dataclass
-class _Coming:
-    """An array that is still to be read: what Orbax asks of one before it is written."""
+class _PendingArray:
+    """An array that is not read yet, with the attributes that Orbax needs to plan its file."""
 
     of: names.Shape
     dtype: np.dtype
@@ -149,7 +147,7 @@ class _Coming:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -157,21 +155,23 @@ class _Coming:
 
 
 class _PieceWriter(ocp.type_handlers.NumpyHandler):
-    """Orbax's writer of NumPy arrays, fed a layer at a time."""
+    """Orbax's writer of NumPy arrays, which gets one layer at a time."""
 
-    def __init__(self, pieces: Iterator) -> None:
+    def __init__(self, pieces: Iterator[Piece]) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self._pieces = pieces
         self._stores: dict[str, ts.TensorStore] = {}
 
-    async def _background_serialize(self, values: Sequence[_Coming], infos: Sequence[Any], args: Any = None) -> None:
+    async def _background_serialize(
+        self, values: Sequence[_PendingArray], infos: Sequence[Any], args: Any = None
+    ) -> None:
         await super()._background_serialize(values, infos, args)
         for shape, layer, array in self._pieces:
             store = self._stores[shape.name]
             write_rows(store if layer is None else store[layer], array)
 
-    async def _open_and_write(self, value: _Coming, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        """Opens only; what is written comes after, in the order it is read."""
+    async def _open_and_write(self, value: _PendingArray, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        """Only opens the file: `_background_serialize` writes the numbers in the order in which they are read."""
         shape = value.of
         tspec['metadata']['chunks'] = ([] if shape.layers is None else [1]) + chunks(shape.one, value.dtype)
         tspec['kvstore'] |= UNSYNCED

@@ -1,14 +1,15 @@
-"""One table of parameter names for each format, beside t5flan's own (those of T5X, layers stacked on axis 0).
+"""One table of parameter names per format, next to t5flan's own (T5X's, with layers stacked on axis 0).
 
-A row is (t5flan's name, theirs); `{i}` is the layer. What differs besides the name is the layout of one layer's array:
+A row is (t5flan's name, theirs); `{i}` is the layer. The layout of one layer's array differs too:
 
     t5flan          query [D, N, H]   out [N, H, D]   mlp/wi [D, F]   rel_embedding [N, R]   logits_dense [D, V]
-    T5X             the same, heads and kv joined: [D, N H], [N H, D]; its scalable form stacks layers on axis 1
-    Hugging Face    torch's linear maps are [outputs, inputs]: [N H, D], [D, N H], [F, D]; the bias [R, N]; logits [V, D]
+    T5X             the same, with heads and kv joined: [D, N H], [N H, D]; its scalable form stacks layers on axis 1
+    Hugging Face    torch's linear maps are [outputs, inputs]: [N H, D], [D, N H], [F, D], logits [V, D]; bias [R, N]
 """
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -67,7 +68,7 @@ HF_LLAMA: Table = (  # and Gemma's
     ('decoder/layers/mlp/wo/kernel', 'model.layers.{i}.mlp.down_proj.weight'),
 )
 
-# Hugging Face's other names of the one token embedding, and what old files hold beside it and no model reads.
+# Other names of the token embedding in Hugging Face's files, and arrays of old files that no model reads.
 HF_T5_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 HF_T5_UNREAD = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
 HF_LLAMA_UNREAD = ('model.layers.{i}.self_attn.rotary_emb.inv_freq',)
@@ -75,7 +76,7 @@ HF_LLAMA_UNREAD = ('model.layers.{i}.self_attn.rotary_emb.inv_freq',)
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One of t5flan's parameters: [layers, *one] where `layers` is a number, else `one`."""
+    """A parameter of t5flan, of shape `one`, or [layers, *one] if `layers` is a number."""
 
     name: str
     one: tuple[int, ...]
@@ -83,35 +84,30 @@ class Shape:
 
     @property
     def whole(self) -> tuple[int, ...]:
+        """The shape of all layers together."""
         return self.one if self.layers is None else (self.layers, *self.one)
 
     @property
     def pieces(self) -> Sequence[int | None]:
-        """What is read and written at a time: each layer, or the whole."""
+        """The parts that are read and written at a time: each layer, or None for the whole array."""
         return [None] if self.layers is None else range(self.layers)
 
     @property
-    def inputs(self) -> int:
-        """How many leading axes of `one` a linear map sums over."""
-        return 2 if self.name.endswith('out/kernel') else 1
-
-    @property
     def matrix(self) -> tuple[int, int] | None:
-        """`one` as (inputs, outputs), heads and kv joined; None for a vector and for the token embedding, which is no map."""
+        """`one` as (inputs, outputs) with heads and kv joined; None for vectors and for the token embedding."""
         if len(self.one) < 2 or self.name == 'token_embedder/embedding':
             return None
-        first = 1
-        for size in self.one[: self.inputs]:
-            first *= size
-        rest = 1
-        for size in self.one[self.inputs :]:
-            rest *= size
-        return first, rest
+        inputs = 2 if self.name.endswith('out/kernel') else 1  # leading axes that the linear map sums over
+        return math.prod(self.one[:inputs]), math.prod(self.one[inputs:])
+
+    def name_of(self, layer: int | None) -> str:
+        """A piece, for messages."""
+        return self.name if layer is None else f'layer {layer} of {self.name}'
 
 
-@functools.lru_cache(maxsize=8)  # tracing a model takes a while, and every reader and writer asks
+@functools.lru_cache(maxsize=8)  # tracing a model is slow, and every reader and writer needs its shapes
 def shapes(config: ModelConfig) -> Mapping[str, Shape]:
-    """t5flan's name -> Shape of every parameter of a model."""
+    """The Shape of every parameter of a model, by t5flan's name."""
     model = abstract_model(config)
     axes = named_axes(model)
     made = {}
@@ -121,8 +117,13 @@ def shapes(config: ModelConfig) -> Mapping[str, Shape]:
     return types.MappingProxyType(made)
 
 
+def all_pieces(config: ModelConfig) -> Iterator[tuple[Shape, int | None]]:
+    """Every piece of every parameter, as (shape, layer)."""
+    return ((shape, layer) for shape in shapes(config).values() for layer in shape.pieces)
+
+
 def hf_name(table: Table, shape: Shape, layer: int | None) -> str:
-    """Hugging Face's name of one layer of a parameter; T5's shared relative bias stands in layer 0."""
+    """Hugging Face's name of one layer of a parameter; T5's shared relative bias is in layer 0."""
     return dict(table)[shape.name].format(i=layer or 0)
 
 
@@ -132,17 +133,17 @@ def hf_shape(shape: Shape) -> tuple[int, ...]:
 
 
 def t5x_name(shape: Shape, layer: int | None) -> str:
-    """The name in T5X's unscanned networks: one array a layer (`layer` None: not in a layer)."""
+    """The name in T5X's unscanned networks, which have an array per layer (`layer` None: not in a layer)."""
     if layer is None:
         return shape.name
     if '/layers/' in shape.name:
         return shape.name.replace('/layers/', f'/layers_{layer}/')
-    side, rest = shape.name.split('/', 1)  # a relative bias of its own in each layer
+    side, rest = shape.name.split('/', 1)  # a relative bias in each layer
     return f'{side}/layers_{layer}/{rest}'
 
 
 def t5x_scanned_name(shape: Shape) -> str:
-    """The name in T5X's scalable network with scanned layers, whose arrays hold the layers on axis 1."""
+    """The name in T5X's scalable network with scanned layers, whose arrays have the layers on axis 1."""
     if shape.layers is None:
         return shape.name
     side, rest = shape.name.replace('/layers/', '/').split('/', 1)
@@ -150,12 +151,5 @@ def t5x_scanned_name(shape: Shape) -> str:
 
 
 def t5x_unscanned_shape(shape: Shape, joined: bool) -> tuple[int, ...]:
-    """One layer's array in T5X: heads and kv joined as in examples/t5, or apart as in examples/scalable_t5."""
+    """The shape of one layer's array in T5X: heads and kv joined as in examples/t5, or not as in scalable_t5."""
     return shape.matrix if joined and shape.matrix is not None else shape.one
-
-
-def all_pieces(config: ModelConfig) -> Iterator[tuple[Shape, int | None]]:
-    """Every piece of every parameter."""
-    for shape in shapes(config).values():
-        for layer in shape.pieces:
-            yield shape, layer

@@ -1,15 +1,29 @@
-"""Settings of training: optimizer, loss, mesh, checkpoints, evaluation while training. Standard library only.
+"""Settings of training: optimizer, loss, checkpoints, evaluation while training, and the run. Standard library only.
 
-Each is a frozen dataclass whose fields are gin bindings (`OptimizerConfig.learning_rate = 1e-3`). A value that cannot
-be right is a `UserError` at construction, before anything heavy is loaded.
+Each is a frozen dataclass whose fields are gin bindings (`OptimizerConfig.learning_rate = 1e-3`). An invalid value
+raises a `UserError` at construction, before anything expensive is loaded.
 """
 
 import dataclasses
+from collections.abc import Callable
 
-from t5flan.config.checks import is_count, is_number, require, require_patterns
+from t5flan.config.checks import (
+    is_number,
+    require,
+    require_count,
+    require_one_of,
+    require_patterns,
+    require_share,
+    require_text,
+)
 
 OPTIMIZERS = ('adafactor', 'adamw')
 SCHEDULES = ('constant', 'rsqrt', 'linear', 'cosine')
+
+_Kind = tuple[str, Callable[[float], bool]]
+_NON_NEGATIVE: _Kind = ('a number of 0 or more', lambda x: x >= 0)
+_POSITIVE: _Kind = ('a number above 0', lambda x: x > 0)
+_BELOW_ONE: _Kind = ('a number of 0 or more and below 1', lambda x: 0 <= x < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,28 +32,29 @@ class OptimizerConfig:
 
     Attributes:
         name: 'adafactor' (T5, PaLM; https://arxiv.org/abs/1804.04235) or 'adamw' (https://arxiv.org/abs/1711.05101).
-        learning_rate: the schedule's base. Adafactor's is relative to each parameter's size when
-            `multiply_by_parameter_scale`, so that T5's 1e-3 to 1e-2 are usual.
-        schedule: how the rate moves; `training/optimizer.py` has the formulas. 'constant', 'linear' and 'cosine' ramp up
-            linearly over `warmup_steps`; 'rsqrt' is T5X's learning_rate / sqrt(max(step, warmup_steps)): flat, then falling.
+        learning_rate: the schedule's base. With `multiply_by_parameter_scale`, Adafactor's updates are relative to each
+            parameter's size, so T5's 1e-3 to 1e-2 are usual.
+        schedule: how the rate changes; `training/optimizer.py` has the formulas. 'constant', 'linear' and 'cosine' warm
+            up linearly over `warmup_steps`; 'rsqrt' is T5X's learning_rate / sqrt(max(step, warmup_steps)).
         warmup_steps: see schedule.
-        decay_steps: the step at which 'linear' and 'cosine' have come down to `final_ratio`; None = the run's steps.
+        decay_steps: the step at which 'linear' and 'cosine' reach `final_ratio`; None = the run's steps.
         final_ratio: the last rate over the base, for 'linear' and 'cosine'.
-        clip_by_global_norm: gradients are scaled down to this L2 norm before the optimizer sees them; None = never.
-        weight_decay: each step takes weight_decay * rate ** weight_decay_lr_exponent of the parameter away.
-        weight_decay_lr_exponent: 1 is AdamW's usual form, 2 PaLM's (with weight_decay = 1.0), 0 a fixed share.
-        no_weight_decay: regexes of parameter paths, matched from end to end ('.*/scale'), that do not decay.
+        clip_by_global_norm: gradients are scaled down to this L2 norm before the optimizer; None = no clipping.
+        weight_decay: each step subtracts weight_decay * rate ** weight_decay_lr_exponent of the parameter.
+        weight_decay_lr_exponent: 1 is AdamW's usual form, 2 PaLM's (with weight_decay = 1.0), 0 a constant share.
+        no_weight_decay: regular expressions of parameter paths that do not decay; each matches whole paths
+            ('.*/scale').
         b1: momentum; None = 0.9 for AdamW, and no momentum (and no memory for it) for Adafactor.
         b2, epsilon: AdamW's.
-        decay_rate: Adafactor's second moment forgets by 1 - (step - step_offset + 1) ** -decay_rate.
-        step_offset: Adafactor's second moment starts anew at this step (T5X's; for finetuning with the step kept).
-        clipping_threshold: Adafactor scales an update down to this root mean square; None = never.
+        decay_rate: Adafactor's second moment decays by 1 - (step - step_offset + 1) ** -decay_rate.
+        step_offset: Adafactor's second moment restarts at this step (as in T5X; for finetuning that keeps the step).
+        clipping_threshold: Adafactor scales an update down to this root mean square; None = no clipping.
         multiply_by_parameter_scale: Adafactor's updates are relative to the parameter's root mean square.
-        factored: False keeps whole second moments ("Adafactor without factoring", as PaLM).
-        min_dim_to_factor: second moments with fewer rows or columns than this stay whole.
-        freeze: regexes of parameter paths, matched from end to end ('encoder/.*'), that are not trained: no gradient, no
-            optimizer state.
-        microbatches: the batch is split into so many parts, whose gradients are summed before the one update.
+        factored: False keeps full second moments ("Adafactor without factoring", as in PaLM).
+        min_dim_to_factor: second moments with fewer rows or columns than this are not factored.
+        freeze: regular expressions of parameter paths that are not trained; each matches whole paths ('encoder/.*').
+            Frozen parameters have no gradient and no optimizer state.
+        microbatches: the batch is split into this many parts, whose gradients are summed before the update.
     """
 
     name: str = 'adafactor'
@@ -64,70 +79,34 @@ class OptimizerConfig:
     freeze: tuple[str, ...] = ()
     microbatches: int = 1
 
-    def __post_init__(self):
-        name = 'OptimizerConfig'
-        require(self.name in OPTIMIZERS, f'{name}.name', self.name, f'one of {", ".join(OPTIMIZERS)}')
-        require(self.schedule in SCHEDULES, f'{name}.schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
-        require(
-            is_number(self.learning_rate) and self.learning_rate >= 0,
-            f'{name}.learning_rate',
-            self.learning_rate,
-            'a number of 0 or more',
-        )
-        require(is_count(self.warmup_steps, 0), f'{name}.warmup_steps', self.warmup_steps, 'a count of 0 or more')
-        require(
-            self.decay_steps is None or is_count(self.decay_steps, 1),
-            f'{name}.decay_steps',
-            self.decay_steps,
-            'a count of 1 or more, or None',
-        )
-        require(
-            is_number(self.final_ratio) and 0 <= self.final_ratio <= 1,
-            f'{name}.final_ratio',
-            self.final_ratio,
-            'a number from 0 to 1',
-        )
-        for field in ('clip_by_global_norm', 'clipping_threshold'):
-            value = getattr(self, field)
-            require(
-                value is None or (is_number(value) and value > 0), f'{name}.{field}', value, 'a number above 0, or None'
-            )
-        for field in ('weight_decay', 'weight_decay_lr_exponent', 'decay_rate'):
-            value = getattr(self, field)
-            require(is_number(value) and value >= 0, f'{name}.{field}', value, 'a number of 0 or more')
-        require(is_number(self.epsilon) and self.epsilon > 0, f'{name}.epsilon', self.epsilon, 'a number above 0')
-        require(
-            self.b1 is None or (is_number(self.b1) and 0 <= self.b1 < 1),
-            f'{name}.b1',
-            self.b1,
-            'a number from 0 to below 1, or None',
-        )
-        require(is_number(self.b2) and 0 <= self.b2 < 1, f'{name}.b2', self.b2, 'a number from 0 to below 1')
-        require(is_count(self.step_offset, 0), f'{name}.step_offset', self.step_offset, 'a count of 0 or more')
-        require(
-            is_count(self.min_dim_to_factor, 1),
-            f'{name}.min_dim_to_factor',
-            self.min_dim_to_factor,
-            'a count of 1 or more',
-        )
-        require(is_count(self.microbatches, 1), f'{name}.microbatches', self.microbatches, 'a count of 1 or more')
-        for field in ('multiply_by_parameter_scale', 'factored'):
-            require(isinstance(getattr(self, field), bool), f'{name}.{field}', getattr(self, field), 'True or False')
+    def __post_init__(self) -> None:
+        require_one_of('OptimizerConfig.name', self.name, OPTIMIZERS)
+        require_one_of('OptimizerConfig.schedule', self.schedule, SCHEDULES)
+        require_share('OptimizerConfig.final_ratio', self.final_ratio)
+        _require_numbers(self, _NON_NEGATIVE, 'learning_rate', 'weight_decay', 'weight_decay_lr_exponent', 'decay_rate')
+        _require_numbers(self, _POSITIVE, 'epsilon')
+        _require_numbers(self, _POSITIVE, 'clip_by_global_norm', 'clipping_threshold', optional=True)
+        _require_numbers(self, _BELOW_ONE, 'b2')
+        _require_numbers(self, _BELOW_ONE, 'b1', optional=True)
+        _require_counts(self, 0, 'warmup_steps', 'step_offset')
+        _require_counts(self, 1, 'min_dim_to_factor', 'microbatches')
+        _require_counts(self, 1, 'decay_steps', optional=True)
+        _require_bools(self, 'multiply_by_parameter_scale', 'factored')
         for field in ('freeze', 'no_weight_decay'):
-            require_patterns(f'{name}.{field}', getattr(self, field))
+            require_patterns(f'OptimizerConfig.{field}', getattr(self, field))
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised.
+    """The loss that is minimised.
 
     Attributes:
         z_loss: weight of log(Z)^2 per token (T5X, PaLM: 1e-4), which keeps the softmax's normaliser Z near 1.
         label_smoothing: probability spread over the wrong words.
-        normalize: True divides by the sum of the loss weights of the whole batch; False minimises the sum, as T5X does
-            (Adafactor does not notice, `clip_by_global_norm` does). Reported losses are per token in both cases.
-        chunk_tokens: how many tokens' float32 logits are held at once, over all devices; None picks by device.
+        normalize: True divides by the sum of the batch's loss weights; False minimises the sum, as T5X does (no
+            difference to Adafactor, but to `clip_by_global_norm`). Reported losses are per token in both cases.
+        chunk_tokens: how many tokens' float32 logits are in memory at once, over all devices; None chooses by device.
     """
 
     z_loss: float = 1e-4
@@ -135,35 +114,25 @@ class LossConfig:
     normalize: bool = True
     chunk_tokens: int | None = None
 
-    def __post_init__(self):
-        require(is_number(self.z_loss) and self.z_loss >= 0, 'LossConfig.z_loss', self.z_loss, 'a number of 0 or more')
-        require(
-            is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
-            'LossConfig.label_smoothing',
-            self.label_smoothing,
-            'a number from 0 to below 1',
-        )
-        require(isinstance(self.normalize, bool), 'LossConfig.normalize', self.normalize, 'True or False')
-        require(
-            self.chunk_tokens is None or is_count(self.chunk_tokens, 1),
-            'LossConfig.chunk_tokens',
-            self.chunk_tokens,
-            'a count of 1 or more, or None',
-        )
+    def __post_init__(self) -> None:
+        _require_numbers(self, _NON_NEGATIVE, 'z_loss')
+        _require_numbers(self, _BELOW_ONE, 'label_smoothing')
+        _require_bools(self, 'normalize')
+        _require_counts(self, 1, 'chunk_tokens', optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved and where the first one comes from.
+    """When the state is saved, and where a new run takes its first state from.
 
     Attributes:
         every: steps between checkpoints.
-        keep: how many of the newest are kept.
-        best_metric: the best checkpoint by this metric of the evaluation is kept besides; None = only the newest are.
+        keep: how many of the newest checkpoints to keep.
+        best_metric: also keep the best checkpoint by this metric of the evaluation; None = only the newest ones.
         best_mode: 'min' or 'max'.
-        initialize_from: a checkpoint folder whose parameters a new run starts from; a run that has a checkpoint of its own
-            goes on from that one and does not look here.
-        initialize: 'parameters' takes parameters alone, 'all' also optimizer state and step.
+        initialize_from: a checkpoint folder whose parameters a new run starts from; ignored when the run resumes from a
+            checkpoint of its own.
+        initialize: 'parameters' takes only the parameters, 'all' also the optimizer state and the step.
     """
 
     every: int = 1000
@@ -173,24 +142,13 @@ class CheckpointConfig:
     initialize_from: str | None = None
     initialize: str = 'parameters'
 
-    def __post_init__(self):
-        require(is_count(self.every, 1), 'CheckpointConfig.every', self.every, 'a count of 1 or more')
-        require(is_count(self.keep, 1), 'CheckpointConfig.keep', self.keep, 'a count of 1 or more')
-        require(self.best_mode in ('min', 'max'), 'CheckpointConfig.best_mode', self.best_mode, "'min' or 'max'")
-        require(
-            self.initialize in ('parameters', 'all'),
-            'CheckpointConfig.initialize',
-            self.initialize,
-            "'parameters' or 'all'",
-        )
+    def __post_init__(self) -> None:
+        _require_counts(self, 1, 'every', 'keep')
+        require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
+        require_one_of('CheckpointConfig.initialize', self.initialize, ('parameters', 'all'))
         for field in ('best_metric', 'initialize_from'):
-            value = getattr(self, field)
-            require(
-                value is None or (isinstance(value, str) and value != ''),
-                f'CheckpointConfig.{field}',
-                value,
-                'a name, or None',
-            )
+            if getattr(self, field) is not None:
+                require_text(f'CheckpointConfig.{field}', getattr(self, field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +157,9 @@ class EvaluationConfig:
 
     Attributes:
         every: steps between evaluations; 0 = none.
-        batches: how many batches of the split are read each time.
-        split: which split.
-        tasks: tasks measured besides, each by itself, as eval/loss/TASK; a mixture stands for all of its tasks (the
+        batches: how many batches of the split are evaluated each time.
+        split: the split.
+        tasks: tasks to evaluate separately as well, as eval/loss/TASK; a mixture stands for all of its tasks (the
             denoisers of 'c4_ul2').
     """
 
@@ -210,27 +168,22 @@ class EvaluationConfig:
     split: str = 'validation'
     tasks: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        require(is_count(self.every, 0), 'EvaluationConfig.every', self.every, 'a count of 0 or more')
-        require(is_count(self.batches, 1), 'EvaluationConfig.batches', self.batches, 'a count of 1 or more')
-        require(
-            isinstance(self.split, str) and self.split != '',
-            'EvaluationConfig.split',
-            self.split,
-            'the name of a split',
-        )
+    def __post_init__(self) -> None:
+        _require_counts(self, 0, 'every')
+        _require_counts(self, 1, 'batches')
+        require_text('EvaluationConfig.split', self.split)
         object.__setattr__(self, 'tasks', tuple(self.tasks))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long a run is and how it reports.
+    """How long a run is and how often it reports.
 
     Attributes:
-        steps: optimizer steps in all, those before a restart included.
-        seed: parameters and dropout; the data's order has its own (`DataConfig.seed`).
-        log_every: steps between rows of metrics.jsonl and lines of progress; a row holds the numbers of its own step.
-        multi_host: joins the other hosts of a TPU slice or GPU cluster before anything else (`jax.distributed`).
+        steps: optimizer steps in total, including those before a restart.
+        seed: seed of parameters and dropout; the data order has its own (`DataConfig.seed`).
+        log_every: steps between rows of metrics.jsonl and progress lines; a row holds the metrics of its own step.
+        multi_host: connects to the other hosts of a TPU slice or GPU cluster first (`jax.distributed`).
     """
 
     steps: int
@@ -238,8 +191,29 @@ class RunConfig:
     log_every: int = 10
     multi_host: bool = False
 
-    def __post_init__(self):
-        require(is_count(self.steps, 1), 'RunConfig.steps', self.steps, 'a count of 1 or more')
-        require(is_count(self.seed, 0), 'RunConfig.seed', self.seed, 'a count of 0 or more')
-        require(is_count(self.log_every, 1), 'RunConfig.log_every', self.log_every, 'a count of 1 or more')
-        require(isinstance(self.multi_host, bool), 'RunConfig.multi_host', self.multi_host, 'True or False')
+    def __post_init__(self) -> None:
+        _require_counts(self, 1, 'steps', 'log_every')
+        _require_counts(self, 0, 'seed')
+        _require_bools(self, 'multi_host')
+
+
+def _require_numbers(config: object, kind: _Kind, *fields: str, optional: bool = False) -> None:
+    """Requires these fields to be numbers of a kind; None is allowed if `optional`."""
+    expected, holds = kind
+    for field in fields:
+        value = getattr(config, field)
+        valid = (optional and value is None) or (is_number(value) and holds(value))
+        require(valid, f'{type(config).__name__}.{field}', value, f'{expected}, or None' if optional else expected)
+
+
+def _require_counts(config: object, least: int, *fields: str, optional: bool = False) -> None:
+    """Requires these fields to be integers of at least `least`; None is allowed if `optional`."""
+    for field in fields:
+        if not (optional and getattr(config, field) is None):
+            require_count(f'{type(config).__name__}.{field}', getattr(config, field), least)
+
+
+def _require_bools(config: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        require(isinstance(value, bool), f'{type(config).__name__}.{field}', value, 'True or False')

@@ -2,20 +2,20 @@
 
     B batch, T target length, D emb_dim, V vocabulary, n chunks, C positions of every row a chunk
 
-Float32 logits of a batch, [B, T, V], are the largest array of a small model's step (8 x 114 tokens over 32k words: 112
-MiB, several times over) and they are never held. The sequence is cut along its length, so that every chunk has all rows
-and a batch that is split over devices stays where it is. A chunk's gradient is taken in the forward pass, while its
-logits are at hand: they are computed once, where a rematerialised chunk would compute them twice. Where the mesh splits the
-length (`MeshConfig.context`), a chunk has as many positions of every part, so that all devices work on each.
+The float32 logits of a batch, [B, T, V], would be the largest array of a small model's step (8 x 114 tokens over 32k
+words: 112 MiB, several times over), so they are never in memory as a whole. The sequence is cut along its length: a
+chunk has all rows, so a batch that is split over devices is not moved. The gradient of a chunk is computed in the
+forward pass, from logits that are computed once; rematerialisation would compute them twice. Where the mesh splits the
+length (`MeshConfig.context`), a chunk takes the same number of positions from every part, so all devices work on it.
 
-The numbers are T5X's (public source: google-research/t5x, t5x/losses.py): z_loss * log(Z)^2 is added per token, and label
-smoothing's entropy is taken off, so that a perfect model has loss 0.
+The numbers are T5X's (google-research/t5x, t5x/losses.py): z_loss * log(Z)^2 is added per token, and the entropy of the
+smoothed labels is subtracted, so a perfect model has loss 0.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +23,31 @@ import jax.numpy as jnp
 from t5flan import sharding
 from t5flan.training.config import LossConfig
 
-# Bytes of float32 logits a device holds at once: on a CPU about what its cache keeps; elsewhere so many that chunks are
-# few, since devices that share the batch add up the kernel's gradient once a chunk.
+# Bytes of float32 logits per device and chunk: on a CPU about the size of its cache. Elsewhere chunks are large,
+# because devices that share the batch sum the kernel's gradient once per chunk.
 _CHUNK_BYTES_CPU = 20 * 2**20
 _CHUNK_BYTES = 256 * 2**20
 
 
+_Logits = Callable[..., jax.Array]
+_Chunks = tuple[jax.Array, jax.Array, jax.Array]  # hidden states, targets and weights, of one chunk or stacked
+_Gradients = tuple[Any, jax.Array]  # of the parameters and of the hidden states
+
+
 class LossSums(NamedTuple):
-    """Sums over tokens, each float32 []; microbatches and devices add up."""
+    """Sums over tokens, each float32 []. Sums of microbatches can be added.
+
+    Attributes:
+        loss: weighted sum of cross-entropy and z-loss, which is minimised.
+        z_loss: the part of `loss` that is z-loss.
+        correct: sum of the weights of the tokens whose most likely word is the target.
+        weight: sum of all loss weights: the number of tokens, where weights are 0 and 1.
+    """
 
     loss: jax.Array
-    """Weighted sum of cross-entropy and z-loss: what is minimised."""
     z_loss: jax.Array
-    """Its part that is z-loss."""
     correct: jax.Array
-    """Sum of the weights of the tokens whose most likely word is the target."""
     weight: jax.Array
-    """Sum of all loss weights: the number of tokens, where weights are 0 and 1."""
 
 
 def cross_entropy(
@@ -49,15 +57,15 @@ def cross_entropy(
     weights_BT: jax.Array,
     config: LossConfig,
 ) -> LossSums:
-    """Sums over a batch of the loss, its z-loss, right predictions and weights.
+    """Sums the loss, its z-loss, correct predictions and weights over a batch.
 
     Gradients flow from `.loss` to `x_BTD` and to the parameters that `logits_of` closes over (a logits kernel, or the
-    token embedding where it is tied); the other sums are for reports and give none.
+    tied token embedding). The other sums are for reports and have no gradient.
 
     Args:
-        logits_of: final hidden states [..., D] -> float32 logits [..., V], position by position (`model.logits`).
+        logits_of: maps final hidden states [..., D] to float32 logits [..., V], each position alone (`model.logits`).
         x_BTD: final hidden states, any float dtype.
-        targets_BT: the right words, int.
+        targets_BT: target words, int.
         weights_BT: loss weights; 0 where there is nothing to predict.
         config: z_loss, label_smoothing, chunk_tokens.
     """
@@ -65,7 +73,7 @@ def cross_entropy(
     positions = _chunk_positions(logits_of, x_BTD, config, parts)
 
     def chunks(x: jax.Array) -> jax.Array:
-        """[B, T, ...] -> [n, B, C, ...], where a chunk is some positions of each part of all rows; padding has weight 0."""
+        """[B, T, ...] -> [n, B, C, ...]: a chunk is some positions of each part of all rows; padding has weight 0."""
         rows, length, *rest = x.shape
         x = x.reshape(rows, parts, length // parts, *rest)
         x = jnp.pad(x, [(0, 0), (0, 0), (0, -x.shape[2] % positions)] + [(0, 0)] * len(rest))
@@ -75,13 +83,12 @@ def cross_entropy(
 
     x_nBCD = chunks(x_BTD)
     logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
-    return _chunked_sums(
-        logits_of, config, tuple(parameters), x_nBCD, chunks(targets_BT), chunks(weights_BT.astype(jnp.float32))
-    )
+    targets_nBC, weights_nBC = chunks(targets_BT), chunks(weights_BT.astype(jnp.float32))
+    return _chunked_sums(logits_of, config, tuple(parameters), (x_nBCD, targets_nBC, weights_nBC))
 
 
 def _length_parts(length: int) -> int:
-    """Into how many parts the mesh splits rows of a length; 1 where it does not divide."""
+    """The number of parts into which the mesh splits rows of a length; 1 where it does not divide."""
     mesh = sharding.current()
     parts = 1 if mesh is None else mesh.size('length')
     return 1 if length % parts else parts
@@ -90,7 +97,7 @@ def _length_parts(length: int) -> int:
 def _chunk_positions(
     logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig, parts: int
 ) -> int:
-    """Positions of each part of every row in a chunk, evened out so that the last chunk is nearly whole."""
+    """Positions of each part of every row in a chunk, chosen so that all chunks are about the same size."""
     B, T = x_BTD.shape[0], x_BTD.shape[1] // parts
     if config.chunk_tokens is not None:
         positions = config.chunk_tokens // (B * parts)
@@ -105,17 +112,21 @@ def _chunk_positions(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_sums(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC) -> LossSums:
-    def body(sums, chunk):
+def _chunked_sums(
+    logits_of: _Logits, config: LossConfig, parameters: tuple[jax.Array, ...], chunks: _Chunks
+) -> LossSums:
+    def body(sums: LossSums, chunk: _Chunks) -> tuple[LossSums, None]:
         x_BCD, targets_BC, weights_BC = chunk
         more, _ = _sums_and_gradient(logits_of(x_BCD, *parameters), targets_BC, weights_BC, config)
         return _add(sums, more), None
 
-    return jax.lax.scan(body, _zero_sums(), (x_nBCD, targets_nBC, weights_nBC))[0]
+    return jax.lax.scan(body, _zero_sums(), chunks)[0]
 
 
-def _chunked_sums_forward(logits_of, config, parameters, x_nBCD, targets_nBC, weights_nBC):
-    def body(carry, chunk):
+def _chunked_sums_forward(
+    logits_of: _Logits, config: LossConfig, parameters: tuple[jax.Array, ...], chunks: _Chunks
+) -> tuple[LossSums, _Gradients]:
+    def body(carry: tuple[LossSums, Any], chunk: _Chunks) -> tuple[tuple[LossSums, Any], jax.Array]:
         sums, gradients = carry
         x_BCD, targets_BC, weights_BC = chunk
         logits_BCV, pull_back = jax.vjp(lambda x, p: logits_of(x, *p), x_BCD, parameters)
@@ -124,13 +135,15 @@ def _chunked_sums_forward(logits_of, config, parameters, x_nBCD, targets_nBC, we
         return (_add(sums, more), _add(gradients, further)), gradient_BCD
 
     start = (_zero_sums(), jax.tree.map(jnp.zeros_like, parameters))
-    (sums, gradients), gradient_nBCD = jax.lax.scan(body, start, (x_nBCD, targets_nBC, weights_nBC))
+    (sums, gradients), gradient_nBCD = jax.lax.scan(body, start, chunks)
     return sums, (gradients, gradient_nBCD)
 
 
-def _chunked_sums_backward(logits_of, config, residuals, cotangent: LossSums):
+def _chunked_sums_backward(
+    logits_of: _Logits, config: LossConfig, residuals: _Gradients, cotangent: LossSums
+) -> tuple[Any, tuple[jax.Array, None, None]]:
     gradients, gradient_nBCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
-    return gradients, gradient_nBCD, None, None
+    return gradients, (gradient_nBCD, None, None)
 
 
 _chunked_sums.defvjp(_chunked_sums_forward, _chunked_sums_backward)
@@ -140,14 +153,14 @@ def _zero_sums() -> LossSums:
     return LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
 
 
-def _add(a, b):
+def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
 def _sums_and_gradient(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, config: LossConfig
 ) -> tuple[LossSums, jax.Array]:
-    """Sums over float32 logits [..., V], and the gradient of `.loss` with respect to them [..., V]."""
+    """Sums over float32 logits [..., V], and the gradient of `.loss` with respect to them, [..., V]."""
     right, wrong, entropy = smoothed_targets(logits.shape[-1], config.label_smoothing)
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
     largest = jnp.max(logits, axis=-1)
@@ -171,7 +184,7 @@ def _sums_and_gradient(
 
 
 def smoothed_targets(vocab_size: int, label_smoothing: float) -> tuple[float, float, float]:
-    """Probability of the right word, of each wrong one, and the entropy of that distribution (T5X's constants).
+    """The probabilities of the target and of each other word, and the entropy of that distribution (as in T5X).
 
     >>> smoothed_targets(11, 0.1)[:2]
     (0.9, 0.01)

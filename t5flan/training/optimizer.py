@@ -1,7 +1,7 @@
-"""The optimizer of a run: schedule, what is trained, and the transformation of gradients into updates.
+"""The optimizer of a run: the schedule, the trained parameters, and how gradients become updates.
 
-The optimizer sees trained parameters only, as a nested dict by name ({'encoder': {'layers': {…: array}}}). A frozen
-parameter is not in it, and so has no gradient, no moments and no update: it stays as it is, bit for bit.
+The optimizer sees only the trained parameters, as a nested dict by name ({'encoder': {'layers': {…: array}}}). A frozen
+parameter is not in it, so it has no gradient, no moments and no update.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ _MOMENTS = ('v_row', 'v_col', 'v', 'm')
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
-    """Step (from 0) -> learning rate, float32 [].
+    """Returns the function from a step (from 0) to the learning rate, float32 [].
 
     With base b, warm-up w, decay_steps d (default `total_steps`), final_ratio f, at step s:
 
-        ramp       min(1, (s + 1) / w)                        1 without warm-up; the first step is not wasted on rate 0
+        ramp       min(1, (s + 1) / w)                        1 without warm-up; no step has rate 0
         constant   b * ramp
         rsqrt      b / sqrt(max(s, w, 1))                     T5X's; T5's recipe is b = 1, w = 10000: 0.01, then falling
         linear     b * ramp * (1 - (1 - f) * p)               p = clip((s - w) / (d - w), 0, 1)
         cosine     b * ramp * (f + (1 - f) * (1 + cos(pi * p)) / 2)
 
     Raises:
-        UserError: 'linear' or 'cosine' with no steps left after the warm-up.
+        UserError: 'linear' or 'cosine' ends within the warm-up.
     """
     warmup, base, final = config.warmup_steps, config.learning_rate, config.final_ratio
     end = config.decay_steps if config.decay_steps is not None else total_steps
@@ -65,15 +65,19 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a model's parameters change. `make_optimizer` builds it; `training/step.py` uses it."""
+    """How a model's parameters change. `make_optimizer` builds it; `training/step.py` uses it.
+
+    Attributes:
+        transformation: over the nested dict of trained parameters.
+        schedule: step -> learning rate.
+        axes: path -> logical axes, of all parameters.
+        trained: paths of the trained parameters.
+    """
 
     transformation: optax.GradientTransformation
-    """Over the nested dict of trained parameters."""
     schedule: Schedule
     axes: Mapping[str, tuple[str, ...]]
-    """Parameter path -> logical axes, of all parameters."""
     trained: frozenset[str]
-    """Paths of the parameters that change."""
 
     def init(self, model: Any) -> Any:
         """Optimizer state for a model (arrays, or their shapes under `jax.eval_shape`)."""
@@ -85,14 +89,14 @@ class Optimizer:
         return unflatten_dict(trained, sep='/')
 
     def constrain(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Pins gradients or parameters to the parameters' places on the mesh."""
+        """Constrains gradients or parameters to the parameters' places on the mesh."""
         return jax.tree_util.tree_map_with_path(
             lambda path, x: sharding.constrain(x, self.axes[path_name(path)]), parameters
         )
 
 
 def with_parameters(model: Any, parameters: Mapping[str, Any]) -> Any:
-    """The model with the parameters in the nested dict in place of its own; the others are left."""
+    """The model with the parameters of a nested dict; those that are not in it stay."""
     new = named_parameters(parameters)
     leaves = [new.get(path, leaf) for path, leaf in named_parameters(model).items()]
     return jax.tree.unflatten(jax.tree.structure(model), leaves)
@@ -103,87 +107,69 @@ def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Opti
 
     Args:
         config: the settings.
-        axes: `models.parameters.logical_axes(model)`: a tree of the model's structure with a tuple of axes at each leaf.
-        total_steps: the run's steps, over which a schedule decays that names no steps of its own.
+        axes: `models.parameters.logical_axes(model)`: a tree like the model, with a tuple of axes at each leaf.
+        total_steps: the run's steps, over which a schedule without `decay_steps` decays.
 
     Raises:
-        UserError: a regex of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
+        UserError: a pattern of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
     """
     flat_axes = _named_axes(axes)
     frozen = matching_paths(config.freeze, flat_axes, 'OptimizerConfig.freeze')
     trained = frozenset(flat_axes) - frozen
     if not trained:
-        raise UserError(f'OptimizerConfig.freeze = {list(config.freeze)} freezes every parameter; leave some to train.')
+        raise UserError(f'OptimizerConfig.freeze={list(config.freeze)} freezes every parameter. Leave some to train.')
     schedule = make_schedule(config, total_steps)
     trained_axes = unflatten_dict({path: names for path, names in flat_axes.items() if path in trained}, sep='/')
     parts = []
     if config.clip_by_global_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_by_global_norm))
     if config.name == 'adafactor':
-        parts.append(
-            adafactor(
-                schedule,
-                trained_axes,
-                decay_rate=config.decay_rate,
-                step_offset=config.step_offset,
-                clipping_threshold=config.clipping_threshold,
-                factored=config.factored,
-                momentum=config.b1,
-                multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-                min_dim_to_factor=config.min_dim_to_factor,
-            )
-        )
+        parts.append(adafactor(config, schedule, trained_axes))
     else:
         parts.append(optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon))
         parts.append(optax.scale_by_learning_rate(schedule))
     undecayed = matching_paths(config.no_weight_decay, flat_axes, 'OptimizerConfig.no_weight_decay')
     if config.weight_decay:
-        parts.append(
-            decay_weights(
-                lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent, undecayed
-            )
-        )
+        share = lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent
+        parts.append(decay_weights(share, undecayed))
     return Optimizer(optax.chain(*parts), schedule, flat_axes, trained)
 
 
 class DecayState(NamedTuple):
-    """Steps so far, int32 []."""
+    """The state of `decay_weights`: steps so far, int32 []."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax's own states
 
 
 def decay_weights(share: Schedule, undecayed: Iterable[str] = ()) -> optax.GradientTransformation:
-    """Takes share(step) of each parameter away in its update, but for the paths in `undecayed`."""
+    """Subtracts share(step) of each parameter from its update, except for the paths in `undecayed`."""
     undecayed = frozenset(undecayed)
 
     def update(updates: Any, state: DecayState, parameters: Any) -> tuple[Any, DecayState]:
-        taken = share(state.count)
-        decayed = jax.tree_util.tree_map_with_path(
-            lambda path, u, p: u if path_name(path) in undecayed else u - taken * p, updates, parameters
-        )
-        return decayed, DecayState(state.count + 1)
+        rate = share(state.count)
+        decay = lambda path, u, p: u if path_name(path) in undecayed else u - rate * p
+        return jax.tree_util.tree_map_with_path(decay, updates, parameters), DecayState(state.count + 1)
 
     return optax.GradientTransformation(lambda parameters: DecayState(jnp.zeros((), jnp.int32)), update)
 
 
 def matching_paths(patterns: Sequence[str], paths: Iterable[str], setting: str) -> frozenset[str]:
-    """The paths that some pattern matches from end to end: 'encoder/.*' is the encoder, 'encoder' is nothing.
+    """The paths that some pattern matches as a whole: 'encoder/.*' matches the encoder, 'encoder' matches nothing.
 
     Raises:
-        UserError: a pattern matches none; the nearest names are given.
+        UserError: a pattern matches no path; the message suggests the nearest ones.
     """
     paths = list(paths)
     found: set[str] = set()
     for pattern in patterns:
         matched = {path for path in paths if re.fullmatch(pattern, path)}
         if not matched:
-            rooms = {
-                '/'.join(path.split('/')[:depth]) + '/.*' for path in paths for depth in range(1, path.count('/') + 1)
-            }
-            near = difflib.get_close_matches(pattern, sorted(rooms) + paths, n=3, cutoff=0.0)
+            names = [path.split('/') for path in paths]
+            subtrees = {'/'.join([*parts[:depth], '.*']) for parts in names for depth in range(1, len(parts))}
+            near = difflib.get_close_matches(pattern, sorted(subtrees) + paths, n=3, cutoff=0.0)
             raise UserError(
-                f'{setting} holds {pattern!r}, which matches no parameter path from end to end; '
-                f'nearest are {", ".join(near)}. Set {setting} in your .gin.'
+                f'{setting} contains {pattern!r}, which matches no whole parameter path; the nearest are '
+                f'{", ".join(near)}. Set {setting} in your .gin.'
             )
         found |= matched
     return frozenset(found)
@@ -195,17 +181,17 @@ def _named_axes(axes: Any) -> dict[str, tuple[str, ...]]:
 
 
 def state_axes(opt_state: Any, axes: Any) -> Any:
-    """Logical axes for every array of an optimizer state, so that it is placed as its parameters are.
+    """Logical axes of every array of an optimizer state, so that it is sharded like its parameters.
 
-    A moment's place in the state ends with its parameter's path; row and column means leave out the axes they average
-    over; counters have no axes.
+    The path of a moment ends with its parameter's path; row and column means lack the axes they average over; counters
+    have no axes.
 
     Args:
-        opt_state: what `Optimizer.init` gives, or its shapes.
+        opt_state: the state from `Optimizer.init`, or its shapes.
         axes: as for `make_optimizer`.
 
     Returns:
-        A tree of opt_state's structure with a tuple of axis names at each leaf.
+        A tree like `opt_state`, with a tuple of axis names at each leaf.
     """
     flat_axes = _named_axes(axes)
 

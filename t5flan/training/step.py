@@ -1,7 +1,6 @@
-"""One training step and one evaluation step, as pure functions of (state, batch).
+"""The training step and the evaluation step, as pure functions of (state, batch).
 
-Everything random is folded from the seed, the step and the microbatch, so the numbers of a step do not depend on what
-ran before it.
+Everything random is folded from the seed, the step and the microbatch, so a step depends on nothing but its arguments.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +24,13 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The function (state, batch) -> (state after one update, metrics).
+    """Returns the function (state, batch) -> (state after one update, metrics).
 
-    Metrics are float32 scalars: `loss` (with z-loss, what is minimised), `z_loss` and `accuracy` per weighted token over
-    the whole batch, `tokens` (the sum of loss weights), `grad_norm` (L2, of what is minimised, before clipping) and
-    `learning_rate`.
+    Metrics are float32 scalars: `loss` (with z-loss), `z_loss` and `accuracy`, each per weighted token of the batch;
+    `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of the gradient before clipping; and `learning_rate`.
 
-    Raises (when traced):
-      UserError: the rows of the batch do not divide into `config.microbatches`.
+    Raises:
+        UserError: when traced, if `config.microbatches` does not divide the rows of the batch.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -40,7 +38,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         tokens = jnp.sum(loss_weights(batch))
         divisor = jnp.where(tokens > 0, tokens, 1.0)  # a batch of padding alone has loss 0, not 0 / 0
-        # Weights are divided, not gradients: the gradient of a large kernel is then final where it is made.
+        # The loss weights are divided instead of the gradients, which saves a pass over the large ones.
         scale = 1.0 / divisor if loss.normalize else 1.0
 
         def objective(parameters: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, LossSums]:
@@ -72,9 +70,9 @@ def make_train_step(
 
 
 def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
-    """The function (model, batch) -> sums over the batch, float32 scalars: `loss`, `z_loss`, `accuracy`, `tokens`.
+    """Returns the function (model, batch) -> sums over the batch: `loss`, `z_loss`, `accuracy`, `tokens`, float32 [].
 
-    Batches add up; divide the sums by the sum of `tokens`. There is no dropout.
+    Add up the sums of all batches and divide by the sum of `tokens`. There is no dropout.
     """
 
     def eval_step(model: Any, batch: Batch) -> Metrics:
@@ -87,13 +85,13 @@ def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
 def loss_sums(
     model: Any, batch: Batch, weights_BT: jax.Array, loss: LossConfig, dropout_key: jax.Array | None
 ) -> LossSums:
-    """Sums of the loss over a batch of model features by these weights; no dropout where there is no key."""
+    """Sums the loss over a batch with these weights; without a key there is no dropout."""
     x_BTD = model.hidden(batch, dropout_key=dropout_key)
     return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
 
 
 def loss_weights(batch: Batch) -> jax.Array:
-    """float32 [B, T]: the batch's own, or 1 for every target that is not padding."""
+    """The batch's loss weights, float32 [B, T]; by default 1 for every target that is not padding."""
     if 'decoder_loss_weights' in batch:
         return batch['decoder_loss_weights'].astype(jnp.float32)
     return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
@@ -102,9 +100,9 @@ def loss_weights(batch: Batch) -> jax.Array:
 def _accumulate(
     gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch, parts: int
 ) -> tuple[Any, LossSums]:
-    """Gradients and sums over the batch, `parts` microbatches one after the other.
+    """Gradients and sums over the batch, computed in `parts` microbatches one after the other.
 
-    Microbatch i has rows i, i + parts, …: every device has some of each, so none has to be moved.
+    Microbatch i has rows i, i + parts, …: every device has rows of each microbatch, so no row is moved.
     """
     rows = batch['decoder_target_tokens'].shape[0]
     if rows % parts:
@@ -121,7 +119,7 @@ def _accumulate(
     first = jax.tree.map(lambda x: x[0], batch_parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_and_sums, first, 0))
 
-    def body(total, part):
+    def body(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients_and_sums(*part)), None
 
     return jax.lax.scan(body, zeros, (batch_parts, jnp.arange(parts)))[0]

@@ -1,29 +1,29 @@
-"""Trains a model: read this file first, top to bottom.
+"""Trains a model. Read this file first, top to bottom.
 
     t5flan train --workdir=DIR --gin_file=runs/finetune --gin.MIXTURE=practice
 
-The loop owns every side effect; the step is one pure, jitted function of (state, batch). Everything random is folded
-from the seed and the step (and, for data, the example's index), so a run killed anywhere goes on to the same numbers.
+`train` sets a run up, `Loop` takes its steps. The loop owns every side effect; a step is one pure, jitted function of
+(state, batch). Everything random is folded from the seed and the step (for data, also from the example's index), so a
+run killed at any moment resumes with the same numbers.
 """
 
 import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, merge_positions
+from t5flan.data.batches.pipeline import Position, TrainPipeline, eval_batches, merge_positions
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import write_whole
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
@@ -31,11 +31,12 @@ from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.journal import Journal
-from t5flan.training.metrics import Throughput
+from t5flan.training.description import check_workdir, describe, write_description
+from t5flan.training.metric_writer import MetricWriter
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import make_eval_step, make_train_step
+from t5flan.training.throughput import Throughput
 
 
 def train(
@@ -44,122 +45,162 @@ def train(
     model: ModelConfig,
     data: DataConfig,
     run: RunConfig,
-    optimizer: OptimizerConfig = OptimizerConfig(),
-    loss: LossConfig = LossConfig(),
-    mesh: MeshConfig = MeshConfig(),
-    checkpoints: CheckpointConfig = CheckpointConfig(),
-    evaluation: EvaluationConfig = EvaluationConfig(),
+    optimizer: OptimizerConfig | None = None,
+    loss: LossConfig | None = None,
+    mesh: MeshConfig | None = None,
+    checkpoints: CheckpointConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
     gin: str = '',
 ) -> TrainState:
-    """Trains `model` on `data` for `run.steps` steps, or goes on where `workdir` stopped.
+    """Trains `model` on `data` for `run.steps` steps, or resumes the run in `workdir`.
 
     Args:
-        workdir: the checkpoint folder to write; local or gs://.
-        gin: the operative gin, kept in the folder for people to read.
+        workdir: the checkpoint folder to write, local or gs://.
+        model, data, run, optimizer, loss, mesh, checkpoints, evaluation: the settings; None takes the defaults.
+        gin: the operative gin, stored in the folder.
 
     Returns:
         The last state.
 
     Raises:
-        UserError: a setting is wrong, the workdir is another run's, the loss is not finite, the disk is full, or the run
-            was told to stop (SIGTERM, SIGINT) after saving.
+        UserError: a setting is wrong, `workdir` belongs to another run, the loss is not finite, a checkpoint cannot be
+            written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
+    mesh = mesh or MeshConfig()
     if run.multi_host:
         jax.distributed.initialize()
     first_host = jax.process_index() == 0
 
-    # -- What to train, on what, where ------------------------------------------------------------------------------
+    # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
-    for length in row_capacity(data.format, data.feature_lengths):
-        sharding_lib.check_divides(sharding, 'length', length)
-    rows = sharding_lib.host_rows(sharding, data.batch_size)
-    host_rows = rows.stop - rows.start
-    pipeline = TrainPipeline(
-        data, vocabulary, process_index=rows.start // host_rows, process_count=data.batch_size // host_rows
-    )
-
-    evaluated_tasks(evaluation)  # a wrong name ends the run here, not at its first evaluation
-
-    # -- The workdir: is it this run's? -----------------------------------------------------------------------------
+    pipeline = make_pipeline(data, vocabulary, sharding)
+    evaluator = Evaluator(evaluation or EvaluationConfig(), data, vocabulary, sharding)
     description = describe(model, data, vocabulary)
     check_workdir(workdir, description)
     if first_host:
         write_description(workdir, description, vocabulary, gin)
-    keeper = checkpoints_lib.Checkpoints(workdir, checkpoints)
+    manager = checkpoints_lib.CheckpointManager(workdir, checkpoints or CheckpointConfig())
 
     with sharding_lib.use(sharding):
-        # -- The state: restored, initialised from another checkpoint, or new, in this order ------------------------
-        trainer = Trainer(model, optimizer, loss, run, sharding)
-        position = None
-        if keeper.last_whole_step is not None:
-            state, meta = keeper.restore(trainer.abstract_state)
-            position = meta['position']
-            origin = f'going on from step {int(state.step)} of {workdir}'
-        elif checkpoints.initialize_from is not None:
-            state, origin = initialize_from(checkpoints, trainer, model, vocabulary)
-        else:
-            state, origin = trainer.new_state(), 'new parameters'
-        first_step = int(state.step)
+        # -- The state to start from --------------------------------------------------------------------------------
+        trainer = Trainer(model, optimizer or OptimizerConfig(), loss or LossConfig(), run, sharding)
+        state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
+        writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
+        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+        writer.log(f'{parameter_count(state.model):,} parameters on {devices}, {origin}')
 
-        # -- The loop -----------------------------------------------------------------------------------------------
-        journal = Journal(workdir, first_step=first_step, total_steps=run.steps, active=first_host)
-        journal.say(
-            f'{parameter_count(state.model):,} parameters on {jax.device_count()} x '
-            f'{jax.devices()[0].device_kind}, {origin}'
-        )
+        # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
-        in_flight: tuple[int, Any] | None = None
-        with Preemption() as preemption:
-            for step, (batch, position) in zip(range(first_step + 1, run.steps + 1), pipeline):
-                state, metrics = trainer.train_step(state, sharding_lib.put_batch(sharding, batch, data.batch_size))
-                if in_flight is not None:  # one step is always under way while the host prepares the next
-                    check_finite(*in_flight, keeper)
-                in_flight = step, metrics
-                throughput.count(batch)
-                last, stop = step == run.steps, preemption.asked(step)
-                due = lambda every: every and step % every == 0
-
-                if due(run.log_every) or last or step == first_step + 1:
-                    values = check_finite(step, metrics, keeper)
-                    if step == first_step + 1:
-                        journal.say(f'first step {time.monotonic() - started:.1f} s after the start')
-                    values |= throughput.read()
-                    if due(run.log_every) or last:
-                        journal.write(step, values)
-                    journal.progress(step, values, throughput.seconds_left(step))
-                measured = {}
-                if due(evaluation.every) or (last and evaluation.every):
-                    measured = evaluate_loss(trainer, state, data, evaluation, vocabulary, sharding)
-                    journal.write(step, measured)
-                    journal.say('  '.join([f'step {step}'] + [f'{k} {v:.4f}' for k, v in measured.items()]))
-                    throughput.pause()
-                if due(checkpoints.every) or last or stop:
-                    check_finite(step, metrics, keeper)
-                    keeper.save(state, {'seed': run.seed, 'position': gather_position(position)}, measured)
-                    throughput.pause()
-                if stop and not last:
-                    keeper.close()
-                    journal.close()
-                    raise UserError(
-                        f'stopped by {preemption.signal_name} at step {step} of {run.steps}; the state is '
-                        f'saved in {workdir} and the same command goes on from there.'
-                    )
-
-        # -- The end ------------------------------------------------------------------------------------------------
-        keeper.close()
+        state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, started).train(state)
+        manager.close()
         for line in pipeline.report_lines():
-            journal.say(line)
-        journal.close()
+            writer.log(line)
+        writer.close()
         pipeline.close()
     return state
 
 
+@dataclasses.dataclass
+class Loop:
+    """Takes the steps of a run; after a step it writes metrics, evaluates and saves where due."""
+
+    run: RunConfig
+    trainer: 'Trainer'
+    pipeline: TrainPipeline
+    evaluator: 'Evaluator'
+    manager: checkpoints_lib.CheckpointManager
+    writer: MetricWriter
+    throughput: Throughput
+    started: float
+    """`time.monotonic()` at the start of the run."""
+
+    def train(self, state: TrainState) -> TrainState:
+        """Steps from `state` to the last step of the run.
+
+        Raises:
+            UserError: the loss is not finite, a checkpoint cannot be written, or a signal stopped the run.
+        """
+        sharding, batch_size = self.trainer.sharding, self.pipeline.config.batch_size
+        first = int(state.step) + 1
+        in_flight: tuple[int, Any] | None = None
+        with Preemption() as preemption:
+            for step, (batch, position) in zip(range(first, self.run.steps + 1), self.pipeline):
+                state, metrics = self.trainer.train_step(state, sharding_lib.put_batch(sharding, batch, batch_size))
+                if in_flight is not None:  # the device always has a step to run while the host prepares the next
+                    self._check_finite(*in_flight)
+                in_flight = step, metrics
+                self.throughput.count(batch)
+                stop = preemption.should_stop(step)
+                if step == first or self._due(step, self.run.log_every):
+                    self._log(step, metrics, first)
+                measured = self._evaluate(step, state) if self._due(step, self.evaluator.every) else {}
+                if stop or self._due(step, self.manager.config.every):
+                    self._check_finite(step, metrics)
+                    self.manager.save(state, {'seed': self.run.seed, 'position': gather_position(position)}, measured)
+                    self.throughput.pause()
+                if stop and step < self.run.steps:
+                    self._stop(step, preemption.signal_name)
+        return state
+
+    def _due(self, step: int, every: int) -> bool:
+        """Whether something done `every` so many steps (0: never), and after the last one, is due."""
+        return every > 0 and (step % every == 0 or step == self.run.steps)
+
+    def _log(self, step: int, metrics: Mapping[str, jax.Array], first: int) -> None:
+        values = self._check_finite(step, metrics)
+        if step == first:
+            self.writer.log(f'first step {time.monotonic() - self.started:.1f} s after the start')
+        values |= self.throughput.read()
+        if self._due(step, self.run.log_every):
+            self.writer.write(step, values)
+        self.writer.progress(step, values, self.throughput.seconds_left(step))
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        measured = self.evaluator.evaluate(self.trainer, state)
+        self.writer.write(step, measured)
+        self.writer.log('  '.join([f'step {step}'] + [f'{name} {value:.4f}' for name, value in measured.items()]))
+        self.throughput.pause()
+        return measured
+
+    def _check_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+        """Waits for a step's metrics.
+
+        Raises:
+            UserError: the loss or the gradient norm is not finite.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if np.isfinite(values['loss']) and np.isfinite(values['grad_norm']):
+            return values
+        self.manager.wait()
+        good = self.manager.latest_step
+        raise UserError(
+            f'the loss is {values["loss"]} and the gradient norm {values["grad_norm"]} at step {step}; the last good '
+            f'checkpoint is {"none yet" if good is None else f"step {good} in {self.manager.workdir}"}. '
+            'Lower OptimizerConfig.learning_rate or set OptimizerConfig.clip_by_global_norm.'
+        )
+
+    def _stop(self, step: int, signal_name: str) -> NoReturn:
+        self.manager.close()
+        self.writer.close()
+        raise UserError(
+            f'stopped by {signal_name} at step {step} of {self.run.steps}; the state is saved in '
+            f'{self.manager.workdir}. Run the same command to resume.'
+        )
+
+
 class Trainer:
-    """The jitted step and the state it works on, placed on the mesh. Make and use it inside `sharding.use(...)`."""
+    """The jitted steps and the state they work on, placed on the mesh. Make and use it inside `sharding.use(...)`.
+
+    Attributes:
+        abstract_state: shape, dtype and sharding of every array of the state.
+        state_shardings: the shardings alone.
+        train_step: (state, batch) -> (state, metrics), see `make_train_step`; the given state is donated.
+        eval_step: (model, batch) -> sums, see `make_eval_step`.
+    """
 
     def __init__(
         self,
@@ -169,11 +210,11 @@ class Trainer:
         run: RunConfig,
         sharding: sharding_lib.Sharding,
     ):
+        self.sharding = sharding
         self._model_config, self._seed = model, run.seed
-        shapes = abstract_model(model)
-        axes = logical_axes(shapes)
+        axes = logical_axes(abstract_model(model))
         self._optimizer = make_optimizer(optimizer, axes, run.steps)
-        abstract = jax.eval_shape(lambda: self._create())
+        abstract = jax.eval_shape(self._create)
         place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)
         self.state_shardings = TrainState(
             step=sharding.replicated(),
@@ -194,169 +235,121 @@ class Trainer:
         return create_state(build_model(self._model_config, jax.random.key(self._seed)), self._optimizer)
 
     def new_state(self) -> TrainState:
-        """Fresh parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
+        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
         return jax.jit(self._create, out_shardings=self.state_shardings)()
 
     def state_with(self, model: Any) -> TrainState:
-        """A fresh optimizer around given parameters."""
-        return jax.jit(
-            lambda model: create_state(model, self._optimizer), out_shardings=self.state_shardings, donate_argnums=0
-        )(model)
+        """A new optimizer state for the parameters of `model`, which are donated."""
+        create = lambda model: create_state(model, self._optimizer)
+        return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=0)(model)
 
 
-def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
-    """Refuses a vocabulary with more ids than the model embeds."""
-    if vocabulary.vocab_size > model.vocab_size:
-        raise UserError(
-            f'the vocabulary has {vocabulary.vocab_size} ids, ModelConfig.vocab_size={model.vocab_size} '
-            'embeds fewer. Set ModelConfig.vocab_size to that or more, or DataConfig.vocabulary.'
-        )
+class Evaluator:
+    """Measures loss and accuracy per token on a held-out split, teacher-forced.
 
-
-def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints_lib.Description:
-    """What the checkpoint folder says of this run."""
-    order = (
-        'mixture',
-        'batch_size',
-        'split',
-        'seed',
-        'shuffle',
-        'pack',
-        'too_long',
-        'concatenate',
-        'denoisers',
-        'blends',
-        'stages',
-        'mixed_in',
-    )
-    settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they are read back
-    return checkpoints_lib.Description(
-        model=model,
-        format=data.format,
-        feature_lengths=dict(data.feature_lengths),
-        vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
-        data={name: settings[name] for name in order}
-        | {'streams': data.stream_count}
-        | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
-    )
-
-
-def check_workdir(workdir: str, new: checkpoints_lib.Description) -> None:
-    """Refuses to go on in the folder of a run with another model, vocabulary or data order."""
-    if checkpoints_lib.latest_step(workdir) is None:
-        return
-    old = checkpoints_lib.read_description(workdir)
-    compute_only = {'dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate'}
-    pairs = [
-        (f'ModelConfig.{name}', value, new.model.to_dict()[name])
-        for name, value in old.model.to_dict().items()
-        if name not in compute_only
-    ]
-    pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
-    pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
-    pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
-    for setting, before, now in pairs:
-        if before != now:
-            raise UserError(
-                f'{workdir} holds a run with {setting}={before}, given is {now}. Take another --workdir '
-                '(CheckpointConfig.initialize_from starts it from this one), or set it back.'
-            )
-
-
-def write_description(workdir: str, description: checkpoints_lib.Description, vocabulary: Vocabulary, gin: str) -> None:
-    """t5flan.json, config.gin and the vocabulary: what makes the folder explain itself."""
-    root = checkpoints_lib.epath.Path(workdir)
-    vocabulary.save(root / checkpoints_lib.VOCABULARY)
-    write_whole(root / 'config.gin', gin)
-    description.write(root)
-
-
-def initialize_from(
-    config: CheckpointConfig, trainer: Trainer, model: ModelConfig, vocabulary: Vocabulary
-) -> tuple[TrainState, str]:
-    """The first state of a run that starts from another run's checkpoint: parameters alone, or all."""
-    source = config.initialize_from
-    step = checkpoints_lib.find_step(source)
-    known = checkpoints_lib.read_description(source)
-    if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
-        raise UserError(
-            f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
-            f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
-            f'{checkpoints_lib.checkpoint_root(source) / checkpoints_lib.VOCABULARY}.'
-        )
-    if config.initialize == 'all':
-        root = checkpoints_lib.checkpoint_root(source)
-        state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
-    else:
-        state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
-    return state, f'initialised ({config.initialize}) from step {step} of {source}'
-
-
-def check_finite(step: int, metrics: Mapping[str, jax.Array], keeper: checkpoints_lib.Checkpoints) -> dict[str, float]:
-    """Waits for a step's metrics; stops the run if its loss or gradient is not finite.
+    Measured are the run's mixture, as eval/loss and eval/accuracy, and each of `config.tasks`, as eval/loss/TASK.
 
     Raises:
-        UserError: with the step, the loss and the last good checkpoint.
+        UserError: `config.tasks` has a name without a task or mixture.
     """
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if np.isfinite(values['loss']) and np.isfinite(values['grad_norm']):
-        return values
-    keeper.wait()
-    good = keeper.last_whole_step
-    raise UserError(
-        f'the loss is {values["loss"]} and the gradient norm {values["grad_norm"]} at step {step}; the last '
-        f'good checkpoint is {f"step {good} in {keeper.workdir}" if good is not None else "none yet"}. '
-        'Lower OptimizerConfig.learning_rate or set OptimizerConfig.clip_by_global_norm.'
-    )
 
+    def __init__(
+        self, config: EvaluationConfig, data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding
+    ):
+        self.every = config.every
+        self._config, self._vocabulary, self._sharding = config, vocabulary, sharding
+        self._data = dataclasses.replace(data, split=config.split, shuffle=False)
+        mixtures = [find_mixture(name, 'EvaluationConfig.tasks') for name in config.tasks]
+        tasks = [task.name for mixture in mixtures for task in (getattr(mixture, 'tasks', None) or [mixture])]
+        self._tasks = list(dict.fromkeys(tasks))
 
-def evaluate_loss(
-    trainer: Trainer,
-    state: TrainState,
-    data: DataConfig,
-    evaluation: EvaluationConfig,
-    vocabulary: Vocabulary,
-    sharding: sharding_lib.Sharding,
-) -> dict[str, float]:
-    """Mean loss and accuracy per token over the held-out split, teacher-forced; of `evaluation.tasks` each by itself too."""
-    data = dataclasses.replace(data, split=evaluation.split, shuffle=False)
-    measured = {}
-    for task in (None, *evaluated_tasks(evaluation)):
-        one = data if task is None else dataclasses.replace(data, mixture=task, stages=(), mixed_in={})
+    def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
+        """The measurements of `state`.
+
+        Raises:
+            UserError: the split holds no target tokens.
+        """
+        measured = self._measure(trainer, state, self._data, '')
+        for task in self._tasks:
+            data = dataclasses.replace(self._data, mixture=task, stages=(), mixed_in={})
+            measured |= self._measure(trainer, state, data, f'/{task}')
+        return measured
+
+    def _measure(self, trainer: Trainer, state: TrainState, data: DataConfig, suffix: str) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for _, batch in zip(range(evaluation.batches), _host_batches(one, vocabulary, sharding)):
+        for _, batch in zip(range(self._config.batches), self._batches(data)):
             for name, value in jax.device_get(trainer.eval_step(state.model, batch)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         if not totals.get('tokens'):
             raise UserError(
-                f'split {evaluation.split!r} of {one.mixture!r} gave no tokens to evaluate. '
+                f'split {data.split!r} of {data.mixture!r} has no tokens to evaluate. '
                 'Set EvaluationConfig.split, or EvaluationConfig.every = 0.'
             )
-        end = '' if task is None else f'/{task}'
-        measured |= {f'eval/{name}{end}': totals[name] / totals['tokens'] for name in ('loss', 'accuracy')}
-    return measured
+        return {f'eval/{name}{suffix}': totals[name] / totals['tokens'] for name in ('loss', 'accuracy')}
+
+    def _batches(self, data: DataConfig) -> Iterator[dict[str, jax.Array]]:
+        rows = sharding_lib.host_rows(self._sharding, data.batch_size)
+        for batch in eval_batches(data, self._vocabulary):
+            host_batch = {name: x[rows] for name, x in batch.items()}
+            yield sharding_lib.put_batch(self._sharding, host_batch, data.batch_size)
 
 
-def evaluated_tasks(evaluation: EvaluationConfig) -> list[str]:
-    """The tasks that `evaluation.tasks` names, each once.
+def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
+    """Requires the model to embed every id of the vocabulary."""
+    if vocabulary.vocab_size > model.vocab_size:
+        raise UserError(
+            f'ModelConfig.vocab_size={model.vocab_size}, but the vocabulary has {vocabulary.vocab_size} ids. '
+            'Set ModelConfig.vocab_size to that or more, or DataConfig.vocabulary.'
+        )
+
+
+def make_pipeline(data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding) -> TrainPipeline:
+    """The batches of this host.
 
     Raises:
-        UserError: there is no task or mixture of a name.
+        UserError: a feature length or the batch size does not divide over the mesh, or the data settings are wrong.
     """
-    found = [find_mixture(name, 'EvaluationConfig.tasks') for name in evaluation.tasks]
-    return list(dict.fromkeys(task.name for one in found for task in (getattr(one, 'tasks', None) or [one])))
-
-
-def _host_batches(
-    data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding
-) -> Iterator[dict[str, jax.Array]]:
+    for length in row_capacity(data.format, data.feature_lengths):
+        sharding_lib.check_divides(sharding, 'length', length)
     rows = sharding_lib.host_rows(sharding, data.batch_size)
-    for batch in eval_batches(data, vocabulary):
-        yield sharding_lib.put_batch(sharding, {name: x[rows] for name, x in batch.items()}, data.batch_size)
+    host_rows = rows.stop - rows.start
+    return TrainPipeline(
+        data, vocabulary, process_index=rows.start // host_rows, process_count=data.batch_size // host_rows
+    )
 
 
-def gather_position(position: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The data position over all hosts, each of which knows only its own streams."""
+def restore_or_initialize(
+    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
+) -> tuple[TrainState, Position | None, str]:
+    """The state a run starts from: its own latest checkpoint, else another run's, else new parameters.
+
+    Returns:
+        The state, the data position (None: the beginning), and where the state comes from, for the log.
+    """
+    if manager.latest_step is not None:
+        state, meta = manager.restore(trainer.abstract_state)
+        return state, meta['position'], f'resuming from step {int(state.step)} of {manager.workdir}'
+    source, items = manager.config.initialize_from, manager.config.initialize
+    if source is None:
+        return trainer.new_state(), None, 'new parameters'
+    step = checkpoints_lib.find_step(source)
+    known = checkpoints_lib.read_description(source)
+    root = checkpoints_lib.checkpoint_root(source)
+    if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
+        raise UserError(
+            f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
+            f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
+            f'{root / checkpoints_lib.VOCABULARY}.'
+        )
+    if items == 'all':
+        state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
+    else:
+        state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
+    return state, None, f'initialized ({items}) from step {step} of {source}'
+
+
+def gather_position(position: Position) -> Position:
+    """The data position of all hosts, each of which knows only its own streams."""
     if jax.process_count() == 1:
         return position
     from jax.experimental import multihost_utils

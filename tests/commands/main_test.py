@@ -268,7 +268,7 @@ def steps(workdir) -> list[int]:
 def test_a_workdir_goes_on_with_its_own_settings(trained, said):
     assert steps(trained / 'first') == [1, 2]
     code, _, err = said('train', f'--workdir={trained}/first', '--gin.STEPS=3')
-    assert code == 0 and 'going on from step 2' in err and steps(trained / 'first') == [1, 2, 3]
+    assert code == 0 and 'resuming from step 2' in err and steps(trained / 'first') == [1, 2, 3]
     assert 'RunConfig.steps = %STEPS' in (trained / 'first' / 'config.gin').read_text()
 
 
@@ -284,7 +284,7 @@ def test_a_run_takes_model_and_vocabulary_from_where_it_starts(trained, said):
         '--gin.EvaluationConfig.every=0',
         "--gin.FEATURE_LENGTHS={'inputs': 16, 'targets': 8}",
     )
-    assert code == 0 and 'initialised (parameters) from step' in err
+    assert code == 0 and 'initialized (parameters) from step' in err
     saved = (trained / 'second' / 'config.gin').read_text()
     assert 'ModelConfig.emb_dim = 16' in saved and 'ModelConfig.dropout_rate = %DROPOUT' in saved
     assert (

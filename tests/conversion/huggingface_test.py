@@ -1,6 +1,8 @@
-"""Hugging Face folders: what ties, copies and options mean, and what each broken folder is told."""
+"""Hugging Face folders: tied and copied embeddings, options of config.json, and the error for each broken folder."""
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,35 +51,29 @@ def test_embeddings_are_tied_where_the_numbers_say_so(folder):
     assert config.tie_embeddings and config.scale_tied_logits
     unscaled = folder('t5_1_0', {'scale_decoder_outputs': False})
     assert not convert.read(unscaled, 'hf').config.scale_tied_logits
-    with pytest.raises(UserError, match='scale_decoder_outputs is true, and lm_head.weight is another'):
+    with pytest.raises(UserError, match='scale_decoder_outputs is true, but lm_head.weight differs'):
         convert.read(folder('t5_1_1', {'scale_decoder_outputs': True}), 'hf')
 
 
-def test_an_embedding_under_its_second_name_alone_is_found(folder):
+def test_an_embedding_with_only_its_second_name_is_found(folder):
     def renamed(held):
         held['decoder.embed_tokens.weight'] = held.pop('shared.weight')
-        return held | {
-            'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight': np.zeros((8, 3), np.float32)
-        }
+        return held | {names.HF_T5_UNREAD[0]: np.zeros((8, 3), np.float32)}
 
     made = convert.read(folder('t5_1_0', arrays=renamed), 'hf')
     convert.compare(convert.read(GOLDEN / 't5_1_0', 'hf'), made, 'renamed')
     other = folder('t5_1_0', arrays=lambda held: held | {'encoder.embed_tokens.weight': held['shared.weight'] + 1})
-    with pytest.raises(UserError, match='encoder and decoder embed tokens differently'):
+    with pytest.raises(UserError, match='encoder and decoder have different token embeddings'):
         convert.read(other, 'hf')
 
 
 @pytest.mark.parametrize(
-    'family, config, said',
+    'family, config, message',
     [
-        (
-            't5_1_1',
-            {'model_type': 'bart'},
-            "model_type 'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma",
-        ),
+        ('t5_1_1', {'model_type': 'bart'}, "'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma"),
         ('t5_1_1', {'model_type': ...}, 'model_type None'),
         ('t5_1_1', {'d_ff': ...}, "lacks 'd_ff'"),
-        ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], config.json \(t5\) asks for \[25, 16\]'),
+        ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], config.json \(t5\) requires \[25, 16\]'),
         ('t5_1_1', {'num_layers': 3}, 'lacks encoder.block.2'),
         ('t5_1_1', {'num_layers': 1}, r'holds encoder.block.1.*\(9 such arrays\)'),
         ('t5_1_1', {'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu' is not converted"),
@@ -91,19 +87,19 @@ def test_an_embedding_under_its_second_name_alone_is_found(folder):
         ('gemma', {'model_type': 'gemma2'}, "model_type 'gemma2'"),
     ],
 )
-def test_a_config_of_another_model_is_told_so(folder, family, config, said):
-    with pytest.raises(UserError, match=said):
+def test_a_config_that_is_not_supported_or_of_another_model_is_refused(folder, family, config, message):
+    with pytest.raises(UserError, match=message):
         convert.read(folder(family, config), 'hf')
 
 
-def test_what_is_no_folder_of_save_pretrained_is_told_so(tmp_path, folder):
-    with pytest.raises(UserError, match='is no folder'):
+def test_a_folder_that_save_pretrained_did_not_write_is_refused(tmp_path, folder):
+    with pytest.raises(UserError, match='is not a folder'):
         convert.read(tmp_path / 'nowhere', 'hf')
     with pytest.raises(UserError, match='has no config.json'):
         convert.read(tmp_path, 'hf')
     broken = folder('t5_1_1')
     (broken / 'config.json').write_text('{')
-    with pytest.raises(UserError, match='config.json holds no JSON object'):
+    with pytest.raises(UserError, match='config.json is not a JSON object'):
         convert.read(broken, 'hf')
     whole = folder('t5_1_1', arrays=lambda held: held | {'lm_head.weight': np.zeros((64, 16), np.int8)})
     with pytest.raises(UserError, match='holds int8 numbers; expected float32, bfloat16 or float16'):
@@ -118,32 +114,26 @@ def test_layers_of_different_dtypes_take_the_wider(folder):
     checkpoint = convert.read(folder('byt5', arrays=mixed), 'hf')
     assert checkpoint.dtypes['encoder/layers/mlp/wo/kernel'] == np.float32
     assert checkpoint.dtypes['decoder/layers/mlp/wo/kernel'] == np.float16
-    [before, after] = [
-        dict(((shape.name, layer), x) for shape, layer, x in source.pieces())
-        for source in (convert.read(GOLDEN / 'byt5', 'hf'), checkpoint)
-    ]
-    assert all(
-        np.array_equal(array.astype(np.float32), after[place].astype(np.float32)) for place, array in before.items()
-    )
+    original = convert.read(GOLDEN / 'byt5', 'hf')
+    for (_, _, before), (_, _, after) in zip(original.pieces(), checkpoint.pieces(), strict=True):
+        np.testing.assert_array_equal(before.astype(np.float32), after.astype(np.float32))
 
 
 def test_a_model_that_hugging_face_does_not_have_is_refused(tmp_path):
-    import dataclasses
-
     llama = convert.read(GOLDEN / 'llama', 'hf')
-    for change, said in (
-        ({'attention_soft_cap': 30.0}, 'attention_soft_cap=30.0'),
-        ({'norm': 'layer'}, "norm='layer'"),
-        ({'parallel_block': True}, 'parallel_block=True'),
+    for field, value, expected in (
+        ('attention_soft_cap', 30.0, 'None'),
+        ('norm', 'layer', "'rms'"),
+        ('parallel_block', True, 'False'),
     ):
-        with pytest.raises(UserError, match=f'no model of Hugging Face.s llama type has ModelConfig.{said}'):
-            convert.write(
-                dataclasses.replace(llama, config=dataclasses.replace(llama.config, **change)), tmp_path / 'x', 'hf'
-            )
+        changed = dataclasses.replace(llama, config=dataclasses.replace(llama.config, **{field: value}))
+        message = f"ModelConfig.{field}={value!r}, but Hugging Face's llama has {expected}: the model cannot be written"
+        with pytest.raises(UserError, match=re.escape(message)):
+            convert.write(changed, tmp_path / 'x', 'hf')
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_the_folder_travel_there_and_back(tmp_path, folder):
+def test_other_files_of_the_folder_are_kept_there_and_back(tmp_path, folder):
     source = folder('umt5', {'task_specific_params': {'x': 1}})
     (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     (source / 'generation_config.json').write_text('{"max_new_tokens": 5}')
@@ -164,7 +154,7 @@ def test_large_folders_are_written_in_shards(tmp_path):
 
 
 @pytest.mark.parametrize('family', ['t5_1_1', 'umt5', 'llama'])
-def test_every_parameter_has_a_name_of_its_own(family):
+def test_every_parameter_has_a_unique_name(family):
     checkpoint = convert.read(GOLDEN / family, 'hf')
     table = huggingface.table_of(json.loads((GOLDEN / family / 'config.json').read_text())['model_type'])
     theirs = [names.hf_name(table, shape, layer) for shape, layer in names.all_pieces(checkpoint.config)]

@@ -1,9 +1,9 @@
-"""Writes tests/conversion/golden: tiny models of each family by transformers, and what transformers makes of a batch.
+"""Writes tests/conversion/golden: tiny models of each family by transformers, and its results for a batch.
 
     pip install -e '.[convert]' && python tests/conversion/make_golden.py
 
-transformers 5.23.0 and torch 2.13.0 made those in the tree. Run again only when a family is added: numbers are random but
-seeded, other versions may draw others.
+The files in the tree were made with transformers 5.23.0 and torch 2.13.0. Run it again only when a family is added: the
+numbers are random but seeded, and other versions may draw different ones.
 """
 
 import json
@@ -73,13 +73,13 @@ def make(family: str) -> None:
         .eval()
     )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # far from their start, so that nothing is small by chance
+        for parameter in model.parameters():  # far from their initial values, so that nothing is small by chance
             parameter.copy_(
                 torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2)
                 + (parameter.ndim == 1) * (not decoder or config.model_type == 'llama')
             )
             parameter.copy_(parameter.to(getattr(torch, dtype)).float())
-        if not decoder and family != 't5_1_0':  # transformers ties by default what these families do not
+        if not decoder and family != 't5_1_0':  # transformers ties them by default, these families do not
             model.lm_head.weight = torch.nn.Parameter((torch.randn(VOCAB, 16) * 0.3).to(getattr(torch, dtype)).float())
     folder = GOLDEN / family
     shutil.rmtree(folder, ignore_errors=True)
@@ -113,9 +113,8 @@ def record(model: torch.nn.Module, decoder: bool, family: str) -> dict[str, np.n
         logits = model(
             input_ids=inputs, attention_mask=attention, decoder_input_ids=torch.tensor(decoder_inputs)
         ).logits
-        if (
-            family == 'umt5'
-        ):  # transformers 5 scales them although they are not tied; T5X, and transformers 4.57, do not
+        if family == 'umt5':
+            # transformers 5 scales the logits although they are not tied; T5X and transformers 4.57 do not.
             logits = logits * 16**0.5
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(labels).flatten())
         greedy = model.generate(inputs, attention_mask=attention, max_new_tokens=NEW, do_sample=False)[:, 1:]

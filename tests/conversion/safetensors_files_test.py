@@ -1,4 +1,4 @@
-"""Safetensors: what is written is read back, in one file or many, and a broken file is named for what it is."""
+"""Safetensors: what is written is read back, from one file or shards, and each kind of broken file is reported."""
 
 import json
 
@@ -16,7 +16,7 @@ def write(folder, arrays, shard_size=10**9, transpose=False):
     writer = FolderWriter(
         folder, {name: (x.shape[::-1] if transpose else x.shape, x.dtype) for name, x in arrays.items()}, shard_size
     )
-    for name in reversed(arrays):  # any order will do
+    for name in reversed(arrays):  # any order works
         writer.write(name, arrays[name], transpose)
     writer.close()
     return folder
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back(tmp_path, dtype, shard_size):
     assert (tmp_path / 'x' / safetensors_files.INDEX).exists() == (shard_size < 10**9)
 
 
-def test_matrices_are_transposed_on_the_way(tmp_path, monkeypatch):
+def test_matrices_are_transposed_while_reading_and_writing(tmp_path):
     given = {name: x for name, x in arrays('bfloat16').items() if x.ndim == 2}
     stored = read_folder(write(tmp_path / 'x', given, transpose=True))
     for name, array in given.items():
@@ -59,7 +59,7 @@ def test_strips_cover_every_row_once(rows):
     np.testing.assert_array_equal(result, given.T)
 
 
-def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
+def test_the_safetensors_library_reads_our_files_and_we_read_its(tmp_path):
     library = pytest.importorskip('safetensors.numpy', reason="the safetensors library is in the extra 'convert'")
     given = arrays('float32')
     write(tmp_path / 'x', given)
@@ -80,7 +80,7 @@ def test_nan_is_found_and_nothing_else(dtype, value):
 
 
 @pytest.mark.parametrize('length', [0, 5, 8, 60, 200])
-def test_a_file_cut_anywhere_is_refused(tmp_path, length):
+def test_a_truncated_file_is_refused(tmp_path, length):
     file = write(tmp_path / 'x', arrays('float32')) / 'model.safetensors'
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match='model.safetensors'):
@@ -97,26 +97,26 @@ def edited_header(file, edit):
 
 
 @pytest.mark.parametrize(
-    'edit, said',
+    'edit, message',
     [
         (lambda h: h['a'].update(dtype='F8_E4M3'), 'dtype F8_E4M3'),
         (lambda h: h['a'].update(shape=[5, 4]), 'cannot be read'),
-        (lambda h: h['a'].update(data_offsets=[4, 64]), 'begins at byte'),
+        (lambda h: h['a'].update(data_offsets=[4, 64]), 'starts at byte'),
         (
             lambda h: h['c'].update(
                 shape=[50, 30], data_offsets=[h['c']['data_offsets'][0], h['c']['data_offsets'][0] + 6000]
             ),
-            'cut short|begins',
+            'truncated|starts',
         ),
         (lambda h: h.pop('d'), 'belong to no array'),
         (lambda h: h['a'].pop('shape'), 'cannot be read'),
         (lambda h: h.update(a='x'), 'cannot be read'),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path, edit, said):
+def test_a_wrong_header_is_refused(tmp_path, edit, message):
     file = write(tmp_path / 'x', arrays('float32')) / 'model.safetensors'
     edited_header(file, edit)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_header(file)
 
 
@@ -128,21 +128,21 @@ def break_index(folder, edit):
 
 
 @pytest.mark.parametrize(
-    'wreck, said',
+    'damage, message',
     [
         (lambda folder: sorted(folder.glob('model-*'))[1].unlink(), r'lacks model-00002-of-.*\(1 of 3 shards'),
-        (lambda folder: (folder / safetensors_files.INDEX).unlink(), 'and no model.safetensors.index.json'),
-        (lambda folder: (folder / safetensors_files.INDEX).write_text('['), 'is no index'),
-        (lambda folder: break_index(folder, lambda m: m.update(e=m['a'])), 'says that e is in'),
-        (lambda folder: break_index(folder, lambda m: m.pop('b.weight')), 'holds b.weight, which'),
-        (lambda folder: break_index(folder, lambda m: m.update(c='../x.safetensors')), 'is no index'),
-        (lambda folder: break_index(folder, lambda m: m.update(a=m['d'], d=m['a'])), 'says that . is in'),
+        (lambda folder: (folder / safetensors_files.INDEX).unlink(), 'but no model.safetensors.index.json'),
+        (lambda folder: (folder / safetensors_files.INDEX).write_text('['), 'is not an index'),
+        (lambda folder: break_index(folder, lambda m: m.update(e=m['a'])), 'lists e in model-.* does not hold it'),
+        (lambda folder: break_index(folder, lambda m: m.pop('b.weight')), 'holds b.weight, which .* does not list'),
+        (lambda folder: break_index(folder, lambda m: m.update(c='../x.safetensors')), 'is not an index'),
+        (lambda folder: break_index(folder, lambda m: m.update(a=m['d'], d=m['a'])), 'lists . in .* does not hold it'),
     ],
 )
-def test_shards_that_do_not_fit_their_index_are_refused(tmp_path, wreck, said):
+def test_shards_that_disagree_with_their_index_are_refused(tmp_path, damage, message):
     folder = write(tmp_path / 'x', arrays('float32'), shard_size=100)
-    wreck(folder)
-    with pytest.raises(UserError, match=said):
+    damage(folder)
+    with pytest.raises(UserError, match=message):
         read_folder(folder)
 
 

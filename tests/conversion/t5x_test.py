@@ -1,4 +1,4 @@
-"""T5X's forms: arrays in chunks, in bfloat16, layers scanned or not, Orbax's; what their files do not say; broken ones."""
+"""T5X's forms: arrays in chunks or bfloat16, scanned layers, Orbax; what the files do not say; and broken files."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ FORMS = {
 
 
 def target_of(source, scanned, joined) -> dict[str, np.ndarray]:
-    """A checkpoint's arrays as T5X holds them, by name."""
+    """A checkpoint's arrays as in T5X, by name."""
     arrays, layers = {}, {}
     for shape, layer, array in source.pieces():
         if scanned and layer is not None:
@@ -63,7 +63,7 @@ def write_zarr(folder: Path, array: np.ndarray, chunks: bool) -> dict:
 def write_form(
     source, folder: Path, *, chunks=False, dtype=None, scanned=False, joined=None, orbax=False, one_file=False
 ):
-    """checkpoint_7 in a form of T5X's; gives what it holds."""
+    """Writes checkpoint_7 in a form of T5X's and returns its content."""
     source = source if dtype is None else source.cast(dtype)
     joined = (not scanned and not orbax) if joined is None else joined
     target = target_of(source, scanned, joined)
@@ -71,19 +71,15 @@ def write_form(
     slots = {'v': np.zeros(3, np.float32)}
     if orbax:
         tree = {'target': unflatten_dict(target, sep='/'), 'state': {'step': np.int32(7), 'param_states': {'a': slots}}}
-        with ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(use_ocdbt=True))
-        ) as checkpointer:
+        handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+        with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(step.absolute(), ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
         return source
     step.mkdir(parents=True)
-    leaves = (
-        target
-        if one_file
-        else {
-            name: write_zarr(step / f'target.{name.replace("/", ".")}', array, chunks) for name, array in target.items()
-        }
-    )
+    leaves = dict(target)
+    if not one_file:
+        for name, array in target.items():
+            leaves[name] = write_zarr(step / f'target.{name.replace("/", ".")}', array, chunks)
     optimizer = {
         'target': unflatten_dict(leaves, sep='/'),
         'state': {'step': np.int32(7), 'param_states': {'a': slots}},
@@ -103,7 +99,7 @@ def test_every_form_is_read(tmp_path, form, family):
     source = write_form(convert.read(GOLDEN / family, 'hf'), tmp_path, **FORMS[form])
     for where in (tmp_path / 'checkpoint_7', *([] if form == 'one file' else [tmp_path])):
         made = convert.read(where, 't5x')
-        assert made.step == 7 and 'the optimizer state was left behind' in made.notes
+        assert made.step == 7 and 'the optimizer state is not converted' in made.notes
         convert.compare(source, made, form)
 
 
@@ -122,9 +118,8 @@ def test_activations_come_from_gin_a_packaged_model_or_t5(tmp_path):
     write_form(source, tmp_path / 'bare')
     made = convert.read(tmp_path / 'bare', 't5x')
     assert made.config.mlp_activations == ('gelu', 'linear')
-    assert (
-        "taken are ('gelu', 'linear'), as of T5 1.1 (--gin.ModelConfig.mlp_activations=… sets others)" in made.notes[0]
-    )
+    note = "assumed are ('gelu', 'linear'), those of T5 1.1 (--gin.ModelConfig.mlp_activations=… sets others)"
+    assert note in made.notes[0]
 
     known = lambda: [
         dataclasses.replace(source.config, vocab_size=32128),
@@ -141,12 +136,12 @@ def test_activations_come_from_gin_a_packaged_model_or_t5(tmp_path):
     convert.write(source, tmp_path / 'ours', 't5x')
     assert convert.read(tmp_path / 'ours', 't5x').config == source.config
     assert convert.read(tmp_path / 'ours' / 'checkpoint_0', 't5x').config == source.config
-    theirs = "DROPOUT_RATE = 0.1\nnetwork.T5Config:\n  emb_dim = 16\n  mlp_activations = ('silu', 'linear')  # SwiGLU\n  dropout_rate = %DROPOUT_RATE\n"
-    (tmp_path / 'bare' / 'config.gin').write_text(theirs)
+    block = "network.T5Config:\n  emb_dim = 16\n  mlp_activations = ('silu', 'linear')  # SwiGLU\n"
+    (tmp_path / 'bare' / 'config.gin').write_text(f'DROPOUT_RATE = 0.1\n{block}  dropout_rate = %DROPOUT_RATE\n')
     assert convert.read(tmp_path / 'bare', 't5x').config.mlp_activations == ('silu', 'linear')
 
 
-def test_the_vocabulary_travels_through_t5x(tmp_path):
+def test_the_vocabulary_is_kept_through_t5x(tmp_path):
     vocabulary = small_vocabulary_model(tmp_path / 'small.model')
     source = dataclasses.replace(convert.read(GOLDEN / 't5_1_1', 'hf'), vocabulary=vocabulary)
     convert.write(source, tmp_path / 'spm', 't5x')
@@ -154,41 +149,41 @@ def test_the_vocabulary_travels_through_t5x(tmp_path):
     convert.write(dataclasses.replace(source, vocabulary=ByteVocabulary()), tmp_path / 'bytes', 't5x')
     assert convert.read(tmp_path / 'bytes', 't5x').vocabulary == ByteVocabulary()
     write_form(source, tmp_path / 'bare')
-    assert 'Set --vocabulary to bring one' in convert.read(tmp_path / 'bare', 't5x').notes[-1]
+    assert 'Set --vocabulary to add one' in convert.read(tmp_path / 'bare', 't5x').notes[-1]
     assert convert.read(tmp_path / 'bare', 't5x', 'bytes').vocabulary == ByteVocabulary()
 
 
-def wreck_array(step: Path) -> None:
+def damage_array(step: Path) -> None:
     chunk = next((step / 'target.encoder.layers_0.mlp.wo.kernel').glob('0*'))
     chunk.write_bytes(chunk.read_bytes()[:20])
 
 
 @pytest.mark.parametrize(
-    'wreck, said',
+    'damage, message',
     [
         (lambda step: (step / 'checkpoint').unlink(), 'has no file `checkpoint` and no folder `state`'),
         (
             lambda step: (step / 'checkpoint').write_bytes((step / 'checkpoint').read_bytes()[:300]),
-            'is no checkpoint file of T5X, or not a whole one',
+            'is not a complete T5X checkpoint file',
         ),
-        (lambda step: (step / 'checkpoint').write_bytes(b''), 'is no checkpoint file of T5X'),
+        (lambda step: (step / 'checkpoint').write_bytes(b''), 'is not a complete T5X checkpoint file'),
         (
             lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').unlink(),
-            'holds no array target.encoder.layers_0.mlp.wo.kernel',
+            'has no array target.encoder.layers_0.mlp.wo.kernel',
         ),
-        (lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').write_text('{'), 'holds no array'),
-        (wreck_array, 'target.encoder.layers_0.mlp.wo.kernel cannot be read'),
+        (lambda step: (step / 'target.encoder.layers_0.mlp.wo.kernel' / '.zarray').write_text('{'), 'has no array'),
+        (damage_array, 'target.encoder.layers_0.mlp.wo.kernel cannot be read'),
     ],
 )
-def test_a_broken_checkpoint_is_told_so(tmp_path, wreck, said):
+def test_a_broken_checkpoint_is_refused(tmp_path, damage, message):
     write_form(convert.read(GOLDEN / 't5_1_1', 'hf'), tmp_path)
-    wreck(tmp_path / 'checkpoint_7')
-    with pytest.raises(UserError, match=said):
+    damage(tmp_path / 'checkpoint_7')
+    with pytest.raises(UserError, match=message):
         for _ in convert.read(tmp_path / 'checkpoint_7', 't5x').pieces():
             pass
 
 
-def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path):
+def test_a_missing_chunk_is_not_read_as_zeros(tmp_path):
     write_form(convert.read(GOLDEN / 't5_1_1', 'hf'), tmp_path, chunks=True)
     sorted((tmp_path / 'checkpoint_7' / 'target.encoder.layers_0.mlp.wo.kernel').glob('1.0'))[0].unlink()
     with pytest.raises(UserError, match='encoder.layers_0.mlp.wo.kernel cannot be read: .*missing'):
@@ -196,7 +191,7 @@ def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'change, said',
+    'change, message',
     [
         (lambda t: t.pop('decoder/layers_1/mlp/wo/kernel'), r'lacks target/decoder/layers_1/mlp/wo/kernel \[24, 16\]'),
         (
@@ -209,43 +204,43 @@ def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path):
         ),
         (
             lambda t: t.pop('encoder/relpos_bias/rel_embedding'),
-            'lacks target/encoder/relpos_bias/rel_embedding: it is no T5',
+            'lacks target/encoder/relpos_bias/rel_embedding: it is not a T5',
         ),
         (lambda t: t.clear(), 'holds no parameters'),
     ],
 )
-def test_arrays_that_are_no_t5_are_named(tmp_path, change, said):
+def test_arrays_that_are_not_those_of_a_t5_are_named(tmp_path, change, message):
     target = target_of(convert.read(GOLDEN / 't5_1_1', 'hf'), False, True)
     change(target)
     packed = serialization.msgpack_serialize(
         {'version': 3, 'optimizer': {'target': unflatten_dict(target, sep='/'), 'state': {'step': np.int32(0)}}}
     )
     (tmp_path / 'x').write_bytes(packed)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         convert.read(tmp_path / 'x', 't5x')
 
 
-def test_what_t5x_does_not_have_is_refused(tmp_path):
+def test_a_model_that_t5x_does_not_have_is_refused(tmp_path):
     source = convert.read(GOLDEN / 'llama', 'hf')
-    with pytest.raises(UserError, match="T5X's T5 has ModelConfig.architecture='encoder_decoder'"):
+    with pytest.raises(
+        UserError, match="ModelConfig.architecture='decoder_only', but T5X's T5 has 'encoder_decoder': the model cannot"
+    ):
         convert.write(source, tmp_path / 'x', 't5x')
     far = convert.read(GOLDEN / 't5_1_1', 'hf')
     far = dataclasses.replace(far, config=dataclasses.replace(far.config, relative_max_distance=64))
-    with pytest.raises(UserError, match='relative_max_distance=128, this model 64'):
+    with pytest.raises(UserError, match="relative_max_distance=64, but T5X's T5 has 128"):
         convert.write(far, tmp_path / 'x', 't5x')
     with pytest.raises(UserError, match='does not exist'):
         convert.read(tmp_path / 'nowhere', 't5x')
 
 
-def test_what_is_written_is_t5xs_own_form(tmp_path):
+def test_the_written_form_is_t5xs(tmp_path):
     source = convert.read(GOLDEN / 't5_1_1', 'hf')
     convert.write(dataclasses.replace(source, step=3), tmp_path / 'x', 't5x')
     tree = serialization.msgpack_restore((tmp_path / 'x' / 'checkpoint_3' / 'checkpoint').read_bytes())
     assert tree['version'] == t5x.VERSION and int(tree['optimizer']['state']['step']) == 3
     leaf = tree['optimizer']['target']['encoder']['layers_0']['attention']['query']['kernel']
-    assert (
-        leaf['metadata']['shape'] == [16, 12]
-        and leaf['kvstore']['path'] == 'target.encoder.layers_0.attention.query.kernel/'
-    )
+    assert leaf['metadata']['shape'] == [16, 12]
+    assert leaf['kvstore']['path'] == 'target.encoder.layers_0.attention.query.kernel/'
     header = json.loads((tmp_path / 'x' / 'checkpoint_3' / leaf['kvstore']['path'] / '.zarray').read_text())
     assert {key: header[key] for key in leaf['metadata']} == leaf['metadata']

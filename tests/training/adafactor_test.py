@@ -1,6 +1,7 @@
 """Adafactor is T5X's, and a stack of layers is updated as its layers would be alone."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,18 +9,30 @@ import pytest
 
 from t5flan.errors import UserError
 from t5flan.training.adafactor import adafactor, axis_groups, moment_axes
+from t5flan.training.config import OptimizerConfig
+from tests.training.examples import jit
 
 RATE = lambda step: 0.01 / (1.0 + step)
 
 
 def run(parameters, gradients, axes, **settings):
     """Parameters after one update for each tree of gradients, and the last state."""
-    optimizer = adafactor(RATE, axes, **settings)
-    state = optimizer.init(parameters)
-    for one in gradients:
-        updates, state = optimizer.update(one, state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
-    return parameters, state
+    return jitted_run(axes, tuple(settings.items()))(parameters, gradients)
+
+
+@functools.cache
+def jitted_run(axes, settings):
+    optimizer = adafactor(OptimizerConfig(**dict(settings)), RATE, axes)
+
+    @jit
+    def run_all(parameters, gradients):
+        state = optimizer.init(parameters)
+        for one in gradients:
+            updates, state = optimizer.update(one, state, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+        return parameters, state
+
+    return run_all
 
 
 def normal(shape, seed):
@@ -31,17 +44,19 @@ def test_updates_are_t5x(shared):
     names = [name.removeprefix('param/') for name in recorded.files if name.startswith('param/')]
     parameters = {name: jnp.asarray(recorded[f'param/{name}']) for name in names}
     axes = {name: tuple(map(str, recorded[f'axes/{name}'])) for name in names}
-    optimizer = adafactor(lambda step: jnp.asarray([recorded[f'lr/{i}'] for i in range(5)])[step], axes)
+    rates = jnp.asarray([recorded[f'lr/{i}'] for i in range(5)])
+    optimizer = adafactor(OptimizerConfig(), lambda step: rates[step], axes)
     state = optimizer.init(parameters)
     assert set(state.moments['embedding']) == {'v_row', 'v_col'} and set(state.moments['rel_embedding']) == {'v'}
+    update = jit(optimizer.update)
     for step in range(5):
-        updates, state = optimizer.update({name: recorded[f'grad/{step}/{name}'] for name in names}, state, parameters)
+        updates, state = update({name: recorded[f'grad/{step}/{name}'] for name in names}, state, parameters)
         parameters = optax.apply_updates(parameters, updates)
         for name in names if step in (0, 1, 4) else ():
             np.testing.assert_allclose(parameters[name], recorded[f'after/{step + 1}/{name}'], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('settings', [{}, {'momentum': 0.9}, {'factored': False}])
+@pytest.mark.parametrize('settings', [{}, {'b1': 0.9}, {'factored': False}])
 @pytest.mark.parametrize(
     'shape, axes',
     [
@@ -58,16 +73,15 @@ def test_a_stack_is_updated_exactly_as_its_layers(shape, axes, settings):
     sizes = jnp.asarray([1e-4, 1.0, 30.0]).reshape((layers,) + (1,) * len(shape))
     stacked = sizes * normal((layers, *shape), 0)
     gradients = [sizes[::-1] * normal((layers, *shape), seed) for seed in (1, 2, 3)]
-    together, _ = jax.jit(lambda p, g: run(p, g, ('layers', *axes), **settings))(stacked, gradients)
-    alone = jax.jit(lambda p, g: run(p, g, axes, **settings)[0])
+    together, _ = run(stacked, gradients, ('layers', *axes), **settings)
     for layer in range(layers):
-        expected = alone(stacked[layer], [gradient[layer] for gradient in gradients])
+        expected, _ = run(stacked[layer], [gradient[layer] for gradient in gradients], axes, **settings)
         # Not bit for bit: the compiler may sum a stack's means in another order.
         np.testing.assert_allclose(together[layer], expected, rtol=2e-6, atol=1e-9)
 
 
 def test_heads_and_kv_are_joined():
-    """[embed, heads, kv] is updated as the matrix [embed, heads * kv], the rule of the least size included."""
+    """[embed, heads, kv] is updated as the matrix [embed, heads * kv], including the rule of the smallest size."""
     parameter, gradient = normal((16, 4, 8), 0), normal((16, 4, 8), 1)
     joined = parameter.reshape(16, 32)
     for least in (16, 17):
@@ -78,7 +92,7 @@ def test_heads_and_kv_are_joined():
 
 
 def test_a_wide_matrix_is_updated_as_its_transpose():
-    """Its column means are taken another way on a CPU."""
+    """Its column means are computed in a different way on a CPU."""
     parameter, gradient = normal((16, 5000), 0), normal((16, 5000), 1)
     wide, _ = run(parameter, [gradient], ('embed', 'vocab'), min_dim_to_factor=16)
     high, _ = run(parameter.T, [gradient.T], ('vocab', 'embed'), min_dim_to_factor=16)
@@ -88,7 +102,7 @@ def test_a_wide_matrix_is_updated_as_its_transpose():
 def test_a_small_gradient_is_not_clipped_and_a_large_one_is():
     parameter, quiet, loud = jnp.ones((4,)), jnp.full((4,), 1e-3), jnp.full((4,), 1.0)
     after, _ = run(parameter, [quiet, loud], ('embed',), decay_rate=0.8)
-    second_moment = (1 - 2**-0.8) * 1e-6 + 2**-0.8  # the direction is 1 / sqrt of this, above 1, and clipped to 1
+    second_moment = (1 - 2**-0.8) * 1e-6 + 2**-0.8  # the update is 1 / sqrt of this, above 1, and clipped to 1
     assert second_moment < 1
     np.testing.assert_allclose(after, (1 - 0.01) * (1 - 0.005), rtol=1e-6)
     unclipped, _ = run(parameter, [quiet, loud], ('embed',), clipping_threshold=None)
@@ -100,7 +114,7 @@ def test_a_parameter_of_zeros_can_grow():
     np.testing.assert_allclose(after, -0.01 * 1e-3, rtol=1e-5)
 
 
-def test_step_offset_starts_the_second_moment_anew():
+def test_step_offset_restarts_the_second_moment():
     first, second = normal((8,), 1), normal((8,), 2)
     _, state = run(normal((8,), 0), [first, second], ('embed',), step_offset=1)
     np.testing.assert_allclose(state.moments['v'], second**2, rtol=1e-6)

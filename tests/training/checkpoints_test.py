@@ -1,4 +1,4 @@
-"""t5flan/training/checkpoints.py: what is saved is what is restored; what is half written or foreign is refused."""
+"""t5flan/training/checkpoints.py: restored is what was saved; incomplete and foreign checkpoints are refused."""
 
 import json
 import os
@@ -36,40 +36,40 @@ def describe(folder):
     checkpoints_lib.Description(MODEL, 'causal_lm', {'targets': 8}, {'size': 32, 'fingerprint': 'f'}).write(folder)
 
 
-def keeper(folder, **settings):
-    return checkpoints_lib.Checkpoints(folder, CheckpointConfig(**settings))
+def make_manager(folder, **settings):
+    return checkpoints_lib.CheckpointManager(folder, CheckpointConfig(**settings))
 
 
 def test_restored_is_what_was_saved(tmp_path):
-    keep = keeper(tmp_path)
-    keep.save(state(3), {'position': {'streams': [7]}})
-    keep.wait()
-    restored, meta = keep.restore(abstract(state(3)))
+    manager = make_manager(tmp_path)
+    manager.save(state(3), {'position': {'streams': [7]}})
+    manager.wait()
+    restored, meta = manager.restore(abstract(state(3)))
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert meta['position'] == {'streams': [7]} and int(restored.step) == 3
-    keep.close()
+    manager.close()
 
 
 def test_donated_buffers_do_not_change_what_is_being_saved(tmp_path):
-    keep, now = keeper(tmp_path), state(0)
+    manager, now = make_manager(tmp_path), state(0)
     big = TrainState(now.step, {'w': jnp.zeros((1500, 1500))}, {'v': jnp.zeros(())})
     add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-    keep.save(big, {})
+    manager.save(big, {})
     like = abstract(big)
     for _ in range(5):
         big = add(big)
     jax.block_until_ready(big)
-    keep.wait()
-    assert float(jnp.max(keep.restore(like)[0].model['w'])) == 0.0
-    keep.close()
+    manager.wait()
+    assert float(jnp.max(manager.restore(like)[0].model['w'])) == 0.0
+    manager.close()
 
 
-def test_another_mesh_takes_the_same_numbers(tmp_path):
-    keep = keeper(tmp_path)
-    keep.save(state(1), {})
-    keep.wait()
+def test_another_mesh_restores_the_same_numbers(tmp_path):
+    manager = make_manager(tmp_path)
+    manager.save(state(1), {})
+    manager.wait()
     mesh = sharding_lib.create_sharding(MeshConfig(fsdp=4, tensor=2))
     like = abstract(state(1))
     placed = TrainState(
@@ -82,41 +82,41 @@ def test_another_mesh_takes_the_same_numbers(tmp_path):
         },
         like.opt_state,
     )
-    kernel = keep.restore(placed)[0].model['encoder']['kernel']
+    kernel = manager.restore(placed)[0].model['encoder']['kernel']
     assert kernel.addressable_shards[0].data.shape == (2, 2)
     np.testing.assert_array_equal(kernel, np.ones((8, 4)))
-    keep.close()
+    manager.close()
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    keep = keeper(tmp_path, keep=2, best_metric='eval/loss')
+    manager = make_manager(tmp_path, keep=2, best_metric='eval/loss')
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.2)):
-        keep.save(state(step), {}, {'eval/loss': loss})
-    keep.wait()
+        manager.save(state(step), {}, {'eval/loss': loss})
+    manager.wait()
     assert checkpoints_lib.saved_steps(tmp_path) == [2, 4, 5]
-    keep.close()
+    manager.close()
 
 
 def test_a_best_metric_that_is_not_measured_is_refused(tmp_path):
-    keep = keeper(tmp_path, best_metric='eval/bleu')
+    manager = make_manager(tmp_path, best_metric='eval/bleu')
     with pytest.raises(UserError, match=r"CheckpointConfig\.best_metric='eval/bleu'.*eval/loss"):
-        keep.save(state(1), {}, {'eval/loss': 1.0})
-    keep.close()
+        manager.save(state(1), {}, {'eval/loss': 1.0})
+    manager.close()
 
 
-def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
-    keep = keeper(tmp_path)
-    keep.save(state(4), {})
-    keep.close()
+def test_an_incomplete_checkpoint_is_ignored(tmp_path):
+    manager = make_manager(tmp_path)
+    manager.save(state(4), {})
+    manager.close()
     os.rename(tmp_path / 'checkpoints' / '4', tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp')
     assert checkpoints_lib.latest_step(tmp_path) is None
-    keep = keeper(tmp_path)
-    assert keep.last_whole_step is None
-    keep.save(state(4, value=5.0), {})  # the same step again
-    keep.wait()
+    manager = make_manager(tmp_path)
+    assert manager.latest_step is None
+    manager.save(state(4, value=5.0), {})  # the same step again
+    manager.wait()
     assert checkpoints_lib.saved_steps(tmp_path) == [4] and not list((tmp_path / 'checkpoints').glob('*tmp*'))
-    assert float(keep.restore(abstract(state(4)))[0].model['encoder']['kernel'][0, 0]) == 5.0
-    keep.close()
+    assert float(manager.restore(abstract(state(4)))[0].model['encoder']['kernel'][0, 0]) == 5.0
+    manager.close()
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
 )
 def test_arrays_of_another_model_are_named(tmp_path, change, message):
     describe(tmp_path)
-    keep = keeper(tmp_path)
-    keep.save(state(1), {})
-    keep.close()
+    manager = make_manager(tmp_path)
+    manager.save(state(1), {})
+    manager.close()
     with pytest.raises(UserError, match=message):
         checkpoints_lib.restore_parameters(tmp_path, abstract(change(state(1).model)))
 
@@ -151,13 +151,13 @@ def test_a_description_reads_back(tmp_path):
     assert checkpoints_lib.checkpoint_root(tmp_path / 'checkpoints' / '5') == checkpoints_lib.epath.Path(tmp_path)
 
 
-def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
+def test_folders_without_a_checkpoint_are_refused(tmp_path):
     with pytest.raises(UserError, match=r'does not exist.*--checkpoint'):
         checkpoints_lib.read_description(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='has no t5flan.json'):
         checkpoints_lib.read_description(tmp_path)
     describe(tmp_path)
-    with pytest.raises(UserError, match='no whole checkpoint yet'):
+    with pytest.raises(UserError, match='no complete checkpoint yet'):
         checkpoints_lib.find_step(tmp_path)
     (tmp_path / 't5flan.json').write_text(json.dumps({'model': {}}))
     with pytest.raises(UserError):
@@ -175,28 +175,29 @@ from t5flan.training import checkpoints as c
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
 folder = sys.argv[1]
-state = lambda step: TrainState(jnp.asarray(step), {'w': jnp.asarray(np.random.default_rng(0).random((700, 700)))}, {'v': jnp.zeros(())})
-keep = c.Checkpoints(folder, CheckpointConfig())
-keep.save(state(1), {})
-keep.wait()
+weights = jnp.asarray(np.random.default_rng(0).random((700, 700)))
+state = lambda step: TrainState(jnp.asarray(step), {'w': weights}, {'v': jnp.zeros(())})
+manager = c.CheckpointManager(folder, CheckpointConfig())
+manager.save(state(1), {})
+manager.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    keep.save(state(2), {})
-    keep.wait()
+    manager.save(state(2), {})
+    manager.wait()
 except UserError as error:
     print('ONE LINE:', error)
     print('STEPS:', c.saved_steps(folder))
 """
 
 
-def test_a_disk_that_takes_no_more_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
-    """A limit on file sizes stands for the full disk: the write fails in the same place."""
-    said = subprocess.run([sys.executable, '-c', FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    lines = [line for line in said.stdout.splitlines() if line.startswith('ONE LINE:')]
-    assert lines, said.stdout + said.stderr
-    assert 'File too large' in lines[0] and 'last whole checkpoint is step 1' in lines[0]
-    assert 'STEPS: [1]' in said.stdout
-    restored, _ = keeper(tmp_path).restore(
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(tmp_path):
+    """A limit on file sizes stands in for a full disk: the write fails in the same place."""
+    done = subprocess.run([sys.executable, '-c', FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('ONE LINE:')]
+    assert lines, done.stdout + done.stderr
+    assert 'File too large' in lines[0] and 'last complete checkpoint is step 1' in lines[0]
+    assert 'STEPS: [1]' in done.stdout
+    restored, _ = make_manager(tmp_path).restore(
         abstract(TrainState(jnp.asarray(1), {'w': jnp.zeros((700, 700))}, {'v': jnp.zeros(())}))
     )
     np.testing.assert_array_equal(restored.model['w'], np.random.default_rng(0).random((700, 700)).astype(np.float32))

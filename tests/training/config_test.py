@@ -1,4 +1,4 @@
-"""Settings refuse what cannot be right, in one line that names the setting."""
+"""Invalid settings are refused in one line that names the setting."""
 
 import pytest
 
@@ -18,7 +18,16 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
         (lambda: OptimizerConfig(microbatches=0), 'OptimizerConfig.microbatches'),
         (lambda: OptimizerConfig(microbatches=True), 'OptimizerConfig.microbatches'),
         (lambda: OptimizerConfig(clip_by_global_norm=0.0), 'OptimizerConfig.clip_by_global_norm'),
-        (lambda: OptimizerConfig(b1=1.0), 'OptimizerConfig.b1'),
+        (lambda: OptimizerConfig(weight_decay=-0.1), 'OptimizerConfig.weight_decay'),
+        (lambda: OptimizerConfig(decay_steps=0), 'OptimizerConfig.decay_steps=0, expected an integer of 1 or more'),
+        (lambda: OptimizerConfig(final_ratio=1.5), 'OptimizerConfig.final_ratio'),
+        (lambda: OptimizerConfig(epsilon=0.0), 'OptimizerConfig.epsilon=0.0, expected a number above 0. Set'),
+        (lambda: OptimizerConfig(factored=1), 'OptimizerConfig.factored'),
+        (
+            lambda: OptimizerConfig(b1=1.0),
+            'OptimizerConfig.b1=1.0, expected a number of 0 or more and below 1, or None',
+        ),
+        (lambda: OptimizerConfig(b2=None), 'OptimizerConfig.b2'),
         (lambda: OptimizerConfig(freeze='encoder/.*'), 'OptimizerConfig.freeze'),
         (lambda: OptimizerConfig(freeze=('encoder/(',)), 'OptimizerConfig.freeze'),
         (lambda: LossConfig(label_smoothing=1.0), 'LossConfig.label_smoothing'),
@@ -28,11 +37,13 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
         (lambda: MeshConfig(rules=('embed',)), 'MeshConfig.rules'),
         (lambda: CheckpointConfig(best_mode='least'), 'CheckpointConfig.best_mode'),
         (lambda: CheckpointConfig(initialize='some'), 'CheckpointConfig.initialize'),
+        (lambda: CheckpointConfig(initialize_from=''), 'CheckpointConfig.initialize_from'),
         (lambda: EvaluationConfig(batches=0), 'EvaluationConfig.batches'),
+        (lambda: EvaluationConfig(split=''), 'EvaluationConfig.split'),
         (lambda: RunConfig(steps=0), 'RunConfig.steps'),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_setting(make, setting):
+def test_an_invalid_value_is_refused_in_one_line_that_names_its_setting(make, setting):
     with pytest.raises(UserError) as error:
         make()
     assert setting in str(error.value) and '\n' not in str(error.value)

@@ -9,7 +9,7 @@ import numpy as np
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 
-# Programs this small take longer to optimise than to run.
+# Programs this small take longer to optimize than to run.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 SIZES: dict[str, Any] = dict(
@@ -31,14 +31,14 @@ DECODER = ModelConfig(
 
 @functools.cache
 def make_model(config: ModelConfig):
-    """Fresh parameters of key 0."""
+    """New parameters of key 0."""
     return jit(lambda: build_model(config, jax.random.key(0)))()
 
 
 def make_batch(
     config: ModelConfig, seed: int = 0, rows: int = 8, inputs: int = 12, targets: int = 10
 ) -> dict[str, np.ndarray]:
-    """Random tokens, each row padded from its own length on, with loss weights of 0, 0.5 and 1."""
+    """Random tokens in rows of different lengths, padded, with loss weights of 0, 0.5 and 1."""
     rng = np.random.default_rng(seed)
 
     def tokens(length: int) -> np.ndarray:

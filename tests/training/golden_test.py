@@ -1,7 +1,7 @@
-"""The losses of eight steps of two tiny models, as they have always been.
+"""The losses of eight steps of two tiny models equal recorded ones.
 
-A change that should not move numbers leaves tests/golden alone. One that should (another initialiser, default or
-formula) writes it anew, with the reason in the commit:
+A change that should not move numbers leaves tests/golden alone. One that should (a new initialiser, default or formula)
+records them again and says why in the commit:
 
     python -m tests.training.golden_test
 """
@@ -36,7 +36,7 @@ RUNS = {
 
 
 def losses(name: str) -> list[float]:
-    """Loss of each step, float32, from parameters of key 0 over three batches in turn."""
+    """Loss of each step, float32, from parameters of key 0, cycling through three batches."""
     config, settings, loss = RUNS[name]
     optimizer = make_optimizer(settings, logical_axes(make_model(config)), STEPS)
     state = create_state(make_model(config), optimizer)
@@ -59,8 +59,8 @@ def test_losses_are_the_golden_ones(name):
         losses(name),
         golden,
         rtol=1e-4,
-        err_msg=f'the losses of {STEPS} steps differ from {path(name).name}. If this change should not move numbers, it '
-        'has a fault. If it should, run `python -m tests.training.golden_test` and say why in the commit.',
+        err_msg=f'the losses of {STEPS} steps differ from {path(name).name}. If this change should not move numbers, '
+        'it has a bug. If it should, run `python -m tests.training.golden_test` and say why in the commit.',
     )
 
 

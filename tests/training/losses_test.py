@@ -1,4 +1,6 @@
-"""The loss by chunks is the loss in the textbook, in value and in gradient, on any mesh."""
+"""The loss computed in chunks is the textbook's, in value and in gradient, on any mesh."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,13 @@ from t5flan import sharding
 from t5flan.mesh import MeshConfig
 from t5flan.training.config import LossConfig
 from t5flan.training.losses import cross_entropy, smoothed_targets
+from tests.training.examples import jit
 
 B, T, D, V = 4, 7, 8, 50
 
 
 def example(seed: int = 0):
-    """Hidden states, a kernel, targets and unequal weights, some of them 0."""
+    """Hidden states, a kernel, targets and unequal weights, some of which are 0."""
     rng = np.random.default_rng(seed)
     x_BTD = rng.normal(size=(B, T, D)).astype(np.float32)
     kernel_DV = rng.normal(size=(D, V)).astype(np.float32)
@@ -38,52 +41,57 @@ def textbook(x_BTD, kernel_DV, targets_BT, weights_BT, config):
     return jnp.sum(weights_BT * loss)
 
 
+@functools.cache
+def expected_of(config):
+    """Three times the textbook loss of the example, and its gradients."""
+    x_BTD, kernel_DV, targets_BT, weights_BT = example()
+    loss = lambda x, kernel: 3.0 * textbook(x, kernel, targets_BT, weights_BT, config)
+    return jax.value_and_grad(loss, argnums=(0, 1))(x_BTD, kernel_DV)
+
+
 @pytest.mark.parametrize('chunk_tokens', [1, 4, 12, 28, 1000, None])
 @pytest.mark.parametrize('config', [LossConfig(z_loss=0.0), LossConfig(z_loss=0.01, label_smoothing=0.1)])
 def test_chunks_give_the_textbook_loss_and_gradients(config, chunk_tokens):
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
+    expected, expected_gradients = expected_of(config)
     config = LossConfig(config.z_loss, config.label_smoothing, chunk_tokens=chunk_tokens)
 
     def ours(x_BTD, kernel_DV):
         return 3.0 * cross_entropy(logits_of(kernel_DV), x_BTD, targets_BT, weights_BT, config).loss
 
-    def theirs(x_BTD, kernel_DV):
-        return 3.0 * textbook(x_BTD, kernel_DV, targets_BT, weights_BT, config)
-
-    loss, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_BTD, kernel_DV)
-    expected, expected_gradients = jax.value_and_grad(theirs, argnums=(0, 1))(x_BTD, kernel_DV)
+    loss, gradients = jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_BTD, kernel_DV)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), gradients, expected_gradients)
-    # Without differentiation another path is taken.
-    np.testing.assert_allclose(jax.jit(ours)(x_BTD, kernel_DV), expected, rtol=1e-5)
+    # Without differentiation other code runs.
+    np.testing.assert_allclose(jit(ours)(x_BTD, kernel_DV), expected, rtol=1e-5)
 
 
 def test_sums_for_reports():
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
-    sums = cross_entropy(logits_of(kernel_DV), x_BTD, targets_BT, weights_BT, LossConfig(z_loss=0.01, chunk_tokens=8))
+    config = LossConfig(z_loss=0.01, chunk_tokens=8)
+    summed = jit(lambda targets: cross_entropy(logits_of(kernel_DV), x_BTD, targets, weights_BT, config))
+    sums = summed(targets_BT)
     logits = x_BTD @ kernel_DV
     log_z = np.log(np.exp(logits).sum(-1))
     np.testing.assert_allclose(sums.weight, weights_BT.sum(), rtol=1e-6)
     np.testing.assert_allclose(sums.correct, (weights_BT * (logits.argmax(-1) == targets_BT)).sum(), rtol=1e-6)
     np.testing.assert_allclose(sums.z_loss, (weights_BT * 0.01 * log_z**2).sum(), rtol=1e-5)
-    best = cross_entropy(logits_of(kernel_DV), x_BTD, logits.argmax(-1), weights_BT, LossConfig())
+    best = summed(logits.argmax(-1).astype(np.int32))
     assert best.correct == best.weight
 
 
 def test_weights_may_be_integers_and_zero_weights_give_zero_gradient():
     x_BTD, kernel_DV, targets_BT, _ = example()
     zeros = np.zeros((B, T), np.int32)
-    loss, gradient = jax.value_and_grad(
-        lambda x: cross_entropy(logits_of(kernel_DV), x, targets_BT, zeros, LossConfig()).loss
-    )(x_BTD)
+    loss_of = lambda x: cross_entropy(logits_of(kernel_DV), x, targets_BT, zeros, LossConfig()).loss
+    loss, gradient = jit(jax.value_and_grad(loss_of))(x_BTD)
     assert loss == 0 and not np.any(gradient)
 
 
 def test_large_logits_do_not_overflow():
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
-    loss, gradient = jax.value_and_grad(
-        lambda x: cross_entropy(logits_of(1e4 * kernel_DV), x, targets_BT, weights_BT, LossConfig()).loss
-    )(x_BTD)
+    loss_of = lambda x: cross_entropy(logits_of(1e4 * kernel_DV), x, targets_BT, weights_BT, LossConfig()).loss
+    loss, gradient = jit(jax.value_and_grad(loss_of))(x_BTD)
     assert np.isfinite(loss) and np.all(np.isfinite(gradient))
 
 
@@ -102,22 +110,20 @@ def test_a_bfloat16_model_gets_float32_kernel_gradients():
         logits = lambda x: jnp.einsum('...d,dv->...v', x, kernel.astype(x.dtype)).astype(jnp.float32)
         return cross_entropy(logits, x, targets_BT, weights_BT, LossConfig(chunk_tokens=8)).loss
 
-    gradients = jax.grad(loss, argnums=(0, 1))(x_BTD.astype(jnp.bfloat16), kernel_DV)
-    expected = jax.grad(loss, argnums=(0, 1))(x_BTD, kernel_DV)
+    gradients_of = jit(jax.grad(loss, argnums=(0, 1)))
+    gradients, expected = gradients_of(x_BTD.astype(jnp.bfloat16), kernel_DV), gradients_of(x_BTD, kernel_DV)
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(np.asarray(one, np.float32), other, atol=0.05 * np.abs(other).max())
 
 
-def test_float32_logits_of_the_whole_batch_are_never_held():
-    rows, length, words, chunk = 8, 64, 4096, 64
+def test_the_float32_logits_of_a_batch_are_never_in_memory_as_a_whole():
+    rows, length, words, config = 8, 64, 4096, LossConfig(chunk_tokens=64)
     x_BTD, kernel_DV = jnp.ones((rows, length, D)), jnp.ones((D, words))
-    targets_BT = jnp.zeros((rows, length), jnp.int32)
+    targets_BT, weights_BT = jnp.zeros((rows, length), jnp.int32), jnp.ones((rows, length))
 
     def loss(x, kernel):
-        return cross_entropy(
-            logits_of(kernel), x, targets_BT, jnp.ones((rows, length)), LossConfig(chunk_tokens=chunk)
-        ).loss
+        return cross_entropy(logits_of(kernel), x, targets_BT, weights_BT, config).loss
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x_BTD, kernel_DV).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < rows * length * words * 4 / 2
@@ -131,7 +137,7 @@ def test_same_numbers_on_a_mesh(mesh):
         sums = cross_entropy(logits_of(kernel), x, targets_BT, weights_BT, LossConfig(chunk_tokens=8))
         return sums.loss, sums
 
-    run = lambda: jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    run = lambda: jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     expected = run()(x_BTD, kernel_DV)
     with sharding.use(sharding.create_sharding(mesh)) as placed:
         given = run()(

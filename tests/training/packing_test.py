@@ -1,4 +1,4 @@
-"""Packing does not move the loss: a packed batch's is that of its examples one by one, in every format, conversations included."""
+"""The loss of a packed batch is that of its examples one by one, in every format and for conversations."""
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.training.config import LossConfig
 from t5flan.training.step import loss_sums
 from tests.models.small_models import small_model
+from tests.training.examples import jit
 
 LENGTHS = {'inputs': 64, 'targets': 64}
 FAMILIES = {
@@ -46,7 +47,7 @@ def examples(format, count, chats, seed):
     return [made[i] for i in rng.permutation(count)]
 
 
-@jax.jit
+@jit
 def jitted_sums(model, batch):
     return loss_sums(model, batch, batch['decoder_loss_weights'], LossConfig(), None)
 
@@ -76,7 +77,7 @@ def test_packed_equals_one_by_one(format, family, chats):
 
 @pytest.mark.parametrize('format,family', CASES)
 def test_the_check_can_fail(format, family):
-    """Without segment ids the examples of a row see each other, and the loss is another."""
+    """Without segment ids the examples of a row see each other, and the loss differs."""
     model = small_model(family, vocab_size=260)
     made = examples(format, 3, 2, seed=1)
     batch = make_batch(format, LENGTHS, [made], True)
@@ -85,8 +86,8 @@ def test_the_check_can_fail(format, family):
     assert abs(sums(model, blind)[0] / sums(model, batch)[0] - 1) > 1e-4
 
 
-def test_a_user_is_not_learnt_from():
-    """The gradient with respect to what the model says where the user speaks is nothing; elsewhere it is not."""
+def test_user_turns_are_not_trained_on():
+    """The gradient with respect to the logits is zero at the user's tokens, and only there."""
     model = small_model('relative', vocab_size=260)
     [example] = examples('causal_lm', 1, 1, seed=5)
     batch = make_batch('causal_lm', LENGTHS, [[example]], True)

@@ -1,4 +1,4 @@
-"""Thirty steps from T5X's parameters on T5X's batches give T5X's losses."""
+"""Thirty steps from T5X's parameters on T5X's batches have T5X's losses."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
 
 
 def from_t5x(recorded, prefix: str, like):
-    """T5X's parameters in our tree: layers stacked, heads and kv apart."""
+    """T5X's parameters in our tree, with stacked layers and separate heads and kv."""
     leaves = []
     for path, shape in named_parameters(like).items():
         if '/layers/' in path:

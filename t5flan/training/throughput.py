@@ -1,10 +1,10 @@
-"""How fast a run is: model FLOPs of a step, utilisation of the chips, tokens a second, time left.
+"""The speed of a run: model FLOPs of a step, utilisation of the chips, tokens per second, time left.
 
     B batch, T target length, S source length, D emb_dim, N heads, K kv heads, H head_dim, F mlp_dim, V vocabulary
 
-Model FLOPs are those the mathematics needs: two for each multiplication of a matrix product, forward once and backward
-twice. What an implementation does besides (rematerialised layers) does not count, so utilisation (MFU) is PaLM's
-(https://arxiv.org/abs/2204.02311, appendix B): observed tokens a second over those of the chips at their peak.
+Model FLOPs are two for each multiplication of a matrix product, once forward and twice backward. Recomputation
+(rematerialised layers) does not count, so utilisation (MFU) is PaLM's (https://arxiv.org/abs/2204.02311, appendix B):
+observed tokens per second over those of the chips at their peak.
 """
 
 import time
@@ -15,8 +15,8 @@ import numpy as np
 
 from t5flan.models.config import ModelConfig
 
-# Peak dense bfloat16 TFLOP/s of one JAX device, by what its `device_kind` contains; the first that fits counts.
-# A v4 or v5p chip is one device. A TPU7x chip is two, and has 2307.
+# Peak dense bfloat16 TFLOP/s of one JAX device, by a part of its `device_kind`; the first match counts.
+# A v4 or v5p chip is one device. A TPU7x chip is two devices, with 2307 TFLOP/s together.
 _PEAK_TFLOPS: Sequence[tuple[str, float]] = (
     ('TPU v4', 275.0),
     ('TPU v5 lite', 197.0),
@@ -30,7 +30,7 @@ _PEAK_TFLOPS: Sequence[tuple[str, float]] = (
 
 
 def device_peak_tflops(device_kind: str) -> float | None:
-    """Peak dense bfloat16 TFLOP/s of a device, from `jax.Device.device_kind`; None for a chip that is not listed.
+    """Peak dense bfloat16 TFLOP/s of a device, from `jax.Device.device_kind`; None for an unknown chip.
 
     >>> device_peak_tflops('TPU v5 lite')
     197.0
@@ -39,14 +39,14 @@ def device_peak_tflops(device_kind: str) -> float | None:
 
 
 def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> float:
-    """FLOPs that one training step of the model needs, over all devices.
+    """FLOPs of one training step of the model, over all devices.
 
-    Attention counts every pair of a query and a key, masked or not, as PaLM counts it. Embedding is a look-up.
+    Attention counts every pair of a query and a key, masked or not, as in PaLM. Embedding is a look-up.
 
     Args:
         config: the model.
-        shapes: shape of each model feature of the whole batch: `encoder_input_tokens` [B, S] and `decoder_target_tokens`
-            [B, T], or the latter alone for a decoder.
+        shapes: shape of each model feature of the global batch: `encoder_input_tokens` [B, S] and
+            `decoder_target_tokens` [B, T], or only the latter for a decoder.
     """
     D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
     B, T = shapes['decoder_target_tokens']
@@ -58,24 +58,19 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
     decoder_layer = T * (query_and_out + key_and_value + mlp) + pairs(T, T)
     if config.architecture == 'encoder_decoder':
         decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
-    a_row = (
-        config.num_encoder_layers * encoder_layer
-        + config.num_decoder_layers * decoder_layer
-        + T * D * config.vocab_size
-    )
-    return 3.0 * 2.0 * B * a_row
+    layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
+    return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
 
 
 def utilisation(flops_per_second: float, devices: int, peak_tflops: float | None) -> float | None:
-    """Share of the devices' peak, 0 to 1; None where the peak is not known."""
+    """Share of the devices' peak, 0 to 1; None if the peak is unknown."""
     return None if peak_tflops is None else flops_per_second / (devices * peak_tflops * 1e12)
 
 
 class Throughput:
-    """Tokens, steps and FLOPs a second over the steps since the last reading, and the time left.
+    """Tokens, steps and FLOPs per second over the steps since the last reading, and the time left.
 
-    The first reading starts the clock, so that compilation is in no rate; `pause` leaves out what the loop does besides
-    training (saving, evaluating).
+    The first reading starts the clock, so compilation is not counted; `pause` excludes saving and evaluating.
 
         throughput = Throughput(model, batch_size=64, mesh=mesh, peak_tflops=None, total_steps=1000)
         for step, batch in …:
@@ -86,11 +81,11 @@ class Throughput:
 
     Args:
         model: the model.
-        batch_size: rows of the global batch; a host counts its own rows and they stand for the others'.
+        batch_size: rows of the global batch; a host counts its own rows and scales them up.
         mesh: the devices that train.
-        peak_tflops: a device's peak TFLOP/s; None looks it up by the name of the device.
+        peak_tflops: a device's peak TFLOP/s; None looks it up by device kind.
         total_steps: the run's last step.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -112,7 +107,7 @@ class Throughput:
         self._rates: dict[str, float] = {}
 
     def count(self, batch: Mapping[str, np.ndarray]) -> None:
-        """One more step was done on this host's `batch`, [rows, length] for each model feature."""
+        """Counts a step on this host's `batch`, [rows, length] for each model feature."""
         self._steps += 1
         features = [name for name in ('encoder_input_tokens', 'decoder_target_tokens') if name in batch]
         share = batch['decoder_target_tokens'].shape[0] / self._batch_size
@@ -120,18 +115,18 @@ class Throughput:
         self._flops += model_flops(self._model, {name: (self._batch_size, batch[name].shape[1]) for name in features})
 
     def read(self) -> dict[str, float]:
-        """Rates since the last reading: `steps_per_second`, `tokens_per_second` (input and target, without padding),
-        `tflops_per_second_per_device` (of the model), and `model_flops_utilisation` where the peak is known.
+        """The rates since the last reading.
 
-        Call it when the counted steps have ended. Between `pause` and the next step the last rates stand.
+        They are `steps_per_second`, `tokens_per_second` (input and target, without padding),
+        `tflops_per_second_per_device` (of the model), and `model_flops_utilisation` if the peak is known. Call it when
+        the counted steps have finished. Between `pause` and the next step it returns the last rates.
         """
         now = self._clock()
         if self._since is not None and self._steps:
             seconds = max(now - self._since, 1e-9)
             per_step = seconds / self._steps
-            self._seconds_per_step = (
-                per_step if self._seconds_per_step is None else 0.7 * self._seconds_per_step + 0.3 * per_step
-            )
+            previous = self._seconds_per_step
+            self._seconds_per_step = per_step if previous is None else 0.7 * previous + 0.3 * per_step
             flops = self._flops / seconds
             self._rates = {
                 'steps_per_second': 1.0 / per_step,
@@ -146,12 +141,12 @@ class Throughput:
         return dict(self._rates)
 
     def pause(self) -> None:
-        """The time since the last reading is not training's; steps counted in it are forgotten."""
+        """Discards the time since the last reading and the steps counted in it."""
         if self._since is not None:
             self._restart(self._clock())
 
     def seconds_left(self, step: int) -> float | None:
-        """Expected seconds of training until the last step; None before two readings."""
+        """Expected seconds of training until the last step; None before the second reading."""
         return None if self._seconds_per_step is None else (self._total_steps - step) * self._seconds_per_step
 
     def _restart(self, now: float) -> None:

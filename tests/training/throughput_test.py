@@ -1,4 +1,4 @@
-"""Model FLOPs counted from the products themselves, chips by name, and a clock that is told the time."""
+"""Model FLOPs counted from the matrix products, peaks by device kind, and rates with a fake clock."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ import pytest
 
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
-from t5flan.training.metrics import Throughput, device_peak_tflops, model_flops
+from t5flan.training.throughput import Throughput, device_peak_tflops, model_flops
 
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_decoder_layers=8)
 
@@ -30,12 +30,12 @@ SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=10
         ('cpu', None),
     ],
 )
-def test_chips_are_known_by_their_kind(kind, peak):
+def test_peak_of_each_device_kind(kind, peak):
     assert device_peak_tflops(kind) == peak
 
 
 def test_flops_of_t5_small_by_hand():
-    """8 x (512, 114): every product written out; DESIGN's trial counted 857 GFLOP for the step."""
+    """8 x (512, 114), every product written out."""
     config = ModelConfig(architecture='encoder_decoder', num_encoder_layers=8, **SMALL)
     S, T, inner = 512, 114, 384
     encoder = S * (4 * 512 * inner + 3 * 512 * 1024) + 2 * S * S * inner
@@ -47,7 +47,7 @@ def test_flops_of_t5_small_by_hand():
 
 
 def dot_flops(jaxpr) -> int:
-    """FLOPs of all matrix products in a jaxpr, inner ones included."""
+    """FLOPs of all matrix products in a jaxpr and its inner jaxprs."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'dot_general':
@@ -66,20 +66,15 @@ def dot_flops(jaxpr) -> int:
 @pytest.mark.parametrize(
     'fields',
     [
-        dict(
-            architecture='encoder_decoder', num_encoder_layers=3, position='none'
-        ),  # a bias table is read by a product
-        dict(
-            architecture='decoder_only', num_kv_heads=2, mlp_activations=('relu',), position='rope', tie_embeddings=True
-        ),
+        # Without positions, since a product looks up the bias table.
+        dict(architecture='encoder_decoder', num_encoder_layers=3, position='none'),
+        dict(architecture='decoder_only', num_kv_heads=2, mlp_activations=('relu',), position='rope'),
+        dict(architecture='decoder_only', position='rope', tie_embeddings=True),
     ],
 )
 def test_flops_are_those_of_the_products_in_the_forward_pass(fields):
-    config = ModelConfig(
-        **dict(SMALL, vocab_size=96, emb_dim=16, head_dim=8, mlp_dim=24, num_decoder_layers=2),
-        attention='xla',
-        **fields,
-    )
+    sizes = dict(SMALL, vocab_size=96, emb_dim=16, head_dim=8, mlp_dim=24, num_decoder_layers=2)
+    config = ModelConfig(**sizes, attention='xla', **fields)
     tokens = lambda length: jax.ShapeDtypeStruct((4, length), jnp.int32)
     batch = {'decoder_input_tokens': tokens(10), 'decoder_target_tokens': tokens(10)}
     if config.architecture == 'encoder_decoder':
@@ -88,7 +83,7 @@ def test_flops_are_those_of_the_products_in_the_forward_pass(fields):
     assert 3 * dot_flops(jaxpr.jaxpr) == model_flops(config, {name: x.shape for name, x in batch.items()})
 
 
-def test_throughput_counts_tokens_and_leaves_out_compilation_and_pauses():
+def test_throughput_counts_tokens_without_compilation_and_pauses():
     config = ModelConfig(architecture='decoder_only', **SMALL)
     times: Iterator[float] = iter([100.0, 104.0, 200.0, 210.0])
     mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
@@ -96,7 +91,7 @@ def test_throughput_counts_tokens_and_leaves_out_compilation_and_pauses():
     batch = {'decoder_target_tokens': np.array([[5, 6, 0, 0]] * 8)}  # this host's half of the global batch
     flops = model_flops(config, {'decoder_target_tokens': (16, 4)})
     meter.count(batch)
-    assert meter.read() == {} and meter.seconds_left(1) is None  # 100: the first step, compilation in it
+    assert meter.read() == {} and meter.seconds_left(1) is None  # 100: the first step, with compilation
     meter.count(batch), meter.count(batch)
     rates = meter.read()  # 104
     assert rates['steps_per_second'] == 0.5 and rates['tokens_per_second'] == 2 * 32 / 4
@@ -109,14 +104,9 @@ def test_throughput_counts_tokens_and_leaves_out_compilation_and_pauses():
     assert meter.seconds_left(10) == pytest.approx(10 * (0.7 * 2 + 0.3 * 5))
 
 
-def test_utilisation_is_left_out_where_the_peak_is_not_known():
-    meter = Throughput(
-        ModelConfig(architecture='decoder_only', **SMALL),
-        1,
-        jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]),
-        None,
-        10,
-    )
+def test_there_is_no_utilisation_if_the_peak_is_unknown():
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+    meter = Throughput(ModelConfig(architecture='decoder_only', **SMALL), 1, mesh, None, 10)
     batch = {'decoder_target_tokens': np.ones((1, 4), np.int32)}
     for _ in range(2):
         meter.count(batch)

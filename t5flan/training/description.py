@@ -1,0 +1,75 @@
+"""What a run writes about itself into its workdir, and the check that a workdir belongs to the run."""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from t5flan.data.config import DataConfig
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.errors import UserError
+from t5flan.files import write_whole
+from t5flan.models.config import ModelConfig
+from t5flan.training import checkpoints
+
+
+def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
+    """The description of a run for its checkpoint folder."""
+    order = (
+        'mixture',
+        'batch_size',
+        'split',
+        'seed',
+        'shuffle',
+        'pack',
+        'too_long',
+        'concatenate',
+        'denoisers',
+        'blends',
+        'stages',
+        'mixed_in',
+    )
+    settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
+    return checkpoints.Description(
+        model=model,
+        format=data.format,
+        feature_lengths=dict(data.feature_lengths),
+        vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
+        data={name: settings[name] for name in order}
+        | {'streams': data.stream_count}
+        | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
+    )
+
+
+def check_workdir(workdir: str, new: checkpoints.Description) -> None:
+    """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
+
+    Raises:
+        UserError: the first setting that differs.
+    """
+    if checkpoints.latest_step(workdir) is None:
+        return
+    old = checkpoints.read_description(workdir)
+    compute_only = {'dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate'}
+    pairs = [
+        (f'ModelConfig.{name}', value, new.model.to_dict()[name])
+        for name, value in old.model.to_dict().items()
+        if name not in compute_only
+    ]
+    pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
+    pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
+    pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
+    for setting, before, now in pairs:
+        if before != now:
+            raise UserError(
+                f'{workdir} holds a run with {setting}={before}, given is {now}. Set it back, or start a new --workdir '
+                '(CheckpointConfig.initialize_from starts it from this one).'
+            )
+
+
+def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:
+    """Writes t5flan.json, config.gin and the vocabulary."""
+    root = epath.Path(workdir)
+    vocabulary.save(root / checkpoints.VOCABULARY)
+    write_whole(root / 'config.gin', gin)
+    description.write(root)

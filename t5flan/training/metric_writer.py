@@ -1,0 +1,149 @@
+"""Writes a run's metrics to metrics.jsonl and TensorBoard, and its progress to the terminal.
+
+metrics.jsonl has one object per line: {"step": 10, "loss": 3.2, ...}; metrics of the evaluation are named eval/loss and
+so on. A run that resumes from step N first drops the rows after N that a killed run wrote, so every step appears once.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
+
+from etils import epath
+
+from t5flan.files import PathLike, write_whole
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+METRICS = 'metrics.jsonl'
+
+
+def read_metrics(workdir: PathLike) -> list[dict[str, float]]:
+    """All complete lines of metrics.jsonl; a last line cut off by a kill is skipped."""
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().split('\n'):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class MetricWriter:
+    """Writes metrics, log lines and the progress of a run; does nothing on hosts other than the first.
+
+    Args:
+        workdir: the folder of metrics.jsonl and tensorboard/.
+        start_step: the step the run starts from; rows after it are dropped.
+        total_steps: the last step of the run.
+        active: False for all hosts but the first.
+        stream: where log and progress lines go; None is standard error.
+    """
+
+    def __init__(
+        self,
+        workdir: PathLike,
+        *,
+        start_step: int,
+        total_steps: int,
+        active: bool = True,
+        stream: TextIO | None = None,
+    ):
+        self._total_steps = total_steps
+        self._stream = stream or sys.stderr
+        self._active = active
+        self._bar: Progress | None = None
+        if not active:
+            return
+        folder = epath.Path(workdir)
+        kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
+        write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
+        self._file = (folder / METRICS).open('a')
+        self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds one row; the line is on disk when this returns."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({'step': step} | {name: float(value) for name, value in metrics.items()}) + '\n')
+        self._file.flush()
+        self._tensorboard.write(step, metrics)
+
+    def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float | None) -> None:
+        """Shows the step, loss and speed: as a bar on a terminal, as plain lines elsewhere."""
+        if not self._active:
+            return
+        words = [f'step {step}/{self._total_steps}', f'loss {metrics["loss"]:.4f}']
+        if 'tokens_per_second' in metrics:
+            words.append(f'{metrics["tokens_per_second"]:,.0f} tokens/s')
+        if 'model_flops_utilisation' in metrics:
+            words.append(f'{100 * metrics["model_flops_utilisation"]:.1f} % MFU')
+        if seconds_left is not None:
+            words.append(f'{_duration(seconds_left)} left')
+        self._show(step, '  '.join(words))
+
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar on a terminal."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _show(self, step: int, line: str) -> None:
+        if not self._stream.isatty():
+            print(line, file=self._stream, flush=True)
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = BarColumn(bar_width=24), TextColumn('{task.description}')
+            self._bar = Progress(*columns, console=Console(file=self._stream))
+            self._bar.start()
+            self._task = self._bar.add_task(line, total=self._total_steps)
+        self._bar.update(self._task, completed=step, description=line)
+
+    def close(self) -> None:
+        """Closes the files and removes the bar."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._file.close()
+        self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Writes scalars as TensorBoard event files with the tensorboard package (TensorFlow is not needed)."""
+
+    def __init__(self, folder: epath.Path, start_step: int):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventFileWriter(str(folder))
+        # Makes TensorBoard drop what an earlier, killed run wrote after this step.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.add_event(self._event(session_log=start, step=start_step + 1, wall_time=time.time()))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        self._writer.add_event(self._event(summary=self._summary(value=values), step=step, wall_time=time.time()))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _duration(seconds: float) -> str:
+    """3725 -> '1:02:05', 65 -> '1:05'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
