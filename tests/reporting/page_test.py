@@ -1,4 +1,4 @@
-"""The page is whole, needs nothing from outside, and survives missing and strange parts."""
+"""The page is well-formed and self-contained, and tolerates missing and odd content."""
 
 import base64
 import math
@@ -52,7 +52,7 @@ SECTIONS = [
 
 
 class _Checker(HTMLParser):
-    """Collects every link and checks that tags nest."""
+    """Collects links and texts, and checks that tags nest."""
 
     def __init__(self):
         super().__init__()
@@ -94,7 +94,7 @@ def test_content_is_escaped_and_formatted(page):
     assert '<tr class="total"><td>mean</td><td class=number></td><td class=number>nan</td>' in page
 
 
-def test_empty_sections_are_left_out(tmp_path):
+def test_empty_sections_are_skipped(tmp_path):
     path = write_report(
         tmp_path / 'r.html',
         'Nothing',
