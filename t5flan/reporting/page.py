@@ -1,9 +1,9 @@
-"""Writes a self-contained HTML page of sections: text, tables, curves, bars, sample predictions.
+"""Writes a self-contained HTML page of sections: text, tables, curves, sample predictions.
 
     write_report('report.html', 'Quickstart', [
         Text('Before and after', 'The same questions, before and after finetuning.'),
         Table('', ['task', 'before', 'after'], [['add', 1.0, 97.5]]),
-        Bars('Exact match', ['add', 'sort'], {'before': [1.0, 0.5], 'after': [97.5, 90.0]}, unit='%'),
+        Curves('Training', [Panel('Loss', {'train': ([1, 2, 3], [3.0, 2.5, 2.25])}, y_label='nats per token')]),
     ])
 
 The page needs neither network nor other files: plots are embedded SVG, drawn for a light and for a dark color scheme.
@@ -75,17 +75,6 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
-    """Horizontal bars: a group for each label, with a bar for each series; None leaves a gap."""
-
-    title: str
-    labels: Sequence[str]
-    series: Mapping[str, Sequence[float | None]]
-    unit: str = ''
-    caption: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
     """One example: the input, the predictions by model, and the target if known."""
 
@@ -105,7 +94,7 @@ class Samples:
     caption: str = ''
 
 
-Section = Text | Table | Curves | Bars | Samples
+Section = Text | Table | Curves | Samples
 
 
 def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = '') -> Path:
@@ -125,12 +114,11 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     return path
 
 
-def save_picture(section: Curves | Bars, path: str | os.PathLike[str], dark: bool = False) -> Path:
-    """Saves a section's plot as .png, .svg or .pdf and returns its path."""
+def save_picture(section: Curves, path: str | os.PathLike[str]) -> Path:
+    """Saves the plots of a section as .png, .svg or .pdf and returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = _draw(section, dark)
-    figure.savefig(path, dpi=160, facecolor='#16181d' if dark else 'white', bbox_inches='tight')
+    _draw(section, dark=False).savefig(path, dpi=160, facecolor='white', bbox_inches='tight')
     return path
 
 
@@ -142,8 +130,6 @@ def _is_empty(section: Section) -> bool:
             return not section.rows
         case Curves():
             return not any(_points(*xy)[0] for panel in section.panels for xy in panel.series.values())
-        case Bars():
-            return not section.labels
         case Samples():
             return not section.samples
 
@@ -175,7 +161,7 @@ def _table(section: Table) -> str:
     return _section(section.title, f'<div class="scroll">{table}</div>', section.caption)
 
 
-def _picture(section: Curves | Bars) -> str:
+def _curves(section: Curves) -> str:
     light, dark = (_svg_uri(_draw(section, dark)) for dark in (False, True))
     body = (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -224,13 +210,13 @@ def _is_number(value: Any) -> bool:
 
 
 _RENDER: dict[type, Callable[[Any], str]]
-_RENDER = {Text: _text, Table: _table, Curves: _picture, Bars: _picture, Samples: _samples}
+_RENDER = {Text: _text, Table: _table, Curves: _curves, Samples: _samples}
 
 
 # -- Plots ------------------------------------------------------------------------------------------------------------
 
 
-def _draw(section: Curves | Bars, dark: bool) -> 'Figure':
+def _draw(section: Curves, dark: bool) -> 'Figure':
     """Draws without pyplot, which keeps global state and needs a display."""
     import matplotlib
 
@@ -254,15 +240,13 @@ def _draw(section: Curves | Bars, dark: bool) -> 'Figure':
         'ytick.color': ink,
     }
     with matplotlib.rc_context(style):
-        if isinstance(section, Curves):
-            return _draw_curves(section)
-        return _draw_bars(section)
+        return _draw_panels(section.panels)
 
 
-def _draw_curves(section: Curves) -> 'Figure':
+def _draw_panels(all_panels: Sequence[Panel]) -> 'Figure':
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in section.panels if any(_points(*xy)[0] for xy in panel.series.values())]
+    panels = [panel for panel in all_panels if any(_points(*xy)[0] for xy in panel.series.values())]
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(4.9 * across if across > 1 else 7.5, 3.1 * down), layout='constrained')
@@ -284,34 +268,6 @@ def _draw_curves(section: Curves) -> 'Figure':
     return figure
 
 
-def _draw_bars(section: Bars) -> 'Figure':
-    from matplotlib.figure import Figure
-
-    count = max(1, len(section.series))
-    height = 0.8 / count
-    figure = Figure(figsize=(8.5, 1.0 + len(section.labels) * max(0.24 * count, 0.3)), layout='constrained')
-    axis = figure.subplots()
-    for i, (name, values) in enumerate(section.series.items()):
-        places = [row + (i - (count - 1) / 2) * height for row in range(len(section.labels))]
-        lengths = [value if value is not None and math.isfinite(value) else 0 for value in values]
-        # The first of several series is the baseline: grey.
-        color = COLORS[-1] if i == 0 and count > 1 else COLORS[(i - 1 if count > 1 else i) % (len(COLORS) - 1)]
-        bars = axis.barh(places, lengths, height=height * 0.9, color=color, label=name)
-        labels = [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values]
-        axis.bar_label(bars, labels, padding=2, fontsize=8)
-    axis.set_yticks(range(len(section.labels)), section.labels)
-    axis.margins(y=0.01)
-    axis.invert_yaxis()
-    axis.grid(axis='y', visible=False)
-    axis.set_xlabel(section.unit)
-    if section.unit == '%':
-        axis.set_xlim(0, 108)
-        axis.set_xticks(range(0, 101, 20))
-    if count > 1:
-        figure.legend(loc='outside upper right', ncols=count, fontsize=9)
-    return figure
-
-
 def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> tuple[list[float], list[float]]:
     """The finite points, thinned to about MAX_POINTS but always with the last one."""
     pairs = [
@@ -325,7 +281,7 @@ def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> t
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def _svg_uri(figure: Any) -> str:
+def _svg_uri(figure: 'Figure') -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None}, transparent=True)
     return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
