@@ -1,7 +1,7 @@
-"""Describes the package.
+"""Package metadata and dependencies.
 
-Top-level `gin/` and `tasks/` belong to the package: `t5flan/gin` and `t5flan/tasks` are symbolic links to them, so that a
-checkout, an editable install and a wheel all have one layout.
+The top-level folders `gin/` and `tasks/` are part of the package: `t5flan/gin` and `t5flan/tasks` are symbolic links to
+them, so a checkout, an editable install and a wheel have the same layout.
 """
 
 import re
@@ -16,13 +16,16 @@ README = ROOT / 'README.md'
 setup(
     name='t5flan',
     version=VERSION,
-    description='Text to an instruction-following model: UL2 pretraining, Flan finetuning, on one CPU or on a TPU pod.',
+    description='Pretraining and instruction finetuning of language models in JAX, on one CPU or on a TPU pod.',
     long_description=README.read_text(encoding='utf-8') if README.is_file() else '',
     long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords=['JAX', 'Flax', 'T5', 'T5X', 'SeqIO', 'Flan', 'UL2', 'language models', 'instruction tuning'],
     python_requires='>=3.11,<3.14',
     packages=[
         *find_packages(include=['t5flan', 't5flan.*']),
-        't5flan.gin',  # data without an __init__.py: top-level gin/ with one would hide gin-config
+        't5flan.gin',  # data without an __init__.py: a top-level gin/ with one would hide gin-config
     ],
     package_data={'t5flan.gin': ['**/*.gin'], 't5flan.tasks': ['**/*.json'], 't5flan': ['py.typed']},
     install_requires=[
@@ -30,11 +33,11 @@ setup(
         'flax>=0.12.8',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
-        'tensorstore>=0.1.69',  # which Orbax writes by; conversion reads and writes zarr with it
-        'array_record>=0.8',  # cached tasks; TFDS brings it too
+        'tensorstore>=0.1.69',  # used by Orbax; conversion reads and writes zarr with it
+        'array_record>=0.8',  # cached tasks; also a dependency of TFDS
         'seqio>=0.0.20',  # brings tensorflow and tensorflow-text
         'tensorflow-datasets>=4.9.10',
-        'importlib-resources>=6.0',  # TFDS imports it and does not ask for it
+        'importlib-resources>=6.0',  # TFDS imports it without requiring it
         'gin-config>=0.5.0',
         'numpy>=2.0',
         'ml_dtypes>=0.5',  # bfloat16 for NumPy
@@ -45,18 +48,30 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
-        'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'safetensors>=0.4'],
-        'eval': ['sacrebleu>=2.4', 'rouge-score>=0.1.2'],
-        # sentencepiece from 0.2.2 on wants protobuf 7, Beam's last is 6
+        'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20'],
+        # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
         'dedup': ['datasketch>=1.6'],
-        'dev': ['pytest>=8.2'],
+        'dev': [
+            'pytest>=8.2',
+            'pytest-xdist>=3.6',
+            'pytest-randomly>=4.0',
+            'ruff>=0.17',
+            'mypy>=2.0',
+            'nbclient>=0.10',  # runs the notebooks of docs/
+            'ipykernel>=6.29',
+        ],
+        'docs': ['mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
     },
     entry_points={'console_scripts': ['t5flan = t5flan.__main__:console']},
     classifiers=[
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
 )

@@ -1,19 +1,24 @@
-"""t5flan: text to a model that follows instructions, on one CPU or on a TPU pod, with the same code.
+"""t5flan: from text to an instruction-following model, with the same code on one CPU and on a TPU pod.
 
-From Python: `t5flan.load(FOLDER)` reads a checkpoint folder and gives a `LanguageModel`. From the shell: `t5flan --help`.
-Importing this package imports nothing heavy.
+From Python, `t5flan.load(FOLDER)` reads a checkpoint folder and returns a `LanguageModel`. From the shell, see
+`t5flan --help`. Importing this package does not import JAX or TensorFlow.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from t5flan import moved
 from t5flan.version import __version__
+
+if TYPE_CHECKING:
+    from t5flan.language_model import load
 
 __all__ = ['__version__', 'load']
 
 moved.install()
 
 
-def __getattr__(name: str):
-    """Imports `load` when it is first asked for: it pulls in JAX."""
+def __getattr__(name: str) -> Any:
+    """Imports `load` on first use, because it imports JAX."""
     if name == 'load':
         from t5flan.language_model import load
 

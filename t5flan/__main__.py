@@ -6,39 +6,41 @@ Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage.
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from t5flan.commands import COMMANDS
-from t5flan.commands.arguments import Answered, parse_arguments
-from t5flan.commands.startup import prepare_surroundings
+from t5flan.commands.arguments import Exit, parse_arguments
+from t5flan.commands.startup import set_environment
 from t5flan.errors import UsageError, UserError
 
 
 def console() -> NoReturn:
-    """What the installed `t5flan` runs."""
+    """Entry point of the installed `t5flan` script."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='replace')  # a terminal that cannot show a letter is no reason to fail
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors='replace')  # a terminal that cannot show a character must not stop the command
     sys.exit(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command and returns the exit code."""
+    """Runs one command and returns its exit code."""
     try:
         command, arguments = parse_arguments(argv, COMMANDS)
-        prepare_surroundings()
+        set_environment()
         command.run(arguments)
         sys.stdout.flush()
         return 0
-    except Answered as answered:
-        return answered.code
+    except Exit as done:
+        return done.code
     except UserError as error:
-        print(f't5flan: {_one_line(error)}', file=sys.stderr)
+        print('t5flan:', *str(error).split(), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.strerror is None:  # not the operating system's own word: a fault of ours
+        if error.strerror is None:  # not from the operating system: a bug, so show the traceback
             raise
         where = f': {error.filename}' if error.filename is not None else ''
         print(f't5flan: {error.strerror}{where}', file=sys.stderr)
@@ -46,10 +48,6 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print('\nt5flan: stopped', file=sys.stderr)
         return 1
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())
 
 
 if __name__ == '__main__':

@@ -32,6 +32,23 @@ CONFIGURABLES: dict[str, type] = {
 }
 """Every dataclass of the rooms' config.py, by the name gin knows it by."""
 
+TRAINING: dict[str, type] = {
+    'model': ModelConfig,
+    'data': DataConfig,
+    'run': training_config.RunConfig,
+    'optimizer': training_config.OptimizerConfig,
+    'loss': training_config.LossConfig,
+    'mesh': mesh.MeshConfig,
+    'checkpoints': training_config.CheckpointConfig,
+    'evaluation': training_config.EvaluationConfig,
+}
+"""The settings of a training run: arguments of `training.trainer.train` and their classes."""
+
+
+def training_settings(given: settings.Settings) -> dict[str, Any]:
+    """Reads the settings of a training run, as arguments of `training.trainer.train`."""
+    return dict(zip(TRAINING, given.read_all(list(TRAINING.values()), 'train'), strict=True))
+
 
 def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> settings.Settings:
     """Reads gin files, then bindings (`NAME=value`), over all configurables; see `config.settings.parse`."""

@@ -1,22 +1,33 @@
-"""The errors a user can mend. The command line prints them as one line, never as a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something given from outside is wrong: one line saying what was given, what was expected, which setting mends it."""
+    """An input is wrong; the message is one line: what was given, what was expected, how to fix it."""
 
 
 class UsageError(UserError):
-    """The command line itself is wrong (unknown command, flag or setting): exit code 2."""
+    """The command line is wrong, e.g. an unknown command, flag or setting: exit code 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error message about an unknown name: '; did you mean NAME?', or '' if no known name is close."""
+    found = nearest(name, known, cutoff)
+    return f'; did you mean {found}?' if found else ''
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that a wrong one most likely meant, case aside; None where nothing is near.
+    """Returns the known name closest to `name`, ignoring case, or None if no name is close.
 
-    `nearest('BATCHSIZE', ['BATCH_SIZE', 'STEPS'])` is 'BATCH_SIZE'; a last part alone is found too:
-    `nearest('emb_dim', ['ModelConfig.emb_dim'])`. `cutoff` is difflib's: 1 takes only the same word.
+    `nearest('BATCHSIZE', ['BATCH_SIZE', 'STEPS'])` is 'BATCH_SIZE'. Names also match by their last part:
+    `nearest('emb_dim', ['ModelConfig.emb_dim'])` is 'ModelConfig.emb_dim'.
+
+    Args:
+        name: the unknown name.
+        known: the names to choose from.
+        cutoff: the minimum similarity of whole names, as in `difflib.get_close_matches`.
     """
     by_fold: dict[str, str] = {}
     for word in known:

@@ -1,12 +1,11 @@
-"""From nothing to a model that follows instructions, on any machine: `t5flan quickstart`.
+"""`t5flan quickstart`: from nothing to a tiny model that follows instructions, on any machine.
 
-Pretrains on the running Python's own documentation, finetunes on generated instructions, and asks both models the same
-questions: unseen examples of the tasks, unseen wordings, and tasks that no training mixture holds. Each part is a
-command of its own (`train`, `evaluate`, `infer`) with a gin file that can be changed; this page runs them in turn.
+Pretrains on the documentation of the running Python, finetunes on generated instructions, and evaluates both models on
+the same questions: unseen examples of the tasks, unseen wordings, and tasks that are in no training mixture. Every step
+is also a command (`train`, `evaluate`, `infer`) with a gin file that you can change.
 """
 
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -16,29 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from t5flan import configurables
-from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
 from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate_tasks
 from t5flan.language_model import LanguageModel, load
-from t5flan.mesh import MeshConfig
-from t5flan.models.config import ModelConfig
 from t5flan.reporting import page
-from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.reporting.run_report import curve
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
 
 VOCABULARY_SIZE = 2048
 VOCABULARY_TEXTS = {'practice': 20_000, 'stdlib_docs_causal_lm': 1_000}
-"""How many texts of each mixture the vocabulary is learned from."""
+"""Mixtures that the vocabulary is trained on, and the number of texts from each."""
 
 RATIONALE = '_cot'
-"""How the practice tasks whose targets are rationales end; the direct task has the name before it."""
+"""Suffix of the practice tasks whose targets are rationales; the rest of the name is the direct task."""
 
 ARITHMETIC = ('practice_add_three', 'practice_multiply', 'practice_two_steps')
-"""The harder arithmetic, on which the table shows what rationales add."""
+"""The harder arithmetic tasks, in the table of what rationales add."""
 
 PROMPTS = (
     'Sort these words: sun dog cup',
@@ -49,7 +45,7 @@ PROMPTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """A row of the table: the tasks of a mixture, on a split."""
+    """Rows of the table: the tasks of a mixture, on a split."""
 
     title: str
     mixture: str
@@ -64,22 +60,25 @@ QUESTIONS = (
 
 
 def main(workdir: str, examples: int = 32) -> None:
-    """Does all of it in `workdir` and prints what came out and where the report is.
+    """Runs every step in `workdir`, then prints the results and the path of the report.
 
     Args:
-        workdir: holds vocabulary.model, pretrained/, finetuned/ and report.html afterwards. An earlier quickstart's is
-            removed first.
-        examples: how many questions each task is asked.
+        workdir: folder for vocabulary.model, pretrained/, finetuned/, report.html and report.png; replaces the results
+            of an earlier quickstart.
+        examples: evaluation questions per task.
+
+    Raises:
+        UserError: `workdir` has files that are not from a quickstart.
     """
     clock = Clock()
-    folder = _empty(Path(workdir))
+    folder = _empty_folder(Path(workdir))
     vocabulary = str(folder / 'vocabulary.model')
 
-    print(f'1/4  a vocabulary of {VOCABULARY_SIZE:,} pieces', flush=True)
+    print(f'1/4  training a vocabulary of {VOCABULARY_SIZE:,} pieces', flush=True)
     train_sentencepiece(_texts(), VOCABULARY_SIZE, mode_tokens=()).save_model(vocabulary)
     clock.lap('vocabulary')
 
-    print("2/4  pretraining on this Python's documentation", flush=True)
+    print('2/4  pretraining on the documentation of this Python', flush=True)
     pretrained = str(folder / 'pretrained')
     run('runs/quickstart_pretrain', pretrained, VOCABULARY=vocabulary)
     clock.lap('pretraining')
@@ -89,59 +88,38 @@ def main(workdir: str, examples: int = 32) -> None:
     run('runs/quickstart_finetune', finetuned, VOCABULARY=vocabulary, INITIALIZE_FROM=pretrained)
     clock.lap('finetuning')
 
-    print('4/4  the same questions before and after', flush=True)
-    before, after = (ask(load(path), examples) for path in (pretrained, finetuned))
+    print('4/4  evaluating both models on the same questions', flush=True)
+    before, after = (evaluate(load(path), examples) for path in (pretrained, finetuned))
     prompts = load(finetuned).generate(PROMPTS)
     clock.lap('evaluation')
 
-    sections = report_sections(before, after, prompts, pretrained, finetuned, clock)
-    path = page.write_report(
-        folder / 'report.html',
-        't5flan quickstart',
-        sections,
-        'a tiny encoder-decoder, from raw text to instructions, on this machine',
-    )
-    page.save_picture(sections[0], folder / 'report.png')
+    curves = loss_curves(pretrained, finetuned)
+    sections = report_sections(before, after, prompts, clock)
+    subtitle = 'A tiny encoder-decoder, from raw text to instructions, on this machine'
+    path = page.write_report(folder / 'report.html', 't5flan quickstart', [curves, *sections], subtitle)
+    page.save_picture(curves, folder / 'report.png')
     _print_outcome(before, after, prompts, path, finetuned, clock)
 
 
 def run(gin_file: str, workdir: str, **macros: str) -> None:
-    """What `t5flan train --workdir=… --gin_file=… --gin.NAME=…` does."""
+    """Does what `t5flan train --workdir=… --gin_file=… --gin.NAME=…` does."""
     settings = configurables.parse([gin_file], [f'{name}={value}' for name, value in macros.items()])
-    kinds = {
-        'model': ModelConfig,
-        'data': DataConfig,
-        'run': RunConfig,
-        'optimizer': OptimizerConfig,
-        'loss': LossConfig,
-        'mesh': MeshConfig,
-        'checkpoints': CheckpointConfig,
-        'evaluation': EvaluationConfig,
-    }
-    values = dict(zip(kinds, settings.read_all(list(kinds.values()), 'train'), strict=True))
-    train(workdir, **values, gin=settings.operative_config())
+    train(workdir, **configurables.training_settings(settings), gin=settings.operative_config())
 
 
-# -- Questions and answers ----------------------------------------------------------------------------------------------
+# -- Steps ------------------------------------------------------------------------------------------------------------
 
 Results = dict[str, dict[str, Any]]
 
 
-def ask(model: LanguageModel, examples: int) -> dict[str, Results]:
-    """For each row of the table: task -> its exact match in percent and a few samples."""
+def evaluate(model: LanguageModel, examples: int) -> dict[str, Results]:
+    """Returns, for each of `QUESTIONS`, task -> exact match in percent and a few samples."""
     large = Decoding(batch_size=256)
     return {one.title: evaluate_tasks(model, [one.mixture], one.split, examples, decoding=large) for one in QUESTIONS}
 
 
-def mean(results: Results, rationale: bool) -> float:
-    """Mean exact match over the tasks with rationales, or over the direct ones."""
-    return statistics.mean(
-        result['exact_match'] for task, result in results.items() if task.endswith(RATIONALE) == rationale
-    )
-
-
 def _texts() -> Iterator[str]:
-    """What the vocabulary is learned from: records of the mixtures, the tasks taking turns."""
+    """The texts that the vocabulary is trained on: records of the mixtures, round-robin over the tasks."""
     for mixture, count in VOCABULARY_TEXTS.items():
         sources = [task.source.records('train') for task, _ in tasks_and_rates(find_mixture(mixture))]
         for number in range(count):
@@ -150,17 +128,17 @@ def _texts() -> Iterator[str]:
             yield from (record[field] for field in ('inputs', 'targets', 'text') if field in record)
 
 
-def _empty(folder: Path) -> Path:
-    """The folder, without what an earlier quickstart left there.
+def _empty_folder(folder: Path) -> Path:
+    """Empties the folder of an earlier quickstart, or creates it.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it has other files.
     """
     made = {'vocabulary.model', 'vocabulary.json', 'pretrained', 'finetuned', 'report.html', 'report.png'}
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there - made:
         raise UserError(
-            f'{folder} holds {min(there - made)!r}, which no quickstart made. Set --workdir to a new folder.'
+            f'{folder} has {min(there - made)!r}, which is not from a quickstart. Set --workdir to a new folder.'
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -168,106 +146,87 @@ def _empty(folder: Path) -> Path:
 
 
 class Clock:
-    """Wall seconds of each part."""
+    """Measures the wall time of each step, in seconds."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """Ends the step `name`."""
         now = time.monotonic()
         self.laps[name], self._last = now - self._last, now
 
     @property
     def total(self) -> float:
-        """Seconds of all parts."""
+        """Seconds of all steps."""
         return sum(self.laps.values())
 
 
-# -- What came out ------------------------------------------------------------------------------------------------------
+# -- Results ----------------------------------------------------------------------------------------------------------
+
+
+OUTCOME_COLUMNS = ('questions', 'answers', 'tasks', 'pretrained', 'finetuned')
 
 
 def outcome_rows(before: dict[str, Results], after: dict[str, Results]) -> list[list[Any]]:
-    """The table: what was asked, how, number of tasks, before, after."""
+    """Returns the rows of the table, with the columns `OUTCOME_COLUMNS`."""
     rows = []
     for title in before:
-        for rationale, how in ((False, 'direct'), (True, 'with a rationale')):
+        for rationale, answers in ((False, 'direct'), (True, 'with a rationale')):
             tasks = [task for task in before[title] if task.endswith(RATIONALE) == rationale]
-            rows.append([title, how, len(tasks), mean(before[title], rationale), mean(after[title], rationale)])
+            means = [
+                statistics.mean(results[title][task]['exact_match'] for task in tasks) for results in (before, after)
+            ]
+            rows.append([title, answers, len(tasks), *means])
     return rows
 
 
 def rationale_rows(after: dict[str, Results]) -> list[list[Any]]:
-    """What rationales add on the harder arithmetic: task, direct, with a rationale (unseen examples)."""
+    """Returns exact match in percent on unseen examples of `ARITHMETIC`: task, direct, with a rationale."""
     results = after[QUESTIONS[0].title]
-    return [
-        [
-            task.removeprefix('practice_').replace('_', ' '),
-            results[task]['exact_match'],
-            results[task + RATIONALE]['exact_match'],
-        ]
-        for task in ARITHMETIC
-    ]
+    rows = []
+    for task in ARITHMETIC:
+        direct, with_rationale = (results[name]['exact_match'] for name in (task, task + RATIONALE))
+        rows.append([task.removeprefix('practice_').replace('_', ' '), direct, with_rationale])
+    return rows
+
+
+def loss_curves(pretrained: str, finetuned: str) -> page.Curves:
+    """Returns the training loss of both runs."""
+    panels = []
+    for title, folder in (('pretraining: masked spans', pretrained), ('finetuning: instructions', finetuned)):
+        loss = curve(read_metrics(folder), 'loss')
+        panels.append(page.Panel(title, {'loss': loss}, y_label='nats per token'))
+    return page.Curves('Loss', panels)
 
 
 def report_sections(
-    before: dict[str, Results],
-    after: dict[str, Results],
-    prompts: Sequence[str],
-    pretrained: str,
-    finetuned: str,
-    clock: Clock,
+    before: dict[str, Results], after: dict[str, Results], prompts: Sequence[str], clock: Clock
 ) -> list[page.Section]:
-    """The report, the curves first."""
-    curves = []
-    for title, folder in (('pretraining: masked spans', pretrained), ('finetuning: instructions', finetuned)):
-        rows = [row for row in read_metrics(folder) if 'loss' in row]
-        curves.append(
-            page.Panel(
-                title,
-                {'loss': ([row['step'] for row in rows], [row['loss'] for row in rows])},
-                y_label='nats per token',
-            )
-        )
+    """Returns the sections of the report below the curves."""
     tasks = [
         [task.removeprefix('practice_')] + [after[title].get(task, {}).get('exact_match') for title in after]
         for task in sorted({task for results in after.values() for task in results})
     ]
-    samples = [
-        page.Sample(
-            row['input'],
-            {'before': _answer(before, title, task), 'after': row['prediction']},
-            row['target'],
-            {'after': row['prediction'].strip() == row['target'].strip()},
-            f'{title}: {task}',
-        )
-        for title, results in after.items()
-        for task, result in itertools.islice(results.items(), 0, None, 6)
-        for row in result['samples'][:1]
-    ]
+    samples = []
+    for title, results in after.items():
+        for task in list(results)[::6]:
+            earlier, row = (asked[title][task]['samples'][0] for asked in (before, after))
+            predictions = {'pretrained': earlier['prediction'], 'finetuned': row['prediction']}
+            correct = {'finetuned': row['prediction'].strip() == row['target'].strip()}
+            samples.append(page.Sample(row['input'], predictions, row['target'], correct, f'{title}: {task}'))
+    outcome = 'Means over tasks. None of these questions was in the training data.'
+    rationale_columns = ('arithmetic', 'direct', 'with a rationale')
+    rationales = 'Exact match on unseen examples, percent.'
     return [
-        page.Curves('Loss', curves),
-        page.Table(
-            'Exact match, percent',
-            ['asked', 'how', 'tasks', 'pretrained', 'instructed'],
-            outcome_rows(before, after),
-            'Means over tasks; no question was trained on.',
-        ),
-        page.Table(
-            'What rationales add',
-            ['arithmetic', 'direct', 'with a rationale'],
-            rationale_rows(after),
-            'Exact match on unseen examples, percent.',
-        ),
-        page.Samples('Prompts', [page.Sample(prompt, {'instructed': text}) for prompt, text in zip(PROMPTS, prompts)]),
-        page.Samples('Some of the questions', samples),
-        page.Table('Each task', ['task', *after], tasks),
-        page.Table('Time', ['part', 'seconds'], [*clock.laps.items(), ('all', clock.total)], total=True),
+        page.Table('Exact match, percent', OUTCOME_COLUMNS, outcome_rows(before, after), outcome),
+        page.Table('What rationales add', rationale_columns, rationale_rows(after), rationales),
+        page.Samples('Prompts', [page.Sample(prompt, {'finetuned': text}) for prompt, text in zip(PROMPTS, prompts)]),
+        page.Samples('Sample questions', samples),
+        page.Table('Exact match by task, percent', ['task', *after], tasks),
+        page.Table('Time', ['step', 'seconds'], [*clock.laps.items(), ('all', clock.total)], total=True),
     ]
-
-
-def _answer(asked: dict[str, Results], title: str, task: str) -> str:
-    return asked[title][task]['samples'][0]['prediction']
 
 
 def _print_outcome(
@@ -283,8 +242,8 @@ def _print_outcome(
 
     console = Console(width=100)
     table = Table(title='exact match, percent', title_justify='left')
-    for column in ('asked', 'how', 'tasks', 'pretrained', 'instructed'):
-        table.add_column(column, justify='left' if column in ('asked', 'how') else 'right')
+    for i, column in enumerate(OUTCOME_COLUMNS):
+        table.add_column(column, justify='left' if i < 2 else 'right')
     for *words, tasks, first, last in outcome_rows(before, after):
         table.add_row(*words, str(tasks), f'{first:.1f}', f'{last:.1f}')
     console.print(table)
@@ -296,9 +255,9 @@ def _print_outcome(
     console.print(table)
     for prompt, text in zip(PROMPTS, prompts):
         console.print(f'> {prompt}\n  {text}', markup=False, highlight=False)
-    said = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in clock.laps.items())
+    times = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in clock.laps.items())
     print(
-        f'\n{said}; {clock.total / 60:.1f} minutes in all\nreport: {report}\n\nwhat to try next:\n'
+        f'\n{times}; {clock.total / 60:.1f} minutes in all\nreport: {report}\n\ntry next:\n'
         f'  t5flan infer --checkpoint={checkpoint} --prompt="{PROMPTS[0]}"\n'
         f'  t5flan evaluate --checkpoint={checkpoint} --tasks=practice_unseen_tasks\n'
         f'  t5flan train --workdir=runs/mine --gin_file=runs/finetune_file --gin.INITIALIZE_FROM={checkpoint} '

@@ -1,6 +1,6 @@
-"""What every test shares: eight simulated CPU devices, strict broadcasting, one compilation cache, the optional fixtures.
+"""Shared by all tests: eight simulated CPU devices, strict broadcasting, a compilation cache and optional recordings.
 
-Everything is set through the environment, before JAX is imported, so that the processes a test starts run the same way.
+These are environment variables, set before JAX is imported, so that processes started by a test inherit them.
 """
 
 import os
@@ -22,16 +22,16 @@ if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '
 
 @pytest.fixture(scope='session')
 def root() -> Path:
-    """The folder of the checkout."""
+    """The root of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
-    """The folder of recordings from other frameworks (T5FLAN_SHARED, by default ../shared); skips where it is absent."""
+    """The folder of recordings from other frameworks (T5FLAN_SHARED, default ../shared); skips the test if missing."""
     folder = Path(os.environ.get('T5FLAN_SHARED', ROOT.parent / 'shared'))
     if not (folder / 'fixtures').is_dir():
-        pytest.skip(f'no recordings at {folder}: set T5FLAN_SHARED to the folder that holds fixtures/')
+        pytest.skip(f'no recordings in {folder}: set T5FLAN_SHARED to the folder that has fixtures/')
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Set-up: metadata, locked versions, the Makefile's choice of Python, and a wheel that works from any folder."""
+"""Packaging: metadata, locked versions, the Makefile, CI, and a wheel that works from any folder."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ('3.11', '3.12', '3.13')
+THIS_PYTHON = f'{sys.version_info.major}.{sys.version_info.minor}'
 
 
 @pytest.fixture(scope='module')
@@ -47,28 +50,30 @@ def test_packages_put_everything_under_t5flan(metadata):
     packages = metadata['packages']
     assert {'t5flan', 't5flan.data', 't5flan.models', 't5flan.tasks', 't5flan.gin'} <= set(packages)
     assert {name.split('.')[0] for name in packages} == {'t5flan'}
-    rooms = {path.parent.relative_to(ROOT).as_posix().replace('/', '.') for path in ROOT.glob('t5flan/**/__init__.py')}
-    assert rooms <= set(packages), 'a folder of t5flan/ has no place in the wheel'
-    without = {path.parent for path in ROOT.glob('t5flan/**/*.py')} - {
-        path.parent for path in ROOT.glob('t5flan/**/__init__.py')
-    }
-    assert not without, f'{without} would be left out of the wheel: add an __init__.py'
+    folders = {path.parent for name in ('t5flan', 'tasks') for path in ROOT.glob(f'{name}/**/*.py')}
+    for folder in folders:
+        assert (folder / '__init__.py').is_file(), f'{folder} is not in the wheel: add an __init__.py'
+        name = folder.relative_to(ROOT).as_posix().replace('/', '.')
+        assert (name if name.startswith('t5flan') else f't5flan.{name}') in packages, f'{folder} is not in the wheel'
 
 
 def test_extras_and_python_versions(metadata):
-    assert set(metadata['extras_require']) >= {'tpu', 'convert', 'eval', 'dev'}
+    assert set(metadata['extras_require']) == {'tpu', 'convert', 'beam', 'dedup', 'dev', 'docs'}
     assert metadata['python_requires'] == '>=3.11,<3.14'
+    named = [name.rpartition(' ')[2] for name in metadata['classifiers'] if 'Python :: 3.' in name]
+    assert tuple(named) == PYTHONS
     assert metadata['entry_points'] == {'console_scripts': ['t5flan = t5flan.__main__:console']}
 
 
 def test_locked_versions_are_within_the_ranges(metadata):
     versions = locked()
-    for text in [*metadata['install_requires'], *metadata['extras_require']['dev']]:
+    extras = metadata['extras_require']
+    for text in [*metadata['install_requires'], *extras['dev'], *extras['docs']]:
         requirement = Requirement(text)
         version = versions.get(canonicalize_name(requirement.name))
         assert version is not None, f'{requirement.name} is not in requirements.lock'
         assert requirement.specifier.contains(version), (
-            f'requirements.lock has {requirement.name} {version}, setup.py wants {requirement}'
+            f'requirements.lock has {requirement.name} {version}, setup.py requires {requirement}'
         )
 
 
@@ -78,10 +83,11 @@ def test_the_lock_has_one_tensorflow():
     ]
 
 
-def test_what_is_imported_is_required(metadata):
-    """Every package that t5flan and tasks import is named in setup.py, not there by another's kindness."""
+def test_imported_packages_are_required(metadata):
+    """setup.py names every package that t5flan and tasks import, and extras name no package that nothing uses."""
     import ast
 
+    found = set()
     provided = {'orbax': 'orbax-checkpoint', 'gin': 'gin-config', 'tensorflow_datasets': 'tensorflow-datasets'}
     brought = {'tensorflow': 'seqio', 'tensorflow_text': 'seqio', 'absl': 'seqio', 'etils': 'orbax-checkpoint'}
     required = {
@@ -94,10 +100,11 @@ def test_what_is_imported_is_required(metadata):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             for top in {name.split('.')[0] for name in names} - {'t5flan', *sys.stdlib_module_names}:
-                package = provided.get(top) or brought.get(top) or top
-                assert canonicalize_name(package) in required, (
-                    f'{path.relative_to(ROOT)} imports {top}: name its package in setup.py'
-                )
+                package = canonicalize_name(provided.get(top) or brought.get(top) or top)
+                assert package in required, f'{path.relative_to(ROOT)} imports {top}: name its package in setup.py'
+                found.add(package)
+    for extra in ('convert', 'dedup'):
+        assert {canonicalize_name(Requirement(text).name) for text in metadata['extras_require'][extra]} <= found
 
 
 # -- The Makefile ---------------------------------------------------------------------------------------------------
@@ -112,85 +119,114 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_make_takes_the_python_it_is_given():
-    version = '%d.%d' % sys.version_info[:2]
+def test_make_uses_the_given_python():
+    python = f'.venv-{THIS_PYTHON}/bin/python'
     for done in (make('test', f'PYTHON={sys.executable}'), make('test', PYTHON=sys.executable)):
-        assert done.returncode == 0 and f".venv-{version}/bin/python -m pytest -q -m 'not slow'" in done.stdout
-    assert f'.venv-{version}/bin/t5flan quickstart' in make('quickstart', f'PYTHON={sys.executable}').stdout
+        assert done.returncode == 0
+        assert f"{python} -m pytest -q -n 2 --dist loadfile -m 'not slow'" in done.stdout
+    assert f'.venv-{THIS_PYTHON}/bin/t5flan quickstart' in make('quickstart', f'PYTHON={sys.executable}').stdout
+    lint = make('lint', f'PYTHON={sys.executable}').stdout
+    assert all(f'{python} -m {tool}' in lint for tool in ('ruff format --check .', 'ruff check .', 'mypy'))
+    assert f'{python} -m mkdocs build --strict' in make('docs', f'PYTHON={sys.executable}').stdout
 
 
-def test_make_refuses_a_python_that_is_none(tmp_path):
+def test_make_runs_the_given_tests():
+    done = make('test', f'PYTHON={sys.executable}', 'TESTS=tests/errors_test.py -x')
+    assert "-m 'not slow' tests/errors_test.py -x\n" in done.stdout
+
+
+def test_make_rejects_an_unsupported_python(tmp_path):
     old = tmp_path / 'python2'
     old.write_text('#!/bin/sh\nexit 1\n')
     old.chmod(0o755)
     for python in ('no-such-python', str(old)):
         done = make('test', f'PYTHON={python}')
-        assert done.returncode != 0 and f't5flan needs Python 3.11, 3.12 or 3.13, and {python} is none' in done.stderr
+        assert done.returncode != 0
+        assert f't5flan needs Python 3.11, 3.12 or 3.13, but {python} is not one of them' in done.stderr
 
 
 def test_a_second_make_installs_nothing(tmp_path):
-    """With the stamp newer than what it stands for, only the command itself is left."""
+    """If the stamp is newer than setup.py and requirements.lock, make runs only the command itself."""
     for name in ('Makefile', 'setup.py', 'requirements.lock'):
         shutil.copy(ROOT / name, tmp_path / name)
-    stamp = tmp_path / ('.venv-%d.%d' % sys.version_info[:2]) / 'installed'
+    stamp = tmp_path / f'.venv-{THIS_PYTHON}' / 'installed'
     stamp.parent.mkdir()
     stamp.touch()
     lines = make('-C', str(tmp_path), 'test', f'PYTHON={sys.executable}').stdout.splitlines()
-    assert (
-        [line for line in lines if 'pytest' in line or 'pip' in line]
-        == [line for line in lines if 'pytest' in line]
-        != []
-    )
+    assert any('pytest' in line for line in lines) and not any('pip' in line for line in lines)
     os.utime(tmp_path / 'requirements.lock', (stamp.stat().st_mtime + 10,) * 2)
     assert 'pip install' in make('-C', str(tmp_path), 'test', f'PYTHON={sys.executable}').stdout
 
 
-def test_checks_run_make_test():
-    script = ROOT / '.ci' / 'run'
-    assert os.access(script, os.X_OK) and subprocess.run(['bash', '-n', str(script)]).returncode == 0
-    assert 'make test' in script.read_text()
+# -- CI -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('lint, test, code', [(0, 0, 0), (2, 0, 1), (0, 2, 1), (2, 2, 1)])
+def test_ci_runs_lint_and_tests_even_if_one_fails(tmp_path, lint, test, code):
+    (tmp_path / '.ci').mkdir()
+    shutil.copy(ROOT / '.ci' / 'run', tmp_path / '.ci' / 'run')
+    make = tmp_path / 'make'
+    make.write_text(f'#!/bin/sh\necho "$@" >> calls\ncase "$1" in lint) exit {lint};; *) exit {test};; esac\n')
+    make.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    done = subprocess.run([tmp_path / '.ci' / 'run', 'TESTS=x'], env=os.environ | {'PATH': path})
+    assert done.returncode == code and (tmp_path / 'calls').read_text() == 'lint\ntest TESTS=x\n'
+
+
+def test_the_workflow_tests_every_supported_python():
+    workflow = (ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+    (versions,) = re.findall(r'python-version: \[(.*)\]', workflow)
+    assert tuple(re.findall(r"'([\d.]+)'", versions)) == PYTHONS
+    targets = set(re.findall(r'^\s*- run: make ([\w-]+)', workflow, re.MULTILINE))
+    assert targets == {'lint', 'test', 'docs'}
 
 
 # -- The wheel ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    """The wheel of a copy of the tree."""
-    tree, out = tmp_path_factory.mktemp('tree'), tmp_path_factory.mktemp('wheel')
+def tree(tmp_path_factory):
+    """A copy of the files that packaging reads, with t5flan/gin and t5flan/tasks as symbolic links."""
+    tree = tmp_path_factory.mktemp('tree')
     for name in ('t5flan', 'gin', 'tasks'):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml'):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, tree)
-    subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'wheel',
-            '--no-deps',
-            '--no-build-isolation',
-            '--quiet',
-            '-w',
-            str(out),
-            str(tree),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    return tree
+
+
+def build_wheel(source: Path, out: Path) -> Path:
+    command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--quiet', '-w', out, source]
+    subprocess.run(command, check=True, capture_output=True)
     (path,) = out.glob('*.whl')
     return path
 
 
+@pytest.fixture(scope='module')
+def wheel(tree, tmp_path_factory):
+    return build_wheel(tree, tmp_path_factory.mktemp('wheel'))
+
+
 @pytest.mark.slow
-def test_a_wheel_holds_gin_files_and_tasks_and_nothing_beside_t5flan(wheel):
+def test_a_wheel_has_gin_files_and_tasks_under_t5flan(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split('/')[0] for name in names if '.dist-info' not in name} == {'t5flan'}
-    gin = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('gin/**/*.gin')}
-    data = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('tasks/**/*.json'), *ROOT.glob('tasks/**/*.py')]}
-    code = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('t5flan/**/*.py')}
-    assert {f't5flan/{name}' for name in gin | data} | code <= set(names)
-    assert 't5flan/gin/__init__.py' not in names
+    expected = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('t5flan/**/*.py')} | {'t5flan/py.typed'}
+    for pattern in ('gin/**/*.gin', 'tasks/**/*.py', 'tasks/**/*.json'):
+        expected |= {f't5flan/{path.relative_to(ROOT).as_posix()}' for path in ROOT.glob(pattern)}
+    assert {name for name in names if '.dist-info' not in name} == expected
+    assert any(name.endswith('.dist-info/licenses/LICENSE') for name in names)
+
+
+@pytest.mark.slow
+def test_a_wheel_of_the_source_distribution_is_the_same(tree, wheel, tmp_path):
+    command = [sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', tmp_path]
+    subprocess.run(command, check=True, capture_output=True, cwd=tree)
+    (archive,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter='data')
+    built = build_wheel(tmp_path / archive.name.removesuffix('.tar.gz'), tmp_path)
+    assert sorted(zipfile.ZipFile(built).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""The commands of `t5flan`, one file each: its flags, its help and a thin `run`.
+"""The commands of `t5flan`, one file each: flags, help and a thin `run`.
 
-A command reads flags and settings before it imports JAX or TensorFlow, so that `--help` and mistakes answer at once.
+A command reads its flags and settings before it imports JAX or TensorFlow, so `--help` and mistakes respond at once.
 """
 
 from t5flan.commands import (
@@ -18,21 +18,20 @@ from t5flan.commands import (
     vocabulary,
 )
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        quickstart.COMMAND,
-        train.COMMAND,
-        evaluate.COMMAND,
-        infer.COMMAND,
-        rationales.COMMAND,
-        report.COMMAND,
-        mixture.COMMAND,
-        cache.COMMAND,
-        convert.COMMAND,
-        deduplicate.COMMAND,
-        memorization.COMMAND,
-        vocabulary.COMMAND,
-    )
-}
+_MODULES = (
+    quickstart,
+    train,
+    evaluate,
+    infer,
+    rationales,
+    report,
+    mixture,
+    cache,
+    convert,
+    deduplicate,
+    memorization,
+    vocabulary,
+)
+
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 """Name -> command, in the order of `t5flan --help`."""

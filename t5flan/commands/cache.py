@@ -1,4 +1,4 @@
-"""`t5flan cache`: prepares a task's or mixture's records offline."""
+"""`t5flan cache`: tokenizes a task's or mixture's records offline."""
 
 import argparse
 
@@ -8,20 +8,13 @@ from t5flan.commands.startup import import_tensorflow
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares a task's or mixture's records offline."""
+    """Tokenizes a task's or mixture's records offline."""
     from t5flan import configurables
     from t5flan.data.config import DataConfig
 
-    settings = configurables.parse(
-        arguments.gin_file,
-        [
-            *arguments.gin,
-            f'DataConfig.mixture={arguments.name}',
-            'DataConfig.cache=None',
-            'DataConfig.stages=[]',
-            'DataConfig.mixed_in={}',
-        ],
-    )
+    # Cache the given name itself, whatever the run file mixes with it.
+    named = [f'DataConfig.mixture={arguments.name}', 'DataConfig.stages=[]', 'DataConfig.mixed_in={}']
+    settings = configurables.parse(arguments.gin_file, [*arguments.gin, *named, 'DataConfig.cache=None'])
     settings.offer(DataConfig, {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}, 't5flan cache')
     data = settings.read(DataConfig, 'cache')
 
@@ -42,23 +35,22 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
+OPTIONS_HELP = (
+    'an option of Beam, e.g. --pipeline_options=--runner=DataflowRunner; may be given several times '
+    '(default: run on this machine)'
+)
 COMMAND = Command(
     'cache',
-    "prepares a task's records offline (tokenized), by SeqIO's Beam pipeline: DataConfig.cache then reads them",
+    "tokenizes a task's records offline with SeqIO's Beam pipeline; DataConfig.cache reads them in training",
     run,
     gin=True,
     example='t5flan cache c4_ul2 --output=/data/cache --gin_file=runs/ul2 --gin.VOCABULARY=spiece.model',
     flags=(
-        Flag('name', 'of a task, or of a mixture of such', 'NAME', required=True),
-        Flag('--output', 'the folder to write', 'DIR', required=True),
-        Flag('--splits', 'with commas between; all', 'A,B', words),
-        Flag(
-            '--pipeline_options',
-            "Beam's, as --pipeline_options=--runner=DataflowRunner; may be given several times (runs on this machine)",
-            'OPTION',
-            many=True,
-        ),
-        Flag('--overwrite', 'makes it again where it is there', type=bool),
+        Flag('name', 'a task or mixture', 'NAME', required=True),
+        Flag('--output', 'folder to write', 'DIR', required=True),
+        Flag('--splits', 'splits, separated by commas (default: all)', 'A,B', words),
+        Flag('--pipeline_options', OPTIONS_HELP, 'OPTION', many=True),
+        Flag('--overwrite', 'cache tasks again that are already cached', type=bool),
         JSON,
     ),
 )

@@ -1,4 +1,4 @@
-"""`t5flan convert`: writes a checkpoint of one format as one of another."""
+"""`t5flan convert`: converts a checkpoint from one format to another."""
 
 import argparse
 from typing import Any
@@ -8,16 +8,16 @@ from t5flan.errors import UsageError
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a checkpoint of one format as one of another."""
+    """Converts a checkpoint from one format to another."""
     from t5flan import configurables
     from t5flan.config.gin_files import packaged_files
     from t5flan.conversion.convert import FORMATS, main
     from t5flan.models.config import ModelConfig
 
-    forms = {name: getattr(arguments, name) for name in ('from', 'to')}
-    for name, form in forms.items():
-        if form not in FORMATS:
-            raise UsageError(f'--{name}={form} is no format: expected one of {", ".join(FORMATS)}')
+    formats = [getattr(arguments, name) for name in ('from', 'to')]
+    for name, value in zip(('from', 'to'), formats):
+        if value not in FORMATS:
+            raise UsageError(f'--{name}={value} is not one of {", ".join(FORMATS)}')
     if arguments.dtype not in (None, 'float32', 'bfloat16', 'float16'):
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
     given = configurables.parse(arguments.gin_file, arguments.gin)
@@ -27,15 +27,13 @@ def run(arguments: argparse.Namespace) -> None:
         return given.read(ModelConfig, 'convert')
 
     def known_models() -> list[ModelConfig]:
-        return [
-            configurables.parse([name]).read(ModelConfig) for name in packaged_files() if name.startswith('models/')
-        ]
+        models = (name for name in packaged_files() if name.startswith('models/'))
+        return [configurables.parse([name]).read(ModelConfig) for name in models]
 
     main(
         arguments.SRC,
         arguments.DST,
-        forms['from'],
-        forms['to'],
+        *formats,
         vocabulary=arguments.vocabulary,
         dtype=arguments.dtype,
         settings=settings,
@@ -46,23 +44,22 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
+SOURCE_HELP = 'a Hugging Face folder (save_pretrained), a T5X checkpoint (local or gs://), or a t5flan workdir'
 COMMAND = Command(
     'convert',
-    'writes a checkpoint of Hugging Face, T5X or t5flan as one of another',
+    'converts checkpoints between Hugging Face, T5X and t5flan',
     run,
     gin=True,
     example='t5flan convert --from=hf --to=t5flan flan-t5-small runs/flan-t5-small',
     flags=(
-        Flag(
-            'SRC', 'a folder of save_pretrained, a checkpoint of T5X (also gs://), or a workdir', 'SRC', required=True
-        ),
-        Flag('DST', 'the new folder', 'DST', required=True),
-        Flag('--from', 'the format of SRC: hf, t5x or t5flan', 'FORMAT', required=True),
-        Flag('--to', 'the format of DST', 'FORMAT', required=True),
-        Flag('--vocabulary', "a SentencePiece model, or 'bytes', where SRC brings none", 'F.model'),
-        Flag('--dtype', 'rounds to float32, bfloat16 or float16; each array keeps its own', 'NAME'),
-        Flag('--check', 'afterwards reads both and compares every number; alone if DST is there already', type=bool),
-        Flag('--logits', "also runs transformers' model and ours (needs torch and transformers)", type=bool),
-        Flag('--allow_nan', 'copies NaN too', type=bool),
+        Flag('SRC', SOURCE_HELP, 'SRC', required=True),
+        Flag('DST', 'new folder to write', 'DST', required=True),
+        Flag('--from', 'format of SRC: hf, t5x or t5flan', 'FORMAT', required=True),
+        Flag('--to', 'format of DST: hf, t5x or t5flan', 'FORMAT', required=True),
+        Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),
+        Flag('--dtype', "round to float32, bfloat16 or float16 (default: keep each array's type)", 'NAME'),
+        Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
+        Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
+        Flag('--allow_nan', 'convert arrays that contain NaN', type=bool),
     ),
 )

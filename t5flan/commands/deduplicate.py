@@ -1,4 +1,4 @@
-"""`t5flan deduplicate`: writes a corpus without its repetitions, and what was left out and why."""
+"""`t5flan deduplicate`: removes exact and near duplicates from a text corpus."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from t5flan.files import write_json
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a corpus without its repetitions, and what was left out and why."""
+    """Writes a corpus without its duplicates, and a report of what was removed and why."""
     from t5flan.corpora.deduplication import Rules, deduplicate
 
     rules = Rules(arguments.threshold, arguments.ngram, arguments.permutations)
@@ -17,37 +17,28 @@ def run(arguments: argparse.Namespace) -> None:
     path = arguments.json or arguments.output.removesuffix('.jsonl') + '.report.json'
     write_json(path, report)
     print(
-        f'{arguments.output}: {report["kept"]:,} of {report["texts"]:,} texts, {report["characters_kept"]:,} of '
-        f'{report["characters"]:,} characters; left out {report["exact"]:,} exact and {report["near"]:,} near '
-        f'repetitions, all of them named in {path}'
+        f'{arguments.output}: kept {report["kept"]:,} of {report["texts"]:,} texts, {report["characters_kept"]:,} of '
+        f'{report["characters"]:,} characters; removed {report["exact"]:,} exact and {report["near"]:,} near '
+        f'duplicates, listed in {path}'
     )
 
 
+UNIT_HELP = 'what counts as one text in a .txt file: document, paragraph or line (default: document)'
+THRESHOLD_HELP = 'share of common n-grams that makes two texts near duplicates; 1: exact only (default: 0.8)'
 COMMAND = Command(
     'deduplicate',
-    'writes a text corpus without exact and near repetitions, and a report of what was left out',
+    'removes exact and near duplicates from a text corpus, and reports what was removed',
     run,
     example="t5flan deduplicate --input='crawl/*.jsonl' --output=crawl_once.jsonl",
     flags=(
         Flag('--input', '.txt or .jsonl files; may be given several times', 'GLOB', required=True, many=True),
-        Flag('--output', 'a .jsonl of the rows that are kept', 'F.jsonl', required=True),
-        Flag('--field', 'of .jsonl files, that holds the text (text)', 'NAME', default='text'),
-        Flag(
-            '--unit',
-            'what is one text in a .txt file: document, paragraph or line (document)',
-            'UNIT',
-            default='document',
-        ),
-        Flag(
-            '--threshold',
-            'share of n-grams in common that makes a near repetition; 1: exact ones alone (0.8)',
-            'X',
-            float,
-            0.8,
-        ),
-        Flag('--ngram', 'words of an n-gram (5)', 'N', int, 5),
-        Flag('--permutations', 'of MinHash; more is more exact and slower (128)', 'N', int, 128),
-        Flag('--shown', 'repetitions printed; the report has all (10)', 'N', int, 10),
-        Flag('--json', 'the report; beside the output as .report.json', 'FILE'),
+        Flag('--output', 'a .jsonl file of the texts that are kept', 'F.jsonl', required=True),
+        Flag('--field', 'field of the .jsonl rows that holds the text (default: text)', 'NAME', default='text'),
+        Flag('--unit', UNIT_HELP, 'UNIT', default='document'),
+        Flag('--threshold', THRESHOLD_HELP, 'X', float, 0.8),
+        Flag('--ngram', 'n-gram length in words (default: 5)', 'N', int, 5),
+        Flag('--permutations', 'MinHash permutations; more is more accurate but slower (default: 128)', 'N', int, 128),
+        Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', int, 10),
+        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE'),
     ),
 )

@@ -1,4 +1,4 @@
-"""`t5flan quickstart`: from nothing to a model that follows instructions."""
+"""`t5flan quickstart`: pretrains, finetunes and evaluates a tiny model from nothing."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from t5flan.commands.startup import import_tensorflow
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """From nothing to a model that follows instructions."""
+    """Pretrains, finetunes and evaluates a tiny model from nothing."""
     import_tensorflow()
     from t5flan.quickstart import main
     from t5flan.tasks import register_all
@@ -16,18 +16,14 @@ def run(arguments: argparse.Namespace) -> None:
     main(arguments.workdir, arguments.examples)
 
 
+WORKDIR_HELP = 'folder of both runs and the report; replaces an earlier quickstart (default: runs/quickstart)'
 COMMAND = Command(
     'quickstart',
-    'on any machine, from nothing: pretrains, instructs, evaluates, generates, reports',
+    'runs every step on any machine: pretrains, instruction-finetunes, evaluates, generates, reports',
     run,
     example='t5flan quickstart',
     flags=(
-        Flag(
-            '--workdir',
-            'the folder of both runs and the report; an earlier quickstart in it is removed',
-            'DIR',
-            default='runs/quickstart',
-        ),
-        Flag('--examples', 'questions asked of each task (32)', 'N', int, 32),
+        Flag('--workdir', WORKDIR_HELP, 'DIR', default='runs/quickstart'),
+        Flag('--examples', 'questions per task in the evaluation (default: 32)', 'N', int, 32),
     ),
 )

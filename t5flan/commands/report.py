@@ -1,4 +1,4 @@
-"""`t5flan report`: writes the page of a run."""
+"""`t5flan report`: writes the HTML page of a run."""
 
 import argparse
 
@@ -6,19 +6,19 @@ from t5flan.commands.arguments import Command, Flag
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the page of a run."""
+    """Writes the HTML page of a run."""
     from t5flan.reporting.run_report import report
 
-    report(arguments.workdir, arguments.output)
+    print(report(arguments.workdir, arguments.output))
 
 
 COMMAND = Command(
     'report',
-    'writes one self-contained HTML page of a run: curves, tables, sample predictions',
+    'writes a self-contained HTML page of a run: curves, tables, sample predictions',
     run,
     example='t5flan report runs/mine',
     flags=(
-        Flag('workdir', 'of a `t5flan train` run', 'WORKDIR', required=True),
-        Flag('--output', 'the page; WORKDIR/report.html', 'FILE'),
+        Flag('workdir', 'the workdir of a `t5flan train` run', 'WORKDIR', required=True),
+        Flag('--output', 'page to write (default: WORKDIR/report.html)', 'FILE'),
     ),
 )

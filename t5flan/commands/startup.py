@@ -1,4 +1,4 @@
-"""What happens before a command runs: the environment of JAX and TensorFlow, and a quiet TensorFlow import."""
+"""What happens before a command runs: environment variables of JAX and TensorFlow, and a quiet TensorFlow import."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ import tempfile
 from t5flan.files import cache_folder
 
 
-def prepare_surroundings() -> None:
-    """What JAX and TensorFlow read from the environment when a command imports them; what is set already stays."""
+def set_environment() -> None:
+    """Sets environment variables that JAX and TensorFlow read on import; existing values stay."""
     defaults = {
-        'JAX_COMPILATION_CACHE_DIR': str(cache_folder() / 'jax'),  # a second start of the same run compiles nothing
+        'JAX_COMPILATION_CACHE_DIR': str(cache_folder() / 'jax'),  # the second start of a run compiles nothing
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-        'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow reads data here; its start-up notes are no news
+        'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow only reads data, so its start-up messages do not matter
         'TF_ENABLE_ONEDNN_OPTS': '0',
         'GRPC_VERBOSITY': 'ERROR',
     }
@@ -20,26 +20,27 @@ def prepare_surroundings() -> None:
         os.environ.setdefault(name, value)
     import absl.logging
 
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is as it should be
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns about things that are as intended
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without its start-up notes (they come before its log level is read) and keeps it off the GPUs.
+    """Imports TensorFlow without its start-up messages, and hides the GPUs from it.
 
-    TensorFlow reads data here; a GPU's memory is JAX's.
+    TensorFlow only reads data; GPU memory belongs to JAX. The messages come before TensorFlow reads its log level, so
+    stderr is redirected while it is imported, and shown only if the import fails.
     """
     sys.stderr.flush()
     screen = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
         try:
             import tensorflow as tf
             import tensorflow_text  # noqa: F401  (SeqIO needs it; it logs as much)
 
             tf.config.set_visible_devices([], 'GPU')
         except BaseException:
-            notes.seek(0)
-            os.write(screen, notes.read())
+            messages.seek(0)
+            os.write(screen, messages.read())
             raise
         finally:
             os.dup2(screen, 2)

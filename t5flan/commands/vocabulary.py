@@ -18,6 +18,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
+FIELDS = ('text', 'inputs', 'targets')
+FIELDS_HELP = 'fields of the .jsonl rows to read, separated by commas (default: text,inputs,targets)'
+MODE_TOKENS = ('[NLU]', '[NLG]', '[S2S]')
 COMMAND = Command(
     'vocabulary',
     'trains a SentencePiece vocabulary with sentinels and mode tokens',
@@ -25,16 +28,10 @@ COMMAND = Command(
     example="t5flan vocabulary --input='books/*.txt' --size=32000 --output=books.model",
     flags=(
         Flag('--input', '.txt or .jsonl files; may be given several times', 'GLOB', required=True, many=True),
-        Flag('--size', 'all ids, sentinels and mode tokens among them', 'N', int, required=True),
-        Flag('--output', 'the vocabulary; its description is written beside it as .json', 'F.model', required=True),
-        Flag('--extra_ids', 'sentinels (100)', 'N', int, 100),
-        Flag('--mode_tokens', 'with commas between ([NLU],[NLG],[S2S])', 'A,B', words, ('[NLU]', '[NLG]', '[S2S]')),
-        Flag(
-            '--fields',
-            'of .jsonl files, with commas between (text,inputs,targets)',
-            'A,B',
-            words,
-            ('text', 'inputs', 'targets'),
-        ),
+        Flag('--size', 'number of ids, including sentinels and mode tokens', 'N', int, required=True),
+        Flag('--output', 'vocabulary file; its description is written beside it as .json', 'F.model', required=True),
+        Flag('--extra_ids', 'number of sentinels (default: 100)', 'N', int, 100),
+        Flag('--mode_tokens', 'separated by commas (default: [NLU],[NLG],[S2S])', 'A,B', words, MODE_TOKENS),
+        Flag('--fields', FIELDS_HELP, 'A,B', words, FIELDS),
     ),
 )

@@ -1,12 +1,12 @@
-"""One self-contained HTML page from a few sections: text, tables, curves, bars, sample predictions.
+"""Writes a self-contained HTML page of sections: text, tables, curves, sample predictions.
 
     write_report('report.html', 'Quickstart', [
-        Text('Before and after', 'The same model, the same questions.'),
+        Text('Before and after', 'The same questions, before and after finetuning.'),
         Table('', ['task', 'before', 'after'], [['add', 1.0, 97.5]]),
-        Bars('Exact match', ['add', 'sort'], {'before': [1.0, 0.5], 'after': [97.5, 90.0]}, unit='%'),
+        Curves('Training', [Panel('Loss', {'train': ([1, 2, 3], [3.0, 2.5, 2.25])}, y_label='nats per token')]),
     ])
 
-The page needs no network and no other file: pictures are SVG inside it, drawn once for light and once for dark screens.
+The page needs neither network nor other files: plots are embedded SVG, drawn for a light and for a dark color scheme.
 """
 
 import base64
@@ -15,21 +15,24 @@ import html
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5flan.files import write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_POINTS = 800
-"""Longer curves are thinned to so many points, so that a page of a long run stays small."""
+"""Curves with more points are thinned, to keep the page of a long run small."""
 
 COLORS = ('#3b78d8', '#e0752d', '#2f9e63', '#b558c9', '#d64550', '#8a8f98')
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Paragraphs, separated by blank lines; `code` shows the body as it is, in fixed width."""
+    """Paragraphs, separated by blank lines; `code` shows the body verbatim, in a fixed-width font."""
 
     title: str
     body: str
@@ -38,9 +41,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells. Numbers are aligned right and floats shown with `digits` decimals; None is an empty cell.
+    """Rows of cells: numbers are right-aligned, floats have `digits` decimals, None is an empty cell.
 
-    `total`: the last row is a sum or mean of the others and is set apart.
+    If `total`, the last row is a sum or mean of the others and stands out.
     """
 
     title: str
@@ -53,7 +56,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One set of axes: each series is (x values, y values); what is not finite is left out."""
+    """One plot: each series is (x values, y values); points that are not finite are skipped."""
 
     title: str
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -64,7 +67,7 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Panels beside each other, two a row."""
+    """Panels in a grid, two per row."""
 
     title: str
     panels: Sequence[Panel]
@@ -72,19 +75,8 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
-    """A group of horizontal bars for each label, one bar a series; None leaves a gap."""
-
-    title: str
-    labels: Sequence[str]
-    series: Mapping[str, Sequence[float | None]]
-    unit: str = ''
-    caption: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
-    """One example: what was asked, what is right (if known), what each model said."""
+    """One example: the input, the predictions by model, and the target if known."""
 
     input: str
     predictions: Mapping[str, str]
@@ -95,20 +87,20 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Examples one under the other."""
+    """A list of examples."""
 
     title: str
     samples: Sequence[Sample]
     caption: str = ''
 
 
-Section = Text | Table | Curves | Bars | Samples
+Section = Text | Table | Curves | Samples
 
 
 def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = '') -> Path:
-    """Writes the page (whole or not at all) and returns its path.
+    """Writes the page atomically and returns its path.
 
-    Sections without content (a table without rows, curves without points) are left out.
+    Skips sections without content, such as a table without rows or curves without points.
     """
     path = Path(path)
     parts = [_RENDER[type(section)](section) for section in sections if not _is_empty(section)]
@@ -122,12 +114,11 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     return path
 
 
-def save_picture(section: Curves | Bars, path: str | os.PathLike[str], dark: bool = False) -> Path:
-    """Draws a section's picture to .png, .svg or .pdf, for a README."""
+def save_picture(section: Curves, path: str | os.PathLike[str]) -> Path:
+    """Saves the plots of a section as .png, .svg or .pdf and returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = _draw(section, dark)
-    figure.savefig(path, dpi=160, facecolor='#16181d' if dark else 'white', bbox_inches='tight')
+    _draw(section, dark=False).savefig(path, dpi=160, facecolor='white', bbox_inches='tight')
     return path
 
 
@@ -139,13 +130,11 @@ def _is_empty(section: Section) -> bool:
             return not section.rows
         case Curves():
             return not any(_points(*xy)[0] for panel in section.panels for xy in panel.series.values())
-        case Bars():
-            return not section.labels
         case Samples():
             return not section.samples
 
 
-# Sections as HTML
+# -- Sections as HTML -------------------------------------------------------------------------------------------------
 
 
 def _text(section: Text) -> str:
@@ -158,22 +147,21 @@ def _text(section: Text) -> str:
 
 def _table(section: Table) -> str:
     numeric = [any(_is_number(row[i]) for row in section.rows if i < len(row)) for i in range(len(section.columns))]
-    cells = lambda values, tag: ''.join(
-        f'<{tag}{" class=number" if numeric[i] else ""}>{_cell(value, section.digits)}</{tag}>'
-        for i, value in enumerate(values)
-    )
+
+    def cells(values: Sequence[Any], tag: str) -> str:
+        attributes = [' class=number' if is_number else '' for is_number in numeric]
+        pairs = zip(attributes, values)
+        return ''.join(f'<{tag}{attribute}>{_cell(value, section.digits)}</{tag}>' for attribute, value in pairs)
+
     rows = [f'<tr>{cells(row, "td")}</tr>' for row in section.rows]
     if section.total:
         rows[-1] = rows[-1].replace('<tr>', '<tr class="total">', 1)
-    return _section(
-        section.title,
-        f'<div class="scroll"><table><thead><tr>{cells(section.columns, "th")}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table></div>',
-        section.caption,
-    )
+    head = f'<thead><tr>{cells(section.columns, "th")}</tr></thead>'
+    table = f'<table>{head}<tbody>{"".join(rows)}</tbody></table>'
+    return _section(section.title, f'<div class="scroll">{table}</div>', section.caption)
 
 
-def _picture(section: Curves | Bars) -> str:
+def _curves(section: Curves) -> str:
     light, dark = (_svg_uri(_draw(section, dark)) for dark in (False, True))
     body = (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -221,103 +209,67 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_RENDER = {Text: _text, Table: _table, Curves: _picture, Bars: _picture, Samples: _samples}
+_RENDER: dict[type, Callable[[Any], str]]
+_RENDER = {Text: _text, Table: _table, Curves: _curves, Samples: _samples}
 
 
-# Pictures
+# -- Plots ------------------------------------------------------------------------------------------------------------
 
 
-def _draw(section: Curves | Bars, dark: bool) -> Any:
-    """A matplotlib Figure, without pyplot: nothing global, no display."""
+def _draw(section: Curves, dark: bool) -> 'Figure':
+    """Draws without pyplot, which keeps global state and needs a display."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     ink, grid = ('#d5d9e0', '#3a3f4a') if dark else ('#2b2f36', '#e3e5ea')
-    style = {
+    style: Any = {  # Any: matplotlib's type is a dict with a Literal of every rcParam as its key
+        'axes.axisbelow': True,
         'axes.edgecolor': grid,
+        'axes.facecolor': 'none',
+        'axes.grid': True,
         'axes.labelcolor': ink,
+        'axes.spines.right': False,
+        'axes.spines.top': False,
+        'figure.facecolor': 'none',
+        'font.family': 'sans-serif',
+        'font.size': 10,
+        'grid.color': grid,
+        'legend.frameon': False,
+        'svg.fonttype': 'none',  # text, not outlines
         'text.color': ink,
         'xtick.color': ink,
         'ytick.color': ink,
-        'axes.grid': True,
-        'grid.color': grid,
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.facecolor': 'none',
-        'figure.facecolor': 'none',
-        'font.size': 10,
-        'legend.frameon': False,
-        'axes.axisbelow': True,
-        'svg.fonttype': 'none',
-        'font.family': 'sans-serif',
     }
     with matplotlib.rc_context(style):
-        figure = _draw_curves(section, Figure) if isinstance(section, Curves) else _draw_bars(section, Figure)
-    return figure
+        return _draw_panels(section.panels)
 
 
-def _draw_curves(section: Curves, figure_class: Any) -> Any:
-    panels = [panel for panel in section.panels if any(_points(*xy)[0] for xy in panel.series.values())]
+def _draw_panels(all_panels: Sequence[Panel]) -> 'Figure':
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in all_panels if any(_points(*xy)[0] for xy in panel.series.values())]
     across = min(2, len(panels))
     down = -(-len(panels) // across)
-    figure = figure_class(figsize=(4.9 * across if across > 1 else 7.5, 3.1 * down), layout='constrained')
+    figure = Figure(figsize=(4.9 * across if across > 1 else 7.5, 3.1 * down), layout='constrained')
     axes = figure.subplots(down, across, squeeze=False).flat
     for panel, axis in zip(panels, axes):
         axis.set_title(panel.title, fontsize=11, loc='left', fontweight='bold')
         for i, (name, xy) in enumerate(panel.series.items()):
             x, y = _points(*xy, positive=panel.log_y)
-            axis.plot(
-                x,
-                y,
-                color=COLORS[i % len(COLORS)],
-                linewidth=1.6,
-                label=name,
-                marker='o' if len(x) < 25 else None,
-                markersize=3,
-            )
+            marker = 'o' if len(x) < 25 else None
+            axis.plot(x, y, color=COLORS[i % len(COLORS)], linewidth=1.6, label=name, marker=marker, markersize=3)
         axis.set_xlabel(panel.x_label)
         axis.set_ylabel(panel.y_label)
         if panel.log_y:
             axis.set_yscale('log')
         if len(panel.series) > 1:
             axis.legend(fontsize=9)
-    for axis in list(axes):  # places without a panel
+    for axis in axes:  # the rest of the grid, without panels
         axis.set_axis_off()
     return figure
 
 
-def _draw_bars(section: Bars, figure_class: Any) -> Any:
-    count = max(1, len(section.series))
-    height = 0.8 / count
-    figure = figure_class(figsize=(8.5, 1.0 + len(section.labels) * max(0.24 * count, 0.3)), layout='constrained')
-    axis = figure.subplots()
-    for i, (name, values) in enumerate(section.series.items()):
-        places = [row + (i - (count - 1) / 2) * height for row in range(len(section.labels))]
-        lengths = [value if value is not None and math.isfinite(value) else 0 for value in values]
-        # The first of several series is what the others are compared with: grey.
-        color = COLORS[-1] if i == 0 and count > 1 else COLORS[(i - 1 if count > 1 else i) % (len(COLORS) - 1)]
-        bars = axis.barh(places, lengths, height=height * 0.9, color=color, label=name)
-        axis.bar_label(
-            bars,
-            [f'{value:.0f}' if value is not None and math.isfinite(value) else '' for value in values],
-            padding=2,
-            fontsize=8,
-        )
-    axis.set_yticks(range(len(section.labels)), section.labels)
-    axis.margins(y=0.01)
-    axis.invert_yaxis()
-    axis.grid(axis='y', visible=False)
-    axis.set_xlabel(section.unit)
-    if section.unit == '%':
-        axis.set_xlim(0, 108)
-        axis.set_xticks(range(0, 101, 20))
-    if count > 1:
-        figure.legend(loc='outside upper right', ncols=count, fontsize=9)
-    return figure
-
-
 def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> tuple[list[float], list[float]]:
-    """Finite points, thinned to MAX_POINTS; the last is always kept."""
+    """The finite points, thinned to about MAX_POINTS but always with the last one."""
     pairs = [
         (float(a), float(b))
         for a, b in zip(x, y)
@@ -329,7 +281,7 @@ def _points(x: Sequence[float], y: Sequence[float], positive: bool = False) -> t
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def _svg_uri(figure: Any) -> str:
+def _svg_uri(figure: 'Figure') -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None}, transparent=True)
     return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
@@ -353,14 +305,15 @@ th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 tbody tr:hover { background: var(--panel); } tr.total td { font-weight: 650; border-top: 2px solid var(--line); }
 .number { text-align: right; }
 img { max-width: 100%; height: auto; }
-article { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem; margin: .7rem 0; }
+article { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: .75rem 1rem; margin: .7rem 0; }
 .label { color: var(--accent); font-size: .8rem; font-weight: 600; margin-bottom: .25rem; }
 .input { white-space: pre-wrap; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: .55rem 0 0; font-size: .93rem; }
 dt { color: var(--soft); } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto;
-  font: .83rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
+  overflow-x: auto; font: .83rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
 """
 
 _PAGE = """<!doctype html>

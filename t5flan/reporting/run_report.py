@@ -1,10 +1,12 @@
-"""`t5flan report WORKDIR`: what a run left behind as one HTML page.
+"""`t5flan report WORKDIR`: a run as one HTML page.
 
-Curves come from metrics.jsonl, the model and its settings from t5flan.json and config.gin, scores and samples from what
-`evaluate --json=WORKDIR/evaluation.json --predictions=WORKDIR/predictions.jsonl` wrote (any evaluation*.json and
-predictions*.jsonl in the folder). Whatever is missing is left out.
+Curves come from metrics.jsonl, the model and its settings from t5flan.json and config.gin. Scores and samples come from
+every evaluation*.json and predictions*.jsonl in the folder, as written by
+`t5flan evaluate --json=WORKDIR/evaluation.json --predictions=WORKDIR/predictions.jsonl`. Missing files are skipped.
 """
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,32 +17,33 @@ from t5flan.errors import UserError
 from t5flan.reporting.page import Curves, Panel, Sample, Samples, Section, Table, Text, write_report
 
 SAMPLES = 12
+"""Sample predictions shown from each predictions*.jsonl."""
 
-# Panels in this order: title, the metrics in them (train, held out), label, logarithmic.
+# Panels in order: title, label -> metric for each curve, y label, logarithmic.
 _PANELS = (
-    ('Loss', {'train': 'loss', 'held out': 'eval/loss'}, 'nats a token', False),
-    ('Accuracy', {'train': 'accuracy', 'held out': 'eval/accuracy'}, 'share of tokens', False),
+    ('Loss', {'train': 'loss', 'held out': 'eval/loss'}, 'nats per token', False),
+    ('Accuracy', {'train': 'accuracy', 'held out': 'eval/accuracy'}, 'fraction of tokens', False),
     ('Learning rate', {'learning rate': 'learning_rate'}, '', False),
     ('Gradient norm', {'gradient norm': 'grad_norm'}, '', True),
-    ('Speed', {'tokens a second': 'tokens_per_second'}, 'tokens/s', False),
-    ('Model FLOPs utilisation', {'utilisation': 'model_flops_utilisation'}, 'share of the peak', False),
+    ('Speed', {'tokens per second': 'tokens_per_second'}, 'tokens/s', False),
+    ('Model FLOPs utilization', {'utilization': 'model_flops_utilisation'}, 'fraction of peak', False),
 )
 
 
 def report(workdir: str, output: str | None = None) -> Path:
-    """Writes WORKDIR/report.html (or `output`) and returns its path.
+    """Writes WORKDIR/report.html, or `output`, and returns its path.
 
     Raises:
-        UserError: the folder does not exist or holds nothing of a run.
+        UserError: `workdir` does not exist or is not the workdir of a run.
     """
     folder = Path(workdir)
     if not folder.is_dir():
-        raise UserError(f'{workdir} is not a folder; expected the workdir of a `t5flan train` run.')
+        raise UserError(f'{workdir} is not a folder. Give the workdir of a `t5flan train` run.')
     description = _read_json(folder / 't5flan.json')
     metrics = _read_lines(folder / 'metrics.jsonl')
     if not description and not metrics:
         raise UserError(
-            f'{workdir} holds neither t5flan.json nor metrics.jsonl; expected the workdir of a `t5flan train` run.'
+            f'{workdir} has neither t5flan.json nor metrics.jsonl. Give the workdir of a `t5flan train` run.'
         )
     sections = [
         *training_sections(metrics),
@@ -49,13 +52,11 @@ def report(workdir: str, output: str | None = None) -> Path:
         *_settings(folder, description),
     ]
     last = f', step {metrics[-1]["step"]}' if metrics else ''
-    path = write_report(output or folder / 'report.html', folder.resolve().name, sections, f'{folder.resolve()}{last}')
-    print(path)
-    return path
+    return write_report(output or folder / 'report.html', folder.resolve().name, sections, f'{folder.resolve()}{last}')
 
 
 def training_sections(metrics: Sequence[Mapping[str, float]]) -> list[Section]:
-    """Curves of the rows of a metrics.jsonl, and a table of where they ended."""
+    """Returns the curves of the rows of a metrics.jsonl, and a table of first, lowest, highest and last values."""
     panels = []
     for title, series, label, log in _PANELS:
         found = {name: points for name, key in series.items() if (points := curve(metrics, key))[0]}
@@ -63,35 +64,31 @@ def training_sections(metrics: Sequence[Mapping[str, float]]) -> list[Section]:
             panels.append(Panel(title, found, y_label=label, log_y=log))
     shown = {key for _, series, _, _ in _PANELS for key in series.values()}
     others = dict.fromkeys(key for row in metrics for key in row if key not in shown and key.startswith('eval/'))
-    for metric, title, label in (
-        ('loss', 'Held-out loss by task', 'nats a token'),
-        ('accuracy', 'Held-out accuracy by task', 'share'),
-    ):
+    for metric, label in (('loss', 'nats per token'), ('accuracy', 'fraction')):
         keys = [key for key in others if key.startswith(f'eval/{metric}/')]
-        names = _endings([key.removeprefix(f'eval/{metric}/') for key in keys])
+        names = _without_common_start([key.removeprefix(f'eval/{metric}/') for key in keys])
+        by_task = {name: curve(metrics, key) for name, key in zip(names, keys)}
         if keys:
-            panels.append(Panel(title, {name: curve(metrics, key) for name, key in zip(names, keys)}, y_label=label))
-    panels += [
-        Panel(key, {key: curve(metrics, key)}) for key in others if not key.startswith(('eval/loss/', 'eval/accuracy/'))
-    ]
-    ends = [
-        [key, *_ends(metrics, key)] for key in dict.fromkeys(key for row in metrics for key in row) if key != 'step'
-    ]
+            panels.append(Panel(f'Held-out {metric} by task', by_task, y_label=label))
+    single = (key for key in others if not key.startswith(('eval/loss/', 'eval/accuracy/')))
+    panels += [Panel(key, {key: curve(metrics, key)}) for key in single]
+    keys = [key for key in dict.fromkeys(key for row in metrics for key in row) if key != 'step']
+    ends = [[key, *_ends(metrics, key)] for key in keys]
     return [
         Curves('Training', panels),
-        Table('First, best and last', ['metric', 'first', 'lowest', 'highest', 'last'], ends, digits=4),
+        Table('First, lowest, highest and last', ['metric', 'first', 'lowest', 'highest', 'last'], ends, digits=4),
     ]
 
 
-def _endings(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin with: 'c4_ul2_s' and 'c4_ul2_r_3_15' are 's' and 'r_3_15'."""
-    begin = os.path.commonprefix(list(names)) if len(names) > 1 else ''
-    begin = begin[: begin.rfind('_') + 1]
-    return [name.removeprefix(begin) for name in names]
+def _without_common_start(names: Sequence[str]) -> list[str]:
+    """Drops the words that all names start with: 'c4_ul2_s' and 'c4_ul2_r_3_15' become 's' and 'r_3_15'."""
+    start = os.path.commonprefix(list(names)) if len(names) > 1 else ''
+    start = start[: start.rfind('_') + 1]
+    return [name.removeprefix(start) for name in names]
 
 
 def curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have `key`."""
+    """Returns the steps and values of the rows that have `key`."""
     rows = [row for row in metrics if isinstance(row.get(key), (int, float))]
     return [row['step'] for row in rows], [row[key] for row in rows]
 
@@ -108,22 +105,12 @@ def _evaluations(folder: Path) -> list[Section]:
         tasks, means = summary.get('tasks', {}), summary.get('means', {})
         if not isinstance(tasks, dict) or not tasks:
             continue
-        names = list(
-            dict.fromkeys(
-                name for result in tasks.values() for name, value in result.items() if isinstance(value, float)
-            )
-        )
+        scores = (name for result in tasks.values() for name, value in result.items() if isinstance(value, float))
+        names = list(dict.fromkeys(scores))
         rows = [[task, result.get('examples'), *(result.get(name) for name in names)] for task, result in tasks.items()]
         rows += [[f'mean of {name}', None, *(result.get(metric) for metric in names)] for name, result in means.items()]
-        sections.append(
-            Table(
-                'Scores',
-                ['task', 'examples', *names],
-                rows,
-                f'{path.name}: split {summary.get("split")}, step {summary.get("step")}',
-                total=len(means) == 1,
-            )
-        )
+        caption = f'{path.name}: split {summary.get("split")}, step {summary.get("step")}'
+        sections.append(Table('Scores', ['task', 'examples', *names], rows, caption, total=len(means) == 1))
     return sections
 
 
@@ -134,10 +121,9 @@ def _predictions(folder: Path) -> list[Section]:
         by_task: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_task.setdefault(str(row.get('task', '')), []).append(row)
-        # One of each task in turn, so that a few show many tasks.
-        turns = sorted(((place, number) for number, task in enumerate(by_task) for place in range(len(by_task[task]))))
-        tasks = list(by_task)
-        chosen = [by_task[tasks[number]][place] for place, number in turns[:SAMPLES]]
+        # Take the first row of each task, then the second, and so on, so that a few samples show many tasks.
+        rounds = itertools.zip_longest(*by_task.values())
+        chosen = [row for rows_of_round in rounds for row in rows_of_round if row is not None][:SAMPLES]
         samples = [
             Sample(
                 str(row.get('input', row.get('inputs', ''))),
@@ -156,13 +142,10 @@ def _settings(folder: Path, description: Mapping[str, Any]) -> list[Section]:
     sections: list[Section] = []
     model = description.get('model')
     if isinstance(model, dict):
-        sections.append(
-            Table('Model', ['field', 'value'], [[name, json.dumps(value)] for name, value in model.items()])
-        )
-    try:
+        rows = [[name, json.dumps(value)] for name, value in model.items()]
+        sections.append(Table('Model', ['field', 'value'], rows))
+    with contextlib.suppress(OSError):
         sections.append(Text('Settings', (folder / 'config.gin').read_text(encoding='utf-8'), code=True))
-    except OSError:
-        pass
     return sections
 
 
@@ -175,7 +158,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines that are JSON objects; one cut by a kill is left out."""
+    """The lines that are JSON objects; skips others, such as a line cut off when the process was killed."""
     try:
         lines = path.read_text(encoding='utf-8').split('\n')
     except (OSError, ValueError):

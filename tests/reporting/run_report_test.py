@@ -1,4 +1,4 @@
-"""A run's page from whatever the folder holds."""
+"""The page of a run, from the files that its folder has."""
 
 import json
 
@@ -15,7 +15,7 @@ def lines(rows):
     return ''.join(json.dumps(row) + '\n' for row in rows)
 
 
-def test_everything_of_a_run_is_shown(tmp_path):
+def test_the_page_shows_everything_in_the_folder(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(lines(METRICS) + '{"step": 31, "lo')
     (tmp_path / 't5flan.json').write_text(json.dumps({'model': {'emb_dim': 64, 'mlp_activations': ['gelu', 'linear']}}))
     (tmp_path / 'config.gin').write_text('ModelConfig.emb_dim = 64  # <wide>\n')
@@ -36,7 +36,7 @@ def test_everything_of_a_run_is_shown(tmp_path):
     page = report(str(tmp_path)).read_text(encoding='utf-8')
     for words in (
         'Training',
-        'First, best and last',
+        'First, lowest, highest and last',
         '<td>add</td>',
         'mean of practice',
         '12 of 40 rows of predictions.jsonl',
@@ -49,16 +49,16 @@ def test_everything_of_a_run_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize('spoil', ['', '\x00', '[]', '{"tasks": {"a": {}}}', '{"model": 3, "tasks": 4}'])
-def test_strange_parts_are_left_out(tmp_path, spoil):
+def test_malformed_files_are_skipped(tmp_path, spoil):
     (tmp_path / 'metrics.jsonl').write_text(lines(METRICS[:1]))
     for name in ('t5flan.json', 'evaluation.json', 'predictions.jsonl', 'config.gin'):
         (tmp_path / name).write_text(spoil)
     assert '<h2>Training</h2>' in report(str(tmp_path), str(tmp_path / 'other' / 'r.html')).read_text()
 
 
-def test_a_folder_without_a_run_is_named(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / 'none'):
-        with pytest.raises(UserError, match='expected the workdir'):
+        with pytest.raises(UserError, match='Give the workdir of a `t5flan train` run'):
             report(str(folder))
 
 
@@ -70,7 +70,7 @@ def test_curves_take_the_rows_that_have_the_metric():
     assert table.rows[0] == ['loss', 10.0, 10 / 30, 10.0, 10 / 30]
 
 
-def test_the_loss_of_each_task_is_a_curve_of_one_panel():
+def test_losses_of_tasks_share_a_panel():
     rows = [
         {
             'step': step,
