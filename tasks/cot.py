@@ -68,17 +68,17 @@ def parse_row(row: Any, where: str) -> Item:
     if isinstance(row, str):
         cells = row.split('\t')
         if len(cells) != 3:
-            raise UserError(f'{where}: {len(cells)} columns, expected 3: question, answer, rationale. Mend the line.')
+            raise UserError(f'{where}: {len(cells)} columns, expected 3: question, answer, rationale. Fix the line.')
         item = {names[0]: cell.replace('\\n', '\n').strip() for names, cell in zip(_FIELDS, cells, strict=True)}
     elif isinstance(row, Mapping):
         item = {names[0]: _field(row, names, where) for names in _FIELDS}
     else:
         raise UserError(
-            f'{where}: is {type(row).__name__}, expected an object of source, target, rationale. Mend the file.'
+            f'{where}: is {type(row).__name__}, expected an object of source, target, rationale. Fix the file.'
         )
     for name in ('question', 'answer'):
         if not item[name]:
-            raise UserError(f'{where}: the {name} is empty. Mend the file.')
+            raise UserError(f'{where}: the {name} is empty. Fix the file.')
     task = row.get('task') if isinstance(row, Mapping) else None
     return item | {'task': task if isinstance(task, str) else ''}
 
@@ -87,10 +87,10 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     name = next((name for name in names if name in row), None)
     if name is None:
         there = ', '.join(map(str, row)) or 'none'
-        raise UserError(f"{where}: no field '{names[-1]}'; the fields are {there}. Mend the file or {SETTING}.")
+        raise UserError(f"{where}: no field '{names[-1]}'; the fields are {there}. Fix the file or {SETTING}.")
     value = '' if row[name] is None and name == 'rationale' else row[name]
     if not isinstance(value, str):
-        raise UserError(f"{where}: field '{name}' is {type(value).__name__}, it must be text. Mend the file.")
+        raise UserError(f"{where}: field '{name}' is {type(value).__name__}, it must be text. Fix the file.")
     return value.strip()
 
 

@@ -199,7 +199,7 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
                     header = cells
                 elif len(cells) != len(header):
                     raise UserError(
-                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line '
+                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Fix the line '
                         '(quotes, tabs or commas in a cell).'
                     )
                 else:
@@ -207,4 +207,4 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
         except UnicodeDecodeError:
             raise UserError(f'{path} after line {number}: not UTF-8. Save the file as UTF-8.') from None
         except csv.Error as error:
-            raise UserError(f'{path} after line {number}: not CSV ({error}). Mend the quotes of that line.') from None
+            raise UserError(f'{path} after line {number}: not CSV ({error}). Fix the quotes of that line.') from None

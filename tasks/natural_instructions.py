@@ -105,7 +105,7 @@ class TaskFile:
         rows: list[tuple[int, int]] = []
         with JsonWalker(self.path) as walker:
             if walker.peek() != '{':
-                raise UserError(f'{self.path}: begins with {walker.peek()!r}, expected an object. Mend the file.')
+                raise UserError(f'{self.path}: begins with {walker.peek()!r}, expected an object. Fix the file.')
             for name in walker.members():
                 if name == 'Instances' and walker.peek() == '[':
                     rows = self._instances(walker)
@@ -115,10 +115,10 @@ class TaskFile:
         for name in ('Definition', 'Positive Examples', 'Instances'):
             if name not in fields:
                 raise UserError(
-                    f"{self.path}: no field '{name}'; the fields are {', '.join(fields) or 'none'}. Mend the file."
+                    f"{self.path}: no field '{name}'; the fields are {', '.join(fields) or 'none'}. Fix the file."
                 )
         if not rows:
-            raise UserError(f"{self.path}: 'Instances' is empty or no list, the task has no examples. Mend the file.")
+            raise UserError(f"{self.path}: 'Instances' is empty or no list, the task has no examples. Fix the file.")
         if len(rows) > 1 and not self.held_out:
             self.held_out.append(len(rows) - 1)
         self.rows, self._fields = np.array(rows, np.int64), fields
@@ -149,7 +149,7 @@ class TaskFile:
         text = self.fields()['Definition']
         text = ' '.join(text) if isinstance(text, list) and all(isinstance(part, str) for part in text) else text
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{self.path}: 'Definition' is empty or no text ({str(text)[:40]}). Mend the file.")
+            raise UserError(f"{self.path}: 'Definition' is empty or no text ({str(text)[:40]}). Fix the file.")
         return text.strip()
 
     def examples(self, kind: str) -> list[Example]:
@@ -190,12 +190,12 @@ def check_instance(instance: Any, where: str) -> Example:
     """
     if not isinstance(instance, Mapping):
         raise UserError(
-            f'{where}: is {type(instance).__name__}, expected an object with input and output. Mend the file.'
+            f'{where}: is {type(instance).__name__}, expected an object with input and output. Fix the file.'
         )
     for name in ('input', 'output'):
         if name not in instance:
             raise UserError(
-                f"{where}: no field '{name}'; the fields are {', '.join(instance) or 'none'}. Mend the file."
+                f"{where}: no field '{name}'; the fields are {', '.join(instance) or 'none'}. Fix the file."
             )
     outputs = [instance['output']] if isinstance(instance['output'], str) else instance['output']
     if (
@@ -205,7 +205,7 @@ def check_instance(instance: Any, where: str) -> Example:
         or not all(isinstance(output, str) for output in outputs)
     ):
         raise UserError(
-            f"{where}: 'input' must be a text and 'output' a text or a list of them, not empty. Mend the file."
+            f"{where}: 'input' must be a text and 'output' a text or a list of them, not empty. Fix the file."
         )
     return {'id': str(instance.get('id', '')), 'input': instance['input'], 'outputs': list(outputs)}
 

@@ -129,7 +129,7 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}. Name a table of data sets.') from None
     except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}). Mend the file.') from None
+        raise UserError(f'{path}: not JSON ({error}). Fix the file.') from None
     for name in ('submixtures', 'mixtures', 'splits', 'datasets', 'left_out'):
         if name not in content:
             raise UserError(f'{path} has no {name!r}. Add it to the table.')
@@ -144,7 +144,7 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
             if name not in submixtures:
                 raise UserError(
                     f'{path}: mixtures.{mixture} has a rate for {name!r}, which is no submixture; there are '
-                    f'{", ".join(submixtures)}. Mend the table.'
+                    f'{", ".join(submixtures)}. Fix the table.'
                 )
     datasets = tuple(
         _dataset(path, i, row, content['splits'], submixtures) for i, row in enumerate(content['datasets'])
@@ -162,7 +162,7 @@ def _made(where: str, kind: Any, row: Mapping[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(kind)}
     for name in row:
         if name not in known:
-            raise UserError(f'{where} has the key {name!r}; it may have {", ".join(known)}. Mend the table.')
+            raise UserError(f'{where} has the key {name!r}; it may have {", ".join(known)}. Fix the table.')
     for name, field in known.items():
         if name not in row and field.default is dataclasses.MISSING:
             raise UserError(f'{where} has no {name!r}. Add it to the table.')
@@ -171,7 +171,7 @@ def _made(where: str, kind: Any, row: Mapping[str, Any]) -> Any:
 
 def _positive(where: str, number: Any) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Mend the table.')
+        raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Fix the table.')
 
 
 def _dataset(
@@ -181,24 +181,24 @@ def _dataset(
     given = row.get('splits')
     if isinstance(given, str):
         if given not in splits:
-            raise UserError(f'{where}: splits {given!r} is none of {", ".join(splits)}. Mend the table.')
+            raise UserError(f'{where}: splits {given!r} is none of {", ".join(splits)}. Fix the table.')
         row = {**row, 'splits': splits[given]}
     dataset = _made(where, Dataset, row)
     if 'train' not in dataset.splits:
-        raise UserError(f'{where}: splits has no "train". Mend the table.')
+        raise UserError(f'{where}: splits has no "train". Fix the table.')
     if dataset.submixture not in submixtures:
         raise UserError(
-            f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Mend the table.'
+            f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Fix the table.'
         )
     _positive(f'{where}: train_examples', dataset.train_examples)
     if dataset.cap is not None:
         _positive(f'{where}: cap', dataset.cap)
     if dataset.rate is not None and not dataset.rate > 0:
-        raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Mend the table, or leave the row out.')
+        raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Fix the table, or leave the row out.')
     if dataset.make and dataset.make[0] not in RECORDS:
-        raise UserError(f'{where}: make names {dataset.make[0]!r}; there are {", ".join(RECORDS)}. Mend the table.')
+        raise UserError(f'{where}: make names {dataset.make[0]!r}; there are {", ".join(RECORDS)}. Fix the table.')
     if bool(dataset.answer) == bool(dataset.label) or (dataset.label and not dataset.of):
-        raise UserError(f'{where} needs either "answer", or "label" and "of". Mend the table.')
+        raise UserError(f'{where} needs either "answer", or "label" and "of". Fix the table.')
     return dataset
 
 
@@ -217,12 +217,12 @@ def wordings_of(dataset: Dataset) -> Family:
     for name in wordings.fields:
         if name not in dataset.fields:
             raise UserError(
-                f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Mend the table.'
+                f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Fix the table.'
             )
     for name in dataset.fields:
         if name not in known:
             raise UserError(
-                f'{where}: fields has {name!r}; the family {dataset.family!r} has {", ".join(known)}. Mend the table.'
+                f'{where}: fields has {name!r}; the family {dataset.family!r} has {", ".join(known)}. Fix the table.'
             )
     return wordings
 
@@ -250,7 +250,7 @@ def items(dataset: Dataset, record: Example) -> Iterator[Item]:
                 yield item
     except (KeyError, TypeError) as error:
         raise UserError(
-            f'{TABLE.name}: {dataset.name}: {error} is not in its records; they have {", ".join(map(str, record))}. Mend the '
+            f'{TABLE.name}: {dataset.name}: {error} is not in its records; they have {", ".join(map(str, record))}. Fix the '
             'row, or prepare the version that it names.'
         ) from error
 

@@ -15,6 +15,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import chat
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -65,8 +66,6 @@ def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
 
 def test_seqio_reads_the_task_too(tmp_path):
     chat.register([write(tmp_path / 'chat_seqio.json', rows(5))])
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     with vocabulary_chosen(VOCABULARY):
         dataset = seqio.get_mixture_or_task('chat_chat_seqio').get_dataset(
             {'inputs': 64, 'targets': 64}, 'train', shuffle=False

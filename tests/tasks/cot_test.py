@@ -13,6 +13,7 @@ from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import cot
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -186,8 +187,6 @@ def test_a_large_file_is_walked_once(tmp_path, monkeypatch):
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     cot.register([write(tmp_path / 'cog.tsv', lines(9))])
     with vocabulary_chosen(VOCABULARY):
         dataset = seqio.get_mixture_or_task('cot_cog').get_dataset(

@@ -135,7 +135,7 @@ def test_braces_that_are_text(tmp_path):
         ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
         ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
         ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
-        ('*.jsonl', None, {}, 'matches no file. Mend the glob in FileTask.train'),
+        ('*.jsonl', None, {}, 'matches no file. Fix the glob in FileTask.train'),
         ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
         ('a.jsonl', '{}', {'template': '{} {input}'}, 'has a brace without a field name'),
         ('a.jsonl', '{}', {'name': 'my task'}, "FileTask.name='my task' is no name for a task"),

@@ -14,6 +14,7 @@ from t5flan.data.skipped import left_out
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -160,8 +161,6 @@ def test_any_output_is_right_and_the_pipeline_reads_it(tmp_path):
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     ni.register(folder_of(tmp_path, task10_a=content('ten')))
     with vocabulary_chosen(VOCABULARY):
         dataset = seqio.get_mixture_or_task('ni_task10_a').get_dataset(

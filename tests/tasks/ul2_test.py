@@ -11,11 +11,11 @@ from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
 from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.errors import UserError
 from t5flan.reporting.mixture_report import describe_mixture
 from t5flan.tasks import register_all, ul2
 from tests.tasks.tfds_loader import Loader
+from tests.vocabulary import vocabulary_chosen
 
 MODES = ('[NLU]', '[NLG]', '[S2S]')
 VOCABULARY = ByteVocabulary(extra_ids=100, mode_tokens=MODES)

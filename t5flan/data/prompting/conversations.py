@@ -64,7 +64,7 @@ def parse_row(row: Any, where: str) -> list[Example]:
     """
     if not isinstance(row, Mapping):
         raise UserError(
-            f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Mend the file or DataConfig.chat.'
+            f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Fix the file or DataConfig.chat.'
         )
     if 'conversations' in row:
         conversations = [_turns(row, 'conversations', 'from', 'value', where)]
@@ -78,7 +78,7 @@ def parse_row(row: Any, where: str) -> list[Example]:
         conversations = [_instruction(row, row, where)]
     else:
         raise UserError(
-            f'{where}: has the fields {", ".join(map(str, row)) or "none"}, expected {_FORMS}. Mend the file or '
+            f'{where}: has the fields {", ".join(map(str, row)) or "none"}, expected {_FORMS}. Fix the file or '
             'DataConfig.chat.'
         )
     return [_checked(turns, where) for turns in conversations]
@@ -93,7 +93,7 @@ def _field(row: Any, name: str, where: str, kind: type = str, default: Any = Non
         there = ', '.join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         what = 'has no' if value is None else f'has {type(value).__name__} as'
         wanted = {str: 'text', list: 'a list'}[kind]
-        raise UserError(f"{where}: {what} field '{name}' (there are {there}), expected {wanted}. Mend the file.")
+        raise UserError(f"{where}: {what} field '{name}' (there are {there}), expected {wanted}. Fix the file.")
     return value
 
 
@@ -106,7 +106,7 @@ def _turns(row: Mapping[str, Any], field: str, role: str, text: str, where: str)
         place = f'{where} turn {number}'
         speaker = _field(turn, role, place)
         if speaker not in SPEAKERS:
-            raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Mend the file.")
+            raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Fix the file.")
         listed.append((SPEAKERS[speaker], _field(turn, text, place)))
     if listed and listed[0][0] == 'system':
         turns = [listed.pop(0)]
@@ -122,7 +122,7 @@ def _tree(message: Mapping[str, Any], where: str) -> list[Turns]:
     """
     role = _field(message, 'role', where)
     if role not in ('prompter', 'assistant'):
-        raise UserError(f"{where}: 'role' is {role!r} in a tree, expected prompter or assistant. Mend the file.")
+        raise UserError(f"{where}: 'role' is {role!r} in a tree, expected prompter or assistant. Fix the file.")
     own = [(SPEAKERS[role], _field(message, 'text', where))]
     replies = [reply for reply in _field(message, 'replies', where, list, []) if not _is_refused(reply)]
     if role == 'prompter' and replies:
@@ -144,7 +144,7 @@ def _instruction(row: Mapping[str, Any], task: Mapping[str, Any], where: str) ->
 def _seed_task(row: Mapping[str, Any], where: str) -> list[Turns]:
     instances = _field(row, 'instances', where, list)
     if not instances:
-        raise UserError(f"{where}: 'instances' is empty, expected one at least. Mend the file.")
+        raise UserError(f"{where}: 'instances' is empty, expected one at least. Fix the file.")
     return [_instruction(instance, row, f'{where} instance {i}') for i, instance in enumerate(instances, 1)]
 
 
@@ -153,7 +153,7 @@ def _checked(turns: Turns, where: str) -> Example:
     before = 'system'
     for number, (role, text) in enumerate(turns, 1):
         if not text.strip():
-            raise UserError(f'{where} turn {number}: the text of {role} is empty. Mend the file.')
+            raise UserError(f'{where} turn {number}: the text of {role} is empty. Fix the file.')
         expected = {'user': _REPLIES, 'observation': _REPLIES, 'assistant': ('user',), 'call': ('observation',)}.get(
             before,
             ('system', 'tools', 'user') if number == 1 else ('tools', 'user') if before == 'system' else ('user',),
@@ -162,12 +162,12 @@ def _checked(turns: Turns, where: str) -> Example:
             again = (
                 f'two turns of {role} in a row' if role == before else f'{role} after {before}' if number > 1 else role
             )
-            raise UserError(f'{where} turn {number}: {again}, expected {" or ".join(expected)}. Mend the file.')
+            raise UserError(f'{where} turn {number}: {again}, expected {" or ".join(expected)}. Fix the file.')
         before = role
     while turns and turns[-1][0] not in _REPLIES:
         turns = turns[:-1]
     if not turns:
-        raise UserError(f'{where}: no turn of the assistant, there is nothing to learn. Mend the file.')
+        raise UserError(f'{where}: no turn of the assistant, there is nothing to learn. Fix the file.')
     roles, texts = zip(*turns)
     return {'roles': list(roles), 'texts': [text.strip() for text in texts]}
 

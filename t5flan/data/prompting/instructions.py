@@ -354,7 +354,7 @@ class Instruct(ExampleFn):
             if not isinstance(item.get(name), str):
                 raise UserError(
                     f'{_task(context)}: the family {self._family.name!r} needs the field {name!r} as text, the item has '
-                    f'{_brief(item)}. Mend the mapping of its fields.'
+                    f'{_brief(item)}. Fix the mapping of its fields.'
                 )
 
 

@@ -203,7 +203,7 @@ def _template(where: str, given: Any, fields: Sequence[str], optional: Sequence[
     head = given.get('head', '')
     if not isinstance(targets, str) or not isinstance(head, str) or options not in (None, True, False):
         raise UserError(
-            f'{where}: "head" and "targets" must be texts and "options" true, false or absent. Mend the template.'
+            f'{where}: "head" and "targets" must be texts and "options" true, false or absent. Fix the template.'
         )
     known = (*fields, *optional, *SPECIAL)
     named = {}
@@ -215,11 +215,11 @@ def _template(where: str, given: Any, fields: Sequence[str], optional: Sequence[
         for name in named[part]:
             if name not in known:
                 raise UserError(
-                    f'{where}.{part} names {{{name}}}, a field that is not there; the fields are {", ".join(known)}. Mend '
+                    f'{where}.{part} names {{{name}}}, a field that is not there; the fields are {", ".join(known)}. Fix '
                     'the template, or add the field to "fields" or "optional".'
                 )
     if missing := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
-        raise UserError(f'{where}: {missing}. Mend the template.')
+        raise UserError(f'{where}: {missing}. Fix the template.')
     return make_template(given['inputs'], targets, False if inverted else options, head)
 
 
@@ -243,20 +243,20 @@ def _layouts(path: pathlib.Path, key: str, content: Mapping[str, Any], kind: Any
         where = f'{path}: {key}[{i}]'
         parts = [field.name for field in dataclasses.fields(kind)]
         if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-            raise UserError(f'{where} must be an object of texts ({", ".join(parts)}). Mend the layout.')
+            raise UserError(f'{where} must be an object of texts ({", ".join(parts)}). Fix the layout.')
         _known_keys(where, '', given, parts)
         for part, text in given.items():
             try:
                 unknown = set(names_in(text)) - set(names)
             except ValueError as error:
-                raise UserError(f'{where}.{part}: {error}. Mend the layout.') from None
+                raise UserError(f'{where}.{part}: {error}. Fix the layout.') from None
             if unknown:
                 found = sorted(unknown)[0]
-                raise UserError(f'{where}.{part} names {{{found}}}; it may name {", ".join(names)}. Mend the layout.')
+                raise UserError(f'{where}.{part} names {{{found}}}; it may name {", ".join(names)}. Fix the layout.')
         needed = {'inputs': '{inputs}', 'targets': '{targets}', 'option': '{option}'}
         for part in set(parts) & set(needed):
             if needed[part] not in given.get(part, '{option}'):
-                raise UserError(f'{where}.{part} has no {needed[part]}. Mend the layout.')
+                raise UserError(f'{where}.{part} has no {needed[part]}. Fix the layout.')
         made.append(kind(**given))
     if not made:
         raise UserError(f'{path}: "{key}" is empty, and so it is in {LAYOUTS} beside it. Add a layout.')
@@ -269,25 +269,25 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}. Name a file of templates.') from None
     except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}). Mend the file.') from None
+        raise UserError(f'{path}: not JSON ({error}). Fix the file.') from None
     if not isinstance(content, dict):
-        raise UserError(f'{path}: a JSON {type(content).__name__}, it must be an object. Mend the file.')
+        raise UserError(f'{path}: a JSON {type(content).__name__}, it must be an object. Fix the file.')
     return content
 
 
 def _known_keys(where: str | pathlib.Path, part: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
-            raise UserError(f'{where}{part} has the key {key!r}; it may have {", ".join(known)}. Mend the file.')
+            raise UserError(f'{where}{part} has the key {key!r}; it may have {", ".join(known)}. Fix the file.')
 
 
 def _list(path: pathlib.Path, key: str, value: Any) -> list:
     if not isinstance(value, list):
-        raise UserError(f'{path}: "{key}" is {type(value).__name__}, it must be a list. Mend the file.')
+        raise UserError(f'{path}: "{key}" is {type(value).__name__}, it must be a list. Fix the file.')
     return value
 
 
 def _words(path: pathlib.Path, key: str, value: Any) -> tuple[str, ...]:
     if not all(isinstance(word, str) and word.isidentifier() for word in _list(path, key, value)):
-        raise UserError(f'{path}: "{key}" must be a list of names (letters, digits, _). Mend the file.')
+        raise UserError(f'{path}: "{key}" must be a list of names (letters, digits, _). Fix the file.')
     return tuple(value)

@@ -41,7 +41,7 @@ def json_rows(path: str) -> Iterator[Row]:
     with JsonWalker(path) as walker:
         if walker.peek() not in '[{':
             raise UserError(
-                f'{path}: begins with {walker.peek()!r}, neither a list nor an object of rows. Mend the file.'
+                f'{path}: begins with {walker.peek()!r}, neither a list nor an object of rows. Fix the file.'
             )
         is_list = walker.peek() == '['
         for number, key in enumerate(walker.members(), 1):
@@ -59,7 +59,7 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except ValueError as error:
-        raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). Mend the file.') from None
+        raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). Fix the file.') from None
 
 
 def read_json(path: str, offset: int, size: int, where: str = '') -> Any:
@@ -135,7 +135,7 @@ class JsonWalker:
             except ValueError as error:
                 if len(self._text) - self._at > _LONGEST or not self._more():
                     message = getattr(error, 'msg', str(error))
-                    raise UserError(f'{where}: not JSON ({message}). Mend the file.') from None
+                    raise UserError(f'{where}: not JSON ({message}). Fix the file.') from None
         start, self._at = self._at, end
         return self._first + start, end - start
 
@@ -153,7 +153,7 @@ class JsonWalker:
         if found not in signs:
             raise UserError(
                 f'{self._path} byte {self._first + self._at}: not JSON ({found.strip() or "the end"!r} where one of '
-                f'{" ".join(signs)} must be). Mend the file.'
+                f'{" ".join(signs)} must be). Fix the file.'
             )
         self._at += 1
         return found

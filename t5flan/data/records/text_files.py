@@ -28,7 +28,7 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
     if glob.has_magic(pattern):
         paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not paths:
-            raise UserError(f'{setting}={pattern!r} matches no file. Mend the glob in {setting}.')
+            raise UserError(f'{setting}={pattern!r} matches no file. Fix the glob in {setting}.')
     else:
         paths = [pattern]
     for path in paths:
@@ -40,7 +40,7 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
             raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
         if Path(path).suffix not in suffixes:
             raise UserError(
-                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend '
+                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or fix '
                 f'{setting}.'
             )
         if os.path.getsize(path) == 0:
@@ -238,13 +238,13 @@ def require_field(example: Mapping[str, Any], field: str, where: str, setting: s
     value = example[field]
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or "
+            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Fix the file or "
             f'set {setting}.'
         )
     try:
         value.encode('utf-8')
     except UnicodeEncodeError:
         raise UserError(
-            f"{where}: field '{field}' holds half a character (a lone surrogate \\ud800-\\udfff). Mend the file."
+            f"{where}: field '{field}' holds half a character (a lone surrogate \\ud800-\\udfff). Fix the file."
         ) from None
     return value

@@ -16,12 +16,12 @@ from t5flan.data.config import FORMATS, DataConfig, InstructionConfig
 from t5flan.data.mixtures.mixing import caps, tasks_and_rates
 from t5flan.data.mixtures.readers import open_reader
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.errors import UserError
 from t5flan.tasks import families
 from t5flan.tasks.families import family
 from t5flan.tasks.flan import mixtures as flan
 from t5flan.tasks.flan.table import TABLE, items, load_table, wordings_of
+from tests.vocabulary import vocabulary_chosen
 
 seqio = pytest.importorskip('seqio')
 tfds = pytest.importorskip('tensorflow_datasets')
