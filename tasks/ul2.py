@@ -72,7 +72,7 @@ def _complete(corpus: str) -> None:
 def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
     import seqio
 
-    from t5flan.data.preprocessing.denoising import denoise
+    from t5flan.data.preprocessing.denoisers import denoise
     from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     known = _corpora[corpus]

@@ -11,10 +11,10 @@ import seqio
 from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, text
+from tests.data.preprocessing.spans import restore
 from tests.tasks.tfds_loader import Loader
 
 VOCABULARY = ByteVocabulary(extra_ids=100)
@@ -113,7 +113,7 @@ def test_local_files_lose_no_text(tmp_path):
     register_all(config('text_story_causal_lm', text_files=(files,)))
     register_all(config('text_story_causal_lm', text_files=(files,)))
     rebuilt = {
-        'span_corruption': lambda one: denoising.restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY),
+        'span_corruption': lambda one: restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY),
         'prefix_lm': lambda one: np.concatenate([one['inputs'][:-1], one['targets'][:-1]]),
         'causal_lm': lambda one: one['targets'][one['targets'] != 1],
     }
@@ -140,9 +140,7 @@ def test_c4_reads_through_tfds(tmp_path, monkeypatch):
     again.start(batches[4][1])
     np.testing.assert_array_equal(next(again)[0]['encoder_input_tokens'], batches[5][0]['encoder_input_tokens'])
     one = eval_examples(dataclasses.replace(settings, split='validation'), VOCABULARY, limit=1)[0]
-    assert (
-        VOCABULARY.decode(denoising.restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY)) == records['text'][0]
-    )
+    assert VOCABULARY.decode(restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY)) == records['text'][0]
 
 
 def test_c4_that_is_not_there_is_one_line(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
-from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.reporting.mixture_report import describe_mixture
 from t5flan.tasks import register_all, ul2
+from tests.data.preprocessing.spans import restore
 from tests.tasks.tfds_loader import Loader
 from tests.vocabulary import vocabulary_chosen
 
@@ -104,7 +104,7 @@ def test_no_text_is_lost(corpus, name, concatenate):
     if name == 's':
         tokens = [np.concatenate([one['inputs'][1:-1], one['targets'][:-1]]) for one in examples]
     else:
-        tokens = [denoising.restore(one['inputs'][1:-1], one['targets'][:-1], VOCABULARY) for one in examples]
+        tokens = [restore(one['inputs'][1:-1], one['targets'][:-1], VOCABULARY) for one in examples]
     assert VOCABULARY.decode(np.concatenate(tokens)) == ''.join(WORDS)
     full = np.mean([len(one['inputs']) == 128 for one in examples])
     assert name == 's' or (full > 0.9) == (concatenate > 1)
@@ -130,7 +130,7 @@ def test_sequential_sources_are_joined_too(monkeypatch):
     task = seqio.get_mixture_or_task('c4_ul2_r_3_15')
     monkeypatch.setattr(task.source, '_tfds_dataset', Loader(records))
     one = eval_examples(config(task.name, concatenate=16), VOCABULARY)
-    tokens = [denoising.restore(example['inputs'][1:-1], example['targets'][:-1], VOCABULARY) for example in one]
+    tokens = [restore(example['inputs'][1:-1], example['targets'][:-1], VOCABULARY) for example in one]
     assert VOCABULARY.decode(np.concatenate(tokens)) == ''.join(WORDS)
     settings = config(task.name, concatenate=16, streams=2)
     pipeline = TrainPipeline(settings, VOCABULARY)

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.records.text_files import chunk_text, is_held_out, open_text
+from t5flan.data.records.text_files import chunk_text, is_held_out, open_text, require_field
 from t5flan.errors import UserError
 
 
@@ -92,3 +92,11 @@ def test_one_line_for_a_bad_file(tmp_path, content, name, options, pattern):
     with pytest.raises(UserError, match=pattern) as error:
         open_text(TextFiles('n', str(tmp_path / name)), options.get('split', 'train'))
     assert '\n' not in str(error.value)
+
+
+def test_a_missing_field_is_answered_with_the_existing_ones():
+    line = "f.jsonl line 3: no field 'inputs'; the fields are question, answer. Set FileTask.input_field"
+    with pytest.raises(UserError, match=line):
+        require_field({'question': 'a', 'answer': 'b'}, 'inputs', 'f.jsonl line 3', 'FileTask.input_field')
+    with pytest.raises(UserError, match=r"field 'answer' is int \(42\), it must be text"):
+        require_field({'answer': 42}, 'answer', 'f.jsonl line 3', 'FileTask.target_field')

@@ -60,7 +60,7 @@ def test_seqio_runs_our_preprocessors():
 
 def test_a_preprocessor_that_drops_every_example_is_one_line():
     nothing = example_fn(lambda example, context: None)
-    with pytest.raises(UserError, match='left no example'):
+    with pytest.raises(UserError, match='dropped every example'):
         nothing(IndexedSource({'train': RECORDS}).get_dataset('train', shuffle=False))
 
 
