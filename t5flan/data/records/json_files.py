@@ -61,6 +61,18 @@ def parse_json(data: bytes, where: str) -> Any:
         raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). Fix the file.') from None
 
 
+def load_json(path: str | Path) -> Any:
+    """The value of a whole file.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return parse_json(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}. Set the path of a readable file.') from None
+
+
 def read_json(path: str, offset: int, size: int, where: str = '') -> Any:
     """The value at a place that `json_rows` returned."""
     return parse_json(read_bytes(path, offset, size), where or path)
