@@ -3,8 +3,8 @@
     cache(data, 'c4_ul2', '/data/cache')
 
 Each shard of the source is read, preprocessed up to the task's `seqio.CacheDatasetPlaceholder` (tokenization) and
-written as one file in the source's order, so the cache is the same on any runner. Existing shards are not written again,
-so a stopped command can be resumed. t5flan/data/mixtures/cache.py describes and reads the folder.
+written as one file in the source's order, so the cache is the same on any runner. Existing shards are not written
+again, so a stopped command can be resumed. t5flan/data/mixtures/cache.py describes and reads the folder.
 """
 
 import functools
