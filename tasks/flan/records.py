@@ -102,7 +102,7 @@ def last_word(record: Record) -> Iterator[Record]:
 
 
 def parted(record: Record) -> Iterator[Record]:
-    r"""UnifiedQA's 'question \\n (a) one (b) two \\n passage': 'asked', 'texts' and 'passage', if it has them."""
+    r"""UnifiedQA's 'question \n (a) one (b) two \n passage': 'asked', 'texts' and 'passage', if it has them."""
     asked, *others = (part.strip() for part in record['input'].split('\\n'))
     made = {**record, 'asked': asked, 'texts': [], 'passage': ''}
     for part in others:

@@ -60,9 +60,9 @@ _NEXT_ROLES = {
     'assistant': ('user',),
     'call': ('observation',),
 }
-_FORMS = (
-    "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and 'output' "
-    "(Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
+_FORMATS = (
+    "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and "
+    "'output' (Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
 )
 
 
@@ -74,7 +74,7 @@ def parse_row(row: Any, where: str) -> list[Example]:
     """
     if not isinstance(row, Mapping):
         kind = type(row).__name__
-        raise UserError(f'{where}: is {kind}, not an object with {_FORMS}. Fix the file or DataConfig.chat.')
+        raise UserError(f'{where}: is {kind}, not an object with {_FORMATS}. Fix the file or DataConfig.chat.')
     if 'conversations' in row:
         conversations = [_turns(row, 'conversations', 'from', 'value', where)]
     elif 'messages' in row:
@@ -87,7 +87,7 @@ def parse_row(row: Any, where: str) -> list[Example]:
         conversations = [_instruction(row, row, where)]
     else:
         names = ', '.join(map(str, row)) or 'none'
-        raise UserError(f'{where}: has the fields {names}, expected {_FORMS}. Fix the file or DataConfig.chat.')
+        raise UserError(f'{where}: has the fields {names}, expected {_FORMATS}. Fix the file or DataConfig.chat.')
     return [_checked(turns, where) for turns in conversations]
 
 
