@@ -31,8 +31,7 @@ def register_all(data: DataConfig | None = None) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f'DataConfig.modules: importing {module!r} failed: {error}. Put its folder on PYTHONPATH or fix '
-                'DataConfig.modules.'
+                f'DataConfig.modules: importing {module!r} failed: {error}. Set PYTHONPATH or DataConfig.modules.'
             ) from error
     for text_files in data.text_files:
         text.register_files(text_files)

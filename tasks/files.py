@@ -63,9 +63,7 @@ def register_task(task: FileTask) -> None:
             metric_fns=[exact_match],
         )
     except ValueError as error:
-        raise UserError(
-            f'FileTask.name={task.name!r} is not a valid name: use letters, digits, "_", ".", ":". Set FileTask.name.'
-        ) from error
+        raise UserError(f'FileTask.name={task.name!r} is not a valid name. Use letters, digits, "_", ".".') from error
     _registered[task.name] = task
 
 
@@ -81,17 +79,13 @@ def needed_fields(task: FileTask) -> list[str]:
     Raises:
         UserError: the braces of the template do not match.
     """
+    given = f'FileTask.template={task.template!r}'
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(task.template) if name is not None]
     except ValueError as error:
-        raise UserError(
-            f'FileTask.template={task.template!r}: {error}. Write {{{{ and }}}} for braces that are not fields.'
-        ) from None
+        raise UserError(f'{given}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
     if '' in parts:
-        raise UserError(
-            f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or '
-            '{{ }} for braces.'
-        )
+        raise UserError(f'{given} has a brace without a field name. Write {{input}}, {{FIELD}} or {{{{ }}}}.')
     return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
 
 
@@ -138,9 +132,7 @@ def open_rows(task: FileTask, split: str) -> Records:
             held_out.append(by_hash and is_held_out(data, task.held_out))
     kept = hold_out(np.array(held_out, bool), split).tolist() if by_hash else range(len(rows))
     if not len(kept):
-        raise UserError(
-            f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.'
-        )
+        raise UserError(f'{paths[0]}: no rows for {split!r} of {task.name!r}. Add rows, or set FileTask.validation.')
     kept_rows = [rows[i] for i in kept]
     if json_rows:
         return FileRows(paths, np.array(kept_rows, np.int64), functools.partial(_json_example, task))

@@ -371,8 +371,7 @@ def register(folder: str | None, config: NaturalInstructionsConfig = _EVERYTHING
                 selected.append(name)
     if not selected:
         raise UserError(
-            f'{folder}: none of its {len(files)} tasks is selected. Set NaturalInstructionsConfig.categories or '
-            '.languages.'
+            f'{folder}: none of its {len(files)} tasks is selected. Set NaturalInstructionsConfig.categories.'
         )
     mixtures = {MIXTURE: selected, **{f'{MIXTURE}_{key}': names for key, names in lists.items()}}
     for mixture in dict.fromkeys([*mixtures, *_mixtures]):

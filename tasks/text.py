@@ -128,9 +128,7 @@ def register_files(files: TextFiles) -> None:
         return
     taken = {f'{files.name}_{objective}' for objective in objectives()} & set(seqio.TaskRegistry.names())
     if taken:
-        raise UserError(
-            f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.'
-        )
+        raise UserError(f'TextFiles.name={files.name!r}: the task {min(taken)} exists already. Set another name.')
     splits = ('train', 'validation')
     for split in splits:
         if pattern := getattr(files, split):

@@ -87,8 +87,7 @@ def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if taken := {name, *(f'{name}_{one.name}' for one in parts)} & names:
         raise UserError(
-            f"DataConfig.denoisers['{mixture}']: there is another task or mixture {min(taken)}. Set another name in "
-            'DataConfig.denoisers.'
+            f"DataConfig.denoisers['{mixture}']: {min(taken)} is another task or mixture. Set another name."
         )
     optional = tuple(sorted({one.mode_token for one in parts})) if denoisers().get(mixture) == parts else ()
     for one in parts:

@@ -96,9 +96,7 @@ def import_beam() -> Any:
     try:
         from seqio import beam_utils
     except ImportError as error:
-        raise UserError(
-            f"`t5flan cache` needs apache-beam, which is not installed ({error}). Run pip install 't5flan[beam]'."
-        ) from None
+        raise UserError(f"apache-beam is not installed ({error}). Run pip install 't5flan[beam]'.") from None
     return beam_utils
 
 
@@ -113,10 +111,7 @@ def _alike(tasks: Iterable[seqio.Task]) -> list[list[seqio.Task]]:
 
 def _check(task: seqio.Task, splits: Sequence[str]) -> None:
     if cache_step(task) is None:
-        raise UserError(
-            f'task {task.name} cannot be cached: its preprocessors have no seqio.CacheDatasetPlaceholder. Name a task '
-            'of raw text, or add one to your task.'
-        )
+        raise UserError(f'task {task.name} cannot be cached without a seqio.CacheDatasetPlaceholder. Name another.')
     if missing := sorted(set(splits) - set(task.splits)):
         raise UserError(f'task {task.name} has no split {missing[0]!r}; it has {", ".join(task.splits)}. Set --splits.')
 

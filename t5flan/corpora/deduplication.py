@@ -7,6 +7,7 @@ datasketch's.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -105,9 +106,7 @@ class Seen:
             try:
                 from datasketch import MinHash, MinHashLSH
             except ImportError:
-                raise UserError(
-                    "near duplicates need datasketch: pip install 't5flan[dedup]', or set --threshold=1."
-                ) from None
+                raise UserError("datasketch is missing: pip install 't5flan[dedup]', or set --threshold=1.") from None
             self._bulk = MinHash.bulk
             self._near = MinHashLSH(threshold=rules.threshold, num_perm=rules.permutations)
 
@@ -161,11 +160,5 @@ def _texts(paths: Sequence[str], field: str, unit: str) -> Iterator[tuple[str, d
 
 
 def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(itertools.islice(items, _BATCH)):
         yield batch

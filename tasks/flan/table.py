@@ -134,11 +134,7 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
         _positive(f'{path}: submixtures.{name}.cap', submixture.cap)
     for mixture, shares in content['mixtures'].items():
         if unknown := [name for name in shares if name not in submixtures]:
-            known = ', '.join(submixtures)
-            raise UserError(
-                f'{path}: mixtures.{mixture} has a rate for {unknown[0]!r}, which is not a submixture ({known}). Fix '
-                'the table.'
-            )
+            raise UserError(f'{path}: mixtures.{mixture}: {unknown[0]!r} is not one of the submixtures. Fix the table.')
     rows = enumerate(content['datasets'])
     datasets = tuple(_dataset(path, i, row, content['splits'], submixtures) for i, row in rows)
     names = [dataset.name for dataset in datasets]
@@ -237,11 +233,8 @@ def items(dataset: Dataset, record: Example) -> Iterator[Item]:
             if item is not None:
                 yield item
     except (KeyError, TypeError) as error:
-        known = ', '.join(map(str, record))
-        raise UserError(
-            f'{TABLE.name}: {dataset.name}: {error} is not in its records; they have {known}. Fix the row, or prepare '
-            'the version that it names.'
-        ) from error
+        where, known = f'{TABLE.name}: {dataset.name}', ', '.join(map(str, record))
+        raise UserError(f'{where}: {error} is not in its records, which have {known}. Fix the row.') from error
 
 
 def _item(dataset: Dataset, record: Example) -> Item | None:

@@ -181,9 +181,7 @@ def test_a_cache_that_does_not_fit_is_one_line(data, cached, tmp_path):
 def test_caching_needs_beam_and_a_placeholder_in_the_task(data, tmp_path):
     pytest.importorskip('apache_beam', reason="pip install 't5flan[beam]'")
     run = lambda name, **options: cache(data, name, str(tmp_path), prepare=register_all, **options)
-    with pytest.raises(
-        UserError, match='practice_.* cannot be cached: its preprocessors have no seqio.CacheDatasetPlaceholder'
-    ):
+    with pytest.raises(UserError, match='practice_.* cannot be cached without a seqio.CacheDatasetPlaceholder'):
         run('practice')
     with pytest.raises(UserError, match="has no split 'tests'; it has train, validation. Set --splits"):
         run('cached_ul2', splits=['tests'])

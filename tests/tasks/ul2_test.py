@@ -147,7 +147,7 @@ def test_gin_replaces_and_adds_mixtures(corpus):
     assert describe_mixture(config('ul2_words_mine', text_files=(corpus,)), VOCABULARY, 5)['tasks'][0]['sampled'] == 5
     register_all(config('x', text_files=(corpus,)))
     assert len(find_mixture('ul2_words_ul2').tasks) == 7
-    line = r"DataConfig.denoisers\['causal_lm'\]: there is another task or mixture \w+_causal_lm"
+    line = r"DataConfig.denoisers\['causal_lm'\]: \w+_causal_lm is another task or mixture"
     with pytest.raises(UserError, match=line):
         register_all(config('x', denoisers={'causal_lm': mine}))
 

@@ -73,8 +73,7 @@ def window_length(
     if sentinels == 0:
         raise UserError('span corruption needs sentinels, the vocabulary has none. Set DataConfig.extra_ids.')
     raise UserError(
-        f'no text fits in inputs of {inputs_length} and targets of {targets_length} tokens after span corruption. Set '
-        'larger DataConfig.feature_lengths.'
+        f'no text fits in {inputs_length} + {targets_length} tokens. Set larger DataConfig.feature_lengths.'
     )
 
 

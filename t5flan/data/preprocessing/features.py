@@ -32,19 +32,12 @@ def check_features(format: str, lengths: Mapping[str, int], features: Sequence[s
     """
     if 'targets' not in features:
         raise UserError(
-            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to "
-            'a task with targets.'
+            f"task {task} has no feature 'targets', only {', '.join(features)}. Set another DataConfig.mixture."
         )
     if format == 'encoder_decoder' and 'inputs' not in features:
-        raise UserError(
-            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set "
-            "DataConfig.format='causal_lm', or another mixture."
-        )
+        raise UserError(f"task {task} has no 'inputs' for an encoder-decoder. Set DataConfig.format='causal_lm'.")
     if 'inputs' in features and 'inputs' not in lengths:
-        raise UserError(
-            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set "
-            "DataConfig.feature_lengths['inputs']."
-        )
+        raise UserError(f"DataConfig.feature_lengths={dict(lengths)} has no length for 'inputs' of {task}. Set it.")
 
 
 def fit_example(example: Example, lengths: Mapping[str, int], format: str = 'encoder_decoder') -> tuple[Example, bool]:

@@ -201,12 +201,9 @@ def _template(where: str, given: Any, fields: Sequence[str], optional: Sequence[
             named[part] = names_in(text)
         except ValueError as error:
             raise UserError(f'{where}.{part}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
-        for name in named[part]:
-            if name not in known:
-                raise UserError(
-                    f'{where}.{part} names {{{name}}}, which is not a field; the fields are {", ".join(known)}. Fix '
-                    'the template, or add the field to "fields" or "optional".'
-                )
+        if unknown := [name for name in named[part] if name not in known]:
+            names = ', '.join(known)
+            raise UserError(f'{where}.{part} names {{{unknown[0]}}}, which is not a field ({names}). Fix the template.')
     if missing := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
         raise UserError(f'{where}: {missing}. Fix the template.')
     return make_template(given['inputs'], targets, False if inverted else options, head)

@@ -31,10 +31,7 @@ class IndexedSource(seqio.DataSource):
             UserError: there is no such split, or it is empty.
         """
         if split not in self._makers:
-            raise UserError(
-                f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split (or "
-                'EvaluationConfig.split).'
-            )
+            raise UserError(f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split.")
         if split not in self._records:
             maker = self._makers[split]
             records = maker() if callable(maker) else maker

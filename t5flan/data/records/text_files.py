@@ -129,10 +129,7 @@ def open_text(files: TextFiles, split: str) -> FileRows:
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        raise UserError(
-            f'{", ".join(paths[:3])}: no text for split {split!r} of {files.name!r}. Add text, or set '
-            'TextFiles.validation.'
-        )
+        raise UserError(f'{paths[0]}: no text for {split!r} of {files.name!r}. Add text, or set TextFiles.validation.')
     return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores))
 
 
@@ -172,10 +169,8 @@ def require_score(row: dict[str, Any], key: str, where: str) -> float:
     for part in key.split('.'):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        names = ', '.join(map(str, row))
-        raise UserError(
-            f"{where}: no number at '{key}' (found {str(value)[:40]}); the fields are {names}. Set Control.field."
-        )
+        found, names = str(value)[:40], ', '.join(map(str, row))
+        raise UserError(f"{where}: no number at '{key}' (found {found}); the fields are {names}. Set Control.field.")
     return float(value)
 
 
@@ -215,14 +210,10 @@ def require_field(example: Mapping[str, Any], field: str, where: str, setting: s
         raise UserError(f"{where}: no field '{field}'; the fields are {names}. Set {setting}.")
     value = example[field]
     if not isinstance(value, str):
-        raise UserError(
-            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Fix the file or "
-            f'set {setting}.'
-        )
+        found = f'{type(value).__name__} ({str(value)[:40]})'
+        raise UserError(f"{where}: field '{field}' is {found}, it must be text. Fix the file or set {setting}.")
     try:
         value.encode('utf-8')
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: field '{field}' has half a character (a lone surrogate \\ud800-\\udfff). Fix the file."
-        ) from None
+        raise UserError(f"{where}: field '{field}' has half a character (a lone surrogate). Fix the file.") from None
     return value

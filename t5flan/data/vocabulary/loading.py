@@ -30,24 +30,18 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix('.json')
     if not description_file.is_file():
         if path.is_dir():
-            raise UserError(
-                f'vocabulary {path}: the folder has no {DESCRIPTION}. Set DataConfig.vocabulary to a folder or .model '
-                'file of a vocabulary.'
-            )
+            raise UserError(f'vocabulary {path}: no {DESCRIPTION} in the folder. Set another DataConfig.vocabulary.')
         return SentencePieceVocabulary(path, extra_ids, mode_tokens)
     try:
         description = json.loads(description_file.read_text('utf-8'))
         kind, extra_ids = description['kind'], int(description['extra_ids'])
         described = tuple(description['mode_tokens'])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f'{description_file} does not describe a vocabulary (kind, extra_ids, mode_tokens). Train it again or '
-            'remove the file.'
-        ) from None
+        raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.') from None
     if mode_tokens and tuple(mode_tokens) != described:
+        given = f'DataConfig.mode_tokens={tuple(mode_tokens)}'
         raise UserError(
-            f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}. Set '
-            'DataConfig.mode_tokens=() or train a vocabulary with them.'
+            f'{given}, but {description_file} has {described}. Set DataConfig.mode_tokens=() or train again.'
         )
     start_id = description.get('start_id', PAD_ID)
     if kind == 'bytes':
@@ -57,9 +51,7 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     if kind == 'tokenizer_json':
         return TokenizerJsonVocabulary(path / TOKENIZER, description['eos_id'], start_id)
     vocabulary = SentencePieceVocabulary(model, extra_ids, described, start_id=start_id)
-    if description.get('vocab_size', vocabulary.vocab_size) != vocabulary.vocab_size:
-        raise UserError(
-            f'{model} has {vocabulary.vocab_size} ids, {description_file} says {description["vocab_size"]}: they are '
-            'not one vocabulary. Train it again.'
-        )
+    found, size = vocabulary.vocab_size, description.get('vocab_size', vocabulary.vocab_size)
+    if found != size:
+        raise UserError(f'{model} has {found} ids, {description_file} says {size}: not one vocabulary. Train it again.')
     return vocabulary

@@ -40,10 +40,7 @@ class SentencePieceVocabulary(Vocabulary):
         try:
             self._model = to_path(path).read_bytes() if model is None else model
         except OSError as error:
-            raise UserError(
-                f'vocabulary {self.path}: {error.strerror}. Set DataConfig.vocabulary to a SentencePiece .model or to '
-                "'bytes'."
-            ) from None
+            raise UserError(f'vocabulary {self.path}: {error.strerror}. Set another DataConfig.vocabulary.') from None
         processor = self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(self._model) and processor.LoadFromSerializedProto(self._model)
@@ -51,14 +48,11 @@ class SentencePieceVocabulary(Vocabulary):
             loaded = False
         if not loaded or processor.eos_id() < 0:
             raise UserError(
-                f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set '
-                'DataConfig.vocabulary to one.'
+                f'vocabulary {self.path} is not a SentencePiece model with end of sequence. Set DataConfig.vocabulary.'
             )
         if processor.pad_id() not in (0, -1) or not (processor.is_control(0) or processor.is_unknown(0)):
-            raise UserError(
-                f'vocabulary {self.path}: id 0 is {processor.id_to_piece(0)!r}, it must be the padding. Train it with '
-                'pad_id=0.'
-            )
+            zero = processor.id_to_piece(0)
+            raise UserError(f'vocabulary {self.path}: id 0 is {zero!r}, it must be padding. Train it with pad_id=0.')
         self.eos_id = processor.eos_id()
         self.unk_id = processor.unk_id()
         self.start_id = start_id

@@ -24,10 +24,7 @@ def chosen_vocabulary() -> Vocabulary:
         UserError: the run has not chosen one yet.
     """
     if not _chosen:
-        raise UserError(
-            'no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)) or set '
-            'DataConfig.vocabulary.'
-        )
+        raise UserError('no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)).')
     return _chosen[0]
 
 

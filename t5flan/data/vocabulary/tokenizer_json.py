@@ -31,10 +31,7 @@ class TokenizerJsonVocabulary(Vocabulary):
         try:
             import tokenizers
         except ImportError:
-            raise UserError(
-                f"{path} needs the `tokenizers` library: pip install 't5flan[convert]', or give a SentencePiece model "
-                'with --vocabulary.'
-            ) from None
+            raise UserError(f"{path} needs tokenizers: pip install 't5flan[convert]', or set --vocabulary.") from None
         try:
             self._content = pathlib.Path(path).read_bytes() if content is None else content
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self._content)

@@ -41,10 +41,8 @@ def train_vocabulary(
     if Path(output).suffix != '.model':
         raise UsageError(f'--output={output} must end in .model; its description is written beside it as .json.')
     if size <= extra_ids + len(mode_tokens):
-        raise UsageError(
-            f'--size={size} leaves no pieces beside {extra_ids} sentinels and {len(mode_tokens)} mode tokens. Set a '
-            'larger --size.'
-        )
+        reserved = f'{extra_ids} sentinels and {len(mode_tokens)} mode tokens'
+        raise UsageError(f'--size={size} leaves no pieces beside {reserved}. Set a larger --size.')
     paths = [path for pattern in inputs for path in match_files(pattern, SUFFIXES, '--input')]
     share = MOST_BYTES / max(1, sum(map(os.path.getsize, paths)))
     vocabulary = train_sentencepiece(_lines(paths, fields, share), size, extra_ids, mode_tokens)
@@ -67,9 +65,9 @@ def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterato
             row = json_object(line, f'{path} line {number}')
             texts = [row[field] for field in fields if isinstance(row.get(field), str)]
             if not texts:
+                known = ', '.join(row)
                 raise UserError(
-                    f'{path} line {number}: none of the fields {", ".join(fields)} holds text; the fields are '
-                    f'{", ".join(row)}. Set --fields.'
+                    f'{path} line {number}: no text in {", ".join(fields)}; the fields are {known}. Set --fields.'
                 )
             yield from texts
 

@@ -75,8 +75,7 @@ class Vocabulary(abc.ABC):
         """
         if not 0 <= k < self.sentinel_count:
             raise UserError(
-                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your '
-                '.gin, or train a vocabulary with more.'
+                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids.'
             )
         return self._sentinel(k)
 
@@ -91,9 +90,7 @@ class Vocabulary(abc.ABC):
             UserError: the vocabulary lacks it.
         """
         if token not in self.mode_tokens:
-            raise UserError(
-                f"mode token {token!r} is not one of the vocabulary's {self.mode_tokens}. Set DataConfig.mode_tokens."
-            )
+            raise UserError(f'mode token {token!r} is not one of {self.mode_tokens}. Set DataConfig.mode_tokens.')
         return self._id_of_special[token]
 
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:

@@ -71,7 +71,12 @@ def test_one_line_for_bad_input(tmp_path):
     (tmp_path / 'b.jsonl').write_text('{"text": "words"}\nwords\n')
     (tmp_path / 'c.txt').write_bytes(b'good\n\xff\xfe\n')
     out = tmp_path / 'v.model'
-    fails(r'a\.jsonl line 1: none of the fields text, inputs, targets', [str(tmp_path / 'a.jsonl')], 400, out)
+    fails(
+        r'a\.jsonl line 1: no text in text, inputs, targets; the fields are body. Set --fields',
+        [str(tmp_path / 'a.jsonl')],
+        400,
+        out,
+    )
     fails(r'b\.jsonl line 2: not JSON', [str(tmp_path / 'b.jsonl')], 400, out)
     fails(r'c\.txt line 2: not UTF-8', [str(tmp_path / 'c.txt')], 400, out)
     fails('matches no file', [str(tmp_path / '*.md')], 400, out)

@@ -100,7 +100,7 @@ def test_labels_become_the_answers_that_they_number():
 
 
 def test_a_record_without_a_field_is_named():
-    with pytest.raises(UserError, match=r"datasets.json: anli_r1: 'context' is not in its records; they have premise"):
+    with pytest.raises(UserError, match=r"datasets.json: anli_r1: 'context' is not in its records, which have premise"):
         list(items(TABLE_ROWS['anli_r1'], {'premise': 'a', 'hypothesis': 'b', 'label': 0}))
 
 
@@ -133,7 +133,7 @@ def faulty(tmp_path, change):
     (lambda t: t['datasets'][0]['fields'].update(text=''), "fields has 'text'; family 'nli' has premise, hypothesis"),
     (lambda t: t['submixtures']['flan2021'].update(cap=0), 'submixtures.flan2021.cap is 0'),
     (lambda t: t['mixtures']['flan2022'].update(niv3=0.1),
-     "mixtures.flan2022 has a rate for 'niv3', which is not a submixture (flan2021, "),
+     "mixtures.flan2022: 'niv3' is not one of the submixtures"),
     (lambda t: t.pop('splits'), "has no 'splits'"),
 ])  # fmt: skip
 def test_a_faulty_table_is_named_in_one_line(tmp_path, change, words):
