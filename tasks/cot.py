@@ -177,7 +177,6 @@ def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> FileRow
 
     Args:
         paths: split -> file; without a validation file, rows of train are held out.
-        split: 'train', 'validation' or 'test'.
         task: selects the rows of this task; None selects all.
 
     Raises:

@@ -76,7 +76,6 @@ class TaskFile:
     """A task's file. Its definition and examples are read on demand; its instances stay on the disk.
 
     Args:
-        path: the file.
         rows: int64 [R, 2], first byte and length of each instance, if they are known; otherwise the file is scanned.
 
     Raises:
@@ -219,9 +218,6 @@ def read_folder(files: Mapping[str, str]) -> tuple[dict[str, Summary], np.ndarra
     """Task -> its summary, and the table of all their instances, int64 [R, 2]: first byte and length.
 
     For unchanged files both come from the cache folder, where the table stays on the disk; other files are scanned.
-
-    Args:
-        files: task -> path, in one folder.
     """
     place = cache_file(_KIND, str(Path(next(iter(files.values()))).parent), '.json')
     stored, stored_rows = _stored(place)
@@ -344,11 +340,6 @@ def postprocess(text: str, is_target: bool = False, example: Mapping[str, Any] |
 def register(folder: str | None, config: NaturalInstructionsConfig = _EVERYTHING, skip_broken: bool = False) -> None:
     """Registers the tasks of a folder, and mixtures of those that `config` selects; again replaces the mixtures only.
 
-    Args:
-        folder: the folder; None registers nothing.
-        config: selects the tasks of the mixtures.
-        skip_broken: skips faulty files.
-
     Raises:
         UserError: there is no such folder or no task in it, a file does not follow the schema, two tasks have one name,
             or nothing is selected.
@@ -384,9 +375,6 @@ def register_task(name: str, file: TaskFile, summary: Summary, tested: bool) -> 
     """Registers the task ni_NAME.
 
     Args:
-        name: of the task in its folder.
-        file: its file.
-        summary: of the file.
         tested: whether an official test list has it.
     """
     from t5flan.data.records.sources import IndexedSource

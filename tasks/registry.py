@@ -22,8 +22,6 @@ def is_registered(name: str, path: str, part: Any = None) -> bool:
     """Whether `add_task` registered this task before.
 
     Args:
-        name: of the task.
-        path: the file that the task is made of.
         part: the part of the file, if the task is not the whole of it.
 
     Raises:
@@ -40,8 +38,6 @@ def add_task(name: str, path: str, part: Any = None, **task: Any) -> None:
     """Registers a task of inputs and targets that is made of a file.
 
     Args:
-        name: of the task.
-        path: the file.
         part: the part of the file, if the task is not the whole of it.
         **task: source, preprocessors and the other arguments of seqio.TaskRegistry.add.
 

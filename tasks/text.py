@@ -71,7 +71,6 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
     """Registers the tasks and mixtures of a corpus.
 
     Args:
-        name: of the corpus.
         source: a seqio.DataSource of records with 'text' and the scores that `controls` name.
         controls: control tokens to put in front of texts.
     """

@@ -45,8 +45,6 @@ def register_corpus(name: str, source: Any, functions: Sequence[ExampleFn]) -> N
     """Registers the mixtures of a corpus.
 
     Args:
-        name: of the corpus.
-        source: a seqio.DataSource.
         functions: preprocessors that turn a record of the source into tokens, 'targets'.
     """
     _corpora[name] = _Corpus(source, tuple(functions))

@@ -46,11 +46,9 @@ def cache(
 
     Args:
         data: vocabulary, text files and modules of the run that will read the cache.
-        name: the task or mixture.
         output: the folder; local, or a bucket that the runner's workers can write to.
         prepare: registers the tasks of `data`; called in every worker.
         splits: the splits to cache (default: all splits of a task).
-        overwrite: overwrites existing tasks.
         pipeline_options: Beam's options, such as '--runner=DataflowRunner'.
 
     Returns:
@@ -193,8 +191,6 @@ def write_shard(
     Args:
         emit: (number, name) of a shard -> its records: dicts of tensors, arrays or plain values.
         folder: the task's folder.
-        split: the split.
-        shards: number of shards of the split.
         made: what the records were made with; an existing shard with the same is kept.
         shard: number and name of this shard.
     """

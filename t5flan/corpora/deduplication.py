@@ -57,10 +57,8 @@ def deduplicate(
 
     Args:
         patterns: paths or globs of .txt and .jsonl files, in order.
-        output: the .jsonl file.
         field: the key of the text in .jsonl files.
         unit: what is one text in a .txt file: 'document', 'paragraph' or 'line'.
-        rules: what counts as a duplicate.
 
     Returns:
         {'texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'rules', 'removed': [{'text', 'why': 'exact'

@@ -57,7 +57,6 @@ def task_names(
     Args:
         group: a theme (see `groups()`); None selects all.
         direct: include tasks whose target is only the answer.
-        cot: include tasks whose target has a rationale.
         trained: True selects tasks of the training mixtures, False the unseen tasks, None both.
     """
     names = []

@@ -38,9 +38,7 @@ def denoiser_window(
     """Tokens of a window, and whether the number of sentinels made it shorter.
 
     Args:
-        denoiser: how examples are made.
         inputs: length of the feature, end of sequence included; None if unknown.
-        targets: the same for the targets.
         mode: number of mode tokens in front of the inputs.
         sentinels: number of sentinels of the vocabulary.
 
@@ -77,8 +75,6 @@ def mode_ids(denoiser: Denoiser, vocabulary: Vocabulary, optional: Sequence[str]
     """The ids of the mode token: one, or none.
 
     Args:
-        denoiser: has the mode token.
-        vocabulary: the run's vocabulary.
         optional: all mode tokens of the mixture; a vocabulary with none of them trains without.
 
     Raises:

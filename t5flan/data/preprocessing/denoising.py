@@ -56,9 +56,6 @@ def window_length(
 
     Args:
         inputs_length: tokens of the inputs, end of sequence included.
-        targets_length: the same for the targets.
-        noise_density: share of tokens that are noise.
-        mean_span_length: noise tokens per span on average.
         sentinels: the most spans there may be; None for any number. (T5's code has no limit: with too many spans its
             sentinels run into the ids of ordinary words.)
 
@@ -120,11 +117,6 @@ def noise_masks(
     All rows have the same number of spans and noise tokens (`noise_counts`), so that their examples have one shape.
 
     Args:
-        length: tokens of a row.
-        noise_density: share of tokens that are noise.
-        mean_span_length: noise tokens per span on average.
-        rows: number of rows.
-        rng: random numbers.
         anywhere: whether spans may be anywhere. False is T5's layout: a row begins with a token that is not noise and
             ends with noise, so a single span is always at the end.
     """
@@ -147,9 +139,7 @@ def corrupt_rows(tokens_NT: np.ndarray, noise_NT: np.ndarray, vocabulary: Vocabu
     `<extra_id_0>`. Inputs and targets together rebuild the tokens (see `span_pieces`).
 
     Args:
-        tokens_NT: rows of tokens.
         noise_NT: their noise, with the same number of spans and noise tokens in each row (`noise_masks`).
-        vocabulary: has the sentinels.
 
     Raises:
         UserError: there are more spans than sentinels.

@@ -201,7 +201,6 @@ class Instruct(ExampleFn):
     number of exemplars, 'answer' the answer that the prompt asks for.
 
     Args:
-        family: the wordings.
         to_item: turns a record into an item, or into None to drop it.
         exemplars: returns the records of the task's training split; without it every prompt is zero-shot.
         triggers: sentences that ask for a rationale, instead of InstructionConfig.triggers (in another language, say).
@@ -363,10 +362,6 @@ class Instruct(ExampleFn):
 
 def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -> list[dict[str, Any]]:
     """Tokenizes prompts; drops exemplars and shortens questions until they fit in feature_lengths['inputs'].
-
-    Args:
-        prompts: the prompts; None gives {}.
-        contexts: one for each prompt.
 
     Returns:
         For each prompt {'inputs': int32 [S], 'inputs_pretokenized': text, 'shortened': bool}, with room for an end of

@@ -34,9 +34,7 @@ def file_index(path: str, kind: str, make: Callable[[], FileIndex]) -> FileIndex
     """The index of a file: the stored one if the file has not changed since, else the result of `make`.
 
     Args:
-        path: the file.
         kind: purpose and version of the index, e.g. 'chat-1'.
-        make: scans the file.
     """
     status = os.stat(path)
     if status.st_size < SMALLEST:

@@ -30,9 +30,6 @@ def train_vocabulary(
     Args:
         inputs: paths or globs of .txt and .jsonl files.
         size: number of ids, sentinels and mode tokens included.
-        output: F.model.
-        extra_ids: number of sentinels.
-        mode_tokens: tokens that get one id each.
         fields: the fields of .jsonl rows to read; a row needs at least one of them.
 
     Raises:
@@ -83,8 +80,6 @@ def train_sentencepiece(
     Args:
         texts: training text; a few megabytes are enough for a few thousand pieces.
         size: number of ids: pieces, `extra_ids` sentinels and the mode tokens.
-        extra_ids: number of sentinels.
-        mode_tokens: tokens that get one id each.
 
     Raises:
         UserError: there is no text, it cannot fill `size`, or `size` is too small for its characters.

@@ -97,7 +97,6 @@ class Vocabulary(abc.ABC):
         """The ids of `text`, without end of sequence.
 
         Args:
-            text: any string.
             special_tokens: whether `<extra_id_k>` and mode tokens spelled in the text become their ids; otherwise they
                 are ordinary characters, as in T5's training data.
         """
