@@ -194,19 +194,21 @@ def _template(where: str, given: Any, fields: Sequence[str], optional: Sequence[
     head = given.get('head', '')
     if not isinstance(targets, str) or not isinstance(head, str) or options not in (None, True, False):
         raise UserError(f'{where}: "head" and "targets" must be texts, "options" true, false or absent. Fix it.')
-    known = (*fields, *optional, *SPECIAL)
-    named = {}
-    for part, text in (('head', head), ('inputs', given['inputs']), ('targets', targets)):
-        try:
-            named[part] = names_in(text)
-        except ValueError as error:
-            raise UserError(f'{where}.{part}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
-        if unknown := [name for name in named[part] if name not in known]:
-            names = ', '.join(known)
-            raise UserError(f'{where}.{part} names {{{unknown[0]}}}, which is not a field ({names}). Fix the template.')
-    if missing := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
-        raise UserError(f'{where}: {missing}. Fix the template.')
+    parts, known = {'head': head, 'inputs': given['inputs'], 'targets': targets}, (*fields, *optional, *SPECIAL)
+    named = {part: _known_names(f'{where}.{part}', text, known) for part, text in parts.items()}
+    if fault := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
+        raise UserError(f'{where}: {fault}. Fix the template.')
     return make_template(given['inputs'], targets, False if inverted else options, head)
+
+
+def _known_names(where: str, text: str, known: Sequence[str]) -> list[str]:
+    try:
+        names = names_in(text)
+    except ValueError as error:
+        raise UserError(f'{where}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f'{where} names {{{unknown[0]}}}; it may name {", ".join(known)}. Fix the file.')
+    return names
 
 
 def _fault(inputs: Sequence[str], targets: Sequence[str], fields: Sequence[str], inverted: bool) -> str | None:
@@ -232,13 +234,7 @@ def _layouts(path: pathlib.Path, key: str, content: Mapping[str, Any], kind: Any
             raise UserError(f'{where} must be an object of texts ({", ".join(parts)}). Fix the layout.')
         _check_keys(where, given, parts)
         for part, text in given.items():
-            try:
-                unknown = set(names_in(text)) - set(names)
-            except ValueError as error:
-                raise UserError(f'{where}.{part}: {error}. Fix the layout.') from None
-            if unknown:
-                found = sorted(unknown)[0]
-                raise UserError(f'{where}.{part} names {{{found}}}; it may name {", ".join(names)}. Fix the layout.')
+            _known_names(f'{where}.{part}', text, names)
         needed = {'inputs': '{inputs}', 'targets': '{targets}', 'option': '{option}'}
         for part in set(parts) & set(needed):
             if needed[part] not in given.get(part, '{option}'):

@@ -67,7 +67,7 @@ def test_options_go_above_a_last_line_that_only_asks():
 
 @pytest.mark.parametrize('changes, words', [
     ({'templates': ['{premise} {hypothesis} {premisse}']},
-     'templates[0].inputs names {premisse}, which is not a field (premise, hypothesis, title, answer'),
+     'templates[0].inputs names {premisse}; it may name premise, hypothesis, title, answer'),
     ({'templates': ['{premise} and that is all']}, 'templates[0]: "inputs" lacks {hypothesis}'),
     ({'templates': ['{premise} {hypothesis} {answer}']}, 'templates[0]: "inputs" gives away {answer}'),
     ({'templates': [{'inputs': '{premise} {hypothesis}', 'targets': 'yes'}]},

@@ -224,7 +224,7 @@ def test_faulty_wordings_stop_a_run_or_skip_their_tasks(tmp_path, monkeypatch):
         seqio.TaskRegistry.remove(name)
     seqio.MixtureRegistry.remove('flan2021')
     try:
-        line = r'nli.json: templates\[0\].inputs names {hypotesis}, which is not a field'
+        line = r'nli.json: templates\[0\].inputs names {hypotesis}; it may name premise'
         with pytest.raises(UserError, match=line):
             flan.register()
         flan.register(skip_broken=True)
