@@ -1,38 +1,38 @@
-"""What UL2's mixture of denoisers brings: two small models, each pretrained three ways on as many tokens.
+"""Measures what UL2's mixture of denoisers brings: two small models, pretrained in three ways on as many tokens.
 
-    python experiments/ul2_pretraining.py --workdir=runs/ul2_pretraining --text='books/*.txt' --held_out=wikitext.txt
+    python experiments/ul2_pretraining.py --workdir=runs/ul2_pretraining --text='books/*.txt' --held_out=wikitext.txt \
         --vocabulary=spiece.model --picture=docs/ul2.png
 
-An encoder-decoder shaped as T5 1.1 and a decoder as Llama are trained with
+An encoder-decoder with the architecture of T5 1.1 and a decoder with Llama's are trained with
 
     ul2      the seven denoisers of UL2 (arXiv:2205.05131), with mode tokens; the decoder as prefix LM
     spans    T5's span corruption; the decoder as prefix LM
     causal   causal language modelling; the encoder of the encoder-decoder then reads nothing
 
-on the same number of tokens, inputs and targets together without padding. Then each is asked the held-out text: every
-denoiser's examples, with their mode tokens if it knows them, and the continuation of a text (prefix LM, S with half of it as
-target). A causal model is told the beginning as what it has written itself; the others read it as input. The loss is in nats a
-target token, the end among them. The last checkpoint also continues text of the training set.
+on the same number of tokens, inputs and targets together without padding. Each model is evaluated on the held-out
+text: on the examples of every denoiser, with mode tokens if it knows them, and on continuing a text (prefix LM, S with
+half of the text as target). A causal model gets the beginning as its own output, the others as input. The loss is in
+nats per target token, end of sequence included. The last checkpoint also continues text of the training set.
 
-It goes on where it was stopped. Prints a table, writes results.json and, with --picture, the curves. Every training is a t5flan
-command, printed before it runs.
+A stopped run continues when started again. Prints a table and writes results.json and, with --picture, the curves.
+Every training is a t5flan command, which is printed first.
 """
 
 import argparse
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import is_trained, markdown, run
 
-from t5flan.__main__ import main as t5flan
 from t5flan.configurables import parse
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.files import write_json
 from t5flan.language_model import LanguageModel, load
 from t5flan.tasks import register_all
 from t5flan.training.metric_writer import read_metrics
@@ -40,14 +40,14 @@ from t5flan.training.metric_writer import read_metrics
 ARCHITECTURES = ('encoder_decoder', 'decoder_only')
 OBJECTIVES = ('ul2', 'spans', 'causal')
 MIXTURES = {'ul2': 'text_ul2', 'spans': 'text_t5', 'causal': 'text_causal'}
-# Rows a batch and tokens a row: about 4,096 tokens a step.
+# Rows per batch and tokens per row: about 4,096 tokens per step.
 LENGTHS = {
     'ul2': (4, {'inputs': 512, 'targets': 512}),
     'spans': (7, {'inputs': 512, 'targets': 114}),
     'causal': (8, {'inputs': 4, 'targets': 512}),
 }
-ASKED_LENGTHS = {'inputs': 512, 'targets': 512}
-POINTS = 6  # checkpoints of a run that are asked
+EVALUATED_LENGTHS = {'inputs': 512, 'targets': 512}
+POINTS = 6  # evaluated checkpoints per run
 
 MODELS = {
     'encoder_decoder': """
@@ -96,26 +96,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', default='runs/ul2_pretraining')
     parser.add_argument('--text', required=True, help='.txt or .jsonl files to train on')
-    parser.add_argument('--held_out', required=True, help='the same, to be asked')
+    parser.add_argument('--held_out', required=True, help='the same, to evaluate on')
     parser.add_argument('--vocabulary', required=True, help="T5's SentencePiece model")
     parser.add_argument('--architectures', default=','.join(ARCHITECTURES))
-    parser.add_argument('--tokens', type=int, default=1_200_000, help='of inputs and targets, for each run')
-    parser.add_argument('--examples', type=int, default=64, help='asked of each denoiser')
+    parser.add_argument('--tokens', type=int, default=1_200_000, help='inputs and targets of each run')
+    parser.add_argument('--examples', type=int, default=64, help='evaluated per denoiser')
     parser.add_argument('--picture', help='a .png of the curves')
     arguments = parser.parse_args()
     root = Path(arguments.workdir)
     root.mkdir(parents=True, exist_ok=True)
 
-    written = root / 'results.json'
-    results: dict[str, Any] = json.loads(written.read_text()) if written.exists() else {}
+    report = root / 'results.json'
+    results: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
     for architecture in arguments.architectures.split(','):
         for objective in OBJECTIVES:
             name = f'{architecture}_{objective}'
             tokens = pretrain(root, name, architecture, objective, arguments)
-            results[name] = {
-                str(step * tokens): ask(root, name, step, objective, arguments) for step in steps_of(root / name)
-            }
-            written.write_text(json.dumps(results, indent=1))
+            steps = steps_of(root / name)
+            results[name] = {str(step * tokens): evaluate(root, name, step, objective, arguments) for step in steps}
+            write_json(report, results)
             print(table(results), flush=True)
     if arguments.picture:
         draw(root, results, arguments.picture)
@@ -124,45 +123,33 @@ def main() -> None:
 def gin_of(root: Path, name: str, architecture: str, objective: str, steps: int, arguments: argparse.Namespace) -> Path:
     """The run's .gin file."""
     rows, lengths = LENGTHS[objective]
-    form = (
-        'encoder_decoder'
-        if architecture == 'encoder_decoder'
-        else 'causal_lm'
-        if objective == 'causal'
-        else 'prefix_lm'
+    format = 'causal_lm' if objective == 'causal' else 'prefix_lm'
+    format = architecture if architecture == 'encoder_decoder' else format
+    run_gin = RUN.format(
+        mixture=MIXTURES[objective],
+        lengths=lengths,
+        rows=rows,
+        steps=steps,
+        warmup=max(1, steps // 20),
+        every=max(1, steps // POINTS),
     )
     gin = root / f'{name}.gin'
-    gin.write_text(
-        MODELS[architecture]
-        + RUN.format(
-            mixture=MIXTURES[objective],
-            lengths=lengths,
-            rows=rows,
-            steps=steps,
-            warmup=max(1, steps // 20),
-            every=max(1, steps // POINTS),
-        )
-        + DATA.format(format=form, **vars(arguments))
-    )
+    gin.write_text(MODELS[architecture] + run_gin + DATA.format(format=format, **vars(arguments)))
     return gin
 
 
 def pretrain(root: Path, name: str, architecture: str, objective: str, arguments: argparse.Namespace) -> float:
-    """Trains one model; the tokens of a step."""
+    """Trains one model; returns the tokens per step."""
     tokens = tokens_of_step(gin_of(root, name, architecture, objective, 1, arguments))
     steps = round(arguments.tokens / tokens)
     gin = gin_of(root, name, architecture, objective, steps, arguments)
-    if (root / name / 'checkpoints' / str(steps)).is_dir():
-        return tokens
-    command = ['train', f'--workdir={root / name}', f'--gin_file={gin}']
-    print(f'$ t5flan {shlex.join(command)}', flush=True)
-    if t5flan(command):
-        raise SystemExit(f'{name}: training failed.')
+    if not is_trained(root / name, steps):
+        run('train', f'--workdir={root / name}', f'--gin_file={gin}')
     return tokens
 
 
 def tokens_of_step(gin: Path, batches: int = 40) -> float:
-    """Tokens of a batch on average, inputs and targets, without padding."""
+    """Average tokens of a batch, inputs and targets, without padding."""
     config = parse([str(gin)]).read(DataConfig)
     register_all(config)
     counted = 0
@@ -176,51 +163,51 @@ def steps_of(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal())
 
 
-# -- Questions -----------------------------------------------------------------------------------------------------------
+# -- Evaluation --------------------------------------------------------------------------------------------------------
 
 
-def ask(root: Path, name: str, step: int, objective: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """{'prefix LM', denoiser: nats a target token} of a checkpoint; of all but the last 'prefix LM' alone."""
-    written = root / name / f'asked_{step}.json'
-    found = json.loads(written.read_text()) if written.exists() else {}
+def evaluate(root: Path, name: str, step: int, objective: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """{'prefix LM' or denoiser: nats per target token} of a checkpoint; only 'prefix LM' for all but the last."""
+    report = root / name / f'evaluated_{step}.json'
+    found = json.loads(report.read_text()) if report.exists() else {}
     config = parse([str(root / f'{name}.gin')]).read(DataConfig)
     plain = [dataclasses.replace(one, mode_token='') for one in config.denoisers['ul2']]
     half = dataclasses.replace(config.denoisers['ul2'][-1], noise_density=0.5)
     added = {'plain': plain, 'half': [half], 'half_plain': [dataclasses.replace(half, mode_token='')]}
     config = dataclasses.replace(
-        config, denoisers={**config.denoisers, **added}, feature_lengths=ASKED_LENGTHS, split='validation'
+        config, denoisers={**config.denoisers, **added}, feature_lengths=EVALUATED_LENGTHS, split='validation'
     )
     register_all(config)
-    known = objective == 'ul2'
-    prefix_lm = f'text_half{"" if known else "_plain"}_s'
-    asked = {'prefix LM': prefix_lm}
+    knows_modes = objective == 'ul2'
+    prefix_lm = f'text_half{"" if knows_modes else "_plain"}_s'
+    tasks = {'prefix LM': prefix_lm}
     if step == max(steps_of(root / name)):
-        asked['prefix LM, training text'] = prefix_lm
-        tasks = find_mixture('text_ul2' if known else 'text_plain').tasks
-        asked |= {task.name.removeprefix('text_ul2_').removeprefix('text_plain_'): task.name for task in tasks}
-    if set(asked) - set(found):
+        tasks['prefix LM, training text'] = prefix_lm
+        names = [task.name for task in find_mixture('text_ul2' if knows_modes else 'text_plain').tasks]
+        tasks |= {name.removeprefix('text_ul2_').removeprefix('text_plain_'): name for name in names}
+    if set(tasks) - set(found):
         model = load(root / name, step)
-        for what in set(asked) - set(found):
+        for what in set(tasks) - set(found):
             one = dataclasses.replace(config, split='train') if 'training' in what else config
-            found[what] = nats(model, one, asked[what], objective, arguments.examples)
-        written.write_text(json.dumps(found))
-    return {what: found[what] for what in asked}
+            found[what] = nats(model, one, tasks[what], objective, arguments.examples)
+        write_json(report, found)
+    return {what: found[what] for what in tasks}
 
 
 def nats(model: LanguageModel, config: DataConfig, task: str, objective: str, examples: int) -> float:
-    """The loss of a task's first examples, in nats a target token."""
-    asked = eval_examples(config, model.vocabulary, task, examples)
-    inputs, targets = ([np.asarray(one[side]).tolist() for one in asked] for side in ('inputs', 'targets'))
+    """The loss of a task's first examples, in nats per target token."""
+    found = eval_examples(config, model.vocabulary, task, examples)
+    inputs, targets = ([np.asarray(one[side]).tolist() for one in found] for side in ('inputs', 'targets'))
     counted = sum(map(len, targets))
     if objective != 'causal':
         return -sum(model.score_ids(inputs, targets, batch_size=8)) / counted
-    nothing = [[model.vocabulary.eos_id]] * len(asked)
-    told = [ids[:-1] for ids in inputs]  # without their end: the text goes on
-    whole = model.score_ids(nothing, [a + b for a, b in zip(told, targets)], batch_size=8)
-    return -(sum(whole) - sum(model.score_ids(nothing, told, batch_size=8))) / counted
+    nothing = [[model.vocabulary.eos_id]] * len(found)
+    starts = [ids[:-1] for ids in inputs]  # without end of sequence: the text continues
+    whole = model.score_ids(nothing, [a + b for a, b in zip(starts, targets)], batch_size=8)
+    return -(sum(whole) - sum(model.score_ids(nothing, starts, batch_size=8))) / counted
 
 
-# -- Results -------------------------------------------------------------------------------------------------------------
+# -- Results -----------------------------------------------------------------------------------------------------------
 
 
 def last_of(results: dict[str, Any], name: str) -> dict[str, float]:
@@ -228,17 +215,15 @@ def last_of(results: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row each model, the loss of its last checkpoint for each question."""
+    """Markdown: a row for each model, with the losses of its last checkpoint."""
     columns = list(dict.fromkeys(column for name in results for column in last_of(results, name)))
-    lines = [f'| model, objective | {" | ".join(columns)} |', '|---' * (len(columns) + 1) + '|']
-    for name in results:
-        found = last_of(results, name)
-        lines.append(f'| {name} | ' + ' | '.join(f'{found[one]:.2f}' if one in found else '' for one in columns) + ' |')
-    return '\n'.join(lines)
+    last = {name: last_of(results, name) for name in results}
+    cells = lambda found: [f'{found[one]:.2f}' if one in found else '' for one in columns]
+    return markdown(['model, objective', *columns], [[name, *cells(found)] for name, found in last.items()])
 
 
 def draw(root: Path, results: dict[str, Any], path: str) -> None:
-    """The losses, in nats a target token, over tokens; a column an architecture."""
+    """Plots the losses, in nats per target token, over tokens; one column per architecture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout='constrained')
@@ -252,7 +237,7 @@ def draw(root: Path, results: dict[str, Any], path: str) -> None:
             column[1].plot(tokens, [one['prefix LM'] for one in curve.values()], 'o-', label=objective)
         column[0].set_title(architecture.replace('_', '-'), loc='left')
         column[1].set_xlabel('million tokens, inputs and targets')
-    figure.axes[0].set_ylabel('its own loss while training')
+    figure.axes[0].set_ylabel('training loss')
     figure.axes[2].set_ylabel('prefix LM, held out')
     figure.axes[0].legend(frameon=False)
     for axis in figure.axes:

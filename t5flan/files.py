@@ -1,48 +1,53 @@
-"""Files, local and in buckets: paths, writes that appear whole or not at all, and the cache folder."""
+"""Local and bucket files: paths, writes that appear whole or not at all, and the cache folder."""
 
 import contextlib
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 PathLike = str | os.PathLike[str]
 
 
 def to_path(path: PathLike) -> pathlib.Path:
-    """A local path, or an `epath.Path` with the same methods for a bucket (gs://...)."""
+    """A local path, or for a bucket (gs://...) an `epath.Path`, which has the same methods."""
     if isinstance(path, pathlib.PurePath):
-        return path  # an epath.Path is one too
+        return cast(pathlib.Path, path)  # may be an epath.Path already
     if '://' not in os.fspath(path):
         return pathlib.Path(path)
     from etils import epath  # only buckets need it
 
-    return epath.Path(path)
+    return cast(pathlib.Path, epath.Path(path))
 
 
 @contextlib.contextmanager
 def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
-    """Opens a file for writing that appears under its name, whole, when the block ends without an error.
+    r"""Opens a file for writing that appears under its name, complete, when the block ends without an error.
 
-    The parent folder is created. After an error nothing is left behind and an existing file keeps its content. Text is
-    UTF-8 with '\\n' line ends.
+    Parent folders are created. After an error nothing is left behind and an existing file keeps its content. Text is
+    written as UTF-8 with '\n' line ends.
 
     Args:
-        path: the file; in a bucket, objects appear whole by themselves.
+        path: the file; in a bucket, the content is collected locally and uploaded at the end of the block.
         mode: 'w' for text, 'wb' for bytes.
     """
     target = to_path(path)
-    text = {} if 'b' in mode else {'encoding': 'utf-8'}
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')
     target.parent.mkdir(parents=True, exist_ok=True)
     if '://' in os.fspath(target):
-        with target.open(mode, **text) as file:
-            yield file
+        with tempfile.TemporaryFile(f'{mode}+', encoding=encoding, newline=newline) as local:
+            yield local
+            local.seek(0)
+            with target.open(mode, encoding=encoding) as file:
+                shutil.copyfileobj(local, file, 2**24)
         return
     temporary = pathlib.Path(target.parent, f'.{target.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
-        with open(temporary, mode, **text, **({'newline': '\n'} if text else {})) as file:
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
             yield file
         os.replace(temporary, target)
     except BaseException:
@@ -62,5 +67,5 @@ def write_json(path: PathLike, value: Any, indent: int = 1) -> None:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where indexes and compiled programs are kept between runs: $XDG_CACHE_HOME/t5flan, by default ~/.cache/t5flan."""
+    """The folder for indexes and compiled programs: $XDG_CACHE_HOME/t5flan, by default ~/.cache/t5flan."""
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 't5flan'

@@ -32,7 +32,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     't5flan.data.controls': ('data.preprocessing.controls',),
     't5flan.data.conversations': ('data.prompting.conversations',),
     't5flan.data.deduplication': ('corpora.deduplication',),
-    't5flan.data.denoising': ('data.preprocessing.denoising',),
+    't5flan.data.denoising': ('data.preprocessing.denoising', 'data.preprocessing.denoisers'),
     't5flan.data.describe': ('reporting.mixture_report',),
     't5flan.data.examples': (
         'data.preprocessing.examples',

@@ -1,4 +1,4 @@
-"""What is trained on and tested on: names of SeqIO tasks and mixtures. In a wheel this is t5flan/tasks; both have that name."""
+"""Tasks and mixtures to train and evaluate on, registered with SeqIO by name. Imported as t5flan.tasks."""
 
 import importlib
 
@@ -8,14 +8,14 @@ from t5flan.errors import UserError
 
 
 def register_all(data: DataConfig | None = None) -> None:
-    """Registers every task and mixture that comes with t5flan, and those that `data` names; calling it again changes nothing.
+    """Registers the tasks and mixtures of t5flan and those that `data` defines; calling it again changes nothing.
 
     Args:
-        data: its `modules` are imported, its `text_files` and `file_tasks` become tasks, its `denoisers` and `blends` mixtures of whatever
-            there is then.
+        data: its `modules` are imported, its files become tasks, its `denoisers` and `blends` become mixtures of the
+            tasks registered by then.
 
     Raises:
-        UserError: a module cannot be imported, or a task's name is taken.
+        UserError: a module cannot be imported, a file is faulty, or a task's name is taken.
     """
     from t5flan.tasks import chat, cot, files, natural_instructions, text, ul2
     from t5flan.tasks.flan import mixtures as flan
@@ -31,15 +31,14 @@ def register_all(data: DataConfig | None = None) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f'DataConfig.modules: importing {module!r} failed: {error}. Put its folder on PYTHONPATH or mend '
-                'DataConfig.modules.'
+                f'DataConfig.modules: importing {module!r} failed: {error}. Set PYTHONPATH or DataConfig.modules.'
             ) from error
     for text_files in data.text_files:
         text.register_files(text_files)
     ul2.register(data.denoisers)
     files.register(data.file_tasks)
     natural_instructions.register(data.natural_instructions, data.natural, data.skip_broken)
-    cot.register(data.cot, data.skip_broken)
-    chat.register(data.chat, data.skip_broken)
-    flan.register(data.skip_broken)  # after those that its mixtures hold
+    cot.register(data.cot or (), data.skip_broken)
+    chat.register(data.chat or (), data.skip_broken)
+    flan.register(data.skip_broken)  # after the tasks that its mixtures include
     blends.register(data.blends)

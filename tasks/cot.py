@@ -1,17 +1,17 @@
-"""Chain of thought: files of questions, answers and rationales become tasks, and the mixture 'cot'.
+r"""Chain of thought: files of questions, answers and rationales become tasks, and the mixture 'cot'.
 
     DataConfig.cot = 'flan_v2/cot_data'        a folder, files or globs (COT_DIR of runs/instruct)
     DataConfig.mixture = 'cot'
 
-    gsm8k_train.tsv           FLAN's: no header, question, answer, rationale; a line break is written \\n      -> cot_gsm8k
-    CoT_collection_en.json    the CoT Collection's (arXiv:2305.14045): {"0": {"source", "target", "rationale", "task"}, …},
-                              a list of such rows, or one a line (.jsonl)                 -> cot_CoT_collection_en_TASK each
-    CoT_collection_ko.json    the same in another language: triggers and the words before the answer are that language's
+    gsm8k_train.tsv           FLAN's format: no header; question, answer, rationale; newlines as \n    -> cot_gsm8k
+    CoT_collection_en.json    the CoT Collection's (arXiv:2305.14045): {"0": {"source", "target", "rationale", "task"},
+                              …}, a list of such rows, or one per line (.jsonl)       -> cot_CoT_collection_en_TASK each
+    CoT_collection_ko.json    the same in another language, with triggers and answer words of that language
 
-A row gives its target as rationale and then answer, or as answer alone (InstructionConfig.rationale), zero-shot or with
-exemplars of its own task, with its options listed or not where they stand at the end of the question, and at times inverted.
-'NAME_train', 'NAME_validation' and 'NAME_test' files are splits of one task; where there is no validation file a share is held
-out by a hash of the row. `t5flan rationales` writes such files from what a model samples.
+The target of a row is the rationale and then the answer, or the answer only (InstructionConfig.rationale), zero-shot or
+with exemplars of the same task, with or without listed options (if the question ends with options), sometimes inverted.
+'NAME_train', 'NAME_validation' and 'NAME_test' files are splits of one task; without a validation file, a share is held
+out by a hash of the row. `t5flan rationales` writes such files from a model's samples.
 """
 
 import array
@@ -20,7 +20,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_of
 from t5flan.data.prompting.templates import Family, make_template
 from t5flan.data.records.file_index import FileIndex, file_index
+from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.json_files import json_rows, parse_json
 from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, match_files
 from t5flan.data.skipped import leaving_out
@@ -38,47 +39,48 @@ from t5flan.errors import UserError
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
 from t5flan.tasks.families import family
+from t5flan.tasks.registry import add_task, is_registered, replace_mixture, safe_name
 
 MIXTURE, PREFIX, SETTING = 'cot', 'cot_', 'DataConfig.cot'
 SUFFIXES = ('.tsv', '.json', '.jsonl')
 SPLITS = {'train': 'train', 'validation': 'validation', 'valid': 'validation', 'dev': 'validation', 'test': 'test'}
 CAP = 100_000
-"""Examples of a task that count at most; Flan 2022's for chain of thought (arXiv:2210.11416, appendix F)."""
+"""The most examples of a task that count towards its rate, as in Flan 2022 (arXiv:2210.11416, appendix F)."""
 HELD_OUT = 0.02
 FAMILIES = {
     'aqua': 'cot_arithmetic', 'gsm8k': 'cot_arithmetic', 'ecqa': 'cot_commonsense', 'sensemaking': 'cot_commonsense',
     'creak': 'cot_commonsense', 'strategyqa': 'cot_open_domain', 'qasc': 'cot_open_domain', 'esnli': 'cot_nli',
 }  # fmt: skip
-"""Which wordings FLAN's sets have; others have those of cot_open_domain."""
+"""Families of wordings of FLAN's sets; others use cot_open_domain."""
+PROVENANCE = '.provenance.json'
+"""Suffix of the file beside a file of sampled rationales."""
 _FIELDS = (('question', 'source'), ('answer', 'target'), ('rationale',))
 _OPTIONS = re.compile(r'\n(?:Options|OPTIONS):[ ]*\n(.+?)\s*\Z', re.DOTALL)
 _LETTERED = re.compile(r'\(([A-Z])\) +(.+)')
-_registered: dict[str, tuple[Any, ...]] = {}
 
 
-# -- Rows ------------------------------------------------------------------------------------------------------------------
+# -- Rows --------------------------------------------------------------------------------------------------------------
 
 
 def parse_row(row: Any, where: str) -> Item:
-    """{'question', 'answer', 'rationale', 'task'} of a row of a .tsv (a line) or of JSON (its object).
+    """{'question', 'answer', 'rationale', 'task'} from a row: a line of a .tsv, or an object of JSON.
 
     Raises:
-        UserError: a column or field is missing, empty or not text; the rationale alone may be empty.
+        UserError: a column or field is missing, empty or not text; only the rationale may be empty.
     """
     if isinstance(row, str):
         cells = row.split('\t')
         if len(cells) != 3:
-            raise UserError(f'{where}: {len(cells)} columns, expected 3: question, answer, rationale. Mend the line.')
+            raise UserError(f'{where}: {len(cells)} columns, expected 3: question, answer, rationale. Fix the line.')
         item = {names[0]: cell.replace('\\n', '\n').strip() for names, cell in zip(_FIELDS, cells, strict=True)}
     elif isinstance(row, Mapping):
         item = {names[0]: _field(row, names, where) for names in _FIELDS}
     else:
-        raise UserError(
-            f'{where}: is {type(row).__name__}, expected an object of source, target, rationale. Mend the file.'
-        )
+        kind = type(row).__name__
+        raise UserError(f'{where}: is {kind}, expected an object of source, target, rationale. Fix the file.')
     for name in ('question', 'answer'):
         if not item[name]:
-            raise UserError(f'{where}: the {name} is empty. Mend the file.')
+            raise UserError(f'{where}: the {name} is empty. Fix the file.')
     task = row.get('task') if isinstance(row, Mapping) else None
     return item | {'task': task if isinstance(task, str) else ''}
 
@@ -86,20 +88,20 @@ def parse_row(row: Any, where: str) -> Item:
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     name = next((name for name in names if name in row), None)
     if name is None:
-        there = ', '.join(map(str, row)) or 'none'
-        raise UserError(f"{where}: no field '{names[-1]}'; the fields are {there}. Mend the file or {SETTING}.")
+        known = ', '.join(map(str, row)) or 'none'
+        raise UserError(f"{where}: no field '{names[-1]}'; the fields are {known}. Fix the file or {SETTING}.")
     value = '' if row[name] is None and name == 'rationale' else row[name]
     if not isinstance(value, str):
-        raise UserError(f"{where}: field '{name}' is {type(value).__name__}, it must be text. Mend the file.")
+        raise UserError(f"{where}: field '{name}' is {type(value).__name__}, it must be text. Fix the file.")
     return value.strip()
 
 
 def split_options(item: Item) -> Item:
-    """The item with the options at the end of its question as 'options', and a lettered answer as its option's text.
+    r"""Moves the options at the end of a question to 'options', and replaces a lettered answer with its option's text.
 
-    The question stays whole where the answer is none of its options, or the rationale speaks of their letters.
+    The question stays as it is if the answer is not one of its options, or the rationale refers to their letters.
 
-    >>> split_options({'question': 'Which?\\nOptions:\\n(A) red\\n(B) blue', 'answer': '(B)', 'rationale': 'It is.'})
+    >>> split_options({'question': 'Which?\nOptions:\n(A) red\n(B) blue', 'answer': '(B)', 'rationale': 'It is.'})
     {'question': 'Which?', 'answer': 'blue', 'rationale': 'It is.', 'options': ['red', 'blue']}
     """
     found = _OPTIONS.search(item['question'])
@@ -107,8 +109,8 @@ def split_options(item: Item) -> Item:
         return item
     options = [line.strip().removeprefix('- ').strip() for line in found[1].split('\n') if line.strip()]
     question, answer = item['question'][: found.start()].strip(), item['answer']
-    lettered = [_LETTERED.fullmatch(option) for option in options]
-    if all(lettered):
+    lettered = [match for match in map(_LETTERED.fullmatch, options) if match]
+    if len(lettered) == len(options):
         by_letter = {f'({match[1]})': match[2].strip() for match in lettered}
         if any(letter in item['rationale'] for letter in by_letter):
             return item
@@ -118,23 +120,9 @@ def split_options(item: Item) -> Item:
     return {**item, 'question': question, 'answer': answer, 'options': options}
 
 
-class Rows(Sequence):
-    """Rows of a file by their offsets: items {'question', 'answer', 'rationale', …}, read when asked for."""
-
-    def __init__(self, path: str, rows: np.ndarray) -> None:
-        """`rows` [R, 4] int64: first byte, bytes, row number, whether held out."""
-        self._path, self._rows = path, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Item:
-        offset, size, number, _ = self._rows[index].tolist()
-        with open(self._path, 'rb') as file:
-            file.seek(offset)
-            data = file.read(size)
-        where = f'{self._path} row {number}'
-        return parse_row(_line(data, where) if self._path.endswith('.tsv') else parse_json(data, where), where)
+def _item(data: bytes, path: str, number: int, held_out: int) -> Item:
+    where = f'{path} row {number}'
+    return parse_row(_line(data, where) if path.endswith('.tsv') else parse_json(data, where), where)
 
 
 def _line(data: bytes, where: str) -> str:
@@ -145,10 +133,10 @@ def _line(data: bytes, where: str) -> str:
 
 
 def index_of(path: str) -> FileIndex:
-    """Where the rows of a file lie, every one checked, those of a task together; `info` is task -> [from, to] ('' for none).
+    """The index of a file: rows grouped by task, each of them checked; `info` is task -> [from, to] ('' for none).
 
     Raises:
-        UserError: naming file and row.
+        UserError: a row is faulty; names file and row.
     """
     status = os.stat(path)
     return _index(path, status.st_size, status.st_mtime_ns)
@@ -156,22 +144,23 @@ def index_of(path: str) -> FileIndex:
 
 @functools.lru_cache(maxsize=16)
 def _index(path: str, size: int, time: int) -> FileIndex:
-    return file_index(path, 'cot-2', functools.partial(_walk, path))
+    return file_index(path, 'cot-3', functools.partial(_scan, path))
 
 
-def _walk(path: str) -> FileIndex:
+def _scan(path: str) -> FileIndex:
+    """Rows [R, 5]: file 0, first byte, length, row number, whether held out."""
     tasks: dict[str, int] = {}
-    numbers = array.array('q')  # of 1.8 million rows: eight bytes each, where tuples take hundreds
+    numbers = array.array('q')  # for 1.8 million rows: 8 bytes per number, where tuples would take hundreds
     for number, (where, offset, size, value) in enumerate(_rows(path), 1):
         item = parse_row(value, where)
         held_out = is_held_out(f'{item["question"]}\t{item["answer"]}', HELD_OUT)
-        numbers.extend((offset, size, number, held_out, tasks.setdefault(item['task'], len(tasks))))
+        numbers.extend((0, offset, size, number, held_out, tasks.setdefault(item['task'], len(tasks))))
     if not numbers:
-        raise UserError(f'{path}: no rows. Give {SETTING} a file that has some.')
-    rows = np.frombuffer(numbers, np.int64).reshape(-1, 5)
-    rows = rows[np.argsort(rows[:, 4], kind='stable')]
-    ends = np.cumsum(np.bincount(rows[:, 4])).tolist()
-    return FileIndex(rows[:, :4], {task: [start, end] for task, start, end in zip(tasks, [0, *ends], ends)})
+        raise UserError(f'{path}: no rows. Set {SETTING} to a file that has some.')
+    rows = np.frombuffer(numbers, np.int64).reshape(-1, 6)
+    rows = rows[np.argsort(rows[:, 5], kind='stable')]
+    ends = np.cumsum(np.bincount(rows[:, 5])).tolist()
+    return FileIndex(rows[:, :5], {task: [start, end] for task, start, end in zip(tasks, [0, *ends], ends)})
 
 
 def _rows(path: str) -> Iterator[tuple[str, int, int, Any]]:
@@ -183,12 +172,15 @@ def _rows(path: str) -> Iterator[tuple[str, int, int, Any]]:
         yield where, offset, len(line), _line(line, where)
 
 
-def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> Rows:
+def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> FileRows:
     """The rows of a split.
 
     Args:
         paths: split -> file; without a validation file, rows of train are held out.
-        task: only the rows of this task; None takes all.
+        task: selects the rows of this task; None selects all.
+
+    Raises:
+        UserError: the split has no rows.
     """
     path = paths.get(split) or paths['train']
     index = index_of(path)
@@ -197,13 +189,13 @@ def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> Rows:
         start, end = index.info.get(task, (0, 0))
         rows = rows[start:end]
     if len(rows) and 'validation' not in paths and split != 'test':
-        rows = rows[hold_out(rows[:, 3].astype(bool), split)]
+        rows = rows[hold_out(rows[:, 4].astype(bool), split)]
     if not len(rows):
         raise UserError(f'{path}: no rows for split {split!r}. Add rows.')
-    return Rows(path, rows)
+    return FileRows([path], rows, _item)
 
 
-# -- Tasks -----------------------------------------------------------------------------------------------------------------
+# -- Tasks -------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -215,29 +207,25 @@ def languages() -> dict[str, dict[str, Any]]:
 @functools.cache
 def answer_words() -> tuple[str, ...]:
     """The words that announce an answer, in every language."""
-    others = (
-        row['rationale'].partition('{answer}')[0].removeprefix('{rationale}').strip() for row in languages().values()
-    )
-    return (TRIGGER, *others)
+    starts = (row['rationale'].partition('{answer}')[0] for row in languages().values())
+    return (TRIGGER, *(start.removeprefix('{rationale}').strip() for start in starts))
 
 
 def postprocess(text: str, is_target: bool = False, example: Mapping[str, Any] | None = None, **_: object) -> str:
-    """The answer that was asked for, or the one in what the model wrote."""
+    """The expected answer, or the answer in a model's output."""
     if is_target and example is not None and 'answer' in example:
         return extract_answer(example['answer'], answer_words())
     return extract_answer(text, answer_words())
 
 
 def register(paths: Sequence[str], skip_broken: bool = False) -> None:
-    """Registers the tasks of folders and files, and the mixture 'cot' of all; again changes nothing.
+    """Registers the tasks of folders and files, and the mixture 'cot' of all; calling it again changes nothing.
 
     Raises:
         UserError: a file is missing or not as described above, or two tasks have one name.
     """
     if not paths:
         return
-    import seqio
-
     found: list[str] = []
     for path in paths:
         with leaving_out(path, skip_broken):
@@ -246,27 +234,17 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
     for stem, files in _grouped(found, skip_broken).items():
         with leaving_out(PREFIX + stem, skip_broken):
             names += register_files(stem, files)
-    if MIXTURE in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(MIXTURE)
-    if names:
-        seqio.MixtureRegistry.add(MIXTURE, sorted(set(names)), default_rate=ByExamples(CAP))
+    replace_mixture(MIXTURE, sorted(set(names)), ByExamples(CAP))
 
 
 def _files(path: str) -> list[str]:
     if not Path(path).is_dir():
         return match_files(path, SUFFIXES, SETTING)
-    found = sorted(
-        str(file)
-        for file in Path(path).iterdir()
-        if file.suffix in SUFFIXES and not file.name.startswith('.') and not file.name.endswith(PROVENANCE)
-    )
+    files = (file for file in Path(path).iterdir() if file.suffix in SUFFIXES and not file.name.startswith('.'))
+    found = sorted(str(file) for file in files if not file.name.endswith(PROVENANCE))
     if not found:
         raise UserError(f'{path}: no {" or ".join(SUFFIXES)} file in that folder. Set {SETTING}.')
     return found
-
-
-PROVENANCE = '.provenance.json'
-"""What a file of sampled rationales has beside it."""
 
 
 def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str]]:
@@ -284,57 +262,49 @@ def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str
 
 
 def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
-    """Registers the task of a file, or those that its rows name; returns their names."""
+    """Registers the task of a file, or one task for each name in its rows; returns the tasks' names."""
     if 'train' not in files:
-        raise UserError(
-            f'{next(iter(files.values()))}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.'
-        )
+        path = next(iter(files.values()))
+        raise UserError(f'{path}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.')
     for path in files.values():
         match_files(path, SUFFIXES, SETTING)
     inner = [''] if files['train'].endswith('.tsv') else list(index_of(files['train']).info)
     names = []
     for task in inner:
-        name = re.sub(r'[^A-Za-z0-9_.]', '_', f'{PREFIX}{stem}{"_" * bool(task)}{task}')
+        name = safe_name(f'{PREFIX}{stem}{"_" * bool(task)}{task}')
         _register_task(name, stem, dict(files), None if inner == [''] else task)
         names.append(name)
     return names
 
 
 def _register_task(name: str, stem: str, files: dict[str, str], task: str | None) -> None:
-    import seqio
-
     from t5flan.data.records.sources import IndexedSource
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
-    made_of = (tuple(sorted(files.items())), task)
-    if name in _registered:
-        if _registered[name] != made_of:
-            other = _registered[name][0][-1][1]
-            raise UserError(f'{files["train"]}: task {name} is made of {other} already. Rename one of them.')
+    part = (files, task)
+    if is_registered(name, files['train'], part):
         return
     splits = ['train', 'validation', *['test'] * ('test' in files)]
     source = IndexedSource({split: functools.partial(open_rows, files, split, task) for split in splits})
     instruct = instruct_for(stem, task is not None, provenance(files), functools.partial(source.records, 'train'))
-    try:
-        seqio.TaskRegistry.add(
-            name,
-            source=source,
-            preprocessors=[instruct, tokenize, append_eos],
-            output_features=text_features(),
-            postprocess_fn=postprocess,
-            metric_fns=[exact_match],
-        )
-    except ValueError as error:
-        raise UserError(f'{files["train"]}: {name} is the name of another task. Rename the file.') from error
-    _registered[name] = made_of
+    add_task(
+        name,
+        files['train'],
+        part,
+        source=source,
+        preprocessors=[instruct, tokenize, append_eos],
+        postprocess_fn=postprocess,
+        metric_fns=[exact_match],
+    )
 
 
-def instruct_for(stem: str, whole: bool, made_by: Mapping[str, Any], records: Any) -> Instruct:
-    """What words the rows of a file: by its name's language and set.
+def instruct_for(stem: str, whole: bool, made_by: Mapping[str, Any], records: Callable[[], Records]) -> Instruct:
+    """The preprocessor that words the rows of a file, by the set and language in its name.
 
     Args:
-        whole: whether the questions are prompts already, as the CoT Collection's are.
+        stem: the file's name without split and suffix.
+        whole: whether the questions are complete prompts, as in the CoT Collection.
         made_by: the provenance of sampled rationales.
+        records: returns the training split.
     """
     whole = whole or bool(made_by.get('whole_prompts'))
     wordings, settings = family(FAMILIES.get(stem, 'cot_open_domain')), {}
@@ -354,14 +324,14 @@ def _plain(wordings: Family, templates: Sequence[str]) -> Family:
 
 
 def _solved(item: Item) -> Item:
-    """The item of a prompt that asks for a rationale itself: its answer has one, always, and nothing else asks."""
+    """The item of a prompt that asks for a rationale itself, so that the answer always includes it."""
     return {'question': item['question'], 'answer': RATIONALE.format_map(item)}
 
 
 def provenance(files: Mapping[str, str]) -> dict[str, Any]:
-    """What `t5flan rationales` says of a file of its making; {} of others."""
+    """What `t5flan rationales` recorded about a file that it wrote; {} for other files."""
     try:
         found = json.loads(Path(files['train'] + PROVENANCE).read_text('utf-8'))
-    except (OSError, ValueError):  # nothing of ours beside it
+    except (OSError, ValueError):  # not written by t5flan
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The families of wordings in templates/*.json, each read once: what a data set is asked in."""
+"""The families of wordings in templates/*.json, each loaded once."""
 
 import functools
 from pathlib import Path
@@ -11,16 +11,16 @@ _OTHERS = {'practice', Path(LAYOUTS).stem}
 
 
 def families() -> list[str]:
-    """Names of the families, in order."""
+    """Names of the families, sorted."""
     return sorted(path.stem for path in TEMPLATES.glob('*.json') if path.stem not in _OTHERS)
 
 
 @functools.cache
 def family(name: str) -> Family:
-    """A family's wordings.
+    """Loads a family of wordings.
 
     Raises:
-        UserError: there is none of that name, or its file is faulty.
+        UserError: there is no such family, or its file is faulty.
     """
     if name not in families():
         raise UserError(f'no family of wordings {name!r}; there are {", ".join(families())}. Set one of them.')

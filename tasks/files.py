@@ -1,17 +1,20 @@
-"""A file of inputs and targets becomes a task by gin alone (FileTask in t5flan/data/config.py): .jsonl, .tsv or .csv."""
+"""Tasks from files of inputs and targets (.jsonl, .tsv, .csv), set in gin: FileTask in t5flan/data/config.py."""
 
 import csv
 import functools
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from t5flan.data.config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files, require_field
 from t5flan.errors import UserError
 from t5flan.scoring.metrics import exact_match
+from t5flan.tasks.registry import replace_mixture
 
 MIXTURE = 'file_tasks'
 SUFFIXES = ('.jsonl', '.tsv', '.csv')
@@ -19,30 +22,25 @@ _registered: dict[str, FileTask] = {}
 
 
 def register(tasks: Sequence[FileTask]) -> None:
-    """Registers file tasks, and the mixture 'file_tasks' of all of them; a task registered with the same settings stays.
+    """Registers file tasks, and the mixture 'file_tasks' of all of them; tasks with unchanged settings are kept.
 
     Raises:
-        UserError: a name is taken or ill-formed, or a file is missing, empty or of the wrong kind.
+        UserError: a name is taken or invalid, or a file is missing, empty or of the wrong kind.
     """
     if not tasks:
         return
-    import seqio
-
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(
-                f'FileTask.name={name!r} is given to {names.count(name)} file tasks. Set another FileTask.name for each.'
-            )
+            count = names.count(name)
+            raise UserError(f'FileTask.name={name!r} is set for {count} file tasks. Set a different name for each.')
     for task in tasks:
         register_task(task)
-    if MIXTURE in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(MIXTURE)
-    seqio.MixtureRegistry.add(MIXTURE, [(task.name, task.rate) for task in tasks])
+    replace_mixture(MIXTURE, [(task.name, task.rate) for task in tasks])
 
 
 def register_task(task: FileTask) -> None:
-    """Registers one file task; its files are found now and read when the task is used."""
+    """Registers one file task; its files are found now, and read when the task is used."""
     import seqio
 
     from t5flan.data.records.sources import IndexedSource
@@ -51,9 +49,7 @@ def register_task(task: FileTask) -> None:
     if _registered.get(task.name) == task:
         return
     if task.name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names(), MIXTURE}:
-        raise UserError(
-            f'FileTask.name={task.name!r} is the name of another task or mixture. Set another FileTask.name.'
-        )
+        raise UserError(f'FileTask.name={task.name!r} is the name of another task or mixture. Set another one.')
     needed_fields(task)
     for split, pattern in splits(task).items():
         match_files(pattern, SUFFIXES, f'FileTask.{split if getattr(task, split) else "train"}')
@@ -67,9 +63,7 @@ def register_task(task: FileTask) -> None:
             metric_fns=[exact_match],
         )
     except ValueError as error:
-        raise UserError(
-            f'FileTask.name={task.name!r} is no name for a task: letters, digits, "_", "." and ":" only. Set FileTask.name.'
-        ) from error
+        raise UserError(f'FileTask.name={task.name!r} is not a valid name. Use letters, digits, "_", ".".') from error
     _registered[task.name] = task
 
 
@@ -80,22 +74,18 @@ def splits(task: FileTask) -> dict[str, str]:
 
 
 def needed_fields(task: FileTask) -> list[str]:
-    """The fields a row must have: those of the template, and the target.
+    """The fields that a row must have: those of the template, and the target.
 
     Raises:
-        UserError: the template's braces do not pair.
+        UserError: the braces of the template do not match.
     """
+    given = f'FileTask.template={task.template!r}'
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(task.template) if name is not None]
     except ValueError as error:
-        raise UserError(
-            f'FileTask.template={task.template!r}: {error}. Write {{{{ and }}}} for braces that are not fields.'
-        ) from None
+        raise UserError(f'{given}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
     if '' in parts:
-        raise UserError(
-            f'FileTask.template={task.template!r} has a brace without a field name. Write {{input}}, {{FIELD}}, or '
-            f'{{{{ }}}} for braces.'
-        )
+        raise UserError(f'{given} has a brace without a field name. Write {{input}}, {{FIELD}} or {{{{ }}}}.')
     return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
 
 
@@ -113,72 +103,57 @@ def make_example(task: FileTask, row: Mapping[str, object], where: str) -> dict[
 
 
 def _setting(task: FileTask, field: str) -> str:
-    return {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}.get(
-        field, 'FileTask.template'
-    )
+    settings = {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}
+    return settings.get(field, 'FileTask.template')
 
 
-class JsonRows(Sequence):
-    """Rows of .jsonl files by their byte offsets: the file stays on the disk."""
-
-    def __init__(self, task: FileTask, paths: Sequence[str], offsets: np.ndarray) -> None:
-        """`offsets` [R, 4] int64: file, first byte, bytes, line number."""
-        self._task, self._paths, self._offsets = task, list(paths), offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        file, offset, size, line = self._offsets[index].tolist()
-        with open(self._paths[file], 'rb') as handle:
-            handle.seek(offset)
-            data = handle.read(size)
-        where = f'{self._paths[file]} line {line}'
-        return make_example(self._task, json_object(data, where), where)
+def _json_example(task: FileTask, data: bytes, path: str, line: int) -> dict[str, str]:
+    where = f'{path} line {line}'
+    return make_example(task, json_object(data, where), where)
 
 
-def open_rows(task: FileTask, split: str) -> Sequence[dict[str, str]]:
-    """The examples of a split; every line is checked now, so that a bad one is named before the first step.
+def open_rows(task: FileTask, split: str) -> Records:
+    """The examples of a split; every line is checked now, so that a bad one is reported before the first step.
 
     Raises:
-        UserError: naming file and line.
+        UserError: a line is faulty; names file and line.
     """
     given = getattr(task, split)
     setting = f'FileTask.{split if given else "train"}'
     paths = match_files(given or task.train, SUFFIXES, setting)
     json_rows = all(path.endswith('.jsonl') for path in paths)
-    rows: list = []
+    by_hash = task.validation is None and split != 'test'
+    rows: list[Any] = []
     held_out: list[bool] = []
     for number, path in enumerate(paths):
-        if path.endswith('.jsonl'):
-            lines = (
-                (json_object(data, f'{path} line {line}'), data, line, offset)
-                for line, offset, data in json_lines(path)
-            )
-        else:
-            lines = ((row, repr(sorted(row.items())), line, 0) for row, line in table_rows(path))
-        for row, data, line, offset in lines:
+        for row, data, line, offset in _lines(path):
             example = make_example(task, row, f'{path} line {line}')
             rows.append((number, offset, len(data), line) if json_rows else example)
-            held_out.append(task.validation is None and split != 'test' and is_held_out(data, task.held_out))
-    kept = (
-        range(len(rows))
-        if task.validation is not None or split == 'test'
-        else hold_out(np.array(held_out, bool), split)
-    )
+            held_out.append(by_hash and is_held_out(data, task.held_out))
+    kept = hold_out(np.array(held_out, bool), split).tolist() if by_hash else range(len(rows))
     if not len(kept):
-        raise UserError(
-            f'{paths[0]}: no rows for split {split!r} of {task.name!r}. Add rows, or set FileTask.validation to a file.'
-        )
+        raise UserError(f'{paths[0]}: no rows for {split!r} of {task.name!r}. Add rows, or set FileTask.validation.')
+    kept_rows = [rows[i] for i in kept]
     if json_rows:
-        return JsonRows(task, paths, np.array(rows, np.int64).reshape(-1, 4)[list(kept)])
-    return [rows[i] for i in kept]
+        return FileRows(paths, np.array(kept_rows, np.int64), functools.partial(_json_example, task))
+    return kept_rows
+
+
+def _lines(path: str) -> Iterator[tuple[dict[str, Any], bytes | str, int, int]]:
+    """(row, the data that decides whether it is held out, line number, first byte) of every line."""
+    if path.endswith('.jsonl'):
+        for line, offset, data in json_lines(path):
+            yield json_object(data, f'{path} line {line}'), data, line, offset
+    else:
+        for row, line in table_rows(path):
+            yield row, repr(sorted(row.items())), line, 0
 
 
 def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
-    """(row, line number) of a .tsv or .csv file whose first line names the columns.
+    r"""(row, line number) of a .tsv or .csv file whose first line names the columns.
 
-    A .tsv line ends at "\\n" and knows no quotes; a .csv file is read as spreadsheets write it.
+    In a .tsv file only '\n' ends a line, and quotes are ordinary characters; a .csv file is read as spreadsheets write
+    it.
     """
     with open(path, encoding='utf-8-sig', newline='' if path.endswith('.csv') else '\n') as file:
         if path.endswith('.csv'):
@@ -186,10 +161,8 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
             reader = csv.reader(file, strict=True)
             lines = ((cells, reader.line_num) for cells in reader)
         else:
-            lines = (
-                (line.rstrip('\r\n').split('\t') if line.strip('\r\n') else [], number)
-                for number, line in enumerate(file, 1)
-            )
+            cells_of = lambda line: line.rstrip('\r\n').split('\t') if line.strip('\r\n') else []
+            lines = ((cells_of(line), number) for number, line in enumerate(file, 1))
         number, header = 0, None
         try:
             for cells, number in lines:
@@ -198,13 +171,11 @@ def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
                 if header is None:
                     header = cells
                 elif len(cells) != len(header):
-                    raise UserError(
-                        f'{path} line {number}: {len(cells)} columns, the first line has {len(header)}. Mend the line '
-                        '(quotes, tabs or commas in a cell).'
-                    )
+                    counts = f'{len(cells)} columns, the first line has {len(header)}'
+                    raise UserError(f'{path} line {number}: {counts}. Fix the line (quotes, tabs or commas in a cell).')
                 else:
                     yield dict(zip(header, cells, strict=True)), number
         except UnicodeDecodeError:
             raise UserError(f'{path} after line {number}: not UTF-8. Save the file as UTF-8.') from None
         except csv.Error as error:
-            raise UserError(f'{path} after line {number}: not CSV ({error}). Mend the quotes of that line.') from None
+            raise UserError(f'{path} after line {number}: not CSV ({error}). Fix the quotes in that line.') from None

@@ -1,7 +1,7 @@
-"""Raw text to learn from: C4 and mC4 through TFDS, local .txt and .jsonl files, and the running Python's own documentation.
+"""Raw text corpora: C4 and mC4 through TFDS, local .txt and .jsonl files, and the documentation of the running Python.
 
-Every corpus gives three tasks: NAME_span_corruption, NAME_prefix_lm (both for any format) and NAME_causal_lm (decoder-only),
-and the mixtures of denoisers of ul2.py: NAME_ul2, NAME_u_palm.
+Every corpus has three tasks, NAME_span_corruption and NAME_prefix_lm (for any format) and NAME_causal_lm (for
+decoder-only models), and the mixtures of denoisers of ul2.py: NAME_ul2, NAME_u_palm.
 """
 
 import ast
@@ -21,65 +21,67 @@ from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, exam
 from t5flan.data.preprocessing.joining import join_documents
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.randomness import stable_hash
+from t5flan.data.records.file_index import store
 from t5flan.data.records.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
 from t5flan.errors import UserError
-from t5flan.files import write_whole
+from t5flan.files import cache_folder
 
 STDLIB_DOCS = 'stdlib_docs'
 _SKIPPED_FOLDERS = {
-    'site-packages',
-    'dist-packages',
-    'test',
-    'tests',
-    'idlelib',
-    'lib2to3',
-    'turtledemo',
-    '__pycache__',
-}
+    'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo', '__pycache__',
+}  # fmt: skip
 _SHORTEST = 200  # characters: shorter docstrings are signatures and one-liners
 _CHUNK = 2000
 _HELD_OUT = 0.02
-MC4_LANGUAGES = """
+_MC4_LANGUAGES = """
     af am ar az be bg bg-Latn bn ca ceb co cs cy da de el el-Latn en eo es et eu fa fi fil fr fy ga gd gl gu ha haw hi
-    hi-Latn hmn ht hu hy id ig is it iw ja ja-Latn jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my ne nl
-    no ny pa pl ps pt ro ru ru-Latn sd si sk sl sm sn so sq sr st su sv sw ta te tg th tr uk ur uz vi xh yi yo zh zh-Latn zu
-""".split()
-"""Of TFDS's c4/multilingual; a name has "_" for "-": mc4_fr_span_corruption, mc4_ja_Latn_prefix_lm."""
+    hi-Latn hmn ht hu hy id ig is it iw ja ja-Latn jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my ne
+    nl no ny pa pl ps pt ro ru ru-Latn sd si sk sl sm sn so sq sr st su sv sw ta te tg th tr uk ur uz vi xh yi yo zh
+    zh-Latn zu
+"""
+MC4_LANGUAGES = tuple(_MC4_LANGUAGES.split())
+"""Languages of TFDS's c4/multilingual; task names have "_" for "-": mc4_fr_span_corruption, mc4_ja_Latn_prefix_lm."""
 _registered: dict[str, Any] = {}
 
 
 @example_fn
 def text_as_targets(example: Example, context: Context, *, field: str = 'text', kept: Sequence[str] = ()) -> Example:
-    """A document's text as the feature that the tokenizer and the denoisers read; of the other fields those that are `kept`."""
+    """Renames a document's text to 'targets', which tokenizer and denoisers read; keeps the `kept` fields."""
     return {name: example[name] for name in kept} | {'targets': example[field]}
 
 
 @example_fn
 def without_text(example: Example, context: Context) -> Example:
-    """A tokenized document without its text: half of what a cache would hold."""
+    """Drops the text of a tokenized document, which halves the size of a cache."""
     return {name: value for name, value in example.items() if name != 'targets_pretokenized'}
 
 
 def objectives() -> dict[str, Sequence[ExampleFn]]:
-    """Objective -> what makes examples of tokens."""
+    """Objective -> the preprocessors that turn tokens into examples."""
     from t5flan.data.preprocessing import denoising
 
     return {
         'span_corruption': (join_documents, denoising.span_corruption, append_eos),
         'prefix_lm': (join_documents, denoising.prefix_lm, append_eos),
-        'causal_lm': (denoising.causal_lm,),  # ends a document, not every window
+        'causal_lm': (denoising.causal_lm,),  # end of sequence ends a document, not every window
     }
 
 
 def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) -> None:
-    """Registers the tasks and mixtures of a corpus whose records hold 'text', and the scores that `controls` name."""
+    """Registers the tasks and mixtures of a corpus.
+
+    Args:
+        source: a seqio.DataSource of records with 'text' and the scores that `controls` name.
+        controls: control tokens to put in front of texts.
+    """
     import seqio
 
     from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.tasks import ul2
 
-    tokens = (text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize)
-    tokens += () if controls else (without_text,)  # which of the texts get a token is told by their letters
+    tokens: list[ExampleFn] = [text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize]
+    if not controls:  # control_token hashes the text
+        tokens.append(without_text)
     cached = (*[function.before_cache() for function in tokens], seqio.CacheDatasetPlaceholder())
     begin = (*cached, *[control_token.bind(control=control) for control in controls])
     for objective, functions in objectives().items():
@@ -94,9 +96,7 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
 
 
 def register() -> None:
-    """Registers the documentation of the standard library, C4 and mC4 (a corpus a language); nothing is read or "
-    "downloaded before it is used.
-    """
+    """Registers the standard library's documentation, C4 and mC4 (one corpus per language); nothing is read yet."""
     import seqio
 
     from t5flan.data.records.sources import IndexedSource
@@ -109,16 +109,15 @@ def register() -> None:
     register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.1.0', splits=['train', 'validation']))
     for language in MC4_LANGUAGES:
         splits = {'train': language, 'validation': f'{language}-validation'}
-        register_corpus(
-            f'mc4_{language.replace("-", "_")}', seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits)
-        )
+        source = seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits)
+        register_corpus(f'mc4_{language.replace("-", "_")}', source)
 
 
 def register_files(files: TextFiles) -> None:
-    """Registers the tasks of local text files; again with the same settings changes nothing.
+    """Registers the tasks of local text files; calling it again with the same settings changes nothing.
 
     Raises:
-        UserError: the name belongs to other text already.
+        UserError: a file is missing, or the name is taken.
     """
     import seqio
 
@@ -128,9 +127,7 @@ def register_files(files: TextFiles) -> None:
         return
     taken = {f'{files.name}_{objective}' for objective in objectives()} & set(seqio.TaskRegistry.names())
     if taken:
-        raise UserError(
-            f'TextFiles.name={files.name!r}: the task {sorted(taken)[0]} exists already. Set another TextFiles.name.'
-        )
+        raise UserError(f'TextFiles.name={files.name!r}: the task {min(taken)} exists already. Set another name.')
     splits = ('train', 'validation')
     for split in splits:
         if pattern := getattr(files, split):
@@ -140,11 +137,11 @@ def register_files(files: TextFiles) -> None:
     _registered[files.name] = files
 
 
-# -- The documentation strings of the running Python's standard library ---------------------------------------------------
+# -- The documentation of the running Python's standard library --------------------------------------------------------
 
 
 def stdlib_docs(split: str) -> list[dict[str, str]]:
-    """Chunks of the standard library's documentation; documents are held out for 'validation' by a hash of their text."""
+    """Chunks of the standard library's documentation; a hash of its text holds a document out for 'validation'."""
     held_out = split == 'validation'
     documents = [text for text in stdlib_documents() if is_held_out(text, _HELD_OUT) == held_out]
     return [{'text': chunk} for text in documents for chunk in chunk_text(text, _CHUNK)]
@@ -152,34 +149,25 @@ def stdlib_docs(split: str) -> list[dict[str, str]]:
 
 @functools.cache
 def stdlib_documents() -> tuple[str, ...]:
-    """Documentation strings and help topics of this Python, each once, in an order that depends on them alone.
+    """Docstrings and help topics of this Python, each once, in an order that depends only on them.
 
-    Reading them takes seconds; they are kept in a file named after the Python version in ~/.cache/t5flan
-    (or $XDG_CACHE_HOME/t5flan).
+    Reading the sources takes seconds, so the result is stored in the cache folder, by Python version.
     """
-    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    version = sys.version.split()[0]
-    cache = root / 't5flan' / f'stdlib_docs-1-{sys.implementation.name}-{version}.json'
+    cache = cache_folder() / f'stdlib_docs-1-{sys.implementation.name}-{sys.version.split()[0]}.json'
     try:
         return tuple(json.loads(cache.read_text('utf-8')))
-    except (OSError, ValueError):  # not there, or another program's
+    except (OSError, ValueError):  # missing, or written by another program
         pass
-    documents = sorted(set(_read_documents(Path(sysconfig.get_path('stdlib')))), key=stable_hash)
+    stdlib = Path(sysconfig.get_path('stdlib'))
+    documents = sorted(set(_read_documents(stdlib)), key=stable_hash)
     if not documents:
-        raise UserError(
-            f'{sysconfig.get_path("stdlib")} holds no Python sources to read documentation from. Set DataConfig.mixture '
-            'to your own text.'
-        )
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))
-    except OSError:  # a home that cannot be written: the next start reads the sources again
-        pass
+        raise UserError(f'{stdlib} has no Python sources with documentation. Set DataConfig.mixture to your own text.')
+    store(cache, json.dumps(documents, ensure_ascii=False).encode('utf-8'))
     return tuple(documents)
 
 
 def _read_documents(stdlib: Path) -> Iterator[str]:
-    """Long documentation strings of every source file under `stdlib`, and pydoc's help topics; nothing is imported."""
+    """Long docstrings of every source file under `stdlib`, and pydoc's help topics; nothing is imported."""
     for folder, folders, files in os.walk(stdlib):
         folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
         for file in sorted(files):
@@ -189,7 +177,7 @@ def _read_documents(stdlib: Path) -> Iterator[str]:
             try:
                 tree = ast.parse(path.read_bytes())
             except (OSError, SyntaxError, ValueError):
-                continue  # samples of broken syntax, files of another Python
+                continue  # broken syntax in test data, files for another Python
             yield from filter(_is_prose, _topics(tree) if file == 'topics.py' else _docstrings(tree))
 
 

@@ -1,9 +1,10 @@
-"""UL2's mixture of denoisers (arXiv:2205.05131) over every corpus, a task a denoiser.
+"""UL2's mixture of denoisers (arXiv:2205.05131) for every corpus, with one task per denoiser.
 
-The corpus stdlib_docs has the mixture stdlib_docs_ul2 of the tasks stdlib_docs_ul2_r_3_15, … and stdlib_docs_ul2_s, so that a
-rate, a length or a loss can be told of each. The denoisers of 'ul2' (seven, in equal parts) and 'u_palm' (arXiv:2210.11399,
-section 3.1: half S, a quarter R, a quarter X, on a model that was a decoder before) are in denoisers.json; gin replaces them or
-adds others, by DataConfig.denoisers. With a vocabulary that has none of their mode tokens, those of denoisers.json go without.
+The corpus stdlib_docs has the mixture stdlib_docs_ul2 of the tasks stdlib_docs_ul2_r_3_15, … and stdlib_docs_ul2_s, so
+that each denoiser has its own rate, lengths and loss. denoisers.json defines 'ul2' (seven denoisers in equal parts) and
+'u_palm' (arXiv:2210.11399, section 3.1: half S, a quarter R, a quarter X, for a model that was a decoder before);
+DataConfig.denoisers replaces them or adds others in gin. With a vocabulary that has none of their mode tokens, the
+denoisers of denoisers.json train without.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ _TABLE = Path(__file__).parent / 'denoisers.json'
 
 @dataclasses.dataclass
 class _Corpus:
-    """A corpus, and the mixtures of denoisers that are registered of it."""
+    """A corpus and its registered mixtures of denoisers."""
 
     source: Any
     functions: Sequence[ExampleFn]
@@ -30,12 +31,12 @@ class _Corpus:
 
 
 _corpora: dict[str, _Corpus] = {}
-_wanted: dict[str, tuple[Denoiser, ...]] = {}
+_given: dict[str, tuple[Denoiser, ...]] = {}
 
 
 @functools.cache
 def denoisers() -> dict[str, tuple[Denoiser, ...]]:
-    """Mixture -> its denoisers, as denoisers.json has them."""
+    """Mixture -> its denoisers, from denoisers.json."""
     table = json.loads(_TABLE.read_text('utf-8'))
     return {name: tuple(Denoiser(**row) for row in rows) for name, rows in table.items()}
 
@@ -44,27 +45,27 @@ def register_corpus(name: str, source: Any, functions: Sequence[ExampleFn]) -> N
     """Registers the mixtures of a corpus.
 
     Args:
-        functions: what makes tokens, 'targets', of a record of the source.
+        functions: preprocessors that turn a record of the source into tokens, 'targets'.
     """
     _corpora[name] = _Corpus(source, tuple(functions))
-    _complete(name)
+    _update(name)
 
 
 def register(given: Mapping[str, Sequence[Denoiser]]) -> None:
-    """Registers mixtures of denoisers for every corpus: those that come with t5flan and the `given`, which go before.
+    """Registers mixtures of denoisers for every corpus: the `given` ones, and those of denoisers.json.
 
     Raises:
         UserError: a name belongs to another task or mixture.
     """
-    _wanted.clear()
-    _wanted.update({name: tuple(parts) for name, parts in given.items()})
+    _given.clear()
+    _given.update({name: tuple(parts) for name, parts in given.items()})
     for corpus in _corpora:
-        _complete(corpus)
+        _update(corpus)
 
 
-def _complete(corpus: str) -> None:
-    """Registers those mixtures of a corpus that are not yet there as they are wanted now."""
-    for mixture, parts in {**denoisers(), **_wanted}.items():
+def _update(corpus: str) -> None:
+    """Registers the mixtures of a corpus that are new or have changed."""
+    for mixture, parts in {**denoisers(), **_given}.items():
         if _corpora[corpus].mixtures.get(mixture) != parts:
             _register(corpus, mixture, parts)
 
@@ -72,23 +73,19 @@ def _complete(corpus: str) -> None:
 def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
     import seqio
 
-    from t5flan.data.preprocessing.denoising import denoise
+    from t5flan.data.preprocessing.denoisers import denoise
     from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     known = _corpora[corpus]
     name = f'{corpus}_{mixture}'
-    if mixture in known.mixtures:  # as it was before
+    if mixture in known.mixtures:  # its previous version
         seqio.MixtureRegistry.remove(name)
-        for before in known.mixtures.pop(mixture):
-            seqio.TaskRegistry.remove(f'{name}_{before.name}')
-    taken = {name, *(f'{name}_{one.name}' for one in parts)} & {
-        *seqio.TaskRegistry.names(),
-        *seqio.MixtureRegistry.names(),
-    }
-    if taken:
+        for old in known.mixtures.pop(mixture):
+            seqio.TaskRegistry.remove(f'{name}_{old.name}')
+    names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if taken := {name, *(f'{name}_{one.name}' for one in parts)} & names:
         raise UserError(
-            f"DataConfig.denoisers['{mixture}']: there is another task or mixture {min(taken)}. Set another name in "
-            'DataConfig.denoisers.'
+            f"DataConfig.denoisers['{mixture}']: {min(taken)} is another task or mixture. Set another name."
         )
     optional = tuple(sorted({one.mode_token for one in parts})) if denoisers().get(mixture) == parts else ()
     for one in parts:

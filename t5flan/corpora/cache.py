@@ -1,10 +1,10 @@
-"""`t5flan cache`: a task's records prepared offline by SeqIO's Beam pipeline, on this machine or on a cluster.
+"""Prepares a task's records offline with SeqIO's Beam pipeline, on this machine or on a cluster (`t5flan cache`).
 
     cache(data, 'c4_ul2', '/data/cache')
 
-Each shard of the source is read, goes through the preprocessors before the task's `seqio.CacheDatasetPlaceholder` (tokenization) and
-is written as one file, in the source's order, by whichever worker has it: the cache is the same on any runner. A shard that is
-there is not made again, so that a stopped command goes on. See t5flan/data/mixtures/cache.py for the folder and for reading it.
+Each shard of the source is read, preprocessed up to the task's `seqio.CacheDatasetPlaceholder` (tokenization) and
+written as one file in the source's order, so the cache is the same on any runner. Existing shards are not written
+again, so a stopped command can be resumed. t5flan/data/mixtures/cache.py describes and reads the folder.
 """
 
 import functools
@@ -29,7 +29,7 @@ from t5flan.files import open_whole, write_json
 
 Prepare = Callable[[DataConfig], None]
 Info = dict[str, Any]
-_set_up_for: list[str] = []  # the settings that this process, a worker, was set up for
+_set_up_for: list[str] = []  # the settings that this worker process was set up for
 
 
 def cache(
@@ -42,21 +42,20 @@ def cache(
     overwrite: bool = False,
     pipeline_options: Sequence[str] = (),
 ) -> dict[str, Info]:
-    """Caches a task, or every task of a mixture; tasks that begin alike (the denoisers of a corpus) share their records.
+    """Caches a task or every task of a mixture; tasks with the same tokens (denoisers of a corpus) share their records.
 
     Args:
         data: vocabulary, text files and modules of the run that will read the cache.
-        output: the folder; local, or a bucket if the runner's workers write there.
+        output: the folder; local, or a bucket that the runner's workers can write to.
         prepare: registers the tasks of `data`; called in every worker.
-        splits: which; all that a task has.
-        overwrite: makes tasks again that are there.
-        pipeline_options: Beam's, as '--runner=DataflowRunner'.
+        splits: the splits to cache (default: all splits of a task).
+        pipeline_options: Beam's options, such as '--runner=DataflowRunner'.
 
     Returns:
-        {task: its info.json}
+        {task: its info.json}.
 
     Raises:
-        UserError: apache-beam is not installed, a task cannot be cached, or has no such split.
+        UserError: apache-beam is not installed, a task cannot be cached, or it lacks a split.
     """
     beam_utils = import_beam()
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
@@ -87,7 +86,7 @@ def cache(
 
 
 def import_beam() -> Any:
-    """SeqIO's pipeline.
+    """Imports SeqIO's Beam pipeline.
 
     Raises:
         UserError: Beam is not installed.
@@ -95,35 +94,30 @@ def import_beam() -> Any:
     try:
         from seqio import beam_utils
     except ImportError as error:
-        raise UserError(
-            f"`t5flan cache` needs apache-beam, which is not installed ({error}). Run pip install 't5flan[beam]'."
-        ) from None
+        raise UserError(f"apache-beam is not installed ({error}). Run pip install 't5flan[beam]'.") from None
     return beam_utils
 
 
 def _alike(tasks: Iterable[seqio.Task]) -> list[list[seqio.Task]]:
-    """Tasks in groups of one source and the same preprocessors before the cache."""
+    """Groups tasks with the same source and the same preprocessors before the cache."""
     groups: dict[tuple, list[seqio.Task]] = {}
     for task in sorted(tasks, key=lambda task: task.name):
-        begin = tuple(map(repr, task.preprocessors[: cache_step(task) or 0]))
-        groups.setdefault((id(task.source), begin), []).append(task)
+        cached = tuple(map(repr, task.preprocessors[: cache_step(task) or 0]))
+        groups.setdefault((id(task.source), cached), []).append(task)
     return list(groups.values())
 
 
 def _check(task: seqio.Task, splits: Sequence[str]) -> None:
     if cache_step(task) is None:
-        raise UserError(
-            f'task {task.name} cannot be cached: nothing of it is the same in every epoch (it has no '
-            'seqio.CacheDatasetPlaceholder among its preprocessors). Name a task of raw text, or one of your own that has.'
-        )
-    if absent := sorted(set(splits) - set(task.splits)):
-        raise UserError(f'task {task.name} has no split {absent[0]!r}; it has {", ".join(task.splits)}. Set --splits.')
+        raise UserError(f'task {task.name} cannot be cached without a seqio.CacheDatasetPlaceholder. Name another.')
+    if missing := sorted(set(splits) - set(task.splits)):
+        raise UserError(f'task {task.name} has no split {missing[0]!r}; it has {", ".join(task.splits)}. Set --splits.')
 
 
 def _check_same(info: Info, now: Mapping[str, Any], task: str, output: str) -> None:
     if info['made_with'] != now:
         raise UserError(
-            f'{output} holds {task} made with {info["made_with"]}, the settings say {now}. Set another --output, or '
+            f'{output} has {task} made with {info["made_with"]}, the settings are {now}. Set another --output, or '
             '--overwrite.'
         )
 
@@ -137,37 +131,32 @@ def _run(
     set_up: Callable[[], None],
     pipeline_options: Sequence[str],
 ) -> dict[str, int]:
-    """Writes all shards of a task: {split: how many}."""
+    """Writes all shards of a task; returns {split: number of shards}."""
     import apache_beam as beam
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(pipeline_options)))
-    except ValueError as error:  # no such runner, or one that wants other options
-        raise UserError(
-            f'Beam refuses --pipeline_options={" ".join(pipeline_options)}: {str(error).splitlines()[0]}'
-        ) from None
+    except ValueError as error:  # an unknown runner, or one that needs other options
+        given, why = ' '.join(pipeline_options), str(error).splitlines()[0]
+        raise UserError(f'--pipeline_options={given}: {why} Set options that Beam knows.') from None
     shards: dict[str, int] = {}
     with pipeline:
         for split in splits:
             source = beam_utils.PreprocessTask(task, split, setup_fn=set_up)
             shards[split] = len(source.shards)
             write = functools.partial(write_shard, source._emit_examples, str(folder), split, shards[split], made)
-            shape = f'{split} of {task.name}'
-            _ = (
-                pipeline
-                | f'shards: {shape}' >> beam.Create(source.shards)
-                | f'spread: {shape}' >> beam.Reshuffle()
-                | f'write: {shape}' >> beam.Map(write)
-            )
+            label = f'{split} of {task.name}'
+            all_shards = pipeline | f'shards: {label}' >> beam.Create(source.shards)
+            _ = all_shards | f'spread: {label}' >> beam.Reshuffle() | f'write: {label}' >> beam.Map(write)
     return shards
 
 
 def finish(folder: epath.Path, shards: Mapping[str, int], made: Mapping[str, Any]) -> Info:
-    """Writes info.json of what the shards of each split counted: a cache without one is not whole.
+    """Writes info.json with the counts of all shards; a cache without it is incomplete.
 
     Raises:
-        UserError: a split has no record.
+        UserError: a split has no records.
     """
     info: Info = {'version': VERSION, 'made_with': dict(made), 'splits': {}, 'features': {}}
     for split, count in shards.items():
@@ -176,15 +165,13 @@ def finish(folder: epath.Path, shards: Mapping[str, int], made: Mapping[str, Any
         info['splits'][split] = {'shards': count, 'examples': sum(part['examples'] for part in parts), 'tokens': tokens}
         info['features'] |= next((part['features'] for part in parts if part['features']), {})
         if not info['splits'][split]['examples']:
-            raise UserError(
-                f'{folder}: the preprocessors left no record of split {split!r}. Check the source and its filters.'
-            )
+            raise UserError(f'{folder}: split {split!r} has no records. Check the source and the preprocessors.')
     write_json(folder / INFO, info)
     return info
 
 
 def _set_up(data: DataConfig, prepare: Prepare) -> None:
-    """In a worker: registers the tasks and chooses the vocabulary, once."""
+    """Registers the tasks and chooses the vocabulary, once per worker."""
     if repr(data) not in _set_up_for:
         prepare(data)
         choose_vocabulary(load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
@@ -199,11 +186,13 @@ def write_shard(
     made: Mapping[str, Any],
     shard: tuple[int, str],
 ) -> None:
-    """In a worker: one shard of the source as one file, whole or not at all; its counts beside it.
+    """Writes one shard of the source as one file, whole or not at all, and a file with its counts; runs in a worker.
 
     Args:
-        emit: (number, name) of a shard -> its records: dictionaries of tensors, arrays or plain values.
-        shard: the number and name of this one, of `shards`.
+        emit: (number, name) of a shard -> its records: dicts of tensors, arrays or plain values.
+        folder: the task's folder.
+        made: what the records were made with; an existing shard with the same is kept.
+        shard: number and name of this shard.
     """
     from array_record.python import array_record_module
 
@@ -211,11 +200,9 @@ def write_shard(
     counted = _counts_of(epath.Path(folder), split, shard[0], shards)
     if counted.exists() and json.loads(counted.read_text())['made_with'] == made:
         return
-    part = {'examples': 0, 'tokens': {}, 'features': {}, 'made_with': dict(made)}
+    part: dict[str, Any] = {'examples': 0, 'tokens': {}, 'features': {}, 'made_with': dict(made)}
     with tempfile.TemporaryDirectory() as here:
-        writer = array_record_module.ArrayRecordWriter(
-            f'{here}/{name}', 'group_size:1'
-        )  # every record by itself: random access
+        writer = array_record_module.ArrayRecordWriter(f'{here}/{name}', 'group_size:1')  # 1: random access
         for example in emit(shard):
             record = {key: _array(value) for key, value in example.items()}
             numbers = {key: value.astype(np.int64) if value.dtype == bool else value for key, value in record.items()}
@@ -242,21 +229,21 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _kind(name: str, value: np.ndarray) -> str:
-    """How `parse_record` reads a feature.
+    """The kind of a feature, as `parse_record` expects it.
 
     Raises:
         UserError: a tf.train.Example cannot hold it.
     """
     if value.ndim > 1:
         raise UserError(
-            f'feature {name!r} has the shape {value.shape}: a cached record holds numbers, text and rows of them. Leave it '
-            'out before the CacheDatasetPlaceholder.'
+            f'feature {name!r} has shape {value.shape}: a cached record can only have scalars and vectors. Remove it '
+            'before the CacheDatasetPlaceholder.'
         )
     return ('str' if value.dtype.kind in 'OSU' else str(value.dtype)) + '[]' * value.ndim
 
 
 def main(data: DataConfig, name: str, output: str, json_file: str | None = None, **options: Any) -> None:
-    """Caches, and prints what is there then."""
+    """Caches tasks and prints a table of them."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,11 +1,13 @@
-"""Text without its repetitions: a corpus is read once, and what says the same as something before it is left out.
+"""Removes texts that repeat an earlier text of a corpus, in one pass.
 
-Exact: the same words, whatever white space is between them. Near: the share of word n-grams that two texts have in common
-(Jaccard's) is at least a threshold, as MinHash estimates it; candidates come from locality-sensitive hashing (Broder 1997; Lee et
-al., arXiv:2107.06499, who find that models then repeat their training text a tenth as often). MinHash is datasketch's.
+Exact duplicates have the same words, regardless of white space. Near duplicates share at least a threshold of their
+word n-grams (Jaccard similarity), as estimated by MinHash with candidates from locality-sensitive hashing (Broder 1997;
+Lee et al., arXiv:2107.06499, who find that models then repeat training text ten times less often). MinHash is
+datasketch's.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -21,68 +23,60 @@ from t5flan.files import open_whole
 
 _WHOLE = 2**62  # characters: documents are not cut
 _BATCH = 64
-# A sign of Chinese or Japanese is a word: they are written without spaces.
+# Each Chinese or Japanese character is a word, as there are no spaces.
 _WORDS = re.compile(r'[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+')
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What counts as the same.
+    """What counts as a duplicate.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: a value is out of range.
     """
 
     threshold: float = 0.8
-    """Share of n-grams in common from which a text is a near repetition; 1 takes exact ones alone."""
+    """Similarity from which a text is a near duplicate; 1 finds exact duplicates only."""
     ngram: int = 5
-    """Words of an n-gram."""
+    """Words per n-gram."""
     permutations: int = 128
-    """Of MinHash: the estimate is off by about 1 / sqrt(permutations)."""
+    """Permutations of MinHash; the error of the estimate is about 1 / sqrt(permutations)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise UserError(f'--threshold={self.threshold} must be above 0 and at most 1. Set --threshold.')
         if self.ngram < 1 or self.permutations < 2:
-            raise UserError(
-                f'--ngram={self.ngram} --permutations={self.permutations}: expected 1 and 2 or more. Set them.'
-            )
+            given = f'--ngram={self.ngram} --permutations={self.permutations}'
+            raise UserError(f'{given} must be at least 1 and 2. Set --ngram or --permutations.')
 
 
 def deduplicate(
     patterns: Sequence[str], output: str, field: str = 'text', unit: str = 'document', rules: Rules = Rules()
 ) -> dict[str, Any]:
-    """Writes the texts of `patterns` that repeat nothing before them to `output`, a .jsonl, with the other fields of their rows.
+    """Writes the texts without duplicates to `output`, a .jsonl file, with the other fields of their rows.
 
     Args:
-        patterns: paths or globs of .txt and .jsonl files, in this order.
+        patterns: paths or globs of .txt and .jsonl files, in order.
+        field: the key of the text in .jsonl files.
         unit: what is one text in a .txt file: 'document', 'paragraph' or 'line'.
 
     Returns:
-        {'texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'rules', 'removed': [{'text', 'why': 'exact' or 'near',
-        'of', 'similarity', 'begins'}]}, 'text' and 'of' being places such as 'a.jsonl line 3'.
+        {'texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'rules', 'removed': [{'text', 'why': 'exact'
+        or 'near', 'of', 'similarity', 'begins'}]}; 'text' and 'of' are places such as 'a.jsonl line 3'.
 
     Raises:
-        UserError: a file is missing, wrong or the output; datasketch is not installed.
+        UserError: an input is missing or malformed, the output is not a .jsonl file or is an input, or datasketch is
+            not installed.
     """
     if unit not in TEXT_UNITS:
-        raise UserError(f'--unit={unit} is none of {", ".join(TEXT_UNITS)}. Set --unit.')
+        raise UserError(f'--unit={unit} is not one of {", ".join(TEXT_UNITS)}. Set --unit.')
     paths = [path for pattern in patterns for path in match_files(pattern, SUFFIXES, '--input')]
-    if not output.endswith('.jsonl') or any(
-        os.path.exists(output) and os.path.samefile(output, path) for path in paths
-    ):
-        raise UserError(f'--output={output} must be a .jsonl that is none of the inputs. Set --output.')
+    is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in paths)
+    if is_input or not output.endswith('.jsonl'):
+        raise UserError(f'--output={output} must be a .jsonl file and not one of the inputs. Set --output.')
     seen = Seen(rules)
-    report: dict[str, Any] = {
-        'texts': 0,
-        'kept': 0,
-        'exact': 0,
-        'near': 0,
-        'characters': 0,
-        'characters_kept': 0,
-        'rules': dataclasses.asdict(rules),
-        'removed': [],
-    }
+    counts = dict.fromkeys(('texts', 'kept', 'exact', 'near', 'characters', 'characters_kept'), 0)
+    report: dict[str, Any] = {**counts, 'rules': dataclasses.asdict(rules), 'removed': []}
     with open_whole(output) as file:
         for batch in _batches(_texts(paths, field, unit)):
             repeated = seen.add([(where, row[field]) for where, row in batch])
@@ -100,7 +94,7 @@ def deduplicate(
 
 
 class Seen:
-    """The texts so far, and whether another repeats one of them."""
+    """The texts so far; finds out whether another text repeats one of them."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -110,14 +104,12 @@ class Seen:
             try:
                 from datasketch import MinHash, MinHashLSH
             except ImportError:
-                raise UserError(
-                    "near duplicates need datasketch: pip install 't5flan[dedup]', or set --threshold=1."
-                ) from None
+                raise UserError("datasketch is missing: pip install 't5flan[dedup]', or set --threshold=1.") from None
             self._bulk = MinHash.bulk
             self._near = MinHashLSH(threshold=rules.threshold, num_perm=rules.permutations)
 
     def add(self, texts: Sequence[tuple[str, str]]) -> list[dict[str, Any] | None]:
-        """For each (place, text) what it repeats, {'why', 'of', 'similarity'}, or None: it is kept, and later ones may repeat it."""
+        """For each (place, text) its duplicate, {'why', 'of', 'similarity'}; None if it is new, and then added."""
         if self._rules.threshold < 1:
             shingles = [ngrams(text, self._rules.ngram) for _, text in texts]
             hashes = self._bulk(shingles, num_perm=self._rules.permutations, hashfunc=zlib.crc32)
@@ -141,7 +133,7 @@ class Seen:
 
 
 def ngrams(text: str, size: int) -> list[bytes]:
-    """The word n-grams of a text, lower case; all of its words where it has fewer.
+    """The word n-grams of a text in lower case; a shorter text is one n-gram.
 
     >>> ngrams('To be, or not', 3)
     [b'to be or', b'be or not']
@@ -166,11 +158,5 @@ def _texts(paths: Sequence[str], field: str, unit: str) -> Iterator[tuple[str, d
 
 
 def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(itertools.islice(items, _BATCH)):
         yield batch

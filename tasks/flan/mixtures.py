@@ -1,17 +1,18 @@
-"""Flan 2022's mixture (arXiv:2210.11416, arXiv:2301.13688): a task for every row of datasets.json; mixtures.
+"""Flan 2022's mixtures (arXiv:2210.11416, arXiv:2301.13688), with a task for every row of datasets.json.
 
     t5flan mixture flan2022 --sample=0 --gin.DataConfig.vocabulary="'bytes'" --gin.DataConfig.cot="'cot_data'"
 
-Task SUBMIXTURE_NAME (flan2021_anli_r1, t0_sf_qasc, dialog_wiki_dialog) is read when it is used, not before, from what
-`tfds build anli/r1` prepared; nothing is downloaded by a run. A data set that is not there stops a run that trains on it, or
-with --skip_broken is left out. Mixtures, each with rates by examples up to the submixture's cap:
+Task SUBMIXTURE_NAME (flan2021_anli_r1, t0_sf_qasc, dialog_wiki_dialog) reads the data set that `tfds build anli/r1`
+prepared, when the task is used; a run downloads nothing. A missing data set stops a run that trains on it, unless
+--skip_broken is set. Mixtures, with rates by examples up to the submixture's cap:
 
-    flan2021, t0_sf, dialog       the submixtures; muffin is flan2021 and dialog, as the Flan-PaLM paper counts
-    flan2022                      the public collection's shares: flan2021 0.40, t0_sf 0.32, niv2 0.20, cot 0.05, dialog 0.03
-    flan2022_paper                Flan-PaLM's and Flan-T5's: muffin 0.52, t0_sf 0.15, niv2 0.30, cot 0.03
+    flan2021, t0_sf, dialog    the submixtures; muffin is flan2021 and dialog, as in the Flan-PaLM paper
+    flan2022                   the public collection: flan2021 0.40, t0_sf 0.32, niv2 0.20, cot 0.05, dialog 0.03
+    flan2022_paper             Flan-PaLM's and Flan-T5's: muffin 0.52, t0_sf 0.15, niv2 0.30, cot 0.03
 
-niv2 is the mixture natural_instructions, cot the mixture cot: both need files of the user's. Without them the mixtures hold the
-rest, in the same proportions, and `missing` (and `t5flan mixture`) says what is not there and which setting adds it.
+niv2 is the mixture natural_instructions, cot the mixture cot; both need files that the user provides. Without them the
+mixtures have the rest in the same proportions, and `missing` (and `t5flan mixture`) lists what is missing and which
+setting adds it.
 """
 
 import functools
@@ -25,15 +26,16 @@ from t5flan.data.prompting.instructions import POOL, Instruct, Item
 from t5flan.scoring.answers import extract_answer
 from t5flan.scoring.metrics import exact_match, squad
 from t5flan.tasks.flan.table import Dataset, items, load_table, to_items, wordings_of
+from t5flan.tasks.registry import replace_mixture
 
 
 def register(skip_broken: bool = False) -> None:
-    """Registers the tasks of the table and their mixtures; what is registered stays, a mixture that can hold more grows.
+    """Registers the tasks of the table and their mixtures; calling it again adds what has become available.
 
-    Called after natural_instructions and cot have registered theirs.
+    Call it after natural_instructions.register and cot.register.
 
     Raises:
-        UserError: the table or a file of wordings is faulty; with skip_broken the tasks with those wordings are left out.
+        UserError: the table or a file of wordings is faulty; skip_broken skips the tasks with those wordings.
     """
     import seqio
 
@@ -47,21 +49,17 @@ def register(skip_broken: bool = False) -> None:
     for name, submixture in table.submixtures.items():
         rows = [row for row in table.of(name) if row.task in known]
         if rows and not submixture.mixture and name not in seqio.MixtureRegistry.names():
-            rates = [
-                (row.task, ByExamples(row.cap or submixture.cap) if row.rate is None else row.rate) for row in rows
-            ]
-            seqio.MixtureRegistry.add(name, rates)
+            rate_of = lambda row, cap=submixture.cap: ByExamples(row.cap or cap) if row.rate is None else row.rate
+            seqio.MixtureRegistry.add(name, [(row.task, rate_of(row)) for row in rows])
     for name, shares in table.mixtures.items():
         parts = {table.submixtures[part].mixture or part: share for part, share in shares.items()}
-        there = [(part, share) for part, share in parts.items() if part in seqio.MixtureRegistry.names()]
-        if name in seqio.MixtureRegistry.names():
-            seqio.MixtureRegistry.remove(name)
-        seqio.MixtureRegistry.add(name, there)
+        available = [(part, share) for part, share in parts.items() if part in seqio.MixtureRegistry.names()]
+        replace_mixture(name, available)
         broken.note(name, missing(name))
 
 
 def register_task(dataset: Dataset) -> None:
-    """Registers the task of one row; nothing is read."""
+    """Registers the task of one row without reading its data."""
     import seqio
 
     from t5flan.data.vocabulary.seqio_vocabulary import text_features
@@ -83,7 +81,7 @@ def register_task(dataset: Dataset) -> None:
 
 
 def _source(dataset: Dataset) -> Any:
-    """A TfdsDataSource that knows its number of training examples from the table, not from the files."""
+    """A TfdsDataSource that takes its number of training examples from the table instead of the files."""
     import seqio
 
     class TableSource(seqio.TfdsDataSource):
@@ -97,7 +95,7 @@ def _source(dataset: Dataset) -> Any:
 
 
 def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int = POOL) -> list[Item]:
-    """The first `count` items of a split (fewer where it is smaller), in the source's order."""
+    """The first `count` items of a split (all of a smaller one), in the source's order."""
     from t5flan.data.records.tf_values import plain_value
 
     records = source.get_dataset(split, shuffle=False).take(count).as_numpy_iterator()
@@ -106,12 +104,12 @@ def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int =
 
 
 def postprocess(text: str, is_target: bool = False, **_: object) -> str:
-    """The answer in a target or in what the model wrote: what follows `So the answer is`, or the whole text."""
+    """The answer in a target or a model's output: the text after `So the answer is`, or all of it."""
     return extract_answer(text)
 
 
 def missing(mixture: str) -> list[str]:
-    """What a mixture of the table lacks of the published one, and why, a line a reason: parts first, then data sets."""
+    """Why a mixture is incomplete, compared with the published one: a line per missing part, then per reason."""
     import seqio
 
     table = load_table()
@@ -120,9 +118,7 @@ def missing(mixture: str) -> list[str]:
     for name, share in shares.items():
         part = table.submixtures[name]
         if part.mixture and part.mixture not in seqio.MixtureRegistry.names():
-            lines.append(
-                f'{name} ({share:.0%}): no files are given. Set {part.setting}; until then the others share its part.'
-            )
+            lines.append(f'{name} ({share:.0%}): no files are given. Set {part.setting}; the others share its rate.')
     names = {held for name in shares for held in (name, *table.submixtures[name].holds)}
     by_reason: dict[str, list[str]] = {}
     for row in table.left_out:

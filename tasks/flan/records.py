@@ -1,6 +1,6 @@
-"""What some of Flan's data sets need before their fields can be named: small functions that a row of the table calls by name.
+"""Functions that prepare the records of some of Flan's data sets; a row of the table names one as "make".
 
-A function takes a record (and the row's further words) and gives records; the table's fields are filled from those.
+A function takes a record (and the further words of "make") and yields records, from which the row's fields are filled.
 """
 
 import itertools
@@ -23,79 +23,73 @@ _CHOICE = re.compile(r'\(([A-Za-z])\)\s*')
 
 
 def joined(record: Record, field: str, separator: str) -> Iterator[Record]:
-    """A list of texts as one text."""
+    """Joins a list of texts."""
     yield {**record, field: separator.join(record[field])}
 
 
 def without_tags(record: Record, field: str) -> Iterator[Record]:
-    """A text without HTML's tags."""
+    """Removes HTML tags from a text."""
     yield {**record, field: ' '.join(_TAG.sub(' ', record[field]).split())}
 
 
 def replaced(record: Record, field: str, old: str, new: str) -> Iterator[Record]:
-    """A text with something else in place of a mark ('|||||' between Multi-News' articles)."""
+    """Replaces a mark in a text ('|||||' between the articles of Multi-News)."""
     yield {**record, field: record[field].replace(old, new)}
 
 
 def facts(record: Record, field: str) -> Iterator[Record]:
-    """Triples (DART, WebNLG) as one text: 'Aarhus_Airport | city | Aarhus' is 'Aarhus Airport, city, Aarhus'."""
+    """Triples (DART, WebNLG) as one text: 'Aarhus_Airport | city | Aarhus' -> 'Aarhus Airport, city, Aarhus'."""
     texts = (_MARK.sub('', text).replace('_', ' ').replace(' | ', ', ') for text in record[field])
     yield {**record, field: '; '.join(' '.join(text.split()) for text in texts)}
 
 
 def without_marks(record: Record) -> Iterator[Record]:
-    """HellaSwag: without WikiHow's '[header]', '[title]' and '[step]'."""
-    yield {
-        **record,
-        'context': _MARK.sub('', record['context']),
-        'endings': [_MARK.sub('', text) for text in record['endings']],
-    }
+    """HellaSwag: removes WikiHow's '[header]', '[title]' and '[step]'."""
+    endings = [_MARK.sub('', text) for text in record['endings']]
+    yield {**record, 'context': _MARK.sub('', record['context']), 'endings': endings}
 
 
 def lettered(record: Record) -> Iterator[Record]:
-    """'choices' with 'label' and 'text', and 'answerKey' (ARC, QASC): 'texts', and 'number' of the answer among them."""
+    """ARC, QASC: 'texts' of the choices, and the 'number' of the answer among them."""
     labels, key = list(record['choices']['label']), record['answerKey']
     yield {**record, 'texts': list(record['choices']['text']), 'number': labels.index(key) if key in labels else -1}
 
 
 def copa(record: Record) -> Iterator[Record]:
-    """COPA asks for a cause or an effect."""
+    """COPA: 'asked', the question for a cause or an effect."""
     asked = 'What was the cause of this?' if record['question'] == 'cause' else 'What happened as a result?'
     yield {**record, 'asked': asked}
 
 
 def score(record: Record) -> Iterator[Record]:
-    """STS-B's similarity in steps of 0.2, as T5 writes it (arXiv:1910.10683, section 2.4): 2.57 is '2.6'."""
+    """STS-B: the similarity in steps of 0.2, as in T5 (arXiv:1910.10683, section 2.4): 2.57 -> '2.6'."""
     yield {**record, 'score': f'{round(float(record["label"]) * 5) / 5:.1f}'}
 
 
 def answerable(record: Record) -> Iterator[Record]:
-    """'found': the first answer of SQuAD 2.0 or QuAC, 'unanswerable' where the text has none."""
+    """SQuAD 2.0, QuAC: 'found', the first answer, or 'unanswerable'."""
     texts = [text for text in record['answers']['text'] if text != 'CANNOTANSWER']
     yield {**record, 'found': texts[0] if texts else UNANSWERABLE}
 
 
 def record_names(record: Record) -> Iterator[Record]:
-    """ReCoRD: the passage without its marks, each name once."""
+    """ReCoRD: the passage without marks, and each name once."""
     passage = record['passage'].replace('\n@highlight\n', '\n')
     yield {**record, 'passage': passage, 'names': list(dict.fromkeys(record['entities']))}
 
 
 def all_turns(record: Record) -> Iterator[Record]:
-    """CoQA: a story's questions, numbered, and their answers."""
+    """CoQA: the numbered questions of a story, and their answers."""
     answers = list(record['answers']['input_text'])
-    pairs = list(zip(record['questions'], answers, strict=False))
+    pairs = list(enumerate(zip(record['questions'], answers, strict=False), 1))
+    asked = ' '.join(f'({i}) {question}' for i, (question, _) in pairs)
+    replies = ' '.join(f'({i}) {reply}' for i, (_, reply) in pairs)
     if pairs:
-        yield {
-            **record,
-            'asked': 'Answer these questions in turn: '
-            + ' '.join(f'({i}) {asked}' for i, (asked, _) in enumerate(pairs, 1)),
-            'replies': ' '.join(f'({i}) {reply}' for i, (_, reply) in enumerate(pairs, 1)),
-        }
+        yield {**record, 'asked': f'Answer these questions in turn: {asked}', 'replies': replies}
 
 
 def each_question(record: Record) -> Iterator[Record]:
-    """RACE: a record for each question about an article, 'number' among its 'texts'."""
+    """RACE: one record per question about an article, with the 'number' of the answer among its 'texts'."""
     for asked, texts, letter in zip(record['questions'], record['options'], record['answers'], strict=False):
         yield {**record, 'asked': asked, 'texts': list(texts), 'number': string.ascii_uppercase.find(letter[:1] or '?')}
 
@@ -108,7 +102,7 @@ def last_word(record: Record) -> Iterator[Record]:
 
 
 def parted(record: Record) -> Iterator[Record]:
-    """UnifiedQA's 'question \\\\n (a) one (b) two \\\\n passage': 'asked', 'texts' and 'passage', where there are such."""
+    r"""UnifiedQA's 'question \n (a) one (b) two \n passage': 'asked', 'texts' and 'passage', if it has them."""
     asked, *others = (part.strip() for part in record['input'].split('\\n'))
     made = {**record, 'asked': asked, 'texts': [], 'passage': ''}
     for part in others:
@@ -128,22 +122,18 @@ def table_rows(record: Record) -> Iterator[Record]:
 
 
 def opinions(record: Record, field: str, subject: str) -> Iterator[Record]:
-    """opinion_abstracts: 'listed', the first ten opinions, one a line, and the 'subject' that they are about."""
+    """opinion_abstracts: 'listed', the first ten opinions, one per line, and their 'subject'."""
     values = record[field]['value'][:10]
     listed = '\n'.join(f'- {" ".join(value.split())}' for value in values)
     yield {**record, 'listed': listed, 'subject': record[subject].replace('_', ' ')}
 
 
 def either_way(record: Record, one: str, other: str) -> Iterator[Record]:
-    """A pair of sentences, from one language to the other or back; a hash of the pair decides, so that both are as frequent."""
+    """A translation in a direction that a hash of the pair selects, so that both directions are equally frequent."""
     if stable_hash(record[one] + record[other]) % 2:
         one, other = other, one
-    yield {
-        'text': record[one],
-        'translated': record[other],
-        'source_language': LANGUAGES[one],
-        'target_language': LANGUAGES[other],
-    }
+    languages = {'source_language': LANGUAGES[one], 'target_language': LANGUAGES[other]}
+    yield {'text': record[one], 'translated': record[other], **languages}
 
 
 def no_capitals(record: Record) -> Iterator[Record]:
@@ -168,7 +158,7 @@ def _spoiled(record: Record, text: str) -> Iterator[Record]:
 
 
 def some_turn(record: Record) -> Iterator[Record]:
-    """A conversation up to one of its turns, chosen by a hash of it: 'before' and 'turn' (WikiDialog)."""
+    """WikiDialog: the conversation 'before' one of its turns, chosen by a hash, and that 'turn'."""
     turns = list(record['utterances'])
     if len(turns) < 2:
         return
@@ -181,8 +171,9 @@ def some_turn(record: Record) -> Iterator[Record]:
 RECORDS: dict[str, Callable[..., Iterator[Record]]] = {
     function.__name__: function
     for function in (
-        joined, without_tags, replaced, facts, without_marks, lettered, copa, score, answerable, record_names, all_turns,
-        each_question, last_word, parted, table_rows, opinions, either_way, no_capitals, no_punctuation, no_spaces, some_turn,
+        joined, without_tags, replaced, facts, without_marks, lettered, copa, score, answerable, record_names,
+        all_turns, each_question, last_word, parted, table_rows, opinions, either_way, no_capitals, no_punctuation,
+        no_spaces, some_turn,
     )
 }  # fmt: skip
 """Name in the table -> function."""

@@ -1,26 +1,25 @@
-"""Flan 2022's data sets as one table, datasets.json: a row says where a data set is and how its records become items.
+"""The table of Flan 2022's data sets, datasets.json: where each data set is, and how its records become items.
 
 {"name": "anli_r1", "submixture": "flan2021", "tfds": "anli/r1:0.1.0", "family": "nli", "splits": "official",
  "train_examples": 16946, "fields": {"premise": "{context}", "hypothesis": "{hypothesis}"},
  "label": "label", "of": ["yes", "it is not possible to tell", "no"]}
 
-family          wordings: templates/FAMILY.json, which says which fields there must be
-splits          train, validation and test in TFDS's terms, or the name of such a set in "splits"
-train_examples  examples of the train split, so that rates need no reading (the table's numbers are TFDS's)
-fields          field of the family -> text with the record's fields in braces; {choices[text]} goes into one
-answer          the answer, likewise; or instead:
-label, of       the record's label (a path, "a.b"), and what it is the number of: texts, a path to a list of texts, or
-                {label: text}; these are the answer's options. "first" is the number of the first, 0 unless it says so
+family          wordings: templates/FAMILY.json, which names the fields that it needs
+splits          train, validation and test as TFDS split names, or the name of an entry of "splits"
+train_examples  size of the train split (TFDS's number), so that rates can be computed without reading it
+fields          field of the family -> text with the record's fields in braces, e.g. {choices[text]}
+answer          the answer, in the same form; or, instead of it:
+label, of       the record's label (a path, "a.b"), and what it numbers: texts, a path to a list of texts, or
+                {label: text}; these are the answer's options. "first" is the label of the first one (default: 0)
 of with answer  the options of an answer that the record spells out
-rationale       the rationale, likewise a text with fields
-make            a function of flan_records.py, with its further words, that comes before all that
-cap, rate       in place of the submixture's cap, and of the rate that follows from it and train_examples
-note            for people: what TFDS asks of whoever prepares it
+rationale       the rationale, in the same form
+make            a function of records.py that prepares the record first, and its further arguments
+cap, rate       overrides the submixture's cap, or the rate that follows from it and train_examples
+note            for people: what TFDS needs to prepare the data set
 """
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 from t5flan.data.preprocessing.examples import Context, Example, Result, example_fn
 from t5flan.data.prompting.instructions import Item
 from t5flan.data.prompting.templates import Family
+from t5flan.data.records.json_files import load_json
 from t5flan.errors import UserError
 from t5flan.tasks.families import family
 from t5flan.tasks.flan.records import RECORDS
@@ -58,15 +58,15 @@ class Dataset:
 
     @property
     def task(self) -> str:
-        """The name of its SeqIO task."""
+        """The name of the SeqIO task."""
         return f'{self.submixture}_{self.name}'
 
     @property
     def fixed_options(self) -> bool:
-        """Whether every example has the same options (labels), so that the order they are listed in means nothing."""
-        return isinstance(self.of, Mapping) or (
-            not isinstance(self.of, str) and not any('{' in text for text in self.of)
-        )
+        """Whether every example has the same options (labels), so that their order carries no meaning."""
+        if isinstance(self.of, (str, Mapping)):
+            return isinstance(self.of, Mapping)
+        return not any('{' in text for text in self.of)
 
     def __repr__(self) -> str:
         return f'Dataset({self.task})'
@@ -74,19 +74,19 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Submixture:
-    """Data sets that share a cap; `mixture` is the one that another module registers where `setting` is given."""
+    """Data sets that share a cap, or a `mixture` that another module registers if `setting` is set."""
 
     name: str
     cap: int
     holds: tuple[str, ...] = ()
-    """Other submixtures whose data sets are its own."""
+    """Other submixtures whose data sets it includes."""
     mixture: str = ''
     setting: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A data set of Flan's that no task can be made of here."""
+    """A data set of Flan's without a task here."""
 
     name: str
     submixture: str
@@ -104,17 +104,15 @@ class Table:
     left_out: tuple[LeftOut, ...]
 
     def of(self, submixture: str) -> list[Dataset]:
-        """The data sets of a submixture, those of the ones it holds included."""
+        """The data sets of a submixture and of those that it includes."""
         names = {submixture, *self.submixtures[submixture].holds}
         return [dataset for dataset in self.datasets if dataset.submixture in names]
 
     def rates(self, submixture: str) -> list[tuple[Dataset, float]]:
         """Examples-proportional rates (arXiv:1910.10683, section 3.5.2): a data set's examples, at most the cap."""
         cap = self.submixtures[submixture].cap
-        return [
-            (dataset, float(min(dataset.train_examples, dataset.cap or cap)) if dataset.rate is None else dataset.rate)
-            for dataset in self.of(submixture)
-        ]
+        by_examples = lambda dataset: float(min(dataset.train_examples, dataset.cap or cap))
+        return [(row, by_examples(row) if row.rate is None else row.rate) for row in self.of(submixture)]
 
 
 @functools.cache
@@ -122,14 +120,9 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
     """Reads and checks the table.
 
     Raises:
-        UserError: one line with the file, the row and the field.
+        UserError: the table is faulty; names the file, the row and the field.
     """
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}. Name a table of data sets.') from None
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}). Mend the file.') from None
+    content = load_json(path)
     for name in ('submixtures', 'mixtures', 'splits', 'datasets', 'left_out'):
         if name not in content:
             raise UserError(f'{path} has no {name!r}. Add it to the table.')
@@ -140,19 +133,14 @@ def load_table(path: pathlib.Path = TABLE) -> Table:
     for name, submixture in submixtures.items():
         _positive(f'{path}: submixtures.{name}.cap', submixture.cap)
     for mixture, shares in content['mixtures'].items():
-        for name in shares:
-            if name not in submixtures:
-                raise UserError(
-                    f'{path}: mixtures.{mixture} has a rate for {name!r}, which is no submixture; there are '
-                    f'{", ".join(submixtures)}. Mend the table.'
-                )
-    datasets = tuple(
-        _dataset(path, i, row, content['splits'], submixtures) for i, row in enumerate(content['datasets'])
-    )
+        if unknown := [name for name in shares if name not in submixtures]:
+            raise UserError(f'{path}: mixtures.{mixture}: {unknown[0]!r} is not one of the submixtures. Fix the table.')
+    rows = enumerate(content['datasets'])
+    datasets = tuple(_dataset(path, i, row, content['splits'], submixtures) for i, row in rows)
     names = [dataset.name for dataset in datasets]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f'{path}: {names.count(name)} data sets are named {name!r}. Give each a name of its own.')
+            raise UserError(f'{path}: {names.count(name)} data sets are named {name!r}. Give each another name.')
     left_out = tuple(_made(f'{path}: left_out[{i}]', LeftOut, row) for i, row in enumerate(content['left_out']))
     return Table(submixtures, content['mixtures'], datasets, left_out)
 
@@ -162,7 +150,7 @@ def _made(where: str, kind: Any, row: Mapping[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(kind)}
     for name in row:
         if name not in known:
-            raise UserError(f'{where} has the key {name!r}; it may have {", ".join(known)}. Mend the table.')
+            raise UserError(f'{where} has the key {name!r}; it may have {", ".join(known)}. Fix the table.')
     for name, field in known.items():
         if name not in row and field.default is dataclasses.MISSING:
             raise UserError(f'{where} has no {name!r}. Add it to the table.')
@@ -171,7 +159,7 @@ def _made(where: str, kind: Any, row: Mapping[str, Any]) -> Any:
 
 def _positive(where: str, number: Any) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Mend the table.')
+        raise UserError(f'{where} is {number!r}, it must be a whole number, 1 or more. Fix the table.')
 
 
 def _dataset(
@@ -181,32 +169,31 @@ def _dataset(
     given = row.get('splits')
     if isinstance(given, str):
         if given not in splits:
-            raise UserError(f'{where}: splits {given!r} is none of {", ".join(splits)}. Mend the table.')
+            raise UserError(f'{where}: splits {given!r} is not one of {", ".join(splits)}. Fix the table.')
         row = {**row, 'splits': splits[given]}
     dataset = _made(where, Dataset, row)
     if 'train' not in dataset.splits:
-        raise UserError(f'{where}: splits has no "train". Mend the table.')
+        raise UserError(f'{where}: splits has no "train". Fix the table.')
     if dataset.submixture not in submixtures:
-        raise UserError(
-            f'{where}: submixture {dataset.submixture!r} is none of {", ".join(submixtures)}. Mend the table.'
-        )
+        known = ', '.join(submixtures)
+        raise UserError(f'{where}: submixture {dataset.submixture!r} is not one of {known}. Fix the table.')
     _positive(f'{where}: train_examples', dataset.train_examples)
     if dataset.cap is not None:
         _positive(f'{where}: cap', dataset.cap)
     if dataset.rate is not None and not dataset.rate > 0:
-        raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Mend the table, or leave the row out.')
+        raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Fix the table, or remove the row.')
     if dataset.make and dataset.make[0] not in RECORDS:
-        raise UserError(f'{where}: make names {dataset.make[0]!r}; there are {", ".join(RECORDS)}. Mend the table.')
+        raise UserError(f'{where}: make {dataset.make[0]!r} is not one of {", ".join(RECORDS)}. Fix the table.')
     if bool(dataset.answer) == bool(dataset.label) or (dataset.label and not dataset.of):
-        raise UserError(f'{where} needs either "answer", or "label" and "of". Mend the table.')
+        raise UserError(f'{where} needs either "answer", or "label" and "of". Fix the table.')
     return dataset
 
 
 def wordings_of(dataset: Dataset) -> Family:
-    """The family of wordings of a row.
+    """Loads the family of wordings of a row.
 
     Raises:
-        UserError: there is none of that name, its file is faulty, or the row's fields are not the family's.
+        UserError: there is no such family, its file is faulty, or the row's fields are not the family's.
     """
     where = f'{TABLE.name}: {dataset.name}'
     try:
@@ -216,28 +203,25 @@ def wordings_of(dataset: Dataset) -> Family:
     known = (*wordings.fields, *wordings.optional)
     for name in wordings.fields:
         if name not in dataset.fields:
-            raise UserError(
-                f'{where}: fields has no {name!r}, which the family {dataset.family!r} needs. Mend the table.'
-            )
+            raise UserError(f'{where}: fields has no {name!r}, which family {dataset.family!r} needs. Fix the table.')
     for name in dataset.fields:
         if name not in known:
-            raise UserError(
-                f'{where}: fields has {name!r}; the family {dataset.family!r} has {", ".join(known)}. Mend the table.'
-            )
+            names = ', '.join(known)
+            raise UserError(f'{where}: fields has {name!r}; family {dataset.family!r} has {names}. Fix the table.')
     return wordings
 
 
-# -- Records into items ---------------------------------------------------------------------------------------------------
+# -- Records to items ------------------------------------------------------------------------------------------------
 
 
 @example_fn
 def to_items(example: Example, context: Context, *, dataset: Dataset) -> Result:
-    """The preprocessor that makes a record the items of its row."""
+    """Preprocessor that turns a record into the items of its row."""
     return list(items(dataset, example))
 
 
 def items(dataset: Dataset, record: Example) -> Iterator[Item]:
-    """The items of a record: none where it has no label or answer (SNLI's -1, a question without answers).
+    """The items of a record; none if it has no label or answer (SNLI's -1, a question without answers).
 
     Raises:
         UserError: the record lacks a field that the row names.
@@ -249,10 +233,8 @@ def items(dataset: Dataset, record: Example) -> Iterator[Item]:
             if item is not None:
                 yield item
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f'{TABLE.name}: {dataset.name}: {error} is not in its records; they have {", ".join(map(str, record))}. Mend the '
-            'row, or prepare the version that it names.'
-        ) from error
+        where, known = f'{TABLE.name}: {dataset.name}', ', '.join(map(str, record))
+        raise UserError(f'{where}: {error} is not in its records, which have {known}. Fix the row.') from error
 
 
 def _item(dataset: Dataset, record: Example) -> Item | None:
@@ -262,7 +244,7 @@ def _item(dataset: Dataset, record: Example) -> Item | None:
             answer = _labelled(dataset, record, options)
         else:
             answer = dataset.answer.format_map(record)
-        item = {name: text.format_map(record) for name, text in dataset.fields.items()}
+        item: Item = {name: text.format_map(record) for name, text in dataset.fields.items()}
     except IndexError:  # {answers[0]} of a question without answers
         return None
     if answer is None or not answer.strip():

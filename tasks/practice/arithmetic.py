@@ -1,4 +1,4 @@
-"""Adding, taking away, multiplying and comparing: sums in digits and in small stories, with the steps as rationale."""
+"""Arithmetic in digits and in short stories, with the steps as rationale."""
 
 import random
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from t5flan.tasks.practice.words import NAMES, OBJECTS
 
 
 def column_steps(a: int, b: int) -> str:
-    """Adds two two-digit numbers column by column, as on paper, one pair of digits at a time.
+    """The steps of adding two two-digit numbers column by column.
 
     >>> column_steps(47, 28)
     '7+8=15, carry 1, 4+1=5, 5+2=7.'
@@ -24,7 +24,7 @@ def column_steps(a: int, b: int) -> str:
 
 
 def borrow_steps(a: int, b: int) -> str:
-    """Takes b from a (both below 100, b not larger) column by column.
+    """The steps of subtracting b from a (b <= a < 100) column by column.
 
     >>> borrow_steps(52, 38)
     '12-8=4, borrow 1, 5-1=4, 4-3=1.'
@@ -41,7 +41,7 @@ def borrow_steps(a: int, b: int) -> str:
 
 
 def multiply_steps(a: int, b: int) -> str:
-    """Multiplies a two-digit number by a digit, the units first.
+    """The steps of multiplying a two-digit number by a digit, units first.
 
     >>> multiply_steps(34, 6)
     '4x6=24, carry 2, 3x6=18, 18+2=20.'
@@ -57,25 +57,24 @@ def multiply_steps(a: int, b: int) -> str:
 
 
 def draw_add(rng: random.Random) -> Instance:
-    """Two two-digit numbers; a + b and b + a are one instance."""
+    """The sum of two two-digit numbers; a + b and b + a are one instance."""
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     return Instance(f'{min(a, b)}+{max(a, b)}', {'a': str(a), 'b': str(b)}, str(a + b), column_steps(a, b))
 
 
 def draw_subtract(rng: random.Random) -> Instance:
-    """A two-digit number less a smaller two-digit number."""
+    """A two-digit number minus a smaller one."""
     b, a = sorted(rng.sample(range(10, 100), 2))
     return Instance(f'{a}-{b}', {'a': str(a), 'b': str(b)}, str(a - b), borrow_steps(a, b))
 
 
 def draw_add_three(rng: random.Random) -> Instance:
-    """Three digits, in any order one instance: the sum of two, then of three."""
+    """The sum of three digits; all orders are one instance."""
     numbers = [rng.randint(1, 9) for _ in range(3)]
     a, b, c = numbers
     fields = {'a': str(a), 'b': str(b), 'c': str(c)}
-    return Instance(
-        '+'.join(map(str, sorted(numbers))), fields, str(a + b + c), f'{a}+{b}={a + b}, {a + b}+{c}={a + b + c}.'
-    )
+    steps = f'{a}+{b}={a + b}, {a + b}+{c}={a + b + c}.'
+    return Instance('+'.join(map(str, sorted(numbers))), fields, str(a + b + c), steps)
 
 
 def draw_multiply(rng: random.Random) -> Instance:
@@ -85,7 +84,7 @@ def draw_multiply(rng: random.Random) -> Instance:
 
 
 def draw_story(rng: random.Random) -> Instance:
-    """Someone has some, and gets or loses a few."""
+    """A story in which someone has some things, and gets or loses a few."""
     variant = rng.choice(('gain', 'lose'))
     b = rng.randint(2, 9)
     a = rng.randint(2, 9) if variant == 'gain' else b + rng.randint(1, 9)
@@ -97,7 +96,7 @@ def draw_story(rng: random.Random) -> Instance:
 
 
 def _draw_two_steps(rng: random.Random, kinds: Sequence[str]) -> Instance:
-    """A story of two changes, `+` or `-` each, in which all numbers stay between 1 and 20."""
+    """A story of two changes, each `+` or `-`, in which all numbers stay between 1 and 20."""
     kind = rng.choice(kinds)
     while True:
         a, b, c = rng.randint(2, 15), rng.randint(2, 9), rng.randint(2, 9)
@@ -116,17 +115,17 @@ def _draw_two_steps(rng: random.Random, kinds: Sequence[str]) -> Instance:
 
 
 def draw_two_steps(rng: random.Random) -> Instance:
-    """A story of two changes; that both are losses is left to an unseen task."""
+    """A story of two changes; two losses are an unseen task."""
     return _draw_two_steps(rng, ('++', '+-', '-+'))
 
 
 def draw_two_losses(rng: random.Random) -> Instance:
-    """Unseen: a story of two losses."""
+    """Unseen task: a story of two losses."""
     return _draw_two_steps(rng, ('--',))
 
 
 def draw_compare(rng: random.Random) -> Instance:
-    """Which of two numbers is larger, or smaller."""
+    """Which of two numbers is larger or smaller."""
     a, b = rng.sample(range(10, 100), 2)
     variant = rng.choice(('larger', 'smaller'))
     answer = max(a, b) if variant == 'larger' else min(a, b)

@@ -1,7 +1,7 @@
-"""Number words from 0 to 99 in English, French, Korean (Sino-Korean), Japanese (hiragana) and Chinese, and between them.
+"""Number words from 0 to 99 in English, French, Korean (Sino-Korean), Japanese (hiragana) and Chinese.
 
-The parts of Korean, Japanese and Chinese numbers stand apart, as in a beginner's book: a vocabulary learned from these
-texts would else make one piece of each number, and nothing could be composed.
+The parts of Korean, Japanese and Chinese numbers are separated by spaces, as in a beginner's book: otherwise a
+vocabulary trained on these texts would make one piece of each number, and models could not compose new ones.
 """
 
 import random
@@ -10,16 +10,19 @@ from collections.abc import Callable
 from t5flan.tasks.practice.instance import Instance, Skill
 
 _ENGLISH = (
-    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
-    'eighteen nineteen'
-).split()
-_ENGLISH_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-_FRENCH = 'zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize'.split()
-_FRENCH_TENS = 'vingt trente quarante cinquante soixante'.split()
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
+    'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
+)  # fmt: skip
+_ENGLISH_TENS = ('twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety')
+_FRENCH = (
+    'zéro', 'un', 'deux', 'trois', 'quatre', 'cinq', 'six', 'sept', 'huit', 'neuf', 'dix', 'onze', 'douze', 'treize',
+    'quatorze', 'quinze', 'seize',
+)  # fmt: skip
+_FRENCH_TENS = ('vingt', 'trente', 'quarante', 'cinquante', 'soixante')
 
 
 def english(number: int) -> str:
-    """In words with a hyphen.
+    """A number in English words, with hyphens.
 
     >>> english(42)
     'forty-two'
@@ -31,7 +34,7 @@ def english(number: int) -> str:
 
 
 def french(number: int) -> str:
-    """Traditional spelling, of France.
+    """A number in French words, in the traditional spelling of France.
 
     >>> [french(number) for number in (17, 21, 71, 80, 81, 97)]
     ['dix-sept', 'vingt et un', 'soixante et onze', 'quatre-vingts', 'quatre-vingt-un', 'quatre-vingt-dix-sept']
@@ -50,7 +53,7 @@ def french(number: int) -> str:
 
 
 def _decimal(digits: str, ten: str, number: int) -> str:
-    """East Asian counting: the tens' digit (left out for one), the word for ten, the units."""
+    """East Asian counting: the digit of the tens (omitted for one), the word for ten, the units."""
     names = digits.split()
     tens, units = divmod(number, 10)
     if tens == 0:
@@ -59,7 +62,7 @@ def _decimal(digits: str, ten: str, number: int) -> str:
 
 
 def korean(number: int) -> str:
-    """Sino-Korean.
+    """A number in Sino-Korean words.
 
     >>> korean(42)
     '사 십 이'
@@ -68,7 +71,7 @@ def korean(number: int) -> str:
 
 
 def japanese(number: int) -> str:
-    """In hiragana (zero in katakana).
+    """A number in hiragana (zero in katakana).
 
     >>> japanese(47)
     'よん じゅう なな'
@@ -77,7 +80,7 @@ def japanese(number: int) -> str:
 
 
 def chinese(number: int) -> str:
-    """In characters.
+    """A number in Chinese characters.
 
     >>> chinese(42)
     '四 十 二'
@@ -88,7 +91,7 @@ def chinese(number: int) -> str:
 LANGUAGES: dict[str, Callable[[int], str]] = {
     'English': english, 'French': french, 'Korean': korean, 'Japanese': japanese, 'Chinese': chinese,
 }  # fmt: skip
-# Each language is heard as source and as target in training, but never in these pairs.
+# Training uses each language as source and as target, but never these pairs.
 UNSEEN_PAIRS = (
     ('French', 'English'), ('Korean', 'French'), ('Chinese', 'Korean'), ('English', 'Japanese'),
     ('Japanese', 'Chinese'),
@@ -101,7 +104,7 @@ SEEN_PAIRS = tuple(
 
 
 def is_part(number: int) -> bool:
-    """Whether a number's word is a part of other numbers' words: 0 to 20, the tens, and French's irregular ones."""
+    """Whether other numbers' words contain this number's word: 0 to 20, the tens, and irregular ones in French."""
     return number <= 20 or number % 10 == 0 or number in (71, 81, 91)
 
 
@@ -128,18 +131,14 @@ def _draw_translation(pairs: tuple[tuple[str, str], ...]) -> Callable[[random.Ra
     return draw
 
 
+def _words_skill(language: str) -> Skill:
+    rate = 1.0 if language == 'French' else 0.5  # French has irregular numbers
+    name, draw = f'number_{language.lower()}', _draw_words(language)
+    return Skill(name, 'languages', draw, held_share=0.15, space=200, rate=rate)
+
+
 SKILLS = (
-    *(
-        Skill(
-            f'number_{language.lower()}',
-            'languages',
-            _draw_words(language),
-            held_share=0.15,
-            space=200,
-            rate=1.0 if language == 'French' else 0.5,  # French has the irregular ones
-        )
-        for language in LANGUAGES
-    ),
+    *map(_words_skill, LANGUAGES),
     Skill('number_translate', 'languages', _draw_translation(SEEN_PAIRS), rate=1.5),
     Skill('number_translate_pairs', 'languages', _draw_translation(UNSEEN_PAIRS), trained=False, space=500),
 )

@@ -1,4 +1,4 @@
-"""A made-up lexicon: which words are animals, plants or tools, and which praise or blame, is learnt from examples alone."""
+"""A made-up lexicon: classes of nouns and sentiments of adjectives that only training examples teach."""
 
 import random
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def draw_classify(rng: random.Random) -> Instance:
 
 
 def draw_sentiment(rng: random.Random) -> Instance:
-    """Whether a sentence with two made-up adjectives praises or blames; `not` turns it round."""
+    """Whether a sentence with two made-up adjectives is positive or negative; `not` reverses it."""
     name = rng.choice(('positive', 'negative'))
     one, two = rng.sample(SENTIMENTS[name], 2)
     thing, negated = rng.choice(THINGS), rng.random() < 0.3
@@ -24,7 +24,7 @@ def draw_sentiment(rng: random.Random) -> Instance:
 
 
 def draw_odd_one_out(rng: random.Random) -> Instance:
-    """Three words of one class and one of another: which one? The rationale names the classes."""
+    """Find the one word of four that is of another class; the rationale names the classes."""
     usual, odd = rng.sample(list(MADE_UP), 2)
     stranger = rng.choice(MADE_UP[odd])
     words = [*rng.sample(MADE_UP[usual], 3), stranger]
@@ -34,7 +34,7 @@ def draw_odd_one_out(rng: random.Random) -> Instance:
 
 
 def _draw_pick(classes: tuple[str, ...]) -> Callable[[random.Random], Instance]:
-    """One word of each class; which is the one of the class asked for?"""
+    """Find the word of a given class among one word of each class."""
 
     def draw(rng: random.Random) -> Instance:
         asked = rng.choice(classes)

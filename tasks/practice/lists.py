@@ -13,7 +13,7 @@ PLACES = ('first', 'second', 'third', 'fourth')
 def _draw_list(
     items: Sequence[str], least: int, most: int, answer: Callable[[list[str]], str], ordered: bool = True
 ) -> Callable[[random.Random], Instance]:
-    """A generator of lists; where the order does not matter for the answer, one set is one instance."""
+    """Makes a generator of lists; with ordered=False, lists of the same items are one instance."""
 
     def draw(rng: random.Random) -> Instance:
         chosen = pick(rng, items, least, most)
@@ -27,13 +27,12 @@ def draw_nth_word(rng: random.Random) -> Instance:
     """The second, third or fourth word of a list."""
     words = pick(rng, WORDS, 4, 5)
     place = rng.randint(1, 3)
-    return Instance(
-        f'{PLACES[place]} {" ".join(words)}', {'items': ' '.join(words), 'nth': PLACES[place]}, words[place]
-    )
+    items, nth = ' '.join(words), PLACES[place]
+    return Instance(f'{nth} {items}', {'items': items, 'nth': nth}, words[place])
 
 
 def draw_member(rng: random.Random) -> Instance:
-    """Whether a word is in a list: half the time it is."""
+    """Whether a word is in a list; half of the time it is."""
     words = pick(rng, WORDS, 4, 5)
     inside = rng.random() < 0.5
     word = rng.choice(words[:-1]) if inside else words.pop()
@@ -44,7 +43,7 @@ def draw_member(rng: random.Random) -> Instance:
 
 
 def draw_dedupe(rng: random.Random) -> Instance:
-    """A list in which one or two words come again; each is kept once, in the order of its first place."""
+    """A list with one or two repeated words; each is kept once, in the order of first appearance."""
     words = pick(rng, WORDS, 2, 3)
     for _ in range(rng.randint(1, 2)):
         place = rng.randint(1, len(words))
@@ -54,14 +53,14 @@ def draw_dedupe(rng: random.Random) -> Instance:
 
 
 def draw_append_letter(rng: random.Random) -> Instance:
-    """A letter goes to the end of a row of letters."""
+    """A row of letters with one more at the end."""
     letters = pick(rng, LETTERS, 3, 4)
     letter, items = rng.choice(LETTERS), ' '.join(letters)
     return Instance(f'{items}+{letter}', {'items': items, 'letter': letter}, f'{items} {letter}')
 
 
 def draw_remove_letter(rng: random.Random) -> Instance:
-    """One letter is taken out of a row of letters."""
+    """A row of letters with one removed."""
     letters = pick(rng, LETTERS, 3, 3)
     letter, items = rng.choice(letters), ' '.join(letters)
     left = ' '.join(other for other in letters if other != letter)
@@ -69,7 +68,7 @@ def draw_remove_letter(rng: random.Random) -> Instance:
 
 
 def draw_replace_letter(rng: random.Random) -> Instance:
-    """One letter of a row becomes another."""
+    """A row of letters with one replaced."""
     *letters, new = pick(rng, LETTERS, 4, 4)
     old, items = rng.choice(letters), ' '.join(letters)
     answer = ' '.join(new if letter == old else letter for letter in letters)

@@ -1,4 +1,4 @@
-"""Small logic: every/no/unknown, if-then, True and False."""
+"""Logic: syllogisms, if-then, and Boolean expressions."""
 
 import random
 
@@ -9,7 +9,7 @@ VERBS = ('sing', 'run', 'read', 'cook', 'jump', 'paint')
 
 
 def draw_syllogism(rng: random.Random) -> Instance:
-    """Every (or no) A is B, and someone has an A: or something else, of which nothing is known."""
+    """Every (or no) A is B, and someone has an A, or something else, about which nothing is known."""
     kind, other = rng.sample(ANIMALS + VEHICLES, 2)
     name, colour = rng.choice(NAMES), rng.choice(COLOURS)
     case = rng.choice(('yes', 'no', 'unknown'))
@@ -21,7 +21,7 @@ def draw_syllogism(rng: random.Random) -> Instance:
 
 
 def draw_if_then(rng: random.Random) -> Instance:
-    """If P then Q, and P, not P, Q or not Q is given: what of the other?"""
+    """If P then Q, given P, not P, Q or not Q: what follows for the other?"""
     one, two = rng.sample(NAMES, 2)
     verb, deed = rng.sample(VERBS, 2)
     case = rng.choice(('P', 'P', 'not Q', 'not Q', 'not P', 'Q'))
@@ -38,7 +38,7 @@ def draw_if_then(rng: random.Random) -> Instance:
 
 
 def draw_boolean(rng: random.Random) -> Instance:
-    """Three truth values under two operators, at most two of them negated; the rationale works inwards out."""
+    """Three truth values with two operators, at most two negated; the rationale evaluates from the inside out."""
     while True:
         negated = [rng.random() < 0.4 for _ in range(3)]
         if sum(negated) <= 2:

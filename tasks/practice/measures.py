@@ -1,4 +1,4 @@
-"""Days, dates, lengths and times, over small tables."""
+"""Days, dates, lengths and times."""
 
 import random
 
@@ -16,7 +16,7 @@ def _days(count: int) -> str:
 
 
 def draw_weekday(rng: random.Random) -> Instance:
-    """The weekday some days after or before another; the rationale counts them."""
+    """The weekday some days after or before another; the rationale counts the days."""
     day, count, name = rng.randrange(7), rng.randint(1, 4), rng.choice(NAMES)
     variant, step = rng.choice((('after', 1), ('before', -1)))
     passed = [DAYS[(day + step * number) % 7] for number in range(1, count + 1)]
@@ -25,7 +25,7 @@ def draw_weekday(rng: random.Random) -> Instance:
 
 
 def draw_date(rng: random.Random) -> Instance:
-    """The date one or two days after another. Runs over a month's end are never held out."""
+    """The date one or two days after another; dates across the end of a month are never held out."""
     month = rng.randrange(12)
     name, length = MONTHS[month]
     day, count = rng.randint(1, length), rng.randint(1, 2)
@@ -35,7 +35,7 @@ def draw_date(rng: random.Random) -> Instance:
 
 
 def draw_length(rng: random.Random) -> Instance:
-    """Metres and centimetres to centimetres, and back."""
+    """Metres and centimetres to centimetres, or back."""
     metres, rest = rng.randint(1, 9), rng.randint(1, 99)
     long, short = f'{metres} metres {rest} centimetres', f'{100 * metres + rest} centimetres'
     variant = rng.choice(('down', 'up'))
@@ -46,7 +46,7 @@ def draw_length(rng: random.Random) -> Instance:
 
 
 def draw_unit(rng: random.Random) -> Instance:
-    """A whole number of a large unit in a smaller one."""
+    """A whole number of a large unit, in a smaller unit."""
     large, small, factor = rng.choice(UNITS)
     number = rng.randint(2, 99)
     fields = {'number': str(number), 'large': large, 'small': small}

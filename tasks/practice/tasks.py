@@ -1,13 +1,13 @@
-"""Practice: small instruction tasks made by code, with rationales, that a tiny model learns within minutes.
+"""Practice: small generated instruction tasks, some with rationales, that a tiny model learns within minutes.
 
-Skills (the generators) lie in practice_arithmetic, practice_lists, practice_measures, practice_logic, practice_languages
-and practice_lexicon; their wordings in templates/practice.json. A skill makes the task `practice_NAME` and, where its
-instances have rationales, `practice_NAME_cot`, whose target is the rationale and then `So the answer is ANSWER.`
+The skills (generators) are in arithmetic.py, lists.py, measures.py, logic.py, languages.py and lexicon.py, their
+wordings in templates/practice.json. A skill makes the task `practice_NAME` and, if its instances have rationales,
+`practice_NAME_cot`, whose target is the rationale and then `So the answer is ANSWER.`
 
 Splits: `train`; `validation`, held-out instances in wordings seen in training; `test_wordings`, held-out instances in
-wordings never seen. Example i of a split is a function of (skill, split, i) alone. Mixtures: `practice` (every trained
-task), `practice_direct`, `practice_cot`, and `practice_unseen_tasks`: whole tasks no training mixture holds, each
-composable from trained ones.
+unseen wordings. Example i of a split depends only on (skill, split, i). Mixtures: `practice` (every trained task),
+`practice_direct`, `practice_cot`, and `practice_unseen_tasks`: tasks that no training mixture includes, each composed
+of trained ones.
 """
 
 import functools
@@ -15,46 +15,37 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
-from t5flan.tasks.practice import arithmetic as practice_arithmetic
-from t5flan.tasks.practice import languages as practice_languages
-from t5flan.tasks.practice import lexicon as practice_lexicon
-from t5flan.tasks.practice import lists as practice_lists
-from t5flan.tasks.practice import logic as practice_logic
-from t5flan.tasks.practice import measures as practice_measures
+from t5flan.tasks.practice import arithmetic, languages, lexicon, lists, logic, measures
 from t5flan.tasks.practice.instance import SPLITS, Instance, Skill, digest, draw_instance
 
 TEMPLATES = Path(__file__).parent.parent / 'templates' / 'practice.json'
 SIZES = {'train': 20_000, 'validation': 200, 'test_wordings': 200}
 PREFIX, COT = 'practice_', '_cot'
 
-SKILLS: dict[str, Skill] = {
-    skill.name: skill
-    for module in (
-        practice_arithmetic, practice_lists, practice_measures, practice_logic, practice_languages, practice_lexicon,
-    )
-    for skill in module.SKILLS
-}  # fmt: skip
+_MODULES = (arithmetic, lists, measures, logic, languages, lexicon)
+SKILLS: dict[str, Skill] = {skill.name: skill for module in _MODULES for skill in module.SKILLS}
 
 Wordings = Mapping[str, str | Mapping[str, str]]
 
 
 @functools.cache
-def _templates() -> dict:
+def _templates() -> dict[str, Any]:
     return json.loads(TEMPLATES.read_text(encoding='utf-8'))
 
 
 def wordings(name: str, held_out: bool = False) -> Wordings:
-    """The seen or the held-out wordings of a skill: id -> text, or id -> variant -> text."""
+    """The seen or held-out wordings of a skill: id -> text, or id -> variant -> text."""
     templates = _templates()
     name = templates['same_wordings'].get(name, name)
     return templates['skills'][name]['held_out' if held_out else 'seen']
 
 
 def triggers(held_out: bool = False) -> Sequence[str]:
-    """The sentences that ask for a rationale, put after the wording."""
+    """The sentences that ask for a rationale; they follow the wording."""
     return _templates()['triggers']['held_out' if held_out else 'seen']
 
 
@@ -64,10 +55,9 @@ def task_names(
     """Names of practice tasks.
 
     Args:
-        group: a theme (see `groups()`), or None for all.
-        direct: with the tasks whose target is the answer alone.
-        cot: with the tasks whose target holds a rationale.
-        trained: True for tasks in the training mixtures, False for the unseen tasks, None for both.
+        group: a theme (see `groups()`); None selects all.
+        direct: include tasks whose target is only the answer.
+        trained: True selects tasks of the training mixtures, False the unseen tasks, None both.
     """
     names = []
     for skill in SKILLS.values():
@@ -82,7 +72,7 @@ def groups() -> list[str]:
 
 
 def skill_of(task: str) -> tuple[Skill, bool]:
-    """A task's skill, and whether its target holds a rationale.
+    """A task's skill, and whether its target has a rationale.
 
     Raises:
         KeyError: no practice task has that name.
@@ -97,13 +87,13 @@ def skill_of(task: str) -> tuple[Skill, bool]:
 
 
 def draw(skill: Skill, split: str, index: int) -> tuple[Instance, random.Random]:
-    """Instance `index` of a split, and the generator that goes on to choose its wording."""
+    """Instance `index` of a split, and the generator that will choose its wording."""
     rng = random.Random(digest(f'{skill.name}/{split}/{index}'))
     return draw_instance(skill, split, rng), rng
 
 
 def make_example(task: str, split: str, index: int) -> dict[str, str]:
-    """Example `index` of a task's split: inputs, targets, answer, rationale, wording (its id), instance (its key).
+    """Example `index` of a split: inputs, targets, answer, rationale, wording (its id) and instance (its key).
 
     The direct task and the one with rationales have the same instance at the same index.
     """
@@ -130,8 +120,8 @@ def make_example(task: str, split: str, index: int) -> dict[str, str]:
     }
 
 
-class Examples(Sequence):
-    """The examples of one split of one task, made when asked for."""
+class Examples:
+    """The examples of one split of a task, made on demand."""
 
     def __init__(self, task: str, split: str) -> None:
         skill_of(task)
@@ -147,7 +137,7 @@ class Examples(Sequence):
 
 
 def texts(split: str = 'train', count: int = 10_000, trained: bool | None = True) -> Iterator[str]:
-    """About `count` texts to train a vocabulary on: inputs and targets in turn, the tasks taking turns."""
+    """About `count` texts to train a vocabulary on: inputs and targets in turn, from one task after the other."""
     names = task_names(trained=trained)
     for number in range((count + 1) // 2):
         example = make_example(names[number % len(names)], split, number // len(names) % SIZES[split])
@@ -156,7 +146,7 @@ def texts(split: str = 'train', count: int = 10_000, trained: bool | None = True
 
 
 def postprocess(text: str, is_target: bool = False, example: Mapping | None = None, **_: object) -> str:
-    """The answer in a target or in what the model wrote: what follows `So the answer is`, or the whole text."""
+    """The answer in a target or a model's output: the text after `So the answer is`, or all of it."""
     return extract_answer(text, TRIGGER)
 
 
@@ -172,7 +162,7 @@ def mixtures() -> dict[str, list[tuple[str, float]]]:
 
 
 def register() -> None:
-    """Registers every practice task and mixture with SeqIO; what is registered already stays."""
+    """Registers every practice task and mixture with SeqIO; calling it again changes nothing."""
     import seqio
 
     from t5flan.data.preprocessing.tokenization import append_eos, tokenize

@@ -1,4 +1,4 @@
-"""The words every practice skill shares: few, so that a very small model can learn them well."""
+"""The words of all practice skills: few, so that a very small model can learn them well."""
 
 ANIMALS = ('dog', 'cat', 'cow', 'pig', 'hen', 'fox', 'bee', 'ant', 'owl', 'bat')
 COLOURS = ('red', 'blue', 'green', 'black', 'white', 'gold', 'pink', 'grey')
@@ -20,7 +20,7 @@ MONTHS = (
     ('July', 31), ('August', 31), ('September', 30), ('October', 31), ('November', 30), ('December', 31),
 )  # fmt: skip
 
-# Made-up nouns in three classes and made-up adjectives of two sentiments: known from training examples alone.
+# Made-up nouns of three classes and made-up adjectives of two sentiments, which only training examples teach.
 MADE_UP = {
     'animal': ('dax', 'wug', 'blick', 'gorvo', 'tulver', 'mip', 'snarp', 'yomp', 'kez', 'fuzzock'),
     'plant': ('fep', 'loma', 'zill', 'brell', 'quon', 'vint', 'hask', 'pell', 'orbin', 'trimsy'),
@@ -31,4 +31,3 @@ SENTIMENTS = {
     'negative': ('grusty', 'vekky', 'bloffy', 'nurgic', 'skeld', 'trobby', 'wexish', 'dorvy', 'mulky', 'yarvid'),
 }
 CLASS_OF = {word: name for name, words in MADE_UP.items() for word in words}
-SENTIMENT_OF = {word: name for name, words in SENTIMENTS.items() for word in words}

@@ -1,4 +1,4 @@
-"""Tasks prepared offline: read back as they were, the same batches as without, and refused where they are stale or not whole."""
+"""t5flan/corpora/cache.py: cached tasks train on the same batches; a stale or incomplete cache is an error."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def data(tmp_path_factory):
 
 
 def write(task, root, splits=('train', 'validation'), shards=3):
-    """What the workers of `t5flan cache` do, one after the other."""
+    """Does the work of the workers of `t5flan cache`, one after the other."""
     made = made_with(task, VOCABULARY)
     for split in splits:
 
@@ -110,22 +110,14 @@ def test_fields_of_every_kind_come_back(tmp_path):
     write(task, tmp_path, ('train',), 1)
     config = DataConfig('of_every_kind', 1, {'targets': 8}, 'bytes', format='causal_lm', cache=str(tmp_path))
     record = cached_task(task, config, VOCABULARY).source.records('train')[1]
-    assert (
-        record['targets'] == 'ein Bär'
-        and record['number'] == 7
-        and record['score'] == 0.25
-        and record['words'] == ['a', 'ß']
-    )
-    assert (
-        record['ids'].dtype == np.int64
-        and record['ids'].tolist() == [0, 1, 2]
-        and record['long'].tolist() == [1.5, 2.5]
-    )
-    assert record['flag'] is True
+    plain = {'targets': 'ein Bär', 'number': 7, 'score': 0.25, 'words': ['a', 'ß'], 'flag': True}
+    assert {name: record[name] for name in plain} == plain and record['flag'] is True
+    assert record['ids'].dtype == np.int64 and record['ids'].tolist() == [0, 1, 2]
+    assert record['long'].tolist() == [1.5, 2.5]
 
 
 def test_a_tfds_corpus_is_read_in_one_shuffle(data, tmp_path, monkeypatch):
-    """Without a cache its records come in order, through a buffer."""
+    """Without a cache its records are read in order, through a buffer."""
     task = find_mixture('c4_causal_lm')
     monkeypatch.setattr(task.source, '_tfds_dataset', Loader({'text': [f'{i:03}' for i in range(200)]}))
     write(task, tmp_path, ('train',), 2)
@@ -137,17 +129,17 @@ def test_a_tfds_corpus_is_read_in_one_shuffle(data, tmp_path, monkeypatch):
     assert np.abs(np.corrcoef([int(row) for row in rows], range(200))[0, 1]) < 0.3
 
 
-def test_a_shard_that_is_there_is_not_made_again(data, tmp_path):
+def test_an_existing_shard_is_not_written_again(data, tmp_path):
     task = find_mixture('cached_causal_lm')
     info = write(task, tmp_path)
     made = made_with(task, VOCABULARY)
     write_shard(lambda shard: pytest.fail('made again'), str(tmp_path / task.name), 'train', 3, made, (1, ''))
     assert finish(epath.Path(tmp_path / task.name), {'train': 3, 'validation': 3}, made) == info
-    with pytest.raises(pytest.fail.Exception):  # by other preprocessors it is
+    with pytest.raises(pytest.fail.Exception):  # except with other preprocessors
         write_shard(lambda shard: pytest.fail('made again'), str(tmp_path / task.name), 'train', 3, {}, (1, ''))
 
 
-def test_a_shard_is_whole_or_not_there(data, tmp_path):
+def test_a_shard_is_whole_or_absent(data, tmp_path):
     def emit(shard):
         yield {'targets': np.arange(3)}
         raise RuntimeError('the disk is full')
@@ -157,14 +149,14 @@ def test_a_shard_is_whole_or_not_there(data, tmp_path):
     assert not list(tmp_path.rglob('*.*'))
 
 
-def refusal(config, match):
+def check_error(config, match):
     with pytest.raises(UserError, match=match) as caught:
         batches(config, 1)
     assert '\n' not in str(caught.value)
 
 
-def test_what_does_not_fit_is_refused_in_one_line(data, cached, tmp_path):
-    refusal(
+def test_a_cache_that_does_not_fit_is_one_line(data, cached, tmp_path):
+    check_error(
         dataclasses.replace(data, cache=str(tmp_path)),
         r'holds none of cached_ul2_r_3_15.*Run `t5flan cache cached_ul2 --output=',
     )
@@ -178,18 +170,18 @@ def test_what_does_not_fit_is_refused_in_one_line(data, cached, tmp_path):
     config = dataclasses.replace(data, cache=str(tmp_path), mixture=first.name)
     info = json.loads((tmp_path / first.name / 'info.json').read_text())
     (tmp_path / first.name / 'train.array_record-00001-of-00003').unlink()
-    refusal(config, 'train.array_record-00001-of-00003 is missing: the cache is not whole')
+    check_error(config, 'train.array_record-00001-of-00003 is missing: the cache is not whole')
     info['made_with']['preprocessors'] = ['other()']
     (tmp_path / first.name / 'info.json').write_text(json.dumps(info))
-    refusal(config, r"cached with another preprocessor \(\['other\(\)'\]\)")
+    check_error(config, r"cached with another preprocessor \(\['other\(\)'\]\)")
     (tmp_path / first.name / 'info.json').write_text('{"version": 99}')
-    refusal(config, 'info.json is not of this version of `t5flan cache`')
+    check_error(config, 'info.json is not of this version of `t5flan cache`')
 
 
-def test_caching_needs_beam_and_a_task_that_says_where(data, tmp_path):
+def test_caching_needs_beam_and_a_placeholder_in_the_task(data, tmp_path):
     pytest.importorskip('apache_beam', reason="pip install 't5flan[beam]'")
     run = lambda name, **options: cache(data, name, str(tmp_path), prepare=register_all, **options)
-    with pytest.raises(UserError, match='practice_.* cannot be cached: nothing of it is the same in every epoch'):
+    with pytest.raises(UserError, match='practice_.* cannot be cached without a seqio.CacheDatasetPlaceholder'):
         run('practice')
     with pytest.raises(UserError, match="has no split 'tests'; it has train, validation. Set --splits"):
         run('cached_ul2', splits=['tests'])

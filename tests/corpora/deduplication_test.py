@@ -1,4 +1,4 @@
-"""t5flan/corpora/deduplication.py: what repeats is left out, what does not is kept, and the report says why."""
+"""t5flan/corpora/deduplication.py: duplicates are removed, other texts are kept, and the report says why."""
 
 import json
 import random
@@ -30,16 +30,10 @@ def write(path, rows):
     return str(path)
 
 
-def test_exact_repetitions_need_no_library(tmp_path):
-    rows = [
-        {'text': 'a b  c', 'id': 1},
-        {'text': 'a b c\n', 'id': 2},
-        {'text': 'A b c', 'id': 3},
-        {'text': 'x', 'id': 4},
-    ]
-    report = deduplicate(
-        [write(tmp_path / 'a.jsonl', rows)], str(tmp_path / 'o' / 'out.jsonl'), rules=Rules(threshold=1)
-    )
+def test_exact_duplicates_need_no_library(tmp_path):
+    rows = [{'text': text, 'id': i} for i, text in enumerate(['a b  c', 'a b c\n', 'A b c', 'x'])]
+    path, output = write(tmp_path / 'a.jsonl', rows), str(tmp_path / 'o' / 'out.jsonl')
+    report = deduplicate([path], output, rules=Rules(threshold=1))
     kept = [json.loads(line) for line in (tmp_path / 'o' / 'out.jsonl').read_text('utf-8').splitlines()]
     assert kept == [rows[0], rows[2], rows[3]] and (report['exact'], report['near'], report['kept']) == (1, 0, 3)
     assert report['removed'][0] | {'begins': ''} == {
@@ -52,7 +46,7 @@ def test_exact_repetitions_need_no_library(tmp_path):
     assert (report['characters'], report['characters_kept']) == (6 + 6 + 5 + 1, 6 + 5 + 1)
 
 
-def test_near_repetitions_are_found_and_others_kept(tmp_path):
+def test_near_duplicates_are_found_and_others_kept(tmp_path):
     pytest.importorskip('datasketch', reason='datasketch is not installed: pip install t5flan[dedup]')
     originals = [text() for _ in range(200)]
     near = [changed(one, 3) for one in originals[:50]]  # 7 of 196 n-grams: Jaccard 0.93
@@ -66,7 +60,7 @@ def test_near_repetitions_are_found_and_others_kept(tmp_path):
         if one['why'] == 'near':
             assert number(one['text']) - number(one['of']) == 200 and one['similarity'] >= 0.8
     again = deduplicate([str(tmp_path / 'out.jsonl')], str(tmp_path / 'twice.jsonl'))
-    assert again['kept'] == again['texts'], 'what is without repetitions stays as it is'
+    assert again['kept'] == again['texts'], 'a corpus without duplicates stays as it is'
 
 
 def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
@@ -82,7 +76,7 @@ def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
     ]
 
 
-def test_signs_without_spaces_are_words():
+def test_characters_without_spaces_are_words():
     assert ngrams('吾輩は猫', 2) == ['吾 輩'.encode(), '輩 は'.encode(), 'は 猫'.encode()]
     assert ngrams('Naïve words', 5) == ['naïve words'.encode()] and ngrams('', 3) == [b'']
 
@@ -92,8 +86,8 @@ def test_signs_without_spaces_are_words():
     [
         (dict(unit='word'), '--unit=word'),
         (dict(field='body'), "no field 'body'.*Set --field"),
-        (dict(output='out.txt'), '--output=.*out.txt must be a .jsonl'),
-        (dict(output='a.jsonl'), 'none of the inputs'),
+        (dict(output='out.txt'), '--output=.*out.txt must be a .jsonl file'),
+        (dict(output='a.jsonl'), 'not one of the inputs'),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, options, line):

@@ -9,7 +9,6 @@ import seqio
 from t5flan.data import skipped as broken
 from t5flan.data.config import Blend, DataConfig, Stage
 from t5flan.data.mixtures.registration import register
-from t5flan.data.preprocessing.denoising import corrupt
 from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
@@ -19,6 +18,7 @@ from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.errors import UserError
 from t5flan.reporting import mixture_report as describe
 from t5flan.tasks import register_all
+from tests.data.preprocessing.spans import corrupt
 
 
 def test_the_numbers_are_those_of_the_examples(tmp_path, capsys):

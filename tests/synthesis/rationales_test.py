@@ -16,7 +16,7 @@ from t5flan.decoding.generate import Generation
 from t5flan.errors import UsageError, UserError
 from t5flan.synthesis import rationales as lib
 from t5flan.synthesis.rationales import Kept, Question, Sample, choose, parse, prompt_of, rationales, read_questions
-from t5flan.tasks import cot
+from t5flan.tasks import cot, registry
 from t5flan.tasks.practice import tasks as practice
 from tests.saved_model import byte_model, save_folder
 
@@ -98,15 +98,14 @@ def test_right_rationales_are_written_and_read_back(monkeypatch, tmp_path, task,
     )
     assert (beside['keep'], beside['samples'], beside['temperature'], beside['seed']) == ('right', 4, 0.7, 0)
     assert '6 rationales of 6 questions kept' in capsys.readouterr().out
-    index = cot.index_of(str(path))
-    rows = cot.Rows(str(path), index.rows)
+    rows = cot.open_rows({'train': str(path), 'validation': str(path)}, 'train', None)
     tab = ' ' if name.endswith('tsv') else '\t'
     assert [row['rationale'] for row in rows] == [f'{n} and\none{tab}are {n + 1}.' for n in range(6)]
     assert rows[2]['question'] == 'How much is 2 and 1?\nSay.' and rows[2]['answer'] == '3'
     cot.register([str(path)])
     new = seqio.TaskRegistry.get(f'cot_{path.stem}') if name.endswith('tsv') else None
     assert new is None or len(new.source.records('train')) == 5
-    cot._registered.pop(f'cot_{path.stem}', None)
+    registry._made.pop(f'cot_{path.stem}', None)
     seqio.TaskRegistry.remove(f'cot_{path.stem}')
 
 

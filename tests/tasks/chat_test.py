@@ -1,4 +1,4 @@
-"""tasks/chat.py: files of conversations become tasks, read from the disk row by row."""
+"""tasks/chat.py: files of conversations become tasks that are read from the disk row by row."""
 
 import json
 
@@ -15,6 +15,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import chat
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -24,25 +25,13 @@ def rows(count, first=0):
 
 
 def write(path, values):
-    path.write_text(
-        json.dumps(values, ensure_ascii=False)
-        if path.suffix == '.json'
-        else ''.join(json.dumps(value, ensure_ascii=False) + '\n' for value in values),
-        'utf-8',
-    )
+    lines = (json.dumps(value, ensure_ascii=False) + '\n' for value in values)
+    path.write_text(json.dumps(values, ensure_ascii=False) if path.suffix == '.json' else ''.join(lines), 'utf-8')
     return str(path)
 
 
 def config(mixture, **more):
-    return DataConfig(
-        **{
-            'mixture': mixture,
-            'batch_size': 4,
-            'feature_lengths': {'inputs': 128, 'targets': 96},
-            'vocabulary': 'bytes',
-        }
-        | more
-    )
+    return DataConfig(mixture, 4, {'inputs': 128, 'targets': 96}, 'bytes', **more)
 
 
 def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
@@ -58,19 +47,15 @@ def test_files_become_tasks_and_a_mixture_by_their_examples(tmp_path):
     text = VOCABULARY.decode(batch['encoder_input_tokens'][0])
     assert text.startswith('User: say ') and batch['decoder_loss_weights'].dtype == np.float32
     texts = [[record['texts'][0] for record in chat.open_file(files[0], split)] for split in ('train', 'validation')]
-    assert not set(texts[0]) & set(texts[1]) and sorted(sum(texts, [])) == sorted(
-        row['instruction'] for row in rows(40)
-    )
+    assert not set(texts[0]) & set(texts[1])
+    assert sorted(sum(texts, [])) == sorted(row['instruction'] for row in rows(40))
 
 
 def test_seqio_reads_the_task_too(tmp_path):
     chat.register([write(tmp_path / 'chat_seqio.json', rows(5))])
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('chat_chat_seqio').get_dataset(
-            {'inputs': 64, 'targets': 64}, 'train', shuffle=False
-        )
+        task = seqio.get_mixture_or_task('chat_chat_seqio')
+        dataset = task.get_dataset({'inputs': 64, 'targets': 64}, 'train', shuffle=False)
         example = next(dataset.as_numpy_iterator())
     assert len(example['targets']) == len(example['targets_loss_weights'])
 
@@ -105,7 +90,7 @@ def test_one_line_for_a_bad_file(tmp_path, name, content, pattern):
     assert '\n' not in str(error.value)
 
 
-def test_names_and_paths_that_cannot_be(tmp_path):
+def test_one_line_for_a_taken_name_and_for_a_bad_path(tmp_path):
     (tmp_path / 'other').mkdir()
     a, b = write(tmp_path / 'chat_twice.json', rows(3)), write(tmp_path / 'other' / 'chat_twice.json', rows(3))
     with pytest.raises(UserError, match='chat_twice.json: task chat_chat_twice is made of .* already. Rename'):
@@ -116,18 +101,17 @@ def test_names_and_paths_that_cannot_be(tmp_path):
         chat.register([write(tmp_path / 'a.csv', [])])
 
 
-def test_broken_rows_are_left_out_where_the_user_says_so(tmp_path, monkeypatch):
+def test_skip_broken_skips_rows_that_are_not_conversations(tmp_path, monkeypatch):
     monkeypatch.setattr('t5flan.data.records.file_index.SMALLEST', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     path = write(tmp_path / 'chat_broken.json', [*rows(6), {'text': 'x'}, *rows(6, 6)])
-    for _ in range(2):  # walked, then from the index that was kept
+    for _ in range(2):  # scanned, then from the stored index
         records = [chat.open_file(path, split, skip_broken=True) for split in ('train', 'validation')]
         assert sum(map(len, records)) == 12 and f'{path} row 7' in left_out()
-    assert len(list((tmp_path / 't5flan').glob('chat-1-1-*.npz'))) == 1
+    assert len(list((tmp_path / 't5flan').glob('chat-2-1-*.npz'))) == 1
     write(tmp_path / 'chat_broken.json', rows(4))
-    assert sum(len(chat.open_file(path, split, True)) for split in ('train', 'validation')) == 4, (
-        'another file is walked again'
-    )
+    sizes = [len(chat.open_file(path, split, True)) for split in ('train', 'validation')]
+    assert sum(sizes) == 4, 'a changed file is scanned again'
 
 
 def test_real_files(shared):
@@ -166,11 +150,8 @@ def test_loss_of_real_conversations_is_on_replies_alone(shared, name, unknown):
         ]
         expected = [[*ids, vocabulary.eos_id] for ids in vocabulary.encode_batch(replies)]
         weights = example['targets_loss_weights'] > 0
-        assert example['targets'][weights].tolist() == sum(expected, []), (
-            'every token of every reply and its end, and no other'
-        )
+        found = example['targets'][weights].tolist()
+        assert found == sum(expected, []), 'every token of every reply and its end, and no other'
         tokens += len(example['inputs']) + len(example['targets'])
         lost += example['unknown_tokens']
-    assert lost / tokens == pytest.approx(unknown, abs=0.002), (
-        "what T5's vocabulary cannot write (braces and backquotes, mostly)"
-    )
+    assert lost / tokens == pytest.approx(unknown, abs=0.002), "T5's vocabulary lacks braces and backquotes"

@@ -1,5 +1,6 @@
-"""tasks/cot.py: files of rationales become tasks; options, languages, splits; bad lines are one line."""
+"""tasks/cot.py: files of rationales become tasks, with options, languages and splits."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import cot
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -25,32 +27,19 @@ def lines(count, first=0):
 
 
 def rows(count, **more):
-    return [
-        {
-            'source': f'Add 1 to {i}.',
-            'target': f'{i + 1}',
-            'rationale': f'{i} and 1 are {i + 1}',
-            'task': 'add',
-            'type': 'CoT',
-        }
-        | more
-        for i in range(count)
+    made = [
+        {'source': f'Add 1 to {i}.', 'target': f'{i + 1}', 'rationale': f'{i} and 1 are {i + 1}'} for i in range(count)
     ]
+    return [row | {'task': 'add', 'type': 'CoT'} | more for row in made]
 
 
 def write(path, content):
     path.parent.mkdir(exist_ok=True, parents=True)
-    text = (
-        content
-        if isinstance(content, str)
-        else '\n'.join(content) + '\n'
-        if path.suffix == '.tsv'
-        else (
-            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in content)
-            if path.suffix == '.jsonl'
-            else json.dumps(content, ensure_ascii=False)
-        )
-    )
+    if path.suffix == '.jsonl' and not isinstance(content, str):
+        content = [json.dumps(row, ensure_ascii=False) for row in content]
+    if path.suffix == '.json':
+        content = json.dumps(content, ensure_ascii=False)
+    text = content if isinstance(content, str) else '\n'.join(content) + '\n'
     path.write_bytes(text.encode())
     return str(path)
 
@@ -61,10 +50,8 @@ def records(task, split='train'):
 
 def examples(task, count, split='train', **settings):
     function, *_ = seqio.TaskRegistry.get(task).preprocessors
-    contexts = [
-        Context(None, {}, task=task, split=split, index=i, instructions=InstructionConfig(**{'inverted': 0} | settings))
-        for i in range(count)
-    ]
+    instructions = InstructionConfig(**{'inverted': 0} | settings)
+    contexts = [Context(None, {}, task=task, split=split, index=i, instructions=instructions) for i in range(count)]
     found = records(task, split)
     return function.apply_block([found[i % len(found)] for i in range(count)], contexts)
 
@@ -75,30 +62,23 @@ def test_flans_files_become_tasks_with_both_variants(tmp_path):
     for _ in range(2):
         cot.register([str(tmp_path)])
     train, held = records('cot_coa'), records('cot_coa', 'validation')
-    assert (
-        len(train) + len(held) == 60
-        and len(held) >= 1
-        and {row['question'] for row in train}.isdisjoint(row['question'] for row in held)
-    )
+    assert len(train) + len(held) == 60 and len(held) >= 1
+    assert {row['question'] for row in train}.isdisjoint(row['question'] for row in held)
+    answer = train[0]['answer']
     assert train[0] == {
-        'question': f'How much is {int(train[0]["answer"]) - 1} and 1?\nThink\u2028it over.',
-        'answer': train[0]['answer'],
-        'rationale': f'{int(train[0]["answer"]) - 1} and 1\nare {train[0]["answer"]}',
+        'question': f'How much is {int(answer) - 1} and 1?\nThink\u2028it over.',
+        'answer': answer,
+        'rationale': f'{int(answer) - 1} and 1\nare {answer}',
         'task': '',
     }
     rates = {task.name: rate for task, rate in tasks_and_rates(seqio.get_mixture_or_task('cot'))}
-    assert rates == {
-        name: pytest.approx(len(records(name)) / (len(train) + len(records('cot_cob'))))
-        for name in ('cot_coa', 'cot_cob')
-    }
+    sizes = {name: len(records(name)) for name in ('cot_coa', 'cot_cob')}
+    assert rates == {name: pytest.approx(size / sum(sizes.values())) for name, size in sizes.items()}
     made = examples('cot_coa', 200, rationale=0.5)
     for example in made:
-        has = 'rationale' in example['variant']
-        assert example['targets'] == (
-            f'{int(example["answer"]) - 1} and 1\nare {example["answer"]}. So the answer is {example["answer"]}.'
-            if has
-            else example['answer']
-        )
+        has, answer = 'rationale' in example['variant'], example['answer']
+        reasons = f'{int(answer) - 1} and 1\nare {answer}. So the answer is {answer}.'
+        assert example['targets'] == (reasons if has else answer)
         assert any(trigger in example['inputs'] for trigger in InstructionConfig().triggers) == has
         assert cot.postprocess(example['targets']) == cot.postprocess('', True, example) == example['answer']
     assert 0.35 < np.mean(['rationale' in example['variant'] for example in made]) < 0.65
@@ -119,14 +99,13 @@ def test_options_at_the_end_of_a_question():
         'rationale': 'The sky is.',
         'options': ['red', 'blue sky'],
     }
-    assert cot.split_options(item | {'rationale': 'Thus (B).'}) == item | {'rationale': 'Thus (B).'}, (
-        'letters that the rationale means stay'
-    )
+    lettered = item | {'rationale': 'Thus (B).'}
+    assert cot.split_options(lettered) == lettered, 'letters that the rationale refers to stay'
     assert cot.split_options(item | {'answer': 'green'})['question'] == item['question']
     plain = {'question': 'Is it?\nOptions:\n- yes\n- no\n', 'answer': 'no', 'rationale': ''}
-    assert cot.split_options(plain)['options'] == ['yes', 'no'] and cot.split_options(
-        plain | {'question': 'Is it?'}
-    ) == plain | {'question': 'Is it?'}
+    assert cot.split_options(plain)['options'] == ['yes', 'no']
+    without = plain | {'question': 'Is it?'}
+    assert cot.split_options(without) == without
 
 
 @pytest.mark.parametrize(
@@ -146,12 +125,11 @@ def test_the_cot_collection_has_a_task_for_each_of_its_own(tmp_path, suffix, con
     }
     assert sizes == {'add': 30, 'other_one': 10}
     for example in examples(f'cot_{stem}_add', 40, rationale=1.0, few_shot=0.0):
-        assert example['inputs'].startswith('Add 1 to ') and example['targets'].endswith(
-            f' are {example["answer"]}. So the answer is {example["answer"]}.'
-        )
+        end = f' are {example["answer"]}. So the answer is {example["answer"]}.'
+        assert example['inputs'].startswith('Add 1 to ') and example['targets'].endswith(end)
 
 
-def test_other_languages_ask_and_answer_in_their_own(tmp_path):
+def test_triggers_and_answers_are_in_the_language_of_the_file(tmp_path):
     for language in cot.languages():
         content = [{'source': 'Q?', 'target': '12', 'rationale': 'R'}] * 30
         cot.register([write(tmp_path / f'CoT_collection_{language}.json', content)])
@@ -159,10 +137,8 @@ def test_other_languages_ask_and_answer_in_their_own(tmp_path):
         own = cot.languages()[language]
         for example in made:
             assert any(trigger in example['inputs'] for trigger in own['triggers'])
-            assert (
-                example['targets'] == own['rationale'].format(rationale='R.', answer='12')
-                and cot.postprocess(example['targets']) == '12'
-            )
+            assert example['targets'] == own['rationale'].format(rationale='R.', answer='12')
+            assert cot.postprocess(example['targets']) == '12'
         assert len({example['inputs'] for example in made}) > 8
         assert all('{question}' in text for text in own['templates'])
 
@@ -173,26 +149,23 @@ def test_prompts_in_another_language_stay_as_they_are(tmp_path):
         assert example['inputs'].startswith('Add 1 to ') and 'La réponse est donc' in example['targets']
 
 
-def test_a_large_file_is_walked_once(tmp_path, monkeypatch):
+def test_a_large_file_is_scanned_once(tmp_path, monkeypatch):
     monkeypatch.setattr('t5flan.data.records.file_index.SMALLEST', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     path = write(tmp_path / 'large.json', rows(9) + rows(5, task='other') + rows(3))
     first = cot.index_of(path)
-    assert first.info == {'add': [0, 12], 'other': [12, 17]} and first.rows.shape == (17, 4)
-    monkeypatch.setattr(cot, '_walk', lambda path: pytest.fail('walked again'))
+    assert first.info == {'add': [0, 12], 'other': [12, 17]} and first.rows.shape == (17, 5)
+    monkeypatch.setattr(cot, '_scan', lambda path: pytest.fail('scanned again'))
     cot._index.cache_clear()
     kept = cot.index_of(path)
     assert kept.info == first.info and (kept.rows == first.rows).all()
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     cot.register([write(tmp_path / 'cog.tsv', lines(9))])
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('cot_cog').get_dataset(
-            {'inputs': 300, 'targets': 64}, 'train', shuffle=False
-        )
+        task = seqio.get_mixture_or_task('cot_cog')
+        dataset = task.get_dataset({'inputs': 300, 'targets': 64}, 'train', shuffle=False)
         assert all(example['targets'][-1] == VOCABULARY.eos_id for example in dataset.as_numpy_iterator())
 
 
@@ -201,16 +174,11 @@ def test_the_pipeline_reads_it(tmp_path):
     config = DataConfig('cot_cod', 4, {'inputs': 300, 'targets': 64}, 'bytes')
     with TrainPipeline(config, VOCABULARY) as pipeline:
         batch, _ = next(pipeline)
-    assert 'How much' in VOCABULARY.decode(batch['encoder_input_tokens'][0]) or 'and 1' in VOCABULARY.decode(
-        batch['encoder_input_tokens'][0]
-    )
-    example = eval_examples(
-        DataConfig('cot_cod', 4, {'inputs': 300, 'targets': 64}, 'bytes', split='validation'), VOCABULARY
-    )[0]
-    assert (
-        cot.postprocess('So the answer is x.', False, example) == 'x'
-        and cot.postprocess('', True, example) == example['answer']
-    )
+    text = VOCABULARY.decode(batch['encoder_input_tokens'][0])
+    assert 'How much' in text or 'and 1' in text
+    example = eval_examples(dataclasses.replace(config, split='validation'), VOCABULARY)[0]
+    assert cot.postprocess('So the answer is x.', False, example) == 'x'
+    assert cot.postprocess('', True, example) == example['answer']
 
 
 @pytest.mark.parametrize(
@@ -231,7 +199,7 @@ def test_the_pipeline_reads_it(tmp_path):
         ('coe9_test.tsv', ['a\tb\tc'], r'there is no coe9_train beside it'),
     ],
 )
-def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, name, content, pattern):
+def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, name, content, pattern):
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=pattern) as error:
         cot.register([path])
@@ -247,7 +215,7 @@ def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, name, content, p
         next(pipeline)
 
 
-def test_names_and_folders_that_cannot_be(tmp_path):
+def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):
     a, b = write(tmp_path / 'a' / 'cof.tsv', lines(3)), write(tmp_path / 'b' / 'cof.tsv', lines(3))
     with pytest.raises(UserError, match='task cot_cof is made of .* already'):
         cot.register([a, b])

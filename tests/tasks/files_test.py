@@ -1,4 +1,4 @@
-"""tasks/files.py: a file of inputs and targets is a task by settings alone; a bad line is named."""
+"""tasks/files.py: files of inputs and targets become tasks by settings only; one clear line for a bad line."""
 
 import json
 
@@ -21,30 +21,25 @@ def write(path, rows=ROWS):
         path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
     else:
         mark = '\t' if path.suffix == '.tsv' else ','
-        path.write_text(
-            '\n'.join(mark.join(cells) for cells in [list(rows[0]), *[list(row.values()) for row in rows]]), 'utf-8'
-        )
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        path.write_text('\n'.join(mark.join(cells) for cells in lines), 'utf-8')
     return str(path)
 
 
 def config(task, **options):
-    return DataConfig(
-        task if isinstance(task, str) else task.name, 4, {'inputs': 40, 'targets': 8}, 'bytes', prefetch=0, **options
-    )
+    name = task if isinstance(task, str) else task.name
+    return DataConfig(name, 4, {'inputs': 40, 'targets': 8}, 'bytes', prefetch=0, **options)
 
 
 def examples(task, split):
-    return {
-        one['inputs_pretokenized']: one['targets_pretokenized']
-        for one in eval_examples(config(task, split=split), VOCABULARY)
-    }
+    found = eval_examples(config(task, split=split), VOCABULARY)
+    return {one['inputs_pretokenized']: one['targets_pretokenized'] for one in found}
 
 
 @pytest.mark.parametrize('suffix', ['.jsonl', '.tsv', '.csv'])
 def test_a_file_becomes_a_task(tmp_path, suffix):
-    task = FileTask(
-        name=f'files_{suffix[1:]}', train=write(tmp_path / f'a{suffix}'), template='{level}: {input}', held_out=0.1
-    )
+    path = write(tmp_path / f'a{suffix}')
+    task = FileTask(name=f'files_{suffix[1:]}', train=path, template='{level}: {input}', held_out=0.1)
     register_all(config(task, file_tasks=(task,)))
     train, validation = examples(task, 'train'), examples(task, 'validation')
     assert train | validation == {f'{row["level"]}: {row["inputs"]}': row['targets'] for row in ROWS}
@@ -54,7 +49,7 @@ def test_a_file_becomes_a_task(tmp_path, suffix):
     assert [metric.__name__ for metric in seqio.get_mixture_or_task(task.name).metric_fns] == ['exact_match']
 
 
-def test_what_is_held_out_does_not_move_with_other_rows(tmp_path):
+def test_held_out_rows_do_not_depend_on_other_rows(tmp_path):
     a = FileTask(name='files_a', train=write(tmp_path / 'a.jsonl'), held_out=0.2)
     b = FileTask(name='files_b', train=write(tmp_path / 'b.jsonl', ROWS[:60]), held_out=0.2)
     files.register([a, b])
@@ -84,7 +79,7 @@ def test_the_mixture_of_all_file_tasks(tmp_path):
     }
 
 
-def test_csv_as_spreadsheets_write_it(tmp_path):
+def test_csv_is_read_as_spreadsheets_write_it(tmp_path):
     path = tmp_path / 'a.csv'
     path.write_bytes('\ufeffinputs,targets\r\n"two\nlines, a comma","a ""quote"""\r\nplain,b\r\n'.encode())
     task = FileTask(name='files_csv_quotes', train=str(path), validation=str(path))
@@ -92,7 +87,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     assert examples(task, 'train') == {'two\nlines, a comma': 'a "quote"', 'plain': 'b'}
 
 
-def test_braces_that_are_text(tmp_path):
+def test_double_braces_are_text(tmp_path):
     task = FileTask(
         name='files_braces',
         train=write(tmp_path / 'a.jsonl', ROWS[:2]),
@@ -121,7 +116,7 @@ def test_braces_that_are_text(tmp_path):
             r"line 1: no field 'targets'; .* Set FileTask.target_field",
         ),
         ('a.jsonl', '{"inputs": "a", "targets": 4}\n', {}, r"line 1: field 'targets' is int \(4\), it must be text"),
-        ('a.jsonl', '{"inputs": "a\\ud800", "targets": "b"}\n', {}, "line 1: field 'inputs' holds half a character"),
+        ('a.jsonl', '{"inputs": "a\\ud800", "targets": "b"}\n', {}, "line 1: field 'inputs' has half a character"),
         (
             'a.jsonl',
             '{"inputs": "a", "targets": "b"}\n',
@@ -135,10 +130,10 @@ def test_braces_that_are_text(tmp_path):
         ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
         ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
         ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
-        ('*.jsonl', None, {}, 'matches no file. Mend the glob in FileTask.train'),
+        ('*.jsonl', None, {}, 'matches no file. Fix the glob in FileTask.train'),
         ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
         ('a.jsonl', '{}', {'template': '{} {input}'}, 'has a brace without a field name'),
-        ('a.jsonl', '{}', {'name': 'my task'}, "FileTask.name='my task' is no name for a task"),
+        ('a.jsonl', '{}', {'name': 'my task'}, "FileTask.name='my task' is not a valid name"),
         ('a.jsonl', '{}', {'validation': 'missing.jsonl'}, r'missing\.jsonl: no such file. Set FileTask.validation'),
     ],
 )
@@ -159,7 +154,7 @@ def test_a_name_that_is_taken(tmp_path):
     files.register([FileTask(name='files_taken', train=path)])
     with pytest.raises(UserError, match="FileTask.name='files_taken' is the name of another task"):
         files.register([FileTask(name='files_taken', train=other)])
-    with pytest.raises(UserError, match="'files_twice' is given to 2 file tasks"):
+    with pytest.raises(UserError, match="'files_twice' is set for 2 file tasks"):
         files.register([FileTask(name='files_twice', train=path), FileTask(name='files_twice', train=other)])
     with pytest.raises(UserError, match='is the name of another task or mixture'):
         register_all(config('practice', file_tasks=(FileTask(name='practice', train=path),)))

@@ -1,4 +1,4 @@
-"""tasks/natural_instructions.py: a folder in the official schema becomes tasks, mixtures and splits; bad files are one line."""
+"""tasks/natural_instructions.py: a folder in the official schema becomes tasks, mixtures and splits."""
 
 import json
 
@@ -14,6 +14,7 @@ from t5flan.data.skipped import left_out
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary()
 
@@ -75,11 +76,11 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
     assert train[0]['outputs'] == [f'one {train[0]["input"].split()[0]}', f'one also {train[0]["input"].split()[0]}']
     tested = records('ni_task2_a', 'test')
     assert [row['id'] for row in tested] == [f'two-{i}' for i in range(100)], (
-        'the first 100, which train and validation lack'
+        'the first 100, which the other splits lack'
     )
     assert len(records('ni_task2_a')) + len(records('ni_task2_a', 'validation')) == 50
     rates = {task.name: rate for task, rate in tasks_and_rates(seqio.get_mixture_or_task('natural_instructions'))}
-    assert list(seqio.TaskRegistry.get('ni_task3_a').splits) == ['test'], 'it has no more than what is measured'
+    assert list(seqio.TaskRegistry.get('ni_task3_a').splits) == ['test'], 'it has only the measured instances'
     counts = {task: min(28, len(records(task, 'test' if '3' in task else 'train'))) for task in rates}
     assert set(rates) == {'ni_task1_a', 'ni_task2_a', 'ni_task3_a'} and max(counts.values()) == 28
     assert rates == {task: pytest.approx(count / sum(counts.values())) for task, count in counts.items()}
@@ -99,7 +100,7 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
         chosen(categories=('Translation',)) == ['ni_task3_a']
         and 'natural_instructions_train' not in seqio.MixtureRegistry.names()
     )
-    with pytest.raises(UserError, match='no task is left of 3. Set NaturalInstructionsConfig.categories'):
+    with pytest.raises(UserError, match='none of its 3 tasks is selected. Set NaturalInstructionsConfig'):
         ni.register(folder, NaturalInstructionsConfig(categories=('Poetry',)))
 
 
@@ -131,7 +132,7 @@ def test_prompts_hold_the_definition_and_the_examples(tmp_path):
     assert len({example['targets'].split()[1] for example in made}) > 10
     assert 0.35 < np.mean(['few-shot' in example['variant'] for example in made]) < 0.65
     assert 0.15 < np.mean(['negative' in example['variant'] for example in made]) < 0.35
-    assert 0.3 < np.mean(['also' in example['targets'] for example in made]) < 0.7, 'any of the outputs is learnt'
+    assert 0.3 < np.mean(['also' in example['targets'] for example in made]) < 0.7, 'all outputs are trained on'
     assert not any('also' in example['targets'] for example in prompts(file, 'validation')), 'the first is measured'
     assert any(example['variant'] == 'zero-shot, inverted' for example in prompts(file, few_shot=0, inverted=0.5))
     plain = prompts(file, few_shot=0, negative_examples=0)
@@ -160,8 +161,6 @@ def test_any_output_is_right_and_the_pipeline_reads_it(tmp_path):
 
 
 def test_seqio_reads_the_task_too(tmp_path):
-    from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
-
     ni.register(folder_of(tmp_path, task10_a=content('ten')))
     with vocabulary_chosen(VOCABULARY):
         dataset = seqio.get_mixture_or_task('ni_task10_a').get_dataset(
@@ -170,13 +169,13 @@ def test_seqio_reads_the_task_too(tmp_path):
         assert len(list(dataset.as_numpy_iterator())) == len(records('ni_task10_a'))
 
 
-def test_files_are_read_again_only_when_they_change(tmp_path, monkeypatch):
+def test_files_are_scanned_again_only_when_they_change(tmp_path, monkeypatch):
     folder = folder_of(tmp_path, task7_a=content('seven'), task8_a=content('eight'), task9_b=content('nine'))
     files = ni.task_files(folder)
     first, rows = ni.read_folder(files)
-    walked = []
+    scanned = []
     monkeypatch.setattr(
-        ni.TaskFile, '_walk', lambda self, whole=ni.TaskFile._walk: walked.append(self.path) or whole(self)
+        ni.TaskFile, '_scan', lambda self, whole=ni.TaskFile._scan: scanned.append(self.path) or whole(self)
     )
 
     def outputs(name):
@@ -187,10 +186,10 @@ def test_files_are_read_again_only_when_they_change(tmp_path, monkeypatch):
 
     again, kept = ni.read_folder(files)
     assert again == first and (kept == rows).all() and isinstance(kept, np.memmap)
-    assert outputs('task9_b') == [f'nine {i}' for i in range(30)] and not walked, 'neither walked nor read whole'
+    assert outputs('task9_b') == [f'nine {i}' for i in range(30)] and not scanned, 'neither scanned nor read whole'
     folder_of(tmp_path, task8_a=content('changed', 12))
-    assert outputs('task8_a') == [f'changed {i}' for i in range(12)] and len(walked) == 1
-    assert outputs('task9_b') == [f'nine {i}' for i in range(30)] and len(walked) == 1
+    assert outputs('task8_a') == [f'changed {i}' for i in range(12)] and len(scanned) == 1
+    assert outputs('task9_b') == [f'nine {i}' for i in range(30)] and len(scanned) == 1
     assert len(list((tmp_path / 'cache' / 't5flan').glob('*.npy'))) == 1
     for damage in (b'[]', b'{"table": "none.npy", "tasks": {}}', b'{"table": 3}', b'\xff'):
         next((tmp_path / 'cache' / 't5flan').glob('*.json')).write_bytes(damage)
@@ -206,7 +205,7 @@ def without(field):
     [
         (1, without('Definition'), r"bad1\.json: no field 'Definition'; the fields are Categories"),
         (2, without('Instances'), "no field 'Instances'"),
-        (3, content('x', Instances=[]), "'Instances' is empty or no list, the task has no examples"),
+        (3, content('x', Instances=[]), "'Instances' is empty or not a list. Fix"),
         (
             4,
             content('x', Instances=[{'input': 'a', 'output': ['b']}, {'input': 'a'}]),
@@ -215,17 +214,17 @@ def without(field):
         (
             5,
             content('x', Instances=[{'input': 'a', 'output': []}]),
-            "instance 1: 'input' must be a text and 'output' a text or a list",
+            "instance 1: 'input' must be text, 'output' text or a list of texts, not empty",
         ),
-        (6, content('x', Definition=['']), "'Definition' is empty or no text"),
-        (7, content('x', Instances={'input': 'a'}), "'Instances' is empty or no list"),
+        (6, content('x', Definition=['']), "'Definition' is empty or not text"),
+        (7, content('x', Instances={'input': 'a'}), "'Instances' is empty or not a list"),
         (8, '{"Definition": ["a"], "Instances": [{"input": "a", ]}', 'instance 1: not JSON'),
         (9, '[]', "begins with '\\[', expected an object"),
         (10, '', 'expected an object'),
         (11, content('x', Instances=['a']), 'instance 1: is str, expected an object'),
     ],
 )
-def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, number, value, pattern):
+def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, number, value, pattern):
     folder = folder_of(tmp_path, **{f'bad{number}': value, f'good{number}': content('good')})
     with pytest.raises(UserError, match=pattern) as error:
         ni.register(folder)
@@ -235,7 +234,7 @@ def test_one_line_for_a_bad_file_and_the_rest_goes_on(tmp_path, number, value, p
     assert f'ni_bad{number}' in left_out()
 
 
-def test_names_and_folders_that_cannot_be(tmp_path):
+def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):
     ni.register(folder_of(tmp_path / 'a', task9_a=content('nine')))
     with pytest.raises(UserError, match='task ni_task9_a is made of .* already. Rename one of them'):
         ni.register(folder_of(tmp_path / 'b', task9_a=content('nine')))

@@ -1,4 +1,4 @@
-"""tasks/templates/*.json: every family's wordings render, differ, hold what they must and give nothing away."""
+"""tasks/templates/*.json: all wordings render, differ, name every required field and give nothing away."""
 
 import json
 import re
@@ -8,11 +8,12 @@ import pytest
 from t5flan.data.prompting.templates import LAYOUTS, load_templates
 from t5flan.tasks.families import TEMPLATES, families, family
 
-ISSUE = """
-    nli commonsense sentiment paraphrase closed_book_qa reading_comprehension reading_with_commonsense coreference translation
-    summarization struct_to_text word_sense linguistic_acceptability text_classification program_synthesis dialogue
-    cot_arithmetic cot_commonsense cot_nli cot_open_domain
-""".split()
+FLAN_FAMILIES = {
+    'nli', 'commonsense', 'sentiment', 'paraphrase', 'closed_book_qa', 'reading_comprehension',
+    'reading_with_commonsense', 'coreference', 'translation', 'summarization', 'struct_to_text', 'word_sense',
+    'linguistic_acceptability', 'text_classification', 'program_synthesis', 'dialogue', 'cot_arithmetic',
+    'cot_commonsense', 'cot_nli', 'cot_open_domain',
+}  # fmt: skip
 
 
 def item_of(wordings, optional=True):
@@ -22,7 +23,7 @@ def item_of(wordings, optional=True):
 
 
 def test_the_families_of_the_flan_paper_are_there():
-    assert set(ISSUE) <= set(families())
+    assert not FLAN_FAMILIES - set(families())
     assert all(len(family(name).templates) >= 10 for name in families())
 
 
@@ -57,7 +58,7 @@ def test_no_wording_gives_the_answer_away(name):
 
 @pytest.mark.parametrize('name', families())
 def test_wordings_need_no_optional_field_and_no_options(name):
-    """A data set that has the required fields alone still has ten wordings, one at least of each kind."""
+    """A data set with only the required fields still has five wordings, at least one of each kind."""
     wordings = family(name)
     present = {*wordings.fields, 'answer'}
     usable = [template for template in wordings.templates if template.needs <= present]
@@ -71,7 +72,7 @@ def test_all_wordings_differ(name):
     seen = {}
     for template in (*family(name).templates, *family(name).inverted):
         words = ' '.join(re.findall(r'\w+', template.head + template.inputs + ' for ' + template.targets)).lower()
-        assert words not in seen, f'{template.inputs!r} differs from {seen.get(words)!r} in its punctuation alone'
+        assert words not in seen, f'{template.inputs!r} differs from {seen.get(words)!r} only in punctuation'
         seen[words] = template.inputs
 
 
@@ -83,9 +84,8 @@ def test_layouts_differ_and_the_lettered_ones_ask_for_a_letter():
     content = json.loads((TEMPLATES / LAYOUTS).read_text('utf-8'))
     wordings = family('nli')
     assert len(wordings.options) == len(content['options']) >= 10 and len(wordings.exemplars) >= 8
-    assert len(set(wordings.options)) == len(wordings.options) and len(set(wordings.exemplars)) == len(
-        wordings.exemplars
-    )
+    for layouts in (wordings.options, wordings.exemplars):
+        assert len(set(layouts)) == len(layouts)
     for layout in wordings.options:
         listing, answer = layout.listing(['red', 'blue']), layout.shown(['red', 'blue'], 'blue')
         assert 'red' in listing and answer in listing

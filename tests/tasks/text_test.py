@@ -11,10 +11,10 @@ import seqio
 from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all, text
+from tests.data.preprocessing.spans import restore
 from tests.tasks.tfds_loader import Loader
 
 VOCABULARY = ByteVocabulary(extra_ids=100)
@@ -22,16 +22,7 @@ OBJECTIVES = ('span_corruption', 'prefix_lm', 'causal_lm')
 
 
 def config(mixture, **options):
-    return DataConfig(
-        **{
-            'mixture': mixture,
-            'batch_size': 4,
-            'feature_lengths': {'inputs': 128, 'targets': 64},
-            'vocabulary': 'bytes',
-            'prefetch': 0,
-        }
-        | options
-    )
+    return DataConfig(mixture, 4, {'inputs': 128, 'targets': 64}, 'bytes', **{'prefetch': 0} | options)
 
 
 def format_of(objective):
@@ -40,7 +31,7 @@ def format_of(objective):
 
 @pytest.fixture(scope='module', autouse=True)
 def home(tmp_path_factory):
-    """A cache of its own."""
+    """A cache folder for this file."""
     patch = pytest.MonkeyPatch()
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     text.stdlib_documents.cache_clear()
@@ -61,7 +52,7 @@ def test_the_documentation_is_english_prose_and_cached(tmp_path, monkeypatch):
     assert text.stdlib_documents() == documents
 
 
-def test_a_broken_cache_or_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+def test_a_broken_cache_and_a_read_only_home(tmp_path, monkeypatch):
     documents = text.stdlib_documents()
     (tmp_path / 't5flan').write_text('a file where the folder should be')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
@@ -82,9 +73,8 @@ def test_a_broken_cache_or_a_home_that_cannot_be_written(tmp_path, monkeypatch):
 def test_documents_are_held_out_whole():
     train, validation = ({one['text'] for one in text.stdlib_docs(split)} for split in ('train', 'validation'))
     assert not train & validation and 0.005 < len(validation) / len(train) < 0.06
-    assert sum(map(len, text.stdlib_docs('train'))) + sum(map(len, text.stdlib_docs('validation'))) >= len(
-        text.stdlib_documents()
-    )
+    chunks = [len(text.stdlib_docs(split)) for split in ('train', 'validation')]
+    assert sum(chunks) >= len(text.stdlib_documents())
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
@@ -94,12 +84,9 @@ def test_the_documentation_trains_every_objective(objective):
     batch = [next(pipeline)[0] for _ in range(3)][-1]
     assert batch['decoder_loss_weights'].sum() > 50
     report = pipeline.report()
-    assert report['packing_efficiency'] > 0.6 and report['tasks'][settings.mixture]['trimmed'] == 0, (
-        'windows fit, nothing is cut'
-    )
-    evaluated = next(
-        eval_batches(config(f'stdlib_docs_{objective}', format=format_of(objective), split='validation'), VOCABULARY)
-    )
+    assert report['packing_efficiency'] > 0.6
+    assert report['tasks'][settings.mixture]['trimmed'] == 0, 'windows fit, nothing is trimmed'
+    evaluated = next(eval_batches(dataclasses.replace(settings, split='validation'), VOCABULARY))
     assert evaluated['decoder_loss_weights'].sum() > 50
 
 
@@ -107,13 +94,12 @@ def test_local_files_lose_no_text(tmp_path):
     """All of a .txt corpus comes back from one epoch of each objective."""
     story = ' '.join(f'word{i}' for i in range(700)) + '\n\n' + ' '.join(f'naïve{i}' for i in range(300)) + '\n'
     (tmp_path / 'a.txt').write_text(story, 'utf-8')
-    files = TextFiles(
-        name='text_story', train=str(tmp_path / 'a.txt'), validation=str(tmp_path / 'a.txt'), max_chars=500
-    )
+    path = str(tmp_path / 'a.txt')
+    files = TextFiles(name='text_story', train=path, validation=path, max_chars=500)
     register_all(config('text_story_causal_lm', text_files=(files,)))
     register_all(config('text_story_causal_lm', text_files=(files,)))
     rebuilt = {
-        'span_corruption': lambda one: denoising.restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY),
+        'span_corruption': lambda one: restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY),
         'prefix_lm': lambda one: np.concatenate([one['inputs'][:-1], one['targets'][:-1]]),
         'causal_lm': lambda one: one['targets'][one['targets'] != 1],
     }
@@ -127,7 +113,7 @@ def test_local_files_lose_no_text(tmp_path):
 
 
 def test_c4_reads_through_tfds(tmp_path, monkeypatch):
-    """No download: the builder's place is taken by records of its form, read in order, resumed by skipping."""
+    """Without a download: records of its format replace the builder's. They are read in order, resumed by skipping."""
     records = {'text': [f'Document {i}. ' + 'Some words of it. ' * (i % 9) for i in range(50)], 'url': ['u'] * 50}
 
     task = seqio.get_mixture_or_task('c4_span_corruption')
@@ -140,12 +126,10 @@ def test_c4_reads_through_tfds(tmp_path, monkeypatch):
     again.start(batches[4][1])
     np.testing.assert_array_equal(next(again)[0]['encoder_input_tokens'], batches[5][0]['encoder_input_tokens'])
     one = eval_examples(dataclasses.replace(settings, split='validation'), VOCABULARY, limit=1)[0]
-    assert (
-        VOCABULARY.decode(denoising.restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY)) == records['text'][0]
-    )
+    assert VOCABULARY.decode(restore(one['inputs'][:-1], one['targets'][:-1], VOCABULARY)) == records['text'][0]
 
 
-def test_c4_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+def test_one_line_if_c4_is_not_prepared(tmp_path, monkeypatch):
     class Missing:
         def load(self, *arguments, **options):
             raise AssertionError('Dataset c4: could not find data in /nowhere.\nPlease build it.')
@@ -154,8 +138,7 @@ def test_c4_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 
     task = seqio.get_mixture_or_task('mc4_fr_prefix_lm')
     monkeypatch.setattr(task.source, '_tfds_dataset', Missing())
-    with pytest.raises(
-        UserError, match='task mc4_fr_prefix_lm: its source .* cannot be read: AssertionError Dataset c4: could'
-    ) as error:
+    line = 'task mc4_fr_prefix_lm: its source .* cannot be read: AssertionError Dataset c4: could'
+    with pytest.raises(UserError, match=line) as error:
         next(TrainPipeline(config('mc4_fr_prefix_lm'), VOCABULARY))
     assert '\n' not in str(error.value)

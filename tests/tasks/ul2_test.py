@@ -1,4 +1,4 @@
-"""tasks/ul2.py: mixtures of denoisers over every corpus, the same on any number of hosts and after a restart."""
+"""tasks/ul2.py: mixtures of denoisers for every corpus, the same on any number of hosts and after a restart."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, TextFiles
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates
-from t5flan.data.preprocessing import denoising
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.seqio_vocabulary import vocabulary_chosen
 from t5flan.errors import UserError
 from t5flan.reporting.mixture_report import describe_mixture
 from t5flan.tasks import register_all, ul2
+from tests.data.preprocessing.spans import restore
 from tests.tasks.tfds_loader import Loader
+from tests.vocabulary import vocabulary_chosen
 
 MODES = ('[NLU]', '[NLG]', '[S2S]')
 VOCABULARY = ByteVocabulary(extra_ids=100, mode_tokens=MODES)
@@ -23,18 +23,8 @@ WORDS = [f'Document {i} has {i % 50} words: ' + ' '.join(f'w{i}_{j}' for j in ra
 
 
 def config(mixture, **options):
-    lengths = {'inputs': 128, 'targets': 96}
-    return DataConfig(
-        **{
-            'mixture': mixture,
-            'batch_size': 8,
-            'feature_lengths': lengths,
-            'vocabulary': 'bytes',
-            'mode_tokens': MODES,
-            'prefetch': 0,
-        }
-        | options
-    )
+    defaults = {'batch_size': 8, 'feature_lengths': {'inputs': 128, 'targets': 96}, 'vocabulary': 'bytes'}
+    return DataConfig(mixture, **defaults | {'mode_tokens': MODES, 'prefetch': 0} | options)
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +48,7 @@ def test_every_corpus_has_the_seven_denoisers_in_equal_parts():
         assert all(rate == pytest.approx(1 / 7) for rate in rates.values())
 
 
-def test_the_table_is_that_of_the_papers():
+def test_the_denoisers_are_those_of_the_papers():
     table = ul2.denoisers()
     assert [(one.kind, one.mean_span, one.noise_density, one.mode_token) for one in table['ul2']] == [
         ('R', 3, 0.15, '[NLU]'),
@@ -104,14 +94,14 @@ def test_no_text_is_lost(corpus, name, concatenate):
     if name == 's':
         tokens = [np.concatenate([one['inputs'][1:-1], one['targets'][:-1]]) for one in examples]
     else:
-        tokens = [denoising.restore(one['inputs'][1:-1], one['targets'][:-1], VOCABULARY) for one in examples]
+        tokens = [restore(one['inputs'][1:-1], one['targets'][:-1], VOCABULARY) for one in examples]
     assert VOCABULARY.decode(np.concatenate(tokens)) == ''.join(WORDS)
     full = np.mean([len(one['inputs']) == 128 for one in examples])
     assert name == 's' or (full > 0.9) == (concatenate > 1)
 
 
 def test_the_training_text_shows_every_record_in_an_epoch(corpus):
-    """Joined groups are shuffled whole: one epoch of a stream has each document once."""
+    """Joined groups are shuffled as a whole: one epoch of a stream has each document once."""
     settings = config(
         'ul2_words_ul2_s', concatenate=7, batch_size=2, streams=1, feature_lengths={'inputs': 512, 'targets': 512}
     )
@@ -130,7 +120,7 @@ def test_sequential_sources_are_joined_too(monkeypatch):
     task = seqio.get_mixture_or_task('c4_ul2_r_3_15')
     monkeypatch.setattr(task.source, '_tfds_dataset', Loader(records))
     one = eval_examples(config(task.name, concatenate=16), VOCABULARY)
-    tokens = [denoising.restore(example['inputs'][1:-1], example['targets'][:-1], VOCABULARY) for example in one]
+    tokens = [restore(example['inputs'][1:-1], example['targets'][:-1], VOCABULARY) for example in one]
     assert VOCABULARY.decode(np.concatenate(tokens)) == ''.join(WORDS)
     settings = config(task.name, concatenate=16, streams=2)
     pipeline = TrainPipeline(settings, VOCABULARY)
@@ -142,9 +132,8 @@ def test_sequential_sources_are_joined_too(monkeypatch):
 
 def test_seqio_itself_reads_a_denoiser(corpus):
     with vocabulary_chosen(VOCABULARY):
-        dataset = seqio.get_mixture_or_task('ul2_words_ul2_x_8_50').get_dataset(
-            {'inputs': 128, 'targets': 96}, 'train', shuffle=False
-        )
+        task = seqio.get_mixture_or_task('ul2_words_ul2_x_8_50')
+        dataset = task.get_dataset({'inputs': 128, 'targets': 96}, 'train', shuffle=False)
         one = next(dataset.as_numpy_iterator())
     assert one['inputs'][0] == VOCABULARY.mode_token_id('[NLG]') and one['targets'][-1] == 1
 
@@ -158,9 +147,8 @@ def test_gin_replaces_and_adds_mixtures(corpus):
     assert describe_mixture(config('ul2_words_mine', text_files=(corpus,)), VOCABULARY, 5)['tasks'][0]['sampled'] == 5
     register_all(config('x', text_files=(corpus,)))
     assert len(find_mixture('ul2_words_ul2').tasks) == 7
-    with pytest.raises(
-        UserError, match=r"DataConfig.denoisers\['causal_lm'\]: there is another task or mixture \w+_causal_lm"
-    ):
+    line = r"DataConfig.denoisers\['causal_lm'\]: \w+_causal_lm is another task or mixture"
+    with pytest.raises(UserError, match=line):
         register_all(config('x', denoisers={'causal_lm': mine}))
 
 
@@ -168,9 +156,8 @@ def test_a_mode_token_that_the_vocabulary_lacks_is_one_line(corpus):
     mine = (Denoiser('a', 'R', 3.0, 0.15, mode_token='[ABC]'),)
     settings = config('ul2_words_mine', denoisers={'mine': mine}, text_files=(corpus,))
     register_all(settings)
-    with pytest.raises(
-        UserError, match=r"no mode token '\[ABC\]'.*Set Denoiser.mode_token='' or DataConfig.mode_tokens"
-    ):
+    line = r"no mode token '\[ABC\]'.*Set Denoiser.mode_token='' or DataConfig.mode_tokens"
+    with pytest.raises(UserError, match=line):
         next(TrainPipeline(settings, VOCABULARY))
     bare = next(TrainPipeline(config('ul2_words_ul2', mode_tokens=()), ByteVocabulary(100)))[0]
     assert bare['encoder_input_tokens'].max() < 359, 'UL2 without mode tokens'
@@ -179,14 +166,11 @@ def test_a_mode_token_that_the_vocabulary_lacks_is_one_line(corpus):
 def test_a_corpus_of_empty_documents_is_one_line(tmp_path):
     path = tmp_path / 'short.txt'
     path.write_text('a\nb\nc\n')
-    settings = config(
-        'ul2_short_ul2_r_3_15', text_files=(TextFiles('ul2_short', str(path), validation=str(path), unit='line'),)
-    )
+    files = TextFiles('ul2_short', str(path), validation=str(path), unit='line')
+    settings = config('ul2_short_ul2_r_3_15', text_files=(files,))
     register_all(settings)
-    with pytest.raises(
-        UserError,
-        match='no example of a whole epoch can be used.*Check what it reads .TextFiles.train., or set another DataConfig.mixture',
-    ):
+    line = 'no example of a whole epoch can be used.*Check what it reads .TextFiles.train., or set another DataConfig'
+    with pytest.raises(UserError, match=f'{line}.mixture'):
         next(TrainPipeline(settings, VOCABULARY))
 
 
@@ -208,18 +192,14 @@ def test_the_run_file_holds_the_same_denoisers():
         register_all(config('x'))
 
 
-def test_too_few_sentinels_are_told_at_the_end_of_a_run(corpus):
+def test_too_few_sentinels_are_reported_at_the_end_of_a_run(corpus):
     lengths = {'inputs': 128, 'targets': 128}
-    with TrainPipeline(
-        config('ul2_words_ul2', text_files=(corpus,), extra_ids=4, concatenate=16, feature_lengths=lengths),
-        ByteVocabulary(4, MODES),
-    ) as pipeline:
+    options = dict(text_files=(corpus,), extra_ids=4, concatenate=16, feature_lengths=lengths)
+    with TrainPipeline(config('ul2_words_ul2', **options), ByteVocabulary(4, MODES)) as pipeline:
         for _ in range(4):
             next(pipeline)
         counts = {name: task['few_sentinels'] for name, task in pipeline.report()['tasks'].items()}
         lines = pipeline.report_lines()
     assert counts['ul2_words_ul2_x_3_50'] > 0 and counts['ul2_words_ul2_x_64_15'] == counts['ul2_words_ul2_s'] == 0
-    assert any(
-        line.startswith('ul2_words_ul2_x_3_50: ') and 'would outnumber the sentinels (DataConfig.extra_ids)' in line
-        for line in lines
-    )
+    (line,) = [line for line in lines if line.startswith('ul2_words_ul2_x_3_50: ')]
+    assert 'would outnumber the sentinels (DataConfig.extra_ids)' in line

@@ -1,9 +1,9 @@
-"""Control tokens: what a score of a text says, as a token in front of it (PaLM 2, arXiv:2305.10403, section 5).
+"""Control tokens: the score of a text as a token in front of it (PaLM 2, arXiv:2305.10403, section 5).
 
     {'text': 'Have a nice day.', 'toxicity': 0.02}  ->  [TOX_LOW] Have a nice day.
 
-The model learns what follows each token; at inference one of them asks for such text. Spans of noise begin after a window's first
-token in T5's arithmetic, so that the token in front of a text stays in the inputs.
+The model learns which text follows each token; at inference a token requests such text. T5's spans of noise never
+include a window's first token, so the control token stays in the inputs.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from t5flan.errors import UserError
 
 
 def token_of(score: float, control: Control) -> str:
-    """The token of a score.
+    """The control token for a score.
 
     >>> token_of(0.5, Control('toxicity', ('[LOW]', '[HIGH]'), (0.5,)))
     '[HIGH]'
@@ -27,9 +27,9 @@ def token_of(score: float, control: Control) -> str:
 
 @example_fn
 def control_token(example: Example, context: Context, *, control: Control) -> Example:
-    """Puts the token of its score in front of the tokens 'targets', in the configured share of the texts.
+    """Puts the control token for its score in front of the tokens 'targets', for the configured share of the texts.
 
-    Which texts is a hash of the text, the same in every epoch, on every host and with any seed.
+    A hash of the text decides whether it gets the token: the same in every epoch, on every host and with any seed.
 
     Raises:
         UserError: the vocabulary lacks the token.
@@ -39,9 +39,10 @@ def control_token(example: Example, context: Context, *, control: Control) -> Ex
         return example
     token, vocabulary = token_of(example[control.field], control), context.vocabulary
     if token not in vocabulary.mode_tokens:
+        known = ', '.join(vocabulary.mode_tokens) or 'none'
         raise UserError(
-            f'Control {control.field!r}: the vocabulary has no token {token!r}, it has {", ".join(vocabulary.mode_tokens) or "none"}. '
-            'Set Control.tokens or DataConfig.mode_tokens in your .gin.'
+            f'Control {control.field!r}: the vocabulary has no token {token!r}, it has {known}. Set Control.tokens or '
+            'DataConfig.mode_tokens in your .gin.'
         )
     tokens_T = np.concatenate([np.array([vocabulary.mode_token_id(token)], np.int32), example['targets']])
     return {**example, 'targets': tokens_T}

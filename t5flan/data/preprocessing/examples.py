@@ -1,4 +1,4 @@
-"""Preprocessors over single examples: the same function serves the fast path (plain Python) and SeqIO (tf.data).
+"""Preprocessors of single examples: one function serves the fast path (plain Python) and SeqIO (tf.data).
 
     @example_fn
     def translate(example, context):
@@ -6,7 +6,7 @@
 
     seqio.TaskRegistry.add("translate", source=IndexedSource(...), preprocessors=[translate, tokenize, append_eos], ...)
 
-A function returns the new example, None to leave it out, or a list of examples.
+A function returns the new example, None to drop it, or a list of examples.
 """
 
 import copy
@@ -22,17 +22,18 @@ from t5flan.errors import UserError
 
 Example = dict[str, Any]
 Result = Example | list[Example] | None
+_DEFAULT_INSTRUCTIONS = InstructionConfig()
 
 
 class Context:
-    """What a preprocessor may know besides the example: never a clock, a global generator or the order of calls.
+    """What a preprocessor may use besides the example; its results never depend on time or on the order of calls.
 
     Attributes:
-        vocabulary: the run's vocabulary (None where only text is made).
-        feature_lengths: tokens of each feature, {} where unknown.
-        instructions: how instruction tasks are put into words.
-        format: 'encoder_decoder', or a decoder-only row's 'prefix_lm' or 'causal_lm'.
-        key: (seed, task, split, index, epoch), which alone decides `rng`.
+        vocabulary: the run's vocabulary; None if only text is made.
+        feature_lengths: tokens of each feature; {} if unknown.
+        instructions: how instruction tasks are worded.
+        format: 'encoder_decoder', or 'prefix_lm' or 'causal_lm' for decoder-only rows.
+        key: (seed, task, split, index, epoch), which determines `rng`.
     """
 
     __slots__ = ('vocabulary', 'feature_lengths', 'instructions', 'format', 'key', '_rng')
@@ -47,7 +48,7 @@ class Context:
         split: str = 'train',
         index: int = 0,
         epoch: int = 0,
-        instructions: InstructionConfig = InstructionConfig(),
+        instructions: InstructionConfig = _DEFAULT_INSTRUCTIONS,
         format: str = 'encoder_decoder',
     ) -> None:
         self.vocabulary = vocabulary
@@ -59,7 +60,7 @@ class Context:
 
     @property
     def rng(self) -> np.random.Generator:
-        """Random numbers of this example in this epoch, the same on every machine; made when first asked for."""
+        """Random numbers of this example in this epoch, the same on every machine; made at the first use."""
         if self._rng is None:
             seed, task, split, index, epoch = self.key
             self._rng = generator(stable_hash(f'{seed}/{task}/{split}/{index}/{epoch}'))
@@ -67,7 +68,7 @@ class Context:
 
 
 class ExampleFn:
-    """A preprocessor of one example; called with a tf.data.Dataset it is a SeqIO preprocessor."""
+    """A preprocessor of single examples; called with a tf.data.Dataset it is a SeqIO preprocessor."""
 
     def __init__(self, function: Callable[..., Result], **options: Any) -> None:
         self.function = function
@@ -76,53 +77,48 @@ class ExampleFn:
         self.__doc__ = function.__doc__
 
     def bind(self, **options: Any) -> 'ExampleFn':
-        """The same preprocessor with keyword arguments set."""
+        """A copy with keyword arguments set."""
         return type(self)(self.function, **{**self.options, **options})
 
     def before_cache(self) -> 'ExampleFn':
-        """The same, as SeqIO wants it before a CacheDatasetPlaceholder: it takes no lengths and no random numbers."""
+        """A copy that takes no lengths, as SeqIO requires before a CacheDatasetPlaceholder."""
         made = copy.copy(self)
-        made.__signature__ = inspect.Signature(
-            [p for p in self.__signature__.parameters.values() if p.name != 'sequence_length']
-        )
+        parameters = self.__signature__.parameters.values()
+        made.__signature__ = inspect.Signature([p for p in parameters if p.name != 'sequence_length'])
         return made
 
     def apply(self, example: Example, context: Context) -> Result:
+        """Preprocesses one example."""
         return self.function(example, context, **self.options)
 
     def apply_block(self, examples: Sequence[Example], contexts: Sequence[Context]) -> list[Result]:
-        """Many examples at once; where that is faster (tokenization), a subclass says how."""
+        """Preprocesses many examples; subclasses override it where a batch is faster (tokenization)."""
         return [self.apply(example, context) for example, context in zip(examples, contexts, strict=True)]
 
     def __call__(
         self, dataset: Any, sequence_length: Mapping[str, int] | None = None, output_features: Any = None
     ) -> Any:
-        """SeqIO's form: a tf.data.Dataset in, a tf.data.Dataset out (in Python, one example at a time)."""
+        """As a SeqIO preprocessor: from tf.data.Dataset to tf.data.Dataset, one example at a time in Python."""
         return map_dataset(self, dataset, sequence_length or {})
 
     # SeqIO reads the arguments it may pass from the signature.
-    __signature__ = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-            for name, default in (
-                ('dataset', inspect.Parameter.empty),
-                ('sequence_length', None),
-                ('output_features', None),
-            )
-        ]
-    )
+    __signature__ = inspect.Signature([
+        inspect.Parameter('dataset', inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        inspect.Parameter('sequence_length', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+        inspect.Parameter('output_features', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+    ])  # fmt: skip
 
     def __repr__(self) -> str:
         return f'{self.__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
 
 
 def example_fn(function: Callable[..., Result]) -> ExampleFn:
-    """Makes a preprocessor of `function(example, context, **options)`."""
+    """Turns `function(example, context, **options)` into a preprocessor."""
     return ExampleFn(function)
 
 
 def as_list(result: Result) -> list[Example]:
-    """What a preprocessor returned, as the list of examples it stands for."""
+    """A preprocessor's result as a list of examples."""
     if result is None:
         return []
     return result if isinstance(result, list) else [result]
@@ -134,29 +130,30 @@ def run_block(
     """Runs preprocessors one after the other over a block of examples.
 
     Returns:
-        For each example the list of examples it became.
+        The list of examples that each example became.
     """
-    sources = list(range(len(examples)))  # which of the given examples each present one came from
-    present, present_contexts = list(examples), list(contexts)
+    sources = list(range(len(examples)))  # the given example that each current one came from
+    current: list[Any] = list(examples)
+    current_contexts = list(contexts)
     for function in functions:
-        results = function.apply_block(present, present_contexts)
+        results = function.apply_block(current, current_contexts)
         if all(type(result) is dict for result in results):
-            present = results
+            current = results
             continue
         expanded = [
             (source, context, new)
-            for source, context, result in zip(sources, present_contexts, results)
+            for source, context, result in zip(sources, current_contexts, results)
             for new in as_list(result)
         ]
-        sources, present_contexts, present = [list(column) for column in zip(*expanded)] if expanded else ([], [], [])
+        sources, current_contexts, current = [list(column) for column in zip(*expanded)] if expanded else ([], [], [])
     made: list[list[Example]] = [[] for _ in examples]
-    for source, example in zip(sources, present):
+    for source, example in zip(sources, current):
         made[source].append(example)
     return made
 
 
 def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -> Any:
-    """A tf.data.Dataset of what `function` makes of each example; the shapes and types are read off the first one made."""
+    """Applies `function` to a tf.data.Dataset; the first result determines the shapes and types."""
     import seqio
     import tensorflow as tf
 
@@ -164,7 +161,7 @@ def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -
     from t5flan.data.vocabulary.seqio_vocabulary import chosen_vocabulary_or_none
 
     vocabulary = chosen_vocabulary_or_none()
-    seed = seqio.utils._NEXT_MAP_SEED or 0  # SeqIO's own numbering of random preprocessors, set by get_dataset(seed=…)
+    seed = seqio.utils._NEXT_MAP_SEED or 0  # SeqIO's seed of this preprocessor, set by get_dataset(seed=…)
 
     def generate() -> Iterator[dict[str, Any]]:
         for index, example in enumerate(dataset.as_numpy_iterator()):
@@ -173,7 +170,6 @@ def map_dataset(function: ExampleFn, dataset: Any, lengths: Mapping[str, int]) -
 
     first = next(generate(), None)
     if first is None:
-        raise UserError(f"preprocessor {function!r} left no example. Check the task's files and filters.")
-    return tf.data.Dataset.from_generator(
-        generate, output_signature={name: tensor_spec(value) for name, value in first.items()}
-    )
+        raise UserError(f"preprocessor {function!r} dropped every example. Check the task's files and filters.")
+    signature = {name: tensor_spec(value) for name, value in first.items()}
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)

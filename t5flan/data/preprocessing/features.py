@@ -1,4 +1,4 @@
-"""Which features a format needs, how many tokens they take, and trimming an example to its lengths."""
+"""The features that a format needs, the tokens they take, and trimming an example to the feature lengths."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,46 +12,40 @@ NO_TOKENS = np.zeros(0, np.int32)
 
 
 def row_capacity(format: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
-    """Tokens a row holds: (encoder, decoder) of an encoder-decoder, (decoder,) of a decoder-only model."""
+    """Tokens that fit in a row: (encoder, decoder), or (decoder,) for a decoder-only model."""
     if format == 'encoder_decoder':
         return lengths['inputs'], lengths['targets']
     return (lengths.get('inputs', 0) + lengths['targets'],)
 
 
 def row_cost(format: str, example: Example) -> tuple[int, ...]:
-    """Tokens an example takes of each capacity."""
+    """Tokens of an example, per entry of `row_capacity`."""
     inputs, targets = len(example.get('inputs', NO_TOKENS)), len(example['targets'])
     return (inputs, targets) if format == 'encoder_decoder' else (inputs + targets,)
 
 
 def check_features(format: str, lengths: Mapping[str, int], features: Sequence[str], task: str) -> None:
-    """Whether a task's features make examples of this format.
+    """Checks that a task has the features that a format needs.
 
     Raises:
-        UserError: a feature is missing, in the task or in the feature lengths.
+        UserError: a feature is missing in the task or in the feature lengths.
     """
     if 'targets' not in features:
         raise UserError(
-            f"task {task} has no feature 'targets' (it has {', '.join(features) or 'none'}). Set DataConfig.mixture to "
-            'a task with targets.'
+            f"task {task} has no feature 'targets', only {', '.join(features)}. Set another DataConfig.mixture."
         )
     if format == 'encoder_decoder' and 'inputs' not in features:
-        raise UserError(
-            f"task {task} has no 'inputs', which DataConfig.format='encoder_decoder' needs. Set "
-            "DataConfig.format='causal_lm', or another mixture."
-        )
+        raise UserError(f"task {task} has no 'inputs' for an encoder-decoder. Set DataConfig.format='causal_lm'.")
     if 'inputs' in features and 'inputs' not in lengths:
-        raise UserError(
-            f"task {task} has 'inputs', DataConfig.feature_lengths={dict(lengths)} has no length for them. Set "
-            "DataConfig.feature_lengths['inputs']."
-        )
+        raise UserError(f"DataConfig.feature_lengths={dict(lengths)} has no length for 'inputs' of {task}. Set it.")
 
 
 def fit_example(example: Example, lengths: Mapping[str, int], format: str = 'encoder_decoder') -> tuple[Example, bool]:
-    """The example with its features cut to their lengths (loss weights with their targets), and whether anything was cut.
+    """Trims an example to the feature lengths; returns it and whether anything was cut.
 
-    An example with loss weights that was made for a decoder-only row (conversations.py) may share it out as it likes: only
-    what is longer than the row is cut. What its maker left out ('turns_left_out', 'shortened') counts as cut.
+    Loss weights are trimmed like their targets. A conversation in a decoder-only row (conversations.py) may divide the
+    row between its features freely: only tokens beyond the row are cut. An example whose maker already dropped text
+    ('turns_left_out', 'shortened') counts as cut.
     """
     weights = example.get(LOSS_WEIGHTS)
     if weights is not None:
@@ -70,5 +64,5 @@ def fit_example(example: Example, lengths: Mapping[str, int], format: str = 'enc
 
 
 def _was_cut(example: Example) -> bool:
-    """Whether its maker left something out to make it fit: turns of a conversation, the middle of a passage."""
+    """Whether its maker dropped text to make it fit: turns of a conversation, the middle of a passage."""
     return bool(example.get('turns_left_out') or example.get('shortened'))

@@ -8,10 +8,10 @@ from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, run_
 
 
 class JoinDocuments(ExampleFn):
-    """Where a task's tokenized documents are joined: DataConfig.concatenate of them become one text, which is cut afterwards.
+    """Marks where DataConfig.concatenate tokenized documents are joined into one text.
 
-    Joined are records that stand beside each other in the source, always the same ones, so that a run goes on anywhere and on
-    any number of hosts alike. Read through SeqIO's own get_dataset every document stays by itself.
+    Neighbouring records of the source are joined, always the same ones, so a run is the same on any number of hosts and
+    after a restart. SeqIO's own get_dataset does not join documents.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class JoinDocuments(ExampleFn):
 
     @staticmethod
     def join(documents: Sequence[Example]) -> Example:
-        """Several documents as one. Nothing but their tokens is kept."""
+        """Joins documents into one example, which has only their tokens."""
         if len(documents) == 1:
             return documents[0]
         return {'targets': np.concatenate([document['targets'] for document in documents])}
@@ -30,14 +30,14 @@ join_documents = JoinDocuments()
 
 
 def joined_by(functions: Sequence[ExampleFn] | None, concatenate: int) -> int:
-    """How many records are one example of these preprocessors."""
+    """Number of records that these preprocessors join into one text."""
     return concatenate if any(isinstance(function, JoinDocuments) for function in functions or ()) else 1
 
 
 def run_joined(
     functions: Sequence[ExampleFn], groups: Sequence[Sequence[Example]], contexts: Sequence[Context]
 ) -> list[list[Example]]:
-    """As run_block, for groups of records that are joined where the preprocessors have a JoinDocuments; a context a group."""
+    """Like run_block, for groups of records that JoinDocuments joins; there is one context per group."""
     place = next(i for i, function in enumerate(functions) if isinstance(function, JoinDocuments))
     records = [record for group in groups for record in group]
     whose = [context for group, context in zip(groups, contexts, strict=True) for _ in group]

@@ -1,6 +1,7 @@
-"""Text features to token ids, and the end of sequence after them."""
+"""Tokenizes text features and appends end of sequence."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,15 @@ class Tokenize(ExampleFn):
         self.__name__ = 'tokenize'
 
     def apply(self, example: Example, context: Context) -> Result:
+        """Tokenizes one example."""
         return self.apply_block([example], [context])[0]
 
     def apply_block(self, examples: Sequence[Example], contexts: Sequence[Context]) -> list[Result]:
+        """Tokenizes all texts of a feature at once."""
         if not examples:
             return []
         vocabulary = contexts[0].vocabulary
-        made = [dict(example) for example in examples]
+        made: list[Any] = [dict(example) for example in examples]
         for feature in self.FEATURES:
             rows = [i for i, example in enumerate(examples) if isinstance(example.get(feature), (str, bytes))]
             texts = [examples[i][feature] for i in rows]
@@ -39,10 +42,10 @@ tokenize = Tokenize()
 
 @example_fn
 def append_eos(example: Example, context: Context) -> Result:
-    """Ends inputs and targets with the end of sequence, as T5 does.
+    """Appends end of sequence to inputs and targets, as in T5.
 
-    An example longer than the features is cut by the pipeline, which counts it: cut targets then have no end, so that no
-    model learns to stop in the middle.
+    The pipeline trims examples that are longer than the features, and counts them. Trimmed targets lose their end of
+    sequence, so that no model learns to stop in the middle.
     """
     eos = np.array([context.vocabulary.eos_id], np.int32)
     return {**example, **{f: np.concatenate([example[f], eos]) for f in Tokenize.FEATURES if f in example}}

@@ -1,10 +1,10 @@
-"""Conversations as one sequence each, with loss on the assistant's turns alone.
+"""Conversations as single sequences with loss on the assistant's turns only.
 
-A conversation is a record {'roles': [...], 'texts': [...]}: 'system' and 'tools' first (each may lack), then 'user' and
-'assistant' in turn; an assistant's turn may be a 'call' of a tool, which an 'observation' answers in the user's place.
+A conversation is a record {'roles': [...], 'texts': [...]}: optionally 'system' and 'tools', then 'user' and
+'assistant' in turn; an assistant's turn may be a tool 'call', which an 'observation' answers instead of the user.
 
-It becomes exchanges: what stands before a reply, ended by the assistant's marker, and the reply. Each half is tokenized by
-itself and ends with the end of sequence (shown as |), just as inputs and targets of any other task do:
+It becomes exchanges: a prompt, which ends with the assistant's marker, and the reply. Each is tokenized by itself and
+ends with end of sequence (shown as |), like the inputs and targets of any other task:
 
     System: Be brief.             no loss          inputs
     User: Which colour?                            (the prefix of a prefix LM)
@@ -14,16 +14,17 @@ itself and ends with the end of sequence (shown as |), just as inputs and target
     Assistant:|
     Seven.|                       loss
 
-A prompt of one turn is thus what `infer` is given, and a reply ends as every answer does. A call is a reply that begins with
-the marker of calls, which the assistant writes itself, so that it carries loss. No user can write the end of sequence.
+So a single-turn prompt is the same text that `infer` takes, and a reply ends like any answer. A call is a reply that
+begins with the marker of calls, which carries loss because the assistant has to write it. Users cannot write end of
+sequence.
 
-An encoder-decoder reads the first prompt in its encoder and has all the rest in its targets, with weight 0 on the user's
-turns; a decoder-only model has the whole conversation in its row.
+An encoder-decoder reads the first prompt in its encoder; all the rest are its targets, with loss weight 0 on the user's
+turns. A decoder-only model has the whole conversation in its row.
 
-T5's vocabulary has no line break, '{', '}', '<', '`', '^', '~' or backslash: a line break becomes a space, each of the others
-the unknown id, which nothing can turn back. JSON of tool calls loses its braces that way. An example says how many of its
-tokens are unknown ('unknown_tokens'), and its variant ends in 'unknown pieces' where there are any: 2.4 % of the tokens of 300
-tool-call chats (Glaive's), 0.4 % of a thousand of Alpaca's rows. A vocabulary with byte fallback, or 'bytes', has none.
+T5's vocabulary has no newline, '{', '}', '<', '`', '^', '~' or backslash: a newline becomes a space, the others become
+the unknown id and are lost, such as the braces in JSON of tool calls. Each example counts its 'unknown_tokens', and its
+variant ends in 'unknown pieces' if there are any: 2.4 % of the tokens of 300 tool-call chats (Glaive's), 0.4 % of a
+thousand rows of Alpaca. A vocabulary with byte fallback, or 'bytes', has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,24 +49,32 @@ SPEAKERS = {
     'observation': 'observation',
     'tool': 'observation',
 }
-"""What files call the roles -> what they are here."""
+"""Role names in files -> our roles."""
 _REPLIES = ('assistant', 'call')
-_FORMS = (
-    "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and 'output' "
-    "(Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
+_NEXT_ROLES = {
+    '': ('system', 'tools', 'user'),
+    'system': ('tools', 'user'),
+    'tools': ('user',),
+    'user': _REPLIES,
+    'observation': _REPLIES,
+    'assistant': ('user',),
+    'call': ('observation',),
+}
+_FORMATS = (
+    "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and "
+    "'output' (Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
 )
 
 
 def parse_row(row: Any, where: str) -> list[Example]:
-    """The conversations of a row of a file, checked: one, or those of an OpenAssistant tree or of a seed task's instances.
+    """The conversations of a row: one, or several of an OpenAssistant tree or of a seed task's instances.
 
     Raises:
         UserError: a field is missing or wrong, or the turns do not alternate; names `where` and the field or turn.
     """
     if not isinstance(row, Mapping):
-        raise UserError(
-            f'{where}: is {type(row).__name__}, not an object with {_FORMS}. Mend the file or DataConfig.chat.'
-        )
+        kind = type(row).__name__
+        raise UserError(f'{where}: is {kind}, not an object with {_FORMATS}. Fix the file or DataConfig.chat.')
     if 'conversations' in row:
         conversations = [_turns(row, 'conversations', 'from', 'value', where)]
     elif 'messages' in row:
@@ -77,10 +86,8 @@ def parse_row(row: Any, where: str) -> list[Example]:
     elif 'instruction' in row:
         conversations = [_instruction(row, row, where)]
     else:
-        raise UserError(
-            f'{where}: has the fields {", ".join(map(str, row)) or "none"}, expected {_FORMS}. Mend the file or '
-            'DataConfig.chat.'
-        )
+        names = ', '.join(map(str, row)) or 'none'
+        raise UserError(f'{where}: has the fields {names}, expected {_FORMATS}. Fix the file or DataConfig.chat.')
     return [_checked(turns, where) for turns in conversations]
 
 
@@ -90,10 +97,10 @@ Turns = list[tuple[str, str]]
 def _field(row: Any, name: str, where: str, kind: type = str, default: Any = None) -> Any:
     value = row.get(name, default) if isinstance(row, Mapping) else None
     if not isinstance(value, kind):
-        there = ', '.join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        what = 'has no' if value is None else f'has {type(value).__name__} as'
-        wanted = {str: 'text', list: 'a list'}[kind]
-        raise UserError(f"{where}: {what} field '{name}' (there are {there}), expected {wanted}. Mend the file.")
+        names = ', '.join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        found = 'has no' if value is None else f'has {type(value).__name__} as'
+        expected = 'text' if kind is str else 'a list'
+        raise UserError(f"{where}: {found} field '{name}' (the fields are {names}), expected {expected}. Fix the file.")
     return value
 
 
@@ -106,7 +113,7 @@ def _turns(row: Mapping[str, Any], field: str, role: str, text: str, where: str)
         place = f'{where} turn {number}'
         speaker = _field(turn, role, place)
         if speaker not in SPEAKERS:
-            raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Mend the file.")
+            raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Fix the file.")
         listed.append((SPEAKERS[speaker], _field(turn, text, place)))
     if listed and listed[0][0] == 'system':
         turns = [listed.pop(0)]
@@ -116,21 +123,21 @@ def _turns(row: Mapping[str, Any], field: str, role: str, text: str, where: str)
 
 
 def _tree(message: Mapping[str, Any], where: str) -> list[Turns]:
-    """The paths of a tree of messages that take the best-ranked reply each time the assistant answers.
+    """The paths of a message tree, with the best-ranked reply at each turn of the assistant.
 
-    A tree whose users went on in several ways has a path for each; the turns they share are in all of them.
+    Where users continued in several ways there is one path for each, with the shared turns in all of them.
     """
     role = _field(message, 'role', where)
     if role not in ('prompter', 'assistant'):
-        raise UserError(f"{where}: 'role' is {role!r} in a tree, expected prompter or assistant. Mend the file.")
+        raise UserError(f"{where}: 'role' is {role!r} in a tree, expected prompter or assistant. Fix the file.")
     own = [(SPEAKERS[role], _field(message, 'text', where))]
-    replies = [reply for reply in _field(message, 'replies', where, list, []) if not _is_refused(reply)]
+    replies = [reply for reply in _field(message, 'replies', where, list, []) if not _is_rejected(reply)]
     if role == 'prompter' and replies:
         replies = [min(replies, key=lambda reply: reply['rank'] if isinstance(reply.get('rank'), int) else 2**31)]
     return [own + path for reply in replies for path in _tree(reply, where)] or [own]
 
 
-def _is_refused(reply: Any) -> bool:
+def _is_rejected(reply: Any) -> bool:
     return isinstance(reply, Mapping) and (bool(reply.get('deleted')) or reply.get('review_result') is False)
 
 
@@ -144,72 +151,56 @@ def _instruction(row: Mapping[str, Any], task: Mapping[str, Any], where: str) ->
 def _seed_task(row: Mapping[str, Any], where: str) -> list[Turns]:
     instances = _field(row, 'instances', where, list)
     if not instances:
-        raise UserError(f"{where}: 'instances' is empty, expected one at least. Mend the file.")
+        raise UserError(f"{where}: 'instances' is empty, expected one at least. Fix the file.")
     return [_instruction(instance, row, f'{where} instance {i}') for i, instance in enumerate(instances, 1)]
 
 
 def _checked(turns: Turns, where: str) -> Example:
-    """The record of turns that alternate; a last turn that nobody answers is left out."""
-    before = 'system'
+    """The record of the turns, which must alternate; last turns without a reply are dropped."""
+    previous = ''
     for number, (role, text) in enumerate(turns, 1):
         if not text.strip():
-            raise UserError(f'{where} turn {number}: the text of {role} is empty. Mend the file.')
-        expected = {'user': _REPLIES, 'observation': _REPLIES, 'assistant': ('user',), 'call': ('observation',)}.get(
-            before,
-            ('system', 'tools', 'user') if number == 1 else ('tools', 'user') if before == 'system' else ('user',),
-        )
+            raise UserError(f'{where} turn {number}: the text of {role} is empty. Fix the file.')
+        expected = _NEXT_ROLES[previous]
         if role not in expected:
-            again = (
-                f'two turns of {role} in a row' if role == before else f'{role} after {before}' if number > 1 else role
-            )
-            raise UserError(f'{where} turn {number}: {again}, expected {" or ".join(expected)}. Mend the file.')
-        before = role
+            found = f'two turns of {role} in a row' if role == previous else f'{role} after {previous}'
+            found = found if previous else role
+            raise UserError(f'{where} turn {number}: {found}, expected {" or ".join(expected)}. Fix the file.')
+        previous = role
     while turns and turns[-1][0] not in _REPLIES:
         turns = turns[:-1]
     if not turns:
-        raise UserError(f'{where}: no turn of the assistant, there is nothing to learn. Mend the file.')
+        raise UserError(f'{where}: no turn of the assistant to learn from. Fix the file.')
     roles, texts = zip(*turns)
     return {'roles': list(roles), 'texts': [text.strip() for text in texts]}
 
 
-# -- Records to examples -------------------------------------------------------------------------------------------------
+# -- Records to examples -----------------------------------------------------------------------------------------------
 
 
 def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConfig) -> list[tuple[str, str]]:
-    """(prompt, reply) of every reply, as text."""
+    """The conversation as (prompt, reply) texts."""
     markers = instructions.chat_markers
     turns = list(zip(record['roles'], record['texts'], strict=True))
     if instructions.identity and turns[0][0] != 'system':
         turns.insert(0, ('system', instructions.identity))
-    made, prompt = [], []
+    made: list[tuple[str, str]] = []
+    prompt: list[str] = []
     for role, text in turns:
         if role in _REPLIES:
-            made.append(
-                ('\n'.join([*prompt, markers['assistant']]), f'{markers["call"]} {text}' if role == 'call' else text)
-            )
+            reply = f'{markers["call"]} {text}' if role == 'call' else text
+            made.append(('\n'.join([*prompt, markers['assistant']]), reply))
             prompt = []
         else:
             prompt.append(f'{markers[role]} {text}')
     return made
 
 
-def prompt_ids(
-    record: Mapping[str, Sequence[str]], vocabulary: Any, instructions: InstructionConfig | None = None
-) -> list[int]:
-    """The ids that stand before the last reply in training, for a decoder-only model to go on from.
-
-    The last reply of `record` is what is asked for: give it any text.
-    """
-    pairs = exchanges(record, instructions or InstructionConfig())
-    encoded = [ids + [vocabulary.eos_id] for ids in vocabulary.encode_batch([text for pair in pairs for text in pair])]
-    return [token for ids in encoded[:-1] for token in ids]
-
-
 class Converse(ExampleFn):
-    """Tokenizes a conversation: 'inputs', 'targets', the loss weights of the targets, and what was left out.
+    """Preprocessor that tokenizes a conversation: 'inputs', 'targets', loss weights of the targets, and counts.
 
-    A conversation that is too long loses its last exchanges, whole ones; 'turns_left_out' counts their turns. One whose first
-    exchange is too long alone is cut by the pipeline like any example.
+    A conversation that is too long loses whole exchanges at its end; 'turns_left_out' counts their turns. If the first
+    exchange alone is too long, the pipeline trims it like any example.
     """
 
     def __init__(self) -> None:
@@ -217,6 +208,7 @@ class Converse(ExampleFn):
         self.__name__ = 'converse'
 
     def apply(self, example: Example, context: Context) -> Result:
+        """Tokenizes one conversation."""
         vocabulary = context.vocabulary
         pairs = exchanges(example, context.instructions)
         encoded = vocabulary.encode_batch([text for pair in pairs for text in pair])
@@ -241,7 +233,7 @@ class Converse(ExampleFn):
 
     @staticmethod
     def _fitting(halves: Sequence[np.ndarray], context: Context) -> int:
-        """How many exchanges have room, the first counted whether it has or not."""
+        """Number of exchanges that fit, at least one."""
         lengths = context.feature_lengths
         if not lengths:
             return len(halves) // 2

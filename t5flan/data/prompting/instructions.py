@@ -1,14 +1,14 @@
-"""A task's records and its family's wordings (templates.py) become inputs and targets, another variant each time.
+r"""Words a task's records in its family's templates (templates.py), in a random variant each time.
 
-A record becomes an item: its fields as texts, 'answer', and where there are any 'options' (a list that holds the answer) and
-a 'rationale'. The example's own random numbers choose the wording and the variant; InstructionConfig has the shares:
+A record becomes an item: its fields as texts, 'answer', and optionally 'options' (a list that holds the answer) and a
+'rationale'. The example's random numbers choose the wording and the variant; InstructionConfig sets the shares:
 
-    zero-shot or few-shot   exemplars of the task's own training split, in the same wording, stand before the question
+    zero-shot or few-shot   exemplars of the task's training split, in the same wording, come before the question
     options                 the prompt lists them, in one of several layouts
-    rationale               a trigger asks for it; the target is the rationale and then 'So the answer is ANSWER.'
-    inverted                the question for this answer is asked for (in training alone: metrics want answers)
+    rationale               a trigger asks for it; the target is the rationale, then 'So the answer is ANSWER.'
+    inverted                the prompt asks for the question to an answer (in training only: metrics expect answers)
 
-Worked, few-shot with options (the layouts 'Options:\\n(A) …' and 'Q: …\\nA:'):
+Worked example, few-shot with options (the layouts 'Options:\n(A) …' and 'Q: …\nA:'):
 
     {'premise': 'It rains.', 'hypothesis': 'It is wet.', 'answer': 'yes', 'options': ['yes', 'no']}
 
@@ -24,15 +24,16 @@ Worked, few-shot with options (the layouts 'Options:\\n(A) …' and 'Q: …\\nA:
              (B) no
              A:
 
-An exemplar never has the content of the question it stands before (the family's fields are compared, so that a question that
-is in the training split twice does not bring its answer). A prompt longer than feature_lengths['inputs'] loses whole
-exemplars. Where the question alone is too long, its longest field (a passage, a document) loses its middle, so that what is
-asked stays whole; the example counts as cut.
+An exemplar never has the same fields as the question, so that a question that appears twice in the training split does
+not give away its answer. A prompt longer than feature_lengths['inputs'] loses whole exemplars. If the question alone is
+too long, its longest field (a passage, a document) loses its middle, so that the question itself stays whole; such an
+example counts as cut.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,50 +41,51 @@ import numpy as np
 from t5flan.data.config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
 from t5flan.data.prompting.templates import ExemplarLayout, Family, OptionLayout, Template
+from t5flan.data.records.file_rows import Records
 from t5flan.errors import UserError
 
 Item = dict[str, Any]
-"""Field -> text; 'answer' -> text; where there are any, 'options' -> texts (the answer among them), 'rationale' -> text."""
+"""Field -> text; 'answer' -> text; optionally 'options' -> texts (the answer among them) and 'rationale' -> text."""
 RATIONALE = '{rationale} So the answer is {answer}.'
-"""A target with a rationale; evaluation/answers.py finds the answer by these words."""
+"""A target with a rationale; scoring/answers.py finds the answer by these words."""
 INVERTED = ['inverted']
 GAP = ' ... '
-"""Stands where a field that is too long lost its middle."""
+"""Replaces the middle of a field that is too long."""
 SHORTEST = 80
-"""Characters that a field keeps at least; a prompt that is too long even so is cut at its end, by the pipeline."""
+"""The fewest characters that a field keeps; if the prompt is still too long, the pipeline trims its end."""
 POOL = 256
-"""Training records that a task's exemplars are drawn from: their lengths in tokens are counted once."""
+"""Training records that a task's exemplars are drawn from; their lengths in tokens are counted once."""
 KEPT = 100_000
-"""Characters of them that stay in memory, for each task: a thousand tasks take 100 MB."""
+"""Characters of these records that stay in memory per task: 100 MB for a thousand tasks."""
 
 
 def item_of(record: Example) -> Item:
-    """A record that is an item already."""
+    """The `to_item` of records that are items already."""
     return record
 
 
 class Exemplars:
-    """Items of a training split that prompts draw from: up to POOL of them, evenly spread; read when first asked for."""
+    """Items of a training split that prompts draw from: up to POOL of them, evenly spread, read on demand."""
 
-    def __init__(self, records: Callable[[], Sequence[Example]], to_item: Callable[[Example], Item | None]) -> None:
+    def __init__(self, records: Callable[[], Records], to_item: Callable[[Example], Item | None]) -> None:
         self._open, self._to_item = records, to_item
-        self._records: Sequence[Example] | None = None
         self._densities: dict[int, float] = {}
         self._vocabulary: Any = None
         self._items: dict[int, Item | None] = {}
         self._room = KEPT
 
+    @functools.cached_property
+    def _records(self) -> Records:
+        return self._open()
+
     def __len__(self) -> int:
-        if self._records is None:
-            self._records = self._open()
         return min(len(self._records), POOL)
 
     def item(self, number: int) -> Item | None:
-        """Item `number` of the pool, None where its record makes none. The first that were read, up to KEPT, are kept."""
+        """Item `number` of the pool; None if its record makes none. The first items, up to KEPT, stay in memory."""
         if number in self._items:
             return self._items[number]
-        size = len(self)  # opens the records
-        item = self._to_item(self._records[number * len(self._records) // size])
+        item = self._to_item(self._records[number * len(self._records) // len(self)])
         length = sum(len(value) for value in item.values()) if item else 0
         if length <= self._room:
             self._room -= length
@@ -91,7 +93,7 @@ class Exemplars:
         return item
 
     def density(self, number: int, item: Item, vocabulary: Any) -> float:
-        """Tokens a character of an item's text; tokenized once for each vocabulary."""
+        """Tokens per character of an item's text; it is tokenized once per vocabulary."""
         if vocabulary is not self._vocabulary:
             self._vocabulary, self._densities = vocabulary, {}
         if number not in self._densities:
@@ -100,18 +102,17 @@ class Exemplars:
         return self._densities[number]
 
     def draw(self, count: int, rng: np.random.Generator, fits: Callable[[Item], bool]) -> list[tuple[int, Item]]:
-        """`count` different items that `fits` takes, with their numbers; fewer where the pool has not as many."""
+        """`count` different items that `fits` accepts, with their numbers; fewer if the pool has fewer."""
         size = len(self)
-        order = (
-            rng.permutation(size)
-            if size <= 64
-            else dict.fromkeys((rng.random(3 * count + 6) * size).astype(int).tolist())
-        )
+        if size <= 64:
+            order = rng.permutation(size).tolist()
+        else:
+            order = list(dict.fromkeys((rng.random(3 * count + 6) * size).astype(int).tolist()))
         drawn: list[tuple[int, Item]] = []
         for number in order:
-            item = self.item(int(number))
+            item = self.item(number)
             if item is not None and fits(item):
-                drawn.append((int(number), item))
+                drawn.append((number, item))
                 if len(drawn) == count:
                     break
         return drawn
@@ -119,20 +120,20 @@ class Exemplars:
 
 @dataclasses.dataclass(slots=True)
 class Plan:
-    """How one prompt is worded: the question and every exemplar alike."""
+    """How one prompt is worded, the question and every exemplar alike."""
 
     template: Template
     options: OptionLayout | None
     order: list[int] | None
-    """The order that options are listed in; None keeps their own."""
+    """The order in which options are listed; None keeps theirs."""
     trigger: str
-    """What asks for the rationale; '' where none is wanted."""
+    """The sentence that asks for the rationale; '' for none."""
     variant: list[str]
 
 
 @dataclasses.dataclass(slots=True)
 class Prompt:
-    """A question with the exemplars that may stand before it."""
+    """A question with its exemplars."""
 
     question: str
     targets: str
@@ -141,22 +142,22 @@ class Prompt:
     head: str = ''
     layout: ExemplarLayout | None = None
     exemplars: list[str] = dataclasses.field(default_factory=list)
-    """As they stand in the prompt, in order."""
+    """Their texts in the prompt, in order."""
     tokens: list[float] = dataclasses.field(default_factory=list)
-    """About how many tokens each has."""
+    """Estimated tokens of each."""
     fields: list[str] = dataclasses.field(default_factory=list)
-    """The texts in the question that may be shortened."""
+    """The texts of the question that may be shortened."""
     shortened: bool = False
 
     def text(self) -> str:
         """The whole prompt."""
-        if not self.exemplars:
+        if self.layout is None or not self.exemplars:
             return (self.head + self.question).strip()
         question = self.layout.inputs.format_map({'inputs': self.question})
         return (self.head + self.layout.before + self.layout.between.join([*self.exemplars, question])).strip()
 
     def keep(self, limit: float) -> None:
-        """Drops each exemplar that would take the prompt beyond `limit` tokens, by their estimates."""
+        """Drops each exemplar with which the prompt would exceed `limit` tokens, by their estimates."""
         characters = sum(map(len, self.exemplars))
         density = sum(self.tokens) / max(1, characters)
         used = density * (len(self.head) + len(self.question))
@@ -169,16 +170,16 @@ class Prompt:
             self.exemplars = [self.exemplars[number] for number in kept]
             self.tokens = [self.tokens[number] for number in kept]
 
-    def drop(self, tokens: int) -> None:
-        """Drops the last exemplars, about `tokens` tokens of them and at least one."""
+    def drop(self, tokens: float) -> None:
+        """Drops the last exemplars: about `tokens` tokens, at least one exemplar."""
         while self.exemplars and tokens > 0:
             self.exemplars.pop()
             tokens -= max(1, math.floor(self.tokens.pop()))
 
-    def shorten(self, tokens: int, of: int) -> bool:
-        """Takes about `tokens` tokens, of the prompt's `of`, out of the middle of its longest field; False where it cannot.
+    def shorten(self, tokens: float, of: int) -> bool:
+        """Removes about `tokens` of the prompt's `of` tokens from the middle of its longest field; False if it cannot.
 
-        Two thirds of what is left of the field are its beginning.
+        Two thirds of the remaining text are the beginning of the field.
         """
         longest = max((text for text in self.fields if text in self.question), key=len, default='')
         excess = math.ceil((tokens + 2) * len(self.text()) / of) + len(GAP)
@@ -193,26 +194,25 @@ class Prompt:
 
 
 class Instruct(ExampleFn):
-    """The preprocessor that puts a record into words: {'inputs', 'targets', 'variant', 'answer', 'exemplars', 'shortened'}.
+    """Preprocessor that words a record: {'inputs', 'targets', 'variant', 'answer', 'exemplars', 'shortened'}.
 
-    Where the run has a vocabulary, 'inputs' holds token ids (to see that the exemplars fit they must be counted) and
-    'inputs_pretokenized' the text, as `tokenize` would make of it; `tokenize` then does the targets. 'exemplars' is their
-    number, 'answer' what the prompt asks for.
+    If the run has a vocabulary, 'inputs' are token ids (they are counted to fit the exemplars) and
+    'inputs_pretokenized' is the text, as from `tokenize`, which then only tokenizes the targets. 'exemplars' is the
+    number of exemplars, 'answer' the answer that the prompt asks for.
 
     Args:
-        family: its wordings.
-        to_item: makes an item of a record, or None to leave the record out.
-        exemplars: gives the records of the task's training split; None makes every prompt zero-shot.
-        triggers: sentences that ask for a rationale, in place of InstructionConfig.triggers (another language's, say).
+        to_item: turns a record into an item, or into None to drop it.
+        exemplars: returns the records of the task's training split; without it every prompt is zero-shot.
+        triggers: sentences that ask for a rationale, instead of InstructionConfig.triggers (in another language, say).
         rationale: the target with a rationale.
-        shuffle_options: whether the options (labels, always in one order) are listed in an order drawn for each prompt.
+        shuffle_options: whether options (labels, always in one order) are listed in a random order in each prompt.
     """
 
     def __init__(
         self,
         family: Family,
         to_item: Callable[[Example], Item | None] = item_of,
-        exemplars: Callable[[], Sequence[Example]] | None = None,
+        exemplars: Callable[[], Records] | None = None,
         *,
         triggers: Sequence[str] = (),
         rationale: str = RATIONALE,
@@ -225,28 +225,27 @@ class Instruct(ExampleFn):
         self._shuffle_options = shuffle_options
         self._usable: dict[frozenset, tuple[list[Template], ...]] = {}
         plain = [layout for layout in family.exemplars if not layout.cues] or family.exemplars
-        self._layouts = {False: family.exemplars, True: plain}  # by whether the wording asks for the answer itself
+        self._layouts = {False: family.exemplars, True: plain}  # by whether the wording ends with a cue
 
     def apply(self, example: Example, context: Context) -> Result:
+        """Words one record."""
         return self.apply_block([example], [context])[0]
 
     def apply_block(self, examples: Sequence[Example], contexts: Sequence[Context]) -> list[Result]:
+        """Words many records, so that their prompts are tokenized together."""
         prompts = [self.prompt(example, context) for example, context in zip(examples, contexts, strict=True)]
-        made: list[Result] = [
-            prompt and {'inputs': '', 'targets': prompt.targets, 'answer': prompt.answer, 'variant': '', 'exemplars': 0}
-            for prompt in prompts
-        ]
-        texts = fit_prompts(prompts, contexts)
-        for result, prompt, text in zip(made, prompts, texts, strict=True):
-            if result is not None:
-                result.update(text)
-                result['exemplars'] = len(prompt.exemplars)
-                shots = 'few-shot' if prompt.exemplars else 'zero-shot'
-                result['variant'] = ', '.join([shots, *prompt.variant])
+        made: list[Result] = []
+        for prompt, text in zip(prompts, fit_prompts(prompts, contexts), strict=True):
+            if prompt is None:
+                made.append(None)
+                continue
+            variant = ', '.join(['few-shot' if prompt.exemplars else 'zero-shot', *prompt.variant])
+            result = {'inputs': '', 'targets': prompt.targets, 'answer': prompt.answer, 'variant': variant}
+            made.append(result | {'exemplars': len(prompt.exemplars)} | text)
         return made
 
     def prompt(self, example: Example, context: Context) -> Prompt | None:
-        """A record's prompt with as many exemplars as were drawn, before any is dropped; None leaves the record out."""
+        """A record's prompt with all its drawn exemplars; None drops the record."""
         item = self._to_item(example)
         if item is None:
             return None
@@ -258,12 +257,21 @@ class Instruct(ExampleFn):
         answer = targets if plan.variant == INVERTED else self._shown(plan, item)
         prompt = Prompt(question, targets, answer, plan.variant, plan.template.head.format_map(item))
         prompt.fields = [item[name] for name in self._family.fields]
-        if self._pool is not None and few < context.instructions.few_shot and len(self._pool):
-            prompt.layout = pick(self._layouts[plan.template.cued], layout)
-            self._add_exemplars(prompt, plan, item, context, 1 + int(count * context.instructions.max_exemplars))
+        pool = self._pool
+        if pool is None or few >= context.instructions.few_shot or not len(pool):
+            return prompt
+        prompt.layout = around = pick(self._layouts[plan.template.cued], layout)
+        drawn = pool.draw(1 + int(count * context.instructions.max_exemplars), rng, self._fits(plan, item))
+        for number, other in drawn:
+            question, targets = self._render(plan, other)
+            text = around.inputs.format_map({'inputs': question}) + around.targets.format_map({'targets': targets})
+            prompt.exemplars.append(text)
+            density = pool.density(number, other, context.vocabulary) if context.vocabulary is not None else 0.0
+            prompt.tokens.append(density * len(text))
         return prompt
 
-    def _add_exemplars(self, prompt: Prompt, plan: Plan, item: Item, context: Context, count: int) -> None:
+    def _fits(self, plan: Plan, item: Item) -> Callable[[Item], bool]:
+        """Whether another item can be an exemplar of `item`: it has what the wording needs, and other fields."""
         fields = self._family.fields
         content = [item[field] for field in fields]
         needs = plan.template.needs | {'rationale'} if plan.trigger else plan.template.needs
@@ -275,13 +283,7 @@ class Instruct(ExampleFn):
                     return False
             return [other[field] for field in fields] != content
 
-        for number, other in self._pool.draw(count, context.rng, fits):
-            question, targets = self._render(plan, other)
-            text = prompt.layout.inputs.format_map({'inputs': question})
-            text += prompt.layout.targets.format_map({'targets': targets})
-            prompt.exemplars.append(text)
-            density = self._pool.density(number, other, context.vocabulary) if context.vocabulary is not None else 0.0
-            prompt.tokens.append(density * len(text))
+        return fits
 
     def _plan(self, item: Item, context: Context, draws: Iterable[float]) -> Plan:
         inverse, listing, reasoning, trigger, wording, layout = draws
@@ -289,14 +291,14 @@ class Instruct(ExampleFn):
         with_list, without_list, inverted = self._templates(frozenset(name for name, value in item.items() if value))
         if inverted and inverse < settings.inverted and context.key[2].partition('/')[0] == 'train':
             return Plan(pick(inverted, wording), None, None, '', INVERTED)
-        options = item.get('options')
-        can_list = bool(options and item['answer'] in options)
+        options = item.get('options') or ()
+        can_list = item['answer'] in options
         listed = can_list and with_list and (listing < settings.options or not without_list)
         templates = with_list if listed else without_list
         if not templates:
             raise UserError(
-                f'{_task(context)}: every wording of the family {self._family.name!r} lists options or a field that this item '
-                f'has not: {_brief(item)}. Add a wording with "options": false, or the field.'
+                f'{_task(context)}: every wording of the family {self._family.name!r} lists options or names a field '
+                f'that this item lacks: {_brief(item)}. Add a wording with "options": false, or the field.'
             )
         plan = Plan(pick(templates, wording), pick(self._family.options, layout) if listed else None, None, '', [])
         if listed:
@@ -309,7 +311,7 @@ class Instruct(ExampleFn):
         return plan
 
     def _templates(self, present: frozenset[str]) -> tuple[list[Template], ...]:
-        """The wordings for an item with these fields: that may list options, that need not, and the inverted."""
+        """Wordings for an item with these fields: that may list options, that may do without, and inverted ones."""
         if present not in self._usable:
             there = present | {*self._family.fields, 'answer'}  # a required field may be empty
             usable = [template for template in self._family.templates if template.needs <= there]
@@ -343,7 +345,7 @@ class Instruct(ExampleFn):
         return [options[number] for number in plan.order]
 
     def _shown(self, plan: Plan, item: Item) -> str:
-        """The answer as the prompt asks for it: itself, or its letter."""
+        """The answer in the form that the prompt asks for: itself, or its letter."""
         options = item.get('options')
         if plan.options is None or not options or item['answer'] not in options:
             return item['answer']
@@ -353,53 +355,47 @@ class Instruct(ExampleFn):
         for name in (*self._family.fields, 'answer'):
             if not isinstance(item.get(name), str):
                 raise UserError(
-                    f'{_task(context)}: the family {self._family.name!r} needs the field {name!r} as text, the item has '
-                    f'{_brief(item)}. Mend the mapping of its fields.'
+                    f'{_task(context)}: the family {self._family.name!r} needs the field {name!r} as text, the item '
+                    f'has {_brief(item)}. Fix the mapping of fields.'
                 )
 
 
-def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -> list[Mapping[str, Any]]:
-    """'inputs' of each prompt, with the exemplars that feature_lengths['inputs'] has room for; the others are dropped.
-
-    Args:
-        prompts: None stays {}.
+def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -> list[dict[str, Any]]:
+    """Tokenizes prompts; drops exemplars and shortens questions until they fit in feature_lengths['inputs'].
 
     Returns:
-        {'inputs': int32 [S], 'inputs_pretokenized': text, 'shortened': bool}, without the end of sequence, for which one place
-        is left; without a vocabulary {'inputs': text, 'shortened': False}, and nothing is dropped.
+        For each prompt {'inputs': int32 [S], 'inputs_pretokenized': text, 'shortened': bool}, with room for an end of
+        sequence; without a vocabulary {'inputs': text, 'shortened': False}, and nothing is dropped.
     """
-    made: list[Mapping[str, Any]] = [{} for _ in prompts]
+    made: list[dict[str, Any]] = [{} for _ in prompts]
     vocabulary = contexts[0].vocabulary if contexts else None
-    waiting = [i for i, prompt in enumerate(prompts) if prompt is not None]
+    waiting = [(i, prompt) for i, prompt in enumerate(prompts) if prompt is not None]
     if vocabulary is None:
-        for i in waiting:
-            made[i] = {'inputs': prompts[i].text(), 'shortened': False}
+        for i, prompt in waiting:
+            made[i] = {'inputs': prompt.text(), 'shortened': False}
         return made
-    for i in waiting:
-        if prompts[i].exemplars and (limit := contexts[i].feature_lengths.get('inputs')):
-            prompts[i].keep(limit - 1)
+    for i, prompt in waiting:
+        if prompt.exemplars and (limit := contexts[i].feature_lengths.get('inputs')):
+            prompt.keep(limit - 1)
     while waiting:
-        texts = [prompts[i].text() for i in waiting]
+        texts = [prompt.text() for _, prompt in waiting]
         again = []
-        for i, text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
+        for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
             excess = len(ids) + 1 - (contexts[i].feature_lengths.get('inputs') or math.inf)
-            if excess > 0 and prompts[i].exemplars:
-                prompts[i].drop(excess)
-                again.append(i)
-            elif excess > 0 and prompts[i].shorten(excess, len(ids)):
-                again.append(i)
+            if excess > 0 and prompt.exemplars:
+                prompt.drop(excess)
+                again.append((i, prompt))
+            elif excess > 0 and prompt.shorten(excess, len(ids)):
+                again.append((i, prompt))
             else:
-                made[i] = {
-                    'inputs': np.array(ids, np.int32),
-                    'inputs_pretokenized': text,
-                    'shortened': prompts[i].shortened,
-                }
+                inputs = np.array(ids, np.int32)
+                made[i] = {'inputs': inputs, 'inputs_pretokenized': text, 'shortened': prompt.shortened}
         waiting = again
     return made
 
 
 def pick(choices: Sequence[Any], draw: float) -> Any:
-    """One of the choices, by a number in [0, 1)."""
+    """One of the choices, selected by a number in [0, 1)."""
     return choices[int(draw * len(choices))]
 
 

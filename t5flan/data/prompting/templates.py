@@ -1,27 +1,26 @@
-"""Wordings as data: a family's JSON file becomes templates, ways to list options and ways to lay out solved examples.
+r"""Wordings as data: a family's JSON file holds templates and layouts for options and for solved examples.
 
-A family is what the datasets of one kind share (nli, summarization, …): its fields and its wordings. Its file:
+A family is the fields and wordings that data sets of one kind share (nli, summarization, …). Its file:
 
     {"family": "nli",
      "fields": ["premise", "hypothesis"],               every template names all of them
-     "optional": ["title"],                             a template may name them; it is used where the item has them
+     "optional": ["title"],                             a template that names one is used for items that have it
      "templates": ["{premise} Does it follow that {hypothesis}?{options}",
-                   {"head": "Compare the two.\\n\\n", "inputs": "…", "targets": "{answer}", "options": true}],
+                   {"head": "Compare the two.\n\n", "inputs": "…", "targets": "{answer}", "options": true}],
      "inverted": [{"inputs": "Write a sentence that …: {premise}", "targets": "{hypothesis}"}],
-     "options": [{"before": "Options:\\n", "option": "({letter}) {option}", "between": "\\n", "answer": "({letter})"}],
-     "exemplars": [{"inputs": "Q: {inputs}\\nA:", "targets": " {targets}", "between": "\\n\\n"}]}
+     "options": [{"before": "Options:\n", "option": "({letter}) {option}", "between": "\n", "answer": "({letter})"}],
+     "exemplars": [{"inputs": "Q: {inputs}\nA:", "targets": " {targets}", "between": "\n\n"}]}
 
-Besides its fields a template may name `{answer}` (in targets, and in the inputs of inverted ones), `{rationale}` (inverted
-ones) and `{options}`: where the listed options go. Without `{options}` they are put on a line of their own at the end (above
-a last line that only asks, "Answer:"); where they are not listed, the place and the white space before it vanish.
-`"options": true` marks a wording that makes no sense without the list, `false` one that must not have it. "head" is said
-once, before the exemplars; "inputs" is repeated for each of them. "options" and "exemplars" of the file take the place of
-those of the shared `layouts.json`.
+A template may also name `{answer}` (in targets, and in the inputs of inverted ones), `{rationale}` (inverted ones) and
+`{options}`, the place of the listed options. Without `{options}` the list goes on its own line at the end (above a last
+line that only asks, "Answer:"); if options are not listed, the place and the white space before it are removed.
+`"options": true` marks a wording that needs the list, `false` one that must not have it. "head" is written once, before
+the exemplars; "inputs" is repeated for each of them. The file's "options" and "exemplars" override those of the shared
+`layouts.json`.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -29,40 +28,42 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5flan.data.records.json_files import load_json
 from t5flan.errors import UserError
 
 SPECIAL = ('answer', 'options', 'rationale')
 LAYOUTS = 'layouts.json'
 CUES = (':', '=', '->')
+_GROUPS = ('templates', 'inverted', 'options', 'exemplars')
 _OPTIONS_PLACE = re.compile(r'\s*\{options\}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """One wording. `listed` is its input where the options are listed, `inputs` where they are not."""
+    """One wording: `listed` is the input with listed options, `inputs` the input without."""
 
     inputs: str
     targets: str
     listed: str
     options: bool | None
-    """Whether it must (True) or must not (False) list the options; None does both."""
+    """Whether it must (True) or must not (False) list the options; None allows both."""
     needs: frozenset[str]
-    """Fields that an item must have for it."""
+    """Fields that an item must have."""
     head: str = ''
-    """What stands once before the exemplars and the question."""
+    """Text before the exemplars and the question."""
 
     @functools.cached_property
     def cued(self) -> bool:
-        """Whether it ends by asking for the answer ("Answer:"), so that a layout need not."""
+        """Whether it ends with a cue for the answer ("Answer:"), so that the layout needs none."""
         return self.inputs.rstrip().endswith(CUES)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptionLayout:
-    """How options are listed and what the answer then is.
+    r"""How options are listed, and how the answer is then given.
 
-    Worked: before 'Options:\\n', option '({letter}) {option}', between '\\n', answer '({letter})', options yes and no:
-    'Options:\\n(A) yes\\n(B) no', and the answer no is '(B)'.
+    Worked example: before 'Options:\n', option '({letter}) {option}', between '\n', answer '({letter})'. The options
+    yes and no are listed as 'Options:\n(A) yes\n(B) no', and the answer no is '(B)'.
     """
 
     before: str = ''
@@ -71,24 +72,20 @@ class OptionLayout:
     after: str = ''
     answer: str = '{option}'
 
-    @property
-    def lettered(self) -> bool:
-        return '{letter}' in self.option
-
     def listing(self, options: Sequence[str]) -> str:
-        """The options as the prompt shows them."""
+        """The options as they are listed in the prompt."""
         rows = [self.option.format(letter=_letter(i), number=i + 1, option=option) for i, option in enumerate(options)]
         return f'{self.before}{self.between.join(rows)}{self.after}'
 
     def shown(self, options: Sequence[str], answer: str) -> str:
-        """The answer, one of the options, as this layout asks for it."""
+        """One of the options as the answer in this layout."""
         number = options.index(answer)
         return self.answer.format(letter=_letter(number), number=number + 1, option=answer)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExemplarLayout:
-    """How solved examples stand before the question: before + exemplars joined by `between` + the question."""
+    """How solved examples precede the question: `before`, then the exemplars and the question joined by `between`."""
 
     inputs: str
     targets: str
@@ -97,7 +94,7 @@ class ExemplarLayout:
 
     @functools.cached_property
     def cues(self) -> bool:
-        """Whether it writes words of its own after the question ("A:")."""
+        """Whether it adds a cue after the question ("A:")."""
         return bool(self.inputs.partition('{inputs}')[2].strip())
 
 
@@ -119,23 +116,19 @@ def _letter(number: int) -> str:
 
 
 def load_templates(path: str | os.PathLike) -> Family:
-    """The family of a JSON file; `layouts.json` beside it has the layouts that the file does not bring.
+    """Loads the family of a JSON file; layouts that the file lacks come from `layouts.json` beside it.
 
     Raises:
-        UserError: the file is missing or not as described above; one line with the file and the field.
+        UserError: the file is missing or not as described above; names the file and the field.
     """
     path = pathlib.Path(path)
     content = _read_object(path)
-    _known_keys(
-        path, '', content, ('family', 'purpose', 'fields', 'optional', 'templates', 'inverted', 'options', 'exemplars')
-    )
+    _check_keys(path, content, (*_GROUPS, 'family', 'purpose', 'fields', 'optional'))
     fields, optional = (_words(path, key, content.get(key, [])) for key in ('fields', 'optional'))
     if not fields:
         raise UserError(f'{path}: "fields" is empty. List the fields that its templates name.')
     if taken := {*fields, *optional} & set(SPECIAL):
-        raise UserError(
-            f'{path}: "fields" lists {sorted(taken)[0]!r}, a word of its own in templates. Choose another name.'
-        )
+        raise UserError(f'{path}: "fields" lists {sorted(taken)[0]!r}, a reserved name. Choose another one.')
     shared = path.parent / LAYOUTS
     layouts = {**(_read_object(shared) if shared.is_file() else {}), **content}
     made = {
@@ -150,9 +143,7 @@ def load_templates(path: str | os.PathLike) -> Family:
     texts = [template.head + template.listed for group in made.values() for template in group]
     for text in texts:
         if texts.count(text) > 1:
-            raise UserError(
-                f'{path}: the wording {text[:60]!r} stands there {texts.count(text)} times. Keep one of them.'
-            )
+            raise UserError(f'{path}: the wording {text[:60]!r} appears {texts.count(text)} times. Keep one of them.')
     return Family(
         name=str(content.get('family', path.stem)),
         fields=fields,
@@ -164,13 +155,13 @@ def load_templates(path: str | os.PathLike) -> Family:
 
 
 def make_template(inputs: str, targets: str = '{answer}', options: bool | None = None, head: str = '') -> Template:
-    """A template of texts that a program made: `{field}` and `{options}` as in a file, nothing is checked."""
+    """A template from texts with `{field}` and `{options}` as in a file; nothing is checked."""
     needs = {*names_in(head), *names_in(inputs), *names_in(targets)} - {'options'}
     return Template(_OPTIONS_PLACE.sub('', inputs), targets, _listed(inputs), options, frozenset(needs), head)
 
 
 def _listed(inputs: str) -> str:
-    """The input with a place for the options: where it has none, at the end, or above a last line that only asks."""
+    """The input with a place for the options: its own, else the end, or above a last line that only asks."""
     if '{options}' in inputs:
         return inputs
     text, line, last = inputs.rpartition('\n')
@@ -183,7 +174,7 @@ def names_in(text: str) -> list[str]:
     """The fields that a template names, in order.
 
     Raises:
-        ValueError: its braces do not pair, or hold more than a name.
+        ValueError: braces do not match, or contain more than a name.
     """
     names = []
     for _, name, spec, conversion in string.Formatter().parse(text):
@@ -198,43 +189,40 @@ def _template(where: str, given: Any, fields: Sequence[str], optional: Sequence[
     given = {'inputs': given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get('inputs'), str):
         raise UserError(f'{where} is neither a text nor an object with "inputs". Write one of them.')
-    _known_keys(where, '', given, ('head', 'inputs', 'targets', 'options'))
+    _check_keys(where, given, ('head', 'inputs', 'targets', 'options'))
     targets, options = given.get('targets', None if inverted else '{answer}'), given.get('options')
     head = given.get('head', '')
     if not isinstance(targets, str) or not isinstance(head, str) or options not in (None, True, False):
-        raise UserError(
-            f'{where}: "head" and "targets" must be texts and "options" true, false or absent. Mend the template.'
-        )
-    known = (*fields, *optional, *SPECIAL)
-    named = {}
-    for part, text in (('head', head), ('inputs', given['inputs']), ('targets', targets)):
-        try:
-            named[part] = names_in(text)
-        except ValueError as error:
-            raise UserError(f'{where}.{part}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
-        for name in named[part]:
-            if name not in known:
-                raise UserError(
-                    f'{where}.{part} names {{{name}}}, a field that is not there; the fields are {", ".join(known)}. Mend '
-                    'the template, or add the field to "fields" or "optional".'
-                )
-    if missing := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
-        raise UserError(f'{where}: {missing}. Mend the template.')
+        raise UserError(f'{where}: "head" and "targets" must be texts, "options" true, false or absent. Fix it.')
+    parts, known = {'head': head, 'inputs': given['inputs'], 'targets': targets}, (*fields, *optional, *SPECIAL)
+    named = {part: _known_names(f'{where}.{part}', text, known) for part, text in parts.items()}
+    if fault := _fault([*named['head'], *named['inputs']], named['targets'], fields, inverted):
+        raise UserError(f'{where}: {fault}. Fix the template.')
     return make_template(given['inputs'], targets, False if inverted else options, head)
 
 
+def _known_names(where: str, text: str, known: Sequence[str]) -> list[str]:
+    try:
+        names = names_in(text)
+    except ValueError as error:
+        raise UserError(f'{where}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f'{where} names {{{unknown[0]}}}; it may name {", ".join(known)}. Fix the file.')
+    return names
+
+
 def _fault(inputs: Sequence[str], targets: Sequence[str], fields: Sequence[str], inverted: bool) -> str | None:
-    """What is wrong with the fields a template names, if anything."""
+    """The problem with the fields that a template names, if there is one."""
     if inverted:
         if not {'answer', 'rationale'} & set(inputs):
-            return 'an inverted wording must give {answer} or {rationale} in "inputs"'
+            return 'an inverted wording must have {answer} or {rationale} in "inputs"'
         return '"targets" names no field' if not targets else None
     if given_away := {'answer', 'rationale'} & set(inputs):
-        return f'"inputs" gives {{{sorted(given_away)[0]}}} away'
+        return f'"inputs" gives away {{{sorted(given_away)[0]}}}'
     if 'answer' not in targets:
         return '"targets" has no {answer}'
-    left_out = [name for name in fields if name not in inputs]
-    return f'"inputs" leaves out {{{left_out[0]}}}' if left_out else None
+    missing = [name for name in fields if name not in inputs]
+    return f'"inputs" lacks {{{missing[0]}}}' if missing else None
 
 
 def _layouts(path: pathlib.Path, key: str, content: Mapping[str, Any], kind: Any, names: Sequence[str]) -> tuple:
@@ -243,51 +231,40 @@ def _layouts(path: pathlib.Path, key: str, content: Mapping[str, Any], kind: Any
         where = f'{path}: {key}[{i}]'
         parts = [field.name for field in dataclasses.fields(kind)]
         if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-            raise UserError(f'{where} must be an object of texts ({", ".join(parts)}). Mend the layout.')
-        _known_keys(where, '', given, parts)
+            raise UserError(f'{where} must be an object of texts ({", ".join(parts)}). Fix the layout.')
+        _check_keys(where, given, parts)
         for part, text in given.items():
-            try:
-                unknown = set(names_in(text)) - set(names)
-            except ValueError as error:
-                raise UserError(f'{where}.{part}: {error}. Mend the layout.') from None
-            if unknown:
-                found = sorted(unknown)[0]
-                raise UserError(f'{where}.{part} names {{{found}}}; it may name {", ".join(names)}. Mend the layout.')
+            _known_names(f'{where}.{part}', text, names)
         needed = {'inputs': '{inputs}', 'targets': '{targets}', 'option': '{option}'}
         for part in set(parts) & set(needed):
             if needed[part] not in given.get(part, '{option}'):
-                raise UserError(f'{where}.{part} has no {needed[part]}. Mend the layout.')
+                raise UserError(f'{where}.{part} has no {needed[part]}. Fix the layout.')
         made.append(kind(**given))
     if not made:
-        raise UserError(f'{path}: "{key}" is empty, and so it is in {LAYOUTS} beside it. Add a layout.')
+        raise UserError(f'{path}: "{key}" is empty here and in {LAYOUTS} beside it. Add a layout.')
     return tuple(made)
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}. Name a file of templates.') from None
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}). Mend the file.') from None
+    content = load_json(path)
     if not isinstance(content, dict):
-        raise UserError(f'{path}: a JSON {type(content).__name__}, it must be an object. Mend the file.')
+        raise UserError(f'{path}: is a JSON {type(content).__name__}, it must be an object. Fix the file.')
     return content
 
 
-def _known_keys(where: str | pathlib.Path, part: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(where: str | pathlib.Path, given: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
-            raise UserError(f'{where}{part} has the key {key!r}; it may have {", ".join(known)}. Mend the file.')
+            raise UserError(f'{where} has the key {key!r}; it may have {", ".join(known)}. Fix the file.')
 
 
 def _list(path: pathlib.Path, key: str, value: Any) -> list:
     if not isinstance(value, list):
-        raise UserError(f'{path}: "{key}" is {type(value).__name__}, it must be a list. Mend the file.')
+        raise UserError(f'{path}: "{key}" is {type(value).__name__}, it must be a list. Fix the file.')
     return value
 
 
 def _words(path: pathlib.Path, key: str, value: Any) -> tuple[str, ...]:
     if not all(isinstance(word, str) and word.isidentifier() for word in _list(path, key, value)):
-        raise UserError(f'{path}: "{key}" must be a list of names (letters, digits, _). Mend the file.')
+        raise UserError(f'{path}: "{key}" must be a list of names (letters, digits, _). Fix the file.')
     return tuple(value)

@@ -1,14 +1,14 @@
-"""SeqIO data sources with random access: a record by its number, so that any position of a run is found in constant time."""
+"""SeqIO data sources with random access by record number, so that any position of a run is found in constant time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
 
+from t5flan.data.records.file_rows import Records
 from t5flan.data.records.tf_values import dataset_of_records
 from t5flan.errors import UserError
 
-Records = Sequence[dict[str, Any]]
 _SHARD_RECORDS, _MOST_SHARDS = 5000, 256
 
 
@@ -16,7 +16,7 @@ class IndexedSource(seqio.DataSource):
     """A SeqIO source whose splits are sequences of records (`len(records)`, `records[i] -> dict`).
 
     Args:
-        splits: split name -> records, or a function that makes them when first asked for (reading a file, say).
+        splits: split name -> records, or a function that makes them at the first use (by reading a file, say).
     """
 
     def __init__(self, splits: Mapping[str, Records | Callable[[], Records]]) -> None:
@@ -28,36 +28,36 @@ class IndexedSource(seqio.DataSource):
         """The records of a split.
 
         Raises:
-            UserError: no such split, or it is empty.
+            UserError: there is no such split, or it is empty.
         """
         if split not in self._makers:
-            raise UserError(
-                f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split (or EvaluationConfig.split)."
-            )
+            raise UserError(f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split.")
         if split not in self._records:
             maker = self._makers[split]
             records = maker() if callable(maker) else maker
             if not len(records):
-                raise UserError(f"split '{split}' of {self!r} has no records. Check the file or setting it is made of.")
+                raise UserError(f"split '{split}' of {self!r} has no records. Check its file or setting.")
             self._records[split] = records
         return self._records[split]
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """True: a shard is any range of records."""
         return True
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """Parts of some thousand records, in their order."""
+        """Names of shards of about 5,000 records each, in order."""
         shards = min(_MOST_SHARDS, -(-len(self.records(split)) // _SHARD_RECORDS))
         return [f'{split}-{number:05}-of-{shards:05}' for number in range(shards)]
 
     def num_input_examples(self, split: str) -> int:
+        """Number of records."""
         return len(self.records(split))
 
     def get_dataset(
         self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None
     ) -> Any:
-        """SeqIO's form: the records as a tf.data.Dataset, shuffled whole where asked."""
+        """The records as a tf.data.Dataset, as SeqIO reads them; `shuffle` shuffles up to 100,000 at a time."""
         records = self.records(split)
         index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         start, end = (len(records) * i // shards for i in (index, index + 1))

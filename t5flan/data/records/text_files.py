@@ -1,6 +1,7 @@
-"""Local text files as records: found once by their byte offsets, read when asked for, so that a corpus need not fit in memory."""
+"""Local text files as records: scanned once for byte offsets and read on demand, so a corpus need not fit in memory."""
 
 import array
+import functools
 import glob
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 
 from t5flan.data.corpus_config import TextFiles
 from t5flan.data.randomness import stable_hash
+from t5flan.data.records.file_rows import FileRows
 from t5flan.errors import UserError
 
 SUFFIXES = ('.txt', '.jsonl')
@@ -23,57 +25,52 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
     """The files of a path or glob, sorted.
 
     Raises:
-        UserError: none is there, one is empty, or one's name ends otherwise than in `suffixes`.
+        UserError: there is none, one is empty, or a name does not end in one of `suffixes`.
     """
     if glob.has_magic(pattern):
         paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not paths:
-            raise UserError(f'{setting}={pattern!r} matches no file. Mend the glob in {setting}.')
+            raise UserError(f'{setting}={pattern!r} matches no file. Fix the glob in {setting}.')
     else:
         paths = [pattern]
     for path in paths:
+        suffix = Path(path).suffix
         if os.path.isdir(path):
-            raise UserError(
-                f'{path} is a folder, {setting} must be a file or a glob such as {os.path.join(path, "*" + suffixes[0])!r}.'
-            )
+            example = os.path.join(path, f'*{suffixes[0]}')
+            raise UserError(f'{path} is a folder, {setting} must be a file or a glob such as {example!r}.')
         if not os.path.isfile(path):
             raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
-        if Path(path).suffix not in suffixes:
-            raise UserError(
-                f'{path}: ends in {Path(path).suffix or "nothing"!r}, not in {" or ".join(suffixes)}. Rename it or mend '
-                f'{setting}.'
-            )
+        if suffix not in suffixes:
+            expected = ' or '.join(suffixes)
+            raise UserError(f'{path}: ends in {suffix or "nothing"!r}, not in {expected}. Rename it or fix {setting}.')
         if os.path.getsize(path) == 0:
             raise UserError(f'{path} is empty. Set {setting} to a file with content.')
     return paths
 
 
-def json_object(line: bytes, where: str) -> dict:
-    """The object of a JSONL line.
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line of a .jsonl file.
 
     Raises:
-        UserError: not JSON, not UTF-8, or no object.
+        UserError: the line is not JSON, not UTF-8, or not an object.
     """
     try:
         value = json.loads(line)
+        problem = '' if isinstance(value, dict) else f'is {type(value).__name__}, not a JSON object with fields'
     except ValueError as error:
-        raise UserError(
-            f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). A .jsonl file has one JSON object a line.'
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(
-            f'{where}: is {type(value).__name__}, not a JSON object with fields. A .jsonl file has one JSON object a line.'
-        )
+        problem = f'not JSON ({getattr(error, "msg", "not UTF-8")})'
+    if problem:
+        raise UserError(f'{where}: {problem}. A .jsonl file has one JSON object per line.')
     return value
 
 
 def is_held_out(text: str | bytes, share: float) -> bool:
-    """Whether a text belongs to the held-out `share`: by a hash of the text, so that it never depends on order or machine."""
+    """Whether a text is in the held-out `share`, by a hash of the text: the same on any machine, in any order."""
     return stable_hash(text) < share * 2**64
 
 
 def hold_out(held_out_R: np.ndarray, split: str) -> np.ndarray:
-    """Row numbers of 'train' or 'validation'. Two rows or more give each split one at least."""
+    """Row numbers of 'train' or 'validation'. With two or more rows, each split gets at least one."""
     if len(held_out_R) > 1 and not held_out_R.any():
         held_out_R[-1] = True
     if len(held_out_R) > 1 and held_out_R.all():
@@ -82,7 +79,7 @@ def hold_out(held_out_R: np.ndarray, split: str) -> np.ndarray:
 
 
 def chunk_spans(text: str, most: int) -> list[tuple[int, int]]:
-    """Where to cut a text into chunks of at most `most` characters: after a blank line, else a line, else a space."""
+    """(start, end) of chunks of at most `most` characters, cut after a blank line, else a line, else a space."""
     spans, start = [], 0
     while len(text) - start > most:
         end = start + most
@@ -97,7 +94,7 @@ def chunk_spans(text: str, most: int) -> list[tuple[int, int]]:
 
 
 def chunk_text(text: str, most: int) -> list[str]:
-    """A text as chunks of at most `most` characters; joined, they are the text.
+    """A text in chunks of at most `most` characters; joined, they are the text.
 
     >>> chunk_text('one two three', 8)
     ['one two ', 'three']
@@ -105,55 +102,25 @@ def chunk_text(text: str, most: int) -> list[str]:
     return [text[start:end] for start, end in chunk_spans(text, most)]
 
 
-class TextRecords(Sequence):
-    """Chunks of text files as records {'text': …}, read from the disk when asked for."""
-
-    def __init__(self, paths: Sequence[str], spans: np.ndarray, field: str, scores: Sequence[str] = ()) -> None:
-        """`spans` [R, 5] int64: file, first byte, bytes, and the characters of that text (from, to).
-
-        Args:
-            scores: keys of numbers that are kept beside the text.
-        """
-        self._paths, self._spans, self._field, self._scores = list(paths), spans, field, tuple(scores)
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        file, offset, size, start, end = self._spans[index].tolist()
-        with open(self._paths[file], 'rb') as handle:
-            handle.seek(offset)
-            data = handle.read(size)
-        if not self._paths[file].endswith('.jsonl'):
-            return {'text': data.decode('utf-8')[start:end]}
-        row = json_object(data, self._paths[file])
-        scores = {score: require_score(row, score, self._paths[file]) for score in self._scores}
-        return {'text': row[self._field][start:end], **scores}
-
-
-def open_text(files: TextFiles, split: str) -> TextRecords:
-    """The records of a split of local text files.
+def open_text(files: TextFiles, split: str) -> FileRows:
+    """The records {'text': …} of a split of local text files, with the scores that its controls name.
 
     Raises:
         UserError: a file or field is missing, empty or of the wrong kind; names file and line.
     """
-    given = split == 'validation' and files.validation is not None
-    setting = 'TextFiles.validation' if given else 'TextFiles.train'
-    paths = match_files(files.validation if given else files.train, SUFFIXES, setting)
+    pattern, setting = files.train, 'TextFiles.train'
+    if split == 'validation' and files.validation is not None:
+        pattern, setting = files.validation, 'TextFiles.validation'
+    paths = match_files(pattern, SUFFIXES, setting)
     scores = [control.field for control in files.controls]
     if scores and (plain := next((path for path in paths if not path.endswith('.jsonl')), None)):
-        raise UserError(
-            f'{plain} has no scores, TextFiles.controls wants {scores}. Set TextFiles.train to .jsonl files.'
-        )
-    spans = array.array('q')  # five numbers a chunk: eight bytes each, where a list of tuples takes two hundred
+        raise UserError(f'{plain} has no scores for TextFiles.controls {scores}. Set TextFiles.train to .jsonl files.')
+    spans = array.array('q')  # five numbers per chunk, 8 bytes each; a list of tuples would take 200 bytes
     held_out = array.array('b')
     for number, path in enumerate(paths):
-        units = (
-            _json_texts(path, files.field, scores)
-            if path.endswith('.jsonl')
-            else plain_texts(path, files.unit, files.max_chars)
-        )
-        for offset, size, text in units:
+        is_json = path.endswith('.jsonl')
+        texts = _json_texts(path, files.field, scores) if is_json else plain_texts(path, files.unit, files.max_chars)
+        for offset, size, text in texts:
             held = is_held_out(text, files.held_out)
             for start, end in chunk_spans(text, files.max_chars):
                 spans.extend((number, offset, size, start, end))
@@ -162,14 +129,19 @@ def open_text(files: TextFiles, split: str) -> TextRecords:
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        raise UserError(
-            f'{", ".join(paths[:3])}: no text for split {split!r} of {files.name!r}. Give more text, or set TextFiles.validation.'
-        )
-    return TextRecords(paths, rows, files.field, scores)
+        raise UserError(f'{paths[0]}: no text for {split!r} of {files.name!r}. Add text, or set TextFiles.validation.')
+    return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores))
+
+
+def _text_record(data: bytes, path: str, start: int, end: int, *, field: str, scores: Sequence[str]) -> dict[str, Any]:
+    if not path.endswith('.jsonl'):
+        return {'text': data.decode('utf-8')[start:end]}
+    row = json_object(data, path)
+    return {'text': row[field][start:end], **{score: require_score(row, score, path) for score in scores}}
 
 
 def json_lines(path: str) -> Iterator[tuple[int, int, bytes]]:
-    """(line number from 1, first byte, line) of every line that is not blank; lines end at "\\n" alone."""
+    r"""(line number from 1, first byte, line) of every line that is not blank; only '\n' ends a line."""
     offset = 0
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):
@@ -187,24 +159,26 @@ def _json_texts(path: str, field: str, scores: Sequence[str] = ()) -> Iterator[t
         yield (offset, len(line), require_field(row, field, where, 'TextFiles.field'))
 
 
-def require_score(row: dict, key: str, where: str) -> float:
+def require_score(row: dict[str, Any], key: str, where: str) -> float:
     """The number at a key such as 'toxicity' or 'prompt.toxicity'.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no number.
     """
     value: object = row
     for part in key.split('.'):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(
-            f"{where}: no number at '{key}' (found {str(value)[:40]}); the fields are {', '.join(map(str, row))}. Set Control.field."
-        )
+        found, names = str(value)[:40], ', '.join(map(str, row))
+        raise UserError(f"{where}: no number at '{key}' (found {found}); the fields are {names}. Set Control.field.")
     return float(value)
 
 
 def plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, int, str]]:
-    """(first byte, bytes, text) of a .txt file's paragraphs or lines, or of its chunks, which are held out one by one."""
+    """(first byte, length in bytes, text) of the paragraphs or lines of a .txt file, or of its chunks for 'document'.
+
+    Chunks of a document are held out one by one.
+    """
     try:
         text = Path(path).read_bytes().decode('utf-8')
     except UnicodeDecodeError as error:
@@ -229,22 +203,17 @@ def require_field(example: Mapping[str, Any], field: str, where: str, setting: s
     """The text of a field.
 
     Raises:
-        UserError: it is missing (the line names those there) or not text.
+        UserError: the field is missing (the message names the existing ones) or not text.
     """
     if field not in example:
-        raise UserError(
-            f"{where}: no field '{field}'; the fields are {', '.join(map(str, example)) or 'none'}. Set {setting}."
-        )
+        names = ', '.join(map(str, example)) or 'none'
+        raise UserError(f"{where}: no field '{field}'; the fields are {names}. Set {setting}.")
     value = example[field]
     if not isinstance(value, str):
-        raise UserError(
-            f"{where}: field '{field}' is {type(value).__name__} ({str(value)[:40]}), it must be text. Mend the file or "
-            f'set {setting}.'
-        )
+        found = f'{type(value).__name__} ({str(value)[:40]})'
+        raise UserError(f"{where}: field '{field}' is {found}, it must be text. Fix the file or set {setting}.")
     try:
         value.encode('utf-8')
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: field '{field}' holds half a character (a lone surrogate \\ud800-\\udfff). Mend the file."
-        ) from None
+        raise UserError(f"{where}: field '{field}' has half a character (a lone surrogate). Fix the file.") from None
     return value

@@ -1,9 +1,13 @@
-"""Plain Python values <-> tf.data: records as a tf.data.Dataset and its elements as plain values."""
+"""Plain Python values <-> tf.data: records as a tf.data.Dataset, and its elements as plain values."""
 
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from t5flan.data.records.file_rows import Records
+
+_DTYPES = (((bool, np.bool_), tf.bool), ((int, np.integer), tf.int64), ((float, np.floating), tf.float32))
 
 
 def tensor_spec(value: Any) -> tf.TensorSpec:
@@ -13,19 +17,11 @@ def tensor_spec(value: Any) -> tf.TensorSpec:
     if isinstance(value, (list, tuple, np.ndarray)):
         inner = tensor_spec(value[0]) if len(value) else tf.TensorSpec([], tf.string)
         return tf.TensorSpec([None, *inner.shape], inner.dtype)
-    kinds = (
-        (bool, tf.bool),
-        (np.bool_, tf.bool),
-        (int, tf.int64),
-        (np.integer, tf.int64),
-        (float, tf.float32),
-        (np.floating, tf.float32),
-    )
-    return tf.TensorSpec([], next((dtype for kind, dtype in kinds if isinstance(value, kind)), tf.string))
+    return tf.TensorSpec([], next((dtype for kinds, dtype in _DTYPES if isinstance(value, kinds)), tf.string))
 
 
 def plain_value(value: Any) -> Any:
-    """tf.data's numpy values as the plain Python values a record holds: bytes become str, ragged tensors lists."""
+    """A numpy value of tf.data as the plain value that a record holds: bytes become str, ragged tensors lists."""
     if isinstance(value, dict):
         return {name: plain_value(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -39,8 +35,8 @@ def plain_value(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def dataset_of_records(records: Any, numbers: range | None = None) -> tf.data.Dataset:
-    """Random-access records (dicts of plain values), all or those of these numbers, as a tf.data.Dataset, in their order."""
+def dataset_of_records(records: Records, numbers: range | None = None) -> tf.data.Dataset:
+    """Records (dicts of plain values) as a tf.data.Dataset in their order: all, or those with the given numbers."""
     signature = {name: tensor_spec(value) for name, value in records[0].items()}
     chosen = range(len(records)) if numbers is None else numbers
     return tf.data.Dataset.from_generator(lambda: (records[i] for i in chosen), output_signature=signature)

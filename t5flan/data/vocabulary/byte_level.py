@@ -1,13 +1,12 @@
-"""Vocabularies without a model file: UTF-8 bytes (ByT5), and bare ids whose text is unknown."""
+"""Vocabularies without a model file: UTF-8 bytes (ByT5), and ids whose text is unknown."""
 
-import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from t5flan.data.vocabulary.vocabulary import DESCRIPTION, PAD_ID, Vocabulary, write_description
+from t5flan.data.vocabulary.vocabulary import PAD_ID, Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import to_path
 
 
 class ByteVocabulary(Vocabulary):
@@ -17,6 +16,7 @@ class ByteVocabulary(Vocabulary):
     With extra_ids=0 the sentinels are ByT5's: the last byte ids, `<extra_id_0>` = 258, then 257, and so on.
     """
 
+    kind = 'bytes'
     eos_id = 1
     unk_id = 2
     _OFFSET = 3
@@ -26,10 +26,11 @@ class ByteVocabulary(Vocabulary):
 
     @property
     def sentinel_count(self) -> int:
+        """`extra_ids`, or the last 100 bytes as in ByT5."""
         return self.extra_ids or 100
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # surrogatepass: a lone surrogate (JSON may hold one) is three bytes rather than an error.
+        """The bytes of each text; a lone surrogate, which JSON may hold, becomes three bytes instead of an error."""
         return [
             (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8).astype(np.int32) + self._OFFSET).tolist()
             for text in texts
@@ -38,18 +39,14 @@ class ByteVocabulary(Vocabulary):
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode('utf-8', 'replace')
 
-    def save(self, folder: str | os.PathLike) -> None:
-        folder = to_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_description(folder / DESCRIPTION, {'kind': 'bytes', **self._description()})
-
     def _identity(self) -> tuple:
         return ('bytes', self.extra_ids, self.mode_tokens)
 
 
 class IdsVocabulary(Vocabulary):
-    """Ids without their text: of a converted checkpoint that came without its vocabulary."""
+    """Ids without text, for a converted checkpoint that came without its vocabulary."""
 
+    kind = 'ids'
     unk_id = PAD_ID
 
     def __init__(self, size: int, eos_id: int = 1, start_id: int = PAD_ID) -> None:
@@ -57,6 +54,7 @@ class IdsVocabulary(Vocabulary):
         super().__init__(size, 0, ())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Raises UserError: text has no ids here."""
         raise self._no_text()
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
@@ -64,14 +62,12 @@ class IdsVocabulary(Vocabulary):
 
     def _no_text(self) -> UserError:
         return UserError(
-            'the checkpoint has no vocabulary, so text has no ids and ids have no text. Convert it again with '
+            'the checkpoint has no vocabulary to encode or decode text with. Convert it again with '
             '--vocabulary=F.model (or --vocabulary=bytes).'
         )
 
-    def save(self, folder: str | os.PathLike) -> None:
-        folder = to_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_description(folder / DESCRIPTION, {'kind': 'ids', 'eos_id': self.eos_id, **self._description()})
+    def _description(self, **more: Any) -> dict[str, Any]:
+        return super()._description(eos_id=self.eos_id, **more)
 
     def _identity(self) -> tuple:
         return ('ids', self.base_size, self.eos_id, self.start_id)

@@ -4,20 +4,21 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from t5flan.data.vocabulary.vocabulary import MODEL, PAD_ID, Vocabulary, write_description
+from t5flan.data.vocabulary.vocabulary import MODEL, PAD_ID, Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import to_path, write_whole
+from t5flan.files import to_path, write_json, write_whole
 
 
 class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model with `extra_ids` sentinels and the mode tokens appended, as T5 appends its sentinels.
 
-    Worked example (T5's model): 'Translate English to German: That is good.' -> [30355, 15, 1566, 12, 2968, 10, 466, 19,
-    207, 5]. T5's own normaliser turns a newline into a space; models made by `train_vocabulary` keep it.
+    Worked example (T5's model): 'Translate English to German: That is good.' -> [30355, 15, 1566, 12, 2968, 10, 466,
+    19, 207, 5]. T5's normalizer turns a newline into a space; models trained by `train_vocabulary` keep it.
     """
 
+    kind = 'sentencepiece'
     _FEW = 32
-    """Texts up to which one after the other is faster: for a batch SentencePiece starts threads."""
+    """Below this many texts, encoding one by one is faster: SentencePiece starts threads for a batch."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class SentencePieceVocabulary(Vocabulary):
         """Reads the model at `path` (local or gs://), or takes `model`, the content of such a file.
 
         Raises:
-            UserError: the file is missing, or no SentencePiece model with an end of sequence.
+            UserError: the file is missing, or not a SentencePiece model with an end of sequence.
         """
         import sentencepiece
 
@@ -39,38 +40,32 @@ class SentencePieceVocabulary(Vocabulary):
         try:
             self._model = to_path(path).read_bytes() if model is None else model
         except OSError as error:
-            raise UserError(
-                f"vocabulary {self.path}: {error.strerror}. Set DataConfig.vocabulary to a SentencePiece .model or to 'bytes'."
-            ) from None
-        self._processor = sentencepiece.SentencePieceProcessor()
+            raise UserError(f'vocabulary {self.path}: {error.strerror}. Set another DataConfig.vocabulary.') from None
+        processor = self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = bool(self._model) and self._processor.LoadFromSerializedProto(self._model)
+            loaded = bool(self._model) and processor.LoadFromSerializedProto(self._model)
         except RuntimeError:
             loaded = False
-        if not loaded or self._processor.eos_id() < 0:
+        if not loaded or processor.eos_id() < 0:
             raise UserError(
-                f'vocabulary {self.path} is not a SentencePiece model with an end-of-sequence piece. Set '
-                'DataConfig.vocabulary to one.'
+                f'vocabulary {self.path} is not a SentencePiece model with end of sequence. Set DataConfig.vocabulary.'
             )
-        if self._processor.pad_id() not in (0, -1) or not (
-            self._processor.is_control(0) or self._processor.is_unknown(0)
-        ):
-            raise UserError(
-                f'vocabulary {self.path}: id 0 is {self._processor.id_to_piece(0)!r}, it must be the padding. Train it '
-                'with pad_id=0.'
-            )
-        self.eos_id = self._processor.eos_id()
-        self.unk_id = self._processor.unk_id()
+        if processor.pad_id() not in (0, -1) or not (processor.is_control(0) or processor.is_unknown(0)):
+            zero = processor.id_to_piece(0)
+            raise UserError(f'vocabulary {self.path}: id 0 is {zero!r}, it must be padding. Train it with pad_id=0.')
+        self.eos_id = processor.eos_id()
+        self.unk_id = processor.unk_id()
         self.start_id = start_id
-        super().__init__(self._processor.get_piece_size(), extra_ids, mode_tokens)
+        super().__init__(processor.get_piece_size(), extra_ids, mode_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The pieces of each text; many texts are encoded in parallel threads."""
         if len(texts) < self._FEW:
             return [self._processor.encode(text, out_type=int) for text in texts]
         return self._processor.encode(list(texts), out_type=int)
 
     def _encode_part(self, text: str, first: bool, last: bool) -> list[int]:
-        # The model puts a space before every text it encodes: the one written after a special token is that space.
+        # The model puts a space before every text it encodes, which stands for the space after a special token.
         text = text if first else text.removeprefix(' ')
         text = text if last else text.removesuffix(' ')
         return self.encode_batch([text])[0] if text else []
@@ -83,29 +78,28 @@ class SentencePieceVocabulary(Vocabulary):
         return ' ' + special if before and not before[-1].isspace() else special
 
     def save(self, folder: str | os.PathLike) -> None:
+        """Writes vocabulary.model and vocabulary.json."""
         self.save_model(to_path(folder) / MODEL)
 
     def save_model(self, path: str | os.PathLike) -> None:
-        """Writes F.model, which any SentencePiece reads, and F.json beside it with the sentinels and mode tokens on top."""
-        path = to_path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes F.model, which any SentencePiece reads, and beside it F.json with the sentinels and mode tokens."""
         write_whole(path, self._model)
-        write_description(path.with_suffix('.json'), {'kind': 'sentencepiece', **self._description()})
+        write_json(to_path(path).with_suffix('.json'), self._description())
 
     def _identity(self) -> tuple:
         return (self._model, self.extra_ids, self.mode_tokens) + ((self.start_id,) if self.start_id else ())
 
     @property
     def model(self) -> bytes:
-        """The SentencePiece model, as a file of it holds it."""
+        """The content of the SentencePiece model file."""
         return self._model
 
     def piece(self, id: int) -> str:
-        """The spelling of an id of the model, such as '</s>'."""
+        """The spelling of a piece of the model, such as '</s>'."""
         return self._processor.id_to_piece(id)
 
     def proto(self) -> Any:
-        """The model's pieces and settings, as SentencePiece's own ModelProto."""
+        """The model's pieces and settings as SentencePiece's ModelProto."""
         from sentencepiece import sentencepiece_model_pb2
 
-        return sentencepiece_model_pb2.ModelProto.FromString(self._model)
+        return sentencepiece_model_pb2.ModelProto.FromString(self._model)  # type: ignore[attr-defined]  # made at import

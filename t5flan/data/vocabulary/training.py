@@ -1,4 +1,4 @@
-"""`t5flan vocabulary --input=GLOB --size=N --output=F.model`: a SentencePiece vocabulary from text files."""
+"""Trains a SentencePiece vocabulary from text files (`t5flan vocabulary`)."""
 
 import io
 import os
@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from t5flan.data.randomness import stable_hash
-from t5flan.data.records.text_files import json_lines, json_object, match_files
+from t5flan.data.records.text_files import SUFFIXES, json_lines, json_object, match_files
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.errors import UsageError, UserError
 
 MOST_BYTES = 100_000_000
-"""Of more text than this a sample is taken: SentencePiece holds all of it, several times over, in memory."""
+"""Larger texts are sampled down to this: SentencePiece keeps several copies of the text in memory."""
+TRAINING_THREADS = 4
+"""Fixed rather than the number of cores: SentencePiece's result depends on it."""
 
 
 def train_vocabulary(
@@ -27,20 +29,18 @@ def train_vocabulary(
 
     Args:
         inputs: paths or globs of .txt and .jsonl files.
-        size: all ids, sentinels and mode tokens among them.
-        output: F.model.
-        fields: the fields of a .jsonl file that are read, those of them that are there.
+        size: number of ids, sentinels and mode tokens included.
+        fields: the fields of .jsonl rows to read; a row needs at least one of them.
 
     Raises:
-        UserError: a missing, empty or malformed file, or a size that does not suit the text.
+        UserError: a file is missing, empty or malformed, or the size does not suit the text.
     """
     if Path(output).suffix != '.model':
         raise UsageError(f'--output={output} must end in .model; its description is written beside it as .json.')
     if size <= extra_ids + len(mode_tokens):
-        raise UsageError(
-            f'--size={size} leaves no pieces beside {extra_ids} sentinels and {len(mode_tokens)} mode tokens. Set --size higher.'
-        )
-    paths = [path for pattern in inputs for path in match_files(pattern, ('.txt', '.jsonl'), '--input')]
+        reserved = f'{extra_ids} sentinels and {len(mode_tokens)} mode tokens'
+        raise UsageError(f'--size={size} leaves no pieces beside {reserved}. Set a larger --size.')
+    paths = [path for pattern in inputs for path in match_files(pattern, SUFFIXES, '--input')]
     share = MOST_BYTES / max(1, sum(map(os.path.getsize, paths)))
     vocabulary = train_sentencepiece(_lines(paths, fields, share), size, extra_ids, mode_tokens)
     vocabulary.save_model(output)
@@ -48,7 +48,7 @@ def train_vocabulary(
 
 
 def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterator[str]:
-    """The lines' texts; of too much text a sample by each line's hash, the same on every machine."""
+    """The text of every line, or of a share of the lines, chosen by their hashes (the same on every machine)."""
     for path in paths:
         for number, _, line in json_lines(path):
             if share < 1 and stable_hash(line) >= share * 2**64:
@@ -62,31 +62,27 @@ def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterato
             row = json_object(line, f'{path} line {number}')
             texts = [row[field] for field in fields if isinstance(row.get(field), str)]
             if not texts:
+                known = ', '.join(row)
                 raise UserError(
-                    f'{path} line {number}: none of the fields {", ".join(fields)} holds text; the fields are '
-                    f'{", ".join(row)}. Set --fields.'
+                    f'{path} line {number}: no text in {", ".join(fields)}; the fields are {known}. Set --fields.'
                 )
             yield from texts
-
-
-TRAINING_THREADS = 4
-"""Fixed, not the machine's number of cores: SentencePiece's result depends on it."""
 
 
 def train_sentencepiece(
     texts: Iterable[str], size: int, extra_ids: int = 100, mode_tokens: Sequence[str] = ('[NLU]', '[NLG]', '[S2S]')
 ) -> SentencePieceVocabulary:
-    """Trains a SentencePiece unigram vocabulary (arXiv:1808.06226) that loses nothing of a text.
+    """Trains a SentencePiece unigram vocabulary (arXiv:1808.06226) that encodes any text without loss.
 
-    Newlines, tabs and runs of spaces are kept, digits are single pieces, characters it has not seen become bytes. The same
+    Newlines, tabs and runs of spaces are kept, digits are single pieces, and unseen characters become bytes. The same
     texts give the same vocabulary on every machine. (One exception: U+2581, SentencePiece's own sign for a space.)
 
     Args:
-        texts: what to learn the pieces from; a few megabytes are enough for a few thousand pieces.
-        size: all ids: pieces, `extra_ids` sentinels and the mode tokens.
+        texts: training text; a few megabytes are enough for a few thousand pieces.
+        size: number of ids: pieces, `extra_ids` sentinels and the mode tokens.
 
     Raises:
-        UserError: no text, or a size that the text cannot fill or that cannot hold its characters.
+        UserError: there is no text, it cannot fill `size`, or `size` is too small for its characters.
     """
     import sentencepiece
 
@@ -122,13 +118,12 @@ def train_sentencepiece(
 
 
 def _size_error(message: str, size: int, reserved: int) -> str:
-    """SentencePiece's complaint about the size, in ids rather than pieces."""
+    """SentencePiece's error about the size, in ids instead of pieces."""
     start = f'a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)'
     if found := re.search(r'value <= (\d+)', message):
-        return f'{start} is more than this text can fill: {int(found[1]) + reserved} at most. Set --size lower, or give more text.'
+        most = int(found[1]) + reserved
+        return f'{start} is more than this text can fill: {most} at most. Set a smaller --size, or give more text.'
     if found := re.search(r'(-?\d+) vs (\d+)', message):
         least = int(found[2]) + reserved + 1
-        return (
-            f"{start} is too small for this text's characters and the 256 bytes: {least} at least. Set --size higher."
-        )
+        return f'{start} is too small for this text and the 256 bytes: {least} at least. Set a larger --size.'
     return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'

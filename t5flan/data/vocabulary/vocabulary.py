@@ -1,23 +1,23 @@
-"""Text <-> token ids in plain Python: SentencePiece models and bytes, with sentinels and mode tokens on top.
+"""Text <-> token ids: the interface of all vocabularies, with sentinels and mode tokens on top of pieces or bytes.
 
-Ids, as in T5 (arXiv:1910.10683): 0 is padding (and the decoder's start token), then the pieces of the model or the bytes,
-then `extra_ids` sentinels counting down (`<extra_id_0>` is the last of them), then the mode tokens. With T5's model of
-32,000 pieces `<extra_id_0>` is 32099 whether there are mode tokens or not.
+Ids, as in T5 (arXiv:1910.10683): 0 is padding (and the decoder's start token), then the pieces of the model or the
+bytes, then `extra_ids` sentinels counting down (`<extra_id_0>` is the last of them), then the mode tokens. With T5's
+model of 32,000 pieces, `<extra_id_0>` is 32099 with or without mode tokens.
 
-Nothing here imports TensorFlow or SeqIO: a checkpoint folder is read without them.
+Nothing here imports TensorFlow or SeqIO, so that a checkpoint folder loads without them.
 """
 
 import abc
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from t5flan.errors import UserError
-from t5flan.files import write_json
+from t5flan.files import to_path, write_json
 
 PAD_ID = 0
 DESCRIPTION = 'vocabulary.json'
@@ -26,25 +26,25 @@ TOKENIZER = 'tokenizer.json'
 
 
 class Vocabulary(abc.ABC):
-    """Ids of a text, and the text of ids.
+    """Encodes text to ids and decodes ids to text.
 
     Attributes:
-        base_size: pieces or bytes, the special ids among them, without sentinels and mode tokens.
-        extra_ids: sentinels.
-        mode_tokens: e.g. ('[NLU]', '[NLG]', '[S2S]'); each has an id of its own.
+        base_size: number of pieces or bytes with the special ids among them, without sentinels and mode tokens.
+        extra_ids: number of sentinels.
+        mode_tokens: e.g. ('[NLU]', '[NLG]', '[S2S]'); each has one id.
     """
 
+    kind: str
+    """The vocabulary's kind in its description file."""
     pad_id = PAD_ID
     eos_id: int
     unk_id: int
     start_id = PAD_ID
-    """What a decoder reads first: the padding as in T5, or the beginning of sequence of Llama and Gemma."""
+    """The decoder's first input: padding as in T5, or the beginning of sequence of Llama and Gemma."""
 
     def __init__(self, base_size: int, extra_ids: int, mode_tokens: Sequence[str]) -> None:
         if len(set(mode_tokens)) != len(mode_tokens) or '' in mode_tokens:
-            raise UserError(
-                f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens in your .gin.'
-            )
+            raise UserError(f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens.')
         self.base_size = base_size
         self.extra_ids = extra_ids
         self.mode_tokens = tuple(mode_tokens)
@@ -56,11 +56,12 @@ class Vocabulary(abc.ABC):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces, sentinels and mode tokens; a model's embedding holds at least as many rows."""
+        """Pieces, sentinels and mode tokens; a model's embedding has at least this many rows."""
         return self.base_size + self.extra_ids + len(self.mode_tokens)
 
     @property
     def sentinel_count(self) -> int:
+        """Number of sentinels that span corruption can use."""
         return self.extra_ids
 
     def _sentinel(self, k: int) -> int:
@@ -70,12 +71,11 @@ class Vocabulary(abc.ABC):
         """The id of `<extra_id_k>`.
 
         Raises:
-            UserError: there are not so many sentinels.
+            UserError: there are at most k sentinels.
         """
         if not 0 <= k < self.sentinel_count:
             raise UserError(
-                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids in your '
-                '.gin, or train a vocabulary with more.'
+                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids.'
             )
         return self._sentinel(k)
 
@@ -84,18 +84,19 @@ class Vocabulary(abc.ABC):
         return self._special_of_id[id]
 
     def mode_token_id(self, token: str) -> int:
-        """The id of a mode token such as '[NLU]'."""
+        """The id of a mode token such as '[NLU]'.
+
+        Raises:
+            UserError: the vocabulary lacks it.
+        """
         if token not in self.mode_tokens:
-            raise UserError(
-                f"mode token {token!r} is none of the vocabulary's {self.mode_tokens}. Set DataConfig.mode_tokens in your .gin."
-            )
+            raise UserError(f'mode token {token!r} is not one of {self.mode_tokens}. Set DataConfig.mode_tokens.')
         return self._id_of_special[token]
 
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """The ids of `text`, without end of sequence.
 
         Args:
-            text: any string.
             special_tokens: whether `<extra_id_k>` and mode tokens spelled in the text become their ids; otherwise they
                 are ordinary characters, as in T5's training data.
         """
@@ -111,21 +112,19 @@ class Vocabulary(abc.ABC):
         return ids
 
     def _encode_part(self, text: str, first: bool, last: bool) -> list[int]:
-        """The ids of what stands between two special tokens."""
+        """The ids of the text between two special tokens."""
         return self.encode_batch([text])[0] if text else []
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of many texts at once, special tokens read as ordinary characters."""
+        """The ids of many texts at once; spelled special tokens are ordinary characters."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` up to the first end of sequence; padding is left out, sentinels and mode tokens are spelled.
+        """The text of `ids` up to the first end of sequence, without padding, special tokens spelled out.
 
-        Ids beyond the vocabulary (a model's embedding is often padded to a rounder size) read as U+FFFD.
+        Ids beyond the vocabulary (a model's embedding is often padded to a rounder size) become U+FFFD.
         """
-        ids_T = np.asarray(ids if isinstance(ids, (np.ndarray, list, tuple)) else list(ids), dtype=np.int64).reshape(-1)
-        ends = np.flatnonzero(ids_T == self.eos_id)
-        ids_T = ids_T[: ends[0]] if ends.size else ids_T
+        ids_T = self._before_eos(ids)
         ids_T = ids_T[ids_T != self.pad_id]
         cuts = np.flatnonzero((ids_T >= self.base_size) | (ids_T < 0))
         if not cuts.size:
@@ -140,21 +139,27 @@ class Vocabulary(abc.ABC):
             start = cut + 1
         return text
 
+    def _before_eos(self, ids: Iterable[int]) -> np.ndarray:
+        """The ids before the first end of sequence. int64 [T]."""
+        ids_T = np.asarray(ids if isinstance(ids, (np.ndarray, list, tuple)) else list(ids), dtype=np.int64).reshape(-1)
+        ends = np.flatnonzero(ids_T == self.eos_id)
+        return ids_T[: ends[0]] if ends.size else ids_T
+
     def _spell(self, before: str, special: str) -> str:
-        """A special token as it follows the text `before`."""
+        """A special token as it is written after the text `before`."""
         return special
 
     @abc.abstractmethod
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
-        """The text of ordinary ids; `first` where they begin the text."""
+        """The text of ordinary ids; `first` where they begin the whole text."""
 
-    @abc.abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes what `load_vocabulary(folder)` reads."""
+        """Writes the files that `load_vocabulary(folder)` reads."""
+        write_json(to_path(folder) / DESCRIPTION, self._description())
 
-    def _description(self) -> dict:
-        described = {'extra_ids': self.extra_ids, 'mode_tokens': list(self.mode_tokens), 'vocab_size': self.vocab_size}
-        return described | ({'start_id': self.start_id} if self.start_id else {})
+    def _description(self, **more: Any) -> dict[str, Any]:
+        sizes = {'extra_ids': self.extra_ids, 'mode_tokens': list(self.mode_tokens), 'vocab_size': self.vocab_size}
+        return {'kind': self.kind, **more, **sizes} | ({'start_id': self.start_id} if self.start_id else {})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self._identity() == other._identity()
@@ -164,14 +169,9 @@ class Vocabulary(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that equal vocabularies share and others do not; it stands in every checkpoint folder."""
+        """A hash that only equal vocabularies share; every checkpoint folder holds it."""
         return hashlib.sha256(repr(self._identity()).encode()).hexdigest()[:16]
 
     @abc.abstractmethod
     def _identity(self) -> tuple:
-        """What two equal vocabularies share."""
-
-
-def write_description(path: pathlib.Path, description: dict) -> None:
-    """vocabulary.json, or F.json beside F.model."""
-    write_json(path, description)
+        """The values that equal vocabularies share."""

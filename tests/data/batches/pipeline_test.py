@@ -18,8 +18,9 @@ from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.seqio_vocabulary import text_features, vocabulary_chosen
+from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.errors import UserError
+from tests.vocabulary import vocabulary_chosen
 
 VOCABULARY = ByteVocabulary(extra_ids=50)
 LENGTHS = {'inputs': 40, 'targets': 24}

@@ -1,4 +1,4 @@
-"""t5flan/data/preprocessing/controls.py: the token of a text's score in front of it, in the configured share of texts."""
+"""t5flan/data/preprocessing/controls.py: the configured share of texts get the control token for their score."""
 
 import json
 
@@ -33,12 +33,10 @@ def examples_of(tmp_path, name, rows=ROWS, vocabulary=VOCABULARY, objective='cau
     return eval_examples(settings, vocabulary)
 
 
-def test_thresholds_say_where_the_next_token_begins():
-    assert [token_of(score, control()) for score in (-1, 0, 0.29, 0.3, 0.69, 0.7, 9)] == [
-        *['[TOX_LOW]'] * 3,
-        *['[TOX_MID]'] * 2,
-        *['[TOX_HIGH]'] * 2,
-    ]
+def test_thresholds_separate_the_tokens():
+    low, mid, high = TOKENS
+    found = [token_of(score, control()) for score in (-1, 0, 0.29, 0.3, 0.69, 0.7, 9)]
+    assert found == [low, low, low, mid, mid, high, high]
 
 
 def test_every_text_may_get_the_token_of_its_score(tmp_path):
@@ -46,11 +44,11 @@ def test_every_text_may_get_the_token_of_its_score(tmp_path):
     for row, one in zip(ROWS, found, strict=True):
         token = token_of(row['scores']['toxicity'], control())
         assert VOCABULARY.decode(one['targets']) == token + row['text']
-        assert one['targets'][0] == VOCABULARY.mode_token_id(token), 'a token of its own, not its letters'
+        assert one['targets'][0] == VOCABULARY.mode_token_id(token), 'one id, not its letters'
 
 
 @pytest.mark.parametrize('share', [0.0, 0.05, 0.5])
-def test_the_share_of_texts_is_as_set_and_the_same_each_time(tmp_path, share):
+def test_the_share_of_texts_is_as_configured_and_the_same_each_time(tmp_path, share):
     name = f'control_{int(share * 100)}'
     marked = [one['targets'][0] >= 359 for one in examples_of(tmp_path, name, share=share)]
     assert abs(np.mean(marked) - share) < 4 * (share * (1 - share) / len(ROWS)) ** 0.5 + 1e-9
@@ -64,14 +62,11 @@ def test_a_span_never_hides_the_token(tmp_path, objective):
 
 
 def test_bad_input_is_one_line(tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"line 2: no number at 'scores.toxicity' \(found None\); the fields are text. Set Control.field",
-    ):
+    line = r"line 2: no number at 'scores.toxicity' \(found None\); the fields are text. Set Control.field"
+    with pytest.raises(UserError, match=line):
         examples_of(tmp_path, 'control_lacks', [ROWS[0], {'text': 'a'}])
-    with pytest.raises(
-        UserError, match=r"no token '\[TOX_LOW\]', it has none. Set Control.tokens or DataConfig.mode_tokens"
-    ):
+    line = r"no token '\[TOX_LOW\]', it has none. Set Control.tokens or DataConfig.mode_tokens"
+    with pytest.raises(UserError, match=line):
         examples_of(tmp_path, 'control_vocabulary', vocabulary=ByteVocabulary(100), share=1.0)
     with pytest.raises(UserError, match='Control.thresholds'):
         control(thresholds=(0.7, 0.3))
@@ -81,14 +76,9 @@ def test_bad_input_is_one_line(tmp_path):
         control(share=2)
     path = tmp_path / 'a.txt'
     path.write_text('words\n')
-    settings = DataConfig(
-        'control_txt_causal_lm',
-        8,
-        {'inputs': 9, 'targets': 9},
-        'bytes',
-        format='causal_lm',
-        text_files=(TextFiles('control_txt', str(path), controls=(control(),)),),
-    )
+    files = (TextFiles('control_txt', str(path), controls=(control(),)),)
+    lengths = {'inputs': 9, 'targets': 9}
+    settings = DataConfig('control_txt_causal_lm', 8, lengths, 'bytes', format='causal_lm', text_files=files)
     register_all(settings)
     with pytest.raises(UserError, match='has no scores.*Set TextFiles.train'):
         eval_examples(settings, VOCABULARY)

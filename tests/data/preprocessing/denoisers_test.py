@@ -1,7 +1,8 @@
-"""The denoisers of t5flan/data/preprocessing/denoising.py: what must hold of every example, over thousands of random texts."""
+"""t5flan/data/preprocessing/denoisers.py: properties of every example, over thousands of random texts."""
 
 import gzip
 import json
+from math import comb
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import Denoiser, check_denoisers
 from t5flan.data.preprocessing import denoising
+from t5flan.data.preprocessing.denoisers import denoise, denoiser_window, target_bounds
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.preprocessing.joining import join_documents, run_joined
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.tasks.ul2 import denoisers
+from tests.data.preprocessing.spans import restore
 
 MODES = ('[NLU]', '[NLG]', '[S2S]')
 VOCABULARY = ByteVocabulary(extra_ids=100, mode_tokens=MODES)
@@ -35,7 +38,7 @@ def texts(count, longest, seed=0):
 
 
 def made_of(denoiser, tokens, index=0, **options):
-    return denoising.denoise.bind(denoiser=denoiser).apply({'targets': tokens}, context(index, **options))
+    return denoise.bind(denoiser=denoiser).apply({'targets': tokens}, context(index, **options))
 
 
 def sentinels_of(tokens):
@@ -43,19 +46,19 @@ def sentinels_of(tokens):
 
 
 def rebuilt(denoiser, example):
-    """The text of an example, its mode token and ends taken off and looked at."""
+    """The text of an example; checks its mode token and ends."""
     inputs, targets = example['inputs'], example['targets']
     assert inputs[0] == VOCABULARY.mode_token_id(denoiser.mode_token) and inputs[-1] == targets[-1] == VOCABULARY.eos_id
     assert inputs.dtype == targets.dtype == np.int32
     if denoiser.kind == 'S':
         return np.concatenate([inputs[1:-1], targets[:-1]])
-    return denoising.restore(inputs[1:-1], targets[:-1], VOCABULARY)
+    return restore(inputs[1:-1], targets[:-1], VOCABULARY)
 
 
 @pytest.mark.parametrize('name', UL2)
 def test_inputs_and_targets_rebuild_every_text_and_fit(name):
     denoiser = UL2[name]
-    window, _ = denoising.denoiser_window(denoiser, *LENGTHS.values(), 1, 100)
+    window, _ = denoiser_window(denoiser, *LENGTHS.values(), 1, 100)
     for index, tokens in texts(TEXTS, 4 * window):
         made = made_of(denoiser, tokens, index)
         np.testing.assert_array_equal(np.concatenate([rebuilt(denoiser, example) for example in made]), tokens)
@@ -69,8 +72,8 @@ def test_inputs_and_targets_rebuild_every_text_and_fit(name):
 
 
 @pytest.mark.parametrize('denoiser', SPANS, ids=lambda one: one.name)
-def test_density_and_spans_are_as_set(denoiser):
-    """Exactly, but for rounding to whole tokens: T5's masks have a fixed number of spans and of noise tokens."""
+def test_density_and_spans_are_as_configured(denoiser):
+    """Exactly, up to rounding to whole tokens: T5's masks have a fixed number of spans and of noise tokens."""
     size = 500
     noise, spans = denoising.noise_counts(size, denoiser.noise_density, denoiser.mean_span)
     masks = denoising.noise_masks(
@@ -79,7 +82,7 @@ def test_density_and_spans_are_as_set(denoiser):
     starts = masks & ~np.pad(masks, ((0, 0), (1, 0)))[:, :-1]
     assert (masks.sum(1) == noise).all() and abs(noise / size - denoiser.noise_density) < 1 / size
     assert (starts.sum(1) == spans).all() and abs(noise / spans - denoiser.mean_span) < denoiser.mean_span / spans
-    # The middle of a window is as noisy as the whole, within what single long spans leave of unevenness.
+    # The middle of a window is as noisy as the whole, within the unevenness of a few long spans.
     middle = masks[:, size // 4 : -size // 4].mean()
     assert abs(middle - denoiser.noise_density) < 0.1, middle
     assert masks[:, 0].any() == denoiser.anywhere and masks[:, -1].all() != denoiser.anywhere
@@ -87,9 +90,7 @@ def test_density_and_spans_are_as_set(denoiser):
 
 @pytest.mark.parametrize('items,segments', [(85, 28), (75, 2), (250, 4), (9, 9), (5, 1)])
 def test_span_lengths_are_those_of_random_divisions(items, segments):
-    """A segment of a division drawn evenly from all has l items with probability C(items-1-l, segments-2) / C(items-1, segments-1)."""
-    from math import comb
-
+    """A segment of a random division has l items with probability C(items-1-l, segments-2) / C(items-1, segments-1)."""
     rows = 8000
     lengths = denoising.segment_lengths(items, segments, rows, np.random.default_rng(3))
     assert lengths.shape == (rows, segments) and (lengths > 0).all() and (lengths.sum(1) == items).all()
@@ -99,24 +100,17 @@ def test_span_lengths_are_those_of_random_divisions(items, segments):
         expected = comb(items - 1 - length, segments - 2) / comb(items - 1, segments - 1)
         for place in (0, segments // 2, segments - 1):
             found = (lengths[:, place] == length).mean()
-            assert abs(found - expected) < 5 * (expected * (1 - expected) / rows) ** 0.5 + 1e-9, (
-                length,
-                place,
-                found,
-                expected,
-            )
+            allowed = 5 * (expected * (1 - expected) / rows) ** 0.5 + 1e-9
+            assert abs(found - expected) < allowed, (length, place, found, expected)
 
 
 @pytest.mark.parametrize('density', [0.1, 0.25, 0.5, 0.75])
 def test_an_s_denoiser_continues_a_quarter_on_average(density):
     denoiser = Denoiser('s', 'S', noise_density=density)
-    fewest, most = denoising.target_bounds(200, density)
-    found = np.array(
-        [
-            len(made_of(denoiser, np.full(200, 9, np.int32), index, inputs=300, targets=300)[0]['targets']) - 1
-            for index in range(3000)
-        ]
-    )
+    fewest, most = target_bounds(200, density)
+    text = np.full(200, 9, np.int32)
+    made = [made_of(denoiser, text, index, inputs=300, targets=300)[0] for index in range(3000)]
+    found = np.array([len(example['targets']) - 1 for example in made])
     assert abs(found.mean() / 200 - density) < 0.01
     assert found.min() >= fewest and found.max() <= most and len(set(found)) > 0.9 * (most - fewest)
 
@@ -126,9 +120,8 @@ def test_a_causal_denoiser_writes_the_text_from_nothing():
     made = made_of(Denoiser('c', 'C', mode_token='[NLG]'), text, inputs=4, targets=11)
     assert [example['inputs'].tolist() for example in made] == [[VOCABULARY.mode_token_id('[NLG]'), 1]] * 3
     np.testing.assert_array_equal(np.concatenate([example['targets'][:-1] for example in made]), text)
-    assert [len(example['targets']) for example in made] == [11, 11, 6] and all(
-        example['targets'][-1] == 1 for example in made
-    )
+    assert [len(example['targets']) for example in made] == [11, 11, 6]
+    assert all(example['targets'][-1] == 1 for example in made)
 
 
 @pytest.mark.parametrize('name', UL2)
@@ -143,52 +136,36 @@ def test_without_a_mode_token_the_inputs_begin_with_the_text():
     plain = Denoiser('s', 'S', noise_density=0.25)
     text = np.arange(10, 30, dtype=np.int32)
     assert made_of(plain, text)[0]['inputs'][0] == 10
-    optional = denoising.denoise.bind(denoiser=UL2['s'], optional_modes=MODES)
+    optional = denoise.bind(denoiser=UL2['s'], optional_modes=MODES)
     assert optional.apply({'targets': text}, context(vocabulary=ByteVocabulary(100, ['[TOX]'])))[0]['inputs'][0] == 10
-    with pytest.raises(
-        UserError, match=r"no mode token '\[S2S\]', it has none. Set Denoiser.mode_token='' or DataConfig.mode_tokens"
-    ):
+    line = r"no mode token '\[S2S\]', it has none. Set Denoiser.mode_token='' or DataConfig.mode_tokens"
+    with pytest.raises(UserError, match=line):
         made_of(UL2['s'], text, vocabulary=ByteVocabulary(100))
     with pytest.raises(UserError, match=r'it has \[NLU\]'):
         optional.apply({'targets': text}, context(vocabulary=ByteVocabulary(100, ['[NLU]'])))
 
 
 @pytest.mark.parametrize('extra_ids,name', [(10, 'r_3_15'), (20, 'x_3_50'), (5, 'x_8_50'), (1, 'x_3_50')])
-def test_more_spans_than_sentinels_make_shorter_windows_and_say_so(extra_ids, name):
+def test_too_few_sentinels_make_shorter_windows_and_are_marked(extra_ids, name):
     """Density and span length stay as they are set."""
     few, denoiser = ByteVocabulary(extra_ids, MODES), UL2[name]
-    full, _ = denoising.denoiser_window(denoiser, 512, 512, 1, 1000)
-    window, shortened = denoising.denoiser_window(denoiser, 512, 512, 1, extra_ids)
-    assert (
-        shortened
-        and window < full
-        and denoising.noise_counts(window, denoiser.noise_density, denoiser.mean_span)[1] == extra_ids
-    )
-    assert denoising.noise_counts(window + 1, denoiser.noise_density, denoiser.mean_span)[1] >= extra_ids
+    full, _ = denoiser_window(denoiser, 512, 512, 1, 1000)
+    window, shortened = denoiser_window(denoiser, 512, 512, 1, extra_ids)
+    spans = lambda length: denoising.noise_counts(length, denoiser.noise_density, denoiser.mean_span)[1]
+    assert shortened and window < full and spans(window) == extra_ids <= spans(window + 1)
     text = np.random.default_rng(0).integers(3, 259, 5 * window + window // 2).astype(np.int32)
     made = made_of(denoiser, text, vocabulary=few, inputs=512, targets=512)
-    whole = [denoising.restore(example['inputs'][1:-1], example['targets'][:-1], few) for example in made]
+    whole = [restore(example['inputs'][1:-1], example['targets'][:-1], few) for example in made]
     np.testing.assert_array_equal(np.concatenate(whole), text)
     assert [example.get('few_sentinels') for example in made[:5]] == [True] * 5 and 'few_sentinels' not in made[-1]
 
 
 def test_ul2_on_rows_of_512_with_t5s_hundred_sentinels():
-    """UL2's (3, 0.5) wants 128 spans to fill 512 inputs; the others have enough."""
-    windows = {name: denoising.denoiser_window(one, 512, 512, 1, 100) for name, one in UL2.items()}
+    """UL2's (3, 0.5) needs 128 spans to fill 512 inputs; for the others 100 are enough."""
+    windows = {name: denoiser_window(one, 512, 512, 1, 100) for name, one in UL2.items()}
     assert [name for name, (_, shortened) in windows.items() if shortened] == ['x_3_50']
     assert windows['r_3_15'][0] == denoising.window_length(511, 512, 0.15, 3.0)
     assert denoising.noise_counts(windows['x_3_50'][0], 0.5, 3)[1] == 100
-
-
-def test_documents_joined_lose_no_token_and_fill_the_rows():
-    pieces = [tokens for _, tokens in texts(64, 60, seed=5)]
-    functions = [join_documents, denoising.denoise.bind(denoiser=UL2['r_3_15'])]
-    made = run_joined(functions, [[{'targets': piece} for piece in pieces]], [context()])[0]
-    np.testing.assert_array_equal(np.concatenate([rebuilt(UL2['r_3_15'], one) for one in made]), np.concatenate(pieces))
-    assert {len(one['inputs']) for one in made[:-2]} == {LENGTHS['inputs']}
-    assert run_joined(functions, [[{'targets': np.zeros(0, np.int32)}]], [context()]) == [[]], (
-        'nothing of an empty document'
-    )
 
 
 def test_an_empty_document_and_one_of_one_token_make_no_example():
@@ -221,9 +198,8 @@ def test_wrong_settings_are_one_line(settings, line):
 
 def test_wrong_mixtures_are_one_line():
     make = lambda parts: DataConfig('m', 8, LENGTHS, 'bytes', denoisers={'mine': parts})
-    with pytest.raises(
-        UserError, match=r"DataConfig.denoisers\['mine'\]: the rates of its 2 denoisers sum to 0. Set Denoiser.rate"
-    ):
+    line = r"DataConfig.denoisers\['mine'\]: the rates of its 2 denoisers sum to 0. Set Denoiser.rate"
+    with pytest.raises(UserError, match=line):
         make([Denoiser('a', 'C', rate=0), Denoiser('b', 'C', rate=0)])
     with pytest.raises(UserError, match='sum to 0'):
         make([])
@@ -241,7 +217,7 @@ def test_features_too_short_for_any_text(one):
         made_of(one, np.arange(5, 50, dtype=np.int32), inputs=1, targets=1)
 
 
-# -- Beside SeqIO and T5 --------------------------------------------------------------------------------------------------
+# -- Compared with SeqIO and T5 ----------------------------------------------------------------------------------------
 
 
 def golden(folder, name):
@@ -250,29 +226,28 @@ def golden(folder, name):
 
 
 def test_500_documents_of_c4_become_what_seqio_and_t5_make_of_them(shared):
-    """Row by row the same text in the same place, of the same lengths, spans and noise tokens; which tokens are noise is another
-    draw (T5's generator is TensorFlow's), so inputs and targets are not equal token by token."""
+    """Each row has the same text, lengths, spans and number of noise tokens.
+
+    Which tokens are noise differs, because T5 draws them with TensorFlow's generator.
+    """
     folder = shared / 'data' / 'golden_span_corruption'
     vocabulary = load_vocabulary(shared / 'data/vocab/t5_cc_all_32000/sentencepiece.model')
-    theirs = golden(
-        folder, 'c4_span_corruption_t5_default_vocab_inputs_1024_targets_1024_add_eos_true_seed_94043.jsonl.gz'
-    )
+    name = 'c4_span_corruption_t5_default_vocab_inputs_1024_targets_1024_add_eos_true_seed_94043.jsonl.gz'
+    theirs = golden(folder, name)
     documents = golden(folder, 'c4_tokenized_t5_default_vocab_500_examples.jsonl.gz')
     tokens = [np.array(next(value for key, value in one.items() if key == 'targets'), np.int32) for one in documents]
     denoiser = Denoiser('t5', 'R', 3.0, 0.15)
     contexts = [Context(vocabulary, {'inputs': 1024, 'targets': 1024}, task='t', index=i) for i in range(4)]
     groups = [[{'targets': one} for one in tokens[first : first + 128]] for first in range(0, 500, 128)]
-    made = run_joined([join_documents, denoising.denoise.bind(denoiser=denoiser)], groups, contexts)
+    made = run_joined([join_documents, denoise.bind(denoiser=denoiser)], groups, contexts)
     ours = [example for group in made for example in group]
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):  # the file's rows are without their ends
         for feature in ('inputs', 'targets'):
             assert len(one[feature]) - 1 == len(other[feature])
-        mine = denoising.restore(one['inputs'][:-1], one['targets'][:-1], vocabulary)
-        np.testing.assert_array_equal(
-            mine,
-            denoising.restore(np.array(other['inputs'], np.int32), np.array(other['targets'], np.int32), vocabulary),
-        )
+        mine = restore(one['inputs'][:-1], one['targets'][:-1], vocabulary)
+        other = {feature: np.array(other[feature], np.int32) for feature in ('inputs', 'targets')}
+        np.testing.assert_array_equal(mine, restore(other['inputs'], other['targets'], vocabulary))
     sentinel = lambda row: [token for token in row if 32000 <= token < 32100]
     spans = [[len(sentinel(one['inputs'])) for one in rows] for rows in (ours, theirs)]
     noise = [sum(token < 32000 and token != 1 for one in rows for token in one['targets']) for rows in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""t5flan/data/preprocessing/denoising.py: T5's arithmetic, T5's own examples, and that no token is ever lost."""
+"""t5flan/data/preprocessing/denoising.py: T5's arithmetic, T5's own examples, and no token is ever lost."""
 
 import gzip
 import json
@@ -11,6 +11,7 @@ from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
+from tests.data.preprocessing.spans import corrupt, restore
 
 VOCABULARY = ByteVocabulary(extra_ids=100)
 DENSITIES = [(0.15, 3.0), (0.15, 8.0), (0.5, 3.0), (0.5, 8.0), (0.15, 64.0), (0.5, 64.0), (0.9, 1.0)]
@@ -54,12 +55,11 @@ def test_t5_pretraining_lengths():
 
 
 @pytest.mark.parametrize('density,mean', DENSITIES)
-def test_noise_has_the_density_and_spans_asked_for(density, mean):
+def test_noise_has_the_requested_density_and_spans(density, mean):
     rng = np.random.default_rng(1)
     for length in [2, 3, 5, 17, 100, 568]:
         noise, spans = denoising.noise_counts(length, density, mean)
-        for _ in range(5):
-            mask = denoising.noise_mask(length, density, mean, rng)
+        for mask in denoising.noise_masks(length, density, mean, 5, rng):
             assert mask.dtype == bool and len(mask) == length and not mask[0] and mask[-1]
             assert mask.sum() == noise
             assert (mask[1:] & ~mask[:-1]).sum() == spans
@@ -67,7 +67,7 @@ def test_noise_has_the_density_and_spans_asked_for(density, mean):
 
 def test_every_segmentation_is_equally_likely():
     rng = np.random.default_rng(0)
-    found = [tuple(denoising.random_segmentation(5, 3, rng).tolist()) for _ in range(3000)]
+    found = denoising.segment_lengths(5, 3, 3000, rng)
     counts = np.unique(found, axis=0, return_counts=True)[1]
     assert len(counts) == 6 and (abs(counts - 500) < 100).all(), counts
 
@@ -77,8 +77,8 @@ def test_inputs_and_targets_rebuild_the_text(density, mean):
     rng = np.random.default_rng(2)
     for length in [2, 3, 10, 99, 200]:
         text = tokens(length, length)
-        inputs, targets = denoising.corrupt(text, denoising.noise_mask(length, density, mean, rng), VOCABULARY)
-        np.testing.assert_array_equal(denoising.restore(inputs, targets, VOCABULARY), text)
+        inputs, targets = corrupt(text, denoising.noise_masks(length, density, mean, 1, rng)[0], VOCABULARY)
+        np.testing.assert_array_equal(restore(inputs, targets, VOCABULARY), text)
         sentinels = [i for i in inputs if i >= VOCABULARY.base_size]
         assert sentinels == [VOCABULARY.sentinel_id(k) for k in range(len(sentinels))]
         assert (len(inputs) + 1, len(targets) + 1) == denoising.corrupted_lengths(length, density, mean)
@@ -86,10 +86,10 @@ def test_inputs_and_targets_rebuild_the_text(density, mean):
 
 def test_worked_example():
     text = np.arange(10, 20, dtype=np.int32)
-    noise = np.array([0, 0, 1, 1, 0, 0, 0, 1, 0, 0], bool)
-    inputs, targets = denoising.corrupt(text, noise, VOCABULARY)
-    assert inputs.tolist() == [10, 11, 358, 14, 15, 16, 357, 18, 19]
-    assert targets.tolist() == [358, 12, 13, 357, 17, 356]
+    noise = np.array([[0, 0, 1, 1, 0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1, 1, 1, 0, 0]], bool)
+    inputs, targets = denoising.corrupt_rows(np.stack([text, text]), noise, VOCABULARY)
+    assert inputs.tolist() == [[10, 11, 358, 14, 15, 16, 17, 357], [358, 11, 12, 13, 14, 357, 18, 19]]
+    assert targets.tolist() == [[358, 12, 13, 357, 18, 19], [358, 10, 357, 15, 16, 17]]
 
 
 def test_t5_own_examples(shared):
@@ -102,7 +102,7 @@ def test_t5_own_examples(shared):
     assert len(examples) > 200
     for example in examples:
         inputs, targets = np.array(example['inputs'], np.int32), np.array(example['targets'], np.int32)
-        text = denoising.restore(inputs, targets, vocabulary)
+        text = restore(inputs, targets, vocabulary)
         noise = np.zeros(len(text), bool)
         at = 0
         spans = {int(targets[i]): i for i in np.flatnonzero(targets >= 32000)}
@@ -116,7 +116,7 @@ def test_t5_own_examples(shared):
                 at += 1
         assert len(text) <= denoising.window_length(1024, 229, 0.15, 3.0) == 1137
         assert (int(noise.sum()), len(spans)) == denoising.noise_counts(len(text), 0.15, 3.0)
-        made = denoising.corrupt(text, noise, vocabulary)
+        made = corrupt(text, noise, vocabulary)
         np.testing.assert_array_equal(made[0], inputs)
         np.testing.assert_array_equal(made[1], targets)
 
@@ -130,7 +130,7 @@ def test_long_texts_become_windows_that_fit_and_lose_nothing(length):
     if length == 1:
         assert made == []
         return
-    whole = np.concatenate([denoising.restore(example['inputs'], example['targets'], VOCABULARY) for example in made])
+    whole = np.concatenate([restore(example['inputs'], example['targets'], VOCABULARY) for example in made])
     np.testing.assert_array_equal(whole, text)
     assert len(made) == -(-length // window)
 
@@ -174,10 +174,10 @@ def test_too_few_sentinels():
     few, text = ByteVocabulary(extra_ids=2), tokens(100)
     made = denoising.span_corruption.apply({'targets': text}, Context(few, {'inputs': 200, 'targets': 200}))
     assert len(made) > 1
-    whole = np.concatenate([denoising.restore(example['inputs'], example['targets'], few) for example in made])
+    whole = np.concatenate([restore(example['inputs'], example['targets'], few) for example in made])
     np.testing.assert_array_equal(whole, text)
     with pytest.raises(UserError, match='the vocabulary has 2'):
-        denoising.corrupt(text, np.arange(100) % 2 == 1, few)
+        corrupt(text, np.arange(100) % 2 == 1, few)
     with pytest.raises(UserError, match='DataConfig.extra_ids'):
         denoising.window_length(200, 200, 0.15, 3.0, sentinels=0)
 

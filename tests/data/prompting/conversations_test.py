@@ -1,4 +1,4 @@
-"""t5flan/data/prompting/conversations.py: rows of every form, what carries loss, whole turns where there is no room."""
+"""t5flan/data/prompting/conversations.py: rows of every format, tokens with loss, long conversations."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from t5flan.data.batches.converter import make_batch
 from t5flan.data.config import InstructionConfig
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context
-from t5flan.data.prompting.conversations import converse, exchanges, parse_row, prompt_ids
+from t5flan.data.prompting.conversations import converse, exchanges, parse_row
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 
@@ -28,35 +28,25 @@ FORMATS = ('encoder_decoder', 'prefix_lm', 'causal_lm')
 
 
 def made(record, lengths=None, format='encoder_decoder', **settings):
-    return converse.apply(
-        record, Context(VOCABULARY, lengths or {}, format=format, instructions=InstructionConfig(**settings))
-    )
+    instructions = InstructionConfig(**settings)
+    return converse.apply(record, Context(VOCABULARY, lengths or {}, format=format, instructions=instructions))
 
 
 def carried(example):
     """The text of the targets with loss, and of those without."""
     targets, weights = example['targets'], example[features.LOSS_WEIGHTS]
-    no_end = targets != VOCABULARY.eos_id  # where decoding would stop
+    no_end = targets != VOCABULARY.eos_id  # decoding would stop there
     return [VOCABULARY.decode(targets[(weights == weight) & no_end]) for weight in (1, 0)]
 
 
-def test_the_forms():
+def test_every_format_becomes_roles_and_texts():
     [record] = parse_row(SHAREGPT, 'f')
     assert record == {
         'roles': ['system', 'tools', 'user', 'assistant', 'user', 'call', 'observation', 'assistant'],
         'texts': ['Be brief.', '[{"name": "f"}]', 'Q1', 'A1', 'Q2', '{"f": 1}', '{"r": 2}', 'A2'],
     }
-    [record] = parse_row(
-        {
-            'messages': [
-                {'role': 'system', 'content': 's'},
-                {'role': 'user', 'content': ' q '},
-                {'role': 'assistant', 'content': 'a'},
-                {'role': 'user', 'content': 'never answered'},
-            ]
-        },
-        'f',
-    )
+    turns = [('system', 's'), ('user', ' q '), ('assistant', 'a'), ('user', 'never answered')]
+    [record] = parse_row({'messages': [{'role': role, 'content': text} for role, text in turns]}, 'f')
     assert record == {'roles': ['system', 'user', 'assistant'], 'texts': ['s', 'q', 'a']}
     assert parse_row({'instruction': 'Add.', 'input': '1 2', 'output': '3'}, 'f') == [
         {'roles': ['user', 'assistant'], 'texts': ['Add.\n\n1 2', '3']}
@@ -121,18 +111,13 @@ def test_no_token_of_a_user_carries_loss_and_every_token_of_the_assistant_does(f
         example = made(record, lengths, format)
         batch = make_batch(format, {'inputs': 200, 'targets': 600}, [[example, example]], True)
         tokens, weights = batch['decoder_target_tokens'][0], batch['decoder_loss_weights'][0]
-        assert (
-            not weights[tokens == VOCABULARY.encode('u')[0]].any()
-            and not weights[tokens == VOCABULARY.encode(':')[0]].any()
-        )
+        assert not weights[np.isin(tokens, VOCABULARY.encode('u:'))].any()
         replies = sum(len(text) + 1 for text in record['texts'][1::2])
-        assert weights.sum() == 2 * replies, (
-            'the letters of the replies and an end each; "Assistant" has no small a in it'
-        )
+        assert weights.sum() == 2 * replies, 'the letters and ends of the replies; "Assistant" has no small a'
         assert set(tokens[weights > 0]) == {VOCABULARY.encode('a')[0], VOCABULARY.eos_id}
 
 
-def test_long_conversations_are_cut_at_whole_turns():
+def test_long_conversations_lose_whole_turns():
     record = {'roles': ['user', 'assistant'] * 3, 'texts': ['q' * 10, 'a' * 10, 'r' * 10, 'b' * 10, 's' * 10, 'c' * 10]}
     whole = made(record)
     prompt, reply, again = len(whole['inputs']), 11, len('User: rrrrrrrrrr\nAssistant:') + 1
@@ -145,38 +130,35 @@ def test_long_conversations_are_cut_at_whole_turns():
         (3, 1),
     ):
         example = made(record, {'inputs': prompt, 'targets': room})
-        assert (
-            len(example['targets']) == kept * reply + (kept - 1) * again and example['turns_left_out'] == 6 - 2 * kept
-        )
+        assert len(example['targets']) == kept * reply + (kept - 1) * again
+        assert example['turns_left_out'] == 6 - 2 * kept
         assert ('turns left out' in example['variant']) == (kept < 3)
         assert features.fit_example(example, {'inputs': prompt, 'targets': room})[1] == (kept < 3)
     row = {'inputs': 5, 'targets': prompt - 5 + 3 * reply + 2 * again}
     for format in FORMATS[1:]:
-        assert made(record, row, format)['turns_left_out'] == 0, 'a row is shared out as it comes'
+        assert made(record, row, format)['turns_left_out'] == 0, 'inputs and targets divide a row freely'
         assert not features.fit_example(made(record, row, format), row, format)[1]
 
 
 def test_identity_and_markers():
     record = {'roles': ['user', 'assistant'], 'texts': ['q', 'a']}
-    assert exchanges(record, InstructionConfig(identity='You are T5.')) == [
-        ('System: You are T5.\nUser: q\nAssistant:', 'a')
-    ]
+    identity = InstructionConfig(identity='You are T5.')
+    assert exchanges(record, identity) == [('System: You are T5.\nUser: q\nAssistant:', 'a')]
     own = {'roles': ['system', *record['roles']], 'texts': ['s', *record['texts']]}
-    assert exchanges(own, InstructionConfig(identity='You are T5.')) == [('System: s\nUser: q\nAssistant:', 'a')]
+    assert exchanges(own, identity) == [('System: s\nUser: q\nAssistant:', 'a')]
     markers = {'system': 'S', 'tools': 'T', 'user': 'U', 'assistant': 'A', 'call': 'C', 'observation': 'O'}
     assert exchanges(record, InstructionConfig(chat_markers=markers)) == [('U q\nA', 'a')]
     with pytest.raises(UserError, match='chat_markers has the roles user, expected system, tools, user'):
         InstructionConfig(chat_markers={'user': 'U'})
 
 
-def test_a_prompt_is_what_training_has_before_the_last_reply():
+def test_the_tokens_are_those_of_the_prompts_and_replies():
     [record] = parse_row(SHAREGPT, 'f')
     example = made(record)
     ids = np.concatenate([example['inputs'], example['targets']]).tolist()
-    prompt = prompt_ids(record, VOCABULARY)
-    assert (
-        prompt == ids[: len(prompt)] and VOCABULARY.decode(ids[len(prompt) :]) == 'A2' and ids[-1] == VOCABULARY.eos_id
-    )
+    *prompt, last = [text for pair in exchanges(record, InstructionConfig()) for text in pair]
+    expected = [token for text in prompt for token in (*VOCABULARY.encode(text), VOCABULARY.eos_id)]
+    assert ids == [*expected, *VOCABULARY.encode(last), VOCABULARY.eos_id] and last == 'A2'
 
 
 def test_pieces_that_the_vocabulary_lacks_are_counted():
@@ -209,12 +191,12 @@ H, G = {'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}
             "turn 2: 'from' is 'bot', expected one of system, human",
         ),
         ({'conversations': [H, {'from': 'gpt', 'value': ' '}]}, 'turn 2: the text of assistant is empty'),
-        ({'conversations': [H, {'from': 'gpt'}]}, r"turn 2: has no field 'value' \(there are from\)"),
+        ({'conversations': [H, {'from': 'gpt'}]}, r"turn 2: has no field 'value' \(the fields are from\)"),
         ({'conversations': [H, {'from': 'gpt', 'value': 3}]}, "turn 2: has int as field 'value'"),
         ({'conversations': [H]}, 'f row 1: no turn of the assistant'),
         ({'conversations': []}, 'f row 1: no turn of the assistant'),
         ({'conversations': 'x'}, "has str as field 'conversations'"),
-        ({'instruction': 'i', 'input': ''}, r"f row 1: has no field 'output' \(there are instruction, input\)"),
+        ({'instruction': 'i', 'input': ''}, r"f row 1: has no field 'output' \(the fields are instruction, input\)"),
         ({'instruction': 'i', 'instances': []}, "f row 1: 'instances' is empty"),
         ({'instruction': 'i', 'instances': [{'input': ''}]}, "f row 1 instance 1: has no field 'output'"),
         (

@@ -1,4 +1,4 @@
-"""t5flan/data/prompting/instructions.py: variants, exemplars and what is dropped, as properties over many seeded examples."""
+"""t5flan/data/prompting/instructions.py: properties of variants, exemplars and trimming over many seeded examples."""
 
 import collections
 import json
@@ -15,8 +15,10 @@ from t5flan.data.prompting.instructions import Instruct
 from t5flan.data.prompting.templates import load_templates
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
+from t5flan.scoring.answers import extract_answer
 
 VOCABULARY = ByteVocabulary()
+DEFAULT = InstructionConfig()
 PLAIN = InstructionConfig(few_shot=0, options=0, rationale=0, inverted=0)
 FAMILY = {
     'family': 'sums',
@@ -46,27 +48,10 @@ def family(tmp_path_factory):
     return load_templates(path)
 
 
-def make(
-    preprocessor,
-    items=ITEMS,
-    settings=InstructionConfig(),
-    length=10_000,
-    vocabulary=VOCABULARY,
-    split='train',
-    epoch=0,
-):
-    contexts = [
-        Context(
-            vocabulary,
-            {'inputs': length} if length else {},
-            task='sums',
-            split=split,
-            index=i,
-            epoch=epoch,
-            instructions=settings,
-        )
-        for i in range(len(items))
-    ]
+def make(preprocessor, items=ITEMS, settings=DEFAULT, length=10_000, vocabulary=VOCABULARY, split='train', epoch=0):
+    lengths = {'inputs': length} if length else {}
+    options = dict(task='sums', split=split, epoch=epoch, instructions=settings)
+    contexts = [Context(vocabulary, lengths, index=i, **options) for i in range(len(items))]
     return preprocessor.apply_block(items, contexts)
 
 
@@ -76,16 +61,13 @@ def text_of(example):
 
 def test_a_plain_example_is_a_wording_and_its_answer(family):
     made = make(Instruct(family), settings=PLAIN)
-    assert {text_of(example).replace(item['sum'], '#') for example, item in zip(made, ITEMS)} == {
-        'What is #?',
-        '# =',
-        'Add up.\n<#>',
-    }
+    texts = {text_of(example).replace(item['sum'], '#') for example, item in zip(made, ITEMS)}
+    assert texts == {'What is #?', '# =', 'Add up.\n<#>'}
     assert all(example['targets'] == example['answer'] == item['answer'] for example, item in zip(made, ITEMS))
     assert {example['variant'] for example in made} == {'zero-shot'}
 
 
-def test_shares_are_those_of_the_settings(family):
+def test_shares_are_as_configured(family):
     settings = InstructionConfig(few_shot=0.25, options=0.75, rationale=0.5, inverted=0.1)
     counts = collections.Counter()
     for epoch in range(10):
@@ -117,14 +99,14 @@ def test_answers_follow_the_options_as_listed(family):
     assert {example['targets'] for example in fixed if '(A)' in text_of(example)} == {'(B)'}
 
 
-def test_a_rationale_is_asked_for_and_then_given(family):
+def test_a_trigger_asks_for_the_rationale_of_the_target(family):
     settings = InstructionConfig(few_shot=1, options=0, rationale=1, inverted=0, triggers=('Why?', 'Step by step.'))
     used = set()
     for example, item in zip(make(Instruct(family, exemplars=lambda: ITEMS), settings=settings), ITEMS):
         assert example['targets'] == f'{item["rationale"]}. So the answer is {item["answer"]}.'
         (trigger,) = [trigger for trigger in settings.triggers if trigger in text_of(example)]
         used.add(trigger)
-        assert text_of(example).count(trigger) == example['exemplars'] + 1, 'exemplars are worded as the question is'
+        assert text_of(example).count(trigger) == example['exemplars'] + 1, 'exemplars are worded like the question'
         assert text_of(example).count('So the answer is') == example['exemplars']
     assert used == set(settings.triggers)
     other = Instruct(family, triggers=('Pourquoi ?',), rationale='{rationale} La réponse est {answer}.')
@@ -132,22 +114,18 @@ def test_a_rationale_is_asked_for_and_then_given(family):
     assert 'Pourquoi ?' in text_of(example) and example['targets'] == '1003 and 2 more. La réponse est 1005.'
 
 
-def test_the_words_before_the_answer_are_those_that_evaluation_looks_for():
-    from t5flan.scoring.answers import extract_answer
-
+def test_evaluation_finds_the_answer_after_a_rationale():
     assert extract_answer(instructions.RATIONALE.format(rationale='7 and 5 are 12.', answer='(B)')) == '(B)'
 
 
-def test_inverted_in_training_alone(family):
+def test_prompts_are_inverted_in_training_only(family):
     settings = InstructionConfig(few_shot=0.5, inverted=1)
     for example, item in zip(make(Instruct(family, exemplars=lambda: ITEMS), settings=settings), ITEMS):
         assert example['targets'] == item['sum'] == example['answer']
-        assert f'Which sum gives {item["answer"]}?' in text_of(example) and example['variant'].endswith(
-            '-shot, inverted'
-        )
-    assert not any(
-        'inverted' in example['variant'] for example in make(Instruct(family), settings=settings, split='validation')
-    )
+        assert f'Which sum gives {item["answer"]}?' in text_of(example)
+        assert example['variant'].endswith('-shot, inverted')
+    validation = make(Instruct(family), settings=settings, split='validation')
+    assert not any('inverted' in example['variant'] for example in validation)
 
 
 @pytest.mark.parametrize('split', ['train', 'validation'])
@@ -161,26 +139,24 @@ def test_an_example_is_never_its_own_exemplar(family, split):
             assert 1 <= example['exemplars'] <= 5
 
 
-def test_exemplars_are_solved_and_their_number_drawn(family):
+def test_exemplars_are_solved_and_their_number_varies(family):
     settings = InstructionConfig(few_shot=1, max_exemplars=3, options=0, rationale=0, inverted=0)
     made = make(Instruct(family, exemplars=lambda: ITEMS), settings=settings)
     answers = {item['sum']: item['answer'] for item in ITEMS}
-    for example, item in zip(made, ITEMS):
+    for example in made:
         solved = [line for line in text_of(example).replace('\nA: ', ' -> ').split('\n') if ' -> ' in line]
         for line in solved:
             question, _, answer = line.partition(' -> ')
             (asked,) = [sum for sum in answers if f'What is {sum}?' in question or f'<{sum}>' in question]
             assert answer == answers[asked]
-        assert text_of(example).count('Add up.') <= 1, 'a head stands there once'
+        assert text_of(example).count('Add up.') <= 1, 'a head is written once'
     assert collections.Counter(example['exemplars'] for example in made).keys() == {1, 2, 3}
 
 
-def test_exemplars_are_the_training_splits(family):
+def test_exemplars_come_from_the_training_split(family):
     training = [{'sum': f'train {i}', 'answer': f'<{i}>'} for i in range(50)]
     settings = InstructionConfig(few_shot=1, options=0, rationale=0, inverted=0)
-    for example, item in zip(
-        make(Instruct(family, exemplars=lambda: training), settings=settings, split='validation'), ITEMS
-    ):
+    for example in make(Instruct(family, exemplars=lambda: training), settings=settings, split='validation'):
         assert text_of(example).count('train ') == example['exemplars'] > 0
 
 
@@ -191,7 +167,7 @@ def test_whole_exemplars_are_dropped_and_never_the_question(family, length):
     preprocessor = Instruct(family, exemplars=lambda: long)
     short, whole = (make(preprocessor, long, settings, length=limit) for limit in (length, 10_000))
     for example, full, item in zip(short, whole, long):
-        assert example['targets'] == full['targets'], 'what is asked does not depend on what fits'
+        assert example['targets'] == full['targets'], 'the question does not depend on what fits'
         assert text_of(example).count(item['sum']) == 1
         assert len(example['inputs']) + 1 <= length or not example['exemplars']
         assert example['exemplars'] <= full['exemplars']
@@ -204,7 +180,7 @@ def test_whole_exemplars_are_dropped_and_never_the_question(family, length):
         assert any(0 < example['exemplars'] < full['exemplars'] for example, full in zip(short, whole))
 
 
-def test_a_long_passage_loses_its_middle_and_what_is_asked_stays(tmp_path):
+def test_a_long_passage_loses_its_middle_and_the_question_stays(tmp_path):
     path = tmp_path / 'reading.json'
     path.write_text(json.dumps({
         **FAMILY, 'fields': ['passage', 'question'], 'inverted': [],
@@ -217,22 +193,17 @@ def test_a_long_passage_loses_its_middle_and_what_is_asked_stays(tmp_path):
     for epoch in range(8):
         for example, item in zip(make(preprocessor, items, settings, length=300, epoch=epoch), items):
             text = text_of(example)
-            assert (
-                len(example['inputs']) + 1 <= 300
-                and item['question'] in text
-                and example['shortened'] == (len(item['passage']) > 270)
-            )
+            assert len(example['inputs']) + 1 <= 300 and item['question'] in text
+            assert example['shortened'] == (len(item['passage']) > 270)
             if example['shortened']:
                 assert 'w0 w1 w2' in text and item['passage'][-20:] in text and instructions.GAP in text
-                assert len(example['inputs']) > 280, 'no more is taken than must be'
+                assert len(example['inputs']) > 280, 'no more is removed than needed'
                 assert fit_example({**example, 'targets': []}, {'inputs': 300, 'targets': 5})[1], 'it counts as cut'
     (tiny,) = make(preprocessor, items[2:], settings, length=60)
-    assert len(tiny['inputs']) > 60 and not tiny['shortened'], (
-        'too little room for any passage: the pipeline cuts the end'
-    )
+    assert len(tiny['inputs']) > 60 and not tiny['shortened'], 'too short for any passage: the pipeline trims the end'
 
 
-def test_an_example_depends_on_its_key_alone(family):
+def test_an_example_depends_on_its_key_only(family):
     preprocessor = Instruct(family, exemplars=lambda: ITEMS)
     first = make(preprocessor, length=120)
     alone = [make(Instruct(family, exemplars=lambda: ITEMS), ITEMS, length=120)[i] for i in (7, 3)]
@@ -252,24 +223,20 @@ def test_inputs_are_the_tokens_that_tokenize_would_make(family):
     assert isinstance(make(functions[0], vocabulary=None, length=0)[0]['inputs'], str)
 
 
-def test_records_that_make_no_item_are_left_out(family):
-    even = Instruct(
-        family, to_item=lambda record: record if int(record['answer']) % 2 == 0 else None, exemplars=lambda: ITEMS
-    )
+def test_records_without_an_item_are_dropped(family):
+    to_item = lambda record: record if int(record['answer']) % 2 == 0 else None
+    even = Instruct(family, to_item, exemplars=lambda: ITEMS)
     made = make(even, settings=InstructionConfig(few_shot=1, options=0, rationale=0, inverted=0))
     assert [example is None for example in made] == [int(item['answer']) % 2 == 1 for item in ITEMS]
     assert make(Instruct(family, to_item=lambda record: None), ITEMS[:1]) == [None]
 
 
-def test_no_exemplars_no_few_shot(family):
+def test_without_exemplars_prompts_are_zero_shot(family):
     settings = InstructionConfig(few_shot=1, inverted=0)
     for exemplars in (None, list, lambda: [ITEMS[0]]):
         example = make(Instruct(family, exemplars=exemplars), ITEMS[:1], settings)[0]
-        assert (
-            example['exemplars'] == 0
-            and example['variant'].startswith('zero-shot')
-            and not text_of(example).startswith('Look')
-        )
+        assert example['exemplars'] == 0 and example['variant'].startswith('zero-shot')
+        assert not text_of(example).startswith('Look')
 
 
 def test_exemplars_are_tokenized_once(family):
@@ -302,9 +269,8 @@ def test_wordings_that_all_need_options_and_an_item_without(tmp_path):
     preprocessor = Instruct(load_templates(path))
     with pytest.raises(UserError, match="every wording of the family 'sums' lists options"):
         make(preprocessor, [{'sum': '1 + 1', 'answer': '2'}], PLAIN)
-    assert make(preprocessor, ITEMS[:1], PLAIN)[0]['variant'] == 'zero-shot, options', (
-        'a wording that needs them lists them'
-    )
+    made = make(preprocessor, ITEMS[:1], PLAIN)
+    assert made[0]['variant'] == 'zero-shot, options', 'a wording that needs options lists them'
 
 
 def test_as_a_seqio_preprocessor(family):

@@ -1,4 +1,4 @@
-"""t5flan/data/prompting/templates.py: families of wordings from JSON, and what is said about faulty ones."""
+"""t5flan/data/prompting/templates.py: families of wordings from JSON, and one clear line for a faulty file."""
 
 import json
 
@@ -27,7 +27,7 @@ def write(folder, **changes):
     return path
 
 
-def test_a_family_as_its_file_says(tmp_path):
+def test_a_family_is_read_from_its_file(tmp_path):
     family = load_templates(write(tmp_path))
     first, second = family.templates
     assert (family.name, family.fields, family.optional) == ('nli', ('premise', 'hypothesis'), ('title',))
@@ -43,7 +43,7 @@ def test_a_family_as_its_file_says(tmp_path):
     assert family.exemplars[0].cues
 
 
-def test_layouts_beside_the_file_serve_families_without_their_own(tmp_path):
+def test_families_without_layouts_use_those_beside_the_file(tmp_path):
     (tmp_path / 'layouts.json').write_text(
         json.dumps(
             {'options': [{'option': '* {option}'}], 'exemplars': [{'inputs': '{inputs}\n', 'targets': '{targets}'}]}
@@ -66,25 +66,30 @@ def test_options_go_above_a_last_line_that_only_asks():
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'templates': ['{premise} {hypothesis} {premisse}']}, 'templates[0].inputs names {premisse}, a field that is not there; the fields are premise'),
-    ({'templates': ['{premise} and that is all']}, 'templates[0]: "inputs" leaves out {hypothesis}'),
-    ({'templates': ['{premise} {hypothesis} {answer}']}, 'templates[0]: "inputs" gives {answer} away'),
-    ({'templates': [{'inputs': '{premise} {hypothesis}', 'targets': 'yes'}]}, 'templates[0]: "targets" has no {answer}'),
+    ({'templates': ['{premise} {hypothesis} {premisse}']},
+     'templates[0].inputs names {premisse}; it may name premise, hypothesis, title, answer'),
+    ({'templates': ['{premise} and that is all']}, 'templates[0]: "inputs" lacks {hypothesis}'),
+    ({'templates': ['{premise} {hypothesis} {answer}']}, 'templates[0]: "inputs" gives away {answer}'),
+    ({'templates': [{'inputs': '{premise} {hypothesis}', 'targets': 'yes'}]},
+     'templates[0]: "targets" has no {answer}'),
     ({'templates': ['{premise} {hypothesis']}, "templates[0].inputs: expected '}' before end of string"),
     ({'templates': ['{premise} {hypothesis} {}']}, 'templates[0].inputs: {} is not the name of a field'),
-    ({'templates': [NLI['templates'][0]] * 2}, 'stands there 2 times'),
+    ({'templates': [NLI['templates'][0]] * 2}, 'appears 2 times'),
     ({'templates': []}, '"templates" is empty'),
     ({'templates': 'one'}, '"templates" is str, it must be a list'),
     ({'templates': [3]}, 'templates[0] is neither a text nor an object with "inputs"'),
-    ({'templates': [{'inputs': '{premise} {hypothesis}', 'option': True}]}, "templates[0] has the key 'option'; it may have head, inputs"),
+    ({'templates': [{'inputs': '{premise} {hypothesis}', 'option': True}]},
+     "templates[0] has the key 'option'; it may have head, inputs"),
     ({'templates': [{'inputs': '{premise} {hypothesis}', 'options': 'yes'}]}, '"options" true, false or absent'),
-    ({'inverted': [{'inputs': '{premise}?', 'targets': '{hypothesis}'}]}, 'inverted[0]: an inverted wording must give {answer} or {rationale}'),
+    ({'inverted': [{'inputs': '{premise}?', 'targets': '{hypothesis}'}]},
+     'inverted[0]: an inverted wording must have {answer} or {rationale}'),
     ({'inverted': [{'inputs': '{answer}?', 'targets': 'yes'}]}, 'inverted[0]: "targets" names no field'),
     ({'fields': []}, '"fields" is empty'),
-    ({'fields': ['premise', 'answer']}, "\"fields\" lists 'answer', a word of its own"),
+    ({'fields': ['premise', 'answer']}, "\"fields\" lists 'answer', a reserved name"),
     ({'fields': ['a b']}, '"fields" must be a list of names'),
     ({'options': [{'option': '{letter}'}]}, 'options[0].option has no {option}'),
-    ({'options': [{'option': '{choice}{option}'}]}, 'options[0].option names {choice}; it may name letter, number, option'),
+    ({'options': [{'option': '{choice}{option}'}]},
+     'options[0].option names {choice}; it may name letter, number, option'),
     ({'exemplars': [{'inputs': '{inputs}'}]}, 'exemplars[0].targets has no {targets}'),
     ({'exemplars': []}, '"exemplars" is empty'),
     ({'wordings': []}, "has the key 'wordings'"),
@@ -96,12 +101,12 @@ def test_a_faulty_file_is_named_in_one_line(tmp_path, changes, words):
     assert words in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_not_json(tmp_path):
+def test_a_missing_file_and_one_that_is_not_json(tmp_path):
     with pytest.raises(UserError, match='nli.json: No such file'):
         load_templates(tmp_path / 'nli.json')
     (tmp_path / 'nli.json').write_text('{"fields": ', 'utf-8')
     with pytest.raises(UserError, match='nli.json: not JSON'):
         load_templates(tmp_path / 'nli.json')
     (tmp_path / 'nli.json').write_text('[]', 'utf-8')
-    with pytest.raises(UserError, match='a JSON list, it must be an object'):
+    with pytest.raises(UserError, match='is a JSON list, it must be an object'):
         load_templates(tmp_path / 'nli.json')

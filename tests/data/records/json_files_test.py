@@ -1,4 +1,4 @@
-"""t5flan/data/records/json_files.py: rows by their byte offsets, as json.loads sees them, whatever the window."""
+"""t5flan/data/records/json_files.py: rows by byte offset are those of json.loads, for any window size."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_rows_of_a_list_and_of_an_object(tmp_path, monkeypatch, window, indent, 
     assert rows[1].where.endswith("""object.json 'k1"ü'""")
 
 
-def test_rows_of_lines_and_of_nothing(tmp_path):
+def test_rows_of_lines_and_of_empty_files(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_text('\n'.join(json.dumps(value, ensure_ascii=False) for value in VALUES[:3]) + '\n\n', 'utf-8')
     rows = list(json_files.json_rows(str(path)))
@@ -38,15 +38,15 @@ def test_rows_of_lines_and_of_nothing(tmp_path):
     'text,pattern',
     [
         ('[{"a": 1}, {"a": }]', 'a.json row 2: not JSON'),
-        ('[{"a": 1} {"a": 2}]', r"a.json byte 10: not JSON \('\{' where one of , \] must be\)"),
-        ('[{"a": 1}', "not JSON .'the end' where"),
+        ('[{"a": 1} {"a": 2}]', r"a.json byte 10: not JSON \(found '\{', expected one of , \]\). Fix the file"),
+        ('[{"a": 1}', "not JSON .found 'the end', expected one of"),
         ('{"a": 1, b: 2}', 'a key: not JSON'),
-        ('"text"', 'neither a list nor an object'),
-        ('', 'neither a list nor an object'),
+        ('"text"', "begins with '\"', expected a list or object of rows"),
+        ('', "begins with ' ', expected a list or object of rows"),
         (b'["\xff"]', 'row 1: not JSON .not UTF-8'),
     ],
 )
-def test_one_line_for_what_is_not_json(tmp_path, text, pattern):
+def test_one_line_for_invalid_json(tmp_path, text, pattern):
     path = tmp_path / 'a.json'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=pattern) as error:

@@ -1,4 +1,4 @@
-"""t5flan/data/records/sources.py: records by number, and the same records as SeqIO sees them."""
+"""t5flan/data/records/sources.py: records by number, and SeqIO reads the same records."""
 
 import pytest
 import seqio
@@ -11,7 +11,7 @@ RECORDS = [
 ]
 
 
-def test_a_split_is_made_when_it_is_first_used():
+def test_a_split_is_made_at_its_first_use():
     calls = []
     source = IndexedSource({'train': lambda: calls.append(1) or RECORDS, 'test': RECORDS[:2]})
     assert not calls and list(source.splits) == ['train', 'test']
@@ -21,17 +21,14 @@ def test_a_split_is_made_when_it_is_first_used():
 def test_seqio_sees_the_same_records():
     source = IndexedSource({'train': RECORDS})
     made = list(source.get_dataset('train', shuffle=False).as_numpy_iterator())
-    assert [
-        (one['text'].decode(), int(one['n']), len(one['words']), float(one['share']), bool(one['good'])) for one in made
-    ] == [(one['text'], one['n'], len(one['words']), one['share'], one['good']) for one in RECORDS]
+    names = ('n', 'share', 'good')
+    found = [(one['text'].decode(), len(one['words']), *(one[name].item() for name in names)) for one in made]
+    assert found == [(one['text'], len(one['words']), *(one[name] for name in names)) for one in RECORDS]
     shuffled = [int(one['n']) for one in source.get_dataset('train', shuffle=True, seed=1).as_numpy_iterator()]
     assert shuffled != list(range(10)) and sorted(shuffled) == list(range(10))
     shard = source.get_dataset('train', shuffle=False, shard_info=seqio.ShardInfo(index=1, num_shards=3))
-    assert [int(one['n']) for one in shard.as_numpy_iterator()] == [
-        3,
-        4,
-        5,
-    ]  # in its place: a cached task keeps the source's order
+    numbers = [int(one['n']) for one in shard.as_numpy_iterator()]
+    assert numbers == [3, 4, 5], 'a range: a cached task keeps the order of its source'
 
 
 def test_an_empty_or_missing_split():

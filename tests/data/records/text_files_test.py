@@ -1,4 +1,4 @@
-"""t5flan/data/records/text_files.py: no text is lost, what is held out stays held out, one clear line for a bad file."""
+"""t5flan/data/records/text_files.py: no text is lost, documents are held out whole, one clear line for a bad file."""
 
 import json
 import random
@@ -6,13 +6,13 @@ import random
 import pytest
 
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.records.text_files import chunk_text, is_held_out, open_text
+from t5flan.data.records.text_files import chunk_text, is_held_out, open_text, require_field
 from t5flan.errors import UserError
 
 
 def book(seed=0, paragraphs=40):
     rng = random.Random(seed)
-    words = 'one two three naïve 안녕 日本 five six'.split()
+    words = ['one', 'two', 'three', 'naïve', '안녕', '日本', 'five', 'six']
     return '\n\n'.join(' '.join(rng.choices(words, k=rng.randint(1, 60))) for _ in range(paragraphs)) + '\n'
 
 
@@ -44,14 +44,13 @@ def test_documents_of_a_book_lose_no_text(tmp_path):
 def test_lines_and_paragraphs(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_bytes('first line\nsecond\u2028still second\n\n \nthird paragraph\n'.encode())
-    both = lambda unit: sorted(
-        texts(TextFiles('n', str(path), unit=unit), 'train') + texts(TextFiles('n', str(path), unit=unit), 'validation')
-    )
+    files = lambda unit: TextFiles('n', str(path), unit=unit)
+    both = lambda unit: sorted(text for split in ('train', 'validation') for text in texts(files(unit), split))
     assert both('line') == ['first line', 'second\u2028still second', 'third paragraph']
     assert both('paragraph') == ['first line\nsecond\u2028still second', 'third paragraph']
 
 
-def test_json_lines_split_on_newlines_alone(tmp_path):
+def test_json_lines_end_at_newlines_only(tmp_path):
     path = tmp_path / 'a.jsonl'
     documents = ['one\u2028two', 'x ' * 40, 'last']
     path.write_text('\n'.join(json.dumps({'body': text}, ensure_ascii=False) for text in documents) + '\n\n', 'utf-8')
@@ -93,3 +92,11 @@ def test_one_line_for_a_bad_file(tmp_path, content, name, options, pattern):
     with pytest.raises(UserError, match=pattern) as error:
         open_text(TextFiles('n', str(tmp_path / name)), options.get('split', 'train'))
     assert '\n' not in str(error.value)
+
+
+def test_a_missing_field_is_answered_with_the_existing_ones():
+    line = "f.jsonl line 3: no field 'inputs'; the fields are question, answer. Set FileTask.input_field"
+    with pytest.raises(UserError, match=line):
+        require_field({'question': 'a', 'answer': 'b'}, 'inputs', 'f.jsonl line 3', 'FileTask.input_field')
+    with pytest.raises(UserError, match=r"field 'answer' is int \(42\), it must be text"):
+        require_field({'answer': 42}, 'answer', 'f.jsonl line 3', 'FileTask.target_field')

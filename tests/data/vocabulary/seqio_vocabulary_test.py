@@ -1,4 +1,4 @@
-"""t5flan/data/vocabulary/seqio_vocabulary.py: our preprocessors and vocabularies inside SeqIO."""
+"""t5flan/data/vocabulary/seqio_vocabulary.py: SeqIO tasks use the run's vocabulary and our preprocessors."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,12 @@ import tensorflow as tf
 from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
-from t5flan.data.vocabulary import seqio_vocabulary as seqio_bridge
+from t5flan.data.vocabulary import seqio_vocabulary
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
-from t5flan.data.vocabulary.seqio_vocabulary import ConfiguredVocabulary, text_features, vocabulary_chosen
+from t5flan.data.vocabulary.seqio_vocabulary import ConfiguredVocabulary, check_vocabulary, text_features
 from t5flan.errors import UserError
+from tests.vocabulary import vocabulary_chosen
 
 LENGTHS = {'inputs': 16, 'targets': 8}
 RECORDS = [{'word': word} for word in ('alpha', 'né', 'gamma ray')]
@@ -34,41 +35,40 @@ def test_configured_vocabulary_is_the_chosen_one():
 
 
 def test_a_task_needs_a_chosen_vocabulary(monkeypatch):
-    monkeypatch.setattr(seqio_bridge, '_chosen', [])
+    monkeypatch.setattr(seqio_vocabulary, '_chosen', [])
     with pytest.raises(UserError, match='no vocabulary was chosen'):
-        ConfiguredVocabulary().vocab_size
+        _ = ConfiguredVocabulary().vocab_size
 
 
 def test_seqio_runs_our_preprocessors():
     seqio.TaskRegistry.add(
-        'bridge_spell',
+        'seqio_vocabulary_spell',
         source=IndexedSource({'train': RECORDS}),
         preprocessors=[spell, tokenize, append_eos],
         output_features=text_features(),
     )
     with vocabulary_chosen(ByteVocabulary()):
-        made = list(
-            seqio.get_mixture_or_task('bridge_spell').get_dataset(LENGTHS, 'train', shuffle=False).as_numpy_iterator()
-        )
+        dataset = seqio.get_mixture_or_task('seqio_vocabulary_spell').get_dataset(LENGTHS, 'train', shuffle=False)
+        made = list(dataset.as_numpy_iterator())
         assert len(made) == 3
         for record, one in zip(RECORDS, made, strict=True):
             text = 'spell ' + record['word']
-            assert (
-                one['inputs'].tolist() == [*ByteVocabulary().encode(text), 1][:16] and one['inputs'].dtype == np.int32
-            )
+            assert one['inputs'].tolist() == [*ByteVocabulary().encode(text), 1][:16]
+            assert one['inputs'].dtype == np.int32
             assert one['inputs_pretokenized'].decode() == text and int(one['extra']) == len(record['word'])
 
 
-def test_a_preprocessor_that_leaves_nothing():
+def test_a_preprocessor_that_drops_every_example_is_one_line():
     nothing = example_fn(lambda example, context: None)
-    with pytest.raises(UserError, match='left no example'):
+    with pytest.raises(UserError, match='dropped every example'):
         nothing(IndexedSource({'train': RECORDS}).get_dataset('train', shuffle=False))
 
 
 def test_a_task_with_another_vocabulary_is_refused(shared):
     path = shared / 'data/vocab/t5_cc_all_32000/sentencepiece.model'
     own = seqio.SentencePieceVocabulary(str(path), extra_ids=100)
-    task = seqio.Task('bridge_own', IndexedSource({'train': RECORDS}), {name: seqio.Feature(own) for name in LENGTHS})
-    seqio_bridge.check_vocabulary(task, load_vocabulary(path))
-    with pytest.raises(UserError, match="task bridge_own: feature 'inputs' is tokenized by"):
-        seqio_bridge.check_vocabulary(task, ByteVocabulary())
+    features = {name: seqio.Feature(own) for name in LENGTHS}
+    task = seqio.Task('seqio_vocabulary_own', IndexedSource({'train': RECORDS}), features)
+    check_vocabulary(task, load_vocabulary(path))
+    with pytest.raises(UserError, match="task seqio_vocabulary_own: feature 'inputs' is tokenized by"):
+        check_vocabulary(task, ByteVocabulary())

@@ -1,4 +1,4 @@
-"""t5flan/data/vocabulary/training.py: a vocabulary from files."""
+"""t5flan/data/vocabulary/training.py: vocabularies from texts and files, the same on every machine."""
 
 import json
 import random
@@ -7,28 +7,50 @@ import pytest
 
 from t5flan.data.vocabulary import training as vocabulary_training
 from t5flan.data.vocabulary.loading import load_vocabulary
-from t5flan.data.vocabulary.training import train_vocabulary
+from t5flan.data.vocabulary.training import train_sentencepiece, train_vocabulary
 from t5flan.errors import UserError
 
-SYLLABLES = 'ap ples pe ars plu ms fi gs da tes num ber of is all'.split()
+SYLLABLES = ['ap', 'ples', 'pe', 'ars', 'plu', 'ms', 'fi', 'gs', 'da', 'tes', 'num', 'ber', 'of', 'is', 'all']
 LINES = [
     ' '.join(''.join(random.Random(3 * i + k).choices(SYLLABLES, k=3)) for k in range(9)) + f' apples {i}'
     for i in range(400)
 ]
 
 
+def test_a_trained_vocabulary(trained, texts):
+    assert trained.vocab_size == 500
+    assert trained.sentinel_id(0) == 500 - 3 - 1
+    assert trained.mode_token_id('[NLU]') == 497
+    pieces = [trained.piece(i) for i in trained.encode('fox 1984\n')]
+    assert pieces[-5:] == ['1', '9', '8', '4', '\n'], 'digits are single pieces, the newline is one'
+    assert trained == train_sentencepiece(texts, 500), 'the same text gives the same vocabulary'
+    assert trained != train_sentencepiece(texts, 500, mode_tokens=())
+
+
+def test_sizes_that_do_not_suit_the_text(texts):
+    with pytest.raises(UserError, match='more than this text can fill: (\\d+) at most') as error:
+        train_sentencepiece(texts, 30_000)
+    most = int(str(error.value).split(' at most')[0].split()[-1])
+    assert train_sentencepiece(texts, most).vocab_size == most
+    with pytest.raises(UserError, match='too small for this text') as error:
+        train_sentencepiece(texts, 200)
+    least = int(str(error.value).split(' at least')[0].split()[-1])
+    assert train_sentencepiece(texts, least).vocab_size == least
+    with pytest.raises(UserError, match='text is empty'):
+        train_sentencepiece(['', '\n'], 500)
+
+
 def test_text_and_json_files(tmp_path):
     (tmp_path / 'a.txt').write_text('\n'.join(LINES[:200]), 'utf-8')
-    (tmp_path / 'b.jsonl').write_text(
-        ''.join(json.dumps({'inputs': line, 'targets': 'yes', 'id': 3}) + '\n' for line in LINES[200:])
-    )
+    rows = [{'inputs': line, 'targets': 'yes', 'id': 3} for line in LINES[200:]]
+    (tmp_path / 'b.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     made = train_vocabulary([str(tmp_path / '*.txt'), str(tmp_path / 'b.jsonl')], 420, tmp_path / 'out' / 'v.model')
     assert made.vocab_size == 420
     assert load_vocabulary(tmp_path / 'out' / 'v.model') == made
     assert made.decode(made.encode('apples\n77')) == 'apples\n77'
 
 
-def test_much_text_is_sampled_the_same_way(tmp_path, monkeypatch):
+def test_large_texts_are_sampled_the_same_way_each_time(tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(LINES), 'utf-8')
     lines = list(vocabulary_training._lines([str(path)], (), 0.5))
@@ -49,7 +71,12 @@ def test_one_line_for_bad_input(tmp_path):
     (tmp_path / 'b.jsonl').write_text('{"text": "words"}\nwords\n')
     (tmp_path / 'c.txt').write_bytes(b'good\n\xff\xfe\n')
     out = tmp_path / 'v.model'
-    fails(r'a\.jsonl line 1: none of the fields text, inputs, targets', [str(tmp_path / 'a.jsonl')], 400, out)
+    fails(
+        r'a\.jsonl line 1: no text in text, inputs, targets; the fields are body. Set --fields',
+        [str(tmp_path / 'a.jsonl')],
+        400,
+        out,
+    )
     fails(r'b\.jsonl line 2: not JSON', [str(tmp_path / 'b.jsonl')], 400, out)
     fails(r'c\.txt line 2: not UTF-8', [str(tmp_path / 'c.txt')], 400, out)
     fails('matches no file', [str(tmp_path / '*.md')], 400, out)

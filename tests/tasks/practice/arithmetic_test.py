@@ -1,11 +1,11 @@
-"""Arithmetic: answers worked out anew from the text, every equation of a rationale checked."""
+"""tasks/practice/arithmetic.py: answers are recomputed from the text, and every equation of a rationale is checked."""
 
 import doctest
 import re
 
 import pytest
 
-from t5flan.tasks.practice import arithmetic as practice_arithmetic
+from t5flan.tasks.practice import arithmetic
 from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice.arithmetic import borrow_steps, column_steps, multiply_steps
 
@@ -23,7 +23,7 @@ def numbers(text: str) -> list[int]:
 
 
 def value(expression: str) -> int:
-    """Sums, differences and products of whole numbers, left to right within + and -."""
+    """The value of sums, differences and products of whole numbers."""
     total = 0
     for sign, term in re.findall(r'([+-]?)([\dx]+)', expression):
         product = 1
@@ -44,11 +44,7 @@ def test_rationales_are_true(task):
     for example in rows(task):
         found = equations(example['rationale'])
         assert found and all(value(left) == right for left, right in found), example
-        if task in (
-            'add_cot',
-            'subtract_cot',
-            'multiply_cot',
-        ):  # by columns: the tens, then the last digit of the units
+        if task in ('add_cot', 'subtract_cot', 'multiply_cot'):  # by columns: the tens, then the digit of the units
             assert 10 * found[-1][1] + found[0][1] % 10 == int(example['answer'])
             carries = [int(carry) for carry in re.findall(r'carry (\d)', example['rationale'])]
             assert carries == ([found[0][1] // 10] if found[0][1] > 9 else [])
@@ -75,7 +71,7 @@ def test_differences_and_products():
 
 
 def story_value(text: str) -> int:
-    """Reads a story sentence by sentence: who gets, gives, loses."""
+    """The answer of a story, from who gets, gives and loses."""
     start, *changes = numbers(text)
     owner = re.search(r'(\w+) ha[sd] \d', text)
     signs = []
@@ -112,7 +108,7 @@ def by_columns(rationale: str) -> int:
 
 
 def test_docstrings():
-    results = doctest.testmod(practice_arithmetic)
+    results = doctest.testmod(arithmetic)
     assert results.attempted and not results.failed
 
 

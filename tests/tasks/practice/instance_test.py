@@ -1,4 +1,4 @@
-"""Which side of the split an instance falls on."""
+"""tasks/practice/instance.py: the side of the split that an instance is on."""
 
 import random
 
@@ -16,11 +16,11 @@ SKILL = Skill('numbers', 'test', _numbers, held_share=0.2)
 
 
 def test_digest_is_fixed():
-    """SHA-256 of the text, big-endian: the split of every practice task hangs on it."""
+    """SHA-256 of the text, big-endian: the split of every practice task depends on it."""
     assert digest('abc') == 0xBA7816BF8F01CFEA
 
 
-def test_share_held_out_is_as_asked_and_pinned_never():
+def test_the_held_out_share_is_as_set_without_pinned_instances():
     instances = [Instance(str(number), {}, '', pinned=number < 200) for number in range(10_000)]
     held = [is_held_out(SKILL, instance) for instance in instances]
     assert not any(held[:200])
@@ -28,17 +28,16 @@ def test_share_held_out_is_as_asked_and_pinned_never():
 
 
 @pytest.mark.parametrize('split, held', [('train', False), ('validation', True), ('test_wordings', True)])
-def test_draw_keeps_to_its_side(split, held):
+def test_draws_are_on_the_side_of_the_split(split, held):
     rng = random.Random(0)
     drawn = [draw_instance(SKILL, split, rng) for _ in range(300)]
     assert {is_held_out(SKILL, instance) for instance in drawn} == {held}
 
 
-def test_nothing_to_draw_is_said():
+def test_nothing_to_draw_is_an_error():
+    skill = Skill('numbers', 'test', lambda rng: Instance('1', {}, '1', pinned=True))
     with pytest.raises(AssertionError, match='numbers: no instance for split validation'):
-        draw_instance(
-            Skill('numbers', 'test', lambda rng: Instance('1', {}, '1', pinned=True)), 'validation', random.Random(0)
-        )
+        draw_instance(skill, 'validation', random.Random(0))
 
 
 def test_pick_takes_different_items():

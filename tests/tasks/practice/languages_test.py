@@ -1,4 +1,4 @@
-"""Number words against num2words' lists, kept in number_words.json."""
+"""tasks/practice/languages.py: number words are those of num2words, stored in number_words.json."""
 
 import doctest
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t5flan.tasks.practice import languages as practice_languages
+from t5flan.tasks.practice import languages
 from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice.languages import LANGUAGES, SEEN_PAIRS, UNSEEN_PAIRS
 
@@ -18,7 +18,7 @@ GOLD = {
 }
 
 
-SPACED = ('Korean', 'Japanese', 'Chinese')  # whose parts stand apart in the tasks
+SPACED = ('Korean', 'Japanese', 'Chinese')  # the tasks separate the parts of their numbers
 
 
 def gold(language: str, text: str) -> int:
@@ -33,7 +33,7 @@ def rows(name: str):
 
 
 def test_docstrings():
-    results = doctest.testmod(practice_languages)
+    results = doctest.testmod(languages)
     assert results.attempted and not results.failed
 
 
@@ -70,11 +70,10 @@ def test_translation(name, pairs):
 
 
 def test_parts_and_pairs_are_covered_by_training():
-    """What is held out can be composed: 0 to 20 and the tens are trained on, each language is source and target."""
+    """Held-out numbers can be composed: training has 0 to 20 and the tens, and each language as source and target."""
     for language in LANGUAGES:
-        keys = {
-            practice.make_example(f'practice_number_{language.lower()}', 'train', i)['instance'] for i in range(4000)
-        }
+        task = f'practice_number_{language.lower()}'
+        keys = {practice.make_example(task, 'train', i)['instance'] for i in range(4000)}
         parts = [*range(21), *range(30, 100, 10)]
         assert {f'{way} {number}' for way in ('write', 'read') for number in parts} <= keys
         assert {source for source, _ in SEEN_PAIRS} == {target for _, target in SEEN_PAIRS} == set(LANGUAGES)

@@ -1,10 +1,13 @@
-"""The made-up lexicon: consistent, and enough of it in training to answer what is held out."""
+"""tasks/practice/lexicon.py: the lexicon is consistent, and training shows all of it."""
 
 import re
 from collections import Counter
 
 from t5flan.tasks.practice import tasks as practice
-from t5flan.tasks.practice.words import CLASS_OF, MADE_UP, SENTIMENT_OF, SENTIMENTS, WORDS
+from t5flan.tasks.practice.words import CLASS_OF, MADE_UP, SENTIMENTS, WORDS
+
+SENTIMENT_OF = {word: name for name, words in SENTIMENTS.items() for word in words}
+OPPOSITE = {'positive': 'negative', 'negative': 'positive'}
 
 
 def rows(name: str, *splits: str):
@@ -28,12 +31,10 @@ def test_classify():
 def test_sentiment():
     for example in rows('sentiment'):
         text = re.sub(r'positive or negative', '', example['inputs'], flags=re.IGNORECASE)
-        judged = re.findall(
-            r'(not )?(\w+)', re.search(r'is ((?:not )?\w+ and (?:not )?\w+)', text)[1].replace(' and ', ' ')
-        )
+        qualities = re.search(r'is ((?:not )?\w+ and (?:not )?\w+)', text)[1].replace(' and ', ' ')
+        judged = re.findall(r'(not )?(\w+)', qualities)
         assert len(judged) == 2
-        names = {SENTIMENT_OF[word] if not negated else {'positive': 'negative', 'negative': 'positive'}[SENTIMENT_OF[word]]
-                 for negated, word in judged}  # fmt: skip
+        names = {OPPOSITE[SENTIMENT_OF[word]] if negated else SENTIMENT_OF[word] for negated, word in judged}
         assert names == {example['answer']}
 
 
@@ -42,9 +43,8 @@ def test_odd_one_out():
         items = example['inputs'].partition(': ')[2].split()[:4]
         classes = {word: name for name, words in MADE_UP.items() for word in words}
         counts = Counter(classes[word] for word in items)
-        assert (
-            sorted(counts.values()) == [1, 3] and counts[classes[example['answer']]] == 1 and example['answer'] in items
-        )
+        assert sorted(counts.values()) == [1, 3]
+        assert counts[classes[example['answer']]] == 1 and example['answer'] in items
         assert example['rationale'] == ', '.join(f'{word} {classes[word]}' for word in items) + '.'
 
 

@@ -1,4 +1,4 @@
-"""Lists and letters: each answer worked out anew from the text."""
+"""tasks/practice/lists.py: each answer is recomputed from the text."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Logic: answers by truth tables over the text."""
+"""tasks/practice/logic.py: answers are those of truth tables over the text."""
 
 import itertools
 import re
@@ -57,7 +57,7 @@ def test_syllogism():
         quantifier, kind, colour = re.search(r'\b([Ee]very|[Nn]o) (\w+) is (\w+)', text).groups()
         owned = (re.search(r'has (?:a|one) (\w+)', text) or re.search(r'the (\w+) of', text))[1]
         assert text.endswith(f'{colour}?')
-        # Two unknown facts of the owned thing: whether it is of the kind (known by its name), whether it has the colour.
+        # Two facts about the owned thing: whether it is of the kind (known by its name), whether it has the colour.
         worlds = [has for has in (True, False) if owned != kind or has == (quantifier.lower() == 'every')]
         assert verdict(worlds) == example['answer'], example
         answers[example['answer']] += 1

@@ -1,4 +1,4 @@
-"""Days, dates and units, by the calendar and by rational arithmetic."""
+"""tasks/practice/measures.py: answers are those of the calendar and of rational arithmetic."""
 
 import datetime
 import re
@@ -33,9 +33,8 @@ def test_weekdays():
 def test_dates():
     over = 0
     for example in rows('date'):
-        month, day = re.search(
-            r'([A-Z][a-z]+) (\d+)', example['inputs'].replace('It is ', '').replace('Find ', '')
-        ).groups()
+        text = example['inputs'].replace('It is ', '').replace('Find ', '')
+        month, day = re.search(r'([A-Z][a-z]+) (\d+)', text).groups()
         count = int(re.search(r'(\d) day', example['inputs'])[1])
         start = datetime.datetime.strptime(f'{month} {day} 2023', '%B %d %Y')
         end = start + datetime.timedelta(count)

@@ -1,4 +1,4 @@
-"""Practice tasks: splits that do not touch, wordings, lengths, registration. Answers are checked by theme in the other files."""
+"""tasks/practice/tasks.py: disjoint splits, wordings, lengths, registration; answers are checked by theme."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from t5flan.tasks.practice import tasks as practice
 from t5flan.tasks.practice.instance import SPLITS, is_held_out
 
 ALL = practice.task_names(trained=None)
-# Words, single digits and punctuation marks: about what a small SentencePiece vocabulary with split digits makes of a text.
+# Words, single digits and punctuation marks: about the pieces of a small SentencePiece vocabulary with split digits.
 TOKEN = re.compile(r'\d|[^\W\d]+|[^\w\s]')
 
 
@@ -31,9 +31,8 @@ def test_counts():
     assert len(practice.task_names(cot=False)) >= 24
     assert len([name for name in ALL if name.endswith('_cot')]) >= 6
     assert len(practice.task_names(trained=False, cot=False)) >= 4
-    assert sorted(name for group in practice.groups() for name in practice.task_names(group, trained=None)) == sorted(
-        ALL
-    )
+    by_group = [name for group in practice.groups() for name in practice.task_names(group, trained=None)]
+    assert sorted(by_group) == sorted(ALL)
 
 
 @pytest.mark.parametrize('task', ALL)
@@ -43,10 +42,8 @@ def test_train_and_held_out_instances_are_disjoint(task):
     assert not keys['train'] & (keys['validation'] | keys['test_wordings'])
     inputs = {split: {example['inputs'] for example in rows} for split, rows in examples.items()}
     assert not inputs['train'] & (inputs['validation'] | inputs['test_wordings'])
-    seen, unseen = (
-        set(practice.wordings(task_skill(task).name)),
-        set(practice.wordings(task_skill(task).name, held_out=True)),
-    )
+    name = task_skill(task).name
+    seen, unseen = set(practice.wordings(name)), set(practice.wordings(name, held_out=True))
     for split, numbers in (('train', seen), ('validation', seen), ('test_wordings', unseen)):
         assert {example['wording'].partition('/')[2] for example in examples[split]} == numbers
 
@@ -59,13 +56,12 @@ def task_skill(task: str):
 def test_enough_distinct_training_examples(name):
     skill = practice.SKILLS[name]
     drawn = [practice.make_example(practice.PREFIX + name, 'train', i) for i in range(6000)]
-    assert len({example['inputs'] for example in drawn}) >= (
-        1000 if skill.space is None else min(1000, 2 * skill.space)
-    )
+    least = 1000 if skill.space is None else min(1000, 2 * skill.space)
+    assert len({example['inputs'] for example in drawn}) >= least
     keys = {example['instance'] for example in drawn}
     if skill.space is None:
         assert len(keys) >= 800
-    else:  # the whole space but what is held out
+    else:  # the whole space except what is held out
         assert 0.75 * skill.space <= len(keys) <= skill.space
 
 
@@ -93,13 +89,13 @@ def test_every_wording_belongs_to_a_skill():
 
 
 def test_held_out_wordings_are_made_of_seen_words():
-    """A held-out wording, and a held-out task's, must be understandable from what training shows."""
+    """Held-out wordings, and those of held-out tasks, must be understandable from training."""
     shown = set()
     for task in practice.task_names():
         for i in range(200):
             example = practice.make_example(task, 'train', i)
             shown |= {word.lower() for word in words(example['inputs'])}
-    for name, skill in practice.SKILLS.items():
+    for name in practice.SKILLS:
         for held_out in (False, True):
             for wording in practice.wordings(name, held_out).values():
                 for text in texts_of(wording):
@@ -141,7 +137,8 @@ def fingerprint() -> str:
 
 
 def test_same_examples_in_every_process():
-    program = f'import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import tasks_test; print(tasks_test.fingerprint())'
+    folder = os.path.dirname(__file__)
+    program = f'import sys; sys.path.insert(0, {folder!r}); import tasks_test; print(tasks_test.fingerprint())'
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
     for seed in ('1', '2'):
         ran = subprocess.run(
@@ -185,17 +182,14 @@ def test_registers_with_seqio():
     practice.register()
     assert time.perf_counter() - started < 1
     for name in practice.mixtures():
-        assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == {
-            task for task, _ in practice.mixtures()[name]
-        }
+        expected = {task for task, _ in practice.mixtures()[name]}
+        assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == expected
     task = seqio.TaskRegistry.get('practice_story_cot')
     assert set(task.splits) == set(SPLITS)
     record = task.source.records('validation')[5]
     assert record == practice.make_example('practice_story_cot', 'validation', 5)
-    answers = [
-        task.postprocess_fn(text, is_target=True, example=record)
-        for text in (record['targets'], 'So the answer is -1.')
-    ]
+    texts = (record['targets'], 'So the answer is -1.')
+    answers = [task.postprocess_fn(text, is_target=True, example=record) for text in texts]
     assert task.metric_fns[0]([record['answer']] * 2, answers) == {'exact_match': 50.0}
 
 

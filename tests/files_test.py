@@ -1,0 +1,109 @@
+"""t5flan/files.py: files appear whole or not at all, locally and in a bucket."""
+
+import io
+import os
+import pathlib
+
+import pytest
+from etils import epath
+
+from t5flan.files import cache_folder, open_whole, to_path, write_json, write_whole
+
+
+@epath.register_path_cls('standin://')
+class Bucket(pathlib.PurePosixPath):
+    """A bucket in memory: an object appears when its file is closed, as in gs://."""
+
+    objects: dict[str, str | bytes] = {}
+
+    def __fspath__(self):
+        return str(self).replace(':/', '://', 1)
+
+    def mkdir(self, parents=False, exist_ok=False):
+        assert parents and exist_ok
+
+    def open(self, mode='r', encoding=None):
+        name, kind = os.fspath(self), io.BytesIO if 'b' in mode else io.StringIO
+
+        class Object(kind):
+            def close(self):
+                Bucket.objects[name] = self.getvalue()
+                super().close()
+
+        return Object()
+
+
+@pytest.fixture
+def bucket():
+    Bucket.objects.clear()
+    return Bucket.objects
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob('*') if path.is_file())
+
+
+@pytest.mark.parametrize('content', ['a ü\n\u2028b\r\n', b'\x00\xff\r\n', ''])
+def test_text_and_bytes_are_written_as_they_are_and_parent_folders_are_created(tmp_path, content):
+    path = tmp_path / 'new' / 'folder' / 'file'
+    write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    write_whole(str(path), 'again')
+    assert path.read_text() == 'again' and names(tmp_path) == ['file'], 'replaced, and no temporary file is left'
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+def test_after_an_error_nothing_is_left_and_an_existing_file_keeps_its_content(tmp_path, error):
+    (tmp_path / 'old').write_text('old')
+    for name in ('old', 'new'):
+        with pytest.raises(error), open_whole(tmp_path / name) as file:
+            file.write('half of it')
+            raise error
+    assert names(tmp_path) == ['old'] and (tmp_path / 'old').read_text() == 'old'
+
+
+def test_a_file_appears_only_at_the_end_of_the_block(tmp_path):
+    with open_whole(tmp_path / 'a', 'wb') as file:
+        file.write(b'1')
+        file.flush()
+        assert not (tmp_path / 'a').exists() and names(tmp_path)[0].startswith('.a.')
+    assert names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_whole(tmp_path / 'a', 'x')
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'a').stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_json_is_readable_and_ends_with_a_newline(tmp_path):
+    write_json(tmp_path / 'a.json', {'ü': [1, None]})
+    assert (tmp_path / 'a.json').read_text('utf-8') == '{\n "ü": [\n  1,\n  null\n ]\n}\n'
+
+
+def test_paths_of_buckets_and_of_this_machine():
+    assert to_path('a/b') == pathlib.Path('a/b') and isinstance(to_path('standin://a/b'), Bucket)
+    assert to_path(to_path('standin://a/b')) == to_path('standin://a/b')
+    path = to_path('gs://bucket/a.json')
+    assert os.fspath(path) == 'gs://bucket/a.json' and os.fspath(path.parent / 'b') == 'gs://bucket/b'
+
+
+def test_objects_of_a_bucket_are_whole_or_absent(bucket):
+    write_whole('standin://bucket/a', 'ü\n')
+    write_whole(to_path('standin://bucket/b'), b'\xff')
+    with pytest.raises(RuntimeError), open_whole('standin://bucket/c') as file:
+        file.write('half of it')
+        raise RuntimeError
+    assert bucket == {'standin://bucket/a': 'ü\n', 'standin://bucket/b': b'\xff'}
+
+
+def test_the_cache_folder_follows_xdg(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert cache_folder() == tmp_path / 't5flan'
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert cache_folder() == tmp_path / '.cache' / 't5flan'
