@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from t5flan.kernels.attention import attend, relative_buckets
+from t5flan.kernels.attention import attend
+from t5flan.kernels.relative_bias import relative_buckets
 
 
 def allowed_by_loop(b, t, s, options):

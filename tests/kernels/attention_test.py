@@ -10,9 +10,9 @@ import pytest
 
 from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan.kernels import attention, chunked, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES
+from t5flan.kernels.operands import SAVED_NAMES
 from t5flan.mesh import MeshConfig
 from tests.kernels.attention_reference import (
     allowed_by_loop,
@@ -29,8 +29,8 @@ B, T, S, N, H = 2, 20, 20, 4, 8
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of eight queries, so that short inputs have several and the last is padded."""
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 1)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 1)
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 1)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 1)
 
 
 def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
@@ -106,7 +106,7 @@ def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
 
 @pytest.mark.parametrize('tile', [1, 2 * 2 * T * S, 10**9])
 def test_tiles_of_every_size_give_the_reference(tile, monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', tile)
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', tile)
     options = dict(CASES['lengths and segments'], soft_cap=3.0)
     arrays = inputs(kv_heads=2)
     assert_near(output_and_gradients(*arrays, 'chunked', **options), reference(*arrays, options), 1e-5)
@@ -257,8 +257,8 @@ def memory(length, program):
 
 
 def test_memory_of_tiles_grows_with_the_length_not_its_square(monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 64 * 2048)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 64 * 2048)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 64)
     whole = 2 * N * 2048 * 2048 * 4
     at_2048, at_8192 = memory(2048, 'chunked'), memory(8192, 'chunked')
     assert at_2048 < whole / 4 < memory(2048, 'xla')
@@ -355,23 +355,23 @@ def test_a_policy_that_keeps_the_saved_names_runs_no_forward_tile_again():
 
 
 def test_the_choice_of_program():
-    assert attention.choose('auto', 1, 4096, 'cpu')[0] == 'xla'
-    assert attention.choose('chunked', 1, 4096, 'cpu')[0] == 'xla'
-    assert attention.choose('xla', 4096, 4096, 'tpu')[0] == 'xla'
-    assert attention.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
+    assert implementations.choose('auto', 1, 4096, 'cpu')[0] == 'xla'
+    assert implementations.choose('chunked', 1, 4096, 'cpu')[0] == 'xla'
+    assert implementations.choose('xla', 4096, 4096, 'tpu')[0] == 'xla'
+    assert implementations.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
     for platform in ('tpu', 'gpu'):
-        assert attention.choose('auto', 256, 512, platform)[0] == 'xla'
+        assert implementations.choose('auto', 256, 512, platform)[0] == 'xla'
     for platform, kernel in (('tpu', 'flash_tpu'), ('gpu', 'flash_gpu')):
-        assert attention.choose('auto', 512, 512, platform)[0] == kernel
-        assert attention.choose('auto', 64, 65536, platform)[0] == 'chunked'
-    assert attention.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
+        assert implementations.choose('auto', 512, 512, platform)[0] == kernel
+        assert implementations.choose('auto', 64, 65536, platform)[0] == 'chunked'
+    assert implementations.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
         'chunked',
         'at least 262144 logits a head; not flash_tpu: a reason',
     )
 
 
 def test_the_choice_is_logged_once(caplog):
-    attention._say_once.cache_clear()
+    attention._log_once.cache_clear()
     q, k, v, *_ = inputs()
     with caplog.at_level(logging.INFO, logger='t5flan'):
         for _ in range(2):
@@ -380,10 +380,10 @@ def test_the_choice_is_logged_once(caplog):
 
 
 def test_tiles_hold_what_fits_in_even_shares(monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 100 * 1000)
-    monkeypatch.setitem(attention._TILE_LOGITS, 'other', 1000 * 1000)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
-    tile = functools.partial(attention._tile, platform='cpu')
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 100 * 1000)
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'other', 1000 * 1000)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 64)
+    tile = functools.partial(chunked._tile_size, platform='cpu')
     assert tile(100, 1000, 6, 6) == (100, 1)
     assert tile(10, 1000, 12, 12) == (10, 6)  # ten would fit, six divide the heads
     assert tile(10, 1000, 12, 2) == (10, 1)
@@ -392,7 +392,7 @@ def test_tiles_hold_what_fits_in_even_shares(monkeypatch):
     assert tile(1024, 10**6, 6, 6) == (64, 1)  # no fewer rows, however long the keys
     assert tile(1024, 10**6, 6, 1) == (16, 1)  # six heads of ten queries, rounded up
     assert tile(1024, 10**6, 64, 1) == (8, 1)
-    assert attention._tile(100, 1000, 6, 6, 'tpu') == (100, 6)
+    assert chunked._tile_size(100, 1000, 6, 6, 'tpu') == (100, 6)
 
 
 BAD = {
@@ -401,7 +401,7 @@ BAD = {
     'values of the shape': dict(v=(B, S + 1, N, H)),
     'no empty axis': dict(k=(B, 0, N, H), v=(B, 0, N, H)),
     'ModelConfig.num_kv_heads': dict(k=(B, S, 3, H), v=(B, S, 3, H)),
-    'one floating type': dict(dtype=jnp.bfloat16),
+    'one floating-point dtype': dict(dtype=jnp.bfloat16),
     'prefix_BS of \\(2, 3\\)': dict(causal=True, prefix_BS=jnp.ones((B, 3), bool)),
     'without causal': dict(prefix_BS=jnp.ones((B, S), bool)),
     'without kv_segment_ids_BS': dict(q_segment_ids_BT=jnp.ones((B, T), jnp.int32)),

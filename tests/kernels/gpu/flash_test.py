@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan import sharding
+from t5flan.kernels import attention, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES, Operands
 from t5flan.kernels.gpu import backward as flash_gpu_backward
 from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.gpu import tile as flash_gpu_tile
 from t5flan.kernels.gpu.tile import Blocks, Tiling
+from t5flan.kernels.operands import SAVED_NAMES, AttentionSpec, Operands
 from tests.kernels.attention_cases import (
     CASES,
     QUICK,
@@ -39,7 +40,7 @@ TILING = Tiling(Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1), Blocks(64, 128, 4, 1
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """The CPU runs the kernels, in small blocks."""
-    monkeypatch.setitem(attention._FLASH_GPU_PLATFORMS, 'cpu', True)
+    monkeypatch.setitem(implementations.PLATFORMS['flash_gpu'], 'cpu', True)
     monkeypatch.setattr(flash_gpu, 'tiling', lambda *sizes: TILING)
 
 
@@ -107,11 +108,11 @@ def test_the_tiles_that_are_computed():
 
     def ranges(axis, causal=False, ids=None, prefix=None, offset=0):
         tiling = Tiling(*[Blocks(128, 128, 4, 1)] * 4)
-        form, arrays = flash_gpu.arrange(
-            flash_gpu.FlashForm(causal, 1.0, None, 0.0, None, None, tiling),
-            Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)),
+        operands = Operands(
+            q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix
         )
-        return flash_gpu_tile.bounds(form, arrays, tiling.forward, axis)[0].tolist()
+        spec, arrays = flash_gpu.arrange(AttentionSpec(causal), operands, tiling)
+        return flash_gpu_tile.bounds(spec, arrays, tiling.forward, axis)[0].tolist()
 
     assert ranges(2) == [[0, 4]] * 4 == ranges(1)
     assert ranges(2, causal=True) == [[0, 1], [0, 2], [0, 3], [0, 4]]
@@ -164,7 +165,7 @@ def on_a_gpu(monkeypatch):
     """`attend` as if on one; programs are lowered for it and not compiled."""
     monkeypatch.undo()
     device = types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H100 80GB HBM3', compute_capability='9.0')
-    monkeypatch.setattr(attention, '_device', lambda: device)
+    monkeypatch.setattr(sharding, 'device', lambda: device)
     return device
 
 
@@ -311,9 +312,9 @@ def old(capability):
 
 
 BAD = {
-    'it takes bfloat16, float16, float32, not float8_e4m3fn': (dict(dtype=jnp.float8_e4m3fn), {}, None),
+    'it supports bfloat16, float16, float32, not float8_e4m3fn': (dict(dtype=jnp.float8_e4m3fn), {}, None),
     'a head_dim up to 256, not 300': (dict(head_dim=300), {}, None),
-    'not high': ({}, dict(precision='high'), None),
+    'precision, not high': ({}, dict(precision='high'), None),
     '8.0 .A100. or later; a card has 7.0': ({}, {}, old('7.0')),
     'not on a card .gfx942, ROCm.': ({}, {}, old('gfx942')),
 }
@@ -322,13 +323,13 @@ BAD = {
 @pytest.mark.parametrize('message', BAD)
 def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message, on_a_gpu, monkeypatch):
     shape, options, device = BAD[message]
-    monkeypatch.setattr(attention, '_device', lambda: device or on_a_gpu)
+    monkeypatch.setattr(sharding, 'device', lambda: device or on_a_gpu)
     q, k, v, *_ = inputs(queries=512, **shape)
     with pytest.raises(UserError, match=f"{message}.*Set ModelConfig.attention='chunked'") as error:
         attend(q, k, v, implementation=FLASH, **options)
     assert '\n' not in str(error.value)
     chosen = []
-    monkeypatch.setattr(attention, '_say_once', lambda platform, name, reason: chosen.append((name, reason)))
+    monkeypatch.setattr(attention, '_log_once', lambda platform, name, reason: chosen.append((name, reason)))
     jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' goes round it, and says why
     assert chosen[0][0] == 'chunked' and 'not flash_gpu' in chosen[0][1]
 

@@ -9,6 +9,7 @@ import pytest
 
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
@@ -97,10 +98,13 @@ def test_every_option_at_once_compiles(chip):
 @pytest.mark.parametrize('chip', TOPOLOGIES)
 @pytest.mark.parametrize('head_dim, dtype', [(32, 'bfloat16'), (64, 'bfloat16'), (256, 'float32')])
 def test_the_widest_bias_that_is_taken_fits_in_a_cores_memory(chip, head_dim, dtype):
+    q = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+    operands = Operands(q, q, q, jnp.int32(0))
+    takes = lambda bias: flash_tpu.unsupported_reason(AttentionSpec(bias=bias), operands) is None
     widest = max(
         reach
         for reach in range(128, 4000, 4)
-        if flash_tpu.refusal(head_dim, dtype, RelativeBias(True, 32, reach)) is None
+        if takes(RelativeBias(True, 32, reach))
     )
     compile_for(
         chip,

@@ -9,9 +9,10 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan import sharding
+from t5flan.kernels import attention, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from t5flan.kernels.operands import SAVED_NAMES, AttentionSpec, Operands, visible_tiles
 from t5flan.kernels.tpu import flash as flash_tpu
 from tests.kernels.attention_cases import (
     CASES,
@@ -33,7 +34,7 @@ check = functools.partial(check_program, FLASH)
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """The CPU runs the kernels, in blocks of 128, so that short inputs have several."""
-    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', True)
+    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', True)
     monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (128, 128))
 
 
@@ -84,7 +85,7 @@ def test_options_drawn_at_random(seed, monkeypatch):
 def test_as_the_simulator_of_a_tpu_runs_it(case, monkeypatch, capfd):
     """Its memory begins as NaN, copies between memories are as asynchronous as a TPU's, and races are found."""
     simulated = pltpu.InterpretParams(uninitialized_memory='nan', detect_races=True)
-    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', simulated)
+    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', simulated)
     check(*CASES[case])
     assert 'RACE' not in ''.join(capfd.readouterr())
 
@@ -118,10 +119,11 @@ def test_the_fraction_of_tiles_that_is_computed():
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
     def fraction(causal=False, ids=None, prefix=None, offset=0):
-        form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, 128, 128)
-        return 16 * float(
-            flash_tpu.tiles_seen(form, Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)))
+        operands = Operands(
+            q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix
         )
+        _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, (128, 128))
+        return int(visible_tiles(arrays, 128, 128, causal).sum())
 
     assert fraction() == 16
     assert fraction(causal=True) == 10
@@ -183,10 +185,10 @@ def test_blocks_by_device():
 
 
 BAD = {
-    'it takes bfloat16 and float32, not float16': (dict(dtype=jnp.float16), {}),
+    'it supports bfloat16, float32, not float16': (dict(dtype=jnp.float16), {}),
     'a head_dim up to 256, not 300': (dict(head_dim=300), {}),
     'ModelConfig.relative_max_distance': ({}, dict(bias=RelativeBias(True, 32, 20000))),
-    'not high': ({}, dict(precision='high')),
+    'precision, not high': ({}, dict(precision='high')),
 }
 
 
@@ -200,7 +202,7 @@ def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message
         attend(q, k, v, implementation=FLASH, **options)
     assert '\n' not in str(error.value)
     chosen = []
-    monkeypatch.setattr(attention, '_platform', lambda: 'tpu')
-    monkeypatch.setattr(attention, '_say_once', lambda platform, name, reason: chosen.append((name, reason)))
+    monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(attention, '_log_once', lambda platform, name, reason: chosen.append((name, reason)))
     jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' goes round it, and says why
     assert chosen[0][0] == 'chunked' and message in chosen[0][1]
