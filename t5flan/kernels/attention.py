@@ -138,34 +138,31 @@ def _mask_operands(
         q_segment_ids_BT = jnp.where(q_segment_ids_BT > 0, q_segment_ids_BT, -1)
         if seen_BS is not None:
             kv_segment_ids_BS = jnp.where(seen_BS, kv_segment_ids_BS, 0)
-        return {
-            'q_segment_ids_BT': q_segment_ids_BT,
-            'kv_segment_ids_BS': kv_segment_ids_BS,
-            'prefix_BS': prefix_BS,
-        }
+        ids = {'q_segment_ids_BT': q_segment_ids_BT, 'kv_segment_ids_BS': kv_segment_ids_BS}
+        return {**ids, 'prefix_BS': prefix_BS}
     if kv_segment_ids_BS is not None:
         seen_BS = kv_segment_ids_BS > 0 if seen_BS is None else seen_BS & (kv_segment_ids_BS > 0)
     return {'prefix_BS': prefix_BS, 'key_seen_BS': seen_BS}
 
 
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
 def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
-    got = f'attend() got q {q_BTNH.shape}, k {k_BSKH.shape}, v {v_BSKH.shape}'
-    if not q_BTNH.ndim == k_BSKH.ndim == v_BSKH.ndim == 4:
-        raise UserError(f'{got}; expected [B, T, N, H], [B, S, K, H] and [B, S, K, H].')
-    if k_BSKH.shape != v_BSKH.shape or q_BTNH.shape[::3] != k_BSKH.shape[::3]:
-        raise UserError(f'{got}; expected equal B and H, and values of the shape of the keys.')
-    if 0 in q_BTNH.shape + k_BSKH.shape:
-        raise UserError(f'{got}; expected no empty axis.')
-    if q_BTNH.shape[2] % k_BSKH.shape[2]:
-        raise UserError(
-            f'{k_BSKH.shape[2]} key-value heads do not divide {q_BTNH.shape[2]} heads. '
-            'Set ModelConfig.num_kv_heads to a divisor of ModelConfig.num_heads.'
-        )
+    q, k, v = q_BTNH.shape, k_BSKH.shape, v_BSKH.shape
+    got = f'attend() got q {q}, k {k}, v {v}; expected'
+    _require(len(q) == len(k) == len(v) == 4, f'{got} [B, T, N, H], [B, S, K, H] and [B, S, K, H].')
+    _require(k == v and q[::3] == k[::3], f'{got} equal B and H, and values of the shape of the keys.')
+    _require(0 not in q + k, f'{got} no empty axis.')
+    divisor = 'Set ModelConfig.num_kv_heads to a divisor of ModelConfig.num_heads.'
+    _require(q[2] % k[2] == 0, f'{k[2]} key-value heads do not divide {q[2]} heads. {divisor}')
     dtypes = [str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)]
-    if len(set(dtypes)) > 1 or not jnp.issubdtype(q_BTNH.dtype, jnp.floating):
-        raise UserError(
-            f'attend() got q, k, v of {", ".join(dtypes)}; expected one floating-point dtype (ModelConfig.dtype).'
-        )
+    one = len(set(dtypes)) == 1 and jnp.issubdtype(q_BTNH.dtype, jnp.floating)
+    _require(
+        one, f'attend() got q, k, v of {", ".join(dtypes)}; expected one floating-point dtype (ModelConfig.dtype).'
+    )
 
 
 def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: bool, masks: dict[str, Any]) -> None:
@@ -175,14 +172,17 @@ def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: boo
             continue
         shape, expected, dtype = jnp.shape(x), shapes.get(name, by_key), jnp.result_type(x)
         integers = jnp.issubdtype(dtype, jnp.integer) or (name == 'prefix_BS' and dtype == jnp.bool_)
-        if shape != expected or not integers:
-            raise UserError(f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.')
-    if masks['prefix_BS'] is not None and not causal:
-        raise UserError('attend() got prefix_BS without causal=True, where every key is seen anyway; remove one.')
-    if masks['q_segment_ids_BT'] is not None and masks['kv_segment_ids_BS'] is None:
-        raise UserError(
-            'attend() got q_segment_ids_BT without kv_segment_ids_BS; pass both, or only those of the keys.'
+        _require(
+            shape == expected and integers, f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.'
         )
+    _require(
+        masks['prefix_BS'] is None or causal,
+        'attend() got prefix_BS without causal=True, where every key is seen anyway; remove one.',
+    )
+    _require(
+        masks['q_segment_ids_BT'] is None or masks['kv_segment_ids_BS'] is not None,
+        'attend() got q_segment_ids_BT without kv_segment_ids_BS; pass both, or only those of the keys.',
+    )
 
 
 def _check_options(
@@ -192,23 +192,18 @@ def _check_options(
     dropout_key: jax.Array | None,
     implementation: str,
 ) -> None:
-    if (bias_table is None) != (spec.bias is None):
-        raise UserError('attend() got only one of bias_table and bias; expected both or neither.')
-    if bias_table is not None and spec.bias is not None:
-        expected = q_BTNH.shape[2], spec.bias.num_buckets
-        if bias_table.shape != expected:
-            raise UserError(
-                f'bias_table has shape {bias_table.shape}; expected [heads, buckets] = {expected}. '
-                'Set ModelConfig.relative_buckets.'
-            )
-    if spec.soft_cap is not None and not spec.soft_cap > 0.0:
-        raise UserError(f'soft_cap={spec.soft_cap}, expected above 0 or None. Set ModelConfig.attention_soft_cap.')
-    rate = spec.dropout_rate
-    if not 0.0 <= rate < 1.0:
-        raise UserError(f'dropout_rate={rate}, expected a number in [0, 1). Set ModelConfig.dropout_rate.')
-    if rate > 0.0 and dropout_key is None:
-        raise UserError(f'dropout_rate={rate} needs a dropout_key; pass one, or a rate of 0.0 outside training.')
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(
-            f'attention={implementation!r}, expected one of {", ".join(IMPLEMENTATIONS)}. Set ModelConfig.attention.'
-        )
+    if bias_table is None or spec.bias is None:
+        neither = bias_table is None and spec.bias is None
+        _require(neither, 'attend() got only one of bias_table and bias; expected both or neither.')
+    else:
+        shape, expected = bias_table.shape, (q_BTNH.shape[2], spec.bias.num_buckets)
+        buckets = f'expected [heads, buckets] = {expected}. Set ModelConfig.relative_buckets.'
+        _require(shape == expected, f'bias_table has shape {shape}; {buckets}')
+    cap, rate = spec.soft_cap, spec.dropout_rate
+    above_zero = 'expected a number above 0, or None. Set ModelConfig.attention_soft_cap.'
+    _require(cap is None or cap > 0.0, f'soft_cap={cap}, {above_zero}')
+    _require(0.0 <= rate < 1.0, f'dropout_rate={rate}, expected a number in [0, 1). Set ModelConfig.dropout_rate.')
+    pass_one = 'pass one, or a rate of 0.0 outside training.'
+    _require(rate == 0.0 or dropout_key is not None, f'dropout_rate={rate} needs a dropout_key; {pass_one}')
+    names = f'expected one of {", ".join(IMPLEMENTATIONS)}. Set ModelConfig.attention.'
+    _require(implementation in IMPLEMENTATIONS, f'attention={implementation!r}, {names}')

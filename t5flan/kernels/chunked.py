@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from t5flan import sharding
-from t5flan.kernels.operands import LEAST_MAXIMUM, MASKED, SAVED_NAMES, AttentionSpec, Operands
+from t5flan.kernels.operands import LEAST_MAXIMUM, MASKED, AttentionSpec, Operands, with_gradients
 from t5flan.kernels.relative_bias import bias_tile, bias_vector
 
 # Logits of one tile. On a CPU, larger tiles were measured to leave the cache; elsewhere a step of the loop must be
@@ -93,12 +92,8 @@ def _pad_queries(operands: Operands, padding: int) -> Operands:
     return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: TileSpec, operands: Operands) -> jax.Array:
-    return _forward(spec, operands)[0]
-
-
-def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, Any]:
+def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """The output, and the lse [J, B, K, M]."""
     k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,13 +116,12 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, Any]:
 
         return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
-    y_BTNH, lse_JBKM = lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(spec, operands)))
-    y_BTNH, lse_JBKM = map(checkpoint_name, (y_BTNH, lse_JBKM), SAVED_NAMES)
-    return y_BTNH, (operands, y_BTNH, lse_JBKM)
+    return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(spec, operands)))
 
 
-def _backward(spec: TileSpec, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]:
-    operands, y_BTNH, lse_JBKM = residuals
+def _backward(
+    spec: TileSpec, operands: Operands, y_BTNH: jax.Array, lse_JBKM: jax.Array, dy_BTNH: jax.Array
+) -> Operands:
     several = _several_blocks(spec, operands)
     k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
@@ -170,10 +164,10 @@ def _backward(spec: TileSpec, residuals: Any, dy_BTNH: jax.Array) -> tuple[Opera
     dq_BTNH, dk, dv, dbias_NW = gradients
     dk_BSKH, dv_BSKH = (_arrange_keys(spec, operands, x).astype(k.dtype) for x in (dk, dv))
     no_gradient: Any = None
-    return (Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW),)
+    return Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW)
 
 
-_attention.defvjp(_forward, _backward)
+_attention = with_gradients(_forward, _backward)
 
 
 def _tile_gradients(
@@ -187,14 +181,7 @@ def _tile_gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients of one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H].
 
-    Args:
-        spec: the options.
-        operands: the arrays of the call.
-        place: the position of the tile.
-        tile: from `_shared_tile`.
-        queries: q, y and dy [K, M, H].
-        keys: k and v [K, S, H].
-        lse_KM: from the forward pass.
+    `queries` are q, y and dy [K, M, H], `keys` are k and v [K, S, H], `tile` is from `_shared_tile`.
     """
     (q_KMH, y_KMH, dy_KMH), (k_KSH, v_KSH) = queries, keys
     logits, slope = _logits(spec, _dot(spec, k_KSH, q_KMH, 2, 2), tile, operands, place, transposed=True)

@@ -30,14 +30,14 @@ PLATFORMS: dict[str, dict[str, Any]] = {'flash_tpu': {'tpu': False}, 'flash_gpu'
 def choose(
     implementation: str, queries: int, keys: int, platform: str, unsupported: str | None = None
 ) -> tuple[str, str]:
-    """The implementation for a size and platform, and why it was chosen.
+    """The implementation for T queries on one device, S keys and a platform, and why it was chosen.
 
     Args:
         implementation: one of `IMPLEMENTATIONS`.
-        queries: T, on one device.
+        queries: T.
         keys: S.
         platform: 'cpu', 'tpu' or 'gpu'.
-        unsupported: why the kernel cannot be used, from `unsupported_reason`.
+        unsupported: from `unsupported_reason`.
 
     Raises:
         UserError: 'flash_tpu' or 'flash_gpu' is requested and cannot run.
@@ -85,26 +85,12 @@ def _chunked(spec: AttentionSpec, operands: Operands) -> jax.Array:
     return on_devices(functools.partial(chunked_attention, spec), operands)
 
 
-def _flash_tpu(spec: AttentionSpec, operands: Operands) -> jax.Array:
+def _flash(
+    name: str, attention: Callable, choose_blocks: Callable, spec: AttentionSpec, operands: Operands
+) -> jax.Array:
     def run(operands: Operands) -> jax.Array:
-        queries, keys = operands.q_BTNH.shape[1], operands.k_BSKH.shape[1]
-        largest = flash_tpu.largest_blocks(
-            sharding.device().device_kind, operands.q_BTNH.shape[3], operands.q_BTNH.dtype, spec.bias
-        )
-        blocks, interpret = flash_tpu.block_sizes(queries, keys, largest), PLATFORMS['flash_tpu'][sharding.platform()]
-        return flash_tpu.flash_attention(spec, operands, blocks, interpret)
-
-    return on_devices(run, operands)
-
-
-def _flash_gpu(spec: AttentionSpec, operands: Operands) -> jax.Array:
-    def run(operands: Operands) -> jax.Array:
-        queries, keys = operands.q_BTNH.shape[1], operands.k_BSKH.shape[1]
-        largest = flash_gpu.largest_tiling(
-            sharding.device().device_kind, operands.q_BTNH.shape[3], operands.q_BTNH.dtype
-        )
-        tiling, interpret = flash_gpu.tiling(queries, keys, largest), PLATFORMS['flash_gpu'][sharding.platform()]
-        return flash_gpu.flash_attention(spec, operands, tiling, interpret)
+        blocks = choose_blocks(sharding.device().device_kind, spec, operands)
+        return attention(spec, operands, blocks, PLATFORMS[name][sharding.platform()])
 
     return on_devices(run, operands)
 
@@ -112,7 +98,7 @@ def _flash_gpu(spec: AttentionSpec, operands: Operands) -> jax.Array:
 PROGRAMS: dict[str, Callable[[AttentionSpec, Operands], jax.Array]] = {
     'xla': _xla,
     'chunked': _chunked,
-    'flash_tpu': _flash_tpu,
-    'flash_gpu': _flash_gpu,
+    'flash_tpu': functools.partial(_flash, 'flash_tpu', flash_tpu.flash_attention, flash_tpu.choose_blocks),
+    'flash_gpu': functools.partial(_flash, 'flash_gpu', flash_gpu.flash_attention, flash_gpu.choose_tiling),
 }
 IMPLEMENTATIONS = ('auto', *PROGRAMS)

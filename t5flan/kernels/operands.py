@@ -4,11 +4,14 @@ B batch, T queries, S keys, N heads, K key-value heads, H head_dim, I and O bloc
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from t5flan.kernels.relative_bias import RelativeBias
 
@@ -67,6 +70,30 @@ class KernelArrays(NamedTuple):
     query_ids: jax.Array | None  # [B, T] int32, as `packed_ids` returns them
     key_ids: jax.Array | None  # [B, S] int32
     q_offset: jax.Array  # [1] int32
+
+    def given(self) -> dict[str, jax.Array]:
+        """The arrays that are not None, by name."""
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
+
+def with_gradients(forward: Callable, backward: Callable) -> Callable:
+    """`attention(spec, arrays)` from its two passes; the output and the lse have the names that a policy may save.
+
+    Args:
+        forward: (spec, arrays) -> the output, and the log-sum-exp of each query's logits.
+        backward: (spec, arrays, output, lse, gradient of the output) -> gradients of the arrays.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attention(spec: AttentionSpec, arrays: Any) -> jax.Array:
+        return forward(spec, arrays)[0]
+
+    def save(spec: AttentionSpec, arrays: Any) -> tuple[jax.Array, tuple]:
+        y, lse = map(checkpoint_name, forward(spec, arrays), SAVED_NAMES)
+        return y, (arrays, y, lse)
+
+    attention.defvjp(save, lambda spec, saved, dy: (backward(spec, *saved, dy),))
+    return attention
 
 
 def unsupported_arrays(spec: AttentionSpec, operands: Operands, dtypes: tuple[str, ...]) -> str | None:

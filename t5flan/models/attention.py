@@ -52,14 +52,7 @@ class Attention(nnx.Module):
     """Multi-head attention without bias vectors; grouped-query or multi-query by `num_kv_heads`."""
 
     def __init__(self, config: ModelConfig, scope: Scope, *, bidirectional: bool, across: bool = False):
-        """Creates the projections.
-
-        Args:
-            config: the model.
-            scope: where the parameters are created.
-            bidirectional: relative distances keep their sign (encoder).
-            across: keys come from another sequence.
-        """
+        """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from another sequence."""
         self.config = config
         self.rotary = config.position == 'rope' and not across
         self.bidirectional = bidirectional
@@ -100,13 +93,10 @@ class Attention(nnx.Module):
         """Attends from the queries of x to keys and values: [B, T, D] -> [B, T, D].
 
         Args:
-            x_BTD: normed hidden states.
-            kv: from `project_kv`, or with the cache from `update_cache`.
-            mask: which keys a query sees.
+            kv: from `project_kv`, or with a cache from `update_cache`.
             positions_BT: of the queries; required if positions are rotary.
             bias_table_NR: relative bias per head and bucket, or None.
             q_offset: the key index of the first query; 0 unless there is a cache.
-            dropout_key: None turns dropout off.
         """
         config = self.config
         q_BTNH = constrain(self._rotate(self.query(x_BTD), positions_BT), ('batch', 'length', 'act_heads', 'kv'))

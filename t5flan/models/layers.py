@@ -59,15 +59,7 @@ class Projection(nnx.Module):
         outputs: dict[str, int],
         init: Initializer | None = None,
     ):
-        """Creates the kernel.
-
-        Args:
-            config: the model.
-            scope: where the kernel is created.
-            inputs: sizes by logical axis, as {'heads': 8, 'kv': 64}.
-            outputs: likewise, as {'embed': 512}.
-            init: by default `fan_in`, truncated.
-        """
+        """`inputs` and `outputs` are sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
         self.dtype = config.dtype
         self.num_inputs = len(inputs)
         shape, init = (*inputs.values(), *outputs.values()), init or fan_in(len(inputs), truncated=True)

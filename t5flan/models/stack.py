@@ -98,15 +98,7 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[jax.Array, KV]:
         """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
 
-        Args:
-            x_BTD: hidden states; with `cache`, of the one token after it.
-            mask: of self-attention.
-            positions_BT: of the tokens.
-            bias_table_NR: relative bias of self-attention, or None.
-            cross_kv: keys and values of the encoder's output, given together with `cross_mask`.
-            cross_mask: of cross-attention.
-            cache: earlier keys and values.
-            dropout_key: None turns dropout off.
+        With `cache`, x is the one token after it. `cross_kv` and `cross_mask` are those of the encoder's output.
         """
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
@@ -157,12 +149,9 @@ def run_layers(
     and of attention ('minimal').
 
     Args:
-        config: the model.
-        body: one layer.
-        carry: its first input.
         stacked: a pytree whose leaves have a leading axis of layers.
         layers: their number.
-        differentiated: False skips rematerialisation.
+        differentiated: False turns remat off.
 
     Returns:
         The last carry, and the stacked outputs.
@@ -180,7 +169,27 @@ def run_layers(
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-class Encoder(nnx.Module):
+class _Stack(nnx.Module):
+    """What both stacks share: the layers, and the bias table of all of them or of each."""
+
+    config: ModelConfig
+    layers: Any  # one block, whose parameters have a leading axis of layers
+    relpos_bias: RelativeTable | None
+
+    def _run_layers(self, body: Callable, carry: Any, layers: int, *, differentiated: bool = True) -> tuple[Any, Any]:
+        """`run_layers` with `body(carry, layer_number, block, bias_table_NR)`."""
+        table = None if self.relpos_bias is None else self.relpos_bias.rel_embedding[...]
+        shared, per_layer = (None, table) if self.config.relative_bias_per_layer else (table, None)
+
+        def run_block(carry: Any, layer: jax.Array, parameters: tuple) -> tuple[Any, Any]:
+            block, table_NR = parameters
+            return body(carry, layer, block, shared if table_NR is None else table_NR)
+
+        stacked = self.layers, per_layer
+        return run_layers(self.config, run_block, carry, stacked, layers, differentiated=differentiated)
+
+
+class Encoder(_Stack):
     """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D]."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
@@ -192,26 +201,21 @@ class Encoder(nnx.Module):
     def __call__(self, x_BSD: jax.Array, *, mask: Mask, positions_BS: jax.Array, dropout_key: Key = None) -> jax.Array:
         """[B, S, D] -> [B, S, D]. Dropout is on exactly if there is a key."""
         config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
 
-        def body(x_BSD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, None]:
-            block, table_NR = parameters
-            x_BSD = block(
-                x_BSD,
-                mask=mask,
-                positions_BS=positions_BS,
-                bias_table_NR=shared if table_NR is None else table_NR,
-                dropout_key=fold(dropout_key, layer),
-            )
+        def body(
+            x_BSD: jax.Array, layer: jax.Array, block: EncoderBlock, table_NR: jax.Array | None
+        ) -> tuple[jax.Array, None]:
+            key = fold(dropout_key, layer)
+            x_BSD = block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=table_NR, dropout_key=key)
             return x_BSD, None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))
-        x_BSD, _ = run_layers(config, body, x_BSD, (self.layers, per_layer), config.num_encoder_layers)
+        x_BSD, _ = self._run_layers(body, x_BSD, config.num_encoder_layers)
         # As in T5X, only this dropout is not broadcast along the length.
         return dropout(self.encoder_norm(x_BSD), config.dropout_rate, fold(dropout_key, 'normed'), along_length=False)
 
 
-class Decoder(nnx.Module):
+class Decoder(_Stack):
     """The decoder stack: embedded tokens [B, T, D] -> normed hidden states [B, T, D], at once or token by token."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
@@ -220,12 +224,8 @@ class Decoder(nnx.Module):
         self.relpos_bias = _relative_table(config, scope, config.num_decoder_layers)
         self.decoder_norm = Norm(config, scope / 'decoder_norm')
         if not config.tie_embeddings:
-            self.logits_dense = Projection(
-                dataclasses.replace(config, dtype='float32'),
-                scope / 'logits_dense',
-                {'embed': config.emb_dim},
-                {'vocab': config.vocab_size},
-            )
+            sizes = {'embed': config.emb_dim}, {'vocab': config.vocab_size}
+            self.logits_dense = Projection(dataclasses.replace(config, dtype='float32'), scope / 'logits_dense', *sizes)
 
     def __call__(
         self,
@@ -240,69 +240,52 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, KV | None]:
         """[B, T, D] -> [B, T, D], and if `return_kv` the keys and values of every layer, two of [L, B, T, K, H].
 
-        Args:
-            x_BTD: embedded tokens.
-            mask: of self-attention.
-            positions_BT: of the tokens.
-            encoded_BSD: the encoder's output, given together with `cross_mask`.
-            cross_mask: of cross-attention.
-            dropout_key: None turns dropout off.
-            return_kv: for a KV cache.
+        `encoded_BSD` and `cross_mask` are those of the encoder's output. Dropout is on exactly if there is a key.
         """
         config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
 
-        def body(x_BTD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, KV | None]:
-            block, table_NR = parameters
+        def body(
+            x_BTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
+        ) -> tuple[jax.Array, KV | None]:
             x_BTD, new_kv = block(
                 x_BTD,
                 mask=mask,
                 positions_BT=positions_BT,
+                bias_table_NR=table_NR,
                 cross_kv=None if encoded_BSD is None else block.encoder_decoder_attention.project_kv(encoded_BSD),
                 cross_mask=cross_mask,
-                bias_table_NR=shared if table_NR is None else table_NR,
                 dropout_key=fold(dropout_key, layer),
             )
             return x_BTD, new_kv if return_kv else None
 
         x_BTD = dropout(x_BTD, config.dropout_rate, fold(dropout_key, 'embedded'))
-        x_BTD, kv = run_layers(config, body, x_BTD, (self.layers, per_layer), config.num_decoder_layers)
+        x_BTD, kv = self._run_layers(body, x_BTD, config.num_decoder_layers)
         return dropout(self.decoder_norm(x_BTD), config.dropout_rate, fold(dropout_key, 'normed')), kv
 
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Embedding of the token after those in the cache -> its hidden state [B, 1, D], and the updated cache."""
-        config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
         mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
         positions_B1 = cache.positions_B1()
 
-        def body(carry: tuple, layer: jax.Array, parameters: tuple) -> tuple[tuple, None]:
+        def body(
+            carry: tuple[jax.Array, Cache], layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
+        ) -> tuple[tuple[jax.Array, Cache], None]:
             x_B1D, cache = carry
-            block, table_NR = parameters
             x_B1D, new_kv = block(
                 x_B1D,
                 mask=mask,
                 positions_BT=positions_B1,
-                cache=cache.layer(layer),
+                bias_table_NR=table_NR,
                 cross_kv=cache.cross_kv(layer),
                 cross_mask=cache.cross_mask(),
-                bias_table_NR=shared if table_NR is None else table_NR,
+                cache=cache.layer(layer),
             )
             return (x_B1D, cache.updated(layer, new_kv)), None
 
-        (x_B1D, cache), _ = run_layers(
-            config, body, (x_B1D, cache), (self.layers, per_layer), config.num_decoder_layers, differentiated=False
-        )
+        layers = self.config.num_decoder_layers
+        (x_B1D, cache), _ = self._run_layers(body, (x_B1D, cache), layers, differentiated=False)
         return self.decoder_norm(x_B1D), cache.advanced()
 
 
 def _relative_table(config: ModelConfig, scope: Scope, layers: int) -> RelativeTable | None:
     return RelativeTable(config, scope / 'relpos_bias', layers) if config.position == 'relative_bias' else None
-
-
-def _split_table(config: ModelConfig, table: RelativeTable | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """The table that all layers share [N, R], and the tables of each layer [L, N, R]; one or both are None."""
-    if table is None:
-        return None, None
-    rel_embedding = table.rel_embedding[...]
-    return (None, rel_embedding) if config.relative_bias_per_layer else (rel_embedding, None)

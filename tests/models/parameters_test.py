@@ -104,7 +104,7 @@ def test_replacing_takes_all_of_the_names_and_shapes_or_nothing():
     replaced = replace_parameters(model, values)
     assert jax.tree.structure(replaced) == jax.tree.structure(model)
     assert all((x == 3).all() for x in jax.tree.leaves(replaced))
-    with pytest.raises(UserError, match=r"missing \['decoder/decoder_norm/scale'\], unknown \['more'\]"):
+    with pytest.raises(UserError, match=r"1 missing \['decoder/decoder_norm/scale'\], 1 unknown \['more'\]"):
         replace_parameters(model, {**{k: v for k, v in values.items() if 'decoder_norm' not in k}, 'more': np.zeros(1)})
     with pytest.raises(UserError, match=r'decoder_norm/scale has shape \(5,\), the model expects \(32,\)'):
         replace_parameters(model, {**values, 'decoder/decoder_norm/scale': np.zeros(5)})

@@ -26,7 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from t5flan.kernels.gpu import tile
-from t5flan.kernels.gpu.forward import inputs_by_query, kernel_call, kernel_inputs, query_ids, specs_by_query
+from t5flan.kernels.gpu.forward import inputs_by_query, kernel_call, query_ids, specs_by_query
 from t5flan.kernels.gpu.tile import At, Refs, TileSpec
 from t5flan.kernels.operands import KernelArrays, dot
 from t5flan.kernels.relative_bias import toeplitz
@@ -56,14 +56,7 @@ def _gradients_of_logits(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The probabilities of a tile, the gradient of its logits, and that of its products / scale.
 
-    Args:
-        spec: the options.
-        refs: the arrays.
-        zone: of the tile.
-        at: its position.
-        ids_C: the ids of its queries, if segments are compared.
-        tiles: q and dy [C, H], k and v [P, H], lse and delta [C].
-        key_axis: the axis of keys in the results.
+    `tiles` are q and dy [C, H], k and v [P, H], lse and delta [C]; results are [C, P] if `key_axis` is 1, else [P, C].
     """
     q_CH, dy_CH, k_PH, v_PH, lse_C, delta_C = tiles
     multiply = lambda of_query, of_key: dot(spec, *((of_query, of_key) if key_axis else (of_key, of_query)), 1, 1)
@@ -135,21 +128,14 @@ def _add_to_sums(
 def _gradient_of_bias(
     spec: TileSpec, arrays: KernelArrays, given: dict[str, jax.Array], after_N: jax.Array
 ) -> jax.Array:
-    """The gradient of the bias of every distance, [N, 2 * reach + 1], in natural logits.
-
-    Args:
-        spec: the options.
-        arrays: the inputs of the forward pass.
-        given: dy, lse and delta.
-        after_N: the gradient of the last distance.
-    """
+    """The gradient of the bias of every distance, [N, 2 * reach + 1], in natural logits; `after_N` is the last one."""
     (batch, queries, heads, size), (_, keys, _, _) = arrays.q.shape, arrays.k.shape
     blocks, reach = spec.tiling.diagonals, spec.reach
     block = blocks.queries
     first, rows = strip(block, reach)
     blocks_q = queries // block
     splits = min(blocks_q, max(1, _PROGRAMS // (heads * rows)))
-    inputs = kernel_inputs(arrays) | given
+    inputs = arrays.given() | given
     whole = lambda length: pl.BlockSpec((batch, length), lambda n, d, p: (0, 0))
     of_head = lambda length: pl.BlockSpec((batch, None, length), lambda n, d, p: (0, n, 0))
     by_query = pl.BlockSpec((batch, queries, None, size), lambda n, d, p: (0, 0, n, 0))
@@ -234,7 +220,7 @@ def _sums_by_distance(tiles_NDCP: jax.Array, first: int, reach: int, q_offset: j
 def _gradient_of_keys(spec: TileSpec, arrays: KernelArrays, given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     (batch, queries, _, size), (_, keys, kv_heads, _) = arrays.q.shape, arrays.k.shape
     blocks = spec.tiling.gradient_of_keys
-    inputs = kernel_inputs(arrays) | given
+    inputs = arrays.given() | given
     inputs['bounds'] = tile.bounds(spec, arrays, blocks, axis=1)
     own = pl.BlockSpec((None, blocks.keys, None, size), lambda o, k, b: (b, o, k, 0))
     by_query = pl.BlockSpec((None, queries, spec.share, size), lambda o, k, b: (b, 0, k, 0))

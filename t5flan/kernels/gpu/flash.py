@@ -14,23 +14,21 @@ This file converts the model's arrays to the kernels' layout and back; the kerne
 B batch, T queries, S keys, N heads, K key-value heads, H head_dim, W distances.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from t5flan.kernels.gpu.backward import backward
 from t5flan.kernels.gpu.forward import forward
 from t5flan.kernels.gpu.tile import LEAST_SIZE, LOG2_E, Blocks, TileSpec, Tiling
 from t5flan.kernels.operands import (
-    SAVED_NAMES,
     AttentionSpec,
     KernelArrays,
     Operands,
     packed_ids,
     unsupported_arrays,
+    with_gradients,
 )
 from t5flan.kernels.relative_bias import bias_of_distances
 
@@ -77,28 +75,45 @@ def unsupported_reason(device: jax.Device, spec: AttentionSpec, operands: Operan
     return unsupported_arrays(spec, operands, DTYPES)
 
 
-def flash_attention(spec: AttentionSpec, operands: Operands, tiling: Tiling, interpret: Any = False) -> jax.Array:
+def _for_kernels(spec: TileSpec, arrays: KernelArrays) -> KernelArrays:
+    """The bias in base 2, extended at both ends as far as tiles near the diagonal read.
+
+    An index that is never clipped is one base address plus constants to the compiler.
+    """
+    if arrays.bias is None:
+        return arrays
+    bias_NW = jnp.pad(arrays.bias, [(0, 0), (sum(spec.tiling.padding),) * 2], mode='edge')
+    return arrays._replace(bias=LOG2_E * bias_NW)
+
+
+_attention = with_gradients(
+    lambda spec, arrays: forward(spec, _for_kernels(spec, arrays)),
+    lambda spec, arrays, *saved: backward(spec, _for_kernels(spec, arrays), *saved),
+)
+
+
+def flash_attention(spec: AttentionSpec, operands: Operands, blocks: Tiling, interpret: Any = False) -> jax.Array:
     """Attention by the kernels.
 
     Args:
         spec: the options.
         operands: of any T and S; `operands.bias_NW` is the bias table [N, R].
-        tiling: the blocks of each kernel.
+        blocks: of each kernel.
         interpret: Pallas' argument; True on a CPU.
 
     Returns:
         y_BTNH in q's dtype.
     """
     queries, size = operands.q_BTNH.shape[1], operands.q_BTNH.shape[3]
-    return _attention(*arrange(spec, operands, tiling, interpret))[:, :queries, :, :size]
+    return _attention(*arrange(spec, operands, blocks, interpret))[:, :queries, :, :size]
 
 
 def arrange(
-    spec: AttentionSpec, operands: Operands, tiling: Tiling, interpret: Any = False
+    spec: AttentionSpec, operands: Operands, blocks: Tiling, interpret: Any = False
 ) -> tuple[TileSpec, KernelArrays]:
     """The kernels' spec and arrays: lengths padded to blocks, heads to a power of two, masks as two rows of ids."""
     (_, _, heads, size), kv_heads = operands.q_BTNH.shape, operands.k_BSKH.shape[2]
-    padding_H, (block_q, block_k) = padded_head_dim(size) - size, tiling.padding
+    padding_H, (block_q, block_k) = padded_head_dim(size) - size, blocks.padding
     padding_T, padding_S = -operands.q_BTNH.shape[1] % block_q, -operands.k_BSKH.shape[1] % block_k
     lay_out = lambda x, padding: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, padding_H)])
     bias_NW, keep_BNS, packed = None, operands.keep_BNS, operands.q_segment_ids_BT is not None
@@ -115,7 +130,7 @@ def arrange(
         share=heads // kv_heads,
         prefix=operands.prefix_BS is not None,
         masked='' if key_ids_BS is None else 'pairs' if packed else 'keys',
-        tiling=tiling,
+        tiling=blocks,
         interpret=interpret,
     )
     return tile_spec, KernelArrays(
@@ -143,37 +158,15 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: TileSpec, arrays: KernelArrays) -> jax.Array:
-    return _attention_forward(spec, arrays)[0]
-
-
-def _attention_forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, Any]:
-    y_BTNH, lse_BNT = map(checkpoint_name, forward(spec, _for_kernels(spec, arrays)), SAVED_NAMES)
-    return y_BTNH, (arrays, y_BTNH, lse_BNT)
-
-
-def _attention_backward(spec: TileSpec, residuals: Any, dy_BTNH: jax.Array) -> tuple[KernelArrays]:
-    arrays, y_BTNH, lse_BNT = residuals
-    return (backward(spec, _for_kernels(spec, arrays), y_BTNH, lse_BNT, dy_BTNH),)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _for_kernels(spec: TileSpec, arrays: KernelArrays) -> KernelArrays:
-    """The bias in base 2, extended at both ends as far as tiles near the diagonal read.
-
-    An index that is never clipped is one base address plus constants to the compiler.
-    """
-    if arrays.bias is None:
-        return arrays
-    bias_NW = jnp.pad(arrays.bias, [(0, 0), (sum(spec.tiling.padding),) * 2], mode='edge')
-    return arrays._replace(bias=LOG2_E * bias_NW)
+def choose_tiling(device_kind: str, spec: AttentionSpec, operands: Operands) -> Tiling:
+    """The blocks of each kernel for a call on a device (`jax.Device.device_kind`)."""
+    q_BTNH = operands.q_BTNH
+    largest = largest_tiling(device_kind, q_BTNH.shape[3], q_BTNH.dtype)
+    return tiling(q_BTNH.shape[1], operands.k_BSKH.shape[1], largest)
 
 
 def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
-    """The largest blocks of each kernel for a device (`jax.Device.device_kind`)."""
+    """The largest blocks of a device."""
     key = jnp.dtype(dtype).itemsize, max(64, padded_head_dim(head_dim))
     table = next((_TILINGS[name] for part, name in _OF_DEVICE.items() if part in device_kind), {})
     return Tiling._make(Blocks(*blocks) for blocks in table.get(key, _TILINGS['safe'][key]))

@@ -43,18 +43,7 @@ def kernel_call(
     inputs: dict[str, jax.Array],
     outputs: dict[str, tuple[pl.BlockSpec, Any]],
 ) -> list[jax.Array]:
-    """Runs `kernel` over a grid.
-
-    Args:
-        spec: the options.
-        kernel: takes the references of inputs and outputs, in this order.
-        name: of the kernel, in a profile.
-        grid: its programs.
-        blocks: warps and stages of a program.
-        specs: the blocks of inputs, by name.
-        inputs: arrays by name.
-        outputs: blocks, and shape and dtype, by name.
-    """
+    """Runs `kernel` over a grid; it takes the references of inputs and outputs, in this order."""
     return pl.pallas_call(
         kernel,
         grid=grid,
@@ -67,14 +56,9 @@ def kernel_call(
     )(*inputs.values())
 
 
-def kernel_inputs(arrays: KernelArrays) -> dict[str, jax.Array]:
-    """The arrays that a kernel reads, by name."""
-    return {name: x for name, x in arrays._asdict().items() if x is not None}
-
-
 def inputs_by_query(spec: TileSpec, arrays: KernelArrays, blocks: Blocks) -> dict[str, jax.Array]:
     """The inputs of a kernel that loops over the keys of a block of queries."""
-    return kernel_inputs(arrays) | {'bounds': tile.bounds(spec, arrays, blocks, axis=2)}
+    return arrays.given() | {'bounds': tile.bounds(spec, arrays, blocks, axis=2)}
 
 
 def specs_by_query(spec: TileSpec, arrays: KernelArrays, blocks: Blocks) -> dict[str, pl.BlockSpec]:

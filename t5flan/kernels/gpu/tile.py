@@ -60,21 +60,15 @@ class Tiling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TileSpec(AttentionSpec):
-    """The options of a call, and what the kernels are built for.
+    """The options of a call, and the sizes that the kernels are built for."""
 
-    Attributes:
-        share: query heads that read one key-value head.
-        prefix: with `causal`: keys may belong to a prefix.
-        masked: '' for no mask, 'keys' if keys are hidden from all queries alike, 'pairs' if segments are compared.
-        tiling: the blocks of each kernel.
-        interpret: Pallas' argument.
-    """
-
-    share: int
-    prefix: bool
-    masked: Literal['', 'keys', 'pairs']
+    share: int  # query heads that read one key-value head
+    prefix: bool  # with `causal`: keys may belong to a prefix
+    masked: Literal[
+        '', 'keys', 'pairs'
+    ]  # 'keys': keys are hidden from all queries alike; 'pairs': segments are compared
     tiling: Tiling
-    interpret: Any
+    interpret: Any  # Pallas' argument
 
     @property
     def reach(self) -> int:
@@ -181,14 +175,7 @@ def logits(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Products of queries and keys -> masked logits of base 2, and the derivative of the soft cap (None without one).
 
-    Args:
-        spec: the options.
-        products: [C, P] with `key_axis` 1, [P, C] with `key_axis` 0.
-        zone: of the tile.
-        refs: the arrays.
-        at: the position of the tile.
-        query_ids_C: where segments are compared.
-        key_axis: see `products`.
+    Both are [C, P] if `key_axis` is 1, else [P, C]. `query_ids_C` is None unless segments are compared.
     """
     x, slope = products, None
     factor = (spec.scale if spec.soft_cap is None else spec.soft_cap) * LOG2_E

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from t5flan.kernels.operands import KernelArrays, dot
 from t5flan.kernels.tpu import tile
-from t5flan.kernels.tpu.forward import kernel_call, kernel_inputs, named_refs, place_by_query
+from t5flan.kernels.tpu.forward import kernel_call, named_refs, place_by_query
 from t5flan.kernels.tpu.tile import Place, Refs, TileSpec
 
 # Bytes of a core's memory for the excess. Where it needs more (from about 260,000 queries of heads of 64 that share a
@@ -33,7 +33,8 @@ def backward(spec: TileSpec, arrays: KernelArrays, y: jax.Array, lse_BJUT: jax.A
     batch, queries, _ = y.shape
     product = (y.astype(jnp.float32) * dy.astype(jnp.float32)).reshape(batch, queries, -1, spec.heads, spec.head_dim)
     delta_BJUT = jnp.sum(product, axis=-1).transpose(0, 2, 3, 1)
-    inputs = kernel_inputs(arrays) | {'dy': dy, 'lse': lse_BJUT, 'delta': delta_BJUT}
+    inputs = arrays.given() | {'dy': dy, 'lse': lse_BJUT, 'delta': delta_BJUT}
+    del inputs['q_offset']  # in `seen`
     dk, dv, excess_BJUT = _gradient_of_keys(spec, arrays, inputs)
     if excess_BJUT is not None:
         inputs['delta'] = delta_BJUT + excess_BJUT
@@ -48,7 +49,7 @@ def _gradient_of_queries(
     (batch, queries, width), keys = arrays.q.shape, arrays.k.shape[1]
     blocks = queries // spec.block_q, keys // spec.block_k
     specs = tile.block_specs(spec, functools.partial(place_by_query, blocks[0]))
-    seen = tile.seen_by_queries(spec, arrays)
+    seen = tile.seen_tiles(spec, arrays, axis=2)
     outputs: dict[str, Any] = {'dq': (specs['q'], arrays.q)}
     scratch: dict[str, tuple[int, ...]] = {'dq_ref': (spec.lanes, spec.block_q)}
     if spec.band:
@@ -106,7 +107,7 @@ def _gradient_of_keys(
     """dk, dv and, if there is a bias, the sum of the gradients of each query's logits, [B, J, U, T]."""
     (batch, queries, _), (_, keys, width) = arrays.q.shape, arrays.k.shape
     blocks = queries // spec.block_q, keys // spec.block_k
-    seen = tile.seen_by_keys(spec, arrays)
+    seen = tile.seen_tiles(spec, arrays, axis=1)
 
     def place(kv_group: Any, row: Any, key: Any, member: Any, query: Any, *seen: Any) -> Place:
         _, first, last, _ = seen

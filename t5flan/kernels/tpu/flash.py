@@ -11,20 +11,18 @@ B batch, T queries, S keys, N heads, K key-value heads, H head_dim, J groups of 
 (`tpu/tile.py`), W numbers of a band of distances.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from t5flan.kernels.operands import (
-    SAVED_NAMES,
     AttentionSpec,
     KernelArrays,
     Operands,
     packed_ids,
     unsupported_arrays,
+    with_gradients,
 )
 from t5flan.kernels.relative_bias import RelativeBias, bias_of_distances
 from t5flan.kernels.tpu.backward import backward
@@ -62,6 +60,9 @@ def unsupported_reason(spec: AttentionSpec, operands: Operands) -> str | None:
 def _bias_bytes(head_dim: int, dtype: str, bias: RelativeBias) -> int:
     heads = max(1, LANES // max(head_dim, _LEAST_HEAD_DIM))
     return heads * LANES * 4 * Band(SAFE_BLOCKS[dtype][0], bias.max_distance).width
+
+
+_attention = with_gradients(forward, backward)
 
 
 def flash_attention(
@@ -155,26 +156,15 @@ def _repeats(heads: int, kv_heads: int, group: int) -> int:
     return share if share % group else group
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: TileSpec, arrays: KernelArrays) -> jax.Array:
-    return forward(spec, arrays)[0]
-
-
-def _attention_forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, Any]:
-    y, lse = map(checkpoint_name, forward(spec, arrays), SAVED_NAMES)
-    return y, (arrays, y, lse)
-
-
-def _attention_backward(spec: TileSpec, residuals: Any, dy: jax.Array) -> tuple[KernelArrays]:
-    arrays, y, lse = residuals
-    return (backward(spec, arrays, y, lse, dy),)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
+def choose_blocks(device_kind: str, spec: AttentionSpec, operands: Operands) -> tuple[int, int]:
+    """Queries and keys of a tile for a call on a device (`jax.Device.device_kind`)."""
+    q_BTNH = operands.q_BTNH
+    largest = largest_blocks(device_kind, q_BTNH.shape[3], q_BTNH.dtype, spec.bias)
+    return block_sizes(q_BTNH.shape[1], operands.k_BSKH.shape[1], largest)
 
 
 def largest_blocks(device_kind: str, head_dim: int, dtype: Any, bias: RelativeBias | None) -> tuple[int, int]:
-    """The largest queries and keys of a tile for a device (`jax.Device.device_kind`)."""
+    """The largest blocks of a device."""
     dtype = str(jnp.dtype(dtype))
     fits = dtype == 'bfloat16' and head_dim > _LEAST_HEAD_DIM
     if bias is not None:

@@ -21,8 +21,9 @@ def forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, jax.Array]
     (batch, queries, width), keys = arrays.q.shape, arrays.k.shape[1]
     blocks = queries // spec.block_q, keys // spec.block_k
     groups = width // spec.lanes
-    seen = tile.seen_by_queries(spec, arrays)
-    inputs = kernel_inputs(arrays)
+    seen = tile.seen_tiles(spec, arrays, axis=2)
+    inputs = arrays.given()
+    del inputs['q_offset']  # in `seen`
     specs = tile.block_specs(spec, functools.partial(place_by_query, blocks[0]))
     scratch: dict[str, tuple[int, ...]] = {
         'max_ref': (spec.heads, 1, spec.block_q),
@@ -40,11 +41,6 @@ def forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, jax.Array]
     return call(*seen, *inputs.values())
 
 
-def kernel_inputs(arrays: KernelArrays) -> dict[str, jax.Array]:
-    """The arrays that a kernel reads by blocks, by name."""
-    return {name: x for name, x in arrays._asdict().items() if x is not None and name != 'q_offset'}
-
-
 def kernel_call(
     spec: TileSpec,
     kernel: Any,
@@ -60,12 +56,12 @@ def kernel_call(
     Args:
         spec: the options.
         kernel: takes the references of `Seen`, inputs, outputs and scratch memory, in this order.
-        name: of the kernel, in a profile.
+        name: shown in a profile.
         grid: groups of heads first, which may run on different cores; later axes keep memory from one step to the next.
-        specs: the blocks of inputs, by name.
-        inputs: arrays by name.
-        outputs: blocks, and shape and dtype, by name.
-        scratch: shapes of float32 memory, by name.
+        specs: the blocks of the inputs.
+        inputs: arrays.
+        outputs: blocks, and arrays or their shapes.
+        scratch: shapes of float32 memory.
     """
     semantics: list[Any] = ['parallel', *['arbitrary'] * (len(grid) - 1)]
     return pl.pallas_call(
@@ -136,8 +132,8 @@ def _add_tile(spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array) -> Non
         v_HP = v_EP[rows]
         if spec.keep_rate:  # on the values: exact, and equivalent to dropping probabilities
             v_HP = (v_HP * refs['keep'][head : head + 1, :]).astype(v_EP.dtype)
-        y_HC = dot(spec, v_HP, weights_PC.astype(v_EP.dtype), 1, 0)
-        refs['y_ref'][rows] = refs['y_ref'][rows] * rescale_1C + y_HC
+        y_HC = refs['y_ref'][rows] * rescale_1C
+        refs['y_ref'][rows] = y_HC + dot(spec, v_HP, weights_PC.astype(v_EP.dtype), 1, 0)
 
 
 def _write(spec: TileSpec, refs: Refs) -> None:

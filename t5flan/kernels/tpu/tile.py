@@ -69,25 +69,15 @@ def _up(n: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TileSpec(AttentionSpec):
-    """The options of a call, and what the kernels are built for.
+    """The options of a call, and the sizes that the kernels are built for."""
 
-    Attributes:
-        heads: U.
-        head_dim: H, padded so that heads fill the lanes.
-        share: groups of query heads that read one group of key-value heads.
-        block_q: C.
-        block_k: P.
-        masked: there are `query_ids` and `key_ids`.
-        interpret: Pallas' argument.
-    """
-
-    heads: int
-    head_dim: int
-    share: int
-    block_q: int
-    block_k: int
-    masked: bool
-    interpret: Any
+    heads: int  # U
+    head_dim: int  # H, padded so that heads fill the lanes
+    share: int  # groups of query heads that read one group of key-value heads
+    block_q: int  # C
+    block_k: int  # P
+    masked: bool  # there are `query_ids` and `key_ids`
+    interpret: Any  # Pallas' argument
 
     @property
     def lanes(self) -> int:
@@ -120,17 +110,8 @@ class Place(NamedTuple):
     key: Any
 
 
-def seen_by_queries(spec: TileSpec, arrays: KernelArrays) -> Seen:
-    """For kernels that loop over the keys of a block of queries."""
-    return _seen(spec, arrays, 2)
-
-
-def seen_by_keys(spec: TileSpec, arrays: KernelArrays) -> Seen:
-    """For kernels that loop over the queries of a block of keys."""
-    return _seen(spec, arrays, 1)
-
-
-def _seen(spec: TileSpec, arrays: KernelArrays, axis: int) -> Seen:
+def seen_tiles(spec: TileSpec, arrays: KernelArrays, axis: int) -> Seen:
+    """For kernels that loop over keys for a block of queries (axis 2), or over queries for a block of keys (axis 1)."""
     seen_BIO = visible_tiles(arrays, spec.block_q, spec.block_k, spec.causal)
     any_seen = jnp.any(seen_BIO, axis=axis)
     last = jnp.where(any_seen, seen_BIO.shape[axis] - 1 - jnp.argmax(jnp.flip(seen_BIO, axis), axis=axis), 0)
