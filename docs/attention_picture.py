@@ -74,7 +74,7 @@ def draw_rows(axes: plt.Axes) -> None:
             plt.Rectangle((slices(query, key), 0), BLOCK, LANES - 1, fill=False, color=color, lw=2.5, clip_on=False)
         )
     axes.set(
-        title='3  Laid out once for each head as 128 rows, each moved by one:\na tile is slices that start at a multiple of 128',
+        title='3  Laid out once for each head as 128 shifted rows:\na tile is slices that start at a multiple of 128',
         xlabel='number',
         ylabel='key modulo 128',
     )
