@@ -30,7 +30,7 @@ def by_hand(attention: Attention, x_BTD: np.ndarray, y_BSD: np.ndarray, sees_BTS
 
 
 @pytest.mark.parametrize('kv_heads, scale', [(1, False), (2, True), (4, False)])
-def test_it_is_attention(kv_heads, scale):
+def test_it_matches_attention_by_hand(kv_heads, scale):
     config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, scale_attention=scale)
     attention = Attention(config, Scope(jax.random.key(0)), bidirectional=True)
     x_BTD, y_BSD = random(2, 4, 32), random(2, 5, 32, seed=1)
@@ -40,8 +40,8 @@ def test_it_is_attention(kv_heads, scale):
     np.testing.assert_allclose(attention(x_BTD, attention.project_kv(y_BSD), mask), expected, atol=2e-5)
 
 
-def test_the_scale_is_in_the_logits_or_in_the_initialiser():
-    """As in T5: both begin with the same function."""
+def test_the_scale_is_in_the_logits_or_in_the_initializer():
+    """Both start with the same function, as in T5."""
     folded = Attention(CONFIG, Scope(jax.random.key(0)), bidirectional=True)
     scaled = Attention(dataclasses.replace(CONFIG, scale_attention=True), Scope(jax.random.key(0)), bidirectional=True)
     np.testing.assert_allclose(folded.query.kernel[...] * 8**0.5, scaled.query.kernel[...], rtol=1e-5)
@@ -52,7 +52,7 @@ def test_the_scale_is_in_the_logits_or_in_the_initialiser():
 
 
 def test_relative_bias_is_read_by_distance():
-    """A bias that only the distance -2 (bucket 2) is spared from makes every query copy the value two places before."""
+    """A bias that hides every distance but -2 (bucket 2) makes each query copy the value two positions earlier."""
     attention = Attention(CONFIG, Scope(jax.random.key(0)), bidirectional=False)
     x_BTD = random(1, LONG, 32)
     table_NR = np.where(np.arange(32)[None] == 2, 0, -1e4) * np.ones((4, 1), np.float32)
@@ -63,7 +63,7 @@ def test_relative_bias_is_read_by_distance():
 
 
 @pytest.mark.parametrize('position', ['relative_bias', 'rope'])
-def test_one_query_with_the_past_is_a_row_of_the_whole(position):
+def test_one_query_with_a_cache_matches_the_full_sequence(position):
     config = dataclasses.replace(CONFIG, position=position, num_kv_heads=2)
     attention = Attention(config, Scope(jax.random.key(0)), bidirectional=False)
     table_NR = jnp.asarray(random(4, 32, seed=2)) if position == 'relative_bias' else None
@@ -86,7 +86,7 @@ def test_one_query_with_the_past_is_a_row_of_the_whole(position):
     np.testing.assert_allclose(row_B1D, whole_BTD[:, at : at + 1], atol=2e-5)
 
 
-def test_keys_from_another_sequence_are_not_rotated():
+def test_cross_attention_keys_are_not_rotated():
     config = dataclasses.replace(CONFIG, position='rope')
     across = Attention(config, Scope(jax.random.key(0)), bidirectional=True, across=True)
     x_BTD = random(2, 4, 32)

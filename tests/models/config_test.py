@@ -36,7 +36,7 @@ def test_a_configuration_survives_json(family):
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(fields, says):
+def test_invalid_fields_raise_a_one_line_error(fields, says):
     with pytest.raises(UserError, match=says) as error:
         ModelConfig.from_dict({**small_config('t5_1_1').to_dict(), **fields})
     assert '\n' not in str(error.value)
