@@ -1,21 +1,23 @@
-"""Speed and memory of attention, output and all gradients: whole arrays ('xla'), tiles ('chunked'), kernels ('flash_…').
+"""Speed and memory of attention, output and all gradients: `xla` (whole arrays), `chunked` (tiles) and the kernels.
 
     python benchmarks/attention.py                    # 8 x 512 and 1 x 8192, 6 heads of 64: T5 1.1 small's encoder
-    python benchmarks/attention.py --sizes 8x114x512   # rows x queries x keys (queries alone: as many keys)
+    python benchmarks/attention.py --sizes 8x114x512   # rows x queries x keys (without keys: as many as queries)
     python benchmarks/attention.py --topologies v5p:2x2x1 v4:2x2x1 --heads 64 --dtype bfloat16 --sizes 1x16384 1x65536
 
-On a GPU the first line compares the kernels with T5's bias, in bfloat16, with cuDNN's attention without one and with XLA's
-program with it, at the encoders of T5 XXL and XL (and with heads of 128 and 256) and 1,024, 4,096 and 16,384 tokens: times and
-TFLOP/s of the forward pass and of both, and the two ratios that are aimed at, 0.7 of cuDNN's rate and a third of XLA's time at
-4,096. About 5 minutes on an H100. `benchmarks/attention_blocks_gpu.py` looks for better blocks.
+For each size and implementation prints the median time and XLA's temporary memory, and their ratios. A program that
+needs more than half of the free memory is compiled but not run (nan). Hardware: any; on 2 CPU cores a few minutes, most
+of them for `xla` with 8192.
 
-Prints the median time and XLA's temporary memory of each, and their ratios. A program that needs more than half of
-the free memory is compiled and not run (nan). Hardware: any; on 2 CPU cores a few minutes, most of them for the plain 8192.
+On a GPU the first command compares the kernels with T5's bias, in bfloat16, with cuDNN's attention without one and
+XLA's program with it, for the encoders of T5 XXL and XL (and for heads of 128 and 256) and 1,024, 4,096 and 16,384
+tokens. It prints times and TFLOP/s of the forward pass and of both passes, and two ratios; their targets are 0.7 of
+cuDNN's rate and a third of XLA's time at 4,096 tokens. About 5 minutes on an H100. `benchmarks/attention_blocks_gpu.py`
+searches for better blocks.
 
-With --topologies nothing runs: the `libtpu` wheel (t5flan[tpu]) compiles for those TPUs on any machine, with the given
-rows on each chip, and the tiles that the kernels skip are counted for four masks. Half a minute for each topology and size.
-For `h100` and `a100` JAX's CUDA plugin does, without a GPU (`benchmarks/attention_blocks_gpu.py` says what to install).
-One query (8x1x32768) is a step of decoding: what the program reads and writes, in sizes of the memory of keys and values.
+With --topologies nothing runs: `libtpu` compiles for those TPUs, or JAX's CUDA plugin for `h100` and `a100`, with the
+given rows on each device (`benchmarks/compile_targets.py` says what to install). For TPUs it also counts the tiles that
+the kernels skip with four masks. Half a minute for each topology and size. One query (8x1x32768) is a decoding step: it
+prints the bytes that the program moves, in sizes of the KV cache.
 """
 
 import argparse
@@ -27,16 +29,17 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compile_targets import GPUS, gpu_devices, run_nothing_here, tpu_devices  # in this folder
 
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import Operands
+from t5flan.kernels.operands import AttentionSpec, Operands, visible_tiles
 from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.mesh import MeshConfig
 
 
 def step_of(implementation: str, bidirectional: bool = True):
-    """A jitted (output, gradients of q, k, v and the bias table) of T5's attention."""
+    """A jitted function: output, and gradients of q, k, v and the bias table, of T5's attention."""
 
     @jax.jit
     def step(q_BTNH, k_BSKH, v_BSKH, table_NR, dy_BTNH, seen_BS):
@@ -57,7 +60,7 @@ def step_of(implementation: str, bidirectional: bool = True):
 def compile_step(
     rows: int, queries: int, keys: int, heads: int, head_dim: int, dtype: str, implementation: str
 ) -> tuple:
-    """`step_of` compiled for the device at hand, and inputs for it."""
+    """`step_of` compiled for the current device, and inputs for it."""
     rng = np.random.default_rng(0)
     shapes = [(rows, length, heads, head_dim) for length in (queries, keys, keys, queries)]
     q_BTNH, k_BSKH, v_BSKH, dy_BTNH = (jnp.asarray(0.3 * rng.normal(size=shape), dtype) for shape in shapes)
@@ -67,7 +70,7 @@ def compile_step(
 
 
 def median_ms(compiled, inputs: tuple, repeats: int) -> float:
-    """Median wall time of a call in milliseconds, after one that is not counted."""
+    """Median wall time of a call in milliseconds, after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -77,7 +80,7 @@ def median_ms(compiled, inputs: tuple, repeats: int) -> float:
 
 
 def measure(size: str, args: argparse.Namespace) -> None:
-    """Times and memory on the device at hand, one line for each program."""
+    """Prints times and memory on the current device, one line for each implementation."""
     rows, queries, keys = parse(size)
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')
     kernels = {'tpu': ('flash_tpu',), 'gpu': ('flash_gpu',)}
@@ -91,19 +94,17 @@ def measure(size: str, args: argparse.Namespace) -> None:
         print(f'{size:>12} {implementation:8} {took:9.1f} ms {temporary / 2**20:9.1f} MiB temporary', flush=True)
     for implementation in programs[1:]:
         time_ratio, memory_ratio = (a / b for a, b in zip(measured[implementation], measured['xla'], strict=True))
-        print(
-            f'{size:>12} {implementation} : xla = {time_ratio:.2f} of the time, {memory_ratio:.3f} of the memory',
-            flush=True,
-        )
+        ratios = f'{time_ratio:.2f} of the time, {memory_ratio:.3f} of the memory'
+        print(f'{size:>12} {implementation} : xla = {ratios}', flush=True)
 
 
-# Heads and their size: two encoders of T5, and two of their width with larger heads.
+# Heads and head_dim: two encoders of T5, and two of the same width with larger heads.
 GPU_SHAPES = {'T5 XXL': (64, 64), 'T5 XL': (32, 64), 'heads of 128': (32, 128), 'heads of 256': (16, 256)}
 GPU_TOKENS = {1024: 16, 4096: 4, 16384: 1}  # and rows
 
 
 def gpu_programs(cudnn: str = 'cudnn') -> dict:
-    """Functions of q, k, v, the bias table and which keys are seen, by what they are called."""
+    """Functions of q, k, v, the bias table and the seen keys, by name."""
     bias = RelativeBias(bidirectional=True)
 
     def ours(q, k, v, table, seen_BS, implementation='flash_gpu'):
@@ -128,32 +129,26 @@ def compare_on_gpu(
     programs: dict,
     args: argparse.Namespace,
 ) -> dict[tuple[str, bool], float]:
-    """Times of the programs in milliseconds, by name and whether with the backward pass; prints them, rates and ratios."""
+    """Prints times, rates and ratios; returns milliseconds by program, and whether with the backward pass."""
     rng = np.random.default_rng(0)
     q, k, v, dy = (jnp.asarray(0.3 * rng.normal(size=(rows, tokens, heads, head_dim)), args.dtype) for _ in range(4))
     inputs = (q, k, v, jnp.asarray(rng.normal(size=(heads, 32)), jnp.float32), jnp.ones((rows, tokens), jnp.int32))
     where, times = f'{name:12} {heads:2} x {head_dim:3}, {rows:2} x {tokens:5}', {}
     for backward in (False, True):
         flops = 4.0 * rows * heads * head_dim * tokens**2 * (3.5 if backward else 1.0)  # 2 products, and 5 more
+        passes = 'both passes' if backward else 'forward'
         for program, forward in programs.items():
             times[program, backward], remark = time_on_gpu(forward, inputs, dy if backward else None, args.repeats)
-            print(
-                f'{where} {"both passes" if backward else "forward":11} {program:18} {times[program, backward]:9.3f} ms '
-                f'{flops / times[program, backward] / 1e9:7.1f} TFLOP/s {remark}',
-                flush=True,
-            )
-        ours = times['flash_gpu', backward]
-        print(
-            f'{where} {"both passes" if backward else "forward":11} flash_gpu with the bias : cuDNN without = '
-            f'{times["cuDNN, no bias", backward] / ours:.2f} of the rate; xla : flash_gpu = {times["xla", backward] / ours:.1f} '
-            'times the time',
-            flush=True,
-        )
+            rate = f'{flops / times[program, backward] / 1e9:7.1f} TFLOP/s'
+            print(f'{where} {passes:11} {program:18} {times[program, backward]:9.3f} ms {rate} {remark}', flush=True)
+        cudnn, xla = (times[program, backward] / times['flash_gpu', backward] for program in ('cuDNN, no bias', 'xla'))
+        rate = f'flash_gpu with the bias : cuDNN without = {cudnn:.2f} of the rate'
+        print(f'{where} {passes:11} {rate}; xla : flash_gpu = {xla:.1f} times the time', flush=True)
     return times
 
 
 def time_on_gpu(forward, inputs: tuple, dy, repeats: int) -> tuple[float, str]:
-    """Median milliseconds of a call among ten that follow each other, and why there is none where it does not run."""
+    """Median milliseconds of a call, measured over ten in a row; nan and the reason if it cannot run."""
 
     def both(*arrays):
         y, vjp = jax.vjp(lambda *four: forward(*four, arrays[4]), *arrays[:4])
@@ -166,7 +161,7 @@ def time_on_gpu(forward, inputs: tuple, dy, repeats: int) -> tuple[float, str]:
         if compiled.memory_analysis().temp_size_in_bytes > 0.9 * memory:
             return float('nan'), f'needs {compiled.memory_analysis().temp_size_in_bytes / 2**30:.0f} GiB'
         return median_ms(lambda *arrays: [compiled(*arrays) for _ in range(10)], inputs, repeats) / 10, ''
-    except (RuntimeError, TypeError, ValueError) as error:  # no memory, no cuDNN, or a shape that it does not take
+    except (RuntimeError, TypeError, ValueError) as error:  # no memory, no cuDNN, or an unsupported shape
         return float('nan'), str(error).splitlines()[0][:120]
 
 
@@ -177,18 +172,12 @@ def parse(size: str) -> tuple[int, int, int]:
 
 
 def devices_of(topology: str) -> list:
-    """The devices of a TPU slice, or two GPUs, that are only compiled for."""
-    from attention_blocks_gpu import GPUS, compile_only  # beside this file
-    from jax.experimental import topologies
-
-    if topology in GPUS:
-        return compile_only(GPUS[topology], 2)
-    options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}  # one device a chip
-    return topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
+    """The devices of a TPU slice, or two GPUs, to compile for."""
+    return gpu_devices(GPUS[topology], 2) if topology in GPUS else tpu_devices(topology)
 
 
 def temporaries(devices: list, size: str, args: argparse.Namespace, implementation: str) -> tuple[float, str]:
-    """Bytes a chip that a program compiled for a TPU needs beside its inputs and outputs, and what else there is to say."""
+    """Bytes of temporaries on each device of a compiled program, and a remark."""
     rows, queries, keys = parse(size)
     with sharding.use(sharding.create_sharding(MeshConfig(data=len(devices)), devices)) as placed:
 
@@ -207,42 +196,36 @@ def temporaries(devices: list, size: str, args: argparse.Namespace, implementati
                 raise
             return float(needed[1]) * {'G': 2**30, 'T': 2**40}[needed[2]], f'does not fit in {needed[3]} GiB'
         memory = compiled.memory_analysis()
-        return memory.temp_size_in_bytes, f'of {memory.peak_memory_in_bytes / 2**30:.2f} GiB in all'
+        return memory.temp_size_in_bytes, f'of {memory.peak_memory_in_bytes / 2**30:.2f} GiB in total'
 
 
 def tiles_skipped(device_kind: str, size: str, args: argparse.Namespace) -> dict[str, float]:
-    """The share of tiles, and with them of products, that the kernels leave out, by mask."""
+    """The share of tiles, and so of FLOPs, that the TPU kernels skip, by mask."""
     _, queries, keys = parse(size)
     largest = flash_tpu.largest_blocks(device_kind, args.head_dim, args.dtype, RelativeBias(True))
     blocks = flash_tpu.block_sizes(queries, keys, largest)
-    q, k = (jax.ShapeDtypeStruct((1, length, 1, 128), 'bfloat16') for length in (queries, keys))
+    q, k = (jnp.zeros((1, length, 1, 128), 'bfloat16') for length in (queries, keys))
+    masks = {'none': (False, 1), 'causal': (True, 1), '4 packed': (False, 4), '4 packed, causal': (True, 4)}
     shares = {}
-    for name, causal, examples in (
-        ('all see all', False, 1),
-        ('causal', True, 1),
-        ('4 packed', False, 4),
-        ('4 packed, causal', True, 4),
-    ):
+    for name, (causal, examples) in masks.items():
+
+        def seen(q, k, ids_T, ids_S, causal=causal):
+            operands = Operands(q, k, k, jnp.int32(0), q_segment_ids_BT=ids_T, kv_segment_ids_BS=ids_S)
+            _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, blocks)
+            return jnp.mean(visible_tiles(arrays, *blocks, causal), dtype=jnp.float32)
+
         ids_T, ids_S = (1 + np.arange(length)[None] * examples // length for length in (queries, keys))
-        form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, *blocks)
-        seen = jax.jit(
-            lambda q, k, ids_T, ids_S, form=form: flash_tpu.tiles_seen(
-                form, Operands(q, k, k, None, None, ids_T, ids_S, None, None, jnp.int32(0))
-            )
-        )
-        shares[name] = 1.0 - float(seen(*(jnp.zeros(x.shape, x.dtype) for x in (q, k)), ids_T, ids_S))
+        shares[name] = 1.0 - float(jax.jit(seen)(q, k, ids_T, ids_S))
     return shares
 
 
 def compare_decoding(topology: str, size: str, args: argparse.Namespace) -> None:
-    """What attending to a memory of keys and values moves, forward only; 1 is reading that memory once."""
+    """Prints the bytes that a decoding step moves, in sizes of the KV cache (1: the cache is read once)."""
     rows, _, keys = parse(size)
     placed = jax.sharding.SingleDeviceSharding(devices_of(topology)[0])
     shaped = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-    q, k = (
-        shaped(args.dtype, rows, 1, args.heads, args.head_dim),
-        shaped(args.dtype, rows, keys, args.kv_heads, args.head_dim),
-    )
+    q = shaped(args.dtype, rows, 1, args.heads, args.head_dim)
+    k = shaped(args.dtype, rows, keys, args.kv_heads, args.head_dim)
     bias = RelativeBias(bidirectional=False)
     step = jax.jit(
         lambda q, k, v, table, at, seen_BS: attend(
@@ -251,48 +234,42 @@ def compare_decoding(topology: str, size: str, args: argparse.Namespace) -> None
     )
     table, at, seen = shaped('float32', args.heads, 32), shaped('int32'), shaped('int32', rows, keys)
     compiled = step.lower(q, k, k, table, at, seen).compile()
-    memory = 2 * rows * keys * args.kv_heads * args.head_dim * jnp.dtype(args.dtype).itemsize
-    moved, temporary = compiled.cost_analysis()['bytes accessed'], compiled.memory_analysis().temp_size_in_bytes
-    print(
-        f'{topology:>12} {size:>10} one query of {args.heads} heads over {args.kv_heads}: moves {moved / memory:.2f} and '
-        f'keeps {temporary / memory:.2f} times the {memory / 2**20:.0f} MiB of keys and values',
-        flush=True,
-    )
+    cache = 2 * rows * keys * args.kv_heads * args.head_dim * jnp.dtype(args.dtype).itemsize
+    moved, kept = compiled.cost_analysis()['bytes accessed'], compiled.memory_analysis().temp_size_in_bytes
+    heads = f'one query of {args.heads} heads over {args.kv_heads}'
+    ratios = f'moves {moved / cache:.2f} and keeps {kept / cache:.2f} times the {cache / 2**20:.0f} MiB of the KV cache'
+    print(f'{topology:>12} {size:>10} {heads}: {ratios}', flush=True)
 
 
 def compare_for(topology: str, size: str, args: argparse.Namespace) -> None:
-    """What is skipped, one line for each program, and their ratio."""
+    """Prints the skipped tiles, the memory of the kernels and of `xla`, and their ratio."""
     devices, needed = devices_of(topology), {}
     kernels = {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}[devices[0].platform]
     if kernels == 'flash_tpu':
-        skipped = ', '.join(
-            f'{name} {share:.1%}' for name, share in tiles_skipped(devices[0].device_kind, size, args).items()
-        )
+        shares = tiles_skipped(devices[0].device_kind, size, args)
+        skipped = ', '.join(f'{name} {share:.1%}' for name, share in shares.items())
         print(f'{topology:>12} {size:>10} tiles (and FLOPs) that flash_tpu skips: {skipped}', flush=True)
     for implementation in (kernels, 'xla'):
         needed[implementation], remark = temporaries(devices, size, args, implementation)
-        print(
-            f'{topology:>12} {size:>10} {implementation:9} {needed[implementation] / 2**20:11.1f} MiB temporary, {remark}',
-            flush=True,
-        )
+        temporary = f'{needed[implementation] / 2**20:11.1f} MiB temporary'
+        print(f'{topology:>12} {size:>10} {implementation:9} {temporary}, {remark}', flush=True)
     ratio = needed[kernels] / needed['xla']
     print(f'{topology:>12} {size:>10} {kernels} : xla = {ratio:.2g} of the memory', flush=True)
 
 
 def main() -> None:
-    """Prints one line for each size and program."""
+    """Prints one line for each size and implementation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--sizes', nargs='+', metavar='ROWSxQUERIES[xKEYS]', help='8x512 and 1x8192, but on a GPU as above'
+        '--sizes', nargs='+', metavar='ROWSxQUERIES[xKEYS]', help='default: 8x512 1x8192; on a GPU: above'
     )
     parser.add_argument('--heads', type=int, default=6)
     parser.add_argument('--head_dim', type=int, default=64)
-    parser.add_argument('--kv_heads', type=int, help='of decoding; as many as heads if left out')
-    parser.add_argument('--dtype', help='float32, but on a GPU bfloat16')
+    parser.add_argument('--kv_heads', type=int, help='for decoding (default: as many as heads)')
+    parser.add_argument('--dtype', help='default: float32; on a GPU bfloat16')
     parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument(
-        '--topologies', nargs='+', default=[], metavar='NAME', help='TPUs to compile for, as v5p:2x2x1, or h100, a100'
-    )
+    what = 'TPUs to compile for, as v5p:2x2x1, or h100, a100'
+    parser.add_argument('--topologies', nargs='+', default=[], metavar='NAME', help=what)
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
     if not args.topologies and not args.sizes and jax.default_backend() == 'gpu':
@@ -309,10 +286,8 @@ def main() -> None:
         for size in args.sizes:
             measure(size, args)
         return
-    # The compiler asks no metadata server which TPU this is, and other processes may hold it too: nothing runs.
-    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
-    jax.config.update('jax_platforms', 'cpu')
-    print(f'{what}, compiled, a chip')
+    run_nothing_here()
+    print(f'{what}, compiled, on each device')
     for size in args.sizes:
         for topology in args.topologies:
             (compare_decoding if parse(size)[1] == 1 else compare_for)(topology, size, args)

@@ -1,12 +1,13 @@
-"""Block sizes of the TPU attention kernels, ranked by the compiler's own schedule: no TPU is needed.
+"""Block sizes of the TPU attention kernels, ranked by the compiler's schedule, without a TPU.
 
     python benchmarks/attention_blocks.py --topologies v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1
 
-A TPU core issues one bundle of instructions a cycle in a fixed order, so that the length of a kernel's schedule tells how
-long a tile takes, apart from waits for memory. For each size this prints the bundles of the three kernels, and those that
-1024 logits of one head take, forward and backward; a size that does not fit in a core's memory says so. The schedule
-holds what runs once for each head as well: compare blocks of one chip, not chips. `t5flan/kernels/tpu/flash.py` keeps
-the choice (`BLOCKS`); on a TPU, `benchmarks/attention.py` measures it. Half a minute for each size on one CPU core.
+A TPU core issues one bundle of instructions a cycle in a fixed order, so the length of a kernel's schedule is the time
+of a tile, apart from waits for memory. For each size this prints the bundles of the three kernels and the bundles per
+1024 logits of one head, forward and backward, or that it does not fit in a core's memory. The schedule includes what
+runs once for each
+head: compare the blocks of one chip, not chips. The choice is in `t5flan/kernels/tpu/flash.py` (`BLOCKS`); on a TPU,
+`benchmarks/attention.py` measures it. Half a minute for each size on one CPU core.
 """
 
 import argparse
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from compile_targets import run_nothing_here, tpu_devices  # in this folder
 
 from t5flan.kernels.attention import RelativeBias
-from t5flan.kernels.chunked import Operands
+from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu
 
 LENGTH = 4096
@@ -30,7 +32,6 @@ def compile_blocks(device, head_dim: int, dtype: str, blocks: tuple[int, int]) -
     """Compiles the kernels of a packed T5 encoder for one device of a topology."""
     placed = jax.sharding.SingleDeviceSharding(device)
     bias = RelativeBias(bidirectional=True)
-    form = flash_tpu.FlashForm(False, 1.0, None, 0.0, None, bias.max_distance, *blocks)
     heads = heads_of(head_dim)
     x, table, ids = (
         jax.ShapeDtypeStruct(shape, kind, sharding=placed)
@@ -43,8 +44,8 @@ def compile_blocks(device, head_dim: int, dtype: str, blocks: tuple[int, int]) -
 
     def step(q, k, v, table, ids, dy):
         def forward(q, k, v, table):
-            vector = flash_tpu.band_vector(table, bias, blocks[0], jnp.int32(0))
-            return flash_tpu.flash_attention(form, Operands(q, k, v, vector, None, ids, ids, None, None, jnp.int32(0)))
+            operands = Operands(q, k, v, jnp.int32(0), table, q_segment_ids_BT=ids, kv_segment_ids_BS=ids)
+            return flash_tpu.flash_attention(AttentionSpec(bias=bias), operands, blocks)
 
         y, vjp = jax.vjp(forward, q, k, v, table)
         return y, vjp(dy)
@@ -58,7 +59,7 @@ def heads_of(head_dim: int) -> int:
 
 
 def bundles(folder: Path) -> list[int]:
-    """The bundles of each kernel, from what the compiler wrote down."""
+    """The bundles of each kernel, from the compiler's reports."""
     counts = []
     for kernel in KERNELS:
         report = next(folder.glob(f'*{kernel}*schedule-analysis_final_bundles.txt')).read_text(encoding='utf-8')
@@ -75,15 +76,10 @@ def main() -> None:
     parser.add_argument('--dtype', default='bfloat16')
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix='t5flan-schedule-'))
-    # All are read when the compiler is loaded.
-    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
     os.environ['LIBTPU_INIT_ARGS'] = f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
-    jax.config.update('jax_platforms', 'cpu')
-    from jax.experimental import topologies
-
+    run_nothing_here()
     for topology in args.topologies:
-        options = {'chip_config_name': 'megacore'} if topology.startswith('v4') else {}
-        device = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices[0]
+        device = tpu_devices(topology)[0]
         for head_dim in args.head_dims:
             for size in args.blocks:
                 blocks = tuple(int(number) for number in size.split('x'))

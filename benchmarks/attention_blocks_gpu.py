@@ -1,18 +1,17 @@
-"""Block sizes of the GPU attention kernels: what the compiler makes of them, with no GPU; and on a GPU their times.
+"""Block sizes of the GPU attention kernels: the compiler's report without a GPU, and times on a GPU.
 
-    python benchmarks/attention_blocks_gpu.py --gpus h100 a100       # compiled; any machine with jax-cuda12-plugin
+    python benchmarks/attention_blocks_gpu.py --gpus h100 a100       # compiled, on any machine with jax-cuda12-plugin
     python benchmarks/attention_blocks_gpu.py --head_dims 64 128 256  # on a GPU: timed, the fastest of each kernel last
 
-Compiled, a line tells the registers of a thread, the bytes that the compiler had to spill, a program's shared memory, and
-how many warps a processor of that GPU holds at once. Of those that spill nothing and leave a processor 8 warps or more, a
-rule takes the one that reads least (the most queries, for the gradient of keys the most keys), then the most warps, then
-the largest tile, then the most stages: the `TILINGS` of `t5flan/kernels/gpu/flash.py`, until times replace them. The plugin and `ptxas`
-(`pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`, no GPU or driver needed) stay beside the CPU's jax.
-15 seconds for each line of blocks on one CPU core; on a GPU about 5 minutes for each head size.
+Compiled, a line shows the registers of a thread, the bytes that the compiler had to spill, a program's shared memory,
+and how many warps a multiprocessor of that GPU holds at once. Of the blocks that spill nothing and allow at least 8
+warps, a rule chooses those that read least (the most queries; for the gradient of keys the most keys), then the most
+warps, then the largest tile, then the most stages: the `_TILINGS` of `t5flan/kernels/gpu/flash.py`, until measured
+times replace them. `benchmarks/compile_targets.py` says what to install. 15 seconds for each line of blocks on one CPU
+core; on a GPU about 5 minutes for each head size.
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import itertools
 import os
@@ -25,11 +24,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from attention import median_ms  # beside this file
+from attention import median_ms  # in this folder
+from compile_targets import GPUS, Gpu, gpu_devices, run_nothing_here
 
-from t5flan.kernels.chunked import Operands
 from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.gpu.tile import Blocks, Tiling
+from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.relative_bias import RelativeBias
 
 ROWS, LENGTH, WIDTH = 1, 4096, 4096  # rows, tokens, and heads x head_dim of T5 XXL
@@ -41,52 +41,13 @@ KERNELS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """What decides how many programs a processor holds: bytes of shared memory of a processor and of a program."""
-
-    name: str
-    capability: tuple[int, int]
-    processors: int
-    shared: int
-    shared_of_program: int
-    architecture: str
-
-    def config(self) -> str:
-        """The device as XLA's compiler wants it described."""
-        return f'''gpu_device_info {{
-          threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-          shared_memory_per_core: {self.shared} shared_memory_per_block_optin: {self.shared_of_program}
-          threads_per_core_limit: 2048 core_count: {self.processors} fpus_per_core: 64 block_dim_limit_x: 2147483647
-          block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 2039040000000 l2_cache_size: 41943040
-          clock_rate_ghz: 1.41 device_memory_size: 85100068864 registers_per_core_limit: 65536
-          registers_per_block_limit: 65536 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-          cuda_compute_capability {{ major: {self.capability[0]} minor: {self.capability[1]} }}
-        }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{self.name}"'''
-
-
-GPUS = {
-    'h100': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 233472, 232448, 'sm_90a'),
-    'a100': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 167936, 166912, 'sm_80'),
-}
-
-
-def compile_only(gpu: Gpu, count: int = 1) -> list[jax.Device]:
-    """Devices of one machine that programs are compiled for and that nothing runs on."""
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc('', 'cuda', topology=f'1x1x{count}', target_config=gpu.config()).devices
-
-
 def step_of(tiling: Tiling, head_dim: int, dtype: str, backward: bool):
-    """A jitted encoder's attention with key padding, and shapes of its inputs."""
+    """A jitted attention of an encoder with key padding, and the shapes of its inputs."""
     bias, heads = RelativeBias(bidirectional=True), max(1, WIDTH // head_dim)
-    form = flash_gpu.FlashForm(False, 1.0, None, 0.0, None, bias.max_distance, tiling)
 
     def forward(q, k, v, table, seen_BS):
-        vector = flash_gpu.bias_by_distance(table, bias)
-        operands = Operands(q, k, v, vector, None, None, None, None, seen_BS, jnp.int32(0))
-        return flash_gpu.flash_attention(form, operands)
+        operands = Operands(q, k, v, jnp.int32(0), table, key_seen_BS=seen_BS)
+        return flash_gpu.flash_attention(AttentionSpec(bias=bias), operands, tiling)
 
     def both(q, k, v, table, seen_BS, dy):
         y, vjp = jax.vjp(lambda *arrays: forward(*arrays, seen_BS), q, k, v, table)
@@ -98,25 +59,25 @@ def step_of(tiling: Tiling, head_dim: int, dtype: str, backward: bool):
 
 
 class Compiled(NamedTuple):
-    """What the compiler made of a kernel."""
+    """The compiler's report on a kernel."""
 
     registers: int  # of a thread
-    spilt: int  # bytes
+    spilled: int  # bytes
     shared: int  # bytes of a program
     warps: int  # on a processor
 
     def __str__(self) -> str:
         return (
-            f'{self.registers:4} registers, {self.spilt:5} bytes spilt, {self.shared / 1024:6.1f} KiB shared, '
+            f'{self.registers:4} registers, {self.spilled:5} bytes spilled, {self.shared / 1024:6.1f} KiB shared, '
             f'{self.warps:2} warps'
         )
 
 
 def resources(gpu: Gpu, tiling: Tiling, head_dim: int, dtype: str, folder: Path) -> dict[str, Compiled]:
-    """What the compiler made of each kernel, by its name in `Tiling`; nothing if one needs too much shared memory."""
+    """The compiler's report on each kernel, by its name in `Tiling`; empty if one needs too much shared memory."""
     for path in folder.iterdir():
         path.unlink()
-    placed = jax.sharding.SingleDeviceSharding(compile_only(gpu)[0])
+    placed = jax.sharding.SingleDeviceSharding(gpu_devices(gpu)[0])
     step, shapes = step_of(tiling, head_dim, dtype, backward=True)
     try:
         step.lower(*[jax.ShapeDtypeStruct(*x, sharding=placed) for x in shapes]).compile()
@@ -140,16 +101,16 @@ def resources(gpu: Gpu, tiling: Tiling, head_dim: int, dtype: str, folder: Path)
                 capture_output=True,
                 text=True,
             ).stderr
-            registers, spilt = (
+            registers, spilled = (
                 int(re.search(pattern, said)[1]) for pattern in (r'Used (\d+) reg', r'(\d+) bytes spill st')
             )
             programs = min(65536 // (-(-registers // 8) * 8 * threads), gpu.shared // (shared + 1024))
-            found[entry[1]] = Compiled(registers, spilt, shared, programs * threads // 32)
+            found[entry[1]] = Compiled(registers, spilled, shared, programs * threads // 32)
     return {kernel: found[name] for kernel, name in KERNELS.items()}
 
 
 def ptxas() -> str:
-    """The assembler, of the wheel if it is there."""
+    """The assembler: that of the wheel, or else the system's."""
     package = importlib.util.find_spec('nvidia')
     for folder in package.submodule_search_locations if package else ():
         for path in Path(folder).glob('*/bin/ptxas'):
@@ -158,7 +119,7 @@ def ptxas() -> str:
 
 
 def candidates(head_dim: int, dtype: str) -> dict[str, list[Blocks]]:
-    """Blocks to try for each kernel; those whose sums and logits alone would fill a thread's registers are left out."""
+    """Blocks to try for each kernel, without those whose sums and logits alone would fill a thread's registers."""
     narrow = head_dim >= 256 or jnp.dtype(dtype).itemsize == 4
     rows = (32, 64, 128) if narrow else (64, 128)
     found = {kernel: [] for kernel in KERNELS}
@@ -180,7 +141,7 @@ def candidates(head_dim: int, dtype: str) -> dict[str, list[Blocks]]:
 
 
 def list_compiled(gpu: Gpu, head_dim: int, dtype: str, most_shared: int, folder: Path) -> None:
-    """One line for each kernel and candidate, and what the rule takes; one compilation tells of all four kernels."""
+    """Prints a line for each kernel and candidate, and the rule's choice; one compilation covers all four kernels."""
     tried, lists = candidates(head_dim, dtype), {kernel: {} for kernel in KERNELS}
     for i in range(max(map(len, tried.values()))):
         tiling = Tiling(*(blocks[min(i, len(blocks) - 1)] for blocks in tried.values()))
@@ -198,16 +159,16 @@ def list_compiled(gpu: Gpu, head_dim: int, dtype: str, most_shared: int, folder:
 
 
 def by_rule(kernel: str, compiled: dict[Blocks, Compiled], most_shared: int) -> Blocks:
-    """What the docstring says."""
+    """The choice by the rule in this file's docstring."""
     own = lambda blocks: blocks.keys if kernel == 'gradient_of_keys' else blocks.queries
-    good = [blocks for blocks, x in compiled.items() if not x.spilt and x.warps >= 8 and x.shared <= most_shared]
+    good = [blocks for blocks, x in compiled.items() if not x.spilled and x.warps >= 8 and x.shared <= most_shared]
     return max(
         good, key=lambda blocks: (own(blocks), compiled[blocks].warps, blocks.queries * blocks.keys, blocks.stages)
     )
 
 
 def tune(head_dim: int, dtype: str, repeats: int) -> Tiling:
-    """Times every candidate of one kernel after the other, the others as they are best so far; prints and returns the best."""
+    """Times every candidate of one kernel after another, with the best blocks so far for the rest; returns the best."""
     best = flash_gpu.largest_tiling(jax.devices()[0].device_kind, head_dim, dtype)
     rng = np.random.default_rng(0)
     for kernel, tried in candidates(head_dim, dtype).items():
@@ -229,12 +190,12 @@ def tune(head_dim: int, dtype: str, repeats: int) -> Tiling:
 def main() -> None:
     """Prints one line for each kernel and its blocks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--gpus', nargs='+', default=[], choices=list(GPUS), help='compile for these, and run nothing')
+    parser.add_argument(
+        '--gpus', nargs='+', default=[], choices=list(GPUS), help='compile for these GPUs, and run nothing'
+    )
     parser.add_argument('--head_dims', nargs='+', type=int, default=[64, 128, 256])
     parser.add_argument('--dtype', default='bfloat16')
-    parser.add_argument(
-        '--shared', type=int, default=2**20, help='take blocks of at most so many bytes of shared memory'
-    )
+    parser.add_argument('--shared', type=int, default=2**20, help='largest shared memory of a program, in bytes')
     parser.add_argument('--repeats', type=int, default=20)
     args = parser.parse_args()
     if not args.gpus:
@@ -242,11 +203,10 @@ def main() -> None:
             tune(head_dim, args.dtype, args.repeats)
         return
     with tempfile.TemporaryDirectory(prefix='t5flan-blocks-') as folder:
-        os.environ['XLA_FLAGS'] = (
-            f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={folder}'  # read at the first compilation
-        )
+        # Read at the first compilation.
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={folder}'
         os.environ['PATH'] = f'{Path(ptxas()).parent}{os.pathsep}{os.environ["PATH"]}'
-        jax.config.update('jax_platforms', 'cpu')
+        run_nothing_here()
         for gpu in args.gpus:
             for head_dim in args.head_dims:
                 list_compiled(GPUS[gpu], head_dim, args.dtype, args.shared, Path(folder))

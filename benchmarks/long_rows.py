@@ -1,20 +1,20 @@
-"""Memory of a chip in a training step of long rows, by mesh: the real TPU compiler's figure, with no TPU at hand.
+"""Memory of a TPU chip in a training step of long rows, by mesh, from the TPU compiler and without a TPU.
 
-    python benchmarks/long_rows.py --meshes fsdp=16,context=4                        16 rows of (16384, 256), T5 XXL, 64 chips
+    python benchmarks/long_rows.py --meshes fsdp=16,context=4         # 16 rows of (16384, 256), T5 XXL, 64 chips
     python benchmarks/long_rows.py --topology=v5e:2x2 --model=models/t5_1_1_small --rows=4 --inputs=8192 \
         --meshes fsdp=4 fsdp=2,context=2 fsdp=1,context=4
 
-For each mesh prints the peak of a chip's memory and what of it is temporary, or that the program does not fit. A mesh
-must hold all chips of the topology, and its fsdp axis divide the rows. The `libtpu` wheel (t5flan[tpu]) compiles; a mesh
-of T5 XXL takes about four minutes.
+For each mesh prints a chip's peak memory and the temporaries in it, or that the program does not fit. A mesh must use
+all chips of the topology, and its fsdp axis must divide the rows. Needs `libtpu` (t5flan[tpu]); about four minutes for
+a mesh of T5 XXL on two CPU cores.
 """
 
 import argparse
-import os
 import time
 
 import jax
 import jax.numpy as jnp
+from compile_targets import run_nothing_here, tpu_devices  # in this folder
 
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
@@ -60,33 +60,21 @@ def main() -> None:
     parser.add_argument('--targets', type=int, default=256)
     parser.add_argument('--remat', default='minimal')
     args = parser.parse_args()
-
-    from jax.experimental import topologies
-
-    os.environ |= {
-        'TPU_SKIP_MDS_QUERY': '1',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    }  # no metadata server tells which TPU this is
-    devices = topologies.get_topology_desc(platform='tpu', topology_name=args.topology).devices
-    model = configurables.parse(
-        [args.model], ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]
-    ).read(ModelConfig)
+    run_nothing_here()
+    devices = tpu_devices(args.topology)
+    settings = ["ModelConfig.dtype='bfloat16'", f"ModelConfig.remat='{args.remat}'"]
+    model = configurables.parse([args.model], settings).read(ModelConfig)
     for text in args.meshes:
         start = time.perf_counter()
         sharding = sharding_lib.create_sharding(parse_mesh(text), devices)
         try:
             memory = compile_step(model, sharding, args.rows, args.inputs, args.targets).memory_analysis()
-            told = (
-                f'peak {memory.peak_memory_in_bytes / 2**30:.2f} GiB a chip, temporaries '
-                f'{memory.temp_size_in_bytes / 2**30:.2f} GiB'
-            )
+            peak, temporary = memory.peak_memory_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
+            result = f'peak {peak:.2f} GiB a chip, temporaries {temporary:.2f} GiB'
         except jax.errors.JaxRuntimeError as error:
-            told = f'does not compile: {str(error).splitlines()[0]}'
-        print(
-            f'{args.topology} {args.rows} x ({args.inputs}, {args.targets}) {text}: {told} '
-            f'({time.perf_counter() - start:.0f} s)',
-            flush=True,
-        )
+            result = f'does not compile: {str(error).splitlines()[0]}'
+        rows, seconds = f'{args.rows} x ({args.inputs}, {args.targets})', time.perf_counter() - start
+        print(f'{args.topology} {rows} {text}: {result} ({seconds:.0f} s)', flush=True)
 
 
 if __name__ == '__main__':

@@ -18,13 +18,13 @@ BIAS = RelativeBias(bidirectional=True)
 BLOCK, LENGTH = 256, 2048
 TILES = {
     'on the diagonal': (768, 768, 'tab:red'),
-    'beside it': (768, 1024, 'tab:orange'),
-    'far off': (256, 1536, 'tab:purple'),
+    'next to it': (768, 1024, 'tab:orange'),
+    'far from it': (256, 1536, 'tab:purple'),
 }
 
 
 def bias_of(distance: np.ndarray) -> np.ndarray:
-    """A head's bias by distance: made up, with the shape that trained heads often have."""
+    """A head's bias by distance: invented, with a shape that trained heads often have."""
     bucket = relative_buckets(distance, BIAS, np)
     side = bucket % 16
     return np.where(bucket >= 16, -0.25, 0.1) * side + 0.6 * np.sin(bucket)
@@ -45,7 +45,7 @@ def draw_matrix(axes: plt.Axes) -> None:
 
 
 def slices(query: int, key: int) -> int:
-    """Where the slice of a tile's first 128 keys begins."""
+    """Where the slice of a tile's first 128 keys starts."""
     band = Band(BLOCK, BIAS.max_distance)
     return int(np.clip(band.centre - key + query, LANES, band.last))
 
@@ -58,14 +58,14 @@ def draw_vector(axes: plt.Axes) -> None:
         start = slices(query, key)
         axes.plot([start - LANES, start + BLOCK], 2 * [-4.6 - 0.4 * height], color=color, lw=4, solid_capstyle='butt')
     axes.set(
-        title=f'2  All that a kernel is given of it: {band.width} numbers\nfor each head, however long the input',
+        title=f'2  All that a kernel reads of it: {band.width} numbers\nfor each head, for inputs of any length',
         xlabel='number (distance falls from left to right)',
         ylabel='bias',
     )
 
 
 def draw_rows(axes: plt.Axes) -> None:
-    """The sheared rows, with the slices that the tiles' first 128 keys are."""
+    """The sheared rows, with the slices of the tiles' first 128 keys."""
     band = Band(BLOCK, BIAS.max_distance)
     distance = band.centre - np.arange(band.width)[None] + np.arange(LANES)[:, None]
     axes.imshow(bias_of(distance), cmap='viridis', interpolation='nearest', aspect=3)
@@ -74,7 +74,7 @@ def draw_rows(axes: plt.Axes) -> None:
             plt.Rectangle((slices(query, key), 0), BLOCK, LANES - 1, fill=False, color=color, lw=2.5, clip_on=False)
         )
     axes.set(
-        title='3  Laid out once a head as 128 rows, each moved by one:\na tile is slices that begin at a multiple of 128',
+        title='3  Laid out once for each head as 128 shifted rows:\na tile is slices that start at a multiple of 128',
         xlabel='number',
         ylabel='key modulo 128',
     )
@@ -97,7 +97,7 @@ def draw_tiles(axes: plt.Axes) -> None:
 
 
 def main() -> None:
-    """Writes the picture beside this file."""
+    """Writes the picture next to this file."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout='constrained')
     for draw, place in zip((draw_matrix, draw_vector, draw_rows, draw_tiles), axes.flat, strict=True):
         draw(place)

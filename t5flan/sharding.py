@@ -1,15 +1,15 @@
-"""Mesh, the one table from logical to mesh axes, and `constrain()`.
+"""The device mesh, the table from logical to mesh axes, and `constrain()`.
 
-Parameters and activations name logical axes; this table says which mesh axis each is split over. Changing the
-parallelism is changing the table (`MeshConfig.rules` in gin), never model code:
+Parameters and activations have named logical axes; one table says which mesh axes each is split over. To change the
+parallelism, change the table (`MeshConfig.rules` in gin), never model code:
 
     data     copies of the model, each on its part of the batch
-    fsdp     the batch is split here too, and so are the parameters (gathered where used)
-    context  every row is split along its length, for long ones; keys and values are gathered where attention reads them
-    tensor   heads, MLP and vocabulary are split; the batch is not
+    fsdp     splits the batch too, and the parameters, which are gathered where they are used
+    context  splits every row along its length, for long rows; attention gathers keys and values
+    tensor   splits heads, MLP and vocabulary, but not the batch
 
-The mapping is that of T5X's `LogicalAxisRules` and of jax-ml's llama example, with two refusals in place of silence:
-a size that does not divide, and two axes of one array on the same mesh axis.
+This is the mapping of T5X's `LogicalAxisRules` and of jax-ml's llama example, except that two cases are errors here: a
+size that does not divide, and two axes of one array on the same mesh axis.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     'layers': (),
 }
 
-# Which setting mends a size that does not divide.
+# The setting to change when a size does not divide.
 _SETTING_OF_AXIS = {
     'vocab': 'ModelConfig.vocab_size',
     'embed': 'ModelConfig.emb_dim',
@@ -58,40 +58,43 @@ _SETTING_OF_AXIS = {
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """A mesh and the rules that place logical axes on it."""
+    """A mesh, and the rules that map logical axes to its axes."""
 
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
 
     def axis(self, name: str | None) -> tuple[str, ...] | None:
-        """The mesh axes of one logical axis, those of size 1 left out; None if it is not split.
+        """The mesh axes that a logical axis is split over, without those of size 1; None if it is not split.
 
         Raises:
-            UserError: `name` is in no rule.
+            UserError: no rule for `name`.
         """
         if name is None:
             return None
         if name not in self.rules:
             raise UserError(
-                f'no rule places the logical axis {name!r}; the rules know {sorted(self.rules)}. '
-                'Add it to MeshConfig.rules.'
+                f'no rule for the logical axis {name!r}, expected one of {sorted(self.rules)}. '
+                'Add a rule to MeshConfig.rules.'
             )
         return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1) or None
 
     def size(self, name: str) -> int:
-        """Into how many parts a logical axis is split."""
+        """The number of parts that a logical axis is split into."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.axis(name) or ()], dtype=int))
 
     def spec(self, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> PartitionSpec:
-        """('embed', 'mlp') -> PartitionSpec('fsdp', 'tensor').
+        """Logical axes as mesh axes: ('embed', 'mlp') -> PartitionSpec('fsdp', 'tensor').
 
-        With `shape`, an axis of that size that the mesh does not divide is left whole. Parameters are checked first
-        (`parameter_shardings`), so this leaves whole just what may be: few key-value heads, a ragged last batch.
+        With `shape`, an axis whose size does not divide over the mesh stays whole. `tree_shardings` checks parameters
+        first, so this applies only to few key-value heads and to a last batch with fewer rows.
+
+        Raises:
+            UserError: no rule for an axis, or two axes on one mesh axis.
         """
         entries: list[Any] = []
         for i, name in enumerate(axes):
             mesh_axes = self.axis(name)
-            if mesh_axes and shape is not None and shape[i] % self.size(name):
+            if name and mesh_axes and shape is not None and shape[i] % self.size(name):
                 mesh_axes = None
             entries.append(mesh_axes[0] if mesh_axes and len(mesh_axes) == 1 else mesh_axes)
         used = [axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,))]
@@ -103,11 +106,11 @@ class Sharding:
         return PartitionSpec(*entries)
 
     def named(self, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
-        """`spec` as a sharding of this mesh."""
+        """The `spec` as a sharding of this mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape))
 
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole."""
+        """A sharding with the whole array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
 
@@ -119,15 +122,20 @@ def current() -> Sharding | None:
     return _current[-1] if _current and _current[-1].mesh.size > 1 else None
 
 
-def platform() -> str:
-    """'cpu', 'gpu' or 'tpu': what the program being traced will run on, which may be a topology that is only compiled for."""
+def device() -> jax.Device:
+    """A device that the program being traced will run on; of the current mesh, which may be compiled for only."""
     sharding = current()
-    return jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform
+    return jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+
+
+def platform() -> str:
+    """The platform that the program being traced will run on: 'cpu', 'gpu' or 'tpu'."""
+    return device().platform
 
 
 @contextlib.contextmanager
 def use(sharding: Sharding | None) -> Iterator[Sharding | None]:
-    """Inside, `constrain()` and `current()` speak of this sharding. Trace jitted functions inside it."""
+    """A context in which `constrain()` and `current()` use this sharding. Trace jitted functions inside it."""
     if sharding is None:
         yield None
         return
@@ -139,7 +147,7 @@ def use(sharding: Sharding | None) -> Iterator[Sharding | None]:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Pins an activation to its place on the mesh: `constrain(x_BTD, ('batch', 'length', 'act_embed'))`."""
+    """Pins an activation to its sharding on the mesh: `constrain(x_BTD, ('batch', 'length', 'act_embed'))`."""
     sharding = current()
     if sharding is None:
         return x
@@ -147,7 +155,7 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Sharding:
-    """The mesh `data` x `fsdp` x `context` x `tensor` over all devices; -1 on one axis takes what the others leave.
+    """Builds the mesh `data` x `fsdp` x `context` x `tensor` over all devices.
 
     Raises:
         UserError: the axes do not multiply to the number of devices, or a rule names an unknown axis.
@@ -159,7 +167,7 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
         given = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         raise UserError(
-            f'the mesh {given} does not divide over {len(devices)} devices. '
+            f'the mesh {given} does not divide {len(devices)} devices. '
             'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).'
         )
     if free:
@@ -177,17 +185,20 @@ def _rules(config: MeshConfig) -> dict[str, tuple[str, ...]]:
         unknown = [axis for axis in mesh_axes if axis not in MESH_AXES]
         if name not in rules or unknown:
             raise UserError(
-                f'MeshConfig.rules has ({name!r}, {mesh_axes!r}); logical axes are {sorted(rules)}, '
-                f'mesh axes are {MESH_AXES}.'
+                f'MeshConfig.rules has ({name!r}, {mesh_axes!r}), expected a logical axis of {sorted(rules)} and mesh '
+                f'axes of {MESH_AXES}.'
             )
         rules[name] = mesh_axes
     return rules
 
 
 def check_divides(sharding: Sharding, name: str, size: int) -> None:
-    """Refuses a size that the mesh does not divide, naming the setting that mends it.
+    """Checks that the size of a logical axis divides over the mesh.
 
-    Fewer key-value heads than parts are kept whole on each device (multi-query attention), not refused.
+    Fewer key-value heads than parts are allowed: they stay whole on each device (multi-query attention).
+
+    Raises:
+        UserError: it does not; the message names the setting to change.
     """
     parts = sharding.size(name)
     if size % parts and not (name == 'kv_heads' and size < parts):
@@ -201,7 +212,12 @@ def check_divides(sharding: Sharding, name: str, size: int) -> None:
 
 
 def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
-    """A sharding for each leaf of `tree` (arrays or their shapes); `axes` holds a tuple of logical axes per leaf.
+    """A sharding for each leaf of a tree.
+
+    Args:
+        sharding: mesh and rules.
+        tree: of arrays or their shapes.
+        axes: a tree like it, with a tuple of logical axes for each leaf.
 
     Raises:
         UserError: a size does not divide over its mesh axes.
@@ -217,12 +233,12 @@ def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
 
 
 def batch_axes(ndim: int) -> tuple[str | None, ...]:
-    """The logical axes of an array of a batch of that many axes: rows, length, and what else there may be."""
+    """The logical axes of a batch's array with `ndim` axes: rows, length, and unsplit ones."""
     return (('batch', 'length') + (None,) * ndim)[:ndim]
 
 
 def put_batch(sharding: Sharding, batch: Mapping[str, np.ndarray], global_rows: int) -> dict[str, jax.Array]:
-    """This host's rows of every feature [rows, length] -> global arrays [global_rows, length] split over rows and length.
+    """This host's rows of every feature [rows, length] -> global arrays [global_rows, length], split over the mesh.
 
     Raises:
         UserError: a length does not divide over its mesh axes.
@@ -245,5 +261,5 @@ def host_rows(sharding: Sharding, global_rows: int) -> slice:
     """
     check_divides(sharding, 'batch', global_rows)
     placed = sharding.named(('batch',), (global_rows,)).addressable_devices_indices_map((global_rows,))
-    starts = [index[0].indices(global_rows) for index in placed.values()]
-    return slice(min(start for start, _, _ in starts), max(stop for _, stop, _ in starts))
+    ranges = [index[0].indices(global_rows) for index in placed.values() if index is not None]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))

@@ -1,4 +1,4 @@
-"""t5flan/sharding.py: axes land where the table says; what does not divide is refused by name."""
+"""t5flan/sharding.py: axes are split as the table says; errors name the setting for a size that does not divide."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ def mixed():
     return sharding_lib.create_sharding(MeshConfig(data=2, fsdp=2, tensor=2))
 
 
-def test_free_axis_takes_what_is_left():
+def test_a_free_axis_takes_the_remaining_devices():
     sharding = sharding_lib.create_sharding(MeshConfig(data=-1, tensor=2))
     assert dict(sharding.mesh.shape) == {'data': 4, 'fsdp': 1, 'context': 1, 'tensor': 2}
 
 
 @pytest.mark.parametrize('config', [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=16)])
-def test_mesh_that_does_not_divide_names_the_setting(config):
+def test_error_for_a_mesh_that_does_not_divide_names_the_setting(config):
     with pytest.raises(UserError, match=r'8 devices.*MeshConfig\.data'):
         sharding_lib.create_sharding(config)
 
@@ -32,30 +32,30 @@ def test_specs_follow_the_table(mixed):
     assert mixed.spec(('batch', 'length', 'act_embed')) == PartitionSpec(('data', 'fsdp'), None, None)
 
 
-def test_axes_of_size_one_are_left_out():
+def test_mesh_axes_of_size_one_are_omitted():
     sharding = sharding_lib.create_sharding(MeshConfig(data=8))
     assert sharding.spec(('vocab', 'embed')) == PartitionSpec(None, None)
     assert sharding.spec(('batch',)) == PartitionSpec('data')
 
 
-def test_rules_are_overridden_by_gin():
+def test_configured_rules_override_the_table():
     sharding = sharding_lib.create_sharding(MeshConfig(data=2, fsdp=2, tensor=2, rules=(('embed', None),)))
     assert sharding.spec(('embed', 'mlp')) == PartitionSpec(None, 'tensor')
 
 
 @pytest.mark.parametrize('rule', [('embedd', 'fsdp'), ('embed', 'model')])
-def test_a_rule_of_unknown_axes_is_refused(rule):
+def test_a_rule_with_unknown_axes_raises(rule):
     with pytest.raises(UserError, match='MeshConfig.rules'):
         sharding_lib.create_sharding(MeshConfig(rules=(rule,)))
 
 
-def test_colliding_axes_are_refused():
+def test_two_axes_on_one_mesh_axis_raise():
     sharding = sharding_lib.create_sharding(MeshConfig(fsdp=4, tensor=2, rules=(('mlp', 'fsdp'),)))
     with pytest.raises(UserError, match='share a mesh axis'):
         sharding.spec(('embed', 'mlp'))
 
 
-def test_parameter_that_does_not_divide_names_its_setting(mixed):
+def test_error_for_a_parameter_that_does_not_divide_names_its_setting(mixed):
     with pytest.raises(UserError, match=r'ModelConfig\.num_heads=3 .*tensor=2'):
         sharding_lib.tree_shardings(mixed, jnp.zeros((4, 3, 8)), ('embed', 'heads', 'kv'))
 
@@ -70,7 +70,7 @@ def test_constrain_does_nothing_without_a_mesh():
     assert sharding_lib.constrain(x, ('batch', 'length')) is x
 
 
-def test_constrain_places_inside_jit(mixed):
+def test_constrain_shards_inside_jit(mixed):
     with sharding_lib.use(mixed):
         y = jax.jit(lambda x: sharding_lib.constrain(x * 2, ('batch', 'act_mlp')))(jnp.ones((8, 4)))
     assert y.sharding.spec == PartitionSpec(('data', 'fsdp'), 'tensor')
@@ -98,7 +98,7 @@ def test_rows_are_split_along_their_length():
     assert '\n' not in str(error.value)
 
 
-def test_host_rows_are_all_rows_on_one_host_and_must_divide(mixed):
+def test_one_host_has_all_rows_and_they_must_divide(mixed):
     assert sharding_lib.host_rows(mixed, 8) == slice(0, 8)
     with pytest.raises(UserError, match=r'DataConfig\.batch_size=6'):
         sharding_lib.host_rows(mixed, 6)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from t5flan.models.attention import KeysValues, Mask, Past, remember
+from t5flan.models.attention import KV, LayerCache, Mask, update_cache
 from t5flan.models.cache import Cache
 from t5flan.models.model import Model
 from t5flan.models.stack import DecoderBlock
@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
     block: DecoderBlock
     bias_table_NR: jax.Array | None
-    cross_BKSH: KeysValues | None
+    cross_BKSH: KV | None
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +39,7 @@ class LayerCaches:
     """
 
     index: jax.Array
-    layers: tuple[KeysValues, ...]
+    layers: tuple[KV, ...]
 
 
 def unroll(
@@ -55,18 +55,18 @@ def unroll(
         now = dataclasses.replace(cache, index=caches.index)  # for padding and masks, which do not change
         mask = Mask(causal=True, kv_segment_ids_BS=now.segment_ids_BM())
         x_B1D, updated = model.token_embedder(tokens_B1), []
-        for layer, keys_values in zip(layers, caches.layers, strict=True):
-            past = Past(*keys_values, caches.index)
+        for layer, kv in zip(layers, caches.layers, strict=True):
+            layer_cache = LayerCache(*kv, caches.index)
             x_B1D, new_kv = layer.block(
                 x_B1D,
                 mask=mask,
                 positions_BT=now.positions_B1(),
-                past=past,
-                cross=_swap_heads(layer.cross_BKSH),
+                cache=layer_cache,
+                cross_kv=_swap_heads(layer.cross_BKSH),
                 cross_mask=now.cross_mask(),
                 bias_table_NR=layer.bias_table_NR,
             )
-            updated.append(remember(past, new_kv))  # the same write as inside the block: XLA does it once
+            updated.append(update_cache(layer_cache, new_kv))  # the same write as inside the block: XLA does it once
         x_B1D = model.decoder.decoder_norm(x_B1D)
         return model.logits(x_B1D)[:, 0], LayerCaches(caches.index + 1, tuple(updated))
 
@@ -90,7 +90,7 @@ def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
     return tuple(layer(i) for i in range(config.num_decoder_layers))
 
 
-def _swap_heads(keys_values: KeysValues | None) -> KeysValues | None:
+def _swap_heads(keys_values: KV | None) -> KV | None:
     """[B, S, K, H] <-> [B, K, S, H]."""
     return None if keys_values is None else (keys_values[0].swapaxes(1, 2), keys_values[1].swapaxes(1, 2))
 

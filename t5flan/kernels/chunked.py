@@ -1,17 +1,17 @@
 """Attention in tiles: logits exist for one batch row and one block of queries at a time, forward and backward.
 
-The idea is that of Flash attention (arXiv:2205.14135), in plain XLA: the forward pass keeps the logarithm of each
-query's softmax sum, and the backward pass makes the probabilities of a tile again from it. On a CPU this is faster than
-whole arrays, since tiles stay in the cache; anywhere it takes the memory of a tile in place of [B, N, T, S].
+This is Flash attention (arXiv:2205.14135) in plain XLA: the forward pass saves the log-sum-exp (lse) of each query's
+logits, and the backward pass recomputes the probabilities of a tile from it. On a CPU it is faster than whole arrays,
+since tiles stay in the cache; everywhere it takes the memory of a tile instead of [B, N, T, S].
 
-What measurement on a CPU decided: a tile reads its own rows and heads from the arrays as they come (a product over strided
-heads runs at half the speed, and whole arrays with the head in front are a copy each, which pays where blocks of queries
-read the same keys again); the backward tile is the
-transposed one, [K, S, rows], so that only one of its five products reads an operand against its order.
+Measurements on a CPU decided the layout. A tile reads its rows and heads from the arrays as they are: products over
+strided heads run at half the speed, but moving the heads of whole arrays to the front is a copy each, which pays off
+only where several blocks of queries read the same keys. The backward tile is transposed, [K, S, rows], so that only one
+of its five products reads an operand against its memory order.
 
-B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a block,
-M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile N and K
-count the heads of one group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
+B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a
+block, M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile,
+N and K count the heads of one group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
 """
 
 import dataclasses
@@ -22,47 +22,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from t5flan.kernels.relative_bias import bias_tile
+from t5flan import sharding
+from t5flan.kernels.operands import LEAST_MAXIMUM, MASKED, AttentionSpec, Operands, with_gradients
+from t5flan.kernels.relative_bias import bias_tile, bias_vector
 
-# What a rematerialisation policy may keep (`save_only_these_names`), so that the backward pass need not run the forward
-# tiles again: [B, T, N, H] and a float32 for each query and head.
-SAVED_NAMES = ('attention_output', 'attention_log_sum')
-
-MASKED = -1e30  # finite: a query that sees no key must not make NaN
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """What is fixed when the program is traced."""
-
-    block: int  # C
-    kv_heads: int  # of a tile, K; divides all kv heads
-    causal: bool
-    scale: float
-    soft_cap: float | None
-    dropout_rate: float
-    precision: Any
+# Logits of one tile. On a CPU, larger tiles were measured to leave the cache; elsewhere a step of the loop must be
+# worth its launch. For long keys a tile still has this many rows: every tile reads and writes the gradients of all keys
+# again.
+_TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
+_TILE_ROWS = 256
 
 
-class Operands(NamedTuple):
-    """The arrays of one call; None where an option is off. T is a multiple of the block."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TileSpec(AttentionSpec):
+    """The options of a call, and the size of its tiles."""
 
-    q_BTNH: jax.Array
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
-    bias_NW: jax.Array | None  # `relative_bias.bias_vector`
-    keep_BNS: jax.Array | None  # bool: dropout keeps this key for this head
-    q_segment_ids_BT: jax.Array | None  # a query sees keys of an equal id; both or neither
-    kv_segment_ids_BS: jax.Array | None
-    prefix_BS: jax.Array | None  # bool
-    key_seen_BS: jax.Array | None  # bool
-    q_offset: jax.Array  # int32 scalar
+    block: int  # C, divides T
+    kv_heads: int  # of a tile, K; divides all key-value heads
 
 
 class _Place(NamedTuple):
-    """Where a tile lies: batch row, first query, first head, first key-value head (int32 scalars)."""
+    """The position of a tile: batch row, first query, first head, first key-value head (int32 scalars)."""
 
     row: jax.Array
     query: jax.Array
@@ -70,70 +51,104 @@ class _Place(NamedTuple):
     kv_head: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunked_attention(form: Form, operands: Operands) -> jax.Array:
-    """Attention of all queries, [B, T, N, H] in q's dtype; never holds the logits of more than one tile."""
-    return _forward(form, operands)[0]
+def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
+    """Attention that never holds the logits of more than one tile; `operands.bias_NW` is the bias table [N, R].
+
+    Returns:
+        y_BTNH in q's dtype.
+    """
+    (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
+    block, tile_kv_heads = _tile_size(queries, keys, heads, kv_heads, sharding.platform())
+    padding = -queries % block
+    operands = _pad_queries(operands, padding)
+    if spec.bias is not None and operands.bias_NW is not None:
+        bias_NW = bias_vector(operands.bias_NW, spec.bias, queries + padding, keys, operands.q_offset)
+        operands = operands._replace(bias_NW=bias_NW)
+    return _attention(TileSpec(**vars(spec), block=block, kv_heads=tile_kv_heads), operands)[:, :queries]
 
 
-def _forward(form: Form, operands: Operands) -> tuple[jax.Array, Any]:
-    k, v = (_arrange_keys(form, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
+def _tile_size(queries: int, keys: int, heads: int, kv_heads: int, platform: str) -> tuple[int, int]:
+    """Queries and key-value heads of a tile. If not all queries fit, blocks share them evenly, in multiples of 8."""
+    share = heads // kv_heads
+    logits = _TILE_LOGITS.get(platform, _TILE_LOGITS['other'])
+    if share * queries * keys <= logits:
+        fit = logits // (share * queries * keys)
+        return queries, max(n for n in range(1, min(fit, kv_heads) + 1) if kv_heads % n == 0)
+    most = max(logits // (share * keys), _TILE_ROWS // share, 8)
+    if queries <= most:
+        return queries, 1
+    blocks = -(-queries // most)
+    return -(-queries // blocks // 8) * 8, 1
+
+
+def _pad_queries(operands: Operands, padding: int) -> Operands:
+    """Adds queries whose output is discarded, so that blocks divide T."""
+    if not padding:
+        return operands
+    q_BTNH = jnp.pad(operands.q_BTNH, [(0, 0), (0, padding), (0, 0), (0, 0)])
+    ids_BT = operands.q_segment_ids_BT
+    if ids_BT is not None:
+        ids_BT = jnp.pad(ids_BT, [(0, 0), (0, padding)], constant_values=-1)
+    return operands._replace(q_BTNH=q_BTNH, q_segment_ids_BT=ids_BT)
+
+
+def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """The output, and the lse [J, B, K, M]."""
+    k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tile = _shared_tile(form, operands, _group_bias(form, operands, j), _place(form, operands, j, 0), False)
+        tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, operands, j, 0), False)
 
         def row(y_BTNH: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-            place = _place(form, operands, j, b)
-            q_KMH = _read_queries(form, operands.q_BTNH, operands, place)
-            v_KSH = _read_keys(form, operands, v, place)
-            products_KMS = _dot(form, q_KMH, _read_keys(form, operands, k, place), 2, 2)
-            logits, _ = _logits(form, products_KMS, tile, operands, place, transposed=False)
-            # No less than a tenth of MASKED, so that the exponential of a masked logit is zero in every row.
-            top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0.1 * MASKED)
-            weights = jnp.exp(logits - top)
+            place = _place(spec, operands, j, b)
+            q_KMH = _read_queries(spec, operands.q_BTNH, operands, place)
+            v_KSH = _read_keys(spec, operands, v, place)
+            products_KMS = _dot(spec, q_KMH, _read_keys(spec, operands, k, place), 2, 2)
+            logits, _ = _logits(spec, products_KMS, tile, operands, place, transposed=False)
+            largest = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LEAST_MAXIMUM)
+            weights = jnp.exp(logits - largest)
             sum_KM1 = jnp.sum(weights, axis=-1).reshape(*q_KMH.shape[:2], 1)
             sum_KM1 = jnp.where(sum_KM1 > 0.0, sum_KM1, 1.0)
-            weights_KMS = _drop(form, weights, operands, place, transposed=False).reshape(products_KMS.shape)
-            y_KMH = _dot(form, weights_KMS.astype(v_KSH.dtype), v_KSH, 2, 1) / sum_KM1
-            log_sum_KM = (top.reshape(sum_KM1.shape) + jnp.log(sum_KM1))[..., 0]
-            return _write_queries(form, y_BTNH, y_KMH, place), log_sum_KM
+            weights_KMS = _drop(spec, weights, operands, place, transposed=False).reshape(products_KMS.shape)
+            y_KMH = _dot(spec, weights_KMS.astype(v_KSH.dtype), v_KSH, 2, 1) / sum_KM1
+            lse_KM = (largest.reshape(sum_KM1.shape) + jnp.log(sum_KM1))[..., 0]
+            return _write_queries(spec, y_BTNH, y_KMH, place), lse_KM
 
         return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
-    y_BTNH, log_sum_JBKM = lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(form, operands)))
-    y_BTNH, log_sum_JBKM = map(checkpoint_name, (y_BTNH, log_sum_JBKM), SAVED_NAMES)
-    return y_BTNH, (operands, y_BTNH, log_sum_JBKM)
+    return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(spec, operands)))
 
 
-def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]:
-    operands, y_BTNH, log_sum_JBKM = residuals
-    several = _several_blocks(form, operands)
-    k, v = (_arrange_keys(form, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
+def _backward(
+    spec: TileSpec, operands: Operands, y_BTNH: jax.Array, lse_JBKM: jax.Array, dy_BTNH: jax.Array
+) -> Operands:
+    several = _several_blocks(spec, operands)
+    k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(gradients: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        j, log_sum_BKM = inputs
+        j, lse_BKM = inputs
         *gradients, dbias_NW = gradients
-        group_bias_NW = _group_bias(form, operands, j)
-        start = _place(form, operands, j, 0)
-        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(form, operands, bias_NW, start, True), group_bias_NW)
+        group_bias_NW = _group_bias(spec, operands, j)
+        start = _place(spec, operands, j, 0)
+        tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(spec, operands, bias_NW, start, True), group_bias_NW)
 
         def row(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             dtile, dq_BTNH, dk, dv = carry
-            b, log_sum_KM = inputs
-            place = _place(form, operands, j, b)
-            queries = [_read_queries(form, x, operands, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
-            keys = [_read_keys(form, operands, x, place) for x in (k, v)]
-            dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(form, operands, place, tile, *queries, *keys, log_sum_KM)
+            b, lse_KM = inputs
+            place = _place(spec, operands, j, b)
+            queries = [_read_queries(spec, x, operands, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
+            keys = [_read_keys(spec, operands, x, place) for x in (k, v)]
+            dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(spec, operands, place, tile, queries, keys, lse_KM)
             if several:
-                dk_KSH = dk_KSH + _read_keys(form, operands, dk, place)
-                dv_KSH = dv_KSH + _read_keys(form, operands, dv, place)
-            dk, dv = _write_keys(form, operands, dk, dk_KSH, place), _write_keys(form, operands, dv, dv_KSH, place)
-            dq_BTNH = _write_queries(form, dq_BTNH, dq_KMH, place)
+                dk_KSH = dk_KSH + _read_keys(spec, operands, dk, place)
+                dv_KSH = dv_KSH + _read_keys(spec, operands, dv, place)
+            dk, dv = _write_keys(spec, operands, dk, dk_KSH, place), _write_keys(spec, operands, dv, dv_KSH, place)
+            dq_BTNH = _write_queries(spec, dq_BTNH, dq_KMH, place)
             return (None if dtile is None else dtile + dlogits, dq_BTNH, dk, dv), None
 
-        dtile = None if dbias_NW is None else jnp.zeros(tile.shape, jnp.float32)
-        (dtile, *gradients), _ = lax.scan(row, (dtile, *gradients), (_count(dy_BTNH.shape[0]), log_sum_BKM))
-        if dtile is not None:
+        dtile = None if dbias_NW is None or tile is None else jnp.zeros(tile.shape, jnp.float32)
+        (dtile, *gradients), _ = lax.scan(row, (dtile, *gradients), (_count(dy_BTNH.shape[0]), lse_BKM))
+        if dtile is not None and group_bias_NW is not None:
             summed = lax.dynamic_slice_in_dim(dbias_NW, start.head, group_bias_NW.shape[0]) + tile_vjp(dtile)[0]
             dbias_NW = lax.dynamic_update_slice_in_dim(dbias_NW, summed, start.head, axis=0)
         return (*gradients, dbias_NW), None
@@ -145,133 +160,135 @@ def _backward(form: Form, residuals: Any, dy_BTNH: jax.Array) -> tuple[Operands]
         jnp.zeros(v.shape, keys_dtype),
         None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW),
     )
-    gradients, _ = lax.scan(step, zeros, (_count(_steps(form, operands)), log_sum_JBKM))
+    gradients, _ = lax.scan(step, zeros, (_count(_steps(spec, operands)), lse_JBKM))
     dq_BTNH, dk, dv, dbias_NW = gradients
-    dk_BSKH, dv_BSKH = (_arrange_keys(form, operands, x).astype(k.dtype) for x in (dk, dv))
-    nothing = Operands(*[None] * len(Operands._fields))
-    return (nothing._replace(q_BTNH=dq_BTNH, k_BSKH=dk_BSKH, v_BSKH=dv_BSKH, bias_NW=dbias_NW),)
+    dk_BSKH, dv_BSKH = (_arrange_keys(spec, operands, x).astype(k.dtype) for x in (dk, dv))
+    no_gradient: Any = None
+    return Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW)
 
 
-chunked_attention.defvjp(_forward, _backward)
+_attention = with_gradients(_forward, _backward)
 
 
 def _tile_gradients(
-    form: Form,
+    spec: TileSpec,
     operands: Operands,
     place: _Place,
     tile: jax.Array | None,
-    q_KMH: jax.Array,
-    y_KMH: jax.Array,
-    dy_KMH: jax.Array,
-    k_KSH: jax.Array,
-    v_KSH: jax.Array,
-    log_sum_KM: jax.Array,
+    queries: list[jax.Array],
+    keys: list[jax.Array],
+    lse_KM: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gradients through one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H]."""
-    logits, slope = _logits(form, _dot(form, k_KSH, q_KMH, 2, 2), tile, operands, place, transposed=True)
+    """Gradients of one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H].
+
+    `queries` are q, y and dy [K, M, H], `keys` are k and v [K, S, H], `tile` is from `_shared_tile`.
+    """
+    (q_KMH, y_KMH, dy_KMH), (k_KSH, v_KSH) = queries, keys
+    logits, slope = _logits(spec, _dot(spec, k_KSH, q_KMH, 2, 2), tile, operands, place, transposed=True)
     per_query = (logits.shape[0], 1, *logits.shape[2:])
-    weights = jnp.exp(logits - log_sum_KM.reshape(per_query))
-    dweights = _drop(form, _dot(form, v_KSH, dy_KMH, 2, 2).reshape(logits.shape), operands, place, transposed=True)
-    # The gradient of a softmax is p * (dp - sum(p * dp)), and that sum is y * dy.
-    inner_KM = jnp.sum(y_KMH.astype(jnp.float32) * dy_KMH.astype(jnp.float32), axis=-1)
-    dlogits = weights * (dweights - inner_KM.reshape(per_query))
+    weights = jnp.exp(logits - lse_KM.reshape(per_query))
+    dweights = _drop(spec, _dot(spec, v_KSH, dy_KMH, 2, 2).reshape(logits.shape), operands, place, transposed=True)
+    # The gradient of a softmax is p * (dp - delta), where delta = sum(p * dp) = y * dy.
+    delta_KM = jnp.sum(y_KMH.astype(jnp.float32) * dy_KMH.astype(jnp.float32), axis=-1)
+    dlogits = weights * (dweights - delta_KM.reshape(per_query))
     if operands.bias_NW is not None:
         dlogits = dlogits - weights * _sum_of_keys(dlogits).reshape(per_query)
     dproducts = dlogits if slope is None else dlogits * slope
-    if form.scale != 1.0:
-        dproducts = dproducts * form.scale
+    if spec.scale != 1.0:
+        dproducts = dproducts * spec.scale
     dproducts_KSM = dproducts.reshape(*k_KSH.shape[:2], -1).astype(k_KSH.dtype)
-    weights_KSM = _drop(form, weights, operands, place, transposed=True).reshape(dproducts_KSM.shape)
-    dv_KSH = _dot(form, weights_KSM.astype(v_KSH.dtype), dy_KMH, 2, 1)
-    dk_KSH = _dot(form, dproducts_KSM, q_KMH, 2, 1)
-    # The barrier keeps XLA from making the product [K, M, H] at once, with both operands against their order.
-    dq_KHM = lax.optimization_barrier(_dot(form, k_KSH, dproducts_KSM, 1, 1))
+    weights_KSM = _drop(spec, weights, operands, place, transposed=True).reshape(dproducts_KSM.shape)
+    dv_KSH = _dot(spec, weights_KSM.astype(v_KSH.dtype), dy_KMH, 2, 1)
+    dk_KSH = _dot(spec, dproducts_KSM, q_KMH, 2, 1)
+    # Without the barrier XLA computes [K, M, H] directly, with both operands against their memory order.
+    dq_KHM = lax.optimization_barrier(_dot(spec, k_KSH, dproducts_KSM, 1, 1))
     return dlogits, dq_KHM.swapaxes(1, 2), dk_KSH, dv_KSH
 
 
 def _sum_of_keys(dlogits: jax.Array) -> jax.Array:
-    """What the gradients of each query's logits add up to, [K, M], of a transposed tile.
+    """The sum over keys of the logit gradients of a transposed tile, [K, M].
 
-    It is zero but for rounding: the output that the softmax's gradient is taken from was rounded, and made of rounded
-    probabilities. A bias adds up the gradients of many queries, and would be left with what is over.
+    It is zero up to rounding: delta comes from an output that was rounded, and that rounded probabilities produced. The
+    gradient of the bias sums over many queries, so that the error would add up; it is subtracted instead.
     """
     kv_heads, keys = dlogits.shape[:2]
-    # A product with ones: XLA's CPU takes three times as long as for all the rest to sum over the keys, which lie far apart.
+    # A product with ones: on XLA's CPU a sum over the keys, which lie far apart, takes three times as long as all the
+    # rest.
     ones_K1S = jnp.ones((kv_heads, 1, keys), dlogits.dtype)
-    return lax.dot_general(
-        ones_K1S, dlogits.reshape(kv_heads, keys, -1), (((2,), (1,)), ((0,), (0,))), precision='highest'
-    )
+    axes = (((2,), (1,)), ((0,), (0,)))
+    return lax.dot_general(ones_K1S, dlogits.reshape(kv_heads, keys, -1), axes, precision='highest')
 
 
 def _logits(
-    form: Form, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place, transposed: bool
+    spec: TileSpec, products: jax.Array, tile: jax.Array | None, operands: Operands, place: _Place, transposed: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Products of queries and keys, [K, M, S] or [K, S, M] -> the tile of masked logits, and the slope of the soft cap."""
+    """Products [K, M, S] or [K, S, M] -> masked logits of the tile, and the derivative of the soft cap or None."""
     kv_heads, keys = products.shape[0], products.shape[1 if transposed else 2]
-    shape = (kv_heads, keys, -1, form.block) if transposed else (kv_heads, -1, form.block, keys)
+    shape = (kv_heads, keys, -1, spec.block) if transposed else (kv_heads, -1, spec.block, keys)
     logits, slope = products.reshape(shape), None
-    if form.scale != 1.0:
-        logits = logits * form.scale
-    if form.soft_cap is not None:
-        bent = jnp.tanh(logits / form.soft_cap)
-        logits, slope = form.soft_cap * bent, 1.0 - bent * bent
+    if spec.scale != 1.0:
+        logits = logits * spec.scale
+    if spec.soft_cap is not None:
+        tanh = jnp.tanh(logits / spec.soft_cap)
+        logits, slope = spec.soft_cap * tanh, 1.0 - tanh * tanh
     if tile is not None:
         logits = logits + tile
     as_query, as_key = _axes(transposed)
     of_row = lambda x_BS: as_key(lax.dynamic_index_in_dim(x_BS, place.row, keepdims=False))
     allowed = []
-    if form.causal and operands.prefix_BS is not None:
-        allowed.append(_not_after(form, operands, place, transposed) | of_row(operands.prefix_BS))
-    if operands.q_segment_ids_BT is not None:
-        ids_C = lax.dynamic_slice(operands.q_segment_ids_BT, (place.row, place.query), (1, form.block))
+    if spec.causal and operands.prefix_BS is not None:
+        allowed.append(_not_after(spec, operands, place, transposed) | of_row(operands.prefix_BS))
+    if operands.q_segment_ids_BT is not None and operands.kv_segment_ids_BS is not None:
+        ids_C = lax.dynamic_slice(operands.q_segment_ids_BT, (place.row, place.query), (1, spec.block))
         allowed.append(as_query(ids_C) == of_row(operands.kv_segment_ids_BS))
     if operands.key_seen_BS is not None:
         allowed.append(of_row(operands.key_seen_BS))
-    return (jnp.where(functools.reduce(jnp.logical_and, allowed), logits, MASKED) if allowed else logits), slope
+    if allowed:
+        logits = jnp.where(functools.reduce(jnp.logical_and, allowed), logits, MASKED)
+    return logits, slope
 
 
 def _axes(transposed: bool) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """How a vector over queries, and one over keys, lie in a tile."""
+    """Functions that broadcast a vector over queries, and one over keys, to a tile."""
     query, key = ((1, 1, 1, -1), (1, -1, 1, 1)) if transposed else ((1, 1, -1, 1), (1, 1, 1, -1))
     return lambda x_C: x_C.reshape(query), lambda x_S: x_S.reshape(key)
 
 
-def _not_after(form: Form, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
+def _not_after(spec: TileSpec, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
     as_query, as_key = _axes(transposed)
-    return as_key(_count(operands.k_BSKH.shape[1])) <= as_query(place.query + operands.q_offset + _count(form.block))
+    return as_key(_count(operands.k_BSKH.shape[1])) <= as_query(place.query + operands.q_offset + _count(spec.block))
 
 
 def _shared_tile(
-    form: Form, operands: Operands, bias_NW: jax.Array | None, place: _Place, transposed: bool
+    spec: TileSpec, operands: Operands, bias_NW: jax.Array | None, place: _Place, transposed: bool
 ) -> jax.Array | None:
-    """What is added to the logits of every batch row: the bias, and the causal mask where rows have no prefix."""
+    """A tile to add to the logits of every batch row: the bias, and the causal mask unless rows have a prefix."""
     tile = None
     if bias_NW is not None:
-        bias = bias_tile(bias_NW, place.query, form.block, operands.k_BSKH.shape[1], transposed=transposed)
-        bias = bias.reshape(form.kv_heads, -1, *bias.shape[1:])
+        bias = bias_tile(bias_NW, place.query, spec.block, operands.k_BSKH.shape[1], transposed=transposed)
+        bias = bias.reshape(spec.kv_heads, -1, *bias.shape[1:])
         tile = bias.swapaxes(1, 2) if transposed else bias
-    if form.causal and operands.prefix_BS is None:
-        not_after = _not_after(form, operands, place, transposed)
+    if spec.causal and operands.prefix_BS is None:
+        not_after = _not_after(spec, operands, place, transposed)
         tile = jnp.where(not_after, 0.0 if tile is None else tile, MASKED)
     return tile
 
 
-def _drop(form: Form, weights: jax.Array, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
-    """Dropout of a tile: a head loses a key for all of its queries."""
+def _drop(spec: TileSpec, weights: jax.Array, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
+    """Dropout of a tile: a head drops a key for all queries."""
     if operands.keep_BNS is None:
         return weights
-    heads, keys = form.kv_heads * _share(operands), operands.keep_BNS.shape[2]
+    heads, keys = spec.kv_heads * _share(operands), operands.keep_BNS.shape[2]
     keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, 0), (1, heads, keys))
-    keep_KGS = keep_1NS.reshape(form.kv_heads, -1, keys)
+    keep_KGS = keep_1NS.reshape(spec.kv_heads, -1, keys)
     keep = jnp.expand_dims(keep_KGS.swapaxes(1, 2), 3) if transposed else jnp.expand_dims(keep_KGS, 2)
-    return weights * jnp.where(keep, 1.0 / (1.0 - form.dropout_rate), 0.0)
+    return weights * jnp.where(keep, 1.0 / (1.0 - spec.dropout_rate), 0.0)
 
 
-def _dot(form: Form, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    """Product over one axis of each, axis 0 in common, summed and given in float32."""
-    return lax.dot_general(
-        a, b, (((a_axis,), (b_axis,)), ((0,), (0,))), precision=form.precision, preferred_element_type=jnp.float32
-    )
+def _dot(spec: TileSpec, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    """Product over one axis of each, with axis 0 as batch axis; summed and returned in float32."""
+    axes = (((a_axis,), (b_axis,)), ((0,), (0,)))
+    return lax.dot_general(a, b, axes, precision=spec.precision, preferred_element_type=jnp.float32)
 
 
 def _count(n: int) -> jax.Array:
@@ -279,67 +296,67 @@ def _count(n: int) -> jax.Array:
 
 
 def _share(operands: Operands) -> int:
-    """G."""
+    """G, the query heads that share a key-value head."""
     return operands.q_BTNH.shape[2] // operands.k_BSKH.shape[2]
 
 
-def _steps(form: Form, operands: Operands) -> int:
-    """J."""
-    return operands.q_BTNH.shape[1] // form.block * (operands.k_BSKH.shape[2] // form.kv_heads)
+def _steps(spec: TileSpec, operands: Operands) -> int:
+    """J, the steps of the loop over tiles."""
+    return operands.q_BTNH.shape[1] // spec.block * (operands.k_BSKH.shape[2] // spec.kv_heads)
 
 
-def _place(form: Form, operands: Operands, j: jax.Array, b: Any) -> _Place:
-    """Where step j of row b is: all blocks of queries of one group of heads come before the next group."""
-    blocks = operands.q_BTNH.shape[1] // form.block
-    kv_head = j // blocks * form.kv_heads
-    return _Place(jnp.asarray(b, jnp.int32), j % blocks * form.block, kv_head * _share(operands), kv_head)
+def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
+    """The position of step j in row b: all blocks of queries of one group of heads come before the next group."""
+    blocks = operands.q_BTNH.shape[1] // spec.block
+    kv_head = j // blocks * spec.kv_heads
+    return _Place(jnp.asarray(b, jnp.int32), j % blocks * spec.block, kv_head * _share(operands), kv_head)
 
 
-def _group_bias(form: Form, operands: Operands, j: jax.Array) -> jax.Array | None:
+def _group_bias(spec: TileSpec, operands: Operands, j: jax.Array) -> jax.Array | None:
     """The bias vectors of the heads of step j."""
     if operands.bias_NW is None:
         return None
-    heads = form.kv_heads * _share(operands)
-    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(form, operands, j, 0).head, heads)
+    heads = spec.kv_heads * _share(operands)
+    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(spec, operands, j, 0).head, heads)
 
 
-def _read_queries(form: Form, x_BTNH: jax.Array, operands: Operands, place: _Place) -> jax.Array:
-    """A tile's [K, M, H] of an array like the queries."""
-    heads, size = form.kv_heads * _share(operands), x_BTNH.shape[-1]
-    x_1CNH = lax.dynamic_slice(x_BTNH, (place.row, place.query, place.head, 0), (1, form.block, heads, size))
-    x_KGCH = x_1CNH.reshape(form.block, form.kv_heads, -1, size).transpose(1, 2, 0, 3)
-    return x_KGCH.reshape(form.kv_heads, -1, size)
+def _read_queries(spec: TileSpec, x_BTNH: jax.Array, operands: Operands, place: _Place) -> jax.Array:
+    """A tile's part [K, M, H] of an array like the queries."""
+    heads, size = spec.kv_heads * _share(operands), x_BTNH.shape[-1]
+    x_1CNH = lax.dynamic_slice(x_BTNH, (place.row, place.query, place.head, 0), (1, spec.block, heads, size))
+    x_KGCH = x_1CNH.reshape(spec.block, spec.kv_heads, -1, size).transpose(1, 2, 0, 3)
+    return x_KGCH.reshape(spec.kv_heads, -1, size)
 
 
-def _write_queries(form: Form, into_BTNH: jax.Array, x_KMH: jax.Array, place: _Place) -> jax.Array:
+def _write_queries(spec: TileSpec, into_BTNH: jax.Array, x_KMH: jax.Array, place: _Place) -> jax.Array:
     """The inverse of `_read_queries`."""
     size = x_KMH.shape[-1]
-    x_CKGH = x_KMH.reshape(form.kv_heads, -1, form.block, size).transpose(2, 0, 1, 3)
-    x_1CNH = x_CKGH.reshape(1, form.block, -1, size).astype(into_BTNH.dtype)
+    x_CKGH = x_KMH.reshape(spec.kv_heads, -1, spec.block, size).transpose(2, 0, 1, 3)
+    x_1CNH = x_CKGH.reshape(1, spec.block, -1, size).astype(into_BTNH.dtype)
     return lax.dynamic_update_slice(into_BTNH, x_1CNH, (place.row, place.query, place.head, 0))
 
 
-def _several_blocks(form: Form, operands: Operands) -> bool:
-    """Whether a tile holds some of the queries only, so that keys are read, and their gradients summed, repeatedly."""
-    return operands.q_BTNH.shape[1] > form.block
+def _several_blocks(spec: TileSpec, operands: Operands) -> bool:
+    """Whether there are several blocks of queries, so that keys are read, and their gradients summed, repeatedly."""
+    return operands.q_BTNH.shape[1] > spec.block
 
 
-def _arrange_keys(form: Form, operands: Operands, x: jax.Array) -> jax.Array:
-    """Keys or values as tiles read them, and back: [B, S, K, H], or with several blocks of queries [B, K, S, H]."""
-    return x.swapaxes(1, 2) if _several_blocks(form, operands) else x
+def _arrange_keys(spec: TileSpec, operands: Operands, x: jax.Array) -> jax.Array:
+    """Keys or values as tiles read them, and back: [B, S, K, H], or [B, K, S, H] for several blocks of queries."""
+    return x.swapaxes(1, 2) if _several_blocks(spec, operands) else x
 
 
-def _read_keys(form: Form, operands: Operands, x: jax.Array, place: _Place) -> jax.Array:
-    """A tile's [K, S, H] of arranged keys."""
-    (_, keys, _, size), kv_heads = operands.k_BSKH.shape, form.kv_heads
-    if _several_blocks(form, operands):
+def _read_keys(spec: TileSpec, operands: Operands, x: jax.Array, place: _Place) -> jax.Array:
+    """A tile's part [K, S, H] of arranged keys."""
+    (_, keys, _, size), kv_heads = operands.k_BSKH.shape, spec.kv_heads
+    if _several_blocks(spec, operands):
         return lax.dynamic_slice(x, (place.row, place.kv_head, 0, 0), (1, kv_heads, keys, size))[0]
     return lax.dynamic_slice(x, (place.row, 0, place.kv_head, 0), (1, keys, kv_heads, size))[0].swapaxes(0, 1)
 
 
-def _write_keys(form: Form, operands: Operands, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
+def _write_keys(spec: TileSpec, operands: Operands, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
     """The inverse of `_read_keys`."""
     x_KSH = x_KSH.astype(into.dtype)
-    if _several_blocks(form, operands):
+    if _several_blocks(spec, operands):
         return lax.dynamic_update_slice(into, x_KSH[None], (place.row, place.kv_head, 0, 0))
     return lax.dynamic_update_slice(into, x_KSH.swapaxes(0, 1)[None], (place.row, 0, place.kv_head, 0))

@@ -1,7 +1,7 @@
 """T5's relative position bias: distances to buckets, one vector per head for all distances, and tiles cut from it.
 
-A bias depends on the distance alone, so a [T, S] tile holds just T + S - 1 different numbers per head (it is a Toeplitz
-matrix). Tiles are made from that vector by a reshape, and the gradient of a tile comes back as the vector's.
+The bias depends on the distance only, so a [T, S] tile holds just T + S - 1 different numbers per head (it is a
+Toeplitz matrix). A reshape makes a tile from that vector, and turns the gradient of a tile into the vector's.
 
 N heads, R buckets, T queries, S keys, W = T + S - 1 distances.
 """
@@ -21,34 +21,38 @@ from t5flan.errors import UserError
 class RelativeBias:
     """How distances fall into buckets (arXiv:1910.10683, section 2.1; the T5 code is the definition).
 
-    bidirectional: half of the buckets are for keys after the query (encoder); else those share bucket 0 (decoder).
+    Attributes:
+        bidirectional: True: half of the buckets are for keys after the query (encoder). False: those share bucket 0
+            (decoder).
+        num_buckets: of both directions together.
+        max_distance: from this distance on, all keys of a direction share its last bucket.
     """
 
     bidirectional: bool
     num_buckets: int = 32
     max_distance: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         directions = 2 if self.bidirectional else 1
         if self.num_buckets % directions or self.num_buckets < 2 * directions:
             raise UserError(
-                f'relative bias has {self.num_buckets} buckets; expected at least {2 * directions}, '
-                f'a multiple of {directions}. Set ModelConfig.relative_buckets.'
+                f'relative_buckets={self.num_buckets}, expected a multiple of {directions}, at least {2 * directions}. '
+                'Set ModelConfig.relative_buckets.'
             )
-        if self.max_distance <= self.num_buckets // directions // 2:
+        exact = self.num_buckets // directions // 2
+        if self.max_distance <= exact:
             raise UserError(
-                f'relative bias has the largest distance {self.max_distance}; expected more than '
-                f'{self.num_buckets // directions // 2}, the distances with a bucket of their own. '
-                'Set ModelConfig.relative_max_distance.'
+                f'relative_max_distance={self.max_distance}, expected more than {exact}, the distances that have '
+                'their own bucket. Set ModelConfig.relative_max_distance.'
             )
 
 
 @functools.lru_cache(maxsize=64)
 def _first_distances(buckets: int, max_distance: int) -> tuple[int, ...]:
-    """The least distance of each bucket after the exact ones, for one direction.
+    """The smallest distance of each bucket after the exact ones, for one direction.
 
     T5 computes `exact + int(log(d / exact) / log(max_distance / exact) * m)` with m = buckets - exact. Bucket exact + j
-    begins where d^m >= exact^(m-j) max_distance^j: whole numbers, so no rounding of a logarithm decides.
+    starts where d^m >= exact^(m-j) max_distance^j: integers, so that the rounding of a logarithm does not matter.
     """
     exact = buckets // 2
     m = buckets - exact
@@ -69,7 +73,9 @@ def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType
     array([31, 16,  1,  0,  0,  0], dtype=int32)
 
     Args:
-        xp: `numpy` or `jax.numpy`, which computes.
+        relative_positions: integers.
+        bias: the buckets.
+        xp: the module to compute with, `numpy` or `jax.numpy`.
     """
     relative_positions = xp.asarray(relative_positions, xp.int32)
     buckets = bias.num_buckets // 2 if bias.bidirectional else bias.num_buckets
@@ -94,7 +100,7 @@ def bias_vector(
 
 def bias_of_distances(table_NR: jax.Array, bias: RelativeBias, distance_W: jax.Array) -> jax.Array:
     """The bias of distances (key index - query index) [W], float32 [N, W]."""
-    # A product with ones and zeros, not a gather: it is exact, and its gradient is a product too, not a scatter.
+    # A product with a one-hot matrix, not a gather: it is exact, and its gradient is a product too, not a scatter.
     chosen_WR = jax.nn.one_hot(relative_buckets(distance_W, bias), bias.num_buckets, dtype=jnp.float32)
     return jnp.einsum('NR,WR->NW', table_NR.astype(jnp.float32), chosen_WR, precision='highest')
 
@@ -102,7 +108,7 @@ def bias_of_distances(table_NR: jax.Array, bias: RelativeBias, distance_W: jax.A
 def toeplitz(vector: jax.Array, rows: int, columns: int) -> jax.Array:
     """[..., rows + columns - 1] -> [..., rows, columns] whose element [i, j] is vector[j - i + rows - 1].
 
-    Each row is the one above, shifted by one: rows of length W repeated end to end and read again with length W - 1.
+    Each row is the one above shifted by one: copies of the vector, of length W, are read as rows of length W - 1.
 
     >>> toeplitz(jnp.arange(5), rows=3, columns=3)
     Array([[2, 3, 4],
@@ -111,7 +117,7 @@ def toeplitz(vector: jax.Array, rows: int, columns: int) -> jax.Array:
     """
     *leading, width = vector.shape
     if width != rows + columns - 1:
-        raise ValueError(f'a Toeplitz matrix of {rows} x {columns} needs {rows + columns - 1} numbers, not {width}')
+        raise ValueError(f'a Toeplitz matrix of {rows} x {columns} needs {rows + columns - 1} numbers, got {width}')
     width += 1
     padded = jnp.pad(vector, [(0, 0)] * len(leading) + [(0, 1)])
     flat = jnp.broadcast_to(padded[..., None, :], (*leading, rows, width)).reshape(*leading, rows * width)
@@ -120,9 +126,9 @@ def toeplitz(vector: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def toeplitz_transposed(vector: jax.Array, rows: int, columns: int) -> jax.Array:
-    """`toeplitz(vector, rows, columns)` with its last two axes exchanged, made without a transposition.
+    """`toeplitz(vector, rows, columns)` with its last two axes swapped, without a transposition.
 
-    It is put together from square tiles, as the reshape of one tall matrix would need columns^2 numbers.
+    It is assembled from square tiles, since the reshape of one tall matrix would need columns^2 numbers.
     """
     *leading, _ = vector.shape
     tiles = -(-columns // rows)
@@ -137,8 +143,11 @@ def bias_tile(vector_NW: jax.Array, start: int | jax.Array, block: int, keys: in
     """The bias of queries start ... start + block - 1: [N, block, S], or [N, S, block] if `transposed`.
 
     Args:
-        vector_NW: of all T queries, as `bias_vector` gives it.
-        start: a multiple of `block`, may be traced.
+        vector_NW: of all T queries, from `bias_vector`.
+        start: a multiple of `block`; may be traced.
+        block: queries of the tile.
+        keys: S.
+        transposed: the layout of the result.
     """
     queries = vector_NW.shape[1] - keys + 1
     part = jax.lax.dynamic_slice_in_dim(vector_NW, queries - block - start, block + keys - 1, axis=1)

@@ -1,1 +1,1 @@
-"""batch -> hidden states -> logits: one Transformer stack, many models by configuration."""
+"""Models: batch -> hidden states -> logits; one Transformer stack, many models by configuration."""

@@ -1,4 +1,4 @@
-"""From a configuration to a model: with values, or as shapes alone."""
+"""Builds a model from its configuration: with values, or as shapes only."""
 
 import jax
 
@@ -12,10 +12,10 @@ _ARCHITECTURES = {'encoder_decoder': EncoderDecoder, 'decoder_only': DecoderOnly
 
 
 def build_model(config: ModelConfig, key: jax.Array) -> Model:
-    """A model with fresh float32 parameters, a pure function of (config, key): jit it with shardings to build in place."""
+    """A model with new float32 parameters: a pure function, so jit it with output shardings to create them in place."""
     return _ARCHITECTURES[config.architecture](config, Scope(key))
 
 
 def abstract_model(config: ModelConfig) -> Model:
-    """The same tree with `jax.ShapeDtypeStruct` for arrays: no memory, whatever the size."""
+    """The same tree with `jax.ShapeDtypeStruct` for arrays; takes no memory."""
     return jax.eval_shape(lambda: build_model(config, jax.random.key(0)))

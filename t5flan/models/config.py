@@ -1,4 +1,4 @@
-"""The shape of a model as one frozen record: every family is a choice of these fields, never a fork of the code."""
+"""The configuration of a model: every model family is a choice of settings, never a fork of the code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,19 +11,52 @@ from t5flan.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One Transformer. Names are T5X's where T5X has one; defaults are T5 1.1's.
+    """The configuration of one Transformer. Names are T5X's where T5X has one; defaults are T5 1.1's.
 
-    | family     | position      | mlp_activations  | norm  | further                                                   |
-    |------------|---------------|------------------|-------|-----------------------------------------------------------|
-    | T5 1.0     | relative_bias | relu             | rms   | tie_embeddings                                            |
-    | T5 1.1     | relative_bias | gelu, linear     | rms   |                                                           |
-    | UMT5       | relative_bias | gelu, linear     | rms   | relative_bias_per_layer                                   |
-    | PaLM       | rope          | silu, linear     | layer | tie_embeddings, parallel_block, num_kv_heads=1, scale_... |
-    | Llama 2    | rope          | silu, linear     | rms   | scale_attention                                           |
-    | Gemma      | rope          | gelu, linear     | rms   | norm_scale_plus_one, scale_embedding, tied, unscaled      |
+    | family     | position      | mlp_activations  | norm  | further settings                                         |
+    |------------|---------------|------------------|-------|----------------------------------------------------------|
+    | T5 1.0     | relative_bias | relu             | rms   | tie_embeddings                                           |
+    | T5 1.1     | relative_bias | gelu, linear     | rms   |                                                          |
+    | UMT5       | relative_bias | gelu, linear     | rms   | relative_bias_per_layer                                  |
+    | PaLM       | rope          | silu, linear     | layer | tie_embeddings, parallel_block, num_kv_heads=1, ...      |
+    | Llama 2    | rope          | silu, linear     | rms   | scale_attention                                          |
+    | Gemma      | rope          | gelu, linear     | rms   | norm_scale_plus_one, scale_embedding, tied, unscaled     |
+
+    Attributes:
+        architecture: 'encoder_decoder' or 'decoder_only'.
+        vocab_size: tokens in the embedding and the logits, at least those of the vocabulary.
+        emb_dim: size of hidden states.
+        num_heads: query heads.
+        head_dim: size of a head.
+        mlp_dim: inner size of the MLP.
+        num_decoder_layers: layers of the decoder.
+        num_encoder_layers: layers of the encoder; 0 for a decoder_only model.
+        num_kv_heads: key-value heads. None: as many as num_heads; 1: multi-query; between: grouped-query.
+        scale_attention: True: logits x head_dim^-0.5. False, as in T5: that factor is in the initializer of the query.
+        attention_soft_cap: attention logits become cap * tanh(logits / cap); None for no cap.
+        attention: the implementation of `attend()`; 'auto' chooses one for the device and the lengths.
+        position: how positions enter: T5's relative bias, rotary embeddings, or not at all.
+        relative_buckets: buckets of distances of the relative bias.
+        relative_max_distance: the distance from which keys share the last bucket.
+        relative_bias_per_layer: True: a bias table for each layer (UMT5). False: one for the stack (T5).
+        relative_bias_init: variance scale of the initial bias table; larger, small models learn positions sooner.
+        rope_base: base of the rotary frequencies.
+        mlp_activations: one projection for each, multiplied; 'gelu' is the tanh approximation.
+        parallel_block: attention and MLP read the same normed input (PaLM).
+        norm: 'rms', or 'layer' without bias (PaLM).
+        norm_epsilon: added to the variance.
+        norm_scale_plus_one: the parameter is the scale minus 1 (Gemma).
+        tie_embeddings: compute logits with the token embedding.
+        scale_tied_logits: with tie_embeddings: logits x emb_dim^-0.5 (T5 1.0, PaLM).
+        scale_embedding: embedded tokens x emb_dim^0.5 (Gemma).
+        logits_soft_cap: as attention_soft_cap, for the output logits.
+        dropout_rate: during training; 0 turns dropout off.
+        dtype: of the computation; parameters, softmax, norms and logits are float32.
+        scan_layers: True compiles one layer and scans over the stack; False unrolls the loop over the same parameters.
+        remat: what the backward pass recomputes: nothing ('none'), all but the outputs of projections and attention
+            ('minimal'), or everything ('full').
     """
 
-    # Required: the sizes.
     architecture: Literal['encoder_decoder', 'decoder_only']
     vocab_size: int
     emb_dim: int
@@ -31,45 +64,35 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     num_decoder_layers: int
-    num_encoder_layers: int = 0  # 0 exactly for a decoder_only model
+    num_encoder_layers: int = 0
 
-    # Attention.
-    num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped-query
-    scale_attention: bool = (
-        False  # True: logits x head_dim^-0.5. As in T5, False: it is in the initialiser of the query
-    )
-    attention_soft_cap: float | None = None  # cap * tanh(logits / cap)
-    attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'  # the form of `attend` that runs
+    num_kv_heads: int | None = None
+    scale_attention: bool = False
+    attention_soft_cap: float | None = None
+    attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
 
-    # Positions.
     position: Literal['relative_bias', 'rope', 'none'] = 'relative_bias'
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    relative_bias_per_layer: bool = False  # True: a table for each layer (UMT5); False: one for the stack (T5)
-    relative_bias_init: float = 1.0  # variance scale of the first table; larger, a small model finds positions sooner
+    relative_bias_per_layer: bool = False
+    relative_bias_init: float = 1.0
     rope_base: float = 10000.0
 
-    # Block.
-    # One projection each, multiplied; gelu is the tanh form.
     mlp_activations: tuple[Literal['gelu', 'relu', 'silu', 'linear'], ...] = ('gelu', 'linear')
-    parallel_block: bool = False  # attention and MLP read the same normed input (PaLM)
-    norm: Literal['rms', 'layer'] = 'rms'  # 'layer' is without bias (PaLM)
+    parallel_block: bool = False
+    norm: Literal['rms', 'layer'] = 'rms'
     norm_epsilon: float = 1e-6
-    norm_scale_plus_one: bool = False  # the parameter is the scale minus 1 (Gemma)
+    norm_scale_plus_one: bool = False
 
-    # Embedding and logits.
-    tie_embeddings: bool = False  # logits by the token embedding
-    scale_tied_logits: bool = True  # if tied: logits x emb_dim^-0.5 (T5 1.0, PaLM)
-    scale_embedding: bool = False  # embedded tokens x emb_dim^0.5 (Gemma)
+    tie_embeddings: bool = False
+    scale_tied_logits: bool = True
+    scale_embedding: bool = False
     logits_soft_cap: float | None = None
 
-    # How it runs; none of these changes what the parameters mean.
+    # None of these changes what the parameters mean.
     dropout_rate: float = 0.0
-    dtype: Literal['bfloat16', 'float32', 'float16'] = (
-        'bfloat16'  # of the computation; parameters, softmax, norms and logits are float32
-    )
-    scan_layers: bool = True  # False unrolls the loop over the same stacked parameters
-    # What the backward pass computes again: nothing, all but projections and attention's result, everything.
+    dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'
+    scan_layers: bool = True
     remat: Literal['none', 'minimal', 'full'] = 'none'
 
     def __post_init__(self) -> None:
@@ -84,61 +107,45 @@ class ModelConfig:
 
     def _check_sizes(self) -> None:
         for name in ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_decoder_layers'):
-            require(getattr(self, name) > 0, f'ModelConfig.{name}', getattr(self, name), 'a number above 0')
+            self._require(getattr(self, name) > 0, name, 'a number above 0')
         for name in ('norm_epsilon', 'rope_base', 'relative_bias_init', 'attention_soft_cap', 'logits_soft_cap'):
             value = getattr(self, name)
-            require(value is None or value > 0, f'ModelConfig.{name}', value, 'a number above 0')
-        require(0 <= self.dropout_rate < 1, 'ModelConfig.dropout_rate', self.dropout_rate, 'a number from 0 to below 1')
-        require(
-            self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
-            'ModelConfig.num_kv_heads',
-            self.num_kv_heads,
-            f'a divisor of num_heads={self.num_heads}',
-        )
-        require(
-            self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
-            'ModelConfig.relative_buckets',
-            self.relative_buckets,
-            'a multiple of 4',
-        )
-        require(
-            self.relative_max_distance > self.relative_buckets // 2,
-            'ModelConfig.relative_max_distance',
-            self.relative_max_distance,
-            f'more than relative_buckets / 2 = {self.relative_buckets // 2}',
-        )
-        require(
-            self.position != 'rope' or self.head_dim % 2 == 0, 'ModelConfig.head_dim', self.head_dim, 'even, for rope'
+            self._require(value is None or value > 0, name, 'a number above 0')
+        self._require(0 <= self.dropout_rate < 1, 'dropout_rate', 'a number from 0 to below 1')
+        divides = self.kv_heads > 0 and self.num_heads % self.kv_heads == 0
+        self._require(divides, 'num_kv_heads', f'a divisor of num_heads={self.num_heads}')
+        buckets = self.relative_buckets
+        self._require(buckets >= 4 and buckets % 4 == 0, 'relative_buckets', 'a multiple of 4')
+        more = f'more than relative_buckets / 2 = {buckets // 2}'
+        self._require(self.relative_max_distance > buckets // 2, 'relative_max_distance', more)
+        self._require(
+            self.position != 'rope' or self.head_dim % 2 == 0, 'head_dim', "an even number with position='rope'"
         )
 
     def _check_combinations(self) -> None:
-        encoder_decoder = self.architecture == 'encoder_decoder'
-        require(
-            self.num_encoder_layers > 0 if encoder_decoder else self.num_encoder_layers == 0,
-            'ModelConfig.num_encoder_layers',
-            self.num_encoder_layers,
-            'above 0' if encoder_decoder else '0 for a decoder_only model',
-        )
-        require(
-            not (encoder_decoder and self.parallel_block),
-            'ModelConfig.parallel_block',
-            True,
-            'False for an encoder_decoder model: its decoder has a third sub-layer',
-        )
-        require(len(self.mlp_activations) > 0, 'ModelConfig.mlp_activations', self.mlp_activations, 'at least one')
+        if self.architecture == 'encoder_decoder':
+            self._require(self.num_encoder_layers > 0, 'num_encoder_layers', 'a number above 0')
+            without = 'False for an encoder_decoder model: its decoder has a third sub-layer'
+            self._require(not self.parallel_block, 'parallel_block', without)
+        else:
+            self._require(self.num_encoder_layers == 0, 'num_encoder_layers', '0 for a decoder_only model')
+        self._require(len(self.mlp_activations) > 0, 'mlp_activations', 'at least one')
+
+    def _require(self, holds: bool, field: str, expected: str) -> None:
+        require(holds, f'ModelConfig.{field}', getattr(self, field), expected)
 
     @property
     def kv_heads(self) -> int:
-        """Key-value heads in number: `num_kv_heads`, or `num_heads` where that is None."""
+        """The number of key-value heads: `num_kv_heads`, or `num_heads` if that is None."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def attention_scale(self) -> float:
-        """What attention logits are multiplied by."""
+        """The factor of attention logits."""
         return self.head_dim**-0.5 if self.scale_attention else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able; `ModelConfig.from_dict` reads it back."""
+        """All fields, as JSON types; `ModelConfig.from_dict` reads them back."""
         return {**dataclasses.asdict(self), 'mlp_activations': list(self.mlp_activations)}
 
     @classmethod
@@ -146,7 +153,7 @@ class ModelConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: an unknown field, a missing one, or a value out of its range.
+            UserError: an unknown field, a missing field, or a value out of range.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
@@ -155,5 +162,5 @@ class ModelConfig:
                 raise UserError(f'ModelConfig has no field {name!r}' + (f'; did you mean {near!r}?' if near else '.'))
         for name, field in known.items():
             if annotations.is_required(field) and name not in fields:
-                raise UserError(f'ModelConfig.{name} is missing. Set it, or include a file of gin/models.')
+                raise UserError(f'ModelConfig.{name} is missing. Set it in your .gin, or include a file of gin/models.')
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""A decoder alone: causal language model or prefix LM (PaLM, Llama, Gemma).
+"""The decoder-only architecture: causal language models and prefix LMs (PaLM, Llama, Gemma).
 
 B batch, T length, P prompt length, D emb_dim, V vocabulary.
 """
@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.models.attention import Mask
-from t5flan.models.cache import Cache, empty_places
+from t5flan.models.cache import Cache, pad_kv
 from t5flan.models.model import START_TOKEN, Batch, Model, positions_of
 
 
 class DecoderOnly(Model):
-    """One stack; what it may look at is in the batch: causal, or bidirectional over a prefix."""
+    """One stack; causal, or bidirectional over the prefix that a batch marks."""
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Normed hidden states [B, T, D], in the compute dtype. Dropout is on exactly with a key.
+        """Normed hidden states [B, T, D], in the compute dtype.
 
         Args:
-            batch: decoder_input_tokens [B, T], int32; of packed rows also decoder_segment_ids and decoder_positions; for
-                a prefix LM decoder_causal_attention, 1 where a token belongs to the prefix and is seen by all of its
-                segment.
+            batch: decoder_input_tokens [B, T], int32; for packed rows also decoder_segment_ids and decoder_positions;
+                for a prefix LM decoder_causal_attention, 1 for tokens of the prefix, which all of their segment sees.
+            dropout_key: None turns dropout off.
         """
         tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
         segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
@@ -46,20 +46,23 @@ class DecoderOnly(Model):
         prefix_lm: bool = False,
         start_id: int | jax.Array = START_TOKEN,
     ) -> tuple[jax.Array, Cache]:
-        """Reads prompts of various lengths in one pass; gives logits [B, V] of the token after each, and a cache.
+        """Reads prompts of different lengths in one pass.
 
-        Prompts are padded with 0 at the LEFT, and do not hold the start token: it is put before each of them here,
-        since in training a row begins with it too (targets shifted right). For prompts [0, 0, 7, 8] and [4, 5, 6, 7]
-        the model reads, at the positions below,
+        Prompts are padded with 0 at the LEFT and do not contain the start token: it is inserted before each of them
+        here, as a row starts with it in training too (targets shifted right). For prompts [0, 0, 7, 8] and
+        [4, 5, 6, 7] the model reads, at the positions below,
 
             tokens     0  0 [0] 7  8     [0] 4  5  6  7      [0] is the start token
             positions  -  -  0  1  2      0  1  2  3  4
 
         Args:
             prompt_tokens_BP: int32.
-            max_decode_len: how many more tokens `decode_step` can be fed.
-            start_id: the start token, one or one for each row [B].
-            prefix_lm: the prompt and its start token see one another in both directions, as a prefix does in training.
+            max_decode_len: how many more tokens `decode_step` can read.
+            prefix_lm: the prompt and its start token see each other in both directions, as a prefix does in training.
+            start_id: the start token, one for all rows or one for each [B].
+
+        Returns:
+            Logits [B, V] of the token after each prompt, and the cache.
         """
         prompt_BP = jnp.asarray(prompt_tokens_BP, jnp.int32)
         pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
@@ -67,15 +70,14 @@ class DecoderOnly(Model):
         tokens_BT = jnp.where(
             positions_of(tokens_BT) == pad_B[:, None], jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT
         )
-        present_BT = positions_of(tokens_BT) >= pad_B[:, None]
-        mask = Mask(
-            causal=True, kv_segment_ids_BS=present_BT.astype(jnp.int32), prefix_BS=present_BT if prefix_lm else None
-        )
-        x_BTD, present = self.decoder(
+        real_BT = positions_of(tokens_BT) >= pad_B[:, None]
+        mask = Mask(True, kv_segment_ids_BS=real_BT.astype(jnp.int32), prefix_BS=real_BT if prefix_lm else None)
+        x_BTD, kv = self.decoder(
             self.token_embedder(tokens_BT),
             mask=mask,
-            keep=True,
+            return_kv=True,
             positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0),
         )
-        cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *empty_places(present, max_decode_len))
+        assert kv is not None  # because of return_kv
+        cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *pad_kv(kv, max_decode_len))
         return self.logits(x_BTD[:, -1:])[:, 0], cache

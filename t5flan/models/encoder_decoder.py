@@ -1,4 +1,4 @@
-"""T5: an encoder reads the input, a decoder writes the target and attends to it (arXiv:1910.10683).
+"""The encoder-decoder architecture, T5 (arXiv:1910.10683): the decoder attends to the encoded input.
 
 B batch, S source length, T target length, D emb_dim, V vocabulary.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.models.attention import Mask
-from t5flan.models.cache import Cache, empty_places
+from t5flan.models.cache import Cache, pad_kv
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import START_TOKEN, Batch, Model, positions_of
 from t5flan.models.parameters import Scope
@@ -29,7 +29,17 @@ class EncoderDecoder(Model):
         *,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Tokens -> what the decoder reads [B, S, D]. Without segment ids, token 0 is padding."""
+        """Encodes the input.
+
+        Args:
+            encoder_input_tokens_BS: int32.
+            encoder_segment_ids_BS: of packed rows; without them, token 0 is padding.
+            encoder_positions_BS: of packed rows; by default 0, 1, 2, ...
+            dropout_key: None turns dropout off.
+
+        Returns:
+            Normed hidden states [B, S, D], which the decoder attends to.
+        """
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
         positions_BS = positions_of(tokens_BS) if encoder_positions_BS is None else jnp.asarray(encoder_positions_BS)
         mask = Mask(
@@ -42,30 +52,26 @@ class EncoderDecoder(Model):
         )
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Normed hidden states [B, T, D] of the decoder, in the compute dtype. Dropout is on exactly with a key.
+        """Normed hidden states [B, T, D] of the decoder, in the compute dtype.
 
         Args:
-            batch: encoder_input_tokens [B, S] and decoder_input_tokens [B, T], int32; of packed rows also
+            batch: encoder_input_tokens [B, S] and decoder_input_tokens [B, T], int32; for packed rows also
                 encoder_segment_ids, encoder_positions, decoder_segment_ids and decoder_positions.
+            dropout_key: None turns dropout off.
         """
         encoder_key, decoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source_BS, tokens_BT = jnp.asarray(batch['encoder_input_tokens']), jnp.asarray(batch['decoder_input_tokens'])
         encoded_BSD = self.encode(
             source_BS, batch.get('encoder_segment_ids'), batch.get('encoder_positions'), dropout_key=encoder_key
         )
-        segment_ids_BT = batch.get('decoder_segment_ids')  # unpacked: None, since padding comes after every token
-        mask = Mask(causal=True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT)
-        cross_mask = Mask(
-            causal=False,
-            q_segment_ids_BT=segment_ids_BT,
-            kv_segment_ids_BS=_source_segments(source_BS, batch.get('encoder_segment_ids')),
-        )
+        segment_ids_BT = batch.get('decoder_segment_ids')  # unpacked: None, since padding follows all tokens
+        source_segments_BS = _source_segments(source_BS, batch.get('encoder_segment_ids'))
         x_BTD, _ = self.decoder(
             self.token_embedder(tokens_BT),
-            mask=mask,
+            mask=Mask(True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT),
             encoded_BSD=encoded_BSD,
             positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))),
-            cross_mask=cross_mask,
+            cross_mask=Mask(False, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=source_segments_BS),
             dropout_key=decoder_key,
         )
         return x_BTD
@@ -73,20 +79,26 @@ class EncoderDecoder(Model):
     def start_cache(
         self, encoder_input_tokens_BS: jax.Array, max_decode_len: int, *, start_id: int | jax.Array = START_TOKEN
     ) -> tuple[jax.Array, Cache]:
-        """Encodes and feeds the start token `start_id`; gives logits [B, V] of the first new token and a cache.
+        """Encodes the input and reads the start token.
 
-        `max_decode_len` is how many more tokens `decode_step` can be fed.
+        Args:
+            encoder_input_tokens_BS: int32; 0 is padding.
+            max_decode_len: how many more tokens `decode_step` can read.
+            start_id: the start token, one for all rows or one for each [B].
+
+        Returns:
+            Logits [B, V] of the first new token, and the cache.
         """
         source_BS = jnp.asarray(encoder_input_tokens_BS)
         encoded_BSD, rows, layers = self.encode(source_BS), source_BS.shape[0], self.config.num_decoder_layers
-        cross_k, cross_v = jax.vmap(lambda attention: attention.keys_values(encoded_BSD))(
+        cross_k, cross_v = jax.vmap(lambda attention: attention.project_kv(encoded_BSD))(
             self.decoder.layers.encoder_decoder_attention
         )
-        nothing = jnp.zeros((layers, rows, 0, self.config.kv_heads, self.config.head_dim), self.config.dtype)
+        empty = jnp.zeros((layers, rows, 0, self.config.kv_heads, self.config.head_dim), self.config.dtype)
         cache = Cache(
             jnp.int32(0),
             jnp.zeros(rows, jnp.int32),
-            *empty_places((nothing, nothing), 1 + max_decode_len),
+            *pad_kv((empty, empty), 1 + max_decode_len),
             cross_k,
             cross_v,
             _source_segments(source_BS, None),

@@ -17,8 +17,8 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import Initializer, Scope, fan_in
 from t5flan.sharding import constrain, platform
 
-# What `remat='minimal'` keeps, beside attention's result: the results of projections, which are dear to compute again and
-# small. (T5X's policy keeps every product without batch axes, and with it each layer's whole relative bias.)
+# The outputs of projections, which `remat='minimal'` saves besides those of attention: they are small and expensive to
+# recompute. (T5X's policy saves every product without batch axes, and with it each layer's whole relative bias.)
 PROJECTION = 'projection'
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -30,16 +30,16 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def fold(key: jax.Array | None, of: str | int | jax.Array) -> jax.Array | None:
-    """The dropout key of a part, by its name or its number; None (no dropout) stays None."""
+    """The dropout key of a part, by its name or number; None (no dropout) stays None."""
     if key is None:
         return None
     return jax.random.fold_in(key, zlib.crc32(of.encode()) if isinstance(of, str) else of)
 
 
 def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None, *, along_length: bool = True) -> jax.Array:
-    """Drops features and scales the others by 1 / (1 - rate); off where `key` is None.
+    """Drops features and scales the others by 1 / (1 - rate); off if `key` is None.
 
-    As in T5, a feature is dropped along the whole length at once (one draw for [B, 1, D]) unless `along_length` is False.
+    As in T5, a feature is dropped at all positions of a row (one draw for [B, 1, D]) unless `along_length` is False.
     """
     if key is None or rate == 0:
         return x_BTD
@@ -49,7 +49,7 @@ def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None, *, along_lengt
 
 
 class Projection(nnx.Module):
-    """A linear map without bias, from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
+    """A linear map without bias from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
 
     def __init__(
         self,
@@ -59,29 +59,22 @@ class Projection(nnx.Module):
         outputs: dict[str, int],
         init: Initializer | None = None,
     ):
-        """`inputs` and `outputs` give sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
+        """`inputs` and `outputs` are sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
         self.dtype = config.dtype
         self.num_inputs = len(inputs)
-        self.kernel = scope.parameter(
-            'kernel',
-            (*inputs.values(), *outputs.values()),
-            (*inputs, *outputs),
-            init or fan_in(len(inputs), truncated=True),
-        )
+        shape, init = (*inputs.values(), *outputs.values()), init or fan_in(len(inputs), truncated=True)
+        self.kernel = scope.parameter('kernel', shape, (*inputs, *outputs), init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         summed = tuple(range(self.num_inputs))
         last = tuple(x.ndim - self.num_inputs + i for i in summed)
-        # XLA's CPU widens the operands of a 16-bit product whose result is 16-bit too; one that gives float32 it runs as it
-        # is, in half the time. Elsewhere sums are float32 whatever the result.
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        # XLA's CPU converts the operands of a 16-bit product with a 16-bit result to float32 first; a product with a
+        # float32 result it runs directly, in half the time. On other devices sums are float32 in both cases.
         result = jnp.float32 if platform() == 'cpu' else None
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            ((last, summed), ((), ())),
-            preferred_element_type=result,
-        ).astype(self.dtype)
-        return checkpoint_name(y, PROJECTION)
+        y = jax.lax.dot_general(x, kernel, ((last, summed), ((), ())), preferred_element_type=result)
+        return checkpoint_name(y.astype(self.dtype), PROJECTION)
 
 
 class Norm(nnx.Module):
@@ -93,6 +86,7 @@ class Norm(nnx.Module):
         self.scale = scope.parameter('scale', (config.emb_dim,), ('embed',), init)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D] in the compute dtype."""
         x_BTD = x_BTD.astype(jnp.float32)
         if self.config.norm == 'layer':
             x_BTD = x_BTD - jnp.mean(x_BTD, axis=-1, keepdims=True)
@@ -103,7 +97,7 @@ class Norm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """wo(product of activation_i(wi_i(x))): one projection is T5 1.0's, two are a gated unit (arXiv:2002.05202)."""
+    """wo(product of activation_i(wi_i(x))): one projection (T5 1.0), or two, a gated unit (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
@@ -112,42 +106,39 @@ class MLP(nnx.Module):
         self.wo = Projection(config, scope / 'wo', {'mlp': config.mlp_dim}, {'embed': config.emb_dim})
 
     def _inner_names(self) -> list[str]:
-        """As in T5X: 'wi', or 'wi_0', 'wi_1'."""
+        """'wi', or 'wi_0' and 'wi_1', as in T5X."""
         count = len(self.config.mlp_activations)
         return ['wi'] if count == 1 else [f'wi_{i}' for i in range(count)]
 
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        x_BTF = functools.reduce(
-            operator.mul,
-            [
-                _ACTIVATIONS[activation](getattr(self, name)(x_BTD))
-                for name, activation in zip(self._inner_names(), self.config.mlp_activations, strict=True)
-            ],
-        )
+        """[B, T, D] -> [B, T, D]; a `dropout_key` of None turns dropout off."""
+        names = zip(self._inner_names(), self.config.mlp_activations, strict=True)
+        inner = [_ACTIVATIONS[activation](getattr(self, name)(x_BTD)) for name, activation in names]
+        x_BTF = functools.reduce(operator.mul, inner)
         x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))
         return self.wo(dropout(x_BTF, self.config.dropout_rate, dropout_key))
 
 
 class TokenEmbedder(nnx.Module):
-    """The table [V, D] of token vectors, read by row; with tied embeddings it also makes the logits."""
+    """The table [V, D] of token embeddings; if embeddings are tied, it computes the logits as well."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
-        # 1 as in T5; where tokens are scaled up after, or tied logits are not scaled down, the table itself is small.
+        # 1 as in T5; small if embedded tokens are scaled up, or tied logits are not scaled down.
         small = config.scale_embedding or (config.tie_embeddings and not config.scale_tied_logits)
         init = jax.nn.initializers.normal(config.emb_dim**-0.5 if small else 1.0)
         self.embedding = scope.parameter('embedding', (config.vocab_size, config.emb_dim), ('vocab', 'embed'), init)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        """[B, T] -> [B, T, D]. A token outside of the vocabulary gives NaN, so that it cannot pass unseen."""
-        # A gather: T5X's product with a one-hot [B, T, V] was 28 % of a small model's step.
+        """[B, T] -> [B, T, D]. A token outside the vocabulary becomes NaN, so that it cannot go unnoticed."""
+        # A gather: T5X's product with a one-hot [B, T, V] took 28 % of a small model's step.
         x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode='fill').astype(self.config.dtype)
         if self.config.scale_embedding:
             x_BTD = x_BTD * jnp.asarray(self.config.emb_dim**0.5, x_BTD.dtype)
         return constrain(x_BTD, ('batch', 'length', 'act_embed'))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V] by the same table."""
+        """[..., D] -> float32 [..., V], by the same table."""
         x_BTD = x_BTD.astype(jnp.float32)
         if self.config.scale_tied_logits:
             x_BTD = x_BTD * self.config.emb_dim**-0.5

@@ -1,8 +1,8 @@
-"""Parameters: how they are made, named and described.
+"""How parameters are created, named and described.
 
-A parameter is an `nnx.Param` holding a float32 array, with its logical axes as metadata `axes`. Its path in the module
-tree, written with slashes ('decoder/layers/mlp/wo/kernel'), is its name everywhere: in checkpoints, in `freeze`
-patterns, in conversion, and in the random key that initialises it.
+A parameter is an `nnx.Param` that holds a float32 array and its logical axes as metadata `axes`. Its path in the module
+tree, written with slashes ('decoder/layers/mlp/wo/kernel'), is its name everywhere: in checkpoints, `freeze` patterns
+and conversion, and in the random key that initializes it.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ Initializer = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Where in the tree parameters are being made.
+    """A position in the module tree, where parameters are created: `scope / 'mlp'` is one level down.
 
-    The key is folded with each name on the way down, and with the layer's number inside a stack: a parameter's first
-    value depends on its path alone, not on the order of making, on the other parameters or on the mesh.
+    The key is folded with each name on the way down, and with the layer's number inside a stack. So a parameter's
+    initial value depends on its path only, not on the order of creation, other parameters or the mesh.
     """
 
     key: jax.Array
-    layers: int | None = None  # inside a stack: how many layers every parameter here holds
+    layers: int | None = None  # inside a stack: its number of layers
 
     def __truediv__(self, name: str) -> 'Scope':
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, zlib.crc32(name.encode())))
 
     def stacked(self, layers: int) -> 'Scope':
-        """Parameters made under this scope get a leading axis of `layers`, each layer from its own key."""
+        """A scope whose parameters have a leading axis of `layers`, with a key for each layer."""
         return dataclasses.replace(self, layers=layers)
 
     def parameter(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
@@ -48,9 +48,12 @@ class Scope:
 
 
 def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.0) -> Initializer:
-    """Normal of variance `variance / inputs`, as in T5X (cut at two deviations for the MLP and the logits).
+    """A normal initializer of variance `variance / inputs`, as in T5X (truncated at two deviations for MLP and logits).
 
-    `num_input_axes` says how many leading axes are summed over: 1 for [D, N, H], 2 for [N, H, D]; T5X joins N and H.
+    Args:
+        num_input_axes: how many leading axes are summed over: 1 for [D, N, H], 2 for [N, H, D] (T5X merges N and H).
+        truncated: truncate at two standard deviations.
+        variance: see above.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -68,20 +71,20 @@ def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of `jax.tree_util` as a slash-separated name, without the `value` inside an `nnx.Param`."""
+    """The slash-separated name of a `jax.tree_util` key path, without the `value` inside an `nnx.Param`."""
     parts = [str(getattr(part, 'key', getattr(part, 'name', getattr(part, 'idx', part)))) for part in path]
     return '/'.join(parts[:-1] if parts[-1] == 'value' else parts)
 
 
 def named_parameters(tree: Any) -> dict[str, Any]:
-    """'encoder/layers/mlp/wo/kernel' -> array, in tree order. `tree` is a model, or has a model's structure."""
+    """'encoder/layers/mlp/wo/kernel' -> array, in tree order, of a model or a tree with a model's structure."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def logical_axes(model: nnx.Module) -> Any:
-    """A tree of the model's structure whose leaves are tuples of logical axes.
+    """A tree with the model's structure whose leaves are tuples of logical axes.
 
-    Use it beside the model: `jax.tree.map(f, model, logical_axes(model))` gives f each array and its axes whole.
+    `jax.tree.map(f, model, logical_axes(model))` calls f with each array and its tuple of axes.
     """
     parameters = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Param))
     return jax.tree.unflatten(jax.tree.structure(model), [parameter.get_metadata('axes') for parameter in parameters])
@@ -97,27 +100,27 @@ def named_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
 
 
 def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
-    """`tree` with every leaf taken from `values` by name.
+    """`tree` with every leaf replaced by the value of its name.
 
     Raises:
-        UserError: names or shapes are not those of `tree`.
+        UserError: the names or shapes differ from those of `tree`.
     """
     leaves = named_parameters(tree)
     if leaves.keys() != values.keys():
         missing, unknown = sorted(leaves.keys() - values.keys()), sorted(values.keys() - leaves.keys())
         raise UserError(
-            f'parameters do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} '
-            f'({len(missing)} and {len(unknown)} in number). Set ModelConfig as the parameters were trained.'
+            f'parameters do not fit the model: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown '
+            f'{unknown[:3]}. Set ModelConfig to the values they were trained with.'
         )
     for name, leaf in leaves.items():
         if leaf.shape != values[name].shape:
             raise UserError(
                 f'{name} has shape {values[name].shape}, the model expects {leaf.shape}. '
-                'Set ModelConfig as the parameters were trained.'
+                'Set ModelConfig to the values it was trained with.'
             )
     return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in leaves])
 
 
 def parameter_count(tree: Any) -> int:
-    """How many numbers the parameters hold (of arrays or of their shapes)."""
+    """The number of scalars in a tree of arrays or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -14,7 +14,7 @@ from t5flan.models.parameters import Scope
 class RelativeTable(nnx.Module):
     """T5's relative position bias: a number per head and bucket of distances, added to attention logits.
 
-    One table [N, buckets] for a stack (T5), or one for each of its layers [L, N, buckets] (UMT5).
+    There is one table [N, buckets] for a stack (T5), or one for each of its layers [L, N, buckets] (UMT5).
     """
 
     def __init__(self, config: ModelConfig, scope: Scope, layers: int):
@@ -29,10 +29,10 @@ class RelativeTable(nnx.Module):
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Rotary position embedding (arXiv:2104.09864): feature i turns with feature i + H/2, as in Llama's public weights.
+    """Rotary position embedding (arXiv:2104.09864): feature i is paired with feature i + H/2, as in Llama's weights.
 
-    The pair's angle is position * base^(-2i/H), so that the product of a query and a key depends on their distance
-    alone. Computed in float32, given back in x's dtype.
+    A pair is rotated by position * base^(-2i/H), so that the product of a query and a key depends on their distance
+    only. Computed in float32, returned in x's dtype.
     """
     half = x_BTNH.shape[-1] // 2
     frequency_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)

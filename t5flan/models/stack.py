@@ -1,13 +1,14 @@
-"""Blocks, and the stacks of them that make an encoder and a decoder.
+"""Transformer blocks, and the encoder and decoder stacks built from them.
 
-A stack holds ONE block whose parameters have a leading axis of layers; `run_layers` scans over it, or unrolls the same.
+A stack holds ONE block whose parameters have a leading axis of layers; `run_layers` scans over it, or unrolls the loop.
 
-B batch, T target length, S source length, M places in the memory, D emb_dim, N heads, R relative buckets, L layers,
-K key-value heads, H head_dim.
+B batch, T target length, S source length, D emb_dim, N heads, R relative buckets, L layers, K key-value heads,
+H head_dim.
 """
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5flan.kernels.chunked import SAVED_NAMES
-from t5flan.models.attention import Attention, KeysValues, Mask, Past, remember
+from t5flan.kernels.operands import SAVED_NAMES
+from t5flan.models.attention import KV, Attention, LayerCache, Mask, update_cache
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
@@ -24,7 +25,7 @@ from t5flan.models.parameters import Scope
 from t5flan.models.positions import RelativeTable
 from t5flan.sharding import constrain
 
-Key = jax.Array | None  # of dropout; None turns it off
+Key = jax.Array | None  # the dropout key; None turns dropout off
 
 _SAVE_MINIMAL = jax.checkpoint_policies.save_only_these_names(PROJECTION, *SAVED_NAMES)
 
@@ -48,11 +49,12 @@ class EncoderBlock(nnx.Module):
         bias_table_NR: jax.Array | None,
         dropout_key: Key,
     ) -> jax.Array:
+        """[B, S, D] -> [B, S, D]."""
         drop = functools.partial(_residual, self.config, dropout_key)
         y_BSD = self.pre_attention_layer_norm(x_BSD)
         y_BSD = self.attention(
             y_BSD,
-            self.attention.keys_values(y_BSD, positions_BS),
+            self.attention.project_kv(y_BSD, positions_BS),
             mask,
             positions_BT=positions_BS,
             bias_table_NR=bias_table_NR,
@@ -64,7 +66,7 @@ class EncoderBlock(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """Self-attention, attention to the encoder where there is one, MLP: each x + f(norm(x)).
+    """Self-attention, cross-attention if there is an encoder, and MLP: each x + f(norm(x)).
 
     With `parallel_block` (PaLM) self-attention and MLP read one norm: x + attention(norm(x)) + mlp(norm(x)).
     """
@@ -89,29 +91,32 @@ class DecoderBlock(nnx.Module):
         mask: Mask,
         positions_BT: jax.Array,
         bias_table_NR: jax.Array | None = None,
-        cross: KeysValues | None = None,
+        cross_kv: KV | None = None,
         cross_mask: Mask | None = None,
-        past: Past | None = None,
+        cache: LayerCache | None = None,
         dropout_key: Key = None,
-    ) -> tuple[jax.Array, KeysValues]:
-        """Gives the block's output and the keys and values of its input; with `past`, x is the one token after it."""
+    ) -> tuple[jax.Array, KV]:
+        """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
+
+        With `cache`, x is the one token after it. `cross_kv` and `cross_mask` are those of the encoder's output.
+        """
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
-        present = self.self_attention.keys_values(normed_BTD, positions_BT)
+        new_kv = self.self_attention.project_kv(normed_BTD, positions_BT)
         y_BTD = self.self_attention(
             normed_BTD,
-            present if past is None else remember(past, present),
+            new_kv if cache is None else update_cache(cache, new_kv),
             mask,
             positions_BT=positions_BT,
             bias_table_NR=bias_table_NR,
-            q_offset=0 if past is None else past.index,
+            q_offset=0 if cache is None else cache.cache_index,
             dropout_key=fold(dropout_key, 'self_attention'),
         )
         x_BTD = drop('after self_attention', x_BTD, y_BTD)
-        if cross is not None:
+        if cross_kv is not None and cross_mask is not None:
             y_BTD = self.encoder_decoder_attention(
                 self.pre_cross_attention_layer_norm(x_BTD),
-                cross,
+                cross_kv,
                 cross_mask,
                 dropout_key=fold(dropout_key, 'encoder_decoder_attention'),
             )
@@ -119,11 +124,11 @@ class DecoderBlock(nnx.Module):
         if not self.config.parallel_block:
             normed_BTD = self.pre_mlp_layer_norm(x_BTD)
         y_BTD = self.mlp(normed_BTD, fold(dropout_key, 'mlp'))
-        return drop('after mlp', x_BTD, y_BTD), present
+        return drop('after mlp', x_BTD, y_BTD), new_kv
 
 
 def _residual(config: ModelConfig, key: Key, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-    """x + dropout(y)."""
+    """Returns x + dropout(y)."""
     x_BTD = x_BTD + dropout(y_BTD, config.dropout_rate, fold(key, name))
     return constrain(x_BTD, ('batch', 'length', 'act_embed'))
 
@@ -137,27 +142,55 @@ def run_layers(
     *,
     differentiated: bool = True,
 ) -> tuple[Any, Any]:
-    """`carry, out = body(carry, layer_number, slice of stacked)` for each layer; gives the carry and the stacked outs.
+    """Runs `carry, out = body(carry, layer_number, slice of stacked)` for each layer.
 
-    A scan (one block is compiled), or a loop where `config.scan_layers` is False; the numbers are the same. Under
-    `config.remat` the backward pass computes a block again from its input ('full'), or from the results of its
-    projections and of attention ('minimal').
+    This is a scan (one block is compiled), or a loop if `config.scan_layers` is False; the numbers are the same. With
+    `config.remat` the backward pass recomputes a block from its input ('full'), or from the outputs of its projections
+    and of attention ('minimal').
+
+    Args:
+        stacked: a pytree whose leaves have a leading axis of layers.
+        layers: their number.
+        differentiated: False turns remat off.
+
+    Returns:
+        The last carry, and the stacked outputs.
     """
     if differentiated and config.remat != 'none':
         policy = _SAVE_MINIMAL if config.remat == 'minimal' else None
-        # In a scan nothing can be shared between the forward and the backward body, so no barrier is needed.
+        # A scan's forward and backward bodies share nothing, so no barrier against common subexpressions is needed.
         body = jax.checkpoint(body, policy=policy, prevent_cse=not config.scan_layers)
     if config.scan_layers:
         return jax.lax.scan(lambda carry, x: body(carry, *x), carry, (jnp.arange(layers), stacked))
     outs = []
     for layer in range(layers):
-        carry, out = body(carry, layer, jax.tree.map(lambda leaf: leaf[layer], stacked))
+        carry, out = body(carry, layer, jax.tree.map(operator.itemgetter(layer), stacked))
         outs.append(out)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-class Encoder(nnx.Module):
-    """Embedded tokens [B, S, D] -> what the decoder reads [B, S, D]."""
+class _Stack(nnx.Module):
+    """What both stacks share: the layers, and the bias table of all of them or of each."""
+
+    config: ModelConfig
+    layers: Any  # one block, whose parameters have a leading axis of layers
+    relpos_bias: RelativeTable | None
+
+    def _run_layers(self, body: Callable, carry: Any, layers: int, *, differentiated: bool = True) -> tuple[Any, Any]:
+        """`run_layers` with `body(carry, layer_number, block, bias_table_NR)`."""
+        table = None if self.relpos_bias is None else self.relpos_bias.rel_embedding[...]
+        shared, per_layer = (None, table) if self.config.relative_bias_per_layer else (table, None)
+
+        def run_block(carry: Any, layer: jax.Array, parameters: tuple) -> tuple[Any, Any]:
+            block, table_NR = parameters
+            return body(carry, layer, block, shared if table_NR is None else table_NR)
+
+        stacked = self.layers, per_layer
+        return run_layers(self.config, run_block, carry, stacked, layers, differentiated=differentiated)
+
+
+class Encoder(_Stack):
+    """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D]."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
@@ -166,28 +199,24 @@ class Encoder(nnx.Module):
         self.encoder_norm = Norm(config, scope / 'encoder_norm')
 
     def __call__(self, x_BSD: jax.Array, *, mask: Mask, positions_BS: jax.Array, dropout_key: Key = None) -> jax.Array:
+        """[B, S, D] -> [B, S, D]. Dropout is on exactly if there is a key."""
         config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
 
-        def body(x_BSD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, None]:
-            block, table_NR = parameters
-            x_BSD = block(
-                x_BSD,
-                mask=mask,
-                positions_BS=positions_BS,
-                bias_table_NR=shared if table_NR is None else table_NR,
-                dropout_key=fold(dropout_key, layer),
-            )
+        def body(
+            x_BSD: jax.Array, layer: jax.Array, block: EncoderBlock, table_NR: jax.Array | None
+        ) -> tuple[jax.Array, None]:
+            key = fold(dropout_key, layer)
+            x_BSD = block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=table_NR, dropout_key=key)
             return x_BSD, None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))
-        x_BSD, _ = run_layers(config, body, x_BSD, (self.layers, per_layer), config.num_encoder_layers)
-        # As in T5X, this dropout alone is not broadcast along the length.
+        x_BSD, _ = self._run_layers(body, x_BSD, config.num_encoder_layers)
+        # As in T5X, only this dropout is not broadcast along the length.
         return dropout(self.encoder_norm(x_BSD), config.dropout_rate, fold(dropout_key, 'normed'), along_length=False)
 
 
-class Decoder(nnx.Module):
-    """Embedded tokens [B, T, D] -> normed hidden states [B, T, D], for training, for a prompt, and token by token."""
+class Decoder(_Stack):
+    """The decoder stack: embedded tokens [B, T, D] -> normed hidden states [B, T, D], at once or token by token."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
@@ -195,12 +224,8 @@ class Decoder(nnx.Module):
         self.relpos_bias = _relative_table(config, scope, config.num_decoder_layers)
         self.decoder_norm = Norm(config, scope / 'decoder_norm')
         if not config.tie_embeddings:
-            self.logits_dense = Projection(
-                dataclasses.replace(config, dtype='float32'),
-                scope / 'logits_dense',
-                {'embed': config.emb_dim},
-                {'vocab': config.vocab_size},
-            )
+            sizes = {'embed': config.emb_dim}, {'vocab': config.vocab_size}
+            self.logits_dense = Projection(dataclasses.replace(config, dtype='float32'), scope / 'logits_dense', *sizes)
 
     def __call__(
         self,
@@ -211,64 +236,56 @@ class Decoder(nnx.Module):
         encoded_BSD: jax.Array | None = None,
         cross_mask: Mask | None = None,
         dropout_key: Key = None,
-        keep: bool = False,
-    ) -> tuple[jax.Array, KeysValues | None]:
-        """Gives hidden states, and if `keep` the keys and values of every layer, two of [L, B, T, K, H]."""
-        config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
+        return_kv: bool = False,
+    ) -> tuple[jax.Array, KV | None]:
+        """[B, T, D] -> [B, T, D], and if `return_kv` the keys and values of every layer, two of [L, B, T, K, H].
 
-        def body(x_BTD: jax.Array, layer: jax.Array, parameters: tuple) -> tuple[jax.Array, KeysValues | None]:
-            block, table_NR = parameters
-            cross = None if encoded_BSD is None else block.encoder_decoder_attention.keys_values(encoded_BSD)
-            x_BTD, present = block(
+        `encoded_BSD` and `cross_mask` are those of the encoder's output. Dropout is on exactly if there is a key.
+        """
+        config = self.config
+
+        def body(
+            x_BTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
+        ) -> tuple[jax.Array, KV | None]:
+            x_BTD, new_kv = block(
                 x_BTD,
                 mask=mask,
                 positions_BT=positions_BT,
-                cross=cross,
+                bias_table_NR=table_NR,
+                cross_kv=None if encoded_BSD is None else block.encoder_decoder_attention.project_kv(encoded_BSD),
                 cross_mask=cross_mask,
-                bias_table_NR=shared if table_NR is None else table_NR,
                 dropout_key=fold(dropout_key, layer),
             )
-            return x_BTD, present if keep else None
+            return x_BTD, new_kv if return_kv else None
 
         x_BTD = dropout(x_BTD, config.dropout_rate, fold(dropout_key, 'embedded'))
-        x_BTD, present = run_layers(config, body, x_BTD, (self.layers, per_layer), config.num_decoder_layers)
-        return dropout(self.decoder_norm(x_BTD), config.dropout_rate, fold(dropout_key, 'normed')), present
+        x_BTD, kv = self._run_layers(body, x_BTD, config.num_decoder_layers)
+        return dropout(self.decoder_norm(x_BTD), config.dropout_rate, fold(dropout_key, 'normed')), kv
 
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One token after those in the cache -> its hidden state [B, 1, D], and the cache with it."""
-        config = self.config
-        shared, per_layer = _split_table(config, self.relpos_bias)
+        """Embedding of the token after those in the cache -> its hidden state [B, 1, D], and the updated cache."""
         mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
         positions_B1 = cache.positions_B1()
 
-        def body(carry: tuple, layer: jax.Array, parameters: tuple) -> tuple[tuple, None]:
+        def body(
+            carry: tuple[jax.Array, Cache], layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
+        ) -> tuple[tuple[jax.Array, Cache], None]:
             x_B1D, cache = carry
-            block, table_NR = parameters
-            x_B1D, present = block(
+            x_B1D, new_kv = block(
                 x_B1D,
                 mask=mask,
                 positions_BT=positions_B1,
-                past=cache.past(layer),
-                cross=cache.cross(layer),
+                bias_table_NR=table_NR,
+                cross_kv=cache.cross_kv(layer),
                 cross_mask=cache.cross_mask(),
-                bias_table_NR=shared if table_NR is None else table_NR,
+                cache=cache.layer(layer),
             )
-            return (x_B1D, cache.written(layer, present)), None
+            return (x_B1D, cache.updated(layer, new_kv)), None
 
-        (x_B1D, cache), _ = run_layers(
-            config, body, (x_B1D, cache), (self.layers, per_layer), config.num_decoder_layers, differentiated=False
-        )
+        layers = self.config.num_decoder_layers
+        (x_B1D, cache), _ = self._run_layers(body, (x_B1D, cache), layers, differentiated=False)
         return self.decoder_norm(x_B1D), cache.advanced()
 
 
 def _relative_table(config: ModelConfig, scope: Scope, layers: int) -> RelativeTable | None:
     return RelativeTable(config, scope / 'relpos_bias', layers) if config.position == 'relative_bias' else None
-
-
-def _split_table(config: ModelConfig, table: RelativeTable | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """(the table all layers share [N, R] or None, a table for each layer [L, N, R] or None)."""
-    if table is None:
-        return None, None
-    rel_embedding = table.rel_embedding[...]
-    return (None, rel_embedding) if config.relative_bias_per_layer else (rel_embedding, None)

@@ -1,4 +1,4 @@
-"""Inputs, masks and options that the kernels of every device are tested with."""
+"""Inputs, options and checks for the kernels of every device."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.mesh import MeshConfig
 from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients, reference
 
-QUICK = {'xla_backend_optimization_level': 0}  # interpreted programs are compiled for longer than they run
+QUICK = {'xla_backend_optimization_level': 0}  # interpreted programs take longer to compile than to run
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2, jnp.float16: 1e-2}
 
 
@@ -24,7 +24,7 @@ def inputs(batch=1, queries=200, keys=None, heads=2, kv_heads=None, head_dim=64,
         (heads, buckets),
         (batch, queries, heads, head_dim),
     ]
-    # Logits of about one in size: with larger ones a softmax is one key, and its gradient zero.
+    # Logits of about unit size: with larger ones a softmax selects one key, and its gradient is zero.
     spread = [1.0, head_dim**-0.5, 1.0, 1.0, 1.0]
     arrays = [jnp.asarray(s * rng.normal(size=size), jnp.float32) for size, s in zip(sizes, spread, strict=True)]
     return [x if i == 3 else x.astype(dtype) for i, x in enumerate(arrays)]
@@ -104,7 +104,7 @@ CASES = {
 
 
 def check_program(program, options, shape, dtype=jnp.float32, seed=0):
-    """Output and four gradients against the reference, which is given the rounded inputs."""
+    """Compares the output and four gradients with the reference, which gets the rounded inputs."""
     options = dict(options)
     if 'bias' in options:
         shape = dict(shape, buckets=options['bias'].num_buckets)
@@ -116,7 +116,7 @@ def check_program(program, options, shape, dtype=jnp.float32, seed=0):
 
 
 def draw(seed):
-    """Options, a shape, a type and blocks of queries and keys, at random."""
+    """Random options, shape, dtype, and blocks of queries and keys."""
     rng = np.random.default_rng(seed)
     pick = lambda *choices: choices[rng.integers(len(choices))]
     blocks = pick(128, 256), pick(128, 256, 384)
@@ -150,8 +150,36 @@ def draw(seed):
     return options, shape, pick(jnp.float32, jnp.float32, jnp.bfloat16), blocks
 
 
+def attention_step(bias, ids=True, prefix=False, dropped=False, **options):
+    """A function: output and gradients of q, k, v and the bias table."""
+
+    def step(q, k, v, table, dy, ids_BT, q_offset=0):
+        masks = dict(q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT) if ids else {}
+        masks |= dict(prefix_BS=ids_BT) if prefix else {}
+        masks |= dict(dropout_rate=0.1, dropout_key=jax.random.key(0)) if dropped else {}
+
+        def forward(q, k, v, table):
+            bias_table = None if bias is None else table
+            return attend(q, k, v, bias_table=bias_table, bias=bias, q_offset=q_offset, **masks, **options)
+
+        y, vjp = jax.vjp(forward, q, k, v, table)
+        return y, vjp(dy)
+
+    return step
+
+
+def check_queries_without_keys(program, arrays, compiler_options=None):
+    """A query of the first row sees no key: its output and gradients are zero."""
+    options = dict(bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32))
+    results = output_and_gradients(*arrays, program, compiler_options, **options)
+    for x in results:
+        assert np.all(np.isfinite(x))
+    for x in results[:4]:
+        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+
+
 def largest_array(implementation, length):
-    """Numbers in the largest array that output and gradients of `length` queries and keys with a bias ever hold."""
+    """Elements of the largest array that output and gradients of `length` queries and keys with a bias allocate."""
     q, table = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32), jax.ShapeDtypeStruct((2, 32), jnp.float32)
 
     def loss(q, k, v, table):
@@ -161,7 +189,7 @@ def largest_array(implementation, length):
 
 
 def sizes_of_arrays(jaxpr):
-    """The number of elements of every array that a program makes, those inside its kernels as well."""
+    """The number of elements of every array that a program allocates, including those inside its kernels."""
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
             yield getattr(variable.aval, 'size', 0)
@@ -172,7 +200,7 @@ def sizes_of_arrays(jaxpr):
 
 
 def check_eight_devices(program, mesh, kv_heads, length, head_dim):
-    """A `mesh` of data x fsdp x tensor gives the numbers of one device, and gathers nothing."""
+    """Results on a `mesh` of data x fsdp x tensor match those of one device, and nothing is gathered."""
     batch = 4
     arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=head_dim)
     ids = segments(0, batch, length)
@@ -199,7 +227,7 @@ def check_eight_devices(program, mesh, kv_heads, length, head_dim):
 
 
 def check_split_lengths(program, length):
-    """Rows split along their length over devices give the reference."""
+    """Rows split along their length over devices match the reference."""
     ids = segments(3, 2, length)
     options = dict(
         bias=RelativeBias(False),
@@ -217,7 +245,7 @@ def check_split_lengths(program, length):
 
 
 def products(program, policy):
-    """How many products of matrices a rematerialised layer computes, forward and backward."""
+    """How many matrix products a rematerialized layer computes, forward and backward."""
     q, k, v, *_ = inputs(queries=128, heads=1)
     layer = jax.checkpoint(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=program)), policy=policy)
     step = jax.jit(jax.value_and_grad(layer, (0, 1, 2)))

@@ -1,13 +1,14 @@
-"""Attention in float64, one head of one row at a time, and a call of `attend()` with all its gradients."""
+"""Attention in float64, one head of one row at a time, and calls of `attend()` with all gradients."""
 
 import jax
 import numpy as np
 
-from t5flan.kernels.attention import attend, relative_buckets
+from t5flan.kernels.attention import attend
+from t5flan.kernels.relative_bias import relative_buckets
 
 
 def allowed_by_loop(b, t, s, options):
-    """May query t of row b see key s?"""
+    """Whether query t of row b sees key s."""
     get = lambda name, *index: None if options.get(name) is None else options[name][index]
     q_segment, kv_segment = get('q_segment_ids_BT', b, t), get('kv_segment_ids_BS', b, s)
     if kv_segment is not None and (kv_segment == 0 or (q_segment is not None and q_segment != kv_segment)):
@@ -86,7 +87,7 @@ def compile_with_gradients(q, k, v, table, dy, program, compiler_options=None, *
 
 
 def assert_near(actual, expected, tolerance):
-    """Relative to the largest number of each array."""
+    """Compares arrays, relative to the largest element of each."""
     for name, x, y in zip(('y', 'dq', 'dk', 'dv', 'dtable'), actual, expected, strict=True):
         y = np.asarray(y, np.float64)
         error = np.max(np.abs(np.asarray(x, np.float64) - y))

@@ -1,4 +1,4 @@
-"""`attend()` against a float64 loop over heads; its properties by gradient; its memory; its errors."""
+"""`attend()` against a float64 loop over heads; its gradients, memory and errors."""
 
 import functools
 import logging
@@ -10,10 +10,11 @@ import pytest
 
 from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan.kernels import attention, chunked, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES
+from t5flan.kernels.operands import SAVED_NAMES
 from t5flan.mesh import MeshConfig
+from tests.kernels.attention_cases import check_queries_without_keys
 from tests.kernels.attention_reference import (
     allowed_by_loop,
     assert_near,
@@ -28,9 +29,9 @@ B, T, S, N, H = 2, 20, 20, 4, 8
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles of eight queries, so that short inputs have several and the last is padded."""
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 1)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 1)
+    """Tiles of eight queries, so that short inputs have several and the last one is padded."""
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 1)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 1)
 
 
 def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
@@ -94,7 +95,7 @@ CASES = {
 
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize('case', CASES)
-def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
+def test_output_and_gradients_match_the_float64_loop(case, program):
     options = dict(CASES[case])
     shapes = {name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options}
     buckets = options['bias'].num_buckets if 'bias' in options else 32
@@ -105,8 +106,8 @@ def test_output_and_every_gradient_are_those_of_the_float64_loop(case, program):
 
 
 @pytest.mark.parametrize('tile', [1, 2 * 2 * T * S, 10**9])
-def test_tiles_of_every_size_give_the_reference(tile, monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', tile)
+def test_tiles_of_every_size_match_the_reference(tile, monkeypatch):
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', tile)
     options = dict(CASES['lengths and segments'], soft_cap=3.0)
     arrays = inputs(kv_heads=2)
     assert_near(output_and_gradients(*arrays, 'chunked', **options), reference(*arrays, options), 1e-5)
@@ -123,7 +124,6 @@ def test_no_gradient_from_a_later_key_or_another_example(program):
         bias_table=table,
         bias=RelativeBias(False),
     )
-    # Queries 4 (segment 1, prefix 0 ... 2) and 9 (segment 2, prefix 7 ... 11), at their keys and values.
     rows = jax.jit(
         jax.jacrev(
             lambda k, v: jnp.sum(attend(q, k, v, implementation=program, **options)[0], axis=(1, 2)), argnums=(0, 1)
@@ -141,12 +141,14 @@ def test_no_gradient_from_a_later_key_or_another_example(program):
             for t in range(T)
         ]
         np.testing.assert_array_equal(touched, expected)
-    assert touched[4].tolist() == [True] * 5 + [False] * 15  # itself and what is before it, nothing of segment 2
-    assert touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8  # its whole prefix, no later key
+    assert touched[4].tolist() == [True] * 5 + [False] * 15  # query 4, segment 1: itself and earlier keys
+    assert (
+        touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8
+    )  # query 9, segment 2: its whole prefix, no later key
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_examples_in_one_row_attend_as_if_alone(program):
+def test_packed_examples_attend_as_if_separate(program):
     q, k, v, table, _ = inputs(batch=1)
     run = jax.jit(functools.partial(attend, bias_table=table, bias=RelativeBias(True), implementation=program))
     packed = run(q, k, v, q_segment_ids_BT=SEGMENTS[:1], kv_segment_ids_BS=SEGMENTS[:1])
@@ -155,25 +157,18 @@ def test_examples_in_one_row_attend_as_if_alone(program):
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(program):
-    q, k, v, table, dy = inputs()
-    results = output_and_gradients(
-        q, k, v, table, dy, program, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
-    )
-    for x in results:
-        assert np.all(np.isfinite(x))
-    for x in results[:4]:
-        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+def test_a_query_that_sees_no_key_returns_zeros_and_has_no_gradient(program):
+    check_queries_without_keys(program, inputs())
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_one_query_at_a_time_gives_the_rows_of_the_whole(program):
+def test_one_query_at_a_time_matches_all_at_once(program):
     q, k, v, table, _ = inputs(kv_heads=2)
     options = dict(bias_table=table, bias=RelativeBias(False), causal=True, implementation=program)
     whole = jax.jit(lambda q, k, v: attend(q, k, v, **options))(q, k, v)
     step = jax.jit(lambda q, k, v, t: attend(q, k, v, q_offset=t, kv_lengths_B=jnp.full(B, t + 1), **options))
     for t in (0, 7, 19):
-        # Places not yet written hold anything finite.
+        # Slots that are not yet written may hold any finite number.
         later = np.arange(S)[None, :, None, None] > t
         one = step(q[:, t : t + 1], jnp.where(later, 1e4, k), jnp.where(later, 1e4, v), jnp.int32(t))
         np.testing.assert_allclose(one[:, 0], whole[:, t], atol=2e-6)
@@ -191,15 +186,15 @@ def test_bfloat16_inputs_have_a_float32_softmax(program):
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_gradients_of_the_bias_add_up_to_zero(program):
-    """What is added to every logit of a query alike changes nothing, however the output was rounded."""
+def test_gradients_of_the_bias_sum_to_zero(program):
+    """Adding a constant to all logits of a query changes nothing, even if the output was rounded."""
     arrays = [x if i == 3 else x.astype(jnp.bfloat16) for i, x in enumerate(inputs(buckets=8))]
     *_, dtable_NR = output_and_gradients(*arrays, program, bias=RelativeBias(True, 8, 16))
     assert np.max(np.abs(np.sum(dtable_NR, axis=1))) < 2e-6 * np.max(np.abs(dtable_NR))
 
 
 def test_logits_of_bfloat16_inputs_are_not_rounded():
-    """Logits of 300 and 300.5 round to one bfloat16; their probabilities are 0.38 and 0.62."""
+    """Logits of 300 and 300.5 round to the same bfloat16; their probabilities are 0.38 and 0.62."""
     q = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
     k = jnp.asarray([[[[300.0, 0.0]], [[300.0, 0.5]]]], jnp.bfloat16)
     v = jnp.asarray([[[[0.0, 0.0]], [[1.0, 1.0]]]], jnp.bfloat16)
@@ -209,7 +204,7 @@ def test_logits_of_bfloat16_inputs_are_not_rounded():
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
+def test_dropout_preserves_the_mean_and_depends_only_on_its_key(program):
     q, k, v, table, _ = inputs(batch=16, keys=64)
     run = jax.jit(lambda key: attend(q, k, v, dropout_rate=0.25, dropout_key=key, implementation=program))
     outputs = np.stack([run(jax.random.key(seed)) for seed in range(200)])
@@ -218,7 +213,7 @@ def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
     plain = np.asarray(jax.jit(functools.partial(attend, implementation='xla'))(q, k, v))
     noise = outputs.std(0) / np.sqrt(200)
     assert np.mean(np.abs(outputs.mean(0) - plain) < 3 * noise) > 0.99
-    # Ones for values: the output is the share of probability that was kept, over 0.75.
+    # With ones as values, the output is the share of probability that was kept, divided by 0.75.
     ones = jax.jit(
         lambda key: attend(
             jnp.zeros_like(q), k, jnp.ones_like(v), dropout_rate=0.25, dropout_key=key, implementation=program
@@ -228,8 +223,8 @@ def test_dropout_keeps_the_mean_and_depends_on_its_key_alone(program):
     assert abs(kept.mean() - 0.75) < 0.02 and np.abs(kept[:, :1] - kept).max() < 1e-6
 
 
-def test_the_backward_pass_draws_the_mask_of_dropout_again():
-    """Beside inputs, output and sums nothing is kept, not even a bit for each key and head; no tile is computed again."""
+def test_the_backward_pass_redraws_the_dropout_mask():
+    """Only inputs, output and lse are saved, not even a bit for each key and head; no tile is recomputed."""
     q, k, v, table, _ = inputs(queries=24, keys=400)
     options = dict(bias=RelativeBias(True), implementation='chunked')
     dropout = dict(dropout_rate=0.3, dropout_key=jax.random.key(0))
@@ -245,7 +240,7 @@ def test_the_backward_pass_draws_the_mask_of_dropout_again():
 
 
 def memory(length, program):
-    """Bytes of temporaries of output and gradients of one row."""
+    """Bytes of temporaries of output and gradients."""
     x = jax.ShapeDtypeStruct((2, length, N, H), jnp.float32)
 
     def loss(q, k, v, table):
@@ -256,9 +251,9 @@ def memory(length, program):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_of_tiles_grows_with_the_length_not_its_square(monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 64 * 2048)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
+def test_memory_of_tiles_grows_linearly_with_the_length(monkeypatch):
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 64 * 2048)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 64)
     whole = 2 * N * 2048 * 2048 * 4
     at_2048, at_8192 = memory(2048, 'chunked'), memory(8192, 'chunked')
     assert at_2048 < whole / 4 < memory(2048, 'xla')
@@ -266,7 +261,7 @@ def test_memory_of_tiles_grows_with_the_length_not_its_square(monkeypatch):
 
 
 @pytest.mark.parametrize('mesh, kv_heads', [((2, 1, 4), 4), ((1, 2, 4), 2), ((2, 2, 2), 1)], ids=str)
-def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
+def test_eight_devices_match_one(mesh, kv_heads):
     batch = 8
     q, k, v, table, dy = inputs(batch=batch, kv_heads=kv_heads)
     segments = np.tile(SEGMENTS, (batch // 2, 1))
@@ -320,7 +315,7 @@ SPLIT = {
 
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize('case', SPLIT)
-def test_queries_and_keys_split_over_their_length_give_the_reference(case, program):
+def test_queries_and_keys_split_over_their_length_match_the_reference(case, program):
     options = dict(SPLIT[case])
     shapes = dict(queries=24, keys=24) | {
         name: options.pop(name) for name in ('kv_heads', 'queries', 'keys') if name in options
@@ -336,14 +331,14 @@ def test_queries_and_keys_split_over_their_length_give_the_reference(case, progr
     assert_near(results, reference(*arrays, options), 1e-5)
 
 
-def test_a_batch_or_heads_that_do_not_divide_over_the_mesh():
+def test_batch_and_heads_that_do_not_divide_over_the_mesh():
     q, k, v, table, dy = inputs(batch=3)
     alone = output_and_gradients(q, k, v, table, dy, 'chunked', causal=True)
     with sharding.use(sharding.create_sharding(MeshConfig(1, 1, 8))):  # 4 heads over 8
         assert_near(output_and_gradients(q, k, v, table, dy, 'chunked', causal=True), alone, 2e-6)
 
 
-def test_a_policy_that_keeps_the_saved_names_runs_no_forward_tile_again():
+def test_saving_the_saved_names_avoids_recomputing_forward_tiles():
     q, k, v, *_ = inputs()
 
     def products(policy):
@@ -354,24 +349,24 @@ def test_a_policy_that_keeps_the_saved_names_runs_no_forward_tile_again():
     assert products(jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 5
 
 
-def test_the_choice_of_program():
-    assert attention.choose('auto', 1, 4096, 'cpu')[0] == 'xla'
-    assert attention.choose('chunked', 1, 4096, 'cpu')[0] == 'xla'
-    assert attention.choose('xla', 4096, 4096, 'tpu')[0] == 'xla'
-    assert attention.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
+def test_the_choice_of_implementation():
+    assert implementations.choose('auto', 1, 4096, 'cpu')[0] == 'xla'
+    assert implementations.choose('chunked', 1, 4096, 'cpu')[0] == 'xla'
+    assert implementations.choose('xla', 4096, 4096, 'tpu')[0] == 'xla'
+    assert implementations.choose('auto', 512, 512, 'cpu')[0] == 'chunked'
     for platform in ('tpu', 'gpu'):
-        assert attention.choose('auto', 256, 512, platform)[0] == 'xla'
+        assert implementations.choose('auto', 256, 512, platform)[0] == 'xla'
     for platform, kernel in (('tpu', 'flash_tpu'), ('gpu', 'flash_gpu')):
-        assert attention.choose('auto', 512, 512, platform)[0] == kernel
-        assert attention.choose('auto', 64, 65536, platform)[0] == 'chunked'
-    assert attention.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
+        assert implementations.choose('auto', 512, 512, platform)[0] == kernel
+        assert implementations.choose('auto', 64, 65536, platform)[0] == 'chunked'
+    assert implementations.choose('auto', 2048, 2048, 'tpu', 'a reason') == (
         'chunked',
         'at least 262144 logits a head; not flash_tpu: a reason',
     )
 
 
 def test_the_choice_is_logged_once(caplog):
-    attention._say_once.cache_clear()
+    attention._log_once.cache_clear()
     q, k, v, *_ = inputs()
     with caplog.at_level(logging.INFO, logger='t5flan'):
         for _ in range(2):
@@ -379,11 +374,11 @@ def test_the_choice_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ['attention on cpu: chunked (as configured)']
 
 
-def test_tiles_hold_what_fits_in_even_shares(monkeypatch):
-    monkeypatch.setitem(attention._TILE_LOGITS, 'cpu', 100 * 1000)
-    monkeypatch.setitem(attention._TILE_LOGITS, 'other', 1000 * 1000)
-    monkeypatch.setattr(attention, '_TILE_ROWS', 64)
-    tile = functools.partial(attention._tile, platform='cpu')
+def test_tile_sizes(monkeypatch):
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 100 * 1000)
+    monkeypatch.setitem(chunked._TILE_LOGITS, 'other', 1000 * 1000)
+    monkeypatch.setattr(chunked, '_TILE_ROWS', 64)
+    tile = functools.partial(chunked._tile_size, platform='cpu')
     assert tile(100, 1000, 6, 6) == (100, 1)
     assert tile(10, 1000, 12, 12) == (10, 6)  # ten would fit, six divide the heads
     assert tile(10, 1000, 12, 2) == (10, 1)
@@ -392,7 +387,7 @@ def test_tiles_hold_what_fits_in_even_shares(monkeypatch):
     assert tile(1024, 10**6, 6, 6) == (64, 1)  # no fewer rows, however long the keys
     assert tile(1024, 10**6, 6, 1) == (16, 1)  # six heads of ten queries, rounded up
     assert tile(1024, 10**6, 64, 1) == (8, 1)
-    assert attention._tile(100, 1000, 6, 6, 'tpu') == (100, 6)
+    assert chunked._tile_size(100, 1000, 6, 6, 'tpu') == (100, 6)
 
 
 BAD = {
@@ -401,7 +396,7 @@ BAD = {
     'values of the shape': dict(v=(B, S + 1, N, H)),
     'no empty axis': dict(k=(B, 0, N, H), v=(B, 0, N, H)),
     'ModelConfig.num_kv_heads': dict(k=(B, S, 3, H), v=(B, S, 3, H)),
-    'one floating type': dict(dtype=jnp.bfloat16),
+    'one floating-point dtype': dict(dtype=jnp.bfloat16),
     'prefix_BS of \\(2, 3\\)': dict(causal=True, prefix_BS=jnp.ones((B, 3), bool)),
     'without causal': dict(prefix_BS=jnp.ones((B, S), bool)),
     'without kv_segment_ids_BS': dict(q_segment_ids_BT=jnp.ones((B, T), jnp.int32)),
@@ -418,7 +413,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('message', BAD)
-def test_what_does_not_go_together_is_refused_in_one_line(message):
+def test_invalid_arguments_raise_a_one_line_error(message):
     options = dict(BAD[message])
     q = jnp.ones((B, T, N, H), options.pop('dtype', jnp.float32))
     k, v = (jnp.ones(options.pop(name, (B, S, N, H))) for name in 'kv')

@@ -17,7 +17,7 @@ from t5flan.kernels.relative_bias import (
     toeplitz_transposed,
 )
 
-FORMS = [
+SETTINGS = [
     RelativeBias(True),
     RelativeBias(False),
     RelativeBias(True, 64, 256),
@@ -31,7 +31,7 @@ FORMS = [
 def scalar_bucket(position: int, bias: RelativeBias) -> int:
     """T5's `_relative_position_bucket`, one number at a time in float64.
 
-    The small number is the one that T5X adds, so that a distance on the border falls into the bucket it begins.
+    Like T5X it adds epsilon, so that a distance on a border falls into the bucket that starts there.
     """
     buckets, bucket, n = bias.num_buckets, 0, -position
     if bias.bidirectional:
@@ -47,8 +47,8 @@ def scalar_bucket(position: int, bias: RelativeBias) -> int:
     return bucket + min(exact + int(log * (buckets - exact)), buckets - 1)
 
 
-@pytest.mark.parametrize('bias', FORMS, ids=str)
-def test_buckets_are_those_of_t5(bias):
+@pytest.mark.parametrize('bias', SETTINGS, ids=str)
+def test_buckets_match_t5(bias):
     positions = np.arange(-20000, 20001)
     expected = np.array([scalar_bucket(int(position), bias) for position in positions])
     np.testing.assert_array_equal(relative_buckets(positions, bias, np), expected)
@@ -57,14 +57,14 @@ def test_buckets_are_those_of_t5(bias):
     assert on_device.dtype == jnp.int32
 
 
-def test_every_bucket_of_the_usual_forms_is_used():
-    for bias in FORMS[:2]:
+def test_the_usual_settings_use_every_bucket():
+    for bias in SETTINGS[:2]:
         used = np.unique(relative_buckets(np.arange(-200, 201), bias, np))
-        # Bidirectional: the distance 0 is 'before', so the first bucket 'after' stays empty, as in T5.
+        # Bidirectional: distance 0 counts as before the query, so the first bucket after it stays empty, as in T5.
         assert set(range(32)) - set(used.tolist()) == ({16} if bias.bidirectional else set())
 
 
-def test_settings_without_meaning_are_refused():
+def test_invalid_settings_raise():
     for bad in ((True, 5, 128), (True, 2, 128), (False, 1, 128), (False, 32, 16)):
         with pytest.raises(UserError, match='ModelConfig.relative_'):
             RelativeBias(*bad)
@@ -81,7 +81,7 @@ def test_toeplitz_both_ways(rows, columns):
 
 
 @pytest.mark.parametrize('transposed', [False, True])
-def test_tiles_and_their_gradient_are_those_of_the_gathered_bias(transposed):
+def test_tiles_and_their_gradient_match_the_gathered_bias(transposed):
     bias, heads, queries, keys, block, offset = RelativeBias(False, 8, 20), 3, 12, 17, 4, 5
     rng = np.random.default_rng(1)
     table = jnp.asarray(rng.normal(size=(heads, 8)), jnp.float32)

@@ -1,4 +1,4 @@
-"""Every shape under gin/models, whatever its size, without memory; and what building promises."""
+"""Every model of gin/models, as shapes only; and properties of building."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.models.small_models import random_batch, small_config, small_model
 
 FILES = sorted((Path(__file__).resolve().parents[2] / 'gin' / 'models').glob('*.gin'))
 
-# As published, or as Hugging Face's model of that name counts them.
+# As published, or as counted by Hugging Face's model of that name.
 KNOWN = {
     't5_1_0_small': 60_506_624,
     't5_1_0_base': 222_903_552,
@@ -44,7 +44,7 @@ KNOWN = {
     'llama2_7b': 6_738_415_616,
     'gemma_2b': 2_506_172_416,
 }
-# The papers round: in billions.
+# Rounded in the papers, in billions.
 ROUNDED = {
     'palm_8b': 8.63,
     'palm_62b': 62.50,
@@ -60,7 +60,7 @@ ROUNDED = {
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
-def test_every_model_has_the_parameters_it_should(file):
+def test_every_model_has_the_published_number_of_parameters(file):
     config = parse([f'models/{file.name}']).read(ModelConfig)
     count = parameter_count(abstract_model(config))
     said = re.search(r'([\d,]+) parameters', file.read_text())
@@ -72,12 +72,12 @@ def test_every_model_has_the_parameters_it_should(file):
         assert count / 1e9 == pytest.approx(ROUNDED[file.stem], rel=0.02)
 
 
-def test_known_models_are_there():
+def test_known_models_exist():
     assert KNOWN.keys() | ROUNDED.keys() <= {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize('name', ['t5_1_1_xxl', 'palm_540b', 'gemma_2b'])
-def test_the_largest_run_through_in_shapes(name):
+def test_the_largest_models_run_in_shapes(name):
     config = parse([f'models/{name}']).read(ModelConfig)
     tokens = jax.ShapeDtypeStruct((2, 512), np.int32)
     batch = {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens}
@@ -85,7 +85,7 @@ def test_the_largest_run_through_in_shapes(name):
     assert logits.shape == (2, 512, config.vocab_size) and logits.dtype == np.float32
 
 
-def test_the_same_key_gives_the_same_parameters_on_any_mesh():
+def test_a_key_gives_the_same_parameters_on_any_mesh():
     config, key = small_config('relative'), jax.random.key(7)
     plain = jax.jit(build_model, static_argnums=0)(config, key)
     shapes = abstract_model(config)
@@ -100,7 +100,7 @@ def test_the_same_key_gives_the_same_parameters_on_any_mesh():
 
 
 @pytest.mark.parametrize('family', ['t5_1_1', 'palm'])
-def test_a_model_split_over_eight_devices_gives_the_same_logits(family):
+def test_a_model_split_over_eight_devices_has_the_same_logits(family):
     model, batch = small_model(family), random_batch(family, rows=4)
     sharding = create_sharding(MeshConfig(data=2, fsdp=2, tensor=2))
     with use(sharding):
@@ -111,8 +111,8 @@ def test_a_model_split_over_eight_devices_gives_the_same_logits(family):
 
 
 @pytest.mark.parametrize('family', ['relative', 'palm', 'gemma'])
-def test_a_new_model_predicts_about_nothing(family):
-    """Logits begin at size 1, for every way of tying and scaling: a larger start is a wrong initialiser."""
+def test_a_new_model_has_logits_of_unit_variance(family):
+    """Logits start at unit variance for every way of tying and scaling; otherwise an initializer is wrong."""
     config = small_config(family, emb_dim=128, num_heads=8, head_dim=16, mlp_dim=256)
     model = jax.jit(build_model, static_argnums=0)(config, jax.random.key(0))
     logits_BTV = jax.jit(lambda model, batch: model(batch))(model, random_batch(family))

@@ -27,16 +27,16 @@ def test_a_configuration_survives_json(family):
         ({'mlp_activations': []}, r'mlp_activations=\(\), expected at least one'),
         ({'num_kv_heads': 3}, r'num_kv_heads=3, expected a divisor of num_heads=4'),
         ({'num_kv_heads': 0}, r'num_kv_heads=0, expected a divisor of num_heads=4'),
-        ({'num_encoder_layers': 0}, r'num_encoder_layers=0, expected above 0'),
+        ({'num_encoder_layers': 0}, r'num_encoder_layers=0, expected a number above 0'),
         ({'architecture': 'decoder_only'}, r'num_encoder_layers=2, expected 0 for a decoder_only model'),
         ({'parallel_block': True}, r'parallel_block=True, expected False for an encoder_decoder'),
-        ({'position': 'rope', 'head_dim': 7}, r'head_dim=7, expected even'),
+        ({'position': 'rope', 'head_dim': 7}, r'head_dim=7, expected an even number'),
         ({'relative_buckets': 30}, r'relative_buckets=30, expected a multiple of 4'),
         ({'relative_max_distance': 16}, r'relative_max_distance=16, expected more than'),
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(fields, says):
+def test_invalid_fields_raise_a_one_line_error(fields, says):
     with pytest.raises(UserError, match=says) as error:
         ModelConfig.from_dict({**small_config('t5_1_1').to_dict(), **fields})
     assert '\n' not in str(error.value)

@@ -11,8 +11,8 @@ def logits_of(model, batch):
     return model(batch)
 
 
-def test_a_token_sees_what_is_before_it_and_the_prefix():
-    """By gradient: the third hidden state depends on exactly these tokens. Every token is another word."""
+def test_a_token_sees_earlier_tokens_and_the_prefix():
+    """By gradient: the third hidden state depends on exactly these tokens. All tokens are different words."""
     gradient_of = jax.jit(jax.grad(lambda model, batch: model.hidden(batch)[0, 2].sum()))
     for prefix, sees in [(0, {10, 11, 12}), (4, {10, 11, 12, 13})]:
         batch = {
@@ -24,7 +24,7 @@ def test_a_token_sees_what_is_before_it_and_the_prefix():
 
 
 @pytest.mark.parametrize('family, prefix_lm', [('relative', False), ('relative', True), ('palm', True)])
-def test_packed_rows_give_the_logits_of_each_example(family, prefix_lm):
+def test_packed_rows_match_separate_examples(family, prefix_lm):
     model = small_model(family)
     random = np.random.default_rng(0)
     lengths, prefixes = [5, 3, 6], [2, 1, 4]
@@ -47,13 +47,13 @@ def test_packed_rows_give_the_logits_of_each_example(family, prefix_lm):
 @pytest.mark.parametrize(
     'family, prefix_lm', [('relative', False), ('relative', True), ('palm', True), ('gemma', False)]
 )
-def test_decoding_after_prompts_of_any_length_gives_the_logits_of_the_whole(family, prefix_lm):
-    """Left-padded prompts then new tokens, against rows as in training: start token, prompt, new tokens, padding."""
+def test_decoding_after_prompts_of_any_length_matches_the_full_sequence(family, prefix_lm):
+    """Left-padded prompts and new tokens, against rows as in training: start token, prompt, new tokens, padding."""
     model = small_model(family, scan_layers=family != 'gemma')
     random = np.random.default_rng(0)
     new_BT = random.integers(3, 64, (4, 3))
     prompts = [random.integers(3, 64, length) for length in (2, 5, 0, 1)]
-    prompts[1][2] = 0  # the word 0 inside a prompt is a word
+    prompts[1][2] = 0  # a 0 inside a prompt is a token
     prompt_BP = np.stack([np.pad(prompt, (5 - len(prompt), 0)) for prompt in prompts])
     rows = [np.concatenate([[0], prompt, new]) for prompt, new in zip(prompts, new_BT, strict=True)]
     batch = {'decoder_input_tokens': np.stack([np.pad(row, (0, 9 - len(row))) for row in rows])}

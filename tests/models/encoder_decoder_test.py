@@ -13,8 +13,8 @@ def logits_of(model, batch):
     return model(batch)
 
 
-def test_the_decoder_is_causal_and_reads_all_of_the_input():
-    """By gradient: a hidden state depends on exactly the tokens it may see. Every token is another word."""
+def test_the_decoder_is_causal_and_sees_the_whole_input():
+    """By gradient: a hidden state depends on exactly the tokens it may see. All tokens are different words."""
     model = small_model('t5_1_1')
     batch = {
         'encoder_input_tokens': np.array([[10, 11, 12, 13, 0]]),
@@ -30,8 +30,8 @@ def test_the_decoder_is_causal_and_reads_all_of_the_input():
 
 
 @pytest.mark.parametrize('family', ['t5_1_1', 'rotary'])
-def test_packed_rows_give_the_logits_of_each_example(family):
-    """Two examples in a row, none sees the other; padding sees and is seen by nothing."""
+def test_packed_rows_match_separate_examples(family):
+    """Two examples in a row do not see each other; padding sees nothing and is not seen."""
     model = small_model(family)
     random = np.random.default_rng(0)
     examples = [
@@ -60,7 +60,7 @@ def test_packed_rows_give_the_logits_of_each_example(family):
 
 
 @pytest.mark.parametrize('family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False})])
-def test_decoding_step_by_step_gives_the_logits_of_the_whole(family, fields):
+def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     model = small_model(family, **fields)
     batch = {name: random_batch(family, target=6)[name] for name in FEATURES}
     whole_BTV = logits_of(model, batch)
@@ -84,12 +84,12 @@ def test_a_cache_may_be_reordered_between_steps():
     )
 
 
-def test_bfloat16_computes_in_bfloat16_and_stays_near():
+def test_bfloat16_stays_close_to_float32():
     exact, model, batch = small_model('t5_1_1'), small_model('t5_1_1', dtype='bfloat16'), random_batch('t5_1_1')
     hidden, logits = jax.jit(lambda model, batch: (model.hidden(batch), model(batch)))(model, batch)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     difference = np.abs(logits - logits_of(exact, batch))
-    assert 0 < difference.mean() < 0.05  # a relative step of bfloat16 is 1/256; logits here are of size 1
+    assert 0 < difference.mean() < 0.05  # a bfloat16 has a relative precision of 1/256; logits here have unit variance
     _, cache = jax.eval_shape(lambda model, x: model.start_cache(x, 2), model, batch['encoder_input_tokens'])
     assert cache.k_LBMKH.dtype == cache.cross_v_LBSKH.dtype == jnp.bfloat16
     assert cache.k_LBMKH.shape == (2, 3, 3, 4, 8) and cache.cross_k_LBSKH.shape == (2, 3, 9, 4, 8)
@@ -102,13 +102,13 @@ def test_dropout_is_on_exactly_with_a_key():
     exact, dropped = encode(model, None), encode(model, jax.random.key(0))
     np.testing.assert_array_equal(exact, encode(small_model('t5_1_1'), jax.random.key(0)))
     assert np.abs(exact - dropped).mean() > 0.1
-    # After the final norm features are dropped token by token, not along the length as everywhere else.
+    # After the final norm, features are dropped for each token, not along the length as everywhere else.
     assert not (np.asarray(dropped)[0] == 0).all(axis=0).any() and (np.asarray(dropped) == 0).mean() == pytest.approx(
         0.3, abs=0.05
     )
 
 
-def test_tied_logits_need_no_kernel():
+def test_tied_logits_have_no_kernel():
     assert hasattr(small_model('t5_1_1').decoder, 'logits_dense')
     assert not hasattr(small_model('t5_1_0').decoder, 'logits_dense')
     assert small_config('t5_1_0').tie_embeddings

@@ -1,7 +1,6 @@
-"""The loss of eight steps of plain descent, from fixed parameters and batches, as recorded in tests/golden/models.json.
+"""The losses of eight steps of gradient descent from fixed parameters and batches, as in tests/golden/models.json.
 
-A change that should not move numbers leaves the file alone. One that should writes it again, and its commit
-says why:
+A change that should not affect numbers leaves the file as it is. One that should updates it, and its commit says why:
 
     T5FLAN_UPDATE_GOLDEN=1 python -m pytest tests/models/golden_test.py
 """
@@ -21,7 +20,7 @@ from tests.models.small_models import mean_loss, random_batch
 
 GOLDEN = Path(__file__).resolve().parents[1] / 'golden' / 'models.json'
 STEPS, RATE = 8, 0.1
-RTOL = 1e-4  # float32 rounding in another order of sums grows over eight steps; measured under 1e-5
+RTOL = 1e-4  # rounding in another order of summation grows over eight steps; measured below 1e-5
 UPDATE = 'T5FLAN_UPDATE_GOLDEN=1 python -m pytest tests/models/golden_test.py'
 
 
@@ -33,7 +32,7 @@ def descend(model, batch):
 
 
 @pytest.mark.parametrize('name, family', [('tiny_encoder_decoder', 't5_1_1'), ('tiny_decoder', 'palm')])
-def test_losses_are_the_golden_ones(name, family):
+def test_losses_match_the_golden_file(name, family):
     config = parse([f'models/{name}']).read(ModelConfig)
     model = jax.jit(build_model, static_argnums=0)(config, jax.random.key(0))
     rows = []
@@ -49,7 +48,7 @@ def test_losses_are_the_golden_ones(name, family):
     for step, (row, expected) in enumerate(zip(rows, golden[name], strict=True)):
         for metric, value in expected.items():
             assert row[metric] == pytest.approx(value, rel=RTOL), (
-                f'{name}: {metric} of step {step} is {row[metric]!r}, golden {value!r}. If this change should move numbers, '
-                f'run {UPDATE} and say why in the commit; else it broke something.'
+                f'{name}: {metric} of step {step} is {row[metric]!r}, golden {value!r}. If this change should affect '
+                f'numbers, run {UPDATE} and say why in the commit; otherwise it broke something.'
             )
     assert rows[-1]['loss'] < rows[0]['loss'] and np.isfinite([row['loss'] for row in rows]).all()

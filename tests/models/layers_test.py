@@ -23,7 +23,7 @@ def test_dropout_is_off_without_a_key():
     assert fold(None, 'attention') is None
 
 
-def test_dropout_keeps_the_mean_and_drops_along_the_length():
+def test_dropout_preserves_the_mean_and_drops_along_the_length():
     y_BTD = np.asarray(dropout(np.ones((64, 3, 256), np.float32), 0.25, jax.random.key(0)))
     np.testing.assert_allclose(np.unique(y_BTD), [0, 4 / 3])
     np.testing.assert_allclose(y_BTD.mean(), 1, atol=0.01)
@@ -69,7 +69,9 @@ def test_norms(norm, plus_one):
     config = dataclasses.replace(CONFIG, norm=norm, norm_scale_plus_one=plus_one)
     layer, x_BTD = Norm(config, SCOPE), 3 * random(2, 5, 32) + 1
     fresh = np.asarray(layer(x_BTD))
-    np.testing.assert_allclose(np.sqrt((fresh**2).mean(-1)), 1, rtol=1e-3)  # a new norm scales by 1, however it is kept
+    np.testing.assert_allclose(
+        np.sqrt((fresh**2).mean(-1)), 1, rtol=1e-3
+    )  # a new norm scales by 1 in both parametrizations
     if norm == 'layer':
         np.testing.assert_allclose(fresh.mean(-1), 0, atol=1e-5)
 
@@ -90,7 +92,7 @@ def test_the_norm_is_computed_in_float32():
     )
 
 
-def test_mlp_of_one_and_of_two_projections():
+def test_mlp_with_one_and_two_projections():
     x_BTD = random(2, 5, 32)
     relu = MLP(dataclasses.replace(CONFIG, mlp_activations=('relu',)), SCOPE)
     np.testing.assert_allclose(relu(x_BTD), np.maximum(x_BTD @ relu.wi.kernel[...], 0) @ relu.wo.kernel[...], atol=1e-5)
@@ -102,7 +104,7 @@ def test_mlp_of_one_and_of_two_projections():
     )
 
 
-def test_embedding_reads_rows_and_its_gradient_adds_up_at_them():
+def test_embedding_gathers_rows_and_its_gradient_scatters_to_them():
     embedder = TokenEmbedder(CONFIG, SCOPE)
     tokens_BT = np.array([[3, 5, 3]])
     np.testing.assert_array_equal(embedder(tokens_BT), np.asarray(embedder.embedding[...])[tokens_BT])
@@ -111,13 +113,13 @@ def test_embedding_reads_rows_and_its_gradient_adds_up_at_them():
 
 
 @pytest.mark.parametrize('token', [64, 1000])
-def test_a_token_outside_of_the_vocabulary_is_not_a_number(token):
+def test_a_token_outside_the_vocabulary_becomes_nan(token):
     assert np.isnan(TokenEmbedder(CONFIG, SCOPE)(np.array([[token]]))).all()
 
 
 @pytest.mark.parametrize('scaled', [True, False])
-def test_tied_logits_begin_with_the_same_size(scaled):
-    """Scaled logits of a unit table, or unscaled logits of a small one."""
+def test_tied_logits_start_at_unit_variance(scaled):
+    """Scaled logits of a table of unit variance, or unscaled logits of a small one."""
     config = dataclasses.replace(CONFIG, tie_embeddings=True, scale_tied_logits=scaled)
     embedder, x_BTD = TokenEmbedder(config, SCOPE), random(2, 50, 32)
     factor = 32**-0.5 if scaled else 1
@@ -127,7 +129,7 @@ def test_tied_logits_begin_with_the_same_size(scaled):
     np.testing.assert_allclose(np.std(logits_BTV), 1, rtol=0.1)
 
 
-def test_scaled_embedding_enters_with_unit_variance():
+def test_scaled_embeddings_have_unit_variance():
     embedder = TokenEmbedder(dataclasses.replace(CONFIG, scale_embedding=True), SCOPE)
     np.testing.assert_allclose(np.std(embedder(np.arange(64)[None])), 1, rtol=0.1)
     np.testing.assert_allclose(embedder(np.arange(64)[None])[0], 32**0.5 * embedder.embedding[...], rtol=1e-6)

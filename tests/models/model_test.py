@@ -7,8 +7,8 @@ from tests.models.small_models import small_model
 
 
 @pytest.mark.parametrize('family', ['t5_1_1', 't5_1_0', 'gemma'])
-def test_logits_go_position_by_position(family):
-    """The loss hands over chunks and flat rows of hidden states."""
+def test_logits_are_computed_position_by_position(family):
+    """The loss passes chunks and flat rows of hidden states."""
     model = small_model(family, dtype='bfloat16')
     x_BTD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 32)), jnp.bfloat16)
     logits_BTV = model.logits(x_BTD)

@@ -1,4 +1,4 @@
-"""Models small enough for every test, one per family, and batches for them."""
+"""Small models for tests, one for each family, and batches for them."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ FAMILIES = {**ENCODER_DECODERS, **DECODERS}
 
 
 def small_config(family: str, **fields) -> ModelConfig:
-    """The configuration of one family at test size, with `fields` changed."""
+    """The configuration of a family at test size, with some fields changed."""
     if family in ENCODER_DECODERS:
         shape = {'architecture': 'encoder_decoder', 'num_encoder_layers': 2}
     else:
@@ -61,7 +61,7 @@ def small_config(family: str, **fields) -> ModelConfig:
 
 
 def small_model(family: str, **fields) -> Model:
-    """Its model, filled by numpy (no compilation); norm scales are not 1 (or 0), so that no test passes for want of them."""
+    """A model of the family, filled by numpy (no compilation); norm scales are random, so that tests notice them."""
     model, random = abstract_model(small_config(family, **fields)), np.random.default_rng(1)
 
     def value(name: str, shape: tuple[int, ...]) -> jax.Array:

@@ -6,7 +6,7 @@ from t5flan.models.layers import fold
 from t5flan.models.stack import run_layers
 from tests.models.small_models import mean_loss, random_batch, small_model
 
-LONG = 13  # a length that is no other size of the model
+LONG = 13  # a length that differs from every size of the model
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ LONG = 13  # a length that is no other size of the model
         ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none')]),
     ],
 )
-def test_scan_unrolled_and_every_remat_give_the_same_loss_and_gradient(family, ways):
+def test_scan_unrolled_and_every_remat_match(family, ways):
     batch, step = random_batch(family), jax.jit(jax.value_and_grad(mean_loss))
     loss, gradient = step(small_model(family, dropout_rate=0.1), batch, jax.random.key(3))
     for scan_layers, remat in ways:
@@ -27,8 +27,8 @@ def test_scan_unrolled_and_every_remat_give_the_same_loss_and_gradient(family, w
             np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max(), rtol=0)
 
 
-def test_remat_keeps_what_it_says():
-    """Counted in the arrays that the backward pass is handed."""
+def test_remat_saves_the_documented_arrays():
+    """By the arrays that the backward pass receives."""
     batch = random_batch('relative', target=LONG)
 
     def kept(remat: str) -> list[tuple[int, ...]]:
@@ -42,7 +42,7 @@ def test_remat_keeps_what_it_says():
     # Neither the relative bias nor attention's probabilities: nothing with two lengths.
     assert any(shape.count(LONG) == 2 for shape in shapes['none'])
     assert not any(shape.count(LONG) == 2 for shape in (*shapes['minimal'], *shapes['full']))
-    # 'minimal' keeps the MLP's inner projections of all layers, 'full' does not.
+    # 'minimal' saves the inner projections of the MLP of all layers, 'full' does not.
     assert (2, 3, LONG, 48) in shapes['minimal'] and (2, 3, LONG, 48) not in shapes['full']
 
 

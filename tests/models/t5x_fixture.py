@@ -1,4 +1,4 @@
-"""Reads what T5X wrote: its legacy checkpoints (a zarr v2 folder per array) by hand, and its parameters into a model."""
+"""Reads T5X's legacy checkpoints (a zarr v2 folder for each array) and puts their parameters into a model."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from t5flan.models.parameters import named_parameters, replace_parameters
 
 
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    """'encoder/layers_0/mlp/wo/kernel' -> float32 array, of the one step in `folder`."""
+    """'encoder/layers_0/mlp/wo/kernel' -> float32 array, of the only step in `folder`."""
     (step,) = folder.glob('checkpoint_*')
     return {array.name.removeprefix('target.').replace('.', '/'): _read_zarr(array) for array in step.glob('target.*')}
 
@@ -36,7 +36,7 @@ def _read_zarr(folder: Path) -> np.ndarray:
 
 
 def from_t5x(model: Model, parameters: Mapping[str, np.ndarray]) -> Model:
-    """`model` with T5X's parameters, of examples/t5 (a name for each layer) or scalable_t5 (layers on axis 1)."""
+    """`model` with parameters of T5X's examples/t5 (a name for each layer) or scalable_t5 (layers on axis 1)."""
 
     def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name in parameters:
@@ -46,6 +46,6 @@ def from_t5x(model: Model, parameters: Mapping[str, np.ndarray]) -> Model:
         if scanned in parameters:
             return np.moveaxis(parameters[scanned], 1, 0).reshape(shape)
         layers = [parameters[name.replace('/layers/', f'/layers_{i}/')] for i in range(shape[0])]
-        return np.stack(layers).reshape(shape)  # T5X joins heads and head_dim
+        return np.stack(layers).reshape(shape)  # T5X merges heads and head_dim
 
     return replace_parameters(model, {name: value(name, leaf.shape) for name, leaf in named_parameters(model).items()})

@@ -1,4 +1,4 @@
-"""T5X's own parameters give T5X's own numbers: logits, loss and greedy tokens that T5X recorded."""
+"""With T5X's parameters, logits, loss and greedy tokens match those that T5X recorded."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CONFIG = ModelConfig(
     dtype='float32',
 ).to_dict()
 RECORDINGS = [('t5_1_1_tiny', {}), ('scalable_t5_1_1_tiny_scanned', {'relative_bias_per_layer': True})]
-LOGIT_TOLERANCE = 2e-4  # T5X's own reload differs from its recording by 7e-5
+LOGIT_TOLERANCE = 2e-4  # T5X's own restored model differs from its recording by 7e-5
 
 
 @pytest.fixture(params=RECORDINGS, ids=lambda recording: recording[0])
@@ -36,7 +36,7 @@ def recorded(request: pytest.FixtureRequest, shared: Path) -> tuple[Model, dict[
     return from_t5x(model, read_checkpoint(folder / name)), dict(np.load(folder / f'{name}.npz'))
 
 
-def test_logits_and_loss_are_t5xs(recorded):
+def test_logits_and_loss_match_t5x(recorded):
     model, expected = recorded
     logits_BTV = jax.jit(lambda model, batch: model(batch))(
         model, {name: expected[name] for name in ('encoder_input_tokens', 'decoder_input_tokens')}
@@ -52,7 +52,7 @@ def test_logits_and_loss_are_t5xs(recorded):
     np.testing.assert_allclose(loss, expected['loss'], rtol=1e-5)
 
 
-def test_greedy_tokens_are_t5xs(recorded):
+def test_greedy_tokens_match_t5x(recorded):
     model, expected = recorded
     logits_BV, cache = jax.jit(lambda model, x: model.start_cache(x, 15))(model, expected['encoder_input_tokens'])
     step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens))
@@ -61,5 +61,5 @@ def test_greedy_tokens_are_t5xs(recorded):
         logits_BV, cache = step(model, cache, tokens_BT[-1][:, None])
         tokens_BT.append(np.argmax(logits_BV, -1))
     tokens_BT = np.stack(tokens_BT, 1)
-    assert not (expected['greedy16'] == 1).any()  # no row ends early, so that all of them are compared
+    assert not (expected['greedy16'] == 1).any()  # no row ends early, so all tokens are compared
     np.testing.assert_array_equal(tokens_BT, expected['greedy16'])

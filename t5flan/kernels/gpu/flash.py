@@ -1,43 +1,46 @@
 """Attention with T5's relative bias as Pallas (Triton) kernels for NVIDIA GPUs, forward and backward, in linear memory.
 
-Flash attention (arXiv:2205.14135, arXiv:2307.08691) with the bias made inside: neither pass holds an array of T x S, and
-the bias costs one vector of 2 * reach + 1 numbers for each head. cuDNN's attention, as JAX calls it, takes a bias only as
-a dense [B, N, T, S] array. `docs/attention.md` says what differs from the TPU kernels.
+Flash attention (arXiv:2205.14135, arXiv:2307.08691) that computes the bias inside: neither pass holds an array of T x
+S, and the bias costs one vector of 2 * reach + 1 numbers for each head. cuDNN's attention, as JAX calls it, takes a
+bias only as a dense [B, N, T, S] array. `docs/attention.md` explains the differences from the TPU kernels.
 
-Why Triton and not Mosaic GPU: the same program runs from A100 to Blackwell, where Mosaic's products are those of Hopper
-and of Blackwell, each written for that chip; a thread reads any number of the bias vector; and JAX's own interpreter runs
-it on a CPU. Mosaic would give the last part of a Hopper's rate (loads by TMA, warps with roles of their own).
+Why Triton and not Mosaic GPU: one program runs from A100 to Blackwell, where Mosaic's matrix products are written for
+Hopper or Blackwell only; a thread can read any number of the bias vector; and JAX's interpreter runs it on a CPU.
+Mosaic would give the last part of a Hopper's speed (loads by TMA, warp specialization).
 
-This file brings the model's arrays into the kernels' order and back; the kernels are in `gpu/forward.py` and
+This file converts the model's arrays to the kernels' layout and back; the kernels are in `gpu/forward.py` and
 `gpu/backward.py`, what they share in `gpu/tile.py`.
 
-B batch, T queries, S keys, N heads, K key-value heads, H head_dim.
+B batch, T queries, S keys, N heads, K key-value heads, H head_dim, W distances.
 """
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from t5flan.kernels.chunked import SAVED_NAMES, Operands
 from t5flan.kernels.gpu.backward import backward
 from t5flan.kernels.gpu.forward import forward
-from t5flan.kernels.gpu.tile import LEAST_SIZE, LOG2_E, Arrays, Blocks, TileForm, Tiling
-from t5flan.kernels.relative_bias import RelativeBias, bias_of_distances
+from t5flan.kernels.gpu.tile import LEAST_SIZE, LOG2_E, Blocks, TileSpec, Tiling
+from t5flan.kernels.operands import (
+    AttentionSpec,
+    KernelArrays,
+    Operands,
+    packed_ids,
+    unsupported_arrays,
+    with_gradients,
+)
+from t5flan.kernels.relative_bias import bias_of_distances
 
 DTYPES = ('bfloat16', 'float16', 'float32')
-MOST_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)
-_PRECISIONS = (None, 'default', 'highest', jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST)
-# Queries and keys of a tile, warps and stages: of forward, the gradients of queries and of keys, and the sums by diagonals; by
-# the bytes of a number and head_dim. Taken from what XLA's compiler makes of them (`benchmarks/attention_blocks_gpu.py` lists
-# it, and its docstring has the rule): no register spilt, 8 warps or more on a processor, and then the fewest reads. The safe
-# ones are those of an A100 that a program of 99 KiB of shared memory holds, which every GPU from 8.0 on gives it. In float32
-# of 128 and 256 fewer were tried, and the gradient of keys of the last spills 40 bytes; that of an H100 and heads of 256
-# spills 20, as with fewer than 64 keys it would do without the chip's large products (wgmma).
+# Queries and keys of a tile, warps and stages, by the bytes of a number and head_dim; in order for the forward pass,
+# the gradients of queries and of keys, and the sums along diagonals. Chosen from what XLA's compiler reports
+# (`benchmarks/attention_blocks_gpu.py` lists it, and its docstring has the rule): no register spilled, at least 8 warps
+# on a multiprocessor, and then the fewest reads. The safe ones are those of an A100 whose programs need at most 99 KiB
+# of shared memory, which every GPU from 8.0 on provides. Exceptions: for float32 heads of 128 and 256 fewer were tried,
+# and the gradient of keys of the last spills 40 bytes; that of an H100 and heads of 256 spills 20, since with fewer
+# than 64 keys it could not use the chip's large matrix instructions (wgmma).
 _TILINGS = {
     'safe': {
         (2, 64): ((128, 32, 8, 2), (128, 64, 8, 3), (64, 128, 8, 3), (64, 64, 4, 2)),
@@ -60,81 +63,81 @@ _TILINGS = {
 _OF_DEVICE = {'A100': 'A100', 'H100': 'H100', 'H200': 'H100', 'GH200': 'H100'}  # by a part of its name
 
 
-@dataclasses.dataclass(frozen=True)
-class FlashForm:
-    """What is fixed when the program is traced."""
-
-    causal: bool
-    scale: float
-    soft_cap: float | None
-    dropout_rate: float
-    precision: Any
-    reach: int | None  # from this distance on the bias is constant (RelativeBias.max_distance); None: no bias
-    tiling: Tiling
-    interpret: bool = False
-
-
-def refusal(device: jax.Device, head_dim: int, dtype: Any, precision: Any = None) -> str | None:
-    """Why the kernels do not run on such a device or do not take such arrays, or None."""
-    capability = getattr(device, 'compute_capability', None)  # of a CPU, which interprets them, none
+def unsupported_reason(device: jax.Device, spec: AttentionSpec, operands: Operands) -> str | None:
+    """Why the kernels do not run on such a device or do not support such arrays, or None if they do."""
+    capability = getattr(device, 'compute_capability', None)  # a CPU, which interprets the kernels, has none
     if capability is not None:
         numbers = str(capability).split('.')
         if not all(number.isdecimal() for number in numbers):
             return f'it runs on NVIDIA GPUs, not on {device.device_kind} ({capability}, ROCm)'
         if tuple(map(int, numbers)) < LEAST_CAPABILITY:
             return f'it needs compute capability 8.0 (A100) or later; {device.device_kind} has {capability}'
-    if precision not in _PRECISIONS:
-        return f'it multiplies with the default or the highest precision, not {precision}'
-    if str(jnp.dtype(dtype)) not in DTYPES:
-        return f'it takes {", ".join(DTYPES)}, not {jnp.dtype(dtype)} (ModelConfig.dtype)'
-    if head_dim > MOST_HEAD_DIM:
-        return f'it takes a head_dim up to {MOST_HEAD_DIM}, not {head_dim} (ModelConfig.head_dim)'
-    return None
+    return unsupported_arrays(spec, operands, DTYPES)
 
 
-def bias_by_distance(table_NR: jax.Array, bias: RelativeBias) -> jax.Array:
-    """What the kernels read of the bias: that of every distance -max_distance ... max_distance, float32 [N, W]."""
-    return bias_of_distances(table_NR, bias, jnp.arange(-bias.max_distance, bias.max_distance + 1, dtype=jnp.int32))
+def _for_kernels(spec: TileSpec, arrays: KernelArrays) -> KernelArrays:
+    """The bias in base 2, extended at both ends as far as tiles near the diagonal read.
+
+    An index that is never clipped is one base address plus constants to the compiler.
+    """
+    if arrays.bias is None:
+        return arrays
+    bias_NW = jnp.pad(arrays.bias, [(0, 0), (sum(spec.tiling.padding),) * 2], mode='edge')
+    return arrays._replace(bias=LOG2_E * bias_NW)
 
 
-def flash_attention(form: FlashForm, operands: Operands) -> jax.Array:
-    """Attention of all queries, [B, T, N, H] in q's dtype.
+_attention = with_gradients(
+    lambda spec, arrays: forward(spec, _for_kernels(spec, arrays)),
+    lambda spec, arrays, *saved: backward(spec, _for_kernels(spec, arrays), *saved),
+)
+
+
+def flash_attention(spec: AttentionSpec, operands: Operands, blocks: Tiling, interpret: Any = False) -> jax.Array:
+    """Attention by the kernels.
 
     Args:
-        operands: as for `chunked_attention`, of any T and S, but with `bias_by_distance` for bias_NW.
+        spec: the options.
+        operands: of any T and S; `operands.bias_NW` is the bias table [N, R].
+        blocks: of each kernel.
+        interpret: Pallas' argument; True on a CPU.
+
+    Returns:
+        y_BTNH in q's dtype.
     """
     queries, size = operands.q_BTNH.shape[1], operands.q_BTNH.shape[3]
-    return _attention(*arrange(form, operands))[:, :queries, :, :size]
+    return _attention(*arrange(spec, operands, blocks, interpret))[:, :queries, :, :size]
 
 
-def arrange(form: FlashForm, operands: Operands) -> tuple[TileForm, Arrays]:
-    """The kernels' form and arrays: lengths padded to blocks, heads to a power of two, masks as two rows of ids."""
-    (_, queries, heads, size), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
-    padding_H, (block_q, block_k) = padded_head_dim(size) - size, form.tiling.padding
-    padding_T, padding_S = -queries % block_q, -keys % block_k
+def arrange(
+    spec: AttentionSpec, operands: Operands, blocks: Tiling, interpret: Any = False
+) -> tuple[TileSpec, KernelArrays]:
+    """The kernels' spec and arrays: lengths padded to blocks, heads to a power of two, masks as two rows of ids."""
+    (_, _, heads, size), kv_heads = operands.q_BTNH.shape, operands.k_BSKH.shape[2]
+    padding_H, (block_q, block_k) = padded_head_dim(size) - size, blocks.padding
+    padding_T, padding_S = -operands.q_BTNH.shape[1] % block_q, -operands.k_BSKH.shape[1] % block_k
     lay_out = lambda x, padding: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, padding_H)])
-    keep_BNS = operands.keep_BNS
+    bias_NW, keep_BNS, packed = None, operands.keep_BNS, operands.q_segment_ids_BT is not None
+    if spec.bias is not None and operands.bias_NW is not None:
+        reach = spec.bias.max_distance
+        bias_NW = bias_of_distances(operands.bias_NW, spec.bias, jnp.arange(-reach, reach + 1, dtype=jnp.int32))
     if keep_BNS is not None:
         keep_BNS = jnp.pad(keep_BNS.astype(jnp.float32), [(0, 0), (0, 0), (0, padding_S)])
-    masked, query_ids_BT, key_ids_BS = _ids(operands, padding_T, padding_S)
-    tile_form = TileForm(
+    # All kernels must agree on whether a query sees any key: where pairs are not compared, added queries see keys as
+    # well.
+    query_ids_BT, key_ids_BS = packed_ids(operands, padding_T, padding_S, padded_query=-1 if packed else 1)
+    tile_spec = TileSpec(
+        **vars(spec),
         share=heads // kv_heads,
-        causal=form.causal,
         prefix=operands.prefix_BS is not None,
-        masked=masked,
-        kept=None if keep_BNS is None else 1.0 - form.dropout_rate,
-        reach=form.reach,
-        scale=form.scale,
-        soft_cap=form.soft_cap,
-        precision=form.precision,
-        tiling=form.tiling,
-        interpret=form.interpret,
+        masked='' if key_ids_BS is None else 'pairs' if packed else 'keys',
+        tiling=blocks,
+        interpret=interpret,
     )
-    return tile_form, Arrays(
+    return tile_spec, KernelArrays(
         lay_out(operands.q_BTNH, padding_T),
         lay_out(operands.k_BSKH, padding_S),
         lay_out(operands.v_BSKH, padding_S),
-        operands.bias_NW,
+        bias_NW,
         keep_BNS,
         query_ids_BT,
         key_ids_BS,
@@ -155,69 +158,24 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _ids(operands: Operands, padding_T: int, padding_S: int) -> tuple[str, jax.Array | None, jax.Array | None]:
-    """`TileForm.masked`, `Arrays.query_ids_BT` and `Arrays.key_ids_BS`."""
-    (batch, queries), keys = operands.q_BTNH.shape[:2], operands.k_BSKH.shape[1]
-    packed = operands.q_segment_ids_BT is not None
-    if not packed and not padding_S and operands.prefix_BS is None and operands.key_seen_BS is None:
-        return '', None, None
-    query_ids_BT, key_ids_BS = jnp.ones((batch, queries), jnp.int32), jnp.ones((batch, keys), jnp.int32)
-    if packed:
-        query_ids_BT = operands.q_segment_ids_BT.astype(jnp.int32)
-        key_ids_BS = operands.kv_segment_ids_BS.astype(jnp.int32)
-    if operands.key_seen_BS is not None:
-        key_ids_BS = jnp.where(operands.key_seen_BS, key_ids_BS, 0)
-    key_ids_BS = 2 * key_ids_BS + (0 if operands.prefix_BS is None else operands.prefix_BS.astype(jnp.int32))
-    pad = lambda x, padding, value: jnp.pad(x, [(0, 0), (0, padding)], constant_values=value)
-    # Where pairs are not compared, queries that pad see keys as well: all kernels must decide alike whether a query sees any.
-    return (
-        'pairs' if packed else 'keys',
-        pad(query_ids_BT, padding_T, -1 if packed else 1),
-        pad(key_ids_BS, padding_S, 0),
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(form: TileForm, arrays: Arrays) -> jax.Array:
-    return _attention_forward(form, arrays)[0]
-
-
-def _attention_forward(form: TileForm, arrays: Arrays) -> tuple[jax.Array, Any]:
-    y_BTNH, log_sum_BNT = map(checkpoint_name, forward(form, _for_kernels(form, arrays)), SAVED_NAMES)
-    return y_BTNH, (arrays, y_BTNH, log_sum_BNT)
-
-
-def _attention_backward(form: TileForm, residuals: Any, dy_BTNH: jax.Array) -> tuple[Arrays]:
-    arrays, *results = residuals
-    return (backward(form, _for_kernels(form, arrays), *results, dy_BTNH),)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _for_kernels(form: TileForm, arrays: Arrays) -> Arrays:
-    """The bias of base 2, and as far on at both ends as tiles near the diagonal look: an index that is never held at an
-    end is one base and constants to the compiler.
-    """
-    if arrays.bias_NW is None:
-        return arrays
-    return arrays._replace(
-        bias_NW=LOG2_E * jnp.pad(arrays.bias_NW, [(0, 0), (sum(form.tiling.padding),) * 2], mode='edge')
-    )
+def choose_tiling(device_kind: str, spec: AttentionSpec, operands: Operands) -> Tiling:
+    """The blocks of each kernel for a call on a device (`jax.Device.device_kind`)."""
+    q_BTNH = operands.q_BTNH
+    largest = largest_tiling(device_kind, q_BTNH.shape[3], q_BTNH.dtype)
+    return tiling(q_BTNH.shape[1], operands.k_BSKH.shape[1], largest)
 
 
 def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
-    """The blocks for a device (`jax.Device.device_kind`), where there are as many queries and keys."""
+    """The largest blocks of a device."""
     key = jnp.dtype(dtype).itemsize, max(64, padded_head_dim(head_dim))
     table = next((_TILINGS[name] for part, name in _OF_DEVICE.items() if part in device_kind), {})
-    return Tiling(*(Blocks(*blocks) for blocks in table.get(key, _TILINGS['safe'][key])))
+    return Tiling._make(Blocks(*blocks) for blocks in table.get(key, _TILINGS['safe'][key]))
 
 
 def tiling(queries: int, keys: int, largest: Tiling) -> Tiling:
     """Blocks of at most the largest sizes, smaller where the whole length is shorter."""
     most_q, most_k = (_power_of_two(max(length, LEAST_SIZE)) for length in (queries, keys))
-    fit = [
-        blocks._replace(queries=min(blocks.queries, most_q), keys=min(blocks.keys, most_k)) for blocks in largest[:3]
-    ]
-    square = min(largest.diagonals.queries, most_q, most_k)
-    return Tiling(*fit, largest.diagonals._replace(queries=square, keys=square))
+    fit = lambda blocks, q, k: blocks._replace(queries=min(blocks.queries, q), keys=min(blocks.keys, k))
+    *others, diagonals = largest
+    square = min(most_q, most_k)
+    return Tiling._make([*(fit(blocks, most_q, most_k) for blocks in others), fit(diagonals, square, square)])

@@ -1,6 +1,6 @@
-"""The forward Pallas TPU kernel: an output and the logarithm of its softmax's sum for every query, with online softmax.
+"""The forward Pallas TPU kernel: the output and the log-sum-exp (lse) of every query, by online softmax.
 
-See `tpu/tile.py` for the letters and for how a tile is made.
+See `tpu/tile.py` for the letters and for how a tile is computed.
 """
 
 import functools
@@ -11,114 +11,136 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from t5flan.kernels.chunked import MASKED
+from t5flan.kernels.operands import LEAST_MAXIMUM, KernelArrays, dot
 from t5flan.kernels.tpu import tile
-from t5flan.kernels.tpu.tile import Arrays, Place, Seen, TileForm
-
-# Logits that are masked lie far below every running maximum, so that their exponential is zero.
-LEAST_MAXIMUM = 0.1 * MASKED
+from t5flan.kernels.tpu.tile import Place, Refs, Seen, TileSpec
 
 
-def forward(form: TileForm, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """The output [B, T, J * E] in q's dtype, and the logarithms of the softmax sums [B, J, U, T] in float32."""
+def forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, jax.Array]:
+    """The output [B, T, J * E] in q's dtype, and the lse [B, J, U, T] in float32."""
     (batch, queries, width), keys = arrays.q.shape, arrays.k.shape[1]
-    blocks = queries // form.block_q, keys // form.block_k
-    groups = width // form.lanes
-    seen = tile.seen_by_queries(form, arrays)
-    names = tuple(name for name, x in arrays._asdict().items() if x is not None and name != 'q_offset')
-    specs = tile.block_specs(form, functools.partial(place_by_query, blocks[0]))
-    scratch = {
-        'top': (form.heads, 1, form.block_q),
-        'sum': (form.heads, 1, form.block_q),
-        'y': (form.lanes, form.block_q),
+    blocks = queries // spec.block_q, keys // spec.block_k
+    groups = width // spec.lanes
+    seen = tile.seen_tiles(spec, arrays, axis=2)
+    inputs = arrays.given()
+    del inputs['q_offset']  # in `seen`
+    specs = tile.block_specs(spec, functools.partial(place_by_query, blocks[0]))
+    scratch: dict[str, tuple[int, ...]] = {
+        'max_ref': (spec.heads, 1, spec.block_q),
+        'sum_ref': (spec.heads, 1, spec.block_q),
+        'y_ref': (spec.lanes, spec.block_q),
     }
-    if form.band:
-        scratch['sheared'] = (form.heads, tile.LANES, form.band.width)
-    kernel = functools.partial(
-        _kernel, form, blocks, (*names, 'y_out', 'log_sum', *(f'{name}_ref' for name in scratch))
-    )
+    if spec.band:
+        scratch['sheared_ref'] = (spec.heads, tile.LANES, spec.band.width)
+    outputs = {
+        'y': (specs['y'], arrays.q),
+        'lse': (specs['lse'], jax.ShapeDtypeStruct((batch, groups, spec.heads, queries), jnp.float32)),
+    }
+    kernel = functools.partial(_kernel, spec, blocks, (*inputs, *outputs, *scratch))
+    call = kernel_call(spec, kernel, 'forward', (groups, batch, *blocks), specs, inputs, outputs, scratch)
+    return call(*seen, *inputs.values())
+
+
+def kernel_call(
+    spec: TileSpec,
+    kernel: Any,
+    name: str,
+    grid: tuple[int, ...],
+    specs: dict[str, pl.BlockSpec],
+    inputs: dict[str, jax.Array],
+    outputs: dict[str, tuple[pl.BlockSpec, Any]],
+    scratch: dict[str, tuple[int, ...]],
+) -> Any:
+    """`kernel` over a grid, as a function of the fields of `Seen` and the inputs.
+
+    Args:
+        spec: the options.
+        kernel: takes the references of `Seen`, inputs, outputs and scratch memory, in this order.
+        name: shown in a profile.
+        grid: groups of heads first, which may run on different cores; later axes keep memory from one step to the next.
+        specs: the blocks of the inputs.
+        inputs: arrays.
+        outputs: blocks, and arrays or their shapes.
+        scratch: shapes of float32 memory.
+    """
+    semantics: list[Any] = ['parallel', *['arbitrary'] * (len(grid) - 1)]
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(seen),
-            grid=(groups, batch, *blocks),
-            in_specs=[specs[name] for name in names],
-            out_specs=[specs['y'], specs['log_sum']],
+            num_scalar_prefetch=len(Seen._fields),
+            grid=grid,
+            in_specs=[specs[name] for name in inputs],
+            out_specs=[block for block, _ in outputs.values()],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         ),
-        out_shape=[
-            jax.ShapeDtypeStruct(arrays.q.shape, arrays.q.dtype),
-            jax.ShapeDtypeStruct((batch, groups, form.heads, queries), jnp.float32),
-        ],
-        compiler_params=compiler_params(4),
-        interpret=form.interpret,
-        name='t5flan_attention_forward',
-    )(*seen, *(getattr(arrays, name) for name in names))
-
-
-def compiler_params(axes: int) -> Any:
-    """Groups of heads may run on different cores; what follows keeps memory from one step to the next."""
-    return pltpu.CompilerParams(dimension_semantics=('parallel',) + ('arbitrary',) * (axes - 1))
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs.values()],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        interpret=spec.interpret,
+        name=f't5flan_attention_{name}',
+    )
 
 
 def place_by_query(blocks_q: int, group: Any, row: Any, query: Any, key: Any, *seen: Any) -> Place:
-    """Of a grid (groups, rows, blocks of queries, blocks of keys); unseen keys at either end are not even read."""
+    """A tile's position in a grid (groups, rows, blocks of queries, of keys); unseen keys at either end stay unread."""
     _, first, last, _ = seen
     at = row * blocks_q + query
     return Place(row, group, query, jnp.clip(key, first[at], last[at]))
 
 
-def _kernel(form: TileForm, blocks: tuple[int, int], names: tuple[str, ...], *refs: Any) -> None:
-    seen, refs = Seen(*refs[: len(Seen._fields)]), dict(zip(names, refs[len(Seen._fields) :], strict=True))
+def named_refs(names: tuple[str, ...], all_refs: tuple[Any, ...]) -> tuple[Seen, Refs]:
+    """A kernel's references: the fields of `Seen`, then those of `names`."""
+    count = len(Seen._fields)
+    return Seen(*all_refs[:count]), dict(zip(names, all_refs[count:], strict=True))
+
+
+def _kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...], *all_refs: Any) -> None:
+    seen, refs = named_refs(names, all_refs)
     group, row, query, key = (pl.program_id(axis) for axis in range(4))
     at = Place(row, group, query, key)
-    if form.band:
+    if spec.band:
 
         @pl.when((row == 0) & (query == 0) & (key == 0))
-        def _():
-            tile.shear_into(form, refs['bias'][...], refs['sheared_ref'])
+        def start_group() -> None:
+            tile.shear_into(spec, refs['bias'][...], refs['sheared_ref'])
 
     @pl.when(key == 0)
-    def _():
-        refs['top_ref'][...] = jnp.full_like(refs['top_ref'], LEAST_MAXIMUM)
+    def start_queries() -> None:
+        refs['max_ref'][...] = jnp.full_like(refs['max_ref'], LEAST_MAXIMUM)
         refs['sum_ref'][...] = jnp.zeros_like(refs['sum_ref'])
         refs['y_ref'][...] = jnp.zeros_like(refs['y_ref'])
 
     @pl.when(tile.is_seen(seen, at, *blocks))
-    def _():
-        _add_tile(form, refs, at, seen.q_offset[0])
+    def add_tile() -> None:
+        _add_tile(spec, refs, at, seen.q_offset[0])
 
     @pl.when(key == blocks[1] - 1)
-    def _():
-        _write(form, refs)
+    def finish_queries() -> None:
+        _write(spec, refs)
 
 
-def _add_tile(form: TileForm, refs: dict, at: Place, q_offset: jax.Array) -> None:
+def _add_tile(spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array) -> None:
     q_CE, k_PE, v_EP = refs['q'][...], refs['k'][...], refs['v'][...].T
-    allowed_PC = tile.allowed(form, refs, at, q_offset)
-    for head in range(form.heads):
-        logits_PC, _ = tile.logits_of_head(
-            form, k_PE, tile.of_head(form, q_CE, head), refs.get('sheared_ref'), allowed_PC, at, head, q_offset
-        )
-        top_1C = jnp.maximum(refs['top_ref'][head], jnp.max(logits_PC, axis=0, keepdims=True))
-        weights_PC = jnp.exp(logits_PC - top_1C)
-        shrink_1C = jnp.exp(refs['top_ref'][head] - top_1C)
-        refs['top_ref'][head] = top_1C
-        refs['sum_ref'][head] = refs['sum_ref'][head] * shrink_1C + jnp.sum(weights_PC, axis=0, keepdims=True)
-        rows = tile.rows_of_head(form, head)
+    allowed_PC = tile.allowed(spec, refs, at, q_offset)
+    for head in range(spec.heads):
+        logits_PC, _ = tile.head_logits(spec, refs, q_CE, k_PE, allowed_PC, at, head, q_offset)
+        max_1C = jnp.maximum(refs['max_ref'][head], jnp.max(logits_PC, axis=0, keepdims=True))
+        weights_PC = jnp.exp(logits_PC - max_1C)
+        rescale_1C = jnp.exp(refs['max_ref'][head] - max_1C)
+        refs['max_ref'][head] = max_1C
+        refs['sum_ref'][head] = refs['sum_ref'][head] * rescale_1C + jnp.sum(weights_PC, axis=0, keepdims=True)
+        rows = tile.head_rows(spec, head)
         v_HP = v_EP[rows]
-        if form.kept:
-            v_HP = (v_HP * refs['keep'][head : head + 1, :]).astype(v_EP.dtype)  # exact, and as good as on the weights
-        refs['y_ref'][rows] = refs['y_ref'][rows] * shrink_1C + tile.dot(
-            form, v_HP, weights_PC.astype(v_EP.dtype), 1, 0
-        )
+        if spec.keep_rate:  # on the values: exact, and equivalent to dropping probabilities
+            v_HP = (v_HP * refs['keep'][head : head + 1, :]).astype(v_EP.dtype)
+        y_HC = refs['y_ref'][rows] * rescale_1C
+        refs['y_ref'][rows] = y_HC + dot(spec, v_HP, weights_PC.astype(v_EP.dtype), 1, 0)
 
 
-def _write(form: TileForm, refs: dict) -> None:
-    for head in range(form.heads):
-        rows = tile.rows_of_head(form, head)
+def _write(spec: TileSpec, refs: Refs) -> None:
+    for head in range(spec.heads):
+        rows = tile.head_rows(spec, head)
         sum_1C = refs['sum_ref'][head]
-        sum_1C = jnp.where(sum_1C > 0.0, sum_1C, 1.0)  # a query that sees nothing
-        refs['y_ref'][rows] = refs['y_ref'][rows] / (sum_1C * (form.kept or 1.0))
-        refs['log_sum'][head : head + 1, :] = refs['top_ref'][head] + jnp.log(sum_1C)
-    refs['y_out'][...] = refs['y_ref'][...].T.astype(refs['y_out'].dtype)
+        sum_1C = jnp.where(sum_1C > 0.0, sum_1C, 1.0)  # a query that sees no key
+        refs['y_ref'][rows] = refs['y_ref'][rows] / (sum_1C * (spec.keep_rate or 1.0))
+        refs['lse'][head : head + 1, :] = refs['max_ref'][head] + jnp.log(sum_1C)
+    refs['y'][...] = refs['y_ref'][...].T.astype(refs['y'].dtype)

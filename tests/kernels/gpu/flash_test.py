@@ -1,4 +1,4 @@
-"""The GPU kernels, interpreted on the CPU, against a float64 loop over heads; lowered for a GPU; what they skip and refuse."""
+"""The GPU kernels, interpreted on the CPU, against a float64 loop; lowered for a GPU; what they skip and reject."""
 
 import functools
 import importlib
@@ -9,19 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan.kernels import attention, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES, Operands
 from t5flan.kernels.gpu import backward as flash_gpu_backward
 from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.gpu import tile as flash_gpu_tile
 from t5flan.kernels.gpu.tile import Blocks, Tiling
+from t5flan.kernels.operands import SAVED_NAMES, AttentionSpec, Operands
 from tests.kernels.attention_cases import (
     CASES,
     QUICK,
+    attention_step,
     check_eight_devices,
     check_program,
+    check_queries_without_keys,
     check_split_lengths,
     draw,
     inputs,
@@ -29,17 +32,19 @@ from tests.kernels.attention_cases import (
     products,
 )
 from tests.kernels.attention_reference import output_and_gradients
+from tests.kernels.compile_cases import EVERYTHING
 
 FLASH = 'flash_gpu'
+BIAS = RelativeBias(True)
 check = functools.partial(check_program, FLASH)
-# Unequal blocks, so that short inputs have several, and one for another.
+# Unequal blocks, so that short inputs have several.
 TILING = Tiling(Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1), Blocks(64, 128, 4, 1), Blocks(32, 32, 4, 1))
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """The CPU runs the kernels, in small blocks."""
-    monkeypatch.setitem(attention._FLASH_GPU_PLATFORMS, 'cpu', True)
+    """Lets the CPU run the kernels, in small blocks."""
+    monkeypatch.setitem(implementations.PLATFORMS['flash_gpu'], 'cpu', True)
     monkeypatch.setattr(flash_gpu, 'tiling', lambda *sizes: TILING)
 
 
@@ -47,7 +52,7 @@ FEW = ['no option, one block', 'prefix, packed, narrow heads', 'grouped heads of
 
 
 @pytest.mark.parametrize('case', [pytest.param(case, marks=() if case in FEW else pytest.mark.slow) for case in CASES])
-def test_output_and_every_gradient_are_those_of_the_float64_loop(case):
+def test_output_and_gradients_match_the_float64_loop(case):
     check(*CASES[case])
 
 
@@ -59,7 +64,7 @@ def test_16_bits(case, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(40))
-def test_options_drawn_at_random(seed, monkeypatch):
+def test_random_options(seed, monkeypatch):
     options, shape, dtype, _ = draw(seed)
     rng = np.random.default_rng(seed)
     blocks = [Blocks(*(int(n) for n in rng.choice([16, 32, 64, 128], 2)), 4, 1) for _ in range(3)]
@@ -68,8 +73,8 @@ def test_options_drawn_at_random(seed, monkeypatch):
     check(options, shape, dtype=dtype, seed=seed)
 
 
-def test_the_gradient_of_the_bias_is_that_of_float32_in_bfloat16_too():
-    """What y is rounded to is taken off again: a row of the table adds up the error of every query."""
+def test_the_gradient_of_the_bias_has_float32_accuracy_in_bfloat16():
+    """A row of the table sums the rounding errors of every query, which the kernels subtract."""
     arrays = inputs(queries=300, dtype=jnp.bfloat16)
     options = dict(bias=RelativeBias(True, 32, 40))
     exact = output_and_gradients(*[x.astype(jnp.float32) for x in arrays], 'xla', **options)[4]
@@ -78,19 +83,12 @@ def test_the_gradient_of_the_bias_is_that_of_float32_in_bfloat16_too():
     np.testing.assert_allclose(np.sum(ours, axis=1), 0.0, atol=1e-4)
 
 
-def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient():
-    arrays = inputs(batch=2, queries=150)
-    results = output_and_gradients(
-        *arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
-    )
-    for x in results:
-        assert np.all(np.isfinite(x))
-    for x in results[:4]:
-        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+def test_a_query_that_sees_no_key_returns_zeros_and_has_no_gradient():
+    check_queries_without_keys(FLASH, inputs(batch=2, queries=150), QUICK)
 
 
-def test_tiles_that_no_query_sees_are_not_computed(monkeypatch):
-    """A NaN among the keys and values of such a tile would reach everything that reads it."""
+def test_unseen_tiles_are_not_computed(monkeypatch):
+    """A NaN in the keys and values of such a tile would spread to everything that reads it."""
     monkeypatch.setattr(flash_gpu, 'tiling', lambda *sizes: Tiling(*[Blocks(64, 64, 4, 1)] * 4))
     ids = np.repeat(np.array([[1, 2, 3]], np.int32), 64, axis=1)
     q, k, v, table, dy = inputs(queries=192)
@@ -101,17 +99,15 @@ def test_tiles_that_no_query_sees_are_not_computed(monkeypatch):
         np.testing.assert_array_equal(np.any(np.isnan(x), axis=(2, 3)), ids == 2)
 
 
-def test_the_tiles_that_are_computed():
+def test_which_tiles_are_computed():
     q = jnp.zeros((1, 512, 1, 64))
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
     def ranges(axis, causal=False, ids=None, prefix=None, offset=0):
         tiling = Tiling(*[Blocks(128, 128, 4, 1)] * 4)
-        form, arrays = flash_gpu.arrange(
-            flash_gpu.FlashForm(causal, 1.0, None, 0.0, None, None, tiling),
-            Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)),
-        )
-        return flash_gpu_tile.bounds(form, arrays, tiling.forward, axis)[0].tolist()
+        operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
+        spec, arrays = flash_gpu.arrange(AttentionSpec(causal), operands, tiling)
+        return flash_gpu_tile.bounds(spec, arrays, tiling.forward, axis)[0].tolist()
 
     assert ranges(2) == [[0, 4]] * 4 == ranges(1)
     assert ranges(2, causal=True) == [[0, 1], [0, 2], [0, 3], [0, 4]]
@@ -125,7 +121,7 @@ def test_the_tiles_that_are_computed():
 @pytest.mark.parametrize('offset', [0, 5, -37, 64])
 @pytest.mark.parametrize('reach', [2, 16, 17, 40])
 def test_sums_by_distance(reach, offset):
-    """Tiles of ones: the number of pairs at each distance, near the diagonal, is that of the tiles that hold them."""
+    """Tiles that hold their distances: the sum of each distance near the diagonal includes every tile that has it."""
     block = 16
     first, rows = flash_gpu_backward.strip(block, reach)
     corner = (first + np.arange(rows)) * block - offset % block  # the distance of a tile's first query and first key
@@ -141,79 +137,43 @@ def test_sums_by_distance(reach, offset):
 @pytest.mark.parametrize(
     'mesh, kv_heads', [pytest.param((1, 2, 4), 4, marks=pytest.mark.slow), ((2, 2, 2), 1)], ids=str
 )
-def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
+def test_eight_devices_match_one(mesh, kv_heads):
     check_eight_devices(FLASH, mesh, kv_heads, length=70, head_dim=16)
 
 
 @pytest.mark.slow
-def test_queries_and_keys_split_over_their_length_give_the_reference():
+def test_queries_and_keys_split_over_their_length_match_the_reference():
     check_split_lengths(FLASH, 256)
 
 
-def test_no_array_of_all_queries_and_keys_is_made():
+def test_no_array_of_queries_by_keys_is_allocated():
     assert largest_array(FLASH, 2304) < 2304 * 2304 / 4
 
 
-def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
+def test_saving_the_saved_names_avoids_running_the_forward_kernel_again():
     assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
     assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
 
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """`attend` as if on one; programs are lowered for it and not compiled."""
+    """Makes `attend` believe that it runs on a GPU; programs are lowered for it, not compiled."""
     monkeypatch.undo()
     device = types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H100 80GB HBM3', compute_capability='9.0')
-    monkeypatch.setattr(attention, '_device', lambda: device)
+    monkeypatch.setattr(sharding, 'device', lambda: device)
     return device
 
 
-def lowered(
-    length=512,
-    heads=4,
-    kv_heads=None,
-    head_dim=64,
-    dtype=jnp.bfloat16,
-    bias=RelativeBias(True),
-    ids=True,
-    prefix=False,
-    dropped=False,
-    **options,
-):
+def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16, bias=BIAS, **options):
     """The text of output and gradients, lowered for CUDA."""
     q, k = (jax.ShapeDtypeStruct((2, length, n, head_dim), dtype) for n in (heads, kv_heads or heads))
     table, ids_BT = jax.ShapeDtypeStruct((heads, 32), jnp.float32), jax.ShapeDtypeStruct((2, length), jnp.int32)
-
-    @jax.jit
-    def step(q, k, v, table, ids_BT, q_offset):
-        masks = dict(q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT) if ids else {}
-        masks |= dict(prefix_BS=ids_BT) if prefix else {}
-        masks |= dict(dropout_rate=0.1, dropout_key=jax.random.key(0)) if dropped else {}
-
-        def forward(q, k, v, table):
-            return jnp.sum(
-                attend(
-                    q,
-                    k,
-                    v,
-                    bias_table=None if bias is None else table,
-                    bias=bias,
-                    q_offset=q_offset,
-                    **masks,
-                    **options,
-                )
-            )
-
-        return jax.value_and_grad(forward, (0, 1, 2, 3))(q, k, v, table)
-
-    # Some versions of JAX ask what device they lower for, where there is none.
+    # Some versions of JAX look up the device that they lower for, and here is none.
     device = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', num_cores=None, platform='gpu')
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        traced = step.trace(q, k, k, table, ids_BT, jax.ShapeDtypeStruct((), jnp.int32))
+        step = jax.jit(attention_step(bias, **options))
+        traced = step.trace(q, k, k, table, q, ids_BT, jax.ShapeDtypeStruct((), jnp.int32))
         return traced.lower(lowering_platforms=('cuda',)).as_text()
-
-
-EVERYTHING = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0.125)
 
 
 @pytest.mark.parametrize(
@@ -235,13 +195,13 @@ EVERYTHING = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0
     ],
     ids=str,
 )
-def test_every_option_is_lowered_for_a_gpu(options, on_a_gpu):
-    # `attend` chose them; one more is for the bias. With dropout the forward pass may stand there twice until it is compiled.
+def test_every_option_lowers_for_a_gpu(options, on_a_gpu):
+    # `attend` chose the kernels, four with a bias. With dropout the forward pass may occur twice before compilation.
     expected = 4 - (options.get('bias', 0) is None)
     assert lowered(**options).count('__gpu$xla.gpu.triton') in (expected, expected + options.get('dropped', False))
 
 
-def test_blocks_are_no_larger_than_what_there_is(monkeypatch):
+def test_blocks_are_no_larger_than_the_lengths(monkeypatch):
     monkeypatch.undo()
     largest = flash_gpu.largest_tiling('NVIDIA H100 80GB HBM3', 64, jnp.bfloat16)
     assert flash_gpu.tiling(16384, 16384, largest) == largest
@@ -254,29 +214,26 @@ def test_blocks_are_no_larger_than_what_there_is(monkeypatch):
 
 @pytest.mark.parametrize('head_dim', [8, 64, 80, 128, 256])
 @pytest.mark.parametrize('dtype', flash_gpu.DTYPES)
-@pytest.mark.parametrize('kind', ['NVIDIA H100 80GB HBM3', 'NVIDIA H200', 'NVIDIA A100-SXM4-80GB', 'a GPU to come'])
-def test_blocks_of_every_gpu_are_such_as_the_kernels_take(kind, dtype, head_dim):
+@pytest.mark.parametrize('kind', ['NVIDIA H100 80GB HBM3', 'NVIDIA H200', 'NVIDIA A100-SXM4-80GB', 'a future GPU'])
+def test_the_blocks_of_every_gpu_are_valid(kind, dtype, head_dim):
     largest = flash_gpu.largest_tiling(kind, head_dim, dtype)
     for blocks in largest:
         assert all(n & (n - 1) == 0 and n >= 16 for n in blocks[:2]) and blocks.warps in (4, 8)
-        rows = (
-            (blocks.queries + 2 * blocks.keys)
-            * max(64, flash_gpu.padded_head_dim(head_dim))
-            * jnp.dtype(dtype).itemsize
-        )
-        assert rows <= (99 if kind == 'a GPU to come' else 163) * 1024  # of shared memory: what a tile is made from
+        rows = blocks.queries + 2 * blocks.keys  # in shared memory
+        size = max(64, flash_gpu.padded_head_dim(head_dim)) * jnp.dtype(dtype).itemsize
+        assert rows * size <= (99 if kind == 'a future GPU' else 163) * 1024
     assert largest.diagonals.queries == largest.diagonals.keys
 
 
 @pytest.fixture
 def benchmark(root, monkeypatch):
-    """A module of benchmarks/, by name."""
+    """Imports a module of benchmarks/ by name."""
     monkeypatch.syspath_prepend(root / 'benchmarks')
     return importlib.import_module
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_every_program_and_prints_the_ratios(benchmark, capsys):
+def test_the_benchmark_runs_every_program_and_prints_ratios(benchmark, capsys):
     attention_benchmark = benchmark('attention')
     args = types.SimpleNamespace(dtype='float32', repeats=1)
     times = attention_benchmark.compare_on_gpu(
@@ -311,36 +268,36 @@ def old(capability):
 
 
 BAD = {
-    'it takes bfloat16, float16, float32, not float8_e4m3fn': (dict(dtype=jnp.float8_e4m3fn), {}, None),
+    'it supports bfloat16, float16, float32, not float8_e4m3fn': (dict(dtype=jnp.float8_e4m3fn), {}, None),
     'a head_dim up to 256, not 300': (dict(head_dim=300), {}, None),
-    'not high': ({}, dict(precision='high'), None),
+    'precision, not high': ({}, dict(precision='high'), None),
     '8.0 .A100. or later; a card has 7.0': ({}, {}, old('7.0')),
     'not on a card .gfx942, ROCm.': ({}, {}, old('gfx942')),
 }
 
 
 @pytest.mark.parametrize('message', BAD)
-def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message, on_a_gpu, monkeypatch):
+def test_unsupported_arguments_raise_and_auto_falls_back_to_chunked(message, on_a_gpu, monkeypatch):
     shape, options, device = BAD[message]
-    monkeypatch.setattr(attention, '_device', lambda: device or on_a_gpu)
+    monkeypatch.setattr(sharding, 'device', lambda: device or on_a_gpu)
     q, k, v, *_ = inputs(queries=512, **shape)
     with pytest.raises(UserError, match=f"{message}.*Set ModelConfig.attention='chunked'") as error:
         attend(q, k, v, implementation=FLASH, **options)
     assert '\n' not in str(error.value)
     chosen = []
-    monkeypatch.setattr(attention, '_say_once', lambda platform, name, reason: chosen.append((name, reason)))
-    jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' goes round it, and says why
+    monkeypatch.setattr(attention, '_log_once', lambda platform, name, reason: chosen.append((name, reason)))
+    jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' falls back to chunked and logs why
     assert chosen[0][0] == 'chunked' and 'not flash_gpu' in chosen[0][1]
 
 
-def test_on_a_cpu_it_is_refused(monkeypatch):
+def test_requesting_it_on_a_cpu_raises(monkeypatch):
     monkeypatch.undo()
     q, k, v, *_ = inputs(queries=16)
     with pytest.raises(UserError, match="'flash_gpu' cannot run: it runs on NVIDIA GPUs, not cpu"):
         attend(q, k, v, implementation=FLASH)
 
 
-def test_queries_that_fill_a_block_in_one_kernel_and_not_in_another(monkeypatch):
-    """Those that pad must not be seen by one kernel alone: their sums would be of nothing, and their weights infinite."""
+def test_queries_that_fill_a_block_of_one_kernel_but_not_of_another(monkeypatch):
+    """Kernels must agree on whether a padding query sees a key; otherwise its lse would be that of no key."""
     monkeypatch.setattr(flash_gpu, 'tiling', lambda *sizes: Tiling(*(Blocks(n, 16, 4, 1) for n in (16, 64, 32, 16))))
     check(dict(kv_lengths_B=np.array([20], np.int32)), dict(queries=35, keys=32, heads=1, head_dim=16))

@@ -1,4 +1,4 @@
-"""The TPU kernels through the real compiler (`libtpu`), for five chips and with no TPU at hand: they compile, and fit."""
+"""The TPU kernels through the real compiler (`libtpu`), for five chips and without a TPU: they compile, and fit."""
 
 import functools
 import os
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from t5flan import sharding
-from t5flan.kernels.attention import RelativeBias, attend
+from t5flan.kernels.attention import RelativeBias
+from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.mesh import MeshConfig
-from t5flan.models.build import abstract_model
-from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import logical_axes
+from tests.kernels.attention_cases import attention_step
+from tests.kernels.compile_cases import EVERYTHING, compile_attention, compile_model
 
 pytestmark = pytest.mark.slow
 
@@ -23,55 +23,19 @@ GIB = 2**30
 
 @functools.lru_cache
 def devices(chip):
-    """One device a chip; compiled for, never run on."""
+    """One device a chip, to compile for."""
     pytest.importorskip('libtpu', reason='the compiler comes with t5flan[tpu]')
     from jax.experimental import topologies
 
-    # No metadata server to ask which TPU this is, and other processes may compile too.
+    # There is no metadata server to ask which TPU this is, and other processes may compile too.
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
     options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
     return topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[chip], **options).devices
 
 
-def compile_for(
-    chip,
-    length,
-    heads=8,
-    kv_heads=None,
-    head_dim=64,
-    dtype=jnp.bfloat16,
-    reach=128,
-    dropped=False,
-    ids=True,
-    prefix=False,
-    **options,
-):
-    """Output and gradients of one row on each chip; a kernel that needs too much of a core's memory does not compile."""
-    with sharding.use(sharding.create_sharding(MeshConfig(data=len(devices(chip))), devices(chip))) as placed:
-        rows = len(devices(chip))
-
-        def shaped(kind, *shape, by_row=True):
-            axes = ('batch' if by_row else None,) + (None,) * (len(shape) - 1)
-            return jax.ShapeDtypeStruct(shape, kind, sharding=placed.named(axes))
-
-        q, k = (shaped(dtype, rows, length, n, head_dim) for n in (heads, kv_heads or heads))
-        table = shaped(jnp.float32, heads, 32, by_row=False)
-
-        def step(q, k, v, table, dy, ids_BT):
-            bias = RelativeBias(True, 32, reach) if reach else None
-            masks = dict(q_segment_ids_BT=ids_BT, kv_segment_ids_BS=ids_BT) if ids else {}
-            if prefix:
-                masks['prefix_BS'] = ids_BT
-            if dropped:
-                masks |= dict(dropout_rate=0.1, dropout_key=jax.random.key(0))
-
-            def forward(q, k, v, table):
-                return attend(q, k, v, bias_table=table if reach else None, bias=bias, **masks, **options)
-
-            y, vjp = jax.vjp(forward, q, k, v, table)
-            return y, vjp(dy)
-
-        compiled = jax.jit(step).lower(q, k, k, table, q, shaped(jnp.int32, rows, length)).compile()
+def compile_for(chip, length, **options):
+    """The memory of output and gradients of one row on each chip."""
+    compiled = compile_attention(devices(chip), length, **options)
     assert compiled.as_text().count('tpu_custom_call"') == 3  # attend chose the kernels
     return compiled.memory_analysis()
 
@@ -86,34 +50,22 @@ def test_forward_and_backward_compile(chip, length, head_dim, dtype):
 
 @pytest.mark.parametrize('chip', TOPOLOGIES)
 def test_every_option_at_once_compiles(chip):
-    everything = dict(causal=True, prefix=True, dropped=True, soft_cap=30.0, scale=0.125)
-    compile_for(chip, 2000, kv_heads=2, **everything)
-    compile_for(chip, 2000, kv_heads=1, head_dim=128, **everything)
-    compile_for(chip, 2000, head_dim=32, **everything)
-    compile_for(chip, 2000, head_dim=40, dtype=jnp.float32, precision='highest', **everything)
+    compile_for(chip, 2000, kv_heads=2, **EVERYTHING)
+    compile_for(chip, 2000, kv_heads=1, head_dim=128, **EVERYTHING)
+    compile_for(chip, 2000, head_dim=32, **EVERYTHING)
+    compile_for(chip, 2000, head_dim=40, dtype=jnp.float32, precision='highest', **EVERYTHING)
     compile_for(chip, 2000, head_dim=128, kv_heads=1, reach=None, ids=False, causal=True)
 
 
 @pytest.mark.parametrize('chip', TOPOLOGIES)
 @pytest.mark.parametrize('head_dim, dtype', [(32, 'bfloat16'), (64, 'bfloat16'), (256, 'float32')])
-def test_the_widest_bias_that_is_taken_fits_in_a_cores_memory(chip, head_dim, dtype):
-    widest = max(
-        reach
-        for reach in range(128, 4000, 4)
-        if flash_tpu.refusal(head_dim, dtype, RelativeBias(True, 32, reach)) is None
-    )
-    compile_for(
-        chip,
-        2048,
-        head_dim=head_dim,
-        dtype=dtype,
-        reach=widest,
-        causal=True,
-        prefix=True,
-        dropped=True,
-        soft_cap=9.0,
-        precision='highest',
-    )
+def test_the_widest_supported_bias_fits_in_a_cores_memory(chip, head_dim, dtype):
+    q = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+    operands = Operands(q, q, q, jnp.int32(0))
+    takes = lambda bias: flash_tpu.unsupported_reason(AttentionSpec(bias=bias), operands) is None
+    widest = max(reach for reach in range(128, 4000, 4) if takes(RelativeBias(True, 32, reach)))
+    options = dict(EVERYTHING, soft_cap=9.0, scale=1.0, precision='highest')
+    compile_for(chip, 2048, head_dim=head_dim, dtype=dtype, reach=widest, **options)
 
 
 def test_long_inputs_of_t5_xxl_take_linear_memory():
@@ -123,7 +75,7 @@ def test_long_inputs_of_t5_xxl_take_linear_memory():
 
 
 def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
-    """Output and gradients of 65,536 tokens: a row on each of four chips, and one row on all four."""
+    """Output and gradients of 65,536 tokens: a row on each of four chips, against one row on all four."""
 
     def compiled(rows):
         mesh = MeshConfig(data=rows, context=4 // rows)
@@ -133,26 +85,7 @@ def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
             table = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=placed.replicated())
             ids = jax.ShapeDtypeStruct((rows, 65536), jnp.int32, sharding=placed.named(('batch', 'length')))
 
-            def step(q, k, v, table, dy, ids_BT):
-                y, vjp = jax.vjp(
-                    lambda q, k, v, table: attend(
-                        q,
-                        k,
-                        v,
-                        bias_table=table,
-                        bias=RelativeBias(True),
-                        q_segment_ids_BT=ids_BT,
-                        kv_segment_ids_BS=ids_BT,
-                        dropout_rate=0.1,
-                        dropout_key=jax.random.key(0),
-                    ),
-                    q,
-                    k,
-                    v,
-                    table,
-                )
-                return y, vjp(dy)
-
+            step = attention_step(RelativeBias(True), dropped=True)
             return jax.jit(step).lower(x, x, x, table, x, ids).compile()
 
     alone, shared = compiled(4), compiled(1)
@@ -164,31 +97,14 @@ def test_rows_of_t5_xxl_split_along_their_length_take_a_share_of_the_memory():
 @pytest.mark.parametrize(
     'fields, kernels',
     [
-        (dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4), 9),  # encoder, decoder, across
+        (
+            dict(architecture='encoder_decoder', num_encoder_layers=2, num_heads=4),
+            9,
+        ),  # 3 each for encoder, decoder and cross-attention
         (dict(architecture='decoder_only', position='rope', num_heads=8, num_kv_heads=1, parallel_block=True), 3),
     ],
 )
 def test_a_whole_model_split_over_rows_and_heads_compiles(fields, kernels):
-    config = ModelConfig(
-        vocab_size=512,
-        emb_dim=128,
-        head_dim=64,
-        mlp_dim=256,
-        num_decoder_layers=2,
-        dropout_rate=0.1,
-        remat='minimal',
-        **fields,
-    )
     chips = devices('v5p')
-    with sharding.use(sharding.create_sharding(MeshConfig(data=2, tensor=len(chips) // 2), chips)) as placed:
-        model = abstract_model(config)
-        places = sharding.tree_shardings(placed, model, logical_axes(model))
-        model = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, places)
-        names = ['decoder_input_tokens', 'decoder_target_tokens', 'decoder_segment_ids', 'decoder_positions']
-        if config.architecture == 'encoder_decoder':
-            names += ['encoder_input_tokens', 'encoder_segment_ids', 'encoder_positions']
-        tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=placed.named(('batch', None)))
-        batch = dict.fromkeys(names, tokens)
-        loss = lambda model, batch: jnp.mean(model(batch, dropout_key=jax.random.key(0)))
-        compiled = jax.jit(jax.value_and_grad(loss)).lower(model, batch).compile()
+    compiled = compile_model(chips, MeshConfig(data=2, tensor=len(chips) // 2), **fields)
     assert compiled.as_text().count('tpu_custom_call"') == kernels

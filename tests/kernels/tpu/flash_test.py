@@ -1,4 +1,4 @@
-"""The TPU kernels, interpreted on the CPU, against a float64 loop over heads; what they skip, keep and refuse."""
+"""The TPU kernels, interpreted on the CPU, against a float64 loop over heads; what they skip, save and reject."""
 
 import functools
 
@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from t5flan import sharding
 from t5flan.errors import UserError
-from t5flan.kernels import attention
+from t5flan.kernels import attention, implementations
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.kernels.chunked import SAVED_NAMES, Operands
+from t5flan.kernels.operands import SAVED_NAMES, AttentionSpec, Operands, visible_tiles
 from t5flan.kernels.tpu import flash as flash_tpu
 from tests.kernels.attention_cases import (
     CASES,
     QUICK,
     check_eight_devices,
     check_program,
+    check_queries_without_keys,
     check_split_lengths,
     draw,
     inputs,
@@ -32,13 +34,13 @@ check = functools.partial(check_program, FLASH)
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """The CPU runs the kernels, in blocks of 128, so that short inputs have several."""
-    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', True)
+    """Lets the CPU run the kernels, in blocks of 128, so that short inputs have several."""
+    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', True)
     monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (128, 128))
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_output_and_every_gradient_are_those_of_the_float64_loop(case):
+def test_output_and_gradients_match_the_float64_loop(case):
     check(*CASES[case])
 
 
@@ -47,7 +49,7 @@ def test_bfloat16(case):
     check(*CASES[case], dtype=jnp.bfloat16)
 
 
-def test_blocks_of_unequal_sizes_in_part_filled(monkeypatch):
+def test_unequal_blocks_partly_filled(monkeypatch):
     monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (256, 384))
     check(dict(bias=RelativeBias(True), causal=True), dict(queries=300, keys=500))
 
@@ -61,8 +63,8 @@ def test_blocks_of_unequal_sizes_in_part_filled(monkeypatch):
     ],
     ids=['bfloat16', 'grouped', 'dropout'],
 )
-def test_gradients_of_the_bias_add_up_to_zero(case):
-    """What is added to every logit of a query alike changes nothing, however the output was rounded."""
+def test_gradients_of_the_bias_sum_to_zero(case):
+    """Adding a constant to all logits of a query changes nothing, even if the output was rounded."""
     shape = {name: case.get(name, 2) for name in ('heads', 'kv_heads')} | dict(dtype=case['dtype'])
     options = {name: x for name, x in case.items() if name not in shape}
     *_, dtable_NR = output_and_gradients(
@@ -73,7 +75,7 @@ def test_gradients_of_the_bias_add_up_to_zero(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(40))
-def test_options_drawn_at_random(seed, monkeypatch):
+def test_random_options(seed, monkeypatch):
     options, shape, dtype, blocks = draw(seed)
     monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: blocks)
     check(options, shape, dtype=dtype, seed=seed)
@@ -81,27 +83,20 @@ def test_options_drawn_at_random(seed, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', ['packed encoder', 'later queries', 'grouped heads of 128', 'grouped heads of 64'])
-def test_as_the_simulator_of_a_tpu_runs_it(case, monkeypatch, capfd):
-    """Its memory begins as NaN, copies between memories are as asynchronous as a TPU's, and races are found."""
+def test_in_the_tpu_simulator(case, monkeypatch, capfd):
+    """Its memory starts as NaN, its copies between memories are asynchronous as on a TPU, and it detects races."""
     simulated = pltpu.InterpretParams(uninitialized_memory='nan', detect_races=True)
-    monkeypatch.setitem(attention._FLASH_PLATFORMS, 'cpu', simulated)
+    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', simulated)
     check(*CASES[case])
     assert 'RACE' not in ''.join(capfd.readouterr())
 
 
-def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient():
-    arrays = inputs(batch=2, queries=150)
-    results = output_and_gradients(
-        *arrays, FLASH, QUICK, bias=RelativeBias(True), kv_lengths_B=np.array([0, 5], np.int32)
-    )
-    for x in results:
-        assert np.all(np.isfinite(x))
-    for x in results[:4]:
-        assert np.all(x[0] == 0.0) and np.any(x[1] != 0.0)
+def test_a_query_that_sees_no_key_returns_zeros_and_has_no_gradient():
+    check_queries_without_keys(FLASH, inputs(batch=2, queries=150), QUICK)
 
 
-def test_tiles_that_no_query_sees_are_not_computed():
-    """A NaN among the keys and values of such a tile would reach everything that reads it."""
+def test_unseen_tiles_are_not_computed():
+    """A NaN in the keys and values of such a tile would spread to everything that reads it."""
     ids = np.repeat(np.array([[1, 2, 3]], np.int32), 128, axis=1)
     q, k, v, table, dy = inputs(queries=384)
     spoil = lambda x: jnp.where((ids == 2)[:, :, None, None], jnp.nan, x)
@@ -113,44 +108,42 @@ def test_tiles_that_no_query_sees_are_not_computed():
     assert np.all(np.isfinite(y))
 
 
-def test_the_fraction_of_tiles_that_is_computed():
+def test_which_tiles_are_computed():
     q = jnp.zeros((1, 512, 1, 64))
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
-    def fraction(causal=False, ids=None, prefix=None, offset=0):
-        form = flash_tpu.FlashForm(causal, 1.0, None, 0.0, None, None, 128, 128)
-        return 16 * float(
-            flash_tpu.tiles_seen(form, Operands(q, q, q, None, None, ids, ids, prefix, None, jnp.int32(offset)))
-        )
+    def count(causal=False, ids=None, prefix=None, offset=0):
+        operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
+        _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, (128, 128))
+        return int(visible_tiles(arrays, 128, 128, causal).sum())
 
-    assert fraction() == 16
-    assert fraction(causal=True) == 10
-    assert fraction(causal=True, offset=1) == 13  # the last query of each block sees the first key of the next
-    assert fraction(causal=True, offset=-512) == 0
-    assert fraction(ids=ids) == 3
-    assert (
-        fraction(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
-    )  # block 1 is seen by the queries of block 0 too
+    assert count() == 16
+    assert count(causal=True) == 10
+    assert count(causal=True, offset=1) == 13  # the last query of each block sees the first key of the next
+    assert count(causal=True, offset=-512) == 0
+    assert count(ids=ids) == 3
+    # The queries of block 0 see block 1 too.
+    assert count(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
 
 
 @pytest.mark.parametrize(
     'mesh, kv_heads', [((1, 2, 4), 4), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)], ids=str
 )
-def test_eight_devices_give_the_numbers_of_one(mesh, kv_heads):
+def test_eight_devices_match_one(mesh, kv_heads):
     check_eight_devices(FLASH, mesh, kv_heads, length=130, head_dim=64)
 
 
-def test_queries_and_keys_split_over_their_length_give_the_reference():
+def test_queries_and_keys_split_over_their_length_match_the_reference():
     check_split_lengths(FLASH, 512)
 
 
-def test_a_policy_that_keeps_the_saved_names_runs_no_forward_kernel_again():
+def test_saving_the_saved_names_avoids_running_the_forward_kernel_again():
     assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
     assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
 
 
-def test_the_backward_pass_draws_the_mask_of_dropout_again():
-    """Beside inputs, output and sums nothing is kept, not even a bit for each key and head; no kernel runs again."""
+def test_the_backward_pass_redraws_the_dropout_mask():
+    """Only inputs, output and lse are saved, not even a bit for each key and head; no kernel runs again."""
     q, k, v, *_ = inputs(queries=128, keys=2560, heads=2)
     dropout = dict(dropout_rate=0.3, dropout_key=jax.random.key(0))
     y, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, implementation=FLASH, **dropout), q, k, v)
@@ -162,11 +155,11 @@ def test_the_backward_pass_draws_the_mask_of_dropout_again():
     assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 3 + 4)  # of two heads
 
 
-def test_no_array_of_all_queries_and_keys_is_made():
+def test_no_array_of_queries_by_keys_is_allocated():
     assert largest_array(FLASH, 1152) < 1152 * 1152 / 2
 
 
-def test_blocks_pad_little():
+def test_blocks_need_little_padding():
     lengths = [1, 128, 130, 512, 640, 1000, 1536, 16384, 16385]
     assert [flash_tpu._block(length, 512) for length in lengths] == [128, 128, 256, 512, 384, 512, 512, 512, 512]
 
@@ -175,7 +168,7 @@ def test_blocks_by_device():
     kinds = dict(head_dim=64, dtype=jnp.bfloat16, bias=RelativeBias(True))
     assert flash_tpu.largest_blocks('TPU v5', **kinds) == (512, 1024)
     assert flash_tpu.largest_blocks('TPU v4', **kinds) == (512, 512)
-    assert flash_tpu.largest_blocks('a TPU to come', **kinds) == (512, 512)
+    assert flash_tpu.largest_blocks('a future TPU', **kinds) == (512, 512)
     assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, head_dim=32)) == (512, 512)
     assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, dtype=jnp.float32)) == (256, 512)
     assert flash_tpu.largest_blocks('TPU v5', **dict(kinds, bias=RelativeBias(True, 32, 800))) == (512, 512)
@@ -183,15 +176,15 @@ def test_blocks_by_device():
 
 
 BAD = {
-    'it takes bfloat16 and float32, not float16': (dict(dtype=jnp.float16), {}),
+    'it supports bfloat16, float32, not float16': (dict(dtype=jnp.float16), {}),
     'a head_dim up to 256, not 300': (dict(head_dim=300), {}),
     'ModelConfig.relative_max_distance': ({}, dict(bias=RelativeBias(True, 32, 20000))),
-    'not high': ({}, dict(precision='high')),
+    'precision, not high': ({}, dict(precision='high')),
 }
 
 
 @pytest.mark.parametrize('message', BAD)
-def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message, monkeypatch):
+def test_unsupported_arguments_raise_and_auto_falls_back_to_chunked(message, monkeypatch):
     shape, options = BAD[message]
     q, k, v, table, _ = inputs(queries=512, **shape)
     if 'bias' in options:
@@ -200,7 +193,7 @@ def test_what_the_kernels_do_not_take_is_refused_with_the_nearest_choice(message
         attend(q, k, v, implementation=FLASH, **options)
     assert '\n' not in str(error.value)
     chosen = []
-    monkeypatch.setattr(attention, '_platform', lambda: 'tpu')
-    monkeypatch.setattr(attention, '_say_once', lambda platform, name, reason: chosen.append((name, reason)))
-    jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' goes round it, and says why
+    monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(attention, '_log_once', lambda platform, name, reason: chosen.append((name, reason)))
+    jax.eval_shape(functools.partial(attend, **options), q, k, v)  # 'auto' falls back to chunked and logs why
     assert chosen[0][0] == 'chunked' and message in chosen[0][1]

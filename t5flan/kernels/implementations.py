@@ -1,0 +1,104 @@
+"""The four implementations behind `attend()`, each on every device of the mesh, and the choice among them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from t5flan import sharding
+from t5flan.errors import UserError
+from t5flan.kernels.chunked import chunked_attention
+from t5flan.kernels.gpu import flash as flash_gpu
+from t5flan.kernels.operands import AttentionSpec, Operands
+from t5flan.kernels.reference import reference_attention
+from t5flan.kernels.sharded import local_length, on_devices
+from t5flan.kernels.tpu import flash as flash_tpu
+
+# Tiles are used from this many logits per head: on a CPU where they were measured to be faster, elsewhere (where whole
+# arrays run faster) where whole ones would take much memory. Kernels are used from 1 MiB of logits a head: four times
+# the on-chip memory of one GPU multiprocessor, so that the reference writes every array of logits out and reads it
+# again.
+_LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024, 'tpu': 512 * 512, 'gpu': 512 * 512}
+_LEAST_FLASH_QUERIES = 128  # fewer are padded to one block of this size
+_KERNEL_OF_PLATFORM = {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}
+_HARDWARE = {'flash_tpu': 'TPU', 'flash_gpu': 'NVIDIA GPUs'}
+# The platforms that run each kernel, and Pallas' `interpret` argument there. Tests add the CPU.
+PLATFORMS: dict[str, dict[str, Any]] = {'flash_tpu': {'tpu': False}, 'flash_gpu': {'gpu': False}}
+
+
+def choose(
+    implementation: str, queries: int, keys: int, platform: str, unsupported: str | None = None
+) -> tuple[str, str]:
+    """The implementation for T queries on one device, S keys and a platform, and why it was chosen.
+
+    Args:
+        implementation: one of `IMPLEMENTATIONS`.
+        queries: T.
+        keys: S.
+        platform: 'cpu', 'tpu' or 'gpu'.
+        unsupported: from `unsupported_reason`.
+
+    Raises:
+        UserError: 'flash_tpu' or 'flash_gpu' is requested and cannot run.
+    """
+    if queries == 1:
+        return 'xla', 'one query'
+    kernel = _kernel(implementation, platform)
+    if kernel and implementation == kernel:
+        if platform not in PLATFORMS[kernel]:
+            unsupported = f'it runs on {_HARDWARE[kernel]}, not {platform}'
+        if unsupported:
+            raise UserError(
+                f"attention '{kernel}' cannot run: {unsupported}. Set ModelConfig.attention='chunked', or 'auto'."
+            )
+    if implementation != 'auto':
+        return implementation, 'as configured'
+    least = _LEAST_LOGITS.get(platform, _LEAST_LOGITS['other'])
+    if queries * keys < least:
+        return 'xla', f'fewer than {least} logits a head'
+    if kernel and queries >= _LEAST_FLASH_QUERIES and unsupported is None:
+        return kernel, f'at least {least} logits a head'
+    instead = f'; not {kernel}: {unsupported}' if kernel and unsupported else ''
+    return 'chunked', f'at least {least} logits a head{instead}'
+
+
+def _kernel(implementation: str, platform: str) -> str | None:
+    """The kernel that is requested by name, or else the platform's."""
+    return implementation if implementation in PLATFORMS else _KERNEL_OF_PLATFORM.get(platform)
+
+
+def unsupported_reason(implementation: str, spec: AttentionSpec, operands: Operands) -> str | None:
+    """Why the requested or else the platform's kernel does not support this device or these arrays; None if it does."""
+    if _kernel(implementation, sharding.platform()) == 'flash_gpu':
+        return flash_gpu.unsupported_reason(sharding.device(), spec, operands)
+    return flash_tpu.unsupported_reason(spec, operands)
+
+
+def _xla(spec: AttentionSpec, operands: Operands) -> jax.Array:
+    """Whole arrays of logits; where the mesh splits the queries, each device has the logits of its own."""
+    queries, run = operands.q_BTNH.shape[1], functools.partial(reference_attention, spec)
+    return run(operands) if local_length(queries) == queries else on_devices(run, operands)
+
+
+def _chunked(spec: AttentionSpec, operands: Operands) -> jax.Array:
+    return on_devices(functools.partial(chunked_attention, spec), operands)
+
+
+def _flash(
+    name: str, attention: Callable, choose_blocks: Callable, spec: AttentionSpec, operands: Operands
+) -> jax.Array:
+    def run(operands: Operands) -> jax.Array:
+        blocks = choose_blocks(sharding.device().device_kind, spec, operands)
+        return attention(spec, operands, blocks, PLATFORMS[name][sharding.platform()])
+
+    return on_devices(run, operands)
+
+
+PROGRAMS: dict[str, Callable[[AttentionSpec, Operands], jax.Array]] = {
+    'xla': _xla,
+    'chunked': _chunked,
+    'flash_tpu': functools.partial(_flash, 'flash_tpu', flash_tpu.flash_attention, flash_tpu.choose_blocks),
+    'flash_gpu': functools.partial(_flash, 'flash_gpu', flash_gpu.flash_attention, flash_gpu.choose_tiling),
+}
+IMPLEMENTATIONS = ('auto', *PROGRAMS)
