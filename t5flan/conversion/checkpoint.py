@@ -3,8 +3,8 @@
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 
+Key = TypeVar('Key')
 Piece = tuple[Shape, int | None, np.ndarray]
 FLOATS: Mapping[str, np.dtype] = {
     'float32': np.dtype(np.float32),
@@ -139,6 +140,37 @@ def one_dtype(where: str, name: str, found: set[np.dtype]) -> np.dtype:
                 'weights are not converted).'
             )
     return found.pop() if len(found) == 1 else FLOATS['float32']
+
+
+def match_arrays(
+    where: str, source: str, fix: str, expected: Mapping[Key, tuple[str, Sequence[Sequence[int]]]], stored: Mapping
+) -> dict[Key, Any]:
+    """Finds the arrays of a model among those of a file.
+
+    Args:
+        where: the file, for messages.
+        source: what determines the model's arrays, for messages: 'config.json (t5)'.
+        fix: how to fix an error, for messages.
+        expected: any key -> (the array's name in the file, the shapes it may have).
+        stored: name -> array; only its shape is used.
+
+    Returns:
+        key -> array.
+
+    Raises:
+        UserError: an array is missing, has another shape, or belongs to no parameter.
+    """
+    unused, found = dict(stored), {}
+    for key, (name, allowed) in expected.items():
+        if name not in unused:
+            raise UserError(f'{where} lacks {name} {list(allowed[0])}, which {source} requires. {fix}')
+        found[key] = unused.pop(name)
+        if tuple(found[key].shape) not in allowed:
+            shape = list(found[key].shape)
+            raise UserError(f'{where}: {name} has shape {shape}, but {source} requires {list(allowed[-1])}. {fix}')
+    if unused:
+        raise UserError(f'{where} holds {min(unused)}, which {source} does not have ({len(unused)} such arrays). {fix}')
+    return found
 
 
 def require_fields(checkpoint: str, config: ModelConfig, needed: Mapping[str, Any], family: str) -> None:

@@ -25,10 +25,9 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
+from t5flan.training.description import RUN_FIELDS
 
 FORMATS = ('hf', 't5x', 't5flan')
-RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
-"""Fields of ModelConfig that say how a model runs; they may differ between source and destination."""
 Settings = Callable[[dict[str, Any]], ModelConfig]
 _SPARE = 2**26  # bytes for small files and folders
 

@@ -14,12 +14,10 @@ import tensorstore as ts
 from flax import traverse_util
 
 from t5flan.conversion import names
-from t5flan.conversion.checkpoint import Checkpoint, Piece, one_dtype
-from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, StoredArray, chunks, write_rows
+from t5flan.conversion.checkpoint import Checkpoint, Piece, match_arrays, one_dtype
+from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
-from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints import Description
 
@@ -42,7 +40,11 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
     description = checkpoints.read_description(root)
     found = checkpoints.find_step(where, step)
     step_folder = root / checkpoints.CHECKPOINTS / str(found)
-    arrays = _open_arrays(Folder(f'{step_folder}/parameters'), description.model)
+    folder = Folder(f'{step_folder}/parameters')
+    expected = {name: (name, [shape.whole]) for name, shape in names.shapes(description.model).items()}
+    stored = {name.replace('.', '/'): folder.open(name) for name in folder.array_names()}
+    fix = 'Copy the whole checkpoint again.'
+    arrays = match_arrays(folder.where, f'the model of {checkpoints.DESCRIPTION}', fix, expected, stored)
 
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         return arrays[shape.name].read() if layer is None else arrays[shape.name].layer(0, layer)
@@ -60,32 +62,6 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
         {file.name: file.read_bytes() for file in kept.iterdir()} if kept.is_dir() else {},
         ('the optimizer state is not converted',) if (step_folder / 'optimizer').exists() else (),
     )
-
-
-def _open_arrays(folder: Folder, model: ModelConfig) -> dict[str, StoredArray]:
-    """The model's parameters by name; refuses missing, misshapen and unknown arrays."""
-    stored = set(folder.array_names())
-    arrays = {}
-    for name, shape in names.shapes(model).items():
-        dotted = name.replace('/', '.')
-        if dotted not in stored:
-            raise UserError(
-                f'{folder.where} lacks {name} {list(shape.whole)}, a parameter of the model in '
-                f'{checkpoints.DESCRIPTION}. Copy the whole checkpoint again.'
-            )
-        stored.remove(dotted)
-        arrays[name] = folder.open(dotted)
-        if arrays[name].shape != shape.whole:
-            raise UserError(
-                f'{folder.where}: {name} has shape {list(arrays[name].shape)}, {checkpoints.DESCRIPTION} requires '
-                f'{list(shape.whole)}. They belong to different models.'
-            )
-    if stored:
-        raise UserError(
-            f'{folder.where} holds {min(stored).replace(".", "/")}, which the model in {checkpoints.DESCRIPTION} does '
-            'not have. They belong to different models.'
-        )
-    return arrays
 
 
 def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list[str]:

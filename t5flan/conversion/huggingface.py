@@ -1,19 +1,17 @@
 """Hugging Face folders (config.json, safetensors, tokenizer files) <-> a Checkpoint. torch is not needed."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from t5flan.conversion import names
-from t5flan.conversion.checkpoint import Checkpoint, one_dtype
+from t5flan.conversion.checkpoint import Checkpoint, match_arrays, one_dtype
 from t5flan.conversion.huggingface_config import T5_FAMILY, family_of, read_json, table_of, to_fields, to_model_config
 from t5flan.conversion.huggingface_tokenizer import read_vocabulary, tokenizer_files
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_folder, strips
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.models.config import ModelConfig
 
 SHARD_SIZE = 5 * 10**9  # bytes, as in transformers
 LARGEST_EXTRA = 2**26  # bytes; a larger file is not a tokenizer's
@@ -46,7 +44,12 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     kind = str(fields.get('model_type'))
     arrays = _without_copies(folder, read_folder(folder), kind)
     config = to_model_config(folder / 'config.json', fields, tied='lm_head.weight' not in arrays)
-    places = _places(folder, config, kind, arrays)
+    expected = {
+        (shape.name, layer): (names.hf_name(table_of(kind), shape, layer), [names.hf_shape(shape)])
+        for shape, layer in names.all_pieces(config)
+    }
+    fix = 'Download the folder again, or fix config.json.'
+    places = match_arrays(str(folder), f'config.json ({kind})', fix, expected, arrays)
     dtypes = {
         name: one_dtype(str(folder), name, {places[name, layer].dtype for layer in shape.pieces})
         for name, shape in names.shapes(config).items()
@@ -92,34 +95,6 @@ def _equal(a: Stored, b: Stored) -> bool:
         return False
     rows = strips(a.shape, a.dtype)
     return all(np.array_equal(a.rows(*one).view(np.uint8), b.rows(*one).view(np.uint8)) for one in rows)
-
-
-def _places(
-    folder: Path, config: ModelConfig, kind: str, arrays: Mapping[str, Stored]
-) -> dict[tuple[str, int | None], Stored]:
-    """(t5flan's parameter name, layer) -> its array; refuses missing, misshapen and unknown arrays."""
-    table, places, unused = table_of(kind), {}, dict(arrays)
-    for shape, layer in names.all_pieces(config):
-        name, expected = names.hf_name(table, shape, layer), names.hf_shape(shape)
-        stored = unused.pop(name, None)
-        if stored is None:
-            raise UserError(
-                f'{folder} lacks {name} {list(expected)}, which config.json ({kind}) requires. Download the folder '
-                'again, or fix config.json.'
-            )
-        if stored.shape != expected:
-            raise UserError(
-                f'{folder}: {name} has shape {list(stored.shape)}, config.json ({kind}) requires {list(expected)}. '
-                'They belong to different models.'
-            )
-        places[shape.name, layer] = stored
-    if unused:
-        name = min(unused)
-        raise UserError(
-            f'{folder} holds {name} {list(unused[name].shape)}, which a {kind} model of this config.json does not have '
-            f'({len(unused)} such arrays). Fix config.json, or save the model alone.'
-        )
-    return places
 
 
 def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_size: int = SHARD_SIZE) -> list[str]:

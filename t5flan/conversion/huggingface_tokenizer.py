@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5flan.conversion.huggingface_config import T5_FAMILY
+from t5flan.conversion.huggingface_config import T5_FAMILY, read_json
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
 
 T5_SENTINELS = 100
 BYT5_SENTINELS = 125
@@ -27,7 +26,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary
     kind = config['model_type']
     eos = _first_id(config.get('eos_token_id'), 1)
     start = _first_id(config.get('decoder_start_token_id' if kind in T5_FAMILY else 'bos_token_id'), 0)
-    settings = _tokenizer_config(folder)
+    file = folder / 'tokenizer_config.json'
+    settings = read_json(file) if file.is_file() else {}
     for name in ('spiece.model', 'tokenizer.model'):
         if (folder / name).is_file():
             sentinels = settings.get('extra_ids', T5_SENTINELS if kind in T5_FAMILY else 0)
@@ -49,16 +49,6 @@ def _first_id(value: Any, default: int) -> int:
     if isinstance(value, list):
         value = value[0] if value else None
     return default if value is None else int(value)
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    file = folder / 'tokenizer_config.json'
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text('utf-8')))
-    except (ValueError, TypeError):
-        raise UserError(f'{file} is not a JSON object. Download it again.') from None
 
 
 def tokenizer_files(

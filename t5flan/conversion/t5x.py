@@ -18,7 +18,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from t5flan.conversion import names, zarr_arrays
-from t5flan.conversion.checkpoint import T5_FIELDS, Checkpoint, one_dtype, require_fields
+from t5flan.conversion.checkpoint import T5_FIELDS, Checkpoint, match_arrays, one_dtype, require_fields
 from t5flan.conversion.zarr_arrays import Folder, StoredArray, one_line
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
@@ -60,13 +60,29 @@ def read(
             'checkpoint.'
         )
     config, notes = _find_config(where, target, gin.text, known_models, settings)
-    places = _places(where, config, target)
+    scanned = _SCANNED in target  # then one array has all layers, else each layer has its own
+    pieces = {name: [None] if scanned else shape.pieces for name, shape in names.shapes(config).items()}
+    expected = {
+        (name, layer): _their_array(names.shapes(config)[name], layer, scanned)
+        for name, layers in pieces.items()
+        for layer in layers
+    }
+    stored = {f'target/{name}': array for name, array in target.items()}
+    fix = 'Copy the checkpoint again, or set ModelConfig to the values of its training.'
+    places = match_arrays(where, 'a T5 of these sizes', fix, expected, stored)
     dtypes = {
-        name: one_dtype(where, name, {array.dtype for array in place.arrays.values()}) for name, place in places.items()
+        name: one_dtype(where, name, {places[name, layer].dtype for layer in layers}) for name, layers in pieces.items()
     }
 
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
-        return places[shape.name].read(layer).reshape(shape.one).astype(dtypes[shape.name], copy=False)
+        array = places[shape.name, None if scanned else layer]
+        if not scanned or layer is None:
+            values = array.read() if isinstance(array, StoredArray) else array
+        elif isinstance(array, StoredArray):
+            values = array.layer(1, layer)
+        else:
+            values = np.ascontiguousarray(np.take(array, layer, 1))
+        return values.reshape(shape.one).astype(dtypes[shape.name], copy=False)
 
     if any(name.startswith('state/param_states/') for name in arrays):
         notes.append('the optimizer state is not converted')
@@ -136,7 +152,8 @@ def _unpack(file: str, packed: bytes, folder: Folder | None) -> tuple[Arrays, in
             'again.'
         ) from None
     arrays: dict[str, Any] = {}
-    for name, leaf in zarr_arrays.nested_names(optimizer).items():
+    is_spec = lambda path, value: 'driver' in value  # of TensorStore, for an array
+    for name, leaf in traverse_util.flatten_dict(optimizer, sep='/', is_leaf=is_spec).items():
         if not isinstance(leaf, Mapping):
             arrays[name] = np.asarray(leaf)
         elif not name.startswith('target/'):
@@ -274,51 +291,14 @@ def _vocabulary(gin: _Gin) -> Vocabulary | None:
     return SentencePieceVocabulary(file, int(sentinels[1]) if sentinels else 100, model=model)
 
 
-class _Place(NamedTuple):
-    """The arrays of a parameter: one per layer, or under None one for all (if `scanned`, with the layers on axis 1)."""
-
-    arrays: Mapping[int | None, Any]
-    scanned: bool
-
-    def read(self, layer: int | None) -> np.ndarray:
-        array = self.arrays[None if self.scanned else layer]
-        if layer is None or not self.scanned:
-            return array.read() if isinstance(array, StoredArray) else array
-        if isinstance(array, StoredArray):
-            return array.layer(1, layer)
-        return np.ascontiguousarray(np.take(array, layer, 1))
-
-
-def _places(where: str, config: ModelConfig, target: Arrays) -> dict[str, _Place]:
-    """t5flan's parameter name -> its arrays; refuses missing, misshapen and unknown arrays."""
-    unused = dict(target)
-    places: dict[str, _Place] = {}
-    for name, shape in names.shapes(config).items():
-        layers = shape.layers if _SCANNED in target else None
-        theirs: dict[int | None, str] = {layer: names.t5x_name(shape, layer) for layer in shape.pieces}
-        allowed: list[tuple[int, ...]] = [shape.one] + ([shape.matrix] if shape.matrix is not None else [])
-        if layers is not None:
-            theirs = {None: names.t5x_scanned_name(shape)}
-            allowed = [(first, layers, *rest) for first, *rest in allowed]
-        for one in theirs.values():
-            if one not in unused:
-                raise UserError(
-                    f'{where} lacks target/{one} {list(allowed[0])}. Copy the checkpoint again, or set ModelConfig to '
-                    'the values of its training.'
-                )
-            found = unused.pop(one).shape
-            if tuple(found) not in allowed:
-                raise UserError(
-                    f'{where}: target/{one} has shape {list(found)}, expected {list(allowed[-1])}. Set ModelConfig to '
-                    'the values of its training.'
-                )
-        places[name] = _Place({layer: target[one] for layer, one in theirs.items()}, layers is not None)
-    if unused:
-        raise UserError(
-            f'{where} holds target/{min(unused)}, which a T5 of these sizes does not have ({len(unused)} such arrays): '
-            'the model is not a T5 and is not converted.'
-        )
-    return places
+def _their_array(shape: names.Shape, layer: int | None, scanned: bool) -> tuple[str, list[tuple[int, ...]]]:
+    """The name of a parameter's array and the shapes it may have: heads and kv joined or not, layers on axis 1."""
+    allowed: list[tuple[int, ...]] = [shape.one] + ([shape.matrix] if shape.matrix is not None else [])
+    if not scanned:
+        return f'target/{names.t5x_name(shape, layer)}', allowed
+    if shape.layers is not None:
+        allowed = [(first, shape.layers, *rest) for first, *rest in allowed]
+    return f'target/{names.t5x_scanned_name(shape)}', allowed
 
 
 # -- Writing --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +170,3 @@ def write_rows(store: ts.TensorStore, array: np.ndarray) -> None:
 def one_line(error: Exception) -> str:
     """The first sentence of TensorStore's message, without the spec that it repeats."""
     return ' '.join(str(error).split('[tensorstore_spec')[0].split('[source locations')[0].split())[:240].rstrip(' .')
-
-
-def nested_names(tree: Mapping[str, Any], above: str = '') -> dict[str, Any]:
-    """{'a': {'b': leaf}} -> {'a/b': leaf}; a mapping that is a TensorStore spec of an array is a leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f'{above}/{key}' if above else str(key)
-        if isinstance(value, Mapping) and 'driver' not in value:
-            flat |= nested_names(value, name)
-        else:
-            flat[name] = value
-    return flat

@@ -251,12 +251,6 @@ def to_names(tree: Any) -> dict[str, Any]:
     return unflatten_dict(named_parameters(tree), sep='/')
 
 
-def from_names(nested: Mapping[str, Any], like: Any) -> Any:
-    """The inverse of `to_names`, with the structure of `like`."""
-    arrays = flatten_dict(nested, sep='/')
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named_parameters(like)])
-
-
 def _restore_item(folder: PathLike, step: int, item: str, abstract: Any) -> Any:
     path = _absolute(epath.Path(folder) / CHECKPOINTS / str(step) / item)
     target = to_names(abstract)
@@ -271,7 +265,8 @@ def _restore_item(folder: PathLike, step: int, item: str, abstract: Any) -> Any:
         )
     finally:
         handler.close()
-    return from_names(restored, abstract)
+    arrays = flatten_dict(restored, sep='/')
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named_parameters(abstract)])
 
 
 def _absolute(path: epath.Path) -> epath.Path:

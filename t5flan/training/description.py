@@ -12,6 +12,9 @@ from t5flan.files import write_whole
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 
+RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
+"""Fields of ModelConfig that say how a model runs; they do not change the meaning of its parameters."""
+
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
     """The description of a run for its checkpoint folder."""
@@ -50,11 +53,10 @@ def check_workdir(workdir: str, new: checkpoints.Description) -> None:
     if checkpoints.latest_step(workdir) is None:
         return
     old = checkpoints.read_description(workdir)
-    compute_only = {'dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate'}
     pairs = [
         (f'ModelConfig.{name}', value, new.model.to_dict()[name])
         for name, value in old.model.to_dict().items()
-        if name not in compute_only
+        if name not in RUN_FIELDS
     ]
     pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
     pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]

@@ -167,11 +167,7 @@ class Loop:
         return measured
 
     def _check_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-        """Waits for a step's metrics.
-
-        Raises:
-            UserError: the loss or the gradient norm is not finite.
-        """
+        """Waits for a step's metrics; stops the run if the loss or the gradient norm is not finite."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if np.isfinite(values['loss']) and np.isfinite(values['grad_norm']):
             return values

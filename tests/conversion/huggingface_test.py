@@ -73,7 +73,7 @@ def test_an_embedding_with_only_its_second_name_is_found(folder):
         ('t5_1_1', {'model_type': 'bart'}, "'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma"),
         ('t5_1_1', {'model_type': ...}, 'model_type None'),
         ('t5_1_1', {'d_ff': ...}, "lacks 'd_ff'"),
-        ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], config.json \(t5\) requires \[25, 16\]'),
+        ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], but config.json \(t5\) requires \[25, 16\]'),
         ('t5_1_1', {'num_layers': 3}, 'lacks encoder.block.2'),
         ('t5_1_1', {'num_layers': 1}, r'holds encoder.block.1.*\(9 such arrays\)'),
         ('t5_1_1', {'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu' is not converted"),

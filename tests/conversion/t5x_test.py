@@ -196,7 +196,7 @@ def test_a_missing_chunk_is_not_read_as_zeros(tmp_path):
         (lambda t: t.pop('decoder/layers_1/mlp/wo/kernel'), r'lacks target/decoder/layers_1/mlp/wo/kernel \[24, 16\]'),
         (
             lambda t: t.update({'decoder/layers_1/mlp/wo/kernel': np.zeros((24, 17), np.float32)}),
-            r'wo/kernel has shape \[24, 17\], expected \[24, 16\]',
+            r'wo/kernel has shape \[24, 17\], but a T5 of these sizes requires \[24, 16\]',
         ),
         (
             lambda t: t.update({'decoder/extra/scale': np.zeros(3, np.float32)}),
