@@ -1,4 +1,4 @@
-"""The TPU scripts, with a gcloud, kubectl and tar that only write down how they were called."""
+"""The TPU scripts, with a fake gcloud, kubectl and tar that record how they are called."""
 
 import json
 import os
@@ -41,7 +41,7 @@ if 'ssh' in sys.argv:
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs a script and gives (exit code, what the tools were called with, stdout, stderr)."""
+    """Runs a script and returns (exit code, the tools' calls, stdout, stderr)."""
     for tool in ('gcloud', 'kubectl', 'tar'):
         (tmp_path / tool).write_text(FAKE)
         (tmp_path / tool).chmod(0o755)
@@ -89,10 +89,10 @@ def test_help_is_the_header_and_wrong_flags_are_one_line(script, name):
     code, calls, out, _ = script(name, '--help')
     assert code == 0 and calls == [] and f'tpu_scripts/{name} --name=flan' in out and '--dry-run' in out
     for given, expected in (
-        (['--nmae=x'], 'no flag --nmae: there are --name'),
-        ([], '--name is not given'),
-        (['--name'], '--name has no value'),
-        (['x'], "unexpected word 'x'"),
+        (['--nmae=x'], 'unknown flag --nmae: expected one of --name'),
+        ([], '--name is missing'),
+        (['--name'], '--name needs a value'),
+        (['x'], "unexpected argument 'x'"),
     ):
         code, calls, _, err = script(name, *given)
         assert code == 2 and calls == [] and err.startswith(f'{Path(name).name}: {expected}') and err.count('\n') == 1
@@ -120,7 +120,7 @@ def test_create(script):
         ],
     )
     code, calls, _, err = script('create.sh', *SLICE, '--accelerator=v9-8')
-    assert (code, calls) == (2, []) and 'no runtime is known for --accelerator=v9-8' in err
+    assert (code, calls) == (2, []) and 'no known runtime for --accelerator=v9-8' in err
     code, _, _, err = script('create.sh', *SLICE, '--accelerator=v4-8', '--spot=yes', '--reserved=yes')
     assert code == 2 and 'exclude each other' in err
 
@@ -129,7 +129,7 @@ def test_settings_come_from_the_environment_too(script):
     code, calls, _, _ = script('create.sh', '--accelerator', 'v4-16', T5FLAN_NAME='e', T5FLAN_ZONE='z')
     assert code == 0 and calls[0][5:8] == ['create', 'e', '--zone=z']
     code, _, _, err = script('create.sh', '--name=flan')
-    assert code == 2 and '--zone is not given: write --zone=VALUE or set T5FLAN_ZONE' in err
+    assert code == 2 and '--zone is missing: write --zone=VALUE or set T5FLAN_ZONE' in err
 
 
 def test_launch_installs_everywhere_then_starts_everywhere(script):
@@ -156,7 +156,7 @@ def test_launch_installs_everywhere_then_starts_everywhere(script):
     assert script('launch.sh', *SLICE)[0] == 2
 
 
-def test_watch_waits_until_it_is_there(script):
+def test_watch_waits_until_the_slice_is_active(script):
     code, calls, out, _ = script('watch.sh', *SLICE, '--every=0', states='WAITING_FOR_RESOURCES PROVISIONING ACTIVE')
     assert code == 0 and ['describe' in call for call in calls] == [True, True, True, False]
     assert 'tail' in calls[-1][-1] and '--worker=0' in calls[-1] and 'flan is PROVISIONING' in out
@@ -164,13 +164,13 @@ def test_watch_waits_until_it_is_there(script):
     assert code == 2 and len(calls) == 1 and 'flan is SUSPENDED: delete it' in err
 
 
-def test_stop_saves_then_gives_back(script):
+def test_stop_waits_for_the_run_to_save_then_deletes_the_slice(script):
     code, calls, _, _ = script('stop.sh', *SLICE)
     assert code == 0 and 'kill -TERM' in calls[0][-1]
     assert calls[1] == [*QUEUED, 'delete', 'flan', '--zone=us-z1', '--force', '--quiet']
     assert subprocess.run(['bash', '-n'], input=calls[0][-1].removeprefix('--command='), text=True).returncode == 0
     assert len(script('stop.sh', *SLICE, '--keep=yes')[1]) == 1
-    # A run that is still saving keeps its slice; a slice that was taken away is given back.
+    # A slice whose run is still saving is kept; a preempted slice is deleted.
     code, calls, _, err = script('stop.sh', *SLICE, ssh_exit=1)
     assert code == 2 and not any('delete' in call for call in calls) and 'has not stopped' in err
     code, calls, _, _ = script('stop.sh', *SLICE, ssh_exit=1, states='SUSPENDED')
@@ -219,10 +219,10 @@ def test_gke_watch_and_stop(script):
         ('stop.sh', []),
     ],
 )
-def test_dry_run_prints_what_would_be_called(script, tmp_path, name, extra):
+def test_dry_run_prints_the_calls(script, tmp_path, name, extra):
     _, expected, _, _ = script(name, *SLICE, *extra)
     code, calls, printed, _ = script(name, *SLICE, '--dry-run', *extra)
     assert (code, calls) == (0, [])
-    (tmp_path / 'printed.sh').write_text(printed)  # what is printed is what a shell would run
+    (tmp_path / 'printed.sh').write_text(printed)  # a shell runs the printed commands as they are
     _, calls, _, _ = script(tmp_path / 'printed.sh')
     assert calls == expected

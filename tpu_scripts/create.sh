@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Asks Cloud TPU for a slice, as a queued resource: it comes up when there is room.
+# Requests a slice from Cloud TPU as a queued resource: it starts when there is capacity.
 #
 #   tpu_scripts/create.sh --name=flan --zone=us-east5-b --accelerator=v6e-16 [--spot=yes]
 #
-#   --name         of the queued resource and of its node
-#   --zone         where
+#   --name         name of the queued resource and of its node
+#   --zone         zone of the slice
 #   --accelerator  type and size: v4-16, v5litepod-16, v5p-16, v6e-16 …
-#   --runtime      software version; by default the one for that accelerator
-#   --project      by default gcloud's own
-#   --spot         'yes': cheaper, may be taken away at any time (a run goes on where it stopped)
-#   --reserved     'yes': out of your reservation
-#   --dry-run      prints the command and runs nothing
+#   --runtime      software version (default: the one for the accelerator)
+#   --project      Google Cloud project (default: gcloud's)
+#   --spot         'yes': cheaper, but may be preempted at any time (a run resumes where it stopped)
+#   --reserved     'yes': use your reservation
+#   --dry-run      print the command without running it
 #
-# Next: tpu_scripts/watch.sh until it is ACTIVE, then tpu_scripts/launch.sh.
+# Next: tpu_scripts/watch.sh until the slice is ACTIVE, then tpu_scripts/launch.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
@@ -27,7 +27,7 @@ if [ -z "$RUNTIME" ]; then
     v5litepod-*) RUNTIME=v2-alpha-tpuv5-lite ;;
     v5p-*) RUNTIME=v2-alpha-tpuv5 ;;
     v6e-*) RUNTIME=v2-alpha-tpuv6e ;;
-    *) fail "no runtime is known for --accelerator=$ACCELERATOR (v4-, v5litepod-, v5p-, v6e-): give --runtime=VERSION" ;;
+    *) fail "no known runtime for --accelerator=$ACCELERATOR (known: v4-, v5litepod-, v5p-, v6e-): set --runtime=VERSION" ;;
   esac
 fi
 

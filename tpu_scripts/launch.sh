@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Installs this checkout on every worker of a slice and starts a run there, which goes on when you log out.
+# Installs this checkout on every worker of a slice and starts a run there, which continues after you log out.
 #
 #   tpu_scripts/launch.sh --name=flan --zone=us-east5-b -- train --workdir=gs://BUCKET/flan --gin_file=runs/pretrain …
 #
-#   --name, --zone, --project   of the slice, as in create.sh
-#   --dry-run                   prints the commands and runs nothing
-#   -- COMMAND…                 what t5flan runs; the workdir must be on gs://, for all workers to see it
+#   --name, --zone, --project   the slice, as in create.sh
+#   --dry-run                   print the commands without running them
+#   -- COMMAND…                 t5flan's arguments; the workdir must be on gs://, where all workers see it
 #
-# The same command again goes on where the run stopped. Next: tpu_scripts/watch.sh.
+# Run the same command again to resume a stopped run. Next: tpu_scripts/watch.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 FLAGS='name zone project'
 read_flags "$@"
 need name zone
-[ ${#COMMAND[@]} -gt 0 ] || fail 'no t5flan command is given: write it after --, as in `-- train --workdir=gs://…`'
+[ ${#COMMAND[@]} -gt 0 ] || fail 'no t5flan command: write it after --, as in `-- train --workdir=gs://…`'
 
-# Several workers train one model: they must find each other before anything else.
+# All workers train one model, so they first connect to each other.
 [ "${COMMAND[0]}" != train ] || COMMAND+=(--gin.RunConfig.multi_host=True)
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,5 +30,5 @@ command -v python3.11 >/dev/null || { sudo apt-get update -q && sudo apt-get ins
 [ -d .venv ] || python3.11 -m venv .venv
 .venv/bin/python -m pip install --quiet ".[tpu]"'
 
-run_on_workers all "cd ~/t5flan; if [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then echo 'a run is under way: stop it first' >&2; exit 1; fi
+run_on_workers all "cd ~/t5flan; if [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then echo 'a run is in progress: stop it first' >&2; exit 1; fi
 nohup .venv/bin/t5flan $(printf '%q ' "${COMMAND[@]}")> train.log 2>&1 < /dev/null & echo \$! > train.pid"

@@ -1,18 +1,18 @@
-# Flags and commands of the scripts beside this file; each sources it and says in FLAGS which flags it takes.
+# Flags and commands shared by the scripts in this folder. A script sources this file and lists its flags in FLAGS.
 
 fail() {
   echo "$(basename "$0"): $*" >&2
   exit 2
 }
 
-# The comment at the top of the script is its help.
+# Prints the comment at the top of the script.
 show_help() {
   awk 'NR == 1 { next } /^#/ { sub(/^# ?/, ""); print; next } { exit }' "$0"
   exit 0
 }
 
-# read_flags "$@": --zone=Z sets ZONE, --dry-run sets DRY_RUN, all after -- goes into the array COMMAND. A flag that is
-# not given keeps what the environment variable T5FLAN_ZONE says, if there is one.
+# read_flags "$@": --zone=Z sets ZONE, --dry-run sets DRY_RUN, and everything after -- goes into the array COMMAND. The
+# default of a flag is the environment variable T5FLAN_ZONE, if set.
 read_flags() {
   COMMAND=()
   DRY_RUN=
@@ -29,11 +29,11 @@ read_flags() {
       --) shift; COMMAND=("$@"); return ;;
       --*=*) flag="${1%%=*}"; set_flag "${flag#--}" "${1#*=}" ;;
       --*)
-        [ $# -gt 1 ] || fail "$1 has no value: write $1=VALUE"
+        [ $# -gt 1 ] || fail "$1 needs a value: write $1=VALUE"
         set_flag "${1#--}" "$2"
         shift
         ;;
-      *) fail "unexpected word '$1': flags are --name=VALUE, the t5flan command comes after --" ;;
+      *) fail "unexpected argument '$1': write flags as --name=VALUE, and the t5flan command after --" ;;
     esac
     shift
   done
@@ -42,7 +42,7 @@ read_flags() {
 set_flag() {
   case " $FLAGS " in
     *" $1 "*) printf -v "$(variable_of "$1")" '%s' "$2" ;;
-    *) fail "no flag --$1: there are$(printf ' --%s' $FLAGS) --dry-run" ;;
+    *) fail "unknown flag --$1: expected one of$(printf ' --%s' $FLAGS) --dry-run" ;;
   esac
 }
 
@@ -50,16 +50,16 @@ variable_of() {
   echo "$1" | tr 'a-z-' 'A-Z_'
 }
 
-# need zone accelerator …: each must be given.
+# need zone accelerator …: requires these flags.
 need() {
   local flag variable
   for flag in "$@"; do
     variable=$(variable_of "$flag")
-    [ -n "${!variable}" ] || fail "--$flag is not given: write --$flag=VALUE or set T5FLAN_$variable"
+    [ -n "${!variable}" ] || fail "--$flag is missing: write --$flag=VALUE or set T5FLAN_$variable"
   done
 }
 
-# Runs a command, or only prints it, quoted so that a shell takes it as it is.
+# Runs a command, or only prints it, quoted for a shell.
 run() {
   if [ -n "$DRY_RUN" ]; then
     printf '%q ' "$@" | sed 's/ $//'
@@ -69,7 +69,7 @@ run() {
   fi
 }
 
-# run_on_workers WHICH COMMAND: over ssh on one worker or all of them.
+# run_on_workers WHICH COMMAND: runs it over ssh on one worker or on all.
 run_on_workers() {
   run gcloud compute tpus tpu-vm ssh "$NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"} "--worker=$1" "--command=$2"
 }

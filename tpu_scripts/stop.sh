@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stops the run of a slice (it saves its state first), then gives the slice back.
+# Stops the run on a slice (it saves its state first), then deletes the slice.
 #
 #   tpu_scripts/stop.sh --name=flan --zone=us-east5-b [--keep=yes]
 #
-#   --name, --zone, --project   of the slice, as in create.sh
-#   --keep                      'yes': stops the run only, the slice stays (and costs)
-#   --wait                      seconds to wait for the run to save and leave; 600
-#   --dry-run                   prints the commands and runs nothing
+#   --name, --zone, --project   the slice, as in create.sh
+#   --keep                      'yes': stop only the run; the slice stays and is billed
+#   --wait                      seconds to wait for the run to save and exit (default: 600)
+#   --dry-run                   print the commands without running them
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
@@ -19,8 +19,8 @@ run_on_workers all "cd ~/t5flan 2>/dev/null && [ -f train.pid ] && kill -TERM \$
 for i in \$(seq ${WAIT:-600}); do kill -0 \$(cat train.pid) 2>/dev/null || exit 0; sleep 1; done
 echo 'the run is still saving' >&2; exit 1" || stopped=
 
-# A slice that is queued or was taken away has no run to stop; it is given back all the same.
+# A slice that is queued or was preempted has no run to stop, and is deleted all the same.
 if [ -z "$stopped" ] && [ "$(queued_resources describe '--format=value(state.state)')" = ACTIVE ]; then
-  fail "the run on $NAME has not stopped; look with tpu_scripts/watch.sh and stop it again, with a longer --wait"
+  fail "the run on $NAME has not stopped: check it with tpu_scripts/watch.sh, then stop it again with a longer --wait"
 fi
 [ -n "$KEEP" ] || queued_resources delete --force --quiet

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Waits until a slice is there, then follows the run's log on its first worker. Ctrl-C leaves both as they are.
+# Waits until a slice is active, then follows the run's log on its first worker. Ctrl-C stops neither of them.
 #
 #   tpu_scripts/watch.sh --name=flan --zone=us-east5-b
 #
-#   --name, --zone, --project   of the slice, as in create.sh
-#   --every                     seconds between looks while it is waited for; 30
-#   --dry-run                   prints the commands and runs nothing
+#   --name, --zone, --project   the slice, as in create.sh
+#   --every                     seconds between checks of its state (default: 30)
+#   --dry-run                   print the commands without running them
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
@@ -23,7 +23,7 @@ while true; do
   case "$state" in
     ACTIVE) break ;;
     FAILED | SUSPENDED | SUSPENDING | DELETING)
-      fail "$NAME is $state: delete it with tpu_scripts/stop.sh and create it again; the run goes on from its workdir" ;;
+      fail "$NAME is $state: delete it with tpu_scripts/stop.sh and create it again; the run resumes from its workdir" ;;
   esac
   sleep "${EVERY:-30}"
 done

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Starts a run as a job on a TPU node pool of the GKE cluster that kubectl speaks to.
+# Starts a run as a job on a TPU node pool of kubectl's current GKE cluster.
 #
 #   tpu_scripts/gke/launch.sh --name=flan --image=REGISTRY/t5flan --accelerator=tpu-v5-lite-podslice --topology=4x4 \
 #     --hosts=4 --chips=4 -- train --workdir=gs://BUCKET/flan --gin_file=runs/pretrain …
 #
-#   --name         of the job
-#   --image        a container with Python and `t5flan[tpu]` installed
-#   --accelerator  the node pool's: tpu-v4-podslice, tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice
-#   --topology     the slice's: 4x4, 2x2x4 …
-#   --hosts        machines in the slice, one pod each
-#   --chips        TPU chips in each machine
-#   --dry-run      prints what would be applied and applies nothing
-#   -- COMMAND…    what t5flan runs; the workdir must be on gs://, for all pods to see it
+#   --name         name of the job
+#   --image        a container image with Python and `t5flan[tpu]` installed
+#   --accelerator  the node pool's accelerator: tpu-v4-podslice, tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice
+#   --topology     the slice's topology: 4x4, 2x2x4 …
+#   --hosts        machines in the slice, with one pod each
+#   --chips        TPU chips per machine
+#   --dry-run      print the job without applying it
+#   -- COMMAND…    t5flan's arguments; the workdir must be on gs://, where all pods see it
 #
 # Next: tpu_scripts/gke/watch.sh --name=NAME.
 set -euo pipefail
@@ -21,12 +21,12 @@ source "$HERE/../settings.sh"
 FLAGS='name image accelerator topology hosts chips'
 read_flags "$@"
 need name image accelerator topology hosts chips
-[ ${#COMMAND[@]} -gt 0 ] || fail 'no t5flan command is given: write it after --, as in `-- train --workdir=gs://…`'
+[ ${#COMMAND[@]} -gt 0 ] || fail 'no t5flan command: write it after --, as in `-- train --workdir=gs://…`'
 [ "${COMMAND[0]}" != train ] || [ "$HOSTS" = 1 ] || COMMAND+=(--gin.RunConfig.multi_host=True)
-[[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$NAME is not a name of Kubernetes: small letters, digits and -"
+[[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$NAME is not a valid Kubernetes name: use a-z, 0-9 and -"
 [[ $HOSTS =~ ^[0-9]+$ && $CHIPS =~ ^[0-9]+$ ]] || fail "--hosts=$HOSTS and --chips=$CHIPS must be numbers"
 
-# A JSON list is YAML too, and quotes whatever a word holds.
+# The command as a JSON list, which is YAML too: any character can be quoted.
 words='"t5flan"'
 for word in "${COMMAND[@]}"; do
   word=${word//\\/\\\\}

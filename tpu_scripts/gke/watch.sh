@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Waits until the first pod of a job runs, then follows its log. Ctrl-C leaves the job as it is.
+# Waits until the first pod of a job runs, then follows its log. Ctrl-C does not stop the job.
 #
 #   tpu_scripts/gke/watch.sh --name=flan
 #
-#   --name     of the job, as in launch.sh
-#   --wait     how long to wait for the pod, as kubectl has it; 1h
-#   --dry-run  prints the commands and runs nothing
+#   --name     name of the job, as in launch.sh
+#   --wait     how long to wait for the pod, in kubectl's format (default: 1h)
+#   --dry-run  print the commands without running them
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../settings.sh"
 
