@@ -147,7 +147,7 @@ class Loop:
         return state
 
     def _due(self, step: int, every: int) -> bool:
-        """Whether something done `every` so many steps (0: never), and after the last one, is due."""
+        """Whether this step is a multiple of `every` (0: never) or the last."""
         return every > 0 and (step % every == 0 or step == self.run.steps)
 
     def _log(self, step: int, metrics: Mapping[str, jax.Array], first: int) -> None:
