@@ -9,7 +9,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,8 @@ def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        axes, kind = tuple(range(len(shape))), 'truncated_normal' if truncated else 'normal'
+        axes = tuple(range(len(shape)))
+        kind: Literal['truncated_normal', 'normal'] = 'truncated_normal' if truncated else 'normal'
         inputs, outputs = axes[:num_input_axes], axes[num_input_axes:]
         return jax.nn.initializers.variance_scaling(variance, 'fan_in', kind, inputs, outputs)(key, shape, dtype)
 
