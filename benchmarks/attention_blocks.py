@@ -5,9 +5,8 @@
 A TPU core issues one bundle of instructions a cycle in a fixed order, so the length of a kernel's schedule is the time
 of a tile, apart from waits for memory. For each size this prints the bundles of the three kernels and the bundles per
 1024 logits of one head, forward and backward, or that it does not fit in a core's memory. The schedule includes what
-runs once for each
-head: compare the blocks of one chip, not chips. The choice is in `t5flan/kernels/tpu/flash.py` (`BLOCKS`); on a TPU,
-`benchmarks/attention.py` measures it. Half a minute for each size on one CPU core.
+runs once for each head, so compare the blocks of one chip, not chips. The choice is in `t5flan/kernels/tpu/flash.py`
+(`BLOCKS`); on a TPU, `benchmarks/attention.py` measures it. Half a minute for each size on one CPU core.
 """
 
 import argparse

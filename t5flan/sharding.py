@@ -72,10 +72,8 @@ class Sharding:
         if name is None:
             return None
         if name not in self.rules:
-            raise UserError(
-                f'no rule for the logical axis {name!r}, expected one of {sorted(self.rules)}. '
-                'Add a rule to MeshConfig.rules.'
-            )
+            known = f'expected one of {sorted(self.rules)}. Add a rule to MeshConfig.rules.'
+            raise UserError(f'no rule for the logical axis {name!r}, {known}')
         return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1) or None
 
     def size(self, name: str) -> int:
@@ -172,9 +170,8 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
         )
     if free:
         sizes[free[0]] = len(devices) // fixed
-    mesh = jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
     return Sharding(mesh, _rules(config))
 
 
@@ -184,10 +181,8 @@ def _rules(config: MeshConfig) -> dict[str, tuple[str, ...]]:
         mesh_axes = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
         unknown = [axis for axis in mesh_axes if axis not in MESH_AXES]
         if name not in rules or unknown:
-            raise UserError(
-                f'MeshConfig.rules has ({name!r}, {mesh_axes!r}), expected a logical axis of {sorted(rules)} and mesh '
-                f'axes of {MESH_AXES}.'
-            )
+            expected = f'a logical axis of {sorted(rules)} and mesh axes of {MESH_AXES}'
+            raise UserError(f'MeshConfig.rules has ({name!r}, {mesh_axes!r}), expected {expected}.')
         rules[name] = mesh_axes
     return rules
 
@@ -212,12 +207,7 @@ def check_divides(sharding: Sharding, name: str, size: int) -> None:
 
 
 def tree_shardings(sharding: Sharding, tree: Any, axes: Any) -> Any:
-    """A sharding for each leaf of a tree.
-
-    Args:
-        sharding: mesh and rules.
-        tree: of arrays or their shapes.
-        axes: a tree like it, with a tuple of logical axes for each leaf.
+    """A sharding for each leaf of `tree` (arrays or their shapes); `axes` has a tuple of logical axes for each leaf.
 
     Raises:
         UserError: a size does not divide over its mesh axes.

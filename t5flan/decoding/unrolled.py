@@ -85,7 +85,7 @@ def _layers(model: Model, cache: Cache) -> tuple[Layer, ...]:
         bias_table_NR = table if table is None or not config.relative_bias_per_layer else table[i]
         # Heads first in memory too, as products over S or H read them: without the barrier XLA would move the transpose
         # into the loop and copy the array at every token.
-        return Layer(block, bias_table_NR, jax.lax.optimization_barrier(_swap_heads(cache.cross(i))))
+        return Layer(block, bias_table_NR, jax.lax.optimization_barrier(_swap_heads(cache.cross_kv(i))))
 
     return tuple(layer(i) for i in range(config.num_decoder_layers))
 

@@ -1,9 +1,9 @@
 """`attend()`, the only attention: it checks its arguments and runs the implementation that suits the device.
 
-    xla        plain einsums (`kernels/reference.py`); the reference, and the fastest for one query or few chunked    in
-    tiles (`kernels/chunked.py`); never holds [B, N, T, S] flash_tpu  Pallas kernels for TPU (`kernels/tpu/flash.py`);
-    'auto' falls back to chunked for what they do not support flash_gpu  the same for NVIDIA GPUs
-    (`kernels/gpu/flash.py`)
+    xla        plain einsums (`kernels/reference.py`); the reference, and the fastest for one query or few
+    chunked    in tiles (`kernels/chunked.py`); never holds [B, N, T, S]
+    flash_tpu  Pallas kernels for TPU (`kernels/tpu/flash.py`); for what they do not support 'auto' uses chunked
+    flash_gpu  the same for NVIDIA GPUs (`kernels/gpu/flash.py`)
 
 `kernels/implementations.py` chooses among them.
 
@@ -172,17 +172,13 @@ def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: boo
             continue
         shape, expected, dtype = jnp.shape(x), shapes.get(name, by_key), jnp.result_type(x)
         integers = jnp.issubdtype(dtype, jnp.integer) or (name == 'prefix_BS' and dtype == jnp.bool_)
-        _require(
-            shape == expected and integers, f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.'
-        )
-    _require(
-        masks['prefix_BS'] is None or causal,
-        'attend() got prefix_BS without causal=True, where every key is seen anyway; remove one.',
-    )
-    _require(
-        masks['q_segment_ids_BT'] is None or masks['kv_segment_ids_BS'] is not None,
-        'attend() got q_segment_ids_BT without kv_segment_ids_BS; pass both, or only those of the keys.',
-    )
+        valid = shape == expected and integers
+        _require(valid, f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.')
+    pointless = 'without causal=True, where every key is seen anyway; remove one.'
+    _require(masks['prefix_BS'] is None or causal, f'attend() got prefix_BS {pointless}')
+    one_side = masks['q_segment_ids_BT'] is not None and masks['kv_segment_ids_BS'] is None
+    both = 'pass both, or only those of the keys.'
+    _require(not one_side, f'attend() got q_segment_ids_BT without kv_segment_ids_BS; {both}')
 
 
 def _check_options(

@@ -4,10 +4,9 @@ This is Flash attention (arXiv:2205.14135) in plain XLA: the forward pass saves 
 logits, and the backward pass recomputes the probabilities of a tile from it. On a CPU it is faster than whole arrays,
 since tiles stay in the cache; everywhere it takes the memory of a tile instead of [B, N, T, S].
 
-Measurements on a CPU decided the layout. A tile reads its rows and heads from the arrays as they are: products over
-strided heads run at half the speed, but moving the heads of whole arrays to the front is a copy each, which pays off
-only where several blocks of queries read the same keys. The backward tile is transposed, [K, S, rows], so that only one
-of its five products reads an operand against its memory order.
+The layout was measured on a CPU. Products over strided heads run at half the speed, but moving the heads of whole
+arrays to the front is a copy, which pays off only if several blocks of queries read the same keys. The backward tile is
+transposed, so that only one of its five products reads an operand against its memory order.
 
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a
 block, M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile,
@@ -38,8 +37,15 @@ _TILE_ROWS = 256
 class TileSpec(AttentionSpec):
     """The options of a call, and the size of its tiles."""
 
-    block: int  # C, divides T
+    block: int  # C
+    blocks: int  # of queries; with more than one, keys are read, and their gradients summed, repeatedly
     kv_heads: int  # of a tile, K; divides all key-value heads
+    share: int  # G
+
+    @property
+    def heads(self) -> int:
+        """N, of a tile."""
+        return self.kv_heads * self.share
 
 
 class _Place(NamedTuple):
@@ -64,7 +70,9 @@ def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
     if spec.bias is not None and operands.bias_NW is not None:
         bias_NW = bias_vector(operands.bias_NW, spec.bias, queries + padding, keys, operands.q_offset)
         operands = operands._replace(bias_NW=bias_NW)
-    return _attention(TileSpec(**vars(spec), block=block, kv_heads=tile_kv_heads), operands)[:, :queries]
+    blocks, share = (queries + padding) // block, heads // kv_heads
+    tile_spec = TileSpec(**vars(spec), block=block, blocks=blocks, kv_heads=tile_kv_heads, share=share)
+    return _attention(tile_spec, operands)[:, :queries]
 
 
 def _tile_size(queries: int, keys: int, heads: int, kv_heads: int, platform: str) -> tuple[int, int]:
@@ -94,16 +102,16 @@ def _pad_queries(operands: Operands, padding: int) -> Operands:
 
 def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """The output, and the lse [J, B, K, M]."""
-    k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
+    k, v = (_arrange_keys(spec, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, operands, j, 0), False)
+        tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, j, 0), False)
 
         def row(y_BTNH: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-            place = _place(spec, operands, j, b)
-            q_KMH = _read_queries(spec, operands.q_BTNH, operands, place)
-            v_KSH = _read_keys(spec, operands, v, place)
-            products_KMS = _dot(spec, q_KMH, _read_keys(spec, operands, k, place), 2, 2)
+            place = _place(spec, j, b)
+            q_KMH = _read_queries(spec, operands.q_BTNH, place)
+            v_KSH = _read_keys(spec, v, place)
+            products_KMS = _dot(spec, q_KMH, _read_keys(spec, k, place), 2, 2)
             logits, _ = _logits(spec, products_KMS, tile, operands, place, transposed=False)
             largest = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LEAST_MAXIMUM)
             weights = jnp.exp(logits - largest)
@@ -116,33 +124,32 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
 
         return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
-    return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _count(_steps(spec, operands)))
+    return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _steps(spec, operands))
 
 
 def _backward(
     spec: TileSpec, operands: Operands, y_BTNH: jax.Array, lse_JBKM: jax.Array, dy_BTNH: jax.Array
 ) -> Operands:
-    several = _several_blocks(spec, operands)
-    k, v = (_arrange_keys(spec, operands, x) for x in (operands.k_BSKH, operands.v_BSKH))
+    k, v = (_arrange_keys(spec, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(gradients: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         j, lse_BKM = inputs
         *gradients, dbias_NW = gradients
         group_bias_NW = _group_bias(spec, operands, j)
-        start = _place(spec, operands, j, 0)
+        start = _place(spec, j, 0)
         tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(spec, operands, bias_NW, start, True), group_bias_NW)
 
         def row(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             dtile, dq_BTNH, dk, dv = carry
             b, lse_KM = inputs
-            place = _place(spec, operands, j, b)
-            queries = [_read_queries(spec, x, operands, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
-            keys = [_read_keys(spec, operands, x, place) for x in (k, v)]
+            place = _place(spec, j, b)
+            queries = [_read_queries(spec, x, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
+            keys = [_read_keys(spec, x, place) for x in (k, v)]
             dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(spec, operands, place, tile, queries, keys, lse_KM)
-            if several:
-                dk_KSH = dk_KSH + _read_keys(spec, operands, dk, place)
-                dv_KSH = dv_KSH + _read_keys(spec, operands, dv, place)
-            dk, dv = _write_keys(spec, operands, dk, dk_KSH, place), _write_keys(spec, operands, dv, dv_KSH, place)
+            if spec.blocks > 1:
+                dk_KSH = dk_KSH + _read_keys(spec, dk, place)
+                dv_KSH = dv_KSH + _read_keys(spec, dv, place)
+            dk, dv = _write_keys(spec, dk, dk_KSH, place), _write_keys(spec, dv, dv_KSH, place)
             dq_BTNH = _write_queries(spec, dq_BTNH, dq_KMH, place)
             return (None if dtile is None else dtile + dlogits, dq_BTNH, dk, dv), None
 
@@ -153,16 +160,16 @@ def _backward(
             dbias_NW = lax.dynamic_update_slice_in_dim(dbias_NW, summed, start.head, axis=0)
         return (*gradients, dbias_NW), None
 
-    keys_dtype = jnp.float32 if several else k.dtype
+    keys_dtype = jnp.float32 if spec.blocks > 1 else k.dtype
     zeros = (
         jnp.zeros_like(operands.q_BTNH),
         jnp.zeros(k.shape, keys_dtype),
         jnp.zeros(v.shape, keys_dtype),
         None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW),
     )
-    gradients, _ = lax.scan(step, zeros, (_count(_steps(spec, operands)), lse_JBKM))
+    gradients, _ = lax.scan(step, zeros, (_steps(spec, operands), lse_JBKM))
     dq_BTNH, dk, dv, dbias_NW = gradients
-    dk_BSKH, dv_BSKH = (_arrange_keys(spec, operands, x).astype(k.dtype) for x in (dk, dv))
+    dk_BSKH, dv_BSKH = (_arrange_keys(spec, x).astype(k.dtype) for x in (dk, dv))
     no_gradient: Any = None
     return Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW)
 
@@ -278,8 +285,8 @@ def _drop(spec: TileSpec, weights: jax.Array, operands: Operands, place: _Place,
     """Dropout of a tile: a head drops a key for all queries."""
     if operands.keep_BNS is None:
         return weights
-    heads, keys = spec.kv_heads * _share(operands), operands.keep_BNS.shape[2]
-    keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, 0), (1, heads, keys))
+    keys = operands.keep_BNS.shape[2]
+    keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, 0), (1, spec.heads, keys))
     keep_KGS = keep_1NS.reshape(spec.kv_heads, -1, keys)
     keep = jnp.expand_dims(keep_KGS.swapaxes(1, 2), 3) if transposed else jnp.expand_dims(keep_KGS, 2)
     return weights * jnp.where(keep, 1.0 / (1.0 - spec.dropout_rate), 0.0)
@@ -295,35 +302,28 @@ def _count(n: int) -> jax.Array:
     return jnp.arange(n, dtype=jnp.int32)
 
 
-def _share(operands: Operands) -> int:
-    """G, the query heads that share a key-value head."""
-    return operands.q_BTNH.shape[2] // operands.k_BSKH.shape[2]
+def _steps(spec: TileSpec, operands: Operands) -> jax.Array:
+    """The numbers of the steps of the loop over tiles, [J]."""
+    return _count(spec.blocks * (operands.k_BSKH.shape[2] // spec.kv_heads))
 
 
-def _steps(spec: TileSpec, operands: Operands) -> int:
-    """J, the steps of the loop over tiles."""
-    return operands.q_BTNH.shape[1] // spec.block * (operands.k_BSKH.shape[2] // spec.kv_heads)
-
-
-def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
+def _place(spec: TileSpec, j: jax.Array, b: Any) -> _Place:
     """The position of step j in row b: all blocks of queries of one group of heads come before the next group."""
-    blocks = operands.q_BTNH.shape[1] // spec.block
-    kv_head = j // blocks * spec.kv_heads
-    return _Place(jnp.asarray(b, jnp.int32), j % blocks * spec.block, kv_head * _share(operands), kv_head)
+    kv_head = j // spec.blocks * spec.kv_heads
+    return _Place(jnp.asarray(b, jnp.int32), j % spec.blocks * spec.block, kv_head * spec.share, kv_head)
 
 
 def _group_bias(spec: TileSpec, operands: Operands, j: jax.Array) -> jax.Array | None:
     """The bias vectors of the heads of step j."""
     if operands.bias_NW is None:
         return None
-    heads = spec.kv_heads * _share(operands)
-    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(spec, operands, j, 0).head, heads)
+    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(spec, j, 0).head, spec.heads)
 
 
-def _read_queries(spec: TileSpec, x_BTNH: jax.Array, operands: Operands, place: _Place) -> jax.Array:
+def _read_queries(spec: TileSpec, x_BTNH: jax.Array, place: _Place) -> jax.Array:
     """A tile's part [K, M, H] of an array like the queries."""
-    heads, size = spec.kv_heads * _share(operands), x_BTNH.shape[-1]
-    x_1CNH = lax.dynamic_slice(x_BTNH, (place.row, place.query, place.head, 0), (1, spec.block, heads, size))
+    size = x_BTNH.shape[-1]
+    x_1CNH = lax.dynamic_slice(x_BTNH, (place.row, place.query, place.head, 0), (1, spec.block, spec.heads, size))
     x_KGCH = x_1CNH.reshape(spec.block, spec.kv_heads, -1, size).transpose(1, 2, 0, 3)
     return x_KGCH.reshape(spec.kv_heads, -1, size)
 
@@ -336,27 +336,22 @@ def _write_queries(spec: TileSpec, into_BTNH: jax.Array, x_KMH: jax.Array, place
     return lax.dynamic_update_slice(into_BTNH, x_1CNH, (place.row, place.query, place.head, 0))
 
 
-def _several_blocks(spec: TileSpec, operands: Operands) -> bool:
-    """Whether there are several blocks of queries, so that keys are read, and their gradients summed, repeatedly."""
-    return operands.q_BTNH.shape[1] > spec.block
-
-
-def _arrange_keys(spec: TileSpec, operands: Operands, x: jax.Array) -> jax.Array:
+def _arrange_keys(spec: TileSpec, x: jax.Array) -> jax.Array:
     """Keys or values as tiles read them, and back: [B, S, K, H], or [B, K, S, H] for several blocks of queries."""
-    return x.swapaxes(1, 2) if _several_blocks(spec, operands) else x
+    return x.swapaxes(1, 2) if spec.blocks > 1 else x
 
 
-def _read_keys(spec: TileSpec, operands: Operands, x: jax.Array, place: _Place) -> jax.Array:
+def _read_keys(spec: TileSpec, x: jax.Array, place: _Place) -> jax.Array:
     """A tile's part [K, S, H] of arranged keys."""
-    (_, keys, _, size), kv_heads = operands.k_BSKH.shape, spec.kv_heads
-    if _several_blocks(spec, operands):
-        return lax.dynamic_slice(x, (place.row, place.kv_head, 0, 0), (1, kv_heads, keys, size))[0]
-    return lax.dynamic_slice(x, (place.row, 0, place.kv_head, 0), (1, keys, kv_heads, size))[0].swapaxes(0, 1)
+    kv_heads, size = spec.kv_heads, x.shape[-1]
+    if spec.blocks > 1:
+        return lax.dynamic_slice(x, (place.row, place.kv_head, 0, 0), (1, kv_heads, x.shape[2], size))[0]
+    return lax.dynamic_slice(x, (place.row, 0, place.kv_head, 0), (1, x.shape[1], kv_heads, size))[0].swapaxes(0, 1)
 
 
-def _write_keys(spec: TileSpec, operands: Operands, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
+def _write_keys(spec: TileSpec, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
     """The inverse of `_read_keys`."""
     x_KSH = x_KSH.astype(into.dtype)
-    if _several_blocks(spec, operands):
+    if spec.blocks > 1:
         return lax.dynamic_update_slice(into, x_KSH[None], (place.row, place.kv_head, 0, 0))
     return lax.dynamic_update_slice(into, x_KSH.swapaxes(0, 1)[None], (place.row, 0, place.kv_head, 0))

@@ -1,5 +1,8 @@
 """What the implementations of attention share: the options and arrays of a call, and how the Pallas kernels see them.
 
+Inside kernels there is no `//` or `%` of arrays: both look up the current device's kind, and there is none when a
+program is compiled for another machine.
+
 B batch, T queries, S keys, N heads, K key-value heads, H head_dim, I and O blocks of queries and of keys.
 """
 

@@ -67,6 +67,7 @@ def _first_distances(buckets: int, max_distance: int) -> tuple[int, ...]:
 def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType = jnp) -> Any:
     """Relative positions (key index - query index), any shape -> int32 buckets of that shape.
 
+    >>> import numpy as np
     >>> relative_buckets(np.array([-200, -9, -1, 0, 1, 200]), RelativeBias(bidirectional=True), np)
     array([15,  8,  1,  0, 17, 31], dtype=int32)
     >>> relative_buckets(np.array([-200, -17, -1, 0, 1, 200]), RelativeBias(bidirectional=False), np)

@@ -15,12 +15,11 @@ class DecoderOnly(Model):
     """One stack; causal, or bidirectional over the prefix that a batch marks."""
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Normed hidden states [B, T, D], in the compute dtype.
+        """Normed hidden states [B, T, D], in the compute dtype. Dropout is on exactly if there is a key.
 
         Args:
             batch: decoder_input_tokens [B, T], int32; for packed rows also decoder_segment_ids and decoder_positions;
                 for a prefix LM decoder_causal_attention, 1 for tokens of the prefix, which all of their segment sees.
-            dropout_key: None turns dropout off.
         """
         tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
         segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')

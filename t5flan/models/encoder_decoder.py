@@ -29,16 +29,9 @@ class EncoderDecoder(Model):
         *,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Encodes the input.
+        """Tokens -> normed hidden states [B, S, D], which the decoder attends to.
 
-        Args:
-            encoder_input_tokens_BS: int32.
-            encoder_segment_ids_BS: of packed rows; without them, token 0 is padding.
-            encoder_positions_BS: of packed rows; by default 0, 1, 2, ...
-            dropout_key: None turns dropout off.
-
-        Returns:
-            Normed hidden states [B, S, D], which the decoder attends to.
+        Segment ids and positions are those of packed rows; without segment ids, token 0 is padding.
         """
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
         positions_BS = positions_of(tokens_BS) if encoder_positions_BS is None else jnp.asarray(encoder_positions_BS)
@@ -52,12 +45,11 @@ class EncoderDecoder(Model):
         )
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Normed hidden states [B, T, D] of the decoder, in the compute dtype.
+        """Normed hidden states [B, T, D] of the decoder, in the compute dtype. Dropout is on exactly if there is a key.
 
         Args:
             batch: encoder_input_tokens [B, S] and decoder_input_tokens [B, T], int32; for packed rows also
                 encoder_segment_ids, encoder_positions, decoder_segment_ids and decoder_positions.
-            dropout_key: None turns dropout off.
         """
         encoder_key, decoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source_BS, tokens_BT = jnp.asarray(batch['encoder_input_tokens']), jnp.asarray(batch['decoder_input_tokens'])

@@ -31,12 +31,7 @@ class Model(nnx.Module):
         self.decoder = Decoder(config, scope / 'decoder')
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Normed hidden states [B, T, D] of the decoder, in the compute dtype.
-
-        Args:
-            batch: model features [B, length]; see the architectures.
-            dropout_key: None turns dropout off.
-        """
+        """Normed hidden states [B, T, D] of the decoder, in the compute dtype; see the architectures."""
         raise NotImplementedError
 
     def start_cache(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, Cache]:
@@ -57,15 +52,7 @@ class Model(nnx.Module):
         return self.logits(self.hidden(batch, dropout_key=dropout_key))
 
     def decode_step(self, cache: Cache, tokens_B1: jax.Array) -> tuple[jax.Array, Cache]:
-        """Reads one more token in each row.
-
-        Args:
-            cache: from `start_cache` or the step before.
-            tokens_B1: int32.
-
-        Returns:
-            Float32 logits [B, V] of the next token, and the updated cache.
-        """
+        """Reads one more token in each row -> float32 logits [B, V] of the next token, and the updated cache."""
         x_B1D, cache = self.decoder.step(self.token_embedder(tokens_B1), cache)
         return self.logits(x_B1D)[:, 0], cache
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,22 +50,14 @@ class Scope:
 def fan_in(num_input_axes: int, *, truncated: bool = False, variance: float = 1.0) -> Initializer:
     """A normal initializer of variance `variance / inputs`, as in T5X (truncated at two deviations for MLP and logits).
 
-    Args:
-        num_input_axes: how many leading axes are summed over: 1 for [D, N, H], 2 for [N, H, D] (T5X merges N and H).
-        truncated: truncate at two standard deviations.
-        variance: see above.
+    `num_input_axes` leading axes are summed over: 1 for [D, N, H], 2 for [N, H, D] (T5X merges N and H).
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         axes = tuple(range(len(shape)))
-        draw = jax.nn.initializers.variance_scaling(
-            variance,
-            'fan_in',
-            'truncated_normal' if truncated else 'normal',
-            in_axis=axes[:num_input_axes],
-            out_axis=axes[num_input_axes:],
-        )
-        return draw(key, shape, dtype)
+        kind: Literal['truncated_normal', 'normal'] = 'truncated_normal' if truncated else 'normal'
+        inputs, outputs = axes[:num_input_axes], axes[num_input_axes:]
+        return jax.nn.initializers.variance_scaling(variance, 'fan_in', kind, inputs, outputs)(key, shape, dtype)
 
     return init
 
@@ -93,10 +85,8 @@ def logical_axes(model: nnx.Module) -> Any:
 def named_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
     """'encoder/layers/mlp/wo/kernel' -> ('layers', 'mlp', 'embed')."""
     parameters = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Param))
-    return {
-        name: parameter.get_metadata('axes')
-        for name, parameter in zip(named_parameters(model), parameters, strict=True)
-    }
+    axes = [parameter.get_metadata('axes') for parameter in parameters]
+    return dict(zip(named_parameters(model), axes, strict=True))
 
 
 def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
@@ -114,10 +104,8 @@ def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
         )
     for name, leaf in leaves.items():
         if leaf.shape != values[name].shape:
-            raise UserError(
-                f'{name} has shape {values[name].shape}, the model expects {leaf.shape}. '
-                'Set ModelConfig to the values it was trained with.'
-            )
+            expected = f'the model expects {leaf.shape}. Set ModelConfig to the values it was trained with.'
+            raise UserError(f'{name} has shape {values[name].shape}, {expected}')
     return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in leaves])
 
 

@@ -3,18 +3,15 @@
 Each recomputes the probabilities of a tile from the lse of its queries. See `gpu/tile.py` for the letters and for how a
 tile is computed.
 
-**The gradient of the bias** is one sum for each distance. A kernel for it alone goes along the diagonal: tiles at the
-same distance from the diagonal hold the same distances, so one program adds up all tiles of one such line, element by
-element, and the diagonals of the result are summed once, outside, by a reshape. That is 2 of the 7 products of the
-backward pass, for a strip of tiles as wide as the reach, and an array that does not grow with the length. All pairs
-with a key at least `reach` after the query share one number, which the kernel of the queries sums; the sum of those as
-far before is what is left, since the gradients of a query's logits sum to zero. There are no atomic additions: results
-are the same in every run.
+**The gradient of the bias** is one sum for each distance. Tiles at the same distance from the diagonal hold the same
+distances, so a kernel of its own adds up all tiles of one such line, element by element, and the diagonals of the
+result are summed once, outside. That is 2 of the 7 products of the backward pass, for a strip of tiles as wide as the
+reach. All pairs with a key at least `reach` after the query share one number, which the kernel of the queries sums; the
+sum of those as far before is what remains, since the gradients of a query's logits sum to zero. There are no atomic
+additions: results are deterministic.
 
-The gradient of a softmax is p * (dp - delta) with delta = sum(p * dp), which equals sum(y * dy) and needs no pass over
-the keys. But y was computed from rounded probabilities and was rounded itself, so that the gradients of a query's
-logits do not quite sum to zero, and the gradient of the bias sums over many queries. So the kernel of the queries,
-which runs first, also returns that sum for each query (the excess), and the others subtract it.
+As in `tpu/backward.py`, rounding makes that sum not quite zero. The kernel of the queries, which runs first, also
+returns it for each query (the excess), and the others subtract it.
 """
 
 import functools

@@ -4,9 +4,8 @@ Flash attention (arXiv:2205.14135, arXiv:2307.08691) that computes the bias insi
 S, and the bias costs one vector of 2 * reach + 1 numbers for each head. cuDNN's attention, as JAX calls it, takes a
 bias only as a dense [B, N, T, S] array. `docs/attention.md` explains the differences from the TPU kernels.
 
-Why Triton and not Mosaic GPU: one program runs from A100 to Blackwell, where Mosaic's matrix products are written for
-Hopper or Blackwell only; a thread can read any number of the bias vector; and JAX's interpreter runs it on a CPU.
-Mosaic would give the last part of a Hopper's speed (loads by TMA, warp specialization).
+It uses Triton, not Mosaic GPU: one program runs from A100 to Blackwell, and on a CPU by JAX's interpreter. Mosaic would
+give the last part of a Hopper's speed (loads by TMA, warp specialization).
 
 This file converts the model's arrays to the kernels' layout and back; the kernels are in `gpu/forward.py` and
 `gpu/backward.py`, what they share in `gpu/tile.py`.

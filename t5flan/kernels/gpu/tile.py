@@ -1,18 +1,13 @@
 """One tile of the Pallas GPU kernels: its logits, T5's bias, its mask, and which tiles are skipped.
 
 **The bias.** A head has 2 * reach + 1 numbers, one for each distance up to where T5's buckets depend on its sign only.
-On a GPU every thread may read any address, so a tile near the diagonal reads vector[key - query], from a vector of a
-few kilobytes that stays in the L1 cache. A tile whose keys all lie at least `reach` before its queries, or all after
-them, adds one number. So the loop over tiles is split into three, one for each zone, and no loop contains a branch: of
-long inputs almost all tiles are far from the diagonal and cost as much as without a bias. Causality too compares
-positions only near the diagonal, and uses the same zones.
+A tile near the diagonal reads vector[key - query], from a vector that stays in the L1 cache. A tile whose keys all lie
+at least `reach` before its queries, or all after them, adds one number. So the loop over tiles is split into three, one
+for each zone, without a branch inside. Causality too compares positions only near the diagonal.
 
-Logits have base 2 (they are multiplied by log2(e), folded into the scale and the vector), since exp2 is what the
-hardware has.
-
-Pallas' Triton backend supports arrays of power-of-two sizes, keeps nothing between two programs of a grid, and can
-neither slice nor concatenate loaded arrays. Kernels use no `//` or `%` on arrays: both look up the current device's
-kind, and there is none when a program is compiled for another machine.
+Logits have base 2 (log2(e) is folded into the scale and the vector), since exp2 is what the hardware has. Pallas'
+Triton backend requires arrays of power-of-two sizes, keeps nothing between two programs of a grid, and can neither
+slice nor concatenate loaded arrays.
 
 B batch, T queries, S keys, N heads, K key-value heads, H head_dim, I and O blocks of queries and of keys, C and P
 queries and keys of a tile.

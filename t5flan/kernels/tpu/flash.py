@@ -138,8 +138,8 @@ def arrange(
 def lane_group(heads: int, head_dim: int) -> tuple[int, int]:
     """The lanes a head takes, and how many heads share 128 of them.
 
-    >>> [lane_group(heads=6, head_dim=size) for size in (16, 64, 80, 128, 200)]
-    [(32, 2), (64, 2), (128, 1), (128, 1), (256, 1)]
+    >>> [lane_group(heads=8, head_dim=size) for size in (16, 64, 80, 128, 200)]
+    [(32, 4), (64, 2), (128, 1), (128, 1), (256, 1)]
     """
     for size in (_LEAST_HEAD_DIM, 64):
         group = min(heads, LANES // size)

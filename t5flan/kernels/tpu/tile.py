@@ -1,21 +1,15 @@
 """One tile of the Pallas TPU kernels: its logits, T5's bias, its mask, and which tiles are skipped.
 
-Tiles are transposed, [keys, queries]: the maxima, sums and logarithms of queries are then rows [1, queries], which the
-vector unit reduces without crossing lanes, and only keys and values, which are small, are ever transposed.
+Tiles are transposed, [keys, queries]: the maxima and sums of queries are then rows [1, queries], which the vector unit
+reduces without crossing lanes. Heads narrower than the 128 lanes share them: q is [B, T, N * H], cut into groups of 128
+lanes, and a kernel selects one head of a group by setting the lanes of the others to zero, which is free on a matrix
+unit of 128 lanes.
 
-Heads narrower than the 128 lanes share them: q is [B, T, N * H], cut into groups of 128 lanes, and a kernel selects one
-head of a group by setting the lanes of the others to zero. The matrix unit processes 128 lanes at a time, so this is
-free, and no array of the model is reordered or padded to 128 lanes for each head.
-
-**The bias.** A Toeplitz tile needs one vector. Beyond `max_distance`, T5's buckets depend on the sign of the distance
-only, so a vector of the distances near zero is enough for every tile (`Band`): a tile far from the diagonal reads one
-of its constant ends. Once for each group of heads that vector is laid out as 128 rows, each the one above moved by one
-lane (`shear_into`, seven steps); then the bias of any 128 keys of any tile is a slice that starts at a multiple of 128
-lanes, which is a plain load. The gradient goes the reverse way: tiles are added into 128 such rows, which are moved
-back and summed once for each group of heads.
-
-Kernels use no `//` or `%` on arrays: both look up the current device's kind, and there is none when a program is
-compiled for a topology.
+**The bias.** Beyond `max_distance`, T5's buckets depend on the sign of the distance only, so a vector of the distances
+near zero is enough for every tile (`Band`): a tile far from the diagonal reads one of its constant ends. Once for each
+group of heads that vector is laid out as 128 rows, each the one above moved by one lane (`shear_into`); then the bias
+of any 128 keys is a slice that starts at a multiple of 128 lanes, a plain load. The gradient goes the reverse way:
+tiles are added into 128 such rows, which are moved back and summed once for each group of heads.
 
 B batch, T queries, S keys, J groups of heads, U heads of a group, H head_dim, E = U * H lanes, I and O blocks of
 queries and keys, C and P queries and keys of a tile, W numbers of a band.
