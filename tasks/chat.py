@@ -105,7 +105,7 @@ def _scan(path: str, skip_broken: bool) -> FileIndex:
             found = len(parse_row(row.value, row.where))
         except UserError as error:
             if not skip_broken:
-                raise UserError(f'{error} --skip_broken continues without that row.') from None
+                raise UserError(f'{error} Set --skip_broken to continue without that row.') from None
             broken[row.where] = str(error)
             continue
         held_out = is_held_out(repr(row.value), HELD_OUT)  # a tree's paths together: they share turns

@@ -134,7 +134,7 @@ def test_real_files(shared):
     'name,unknown',
     [('glaive_toolcall_en_demo.json', 0.024), ('en_100_tree.jsonl', 0.005), ('alpaca_en_demo.json', 0.004)],
 )
-def test_loss_of_real_conversations_is_on_replies_alone(shared, name, unknown):
+def test_loss_of_real_conversations_is_on_replies_only(shared, name, unknown):
     folder = shared / 'data' / 'instructions'
     model = shared / 'data' / 'vocab' / 't5_cc_all_32000' / 'sentencepiece.model'
     if not folder.is_dir() or not model.is_file():

@@ -17,12 +17,12 @@ FLAN_FAMILIES = {
 
 
 def item_of(wordings, optional=True):
-    """An item whose every text can be told from any wording."""
+    """An item with texts that no wording contains."""
     names = (*wordings.fields, *(wordings.optional if optional else ()))
     return {name: f'<{name} text>' for name in names} | {'answer': '<the answer>', 'rationale': '<the reason>'}
 
 
-def test_the_families_of_the_flan_paper_are_there():
+def test_all_families_of_the_flan_paper_exist():
     assert not FLAN_FAMILIES - set(families())
     assert all(len(family(name).templates) >= 10 for name in families())
 
@@ -53,7 +53,7 @@ def test_no_wording_gives_the_answer_away(name):
     for template in wordings.inverted:
         prompt = template.inputs.format_map(item)
         for shown in re.findall(r'<[a-z_ ]+>', template.targets.format_map(item)):
-            assert shown not in prompt or shown == '<the answer>', 'what is asked for stands in the prompt'
+            assert shown not in prompt or shown == '<the answer>', 'the prompt gives away the target'
 
 
 @pytest.mark.parametrize('name', families())
@@ -76,11 +76,11 @@ def test_all_wordings_differ(name):
         seen[words] = template.inputs
 
 
-def test_inverted_wordings_where_sensible():
+def test_every_family_has_inverted_wordings():
     assert all(family(name).inverted for name in families())
 
 
-def test_layouts_differ_and_the_lettered_ones_ask_for_a_letter():
+def test_layouts_differ_and_list_the_answer():
     content = json.loads((TEMPLATES / LAYOUTS).read_text('utf-8'))
     wordings = family('nli')
     assert len(wordings.options) == len(content['options']) >= 10 and len(wordings.exemplars) >= 8

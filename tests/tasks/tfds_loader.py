@@ -1,4 +1,4 @@
-"""Stands in for TFDS's loader of a data set that is not here: its records, in two shards."""
+"""Replaces TFDS's loader of a data set that is not prepared: given records, in two shards."""
 
 import types
 

@@ -42,7 +42,7 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
             raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
         if suffix not in suffixes:
             expected = ' or '.join(suffixes)
-            raise UserError(f'{path}: ends in {suffix or "nothing"!r}, not in {expected}. Rename it or fix {setting}.')
+            raise UserError(f'{path}: ends in {suffix!r}, not in {expected}. Rename it or fix {setting}.')
         if os.path.getsize(path) == 0:
             raise UserError(f'{path} is empty. Set {setting} to a file with content.')
     return paths

@@ -22,7 +22,7 @@ def vocabulary(tmp_path_factory):
     return TokenizerJsonVocabulary(path, eos_id=257, start_id=256)
 
 
-def test_text_is_not_lost_and_special_tokens_are_read_only_when_asked(vocabulary):
+def test_no_text_is_lost_and_special_tokens_are_read_only_on_request(vocabulary):
     text = 'naïve <extra_id_1> 日本\n'
     assert vocabulary.decode(vocabulary.encode(text)) == text == vocabulary.decode(vocabulary.encode(text, True))
     assert max(vocabulary.encode(text)) < 256 and max(vocabulary.encode(text, special_tokens=True)) == 259

@@ -14,7 +14,7 @@ def rows(name: str):
 
 
 def verdict(worlds: list[bool]) -> str:
-    """What is asked, in every world the premises leave open."""
+    """The answer, from the conclusion in every world that the premises allow."""
     return 'unknown' if len(set(worlds)) == 2 else 'yes' if worlds[0] else 'no'
 
 
