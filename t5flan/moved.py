@@ -24,7 +24,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     't5flan.memorization': ('evaluation.memorization',),
     't5flan.rationales': ('synthesis.rationales',),
     't5flan.report': ('reporting.run_report',),
-    't5flan.train': ('training.trainer',),
+    't5flan.train': ('training.trainer', 'training.description'),
     't5flan.data.blends': ('data.mixtures.registration',),
     't5flan.data.broken': ('data.skipped',),
     't5flan.data.cache': ('data.mixtures.cache',),
@@ -71,6 +71,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     't5flan.kernels.flash_tpu': ('kernels.tpu.flash',),
     't5flan.tasks.flan_records': ('tasks.flan.records',),
     't5flan.tasks.flan_table': ('tasks.flan.table',),
+    't5flan.training.journal': ('training.metric_writer',),
+    't5flan.training.metrics': ('training.throughput',),
 }
 """Old module -> the modules that hold its names now, without the leading `t5flan.`."""
 
