@@ -249,7 +249,7 @@ def evaluate(
                 f'--checkpoint={root}/{name}',
                 f'--tasks={",".join(names)}',
                 f'--split={split}',
-                f'--limit={arguments.examples if what != "training" else arguments.examples // 20}',
+                f'--limit={arguments.examples if what != "training" else max(1, arguments.examples // 20)}',
                 *(plain_tests(root, held_out) if what == 'plain' else folders),
                 *(f'--gin.InstructionConfig.{key}={value}' for key, value in (ZERO_SHOT | settings).items()),
                 f'--json={out}',

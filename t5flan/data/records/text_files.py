@@ -129,7 +129,9 @@ def open_text(files: TextFiles, split: str) -> FileRows:
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        raise UserError(f'{paths[0]}: no text for {split!r} of {files.name!r}. Add text, or set TextFiles.validation.')
+        raise UserError(
+            f'{paths[0]}: no text for split {split!r} of {files.name}. Add text or set TextFiles.validation.'
+        )
     return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores))
 
 

@@ -30,7 +30,7 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix('.json')
     if not description_file.is_file():
         if path.is_dir():
-            raise UserError(f'vocabulary {path}: no {DESCRIPTION} in the folder. Set another DataConfig.vocabulary.')
+            raise UserError(f'vocabulary {path}: the folder has no {DESCRIPTION}. Set another DataConfig.vocabulary.')
         return SentencePieceVocabulary(path, extra_ids, mode_tokens)
     try:
         description = json.loads(description_file.read_text('utf-8'))

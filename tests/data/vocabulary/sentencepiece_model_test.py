@@ -47,7 +47,7 @@ def test_one_line_for_a_bad_model(tmp_path):
     (tmp_path / 'text.model').write_text('no model')
     (tmp_path / 'empty.model').touch()
     for name, pattern in (
-        ('nothing.model', r'nothing\.model: No such file or directory. Set DataConfig.vocabulary'),
+        ('nothing.model', r'nothing\.model: No such file or directory. Set another DataConfig.vocabulary'),
         ('text.model', r'text\.model is not a SentencePiece model'),
         ('empty.model', r'empty\.model is not a SentencePiece model'),
     ):
