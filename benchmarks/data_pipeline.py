@@ -1,19 +1,22 @@
-"""Tokens a second from raw text to packed batches, on one thread; how long until the first batch, and in how much memory.
+"""Measures the data pipeline on one thread: tokens per second from raw text to packed batches, startup time and memory.
 
     python benchmarks/data_pipeline.py --mixture=stdlib_docs_span_corruption --vocabulary=F.model
     python benchmarks/data_pipeline.py --text='books/*.txt' --mixture=text_t5 --concatenate=128 --vocabulary=F.model
-    python benchmarks/data_pipeline.py --text='books/*.txt' --mixture=text_t5 --concatenate=128 --vocabulary=F.model --beside_t5
+        --beside_t5
     python benchmarks/data_pipeline.py --mixture=natural_instructions --natural_instructions=DIR --tasks=1500 --alone=90
         --warm=300 --batches=60 --rounds=5
 
-Prints medians over `--rounds` rounds of `--batches` batches: tokens (not padding) a second of CPU and of wall clock,
-microseconds an example, and the share of tokens that are not padding. `--vocabulary=train` trains one of 8,000 ids on the
-standard library's documentation first. `--tasks=N` makes N tasks of the folder's by repeating its files. `--alone=N` also
-runs N of the mixture's tasks each by itself and prints what mixing costs: its CPU time an example over theirs, where 1 is
-nothing. The tasks are those at even steps of the mixture's order by rate, so that they stand for its examples. `--text` makes
-the corpus 'text' of local files; `text_t5` and `text_ul2` are its span corruption and UL2's mixture. `--beside_t5` does the work of `text_t5` with
-the t5 package too (pip install t5), its span corruption under SeqIO, the rounds of both in turn. Last comes how many chips
-of TPU v5p one such core could feed, each training T5 1.1 XL at half of its peak.
+Prints medians over `--rounds` rounds of `--batches` batches: tokens (without padding) per second of CPU and of wall
+clock, microseconds per example, and the share of tokens that are not padding. At the end it prints how many TPU v5p
+chips one such core can feed, each training T5 1.1 XL at half of its peak.
+
+- `--vocabulary=train` first trains one of 8,000 ids on the standard library's documentation.
+- `--tasks=N` makes N tasks by repeating the files of the folder.
+- `--alone=N` also runs N of the mixture's tasks by themselves and prints the cost of mixing: its CPU time per example
+  over theirs. The tasks are evenly spaced in the mixture's order by rate, so that they stand for its examples.
+- `--text` makes the corpus 'text' of local files; `text_t5` is its span corruption, `text_ul2` UL2's mixture.
+- `--beside_t5` also does the work of `text_t5` with the t5 package's span corruption under SeqIO (pip install t5), in
+  alternating rounds.
 """
 
 import argparse
@@ -55,22 +58,16 @@ def main() -> None:
         '--warm',
         type=int,
         default=1,
-        help='batches before; a mixture of many tasks makes examples ahead in its first hundreds',
+        help='batches before measuring; a mixture of many tasks prepares examples ahead in the first hundreds',
     )
     parser.add_argument('--natural_instructions', help='a folder of Super-NaturalInstructions')
     parser.add_argument('--text', help="a path or glob of .txt or .jsonl files: the corpus 'text'")
-    parser.add_argument('--concatenate', type=int, default=1, help='documents joined before they are cut')
-    parser.add_argument(
-        '--beside_t5', action='store_true', help="run the t5 package's span corruption beside: for text_t5, a .model"
-    )
-    parser.add_argument(
-        '--cot', action='append', default=[], help='a file or folder with rationales; may be given several times'
-    )
-    parser.add_argument(
-        '--chat', action='append', default=[], help='a file of conversations; may be given several times'
-    )
-    parser.add_argument('--tasks', type=int, help='tasks to make of the files of --natural_instructions')
-    parser.add_argument('--alone', type=int, default=0, help='tasks of the mixture to run each by itself')
+    parser.add_argument('--concatenate', type=int, default=1, help='documents to join before they are cut')
+    parser.add_argument('--beside_t5', action='store_true', help='compare text_t5 with the t5 package; needs a .model')
+    parser.add_argument('--cot', action='append', default=[], help='a file or folder with rationales; may be repeated')
+    parser.add_argument('--chat', action='append', default=[], help='a file of conversations; may be repeated')
+    parser.add_argument('--tasks', type=int, help='number of tasks to make from the files of --natural_instructions')
+    parser.add_argument('--alone', type=int, default=0, help='number of tasks of the mixture to run by themselves')
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +78,7 @@ def main() -> None:
 
 
 def repeat_files(source: str, folder: Path, count: int) -> None:
-    """`count` files in `folder`, links to those of `source` under other names."""
+    """Makes `count` files in `folder`: links to those of `source` under other names."""
     inside = Path(source, 'tasks') if Path(source, 'tasks').is_dir() else Path(source)
     files = sorted(path.resolve() for path in inside.glob('*.json'))
     for number in range(count):
@@ -123,41 +120,37 @@ def measure(arguments: argparse.Namespace) -> None:
         shares = [pipeline.rates[name] for name in names]
         efficiency = pipeline.report()['packing_efficiency']
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {arguments.batch_size} x {lengths}, {arguments.format}'
-    )
+    shape = f'{arguments.batch_size} x {lengths}, {arguments.format}'
+    print(f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {shape}')
     print(f'first batch after {first:12,.1f} s')
     print(f'tokens/s of CPU   {found["cpu"]:12,.0f}')
     print(f'tokens/s of wall  {found["wall"]:12,.0f}')
     print(f'us of CPU/example {found["example"]:12,.1f}')
     print(f'not padding       {efficiency:12.1%}')
-    print(f'memory, at most   {memory:12.2f} GiB')
-    print(
-        f'v5p chips fed     {found["cpu"] / tokens_a_second_of_a_chip(arguments):12.1f} by one core, T5 1.1 XL at 50 % of the peak'
-    )
+    print(f'peak memory       {memory:12.2f} GiB')
+    chips = found['cpu'] / tokens_per_second_of_a_chip(arguments)
+    print(f'v5p chips fed     {chips:12.1f} by one core, T5 1.1 XL at 50 % of the peak')
     if theirs:
         theirs.close()
         print(f'tokens/s of CPU   {found["theirs"]:12,.0f} by t5 {theirs.version} under SeqIO')
-        print(f'ours : theirs     {found["ratio"]:12.1f} x the tokens a second of CPU')
+        print(f'ours : theirs     {found["ratio"]:12.1f} x the tokens per second of CPU')
     if arguments.alone:
-        alone = statistics.mean(
-            run_alone(name, config, vocabulary, arguments) for name in at_even_steps(names, shares, arguments.alone)
-        )
-        print(f'us of CPU/example {alone:12,.1f} of {arguments.alone} of its tasks, each alone')
+        chosen = evenly_spaced(names, shares, arguments.alone)
+        alone = statistics.mean(run_alone(name, config, vocabulary, arguments) for name in chosen)
+        print(f'us of CPU/example {alone:12,.1f} of {arguments.alone} of its tasks, each by itself')
         print(f'cost of mixing    {found["example"] / alone:12.2f} x')
 
 
-def tokens_a_second_of_a_chip(arguments: argparse.Namespace) -> float:
-    """Tokens, input and target, that a v5p chip trains T5 1.1 XL on in a second at half of its 459 TFLOP/s."""
+def tokens_per_second_of_a_chip(arguments: argparse.Namespace) -> float:
+    """Input and target tokens per second on which a v5p chip trains T5 1.1 XL at half of its 459 TFLOP/s."""
     model = parse(['models/t5_1_1_xl.gin']).read(ModelConfig)
     shapes = {'encoder_input_tokens': (1, arguments.inputs), 'decoder_target_tokens': (1, arguments.targets)}
-    return (
-        0.5 * device_peak_tflops('TPU v5') * 1e12 / model_flops(model, shapes) * (arguments.inputs + arguments.targets)
-    )
+    rows_per_second = 0.5 * device_peak_tflops('TPU v5') * 1e12 / model_flops(model, shapes)
+    return rows_per_second * (arguments.inputs + arguments.targets)
 
 
-def at_even_steps(names: list[str], shares: list[float], count: int) -> list[str]:
-    """The tasks in the middle of `count` equal parts of all examples."""
+def evenly_spaced(names: list[str], shares: list[float], count: int) -> list[str]:
+    """The tasks in the middle of each of `count` equal parts of all examples."""
     chosen, passed = [], 0.0
     for name, share in zip(names, shares, strict=True):
         passed += share
@@ -167,16 +160,16 @@ def at_even_steps(names: list[str], shares: list[float], count: int) -> list[str
 
 
 def run_alone(name: str, config: DataConfig, vocabulary: Vocabulary, arguments: argparse.Namespace) -> float:
-    """Microseconds of CPU an example of one task."""
+    """Microseconds of CPU per example of one task."""
     with TrainPipeline(dataclasses.replace(config, mixture=name), vocabulary) as pipeline:
         next(pipeline)
         return rates(pipeline, argparse.Namespace(batches=4, rounds=3))['example']
 
 
 class T5Package:
-    """The same texts through the t5 package's span corruption and SeqIO's own tokenizer, packing and batches.
+    """The same texts through the t5 package's span corruption and SeqIO's tokenizer, packing and batches.
 
-    In a process of its own: tf.data works ahead in threads, whose CPU must not be counted as ours.
+    Runs in another process: tf.data works ahead in threads, whose CPU time must not count as ours.
     """
 
     def __init__(self, config: DataConfig, arguments: argparse.Namespace) -> None:
@@ -192,7 +185,7 @@ class T5Package:
         self._pipe.recv()
 
     def rate(self, batches: int) -> float:
-        """Tokens a second of CPU."""
+        """Tokens per second of CPU."""
         self._pipe.send(batches)
         return self._pipe.recv()
 
@@ -201,7 +194,7 @@ class T5Package:
 
 
 def run_t5(pipe: Any, texts: list[str], vocabulary_file: str, lengths: dict[str, int], batch_size: int) -> None:
-    """Answers a number of batches with the tokens a second of CPU that they took."""
+    """For each number of batches received, makes them and sends the tokens per second of CPU."""
     import seqio
     import tensorflow as tf
     from t5.data.preprocessors import span_corruption
@@ -230,14 +223,12 @@ def run_t5(pipe: Any, texts: list[str], vocabulary_file: str, lengths: dict[str,
         feature_converter=seqio.EncDecFeatureConverter(pack=True),
     )
     made = dataset.batch(batch_size, drop_remainder=True).as_numpy_iterator()
-    batches = 30  # that are not counted
+    batches = 30  # warm up; the result is discarded
     while batches:
         started = time.process_time()
         tokens = sum(_tokens(next(made)) for _ in range(batches))
         before = None
-        while (
-            before is None or time.process_time() - before > 0.01
-        ):  # until the threads have filled their buffers again
+        while before is None or time.process_time() - before > 0.01:  # until the threads have refilled their buffers
             before = time.process_time()
             time.sleep(0.2)
         pipe.send(tokens / (time.process_time() - started))
@@ -245,27 +236,21 @@ def run_t5(pipe: Any, texts: list[str], vocabulary_file: str, lengths: dict[str,
 
 
 def rates(pipeline: TrainPipeline, arguments: argparse.Namespace, theirs: T5Package | None = None) -> dict[str, float]:
-    """Medians: tokens a second of CPU and of wall clock, microseconds of CPU an example; `theirs` and the ratio of each round."""
+    """Medians of tokens per second of CPU and wall clock, of microseconds per example, and of the ratio to `theirs`."""
     cpu, wall, per_example, beside = [], [], [], []
     for _ in range(arguments.rounds):
         examples = _examples(pipeline)
         started, started_cpu = time.perf_counter(), time.process_time()
         tokens = sum(_tokens(next(pipeline)[0]) for _ in range(arguments.batches))
-        seconds, seconds_cpu = (time.perf_counter() - started, time.process_time() - started_cpu)
+        seconds, seconds_cpu = time.perf_counter() - started, time.process_time() - started_cpu
         cpu.append(tokens / seconds_cpu)
         wall.append(tokens / seconds)
         per_example.append(1e6 * seconds_cpu / (_examples(pipeline) - examples))
         beside += [theirs.rate(arguments.batches)] if theirs else []
-    compared = (
-        {'theirs': statistics.median(beside), 'ratio': statistics.median(a / b for a, b in zip(cpu, beside))}
-        if beside
-        else {}
-    )
-    return compared | {
-        'cpu': statistics.median(cpu),
-        'wall': statistics.median(wall),
-        'example': statistics.median(per_example),
-    }
+    found = {'cpu': cpu, 'wall': wall, 'example': per_example}
+    if beside:
+        found |= {'theirs': beside, 'ratio': [a / b for a, b in zip(cpu, beside)]}
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def _examples(pipeline: TrainPipeline) -> int:

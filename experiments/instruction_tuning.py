@@ -74,11 +74,11 @@ LEARNING_RATE = 2e-3
 DROPOUT = 0.05
 EvaluationConfig.every = 0
 CheckpointConfig.every = 500
-Blend.name = 'training'
-Blend.by_examples = {parts}
-Blend.cap = {cap}
-Blend.without = {without}
-DataConfig.blends = [@Blend()]
+Mixture.name = 'training'
+Mixture.by_examples = {parts}
+Mixture.cap = {cap}
+Mixture.exclude = {without}
+DataConfig.mixtures = [@Mixture()]
 """
 
 
@@ -285,7 +285,7 @@ def plain_tests(root: Path, held_out: Sequence[str]) -> list[str]:
     for split in ('train', 'test'):
         lines += [f"t{i}/FileTask.{split} = '{plain_file(root, name)}'" for i, name in enumerate(held_out)]
     tasks = ', '.join(f'@t{i}/FileTask()' for i in range(len(held_out)))
-    gin.write_text('\n'.join([*lines, f'DataConfig.file_tasks = [{tasks}]', 'DataConfig.blends = []', '']))
+    gin.write_text('\n'.join([*lines, f'DataConfig.file_tasks = [{tasks}]', 'DataConfig.mixtures = []', '']))
     return [f'--gin_file={gin}']
 
 

@@ -1,4 +1,4 @@
-"""Every class that gin can configure, and `parse()`, which knows them all.
+"""All classes that gin can configure, and `parse()`, which reads gin files and bindings over them.
 
     settings = configurables.parse(['runs/finetune'], ['MIXTURE=practice', 'ModelConfig.dropout_rate=0.05'])
     model = settings.read(ModelConfig)
@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from t5flan import mesh
-from t5flan.config import settings
+from t5flan.config import renames
 from t5flan.config.gin_files import exists, read_text
+from t5flan.config.settings import Settings
 from t5flan.data import config as data_config
-from t5flan.data import corpus_config
+from t5flan.data import corpus_config, instruction_config, mixture_config
 from t5flan.data.config import DataConfig
 from t5flan.decoding import config as decoding_config
 from t5flan.errors import UserError
@@ -26,11 +27,23 @@ from t5flan.training import config as training_config
 
 CONFIGURABLES: dict[str, type] = {
     value.__name__: value
-    for module in (model_config, data_config, corpus_config, training_config, decoding_config, mesh)
+    for module in (
+        model_config,
+        data_config,
+        corpus_config,
+        mixture_config,
+        instruction_config,
+        training_config,
+        decoding_config,
+        mesh,
+    )
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 }
-"""Every dataclass of the rooms' config.py, by the name gin knows it by."""
+"""The dataclasses of every settings module, by the name that gin files use."""
+
+RENAMED_CLASSES = {'Blend': 'Mixture'}
+"""Old -> present names, understood for one release; each class lists its renamed fields in `RENAMED`."""
 
 TRAINING: dict[str, type] = {
     'model': ModelConfig,
@@ -45,25 +58,30 @@ TRAINING: dict[str, type] = {
 """The settings of a training run: arguments of `training.trainer.train` and their classes."""
 
 
-def training_settings(given: settings.Settings) -> dict[str, Any]:
+def training_settings(given: Settings) -> dict[str, Any]:
     """Reads the settings of a training run, as arguments of `training.trainer.train`."""
     return dict(zip(TRAINING, given.read_all(list(TRAINING.values()), 'train'), strict=True))
 
 
-def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> settings.Settings:
-    """Reads gin files, then bindings (`NAME=value`), over all configurables; see `config.settings.parse`."""
-    return settings.parse(gin_files, gin_bindings, CONFIGURABLES.values())
+def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> Settings:
+    """Reads gin files, then bindings (`NAME=value`), over all configurables; see `Settings`."""
+    return Settings(gin_files, gin_bindings, CONFIGURABLES.values(), RENAMED_CLASSES)
 
 
 def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] | None:
-    """What a checkpoint folder says of its model, as settings of a run that starts from it; None if it is none.
+    """The settings that a run takes from the checkpoint it starts from.
 
     Args:
         folder: a workdir, or one of its steps (DIR/checkpoints/1000).
+
+    Returns:
+        The path of t5flan.json and the settings by class, or None if `folder` is not a checkpoint.
+
+    Raises:
+        UserError: t5flan.json is not the description of a checkpoint.
     """
-    root = next(
-        (root for root in (folder, re.sub(r'/checkpoints/\d+/?$', '', folder)) if exists(f'{root}/t5flan.json')), None
-    )
+    candidates = (folder, re.sub(r'/checkpoints/\d+/?$', '', folder))
+    root = next((root for root in candidates if exists(f'{root}/t5flan.json')), None)
     if root is None:
         return None
     path = f'{root}/t5flan.json'
@@ -71,8 +89,8 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
     try:
         description = json.loads(text)
         return path, {
-            ModelConfig: description['model'],
+            ModelConfig: renames.current_settings(ModelConfig, description['model']),
             DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'},
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not the description of a checkpoint ({error})') from None

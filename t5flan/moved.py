@@ -47,7 +47,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     't5flan.data.json_files': ('data.records.json_files',),
     't5flan.data.mixing': ('data.mixtures.mixing', 'data.randomness'),
     't5flan.data.packing': ('data.batches.packing',),
-    't5flan.data.pipeline': ('data.batches.pipeline',),
+    't5flan.data.pipeline': ('data.batches.pipeline', 'data.batches.streams'),
     't5flan.data.seqio_bridge': ('data.vocabulary.seqio_vocabulary', 'data.records.tf_values'),
     't5flan.data.sources': ('data.records.sources',),
     't5flan.data.stages': ('data.mixtures.stages',),

@@ -3,7 +3,7 @@
 import importlib
 
 from t5flan.data.config import DataConfig
-from t5flan.data.mixtures import registration as blends
+from t5flan.data.mixtures import registration
 from t5flan.errors import UserError
 
 
@@ -11,7 +11,7 @@ def register_all(data: DataConfig | None = None) -> None:
     """Registers the tasks and mixtures of t5flan and those that `data` defines; calling it again changes nothing.
 
     Args:
-        data: its `modules` are imported, its files become tasks, its `denoisers` and `blends` become mixtures of the
+        data: its `modules` are imported, its files become tasks, its `denoisers` and `mixtures` become mixtures of the
             tasks registered by then.
 
     Raises:
@@ -41,4 +41,4 @@ def register_all(data: DataConfig | None = None) -> None:
     cot.register(data.cot or (), data.skip_broken)
     chat.register(data.chat or (), data.skip_broken)
     flan.register(data.skip_broken)  # after the tasks that its mixtures include
-    blends.register(data.blends)
+    registration.register(data.mixtures)

@@ -22,7 +22,7 @@ from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows
 from t5flan.data.records.json_files import json_rows, parse_json
 from t5flan.data.records.text_files import hold_out, is_held_out, match_files
-from t5flan.data.skipped import leave_out, leaving_out
+from t5flan.data.skipped import skip, skip_on_error
 from t5flan.errors import UserError
 from t5flan.tasks.registry import add_task, is_registered, replace_mixture, safe_name
 
@@ -48,11 +48,11 @@ def register(files: Sequence[str], skip_broken: bool = False) -> None:
         return
     paths: list[str] = []
     for pattern in files:
-        with leaving_out(pattern, skip_broken):
+        with skip_on_error(pattern, skip_broken):
             paths += match_files(pattern, SUFFIXES, 'DataConfig.chat')
     names: list[str] = []
     for path in paths:
-        with leaving_out(path, skip_broken):
+        with skip_on_error(path, skip_broken):
             names.append(register_file(path, skip_broken))
     replace_mixture(MIXTURE, sorted(set(names)), ByExamples())
 
@@ -82,7 +82,7 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
     """
     index = file_index(path, f'chat-2-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
     for where, why in index.info.items():
-        leave_out(where, why)
+        skip(where, why)
     if not len(index.rows):
         raise UserError(f'{path}: no conversations. Set DataConfig.chat to a file that has some.')
     rows = index.rows[hold_out(index.rows[:, 5].astype(bool), split)]

@@ -34,7 +34,7 @@ from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.json_files import json_rows, parse_json
 from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, match_files
-from t5flan.data.skipped import leaving_out
+from t5flan.data.skipped import skip_on_error
 from t5flan.errors import UserError
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
@@ -228,11 +228,11 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
         return
     found: list[str] = []
     for path in paths:
-        with leaving_out(path, skip_broken):
+        with skip_on_error(path, skip_broken):
             found += _files(path)
     names: list[str] = []
     for stem, files in _grouped(found, skip_broken).items():
-        with leaving_out(PREFIX + stem, skip_broken):
+        with skip_on_error(PREFIX + stem, skip_broken):
             names += register_files(stem, files)
     replace_mixture(MIXTURE, sorted(set(names)), ByExamples(CAP))
 
@@ -254,7 +254,7 @@ def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str
         stem, _, split = Path(path).stem.rpartition('_')
         stem, split = (stem, SPLITS[split]) if stem and split in SPLITS else (Path(path).stem, 'train')
         group = groups.setdefault(stem, {})
-        with leaving_out(path, skip_broken):
+        with skip_on_error(path, skip_broken):
             if split in group:
                 raise UserError(f'{path}: task {PREFIX}{stem} is made of {group[split]} already. Rename one of them.')
             group[split] = path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.config import FileTask
+from t5flan.data.corpus_config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files, require_field

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.config import NaturalInstructionsConfig
+from t5flan.data.instruction_config import NaturalInstructionsConfig
 from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.examples import Context, Example, Result
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
@@ -36,7 +36,7 @@ from t5flan.data.randomness import stable_hash
 from t5flan.data.records.file_index import cache_file, store
 from t5flan.data.records.json_files import JsonWalker, parse_json, read_json
 from t5flan.data.records.text_files import is_held_out
-from t5flan.data.skipped import leaving_out
+from t5flan.data.skipped import skip_on_error
 from t5flan.errors import UserError
 from t5flan.scoring.metrics import exact_match, squad
 from t5flan.tasks.families import family
@@ -352,7 +352,7 @@ def register(folder: str | None, config: NaturalInstructionsConfig = _EVERYTHING
     known, rows = read_folder(files)
     selected = []
     for name, path in files.items():
-        with leaving_out(PREFIX + name, skip_broken):
+        with skip_on_error(PREFIX + name, skip_broken):
             summary = known[name]
             if summary.error:
                 raise UserError(summary.error)
@@ -423,6 +423,6 @@ def official_lists(folder: str) -> dict[str, list[str]]:
 def is_selected(summary: Summary, config: NaturalInstructionsConfig) -> bool:
     """Whether the settings select a task for the mixtures."""
     categories, languages = {*summary.categories}, {*summary.languages}
-    if categories & {*config.without_categories} or (config.categories and not categories & {*config.categories}):
+    if categories & {*config.exclude_categories} or (config.categories and not categories & {*config.categories}):
         return False
     return not config.languages or languages <= {*config.languages}

@@ -36,8 +36,8 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_out_before(monkeypatch):
-    """What one test leaves out as broken is not told in another."""
+def no_skipped_tasks(monkeypatch):
+    """Forgets the tasks that an earlier test skipped."""
     from t5flan.data import skipped as broken
 
-    monkeypatch.setattr(broken, '_left_out', {})
+    monkeypatch.setattr(broken, '_skipped', {})

@@ -15,7 +15,9 @@ def run(arguments: argparse.Namespace) -> None:
     # Cache the given name itself, whatever the run file mixes with it.
     named = [f'DataConfig.mixture={arguments.name}', 'DataConfig.stages=[]', 'DataConfig.mixed_in={}']
     settings = configurables.parse(arguments.gin_file, [*arguments.gin, *named, 'DataConfig.cache=None'])
-    settings.offer(DataConfig, {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}, 't5flan cache')
+    settings.set_defaults(
+        DataConfig, {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}, 't5flan cache'
+    )
     data = settings.read(DataConfig, 'cache')
 
     import_tensorflow()

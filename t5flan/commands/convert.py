@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = configurables.parse(arguments.gin_file, arguments.gin)
 
     def settings(found: dict[str, Any]) -> ModelConfig:
-        given.offer(ModelConfig, found, arguments.SRC)
+        given.set_defaults(ModelConfig, found, arguments.SRC)
         return given.read(ModelConfig, 'convert')
 
     def known_models() -> list[ModelConfig]:

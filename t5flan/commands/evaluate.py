@@ -10,7 +10,8 @@ from t5flan.errors import UsageError
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates a checkpoint on held-out splits."""
-    from t5flan.data.config import DataConfig, InstructionConfig
+    from t5flan.data.config import DataConfig
+    from t5flan.data.instruction_config import InstructionConfig
 
     settings = read_run(arguments)
     data = settings.read(DataConfig) if settings.can_read(DataConfig) else None

@@ -49,7 +49,7 @@ def read_decoding(
         UsageError: a flag is out of range.
         UserError: a gin setting is out of range.
     """
-    settings.offer(Decoding, dataclasses.asdict(default), f't5flan {command}')
+    settings.set_defaults(Decoding, dataclasses.asdict(default), f't5flan {command}')
     decoding = settings.read(Decoding, command)
     flags = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(Decoding)}
     flags['num_samples'] = getattr(arguments, 'samples', None)

@@ -19,12 +19,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.name:  # show the given name itself, whatever the run file mixes with it
         named = [f'DataConfig.mixture={arguments.name}', 'DataConfig.stages=[]', 'DataConfig.mixed_in={}']
     settings = configurables.parse(arguments.gin_file, [*arguments.gin, *named, *skip_broken(arguments)])
-    only_list = not settings.gives(DataConfig, 'mixture')
+    only_list = not settings.binds(DataConfig, 'mixture')
     defaults: dict[str, Any] = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}
     defaults |= {'mixture': '-', 'vocabulary': 'bytes'}
-    if not settings.gives(DataConfig, 'vocabulary'):
+    if not settings.binds(DataConfig, 'vocabulary'):
         defaults['mode_tokens'] = ('[NLU]', '[NLG]', '[S2S]')
-    settings.offer(DataConfig, defaults, 't5flan mixture')
+    settings.set_defaults(DataConfig, defaults, 't5flan mixture')
     data = settings.read(DataConfig, 'mixture')
 
     import_tensorflow()

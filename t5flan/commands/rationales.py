@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     settings = read_run(arguments)
     needed = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}, 'vocabulary': 'bytes'}
-    settings.offer(DataConfig, {'mixture': arguments.task, **needed}, 't5flan rationales')
+    settings.set_defaults(DataConfig, {'mixture': arguments.task, **needed}, 't5flan rationales')
     data = settings.read(DataConfig, 'rationales')
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 

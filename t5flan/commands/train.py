@@ -49,11 +49,11 @@ def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
     from t5flan.models.config import ModelConfig
     from t5flan.training.config import CheckpointConfig
 
-    has_model = settings.gives(ModelConfig, 'architecture')
+    has_model = settings.binds(ModelConfig, 'architecture')
     found = configurables.checkpoint_settings(workdir)
     if found is None:
         if not settings.can_read(CheckpointConfig):  # report all missing settings that no checkpoint can provide
-            settings.offer(DataConfig, {'vocabulary': 'that of the folder'}, '')
+            settings.set_defaults(DataConfig, {'vocabulary': 'that of the folder'}, '')
             kinds = configurables.TRAINING.values()
             settings.read_all([kind for kind in kinds if kind is not ModelConfig or has_model], 'train')
         source = settings.read(CheckpointConfig).initialize_from
@@ -68,7 +68,7 @@ def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
     path, values = found
     for kind, fields in values.items():
         if kind is not ModelConfig or not has_model:  # a model from gin is never mixed with one from a checkpoint
-            settings.offer(kind, fields, path)
+            settings.set_defaults(kind, fields, path)
 
 
 COMMAND = Command(

@@ -1,1 +1,1 @@
-"""Reading settings: gin files and `--gin.NAME=value` in, frozen dataclasses out."""
+"""Reads settings: gin files and `--gin.NAME=value` in, frozen dataclasses out."""

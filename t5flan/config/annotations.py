@@ -1,6 +1,6 @@
-"""Dataclass annotations at run time: whether a value fits one, what to call it in an error, what a setting needs.
+"""Dataclass annotations at run time: whether a value fits one, and how an error message describes it.
 
-Enough of `typing` for settings: plain types, unions, Literal, tuple[T, ...], Sequence, Mapping, other dataclasses.
+Covers what settings use of `typing`: plain types, unions, Literal, tuple[T, ...], Sequence, Mapping, other dataclasses.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ from typing import Any
 
 
 class Mismatch(Exception):
-    """A value does not fit an annotation."""
+    """A value that does not fit an annotation."""
 
 
 def fit(value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` has it: an int becomes a float, a list a tuple.
+    """Returns `value` converted to `annotation`: an int to a float, a list to a tuple.
 
     Raises:
-        Mismatch: it does not fit.
+        Mismatch: `value` does not fit `annotation`.
     """
     members = options(annotation)
     if len(members) > 1:
@@ -56,12 +56,12 @@ def _if(fits: bool, value: Any) -> Any:
 
 
 def is_sequence(annotation: Any) -> bool:
-    """Whether the annotation is of a list or tuple, of any items."""
+    """Whether the annotation is a list or tuple type."""
     return (typing.get_origin(annotation) or annotation) in (tuple, list, Sequence)
 
 
 def _is_record(annotation: Any) -> bool:
-    """tuple[str, int]: of one length, a type for each place."""
+    """Whether the annotation is a tuple of fixed length, such as tuple[str, int]."""
     return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
 
 
@@ -70,14 +70,14 @@ def _is_mapping_type(annotation: Any) -> bool:
 
 
 def options(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; the annotation alone where it is none."""
+    """The members of a union; any other annotation is its only member."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
 
 
 def item_type(annotation: Any) -> Any:
-    """What a list or dict of this annotation holds; Any where it does not say."""
+    """The item type of a list or the value type of a dict; Any where the annotation does not say."""
     for option in options(annotation):
         arguments = typing.get_args(option)
         if is_sequence(option) and arguments and not _is_record(option):
@@ -87,41 +87,41 @@ def item_type(annotation: Any) -> Any:
     return Any
 
 
-def words(annotation: Any) -> str:
-    """An annotation as a person says it: 'int or None', 'list of str', 'dict of str to int'."""
+def describe(annotation: Any) -> str:
+    """An annotation in words: 'int or None', 'list of str', 'dict of str to int'."""
     members = options(annotation)
     if len(members) > 1:
-        return ' or '.join(words(member) for member in members)
+        return ' or '.join(describe(member) for member in members)
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return 'one of ' + ', '.join(map(repr, arguments))
     if is_sequence(annotation):
         if _is_record(annotation):
-            return f'({", ".join(map(words, arguments))})'
-        return f'list of {words(arguments[0])}' if arguments else 'list'
+            return f'({", ".join(map(describe, arguments))})'
+        return f'list of {describe(arguments[0])}' if arguments else 'list'
     if _is_mapping_type(annotation):
-        return f'dict of {words(arguments[0])} to {words(arguments[1])}' if arguments else 'dict'
-    if dataclasses.is_dataclass(annotation):
+        return f'dict of {describe(arguments[0])} to {describe(arguments[1])}' if arguments else 'dict'
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return f'@{annotation.__name__}()'
     return {type(None): 'None', Any: 'anything', bool: 'True or False'}.get(annotation) or annotation.__name__
 
 
 def placeholder(annotation: Any) -> str:
-    """What stands for a value in the hint of an error: `--gin.STEPS=N`."""
+    """The placeholder for a value in the hint of an error, such as N in `--gin.STEPS=N`."""
     kind = options(annotation)[0]
     if _is_mapping_type(kind):
         return '{…}'
     return {str: 'NAME', int: 'N', float: 'X', bool: 'True'}.get(kind, 'VALUE')
 
 
-def shown(value: Any) -> str:
-    """A value and its type, for an error: `'many' (str)`."""
+def with_type(value: Any) -> str:
+    """A value and its type for an error: `'many' (str)`."""
     text = repr(value)
     return f'{text if len(text) <= 80 else text[:77] + "…"} ({type(value).__name__})' if value is not None else 'None'
 
 
 def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
-    """The fields that `cls(...)` takes, each with its annotation evaluated."""
+    """The fields that `cls(...)` takes, each with its evaluated annotation."""
     hints = typing.get_type_hints(cls)
     return [(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
 
@@ -132,7 +132,7 @@ def is_required(field: dataclasses.Field) -> bool:
 
 
 def default(field: dataclasses.Field) -> Any:
-    """What a field is when it is not given."""
+    """The default of a field that has one."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from t5flan.errors import UserError
 
 
-def require(holds: bool, setting: str, given: object, expected: str) -> None:
-    """Raises a `UserError` naming the setting, what was given and what is expected, unless `holds`."""
+def require(holds: bool, setting: str, given: object, expected: str, of: str = '') -> None:
+    """Raises a `UserError` with the setting, its value (`of` which object) and what was expected, unless `holds`."""
     if not holds:
-        raise UserError(f'{setting}={given!r}, expected {expected}. Set {setting} in your .gin.')
+        raise UserError(f'{setting}={given!r}{of}, expected {expected}. Set {setting} in your .gin.')
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite int or float (bool is neither)."""
+    """Whether `value` is a finite int or float; a bool does not count as one."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -24,7 +24,7 @@ def is_count(value: object, least: int) -> bool:
 
 
 def require_one_of(setting: str, value: object, allowed: Sequence[str]) -> None:
-    """Requires one of a few names."""
+    """Requires one of the `allowed` names."""
     require(value in allowed, setting, value, f'one of {", ".join(allowed)}')
 
 
@@ -38,8 +38,14 @@ def require_share(setting: str, value: object) -> None:
     require(is_number(value) and 0.0 <= float(str(value)) <= 1.0, setting, value, 'a number from 0 to 1')
 
 
+def require_positive(setting: str, value: object, below: float = math.inf, of: str = '') -> None:
+    """Requires a number above 0 (and below a limit)."""
+    limit = '' if below == math.inf else f' and below {below:g}'
+    require(is_number(value) and 0 < float(str(value)) < below, setting, value, f'a number above 0{limit}', of)
+
+
 def require_text(setting: str, value: object) -> None:
-    """Requires a string that is not empty."""
+    """Requires a non-empty string."""
     require(isinstance(value, str) and value != '', setting, value, 'a non-empty string')
 
 
@@ -51,13 +57,12 @@ def require_patterns(setting: str, patterns: object) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(
-                f'{setting} contains {pattern!r}, which is not a regular expression: {error}. Set {setting} in your .gin.'
-            ) from None
+            wrong = f'{setting} contains {pattern!r}, which is not a regular expression: {error}'
+            raise UserError(f'{wrong}. Set {setting} in your .gin.') from None
 
 
 def as_paths(setting: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One path, several or none, as a tuple."""
+    """Returns one path, several or None as a tuple of paths."""
     paths = (value,) if isinstance(value, str) else tuple(value or ())
     for path in paths:
         require_text(setting, path)

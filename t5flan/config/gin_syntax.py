@@ -1,22 +1,22 @@
-"""The language of gin files: text to statements and back, with our own marks for `%MACRO` and `@Reference()`.
+"""The syntax of gin files: text to statements and back, with our own marks for `%MACRO` and `@Reference()`.
 
-gin-config's parser reads it; what the names mean is config.py's. No other file imports gin.
+gin-config's parser does the parsing; settings.py gives names their meaning. No other file imports gin.
 """
 
 import dataclasses
 import io
 import re
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gin import config_parser
+from gin.config_parser import BindingStatement as Binding
+from gin.config_parser import ConfigParser, ImportStatement, IncludeStatement, ParserDelegate
+
 from t5flan.config import annotations
 from t5flan.errors import UsageError
 
-Binding = config_parser.BindingStatement
-Include = config_parser.IncludeStatement
-Import = config_parser.ImportStatement
+Include, Import = IncludeStatement, ImportStatement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """Text from the command line whose meaning the field's type decides."""
+    """A value from the command line, unparsed: the type of the field decides how to read it."""
 
     text: str
 
 
-class _Delegate(config_parser.ParserDelegate):
-    """Makes our own marks of gin's `@reference` and `%macro`."""
+class _Delegate(ParserDelegate):
+    """Turns gin's `@reference` and `%macro` into our marks."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
         scope, _, name = scoped_configurable_name.rpartition('/')
@@ -54,39 +54,37 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def statements(text: str, path: str) -> Iterator[Any]:
-    """The statements of a gin file: `Binding`, `Include` or `Import`, with our marks in their values.
+    """Parses a gin file into `Binding`, `Include` and `Import` statements, with our marks in their values.
 
     Raises:
-        UsageError: it is not gin; one line with `path` and line.
+        UsageError: a syntax error; one line with `path` and line number.
     """
     source = io.StringIO(text)
-    source.name = path  # gin's parser puts it into its locations
+    source.name = path  # gin's parser copies it into the locations
     try:
-        yield from config_parser.ConfigParser(source, _Delegate())
+        yield from ConfigParser(source, _Delegate())
     except (SyntaxError, tokenize.TokenError) as error:
-        message, line_number, line = _syntax(error)
+        message, line_number, line = _explain(error)
         last = len(text.splitlines())
         raise UsageError(
             f'{path}:{min(line_number, last)}: not gin: {message}{f" in `{line}`" if line else ""}'
         ) from None
 
 
-def _syntax(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
-    """What is wrong, in which line, and that line."""
+def _explain(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
+    """The message, line number and line of a syntax error."""
     if isinstance(error, tokenize.TokenError):
         message, (line_number, _) = error.args
         return message, line_number, ''
     message = ' '.join(str(error.msg).split())
-    word = re.search(r"Failed to parse token '(.*)'", message)
-    if word:
-        message = (
-            f"{word.group(1)} is no number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
-        )
+    if word := re.search(r"Failed to parse token '(.*)'", message):
+        expected = "a number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
+        message = f'{word.group(1)} is not a value, expected {expected}'
     return message.rstrip('.'), error.lineno or 1, (error.text or '').strip()
 
 
 def from_bare(text: str, annotation: Any) -> Any:
-    """Text of the command line as a value: what `annotation` wants, else a gin literal, else the text itself."""
+    """Reads a value from the command line: as `annotation` requires, else as a gin literal, else as plain text."""
     literal = parse_value(text)
     options = annotations.options(annotation)
     if str not in options:
@@ -101,53 +99,58 @@ def from_bare(text: str, annotation: Any) -> Any:
 
 
 def parse_value(text: str) -> tuple[Any] | None:
-    """(value,) if the whole of `text` is one gin value, else None."""
+    """Returns (value,) if all of `text` is one gin value, else None."""
     if not text.strip() or '\n' in text:
         return None
     source = f'x = {text}\n'
     try:
-        found = list(config_parser.ConfigParser(source, _Delegate()))
-        comment = any(
-            token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        )
+        found = list(ConfigParser(source, _Delegate()))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        has_comment = any(token.type == tokenize.COMMENT for token in tokens)
     except (SyntaxError, tokenize.TokenError):
         return None
-    return (found[0].value,) if len(found) == 1 and not comment else None
+    return (found[0].value,) if len(found) == 1 and not has_comment else None
 
 
-def parts(value: Any, kind: type) -> Iterator[Any]:
-    """All marks of `kind` anywhere in a value."""
-    if isinstance(value, kind):
+def marks(value: Any) -> Iterator[Macro | Reference]:
+    """Yields the macros and references anywhere in a value."""
+    if isinstance(value, (Macro, Reference)):
         yield value
     elif isinstance(value, Bare):
-        literal = parse_value(value.text)
-        yield from parts(literal[0], kind) if literal and not isinstance(literal[0], Bare) else ()
+        yield from marks(parse_value(value.text))
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from parts(item, kind)
+            yield from marks(item)
     elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from parts(key, kind)
-            yield from parts(item, kind)
+        yield from marks(tuple(value.items()))
+
+
+def map_references(value: Any, change: Callable[[Reference], Reference]) -> Any:
+    """Returns a value with `change` applied to every reference in it."""
+    if isinstance(value, Reference):
+        return change(value)
+    if isinstance(value, Bare) and any(isinstance(mark, Reference) for mark in marks(value)):
+        literal = parse_value(value.text)
+        return map_references(literal[0], change) if literal else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_references(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: map_references(item, change) for key, item in value.items()}
+    return value
 
 
 def macros_in(value: Any) -> list[str]:
-    """The names of the macros anywhere in a value, each once."""
-    return list(dict.fromkeys(macro.name for macro in parts(value, Macro)))
-
-
-def mentions(value: Any) -> bool:
-    """Whether a value holds a macro or a reference."""
-    return any(parts(value, (Macro, Reference)))
+    """The distinct names of the macros anywhere in a value."""
+    return list(dict.fromkeys(mark.name for mark in marks(value) if isinstance(mark, Macro)))
 
 
 def scoped_name(statement: Binding) -> str:
-    """The name that a binding gives, with its scope: 'NAME' or 'scope/NAME'."""
+    """The name a binding defines, with its scope: 'NAME' or 'scope/NAME'."""
     return f'{statement.scope}/{statement.selector}' if statement.scope else statement.selector
 
 
-def written(value: Any) -> str:
-    """A value as gin, which `statements` reads back."""
+def to_gin(value: Any) -> str:
+    """Writes a value as gin that `statements` can read back."""
     if isinstance(value, Macro):
         return f'%{value.name}'
     if isinstance(value, Reference):
@@ -155,7 +158,7 @@ def written(value: Any) -> str:
     if isinstance(value, Bare):
         return repr(value.text)
     if isinstance(value, (list, tuple)):
-        return '[' + ', '.join(map(written, value)) + ']'
+        return '[' + ', '.join(map(to_gin, value)) + ']'
     if isinstance(value, Mapping):
-        return '{' + ', '.join(f'{written(k)}: {written(v)}' for k, v in value.items()) + '}'
+        return '{' + ', '.join(f'{to_gin(k)}: {to_gin(v)}' for k, v in value.items()) + '}'
     return repr(value)

@@ -1,13 +1,14 @@
-"""Gin in, frozen dataclasses out; gin_syntax.py has the language, this file what the names mean.
+"""Gin in, frozen dataclasses out. gin_syntax.py parses the text; this file gives names their meaning.
 
-    settings = parse(['runs/finetune'], ['MIXTURE=practice', 'ModelConfig.dropout_rate=0.05'])
+    settings = Settings(['runs/finetune'], ['MIXTURE=practice', 'ModelConfig.dropout_rate=0.05'], classes, {})
     model = settings.read(ModelConfig)
     text = settings.operative_config()
 
-The parser is gin-config's; binding and checking are done here, because the dataclasses say what type each setting has: a
-bare word on the command line becomes what its field wants (`007` stays '007' for a str), and a wrong name or type is
-answered in one line, before JAX or TensorFlow is imported. A field that is itself settings (DataConfig.instructions) is
-read from its own bindings (InstructionConfig.few_shot = …) without a reference. There is no global state.
+Parsing is gin-config's. Binding and checking are done here, because the dataclasses declare the type of each setting: a
+bare word on the command line is read as its field requires (`007` stays '007' for a str), and a wrong name or type is
+reported in one line, before JAX or TensorFlow is imported. A field that is itself settings (DataConfig.instructions) is
+read from its own bindings (InstructionConfig.few_shot = ...) without a reference. Old names are understood for one
+release (renames.py). There is no global state.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from t5flan.config import annotations, gin_syntax
+from t5flan.config import annotations, gin_syntax, renames
 from t5flan.config.gin_files import find_gin_file, read_text
 from t5flan.errors import UsageError, nearest
 from t5flan.version import __version__
@@ -32,9 +33,9 @@ class _Bound:
 
 
 class _Missing(UsageError):
-    """Required settings that nothing gives: (setting, the flag that would, why)."""
+    """Required settings without a value, each as (setting, the flag that sets it, where it comes from)."""
 
-    def __init__(self, missing: Sequence[tuple[str, str, str]], command: str):
+    def __init__(self, missing: Sequence[tuple[str, str, str]], command: str) -> None:
         self.missing = list(missing)
         by = f" by '{command}'" if command else ''
         names = ', '.join(f'{setting}{why}' for setting, _, why in missing)
@@ -42,32 +43,35 @@ class _Missing(UsageError):
         super().__init__(f'{names} {"is" if len(missing) == 1 else "are"} required{by} and not given: set {flags}')
 
 
-def _together(cls: type, missing: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The many sizes of a model as the one thing that gives them all."""
+def _one_flag_for_a_model(cls: type, missing: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Replaces the many sizes of a model by the one flag that gives them all."""
     if cls.__name__ == 'ModelConfig' and len(missing) > 2:
         return [('ModelConfig', '--gin_file=models/NAME', '')]
     return missing
 
 
-def parse(gin_files: Iterable[str], gin_bindings: Iterable[str], configurables: Iterable[type]) -> 'Settings':
-    """Reads gin files in order, then bindings (`NAME=value`, as after `--gin.`); what comes later wins.
+class Settings:
+    """Reads gin files in order, then bindings; a later value replaces an earlier one.
+
+    Args:
+        gin_files: paths, or names of packaged files ('runs/finetune').
+        gin_bindings: `NAME=value`, as after `--gin.` on the command line.
+        configurables: the dataclasses that can be set.
+        renamed_classes: old -> present name of dataclasses that were renamed.
 
     Raises:
-        UsageError: a file that cannot be read or is not gin, or a name that nothing knows; one line.
+        UsageError: a file cannot be read or is not gin, or a name is unknown.
     """
-    settings = Settings(configurables)
-    for name in gin_files:
-        settings._add_file(name, asked_by='--gin_file')
-    given = [settings._add_binding(binding) for binding in gin_bindings]
-    settings._check_macros_are_used([name for name in given if name is not None])
-    return settings
 
-
-class Settings:
-    """What gin files and the command line give, to be read as dataclasses."""
-
-    def __init__(self, configurables: Iterable[type]) -> None:
+    def __init__(
+        self,
+        gin_files: Iterable[str],
+        gin_bindings: Iterable[str],
+        configurables: Iterable[type],
+        renamed_classes: Mapping[str, str],
+    ) -> None:
         self._configurables = {cls.__name__: cls for cls in configurables}
+        self._renamed_classes = renamed_classes
         self._nested = {  # (class, field) -> the class of settings that the field is
             (name, field.name): annotation.__name__
             for name, cls in self._configurables.items()
@@ -78,16 +82,25 @@ class Settings:
         self._bindings: dict[tuple[str, str, str], _Bound] = {}  # (scope, configurable, field)
         self._files: list[str] = []
         self._read: dict[tuple[str, str], dict[str, Any]] = {}  # (scope, configurable) -> resolved values
-        self._macro_values: dict[str, Any] = {}  # as the field that took them wanted them
+        self._macro_values: dict[str, Any] = {}  # as read for the first field that used them
+        for name in gin_files:
+            self._add_file(name, origin='--gin_file')
+        given = [self._add_binding(binding) for binding in gin_bindings]
+        self._check_macros_are_used([name for name in given if name is not None])
 
     # -- Reading ----------------------------------------------------------------------------------------------------
 
     def read(self, cls: type, command: str = '', scope: str = '') -> Any:
-        """A `cls` with every field bound, checked against its annotation.
+        """Returns a `cls` with every binding applied and checked against its annotation.
+
+        Args:
+            cls: one of the configurables.
+            command: the command that needs it, for error messages.
+            scope: the gin scope; bindings of the scopes around it apply too.
 
         Raises:
-            UsageError: a required field is not given, a macro is not defined, or a value has the wrong type.
-            UserError: `cls` itself refuses a value.
+            UsageError: a required field has no value, a macro is undefined, or a value has the wrong type.
+            UserError: `cls` itself rejects a value.
         """
         values, missing = {}, []
         for field, annotation in annotations.fields(cls):
@@ -108,14 +121,14 @@ class Settings:
                 continue
             missing.append((setting, flag, why))
         if missing:
-            raise _Missing(_together(cls, missing), command)
+            raise _Missing(_one_flag_for_a_model(cls, missing), command)
         self._read[scope, cls.__name__] = {
             field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)
         }
         return cls(**values)
 
     def read_all(self, classes: Sequence[type], command: str = '') -> list[Any]:
-        """`read` of each, with all that is missing told at once."""
+        """Reads several classes and reports everything that is missing in one error."""
         found, missing = [], []
         for cls in classes:
             try:
@@ -126,20 +139,23 @@ class Settings:
             raise _Missing(missing, command)
         return found
 
-    def gives(self, cls: type, field: str | None = None) -> bool:
-        """Whether anything binds `cls` (or one field of it)."""
+    def binds(self, cls: type, field: str | None = None) -> bool:
+        """Whether `cls` (or one field of it) is bound."""
         return any(name == cls.__name__ and field in (None, bound) for _, name, bound in self._bindings)
 
     def can_read(self, cls: type) -> bool:
-        """Whether nothing that `cls` requires is missing."""
+        """Whether every required field of `cls` has a value."""
         try:
             self.read(cls)
         except _Missing:
             return False
         return True
 
-    def offer(self, cls: type, values: Mapping[str, Any], origin: str) -> None:
-        """Binds those fields of `cls` that nothing gives yet (a macro that nothing defines gives nothing)."""
+    def set_defaults(self, cls: type, values: Mapping[str, Any], origin: str) -> None:
+        """Binds the fields of `cls` that have no value yet; a field bound to an undefined macro has none.
+
+        Names in `values` that `cls` lacks are ignored; `origin` says where the values come from, for error messages.
+        """
         known = {field.name for field, _ in annotations.fields(cls)}
         for field, value in values.items():
             bound = self._find('', cls.__name__, field)
@@ -147,16 +163,17 @@ class Settings:
                 self._bindings['', cls.__name__, field] = _Bound(value, origin)
 
     def operative_config(self) -> str:
-        """All that was read so far, defaults included, as gin that `parse` takes again; macros stay macros."""
-        macros, settings = {}, []
+        """Everything read so far, defaults included, as gin that can be read again; macros stay macros."""
+        macros: dict[str, str] = {}
+        settings = []
         for (scope, name), values in sorted(self._read.items()):
             key = f'{scope}/{name}' if scope else name
             settings.append(f'\n# {key}')
             for field, value in values.items():
                 bound = self._find(scope, name, field)
-                expression = bound.value if bound is not None and gin_syntax.mentions(bound.value) else value
+                expression = bound.value if bound is not None and any(gin_syntax.marks(bound.value)) else value
                 self._collect_macros(expression, macros)
-                settings.append(f'{key}.{field} = {gin_syntax.written(expression)}')
+                settings.append(f'{key}.{field} = {gin_syntax.to_gin(expression)}')
         head = [f'# The settings of this run, written by t5flan {__version__}. Change one with --gin.NAME=value.']
         return '\n'.join([*head, '', *(f'{name} = {text}' for name, text in sorted(macros.items())), *settings, ''])
 
@@ -171,7 +188,7 @@ class Settings:
         return None
 
     def _unset_macro(self, value: Any, seen: tuple[str, ...] = ()) -> str | None:
-        """The first macro in `value` that nothing defines, or that is %gin.REQUIRED."""
+        """The first macro in `value` that is undefined or %gin.REQUIRED."""
         for macro in gin_syntax.macros_in(value):
             if macro in seen:
                 raise UsageError(f'the macro {macro} is defined by itself: {" = ".join((*seen, macro))}')
@@ -193,7 +210,7 @@ class Settings:
             return annotations.fit(value, annotation)
         except annotations.Mismatch:
             raise UsageError(
-                f'{setting} is given {annotations.shown(value)}, expected {annotations.words(annotation)} '
+                f'{setting} is given {annotations.with_type(value)}, expected {annotations.describe(annotation)} '
                 f'(from {self._origin(bound)})'
             ) from None
 
@@ -203,7 +220,7 @@ class Settings:
         return bound.origin
 
     def _expand(self, value: Any, annotation: Any, command: str) -> Any:
-        """Macros and references replaced by what they stand for, bare words by what `annotation` wants."""
+        """Replaces macros and references by their values, and bare words by what `annotation` makes of them."""
         if isinstance(value, gin_syntax.Bare):
             return self._expand(gin_syntax.from_bare(value.text, annotation), annotation, command)
         if isinstance(value, gin_syntax.Macro):
@@ -212,45 +229,43 @@ class Settings:
             return expanded
         if isinstance(value, gin_syntax.Reference):
             return self.read(self._configurables[value.name], command, value.scope)
+        item = annotations.item_type(annotation)
         if isinstance(value, (list, tuple)):
-            return type(value)(self._expand(item, annotations.item_type(annotation), command) for item in value)
+            return type(value)(self._expand(one, item, command) for one in value)
         if isinstance(value, dict):
-            return {
-                self._expand(k, Any, command): self._expand(v, annotations.item_type(annotation), command)
-                for k, v in value.items()
-            }
+            return {self._expand(k, Any, command): self._expand(v, item, command) for k, v in value.items()}
         return value
 
     def _collect_macros(self, expression: Any, into: dict[str, str]) -> None:
         for name in gin_syntax.macros_in(expression):
             value = self._macros[name].value
-            if isinstance(value, gin_syntax.Bare) or not gin_syntax.mentions(value):
+            if isinstance(value, gin_syntax.Bare) or not any(gin_syntax.marks(value)):
                 value = self._macro_values[name]
-            into[name] = gin_syntax.written(value)
+            into[name] = gin_syntax.to_gin(value)
             self._collect_macros(value, into)
 
-    # -- Giving -----------------------------------------------------------------------------------------------------
+    # -- Binding ----------------------------------------------------------------------------------------------------
 
-    def _add_file(self, name: str, asked_by: str, including: tuple[str, ...] = ()) -> None:
-        path = find_gin_file(name, asked_by)
+    def _add_file(self, name: str, origin: str, including: tuple[str, ...] = ()) -> None:
+        path = find_gin_file(name, origin)
         if path in including:
-            raise UsageError(f'{asked_by}: {path} includes itself')
+            raise UsageError(f'{origin}: {path} includes itself')
         text = read_text(path)
         for statement in gin_syntax.statements(text, path):
-            origin = f'{path}:{statement.location.line_num}'
+            place = f'{path}:{statement.location.line_num}'
             if isinstance(statement, gin_syntax.Include):
-                self._add_file(statement.filename, origin, (*including, path))
+                self._add_file(statement.filename, place, (*including, path))
             elif isinstance(statement, gin_syntax.Import):
                 raise UsageError(
-                    f'{origin}: t5flan reads no import from gin; modules that register your own SeqIO tasks '
-                    f"go into DataConfig.modules = ['{statement.module}']"
+                    f'{place}: gin imports are not supported; list modules that register your own SeqIO tasks in '
+                    f"DataConfig.modules = ['{statement.module}']"
                 )
             elif isinstance(statement, gin_syntax.Binding):
-                self._bind(statement, statement.value, origin)
+                self._bind(statement, statement.value, place)
         self._files.append(path)
 
     def _add_binding(self, text: str) -> str | None:
-        """One `NAME=value` of the command line; returns the macro's name if it is one."""
+        """Binds one `NAME=value` of the command line; returns the name if it is a macro."""
         key, equals, value = text.partition('=')
         key = key.strip()
         flag = f'--gin.{key}'
@@ -263,49 +278,54 @@ class Settings:
         return None if statement.arg_name else gin_syntax.scoped_name(statement)
 
     def _bind(self, statement: gin_syntax.Binding, value: Any, origin: str) -> None:
-        for reference in gin_syntax.parts(value, gin_syntax.Reference):
-            self._check_reference(reference, origin)
+        value = gin_syntax.map_references(value, lambda reference: self._checked(reference, origin))
         if not statement.arg_name:
             self._macros[gin_syntax.scoped_name(statement)] = _Bound(value, origin)
             return
-        setting = f'{statement.selector}.{statement.arg_name}'
-        prefix = '' if origin.startswith('--') else f'{origin}: '
-        cls = self._configurables.get(statement.selector)
-        if cls is None:
-            raise UsageError(f'{prefix}there is no setting {setting}{self._did_you_mean(setting)}')
-        if statement.arg_name not in (field.name for field, _ in annotations.fields(cls)):
-            raise UsageError(f'{prefix}there is no setting {setting}{self._did_you_mean(setting)}')
+        cls, field, annotation = self._find_field(statement.selector, statement.arg_name, origin)
         if isinstance(value, gin_syntax.Bare):
-            annotation = dict((field.name, hint) for field, hint in annotations.fields(cls))[statement.arg_name]
             value = gin_syntax.from_bare(value.text, annotation)
-            for reference in gin_syntax.parts(value, gin_syntax.Reference):
-                self._check_reference(reference, origin)
-        self._bindings[statement.scope, statement.selector, statement.arg_name] = _Bound(value, origin)
+        self._bindings[statement.scope, cls.__name__, field] = _Bound(value, origin)
 
-    def _check_reference(self, reference: gin_syntax.Reference, origin: str) -> None:
-        if reference.name not in self._configurables:
-            near = nearest(reference.name, self._configurables)
-            raise UsageError(f'{origin}: there is no @{reference.name}{f": did you mean @{near}()?" if near else ""}')
+    def _find_field(self, selector: str, name: str, origin: str) -> tuple[type, str, Any]:
+        """The class, the present field name and the annotation of `selector.name`."""
+        setting = f'{selector}.{name}'
+        cls = self._configurables.get(self._current_class(selector))
+        field = renames.current_name(cls, name)
+        known = {} if cls is None else {one.name: annotation for one, annotation in annotations.fields(cls)}
+        if cls is None or field not in known:
+            prefix = '' if origin.startswith('--') else f'{origin}: '
+            raise UsageError(f'{prefix}there is no setting {setting}{self._did_you_mean(setting)}')
+        if field != name:
+            renames.warn(setting, f'{cls.__name__}.{field}')
+        return cls, field, known[field]
+
+    def _current_class(self, name: str) -> str:
+        if name in self._renamed_classes:
+            renames.warn(name, self._renamed_classes[name])
+        return self._renamed_classes.get(name, name)
+
+    def _checked(self, reference: gin_syntax.Reference, origin: str) -> gin_syntax.Reference:
+        """The reference under the present name of its class."""
+        name = self._current_class(reference.name)
+        if name not in self._configurables:
+            near = nearest(name, self._configurables)
+            raise UsageError(f'{origin}: there is no @{name}{f": did you mean @{near}()?" if near else ""}')
         if not reference.called:
-            raise UsageError(f'{origin}: write @{reference.name}() with brackets: the settings themselves are wanted')
+            raise UsageError(f'{origin}: write @{name}() with parentheses')
+        return dataclasses.replace(reference, name=name)
 
     def _check_macros_are_used(self, given: Sequence[str]) -> None:
-        """A macro of the command line that no value mentions would do nothing: a misspelt name."""
-        used = {
-            name
-            for bound in (*self._bindings.values(), *self._macros.values())
-            for name in gin_syntax.macros_in(bound.value)
-        }
+        """Rejects a macro from the command line that no value uses: its name is probably misspelled."""
+        bound = (*self._bindings.values(), *self._macros.values())
+        used = {name for one in bound for name in gin_syntax.macros_in(one.value)}
         for name in given:
             if name not in used:
-                files = (
-                    f'; no value in {", ".join(self._files)} takes it' if self._files else '; no --gin_file was given'
-                )
-                raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}{files}')
+                files = f'no value in {", ".join(self._files)} uses it' if self._files else 'no --gin_file was given'
+                raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}; {files}')
 
     def _did_you_mean(self, name: str, macros: Iterable[str] = ()) -> str:
-        settings = [
-            f'{cls}.{field.name}' for cls, kind in self._configurables.items() for field, _ in annotations.fields(kind)
-        ]
+        classes = self._configurables.values()
+        settings = [f'{cls.__name__}.{field.name}' for cls in classes for field, _ in annotations.fields(cls)]
         near = nearest(name, [*macros, *settings])
         return f': did you mean {near}?' if near else ''

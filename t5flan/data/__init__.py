@@ -1,1 +1,1 @@
-"""Text -> batches: sources, vocabularies, features, packing, pipeline."""
+"""Text -> batches: records, vocabularies, preprocessing, prompts, mixtures and the pipeline."""

@@ -1,9 +1,17 @@
-"""Settings of raw text: local files, the tokens that control it, and the denoisers that learn from it. Standard library only."""
+"""Settings of a run's own files, of control tokens and of denoisers. Standard library only."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from t5flan.config.checks import require_count, require_one_of, require_share, require_text
+from t5flan.config.checks import (
+    is_number,
+    require,
+    require_count,
+    require_one_of,
+    require_positive,
+    require_share,
+    require_text,
+)
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
@@ -11,10 +19,50 @@ DENOISERS = ('R', 'S', 'X', 'C')
 
 
 @dataclasses.dataclass(frozen=True)
-class Control:
-    """Control tokens by a score of the text (PaLM 2, arXiv:2305.10403, section 5): `t5flan infer --control='[TOX_LOW]'` asks for one.
+class FileTask:
+    """Files of inputs and targets that become a task by gin alone.
 
-    In a .gin file, for .jsonl rows such as {"text": …, "toxicity": 0.12}:
+    In a .gin file:
+        FileTask.name = 'my_task'
+        FileTask.train = 'data/train.jsonl'
+        DataConfig.file_tasks = [@FileTask()]
+        DataConfig.mixture = 'my_task'
+    Several tasks take one gin scope each: `a/FileTask.train = ...`,
+    `DataConfig.file_tasks = [@a/FileTask(), @b/FileTask()]`.
+    """
+
+    name: str
+    """The task's name, for DataConfig.mixture."""
+    train: str
+    """Path or glob of .jsonl, .tsv or .csv files; TSV and CSV files start with a header line."""
+    validation: str | None = None
+    """Path or glob of validation files; None holds out `held_out` of train, chosen by a hash of the example."""
+    test: str | None = None
+    """Path or glob of test files; None makes no 'test' split."""
+    input_field: str = 'inputs'
+    """The JSON key or column that holds the input text."""
+    target_field: str = 'targets'
+    """The JSON key or column that holds the target text."""
+    template: str = '{input}'
+    """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row."""
+    held_out: float = 0.02
+    """Share of train held out for validation if there is no validation file; at least one example."""
+    rate: float = 1.0
+    """Weight of this task in the mixture 'file_tasks', which holds all file tasks."""
+
+    def __post_init__(self) -> None:
+        for field in ('name', 'train', 'input_field', 'target_field', 'template'):
+            require_text(f'FileTask.{field}', getattr(self, field))
+        require_positive('FileTask.held_out', self.held_out, below=1)
+        require_positive('FileTask.rate', self.rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """Control tokens by a score of the text (PaLM 2, arXiv:2305.10403, section 5).
+
+    `t5flan infer --control='[TOX_LOW]'` generates with one of them. In a .gin file, for .jsonl rows such as
+    {"text": ..., "toxicity": 0.12}:
         Control.field = 'toxicity'
         Control.tokens = ['[TOX_LOW]', '[TOX_MID]', '[TOX_HIGH]']
         Control.thresholds = [0.3, 0.7]
@@ -22,27 +70,23 @@ class Control:
     """
 
     field: str
-    """The key of a number; 'prompt.toxicity' looks into an object."""
+    """The key of the score, a number; 'prompt.toxicity' is the key 'toxicity' of the object 'prompt'."""
     tokens: tuple[str, ...]
-    """From the lowest scores to the highest; each one of DataConfig.mode_tokens."""
+    """Tokens from the lowest scores to the highest, each one of DataConfig.mode_tokens."""
     thresholds: tuple[float, ...]
-    """Where the next token begins, rising; one fewer than tokens."""
+    """The lowest score of each token after the first, in rising order."""
     share: float = 0.05
-    """Share of the texts that get their token, by a hash of the text; the others get none."""
+    """Share of the texts that get their token, chosen by a hash of the text; the others get none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'tokens', tuple(self.tokens))
         object.__setattr__(self, 'thresholds', tuple(self.thresholds))
         require_text('Control.field', self.field)
         require_share('Control.share', self.share)
-        if (
-            not self.tokens
-            or len(self.thresholds) != len(self.tokens) - 1
-            or sorted(set(self.thresholds)) != [*self.thresholds]
-        ):
-            raise UserError(
-                f'Control.thresholds={self.thresholds} must rise and be one fewer than Control.tokens={self.tokens}. Set one of them.'
-            )
+        rising = sorted(set(self.thresholds)) == [*self.thresholds]
+        count = len(self.tokens)
+        expected = f'{count - 1} rising numbers, one fewer than Control.tokens={self.tokens}'
+        require(0 < count == len(self.thresholds) + 1 and rising, 'Control.thresholds', self.thresholds, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +101,21 @@ class TextFiles:
     """
 
     name: str
+    """The corpus' name, with which the names of its tasks start."""
     train: str
     """Path or glob of .txt or .jsonl files."""
     validation: str | None = None
-    """The same for validation; None holds out `held_out` of the chunks."""
+    """Path or glob of validation files; None holds out `held_out` of the chunks."""
     field: str = 'text'
     """The key of the text in .jsonl files."""
     unit: str = 'document'
-    """What is one text in a .txt file: the whole 'document', a 'paragraph' (blank lines between) or a 'line'."""
+    """One text in a .txt file: 'document' (the whole file), 'paragraph' (between blank lines) or 'line'."""
     max_chars: int = 2000
     """Longer texts are cut at whitespace into chunks of at most this many characters; no text is lost."""
     held_out: float = 0.02
+    """Share of the chunks held out for validation if there is no validation file."""
     controls: tuple[Control, ...] = ()
-    """Tokens in front of texts, by their scores (.jsonl files)."""
+    """Control tokens in front of the texts, by scores in the .jsonl files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'controls', tuple(self.controls))
@@ -77,68 +123,62 @@ class TextFiles:
             require_text(f'TextFiles.{field}', getattr(self, field))
         require_one_of('TextFiles.unit', self.unit, TEXT_UNITS)
         require_count('TextFiles.max_chars', self.max_chars)
-        if not 0.0 < self.held_out < 1.0:
-            raise UserError(
-                f'TextFiles.held_out={self.held_out} must lie between 0 and 1. Set TextFiles.held_out in your .gin.'
-            )
+        require_positive('TextFiles.held_out', self.held_out, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A way to make inputs and targets of raw text, as UL2 mixes several (arXiv:2205.05131, section 3.1).
+    """A way to make inputs and targets from raw text; UL2 mixes several (arXiv:2205.05131, section 3.1).
 
-    `DataConfig.denoisers = {'mine': [@r/Denoiser(), @s/Denoiser()]}` makes the mixture CORPUS_mine of every corpus
-    (stdlib_docs_mine, c4_mine, …); gin/runs/ul2.gin spells out UL2's and others.
+    `DataConfig.denoisers = {'mine': [@r/Denoiser(), @s/Denoiser()]}` makes a mixture CORPUS_mine of every corpus
+    (stdlib_docs_mine, c4_mine, ...); gin/runs/ul2.gin has UL2's denoisers and others.
     """
 
     name: str
     """Its tasks are CORPUS_mine_NAME."""
     kind: str
-    """'R' and 'X' (regular, extreme) replace spans by sentinels; 'S' (sequential, prefix LM) continues a text; 'C' (causal LM)
-    writes it from nothing."""
+    """'R' and 'X' (regular, extreme) replace spans by sentinels; 'S' (sequential, prefix LM) continues a text; 'C'
+    (causal LM) writes it from nothing."""
     mean_span: float | None = None
-    """R and X: tokens of a span on average, 1 or more."""
+    """R and X: mean span length in tokens, 1 or more."""
     noise_density: float | None = None
-    """Share of the tokens that become targets, above 0 and below 1; S: on average."""
+    """Share of the tokens that become targets, above 0 and below 1; for S, on average."""
     rate: float = 1.0
-    """Weight in the mixture, against the other denoisers' rates."""
+    """Weight in the mixture, relative to the other denoisers' rates."""
     mode_token: str = ''
-    """Put in front of the inputs; one of DataConfig.mode_tokens. '' puts none."""
+    """Put in front of the inputs; one of DataConfig.mode_tokens, or '' for none."""
     anywhere: bool = False
-    """R and X: spans may lie anywhere. False is T5's: a window begins with text and ends with noise, so that one with a single
-    span (64 tokens, 15 %, rows of 512) always has it at the end, and learns what S does."""
+    """R and X: spans may lie anywhere. False, as in T5: a window starts with text and ends with noise. A window with a
+    single span (64 tokens, 15 %, rows of 512) then always has it at the end and trains what S does."""
 
     def __post_init__(self) -> None:
         require_text('Denoiser.name', self.name)
         require_one_of('Denoiser.kind', self.kind, DENOISERS)
-        spans, some = self.kind in 'RX', self.kind != 'C'
-        for field, wanted in (('mean_span', spans), ('noise_density', some)):
-            if (getattr(self, field) is not None) != wanted:
-                has = f'wants a {field}' if wanted else f'has no {field}, given is {getattr(self, field)}'
+        of = f' of {self.name!r}'
+        for field, used in (('mean_span', self.kind in 'RX'), ('noise_density', self.kind != 'C')):
+            value = getattr(self, field)
+            if (value is not None) != used:
+                verb = f'requires {field}' if used else f'takes no {field}, given {value}'
                 raise UserError(
-                    f'Denoiser {self.name!r} of kind {self.kind!r} {has}. Set Denoiser.{field} in your .gin.'
+                    f'Denoiser {self.name!r} of kind {self.kind!r} {verb}. Set Denoiser.{field} in your .gin.'
                 )
-        self._number('mean_span', 'a number, 1 or more', spans and not 1 <= self.mean_span < float('inf'))
-        self._number('noise_density', 'above 0 and below 1', some and not 0 < self.noise_density < 1)
-        self._number('rate', '0 or more', not 0 <= self.rate < float('inf'))
-
-    def _number(self, field: str, expected: str, is_wrong: bool) -> None:
-        if is_wrong:
-            raise UserError(
-                f'Denoiser.{field}={getattr(self, field)} of {self.name!r} must be {expected}. Set Denoiser.{field} in your .gin.'
-            )
+            if used and field == 'mean_span':
+                require(is_number(value) and value >= 1, 'Denoiser.mean_span', value, 'a number of 1 or more', of)
+            elif used:
+                require_positive('Denoiser.noise_density', value, below=1, of=of)
+        require(is_number(self.rate) and self.rate >= 0, 'Denoiser.rate', self.rate, 'a number of 0 or more', of)
 
 
 def check_denoisers(mixture: str, denoisers: Sequence[Denoiser]) -> None:
-    """Whether denoisers make a mixture.
+    """Checks that denoisers make a mixture.
 
     Raises:
-        UserError: there is none, two have one name, or their rates sum to 0.
+        UserError: there are none, two have the same name, or their rates sum to 0.
     """
     setting, names = f"DataConfig.denoisers['{mixture}']", [denoiser.name for denoiser in denoisers]
     if not mixture.isidentifier():
         raise UserError(
-            f'{setting}: {mixture!r} must be letters, digits and "_", it ends names. Set DataConfig.denoisers.'
+            f'{setting}: {mixture!r} is part of task names, expected letters, digits and "_". Set DataConfig.denoisers.'
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Randomness of the data: generators, hashes and permutations that depend on their key alone, never on process state."""
+"""Randomness of the data: generators, hashes and permutations that depend only on their key, never on process state."""
 
 import hashlib
 from typing import Any
@@ -19,8 +19,8 @@ _NO_ENTROPY, _COUNTER = _NoEntropy(), np.zeros(4, np.uint64)
 
 
 def generator(key: int) -> np.random.Generator:
-    """Generator(Philox(key=key)) in half the time, which there goes to asking the system for entropy and not using it."""
-    philox = np.random.Philox(_NO_ENTROPY)
+    """Generator(Philox(key=key)) in half the time: NumPy's own asks the system for entropy that it does not use."""
+    philox = np.random.Philox(_NO_ENTROPY)  # type: ignore[arg-type]  # NumPy's stub lacks ISeedSequence
     philox.state = {
         'bit_generator': 'Philox',
         'state': {'counter': _COUNTER, 'key': np.array([key, 0], np.uint64)},
@@ -33,15 +33,16 @@ def generator(key: int) -> np.random.Generator:
 
 
 def stable_hash(text: str | bytes) -> int:
-    """A 64-bit number that depends on the text alone (Python's own hash changes from process to process)."""
+    """A 64-bit hash that is the same in every process, unlike Python's own."""
     data = text.encode('utf-8', 'surrogatepass') if isinstance(text, str) else text
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
 
 
 class Permutation:
-    """A shuffle of 0 … size-1 that computes any place by itself: a Feistel network, walked until it lands inside.
+    """A shuffle of 0 ... size-1 that computes each place on its own.
 
-    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002: a bijection of a power of four, restricted.)
+    A Feistel network permutes a power of four; a result outside the range is permuted again until it is inside
+    (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
 
     _ROUNDS = 4
@@ -53,7 +54,7 @@ class Permutation:
         self._keys = [np.uint64(stable_hash(f'{key}/{i}')) for i in range(self._ROUNDS)]
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """The numbers at `places` (each in 0 … size-1), int64."""
+        """The numbers at `places`, each in 0 ... size-1. int64, the shape of `places`."""
         numbers = self._network(np.atleast_1d(places).astype(np.uint64))
         while (outside := numbers >= self.size).any():
             numbers[outside] = self._network(numbers[outside])
@@ -67,7 +68,7 @@ class Permutation:
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every bit of the result depends on every bit of x (uint64, wrapping)."""
+    """The finalizer of splitmix64: every bit of the result depends on every bit of x (uint64, wrapping)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,67 +1,64 @@
-"""Tasks that cannot be loaded: one line that stops the run, or, where the user says so, a task less and a line that says why.
+"""Tasks that cannot be loaded: an error that stops the run or, with skip_broken, a task that is skipped and reported.
 
-with leaving_out('task001', config.skip_broken):
-    register_task(path)              # a UserError in here is kept in `left_out()` instead of raised
+with skip_on_error('task001', config.skip_broken):
+    register_task(path)  # with skip_broken, a UserError in here is kept in `skipped_tasks()` instead of raised
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from t5flan.errors import UserError
 
-_left_out: dict[str, str] = {}
+_skipped: dict[str, str] = {}
 _notes: dict[str, list[str]] = {}
 
 
-def left_out() -> dict[str, str]:
-    """Task -> why it was left out, since the program began."""
-    return dict(_left_out)
+def skipped_tasks() -> dict[str, str]:
+    """Task -> why it was skipped, since the program started."""
+    return dict(_skipped)
 
 
-def leave_out(task: str, why: str) -> None:
-    """Notes that a task is left out."""
-    _left_out[task] = ' '.join(why.split())
+def skip(task: str, why: str) -> None:
+    """Records that a task is skipped."""
+    _skipped[task] = ' '.join(why.split())
 
 
 def note(mixture: str, lines: Sequence[str]) -> None:
-    """Keeps what people should know of a mixture (what it has not, and why); in place of what was kept before."""
+    """Replaces the notes of a mixture: what it lacks compared to the published one, and why."""
     _notes[mixture] = list(lines)
 
 
 def notes(mixture: str) -> list[str]:
-    """What was kept of a mixture."""
+    """The notes of a mixture."""
     return list(_notes.get(mixture, ()))
 
 
-def lacking(mixtures: Iterable[str]) -> list[str]:
-    """Lines for people on what mixtures have not."""
+def note_lines(mixtures: Iterable[str]) -> list[str]:
+    """The notes of several mixtures, as lines to print."""
     return [
-        line
-        for name in mixtures
-        if notes(name)
-        for line in (f'{name} is without:', *(f'  {what}' for what in notes(name)))
+        line for name in mixtures if notes(name) for line in (f'{name} lacks:', *(f'  {what}' for what in notes(name)))
     ]
 
 
 @contextlib.contextmanager
-def leaving_out(task: str, skip_broken: bool) -> Iterator[None]:
-    """Notes a UserError of what is done inside for `left_out()`; without skip_broken it is raised.
+def skip_on_error(task: str, skip_broken: bool) -> Iterator[None]:
+    """Records a UserError of the block in `skipped_tasks()`; without skip_broken it is raised.
 
     Raises:
-        UserError: what was raised inside, with the flag that goes on without the task.
+        UserError: the error of the block, with the flag that continues without the task.
     """
     try:
         yield
     except UserError as error:
         if not skip_broken:
-            raise UserError(f'{error} --skip_broken goes on without {task}.') from error
-        leave_out(task, str(error))
+            raise UserError(f'{error} Set --skip_broken to continue without {task}.') from error
+        skip(task, str(error))
 
 
-def summary(reasons: dict[str, str], shown: int = 5) -> list[str]:
-    """Lines for people: how many tasks were left out, and why the first few were."""
+def summary(reasons: Mapping[str, str], shown: int = 5) -> list[str]:
+    """Lines to print: the number of skipped tasks, and the reasons of the first few."""
     if not reasons:
         return []
-    lines = [f'{len(reasons):,} {"task" if len(reasons) == 1 else "tasks"} left out (skip_broken):']
+    lines = [f'{len(reasons):,} {"task" if len(reasons) == 1 else "tasks"} skipped (skip_broken):']
     lines += [f'  {task}: {why}' for task, why in list(reasons.items())[:shown]]
     return lines + ([f'  and {len(reasons) - shown:,} more'] if len(reasons) > shown else [])

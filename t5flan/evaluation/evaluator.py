@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from t5flan.data.batches.pipeline import EvalExamples, eval_examples
-from t5flan.data.config import DataConfig, InstructionConfig
+from t5flan.data.config import DataConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError

@@ -101,7 +101,7 @@ class ModelConfig:
             try:
                 object.__setattr__(self, field.name, annotations.fit(given, annotation))
             except annotations.Mismatch:
-                require(False, f'ModelConfig.{field.name}', given, annotations.words(annotation))
+                require(False, f'ModelConfig.{field.name}', given, annotations.describe(annotation))
         self._check_sizes()
         self._check_combinations()
 

@@ -1,16 +1,16 @@
-"""`t5flan mixture NAME`: what a task or mixture holds, before anything is trained on it."""
+"""`t5flan mixture NAME`: what a task or mixture contains, before anything is trained on it."""
 
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from t5flan.data import skipped as broken
+from t5flan.data import skipped
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import caps, find_mixture
-from t5flan.data.mixtures.readers import example_functions, open_reader
+from t5flan.data.mixtures.readers import LARGEST_BLOCK, Reader, example_functions
 from t5flan.data.mixtures.stages import Plan, make_plan
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.denoising import span_pieces
@@ -21,39 +21,41 @@ from t5flan.errors import UserError
 from t5flan.files import write_json
 
 SAMPLE, SAMPLES = 100, 4000
-"""Examples measured of each task, and of all together: fewer of each where there are many tasks."""
+"""Examples measured of each task, and of all tasks together: fewer of each if there are many tasks."""
 MEASURED = ('input_tokens', 'target_tokens', 'target_share', 'loss_tokens', 'too_long', 'few_sentinels')
 COLORS = ('green', 'cyan', 'magenta', 'yellow', 'blue', 'red')
-"""Of spans, in turn."""
+"""Colors of spans, in turn."""
 MARKS = '⟦', '⟧'
-"""Around the tokens that carry loss, where there are no colours."""
+"""Mark the tokens that carry loss on a terminal without colors."""
 
 
 def describe_mixture(
     config: DataConfig, vocabulary: Vocabulary, sample: int | None = None, shown: int | None = None
 ) -> dict[str, Any]:
-    """Rates, counts, lengths, variants and a few examples of `config.mixture` (and its stages), as training would see them.
+    """Rates, counts, lengths, variants and a few examples of `config.mixture` and its stages, as training sees them.
 
     Args:
-        sample: examples of each task that are made to measure it; None makes SAMPLE, and at most SAMPLES in all (2 of each at
-            least); 0 reads nothing: rates, counts and caps alone, also of data that is not here.
-        shown: examples rendered, of as many tasks; None renders 3, or one of every denoiser where the tasks are denoisers.
+        config: the run's data settings.
+        vocabulary: the run's vocabulary.
+        sample: examples to measure of each task; None takes SAMPLE, or fewer (at least 2) to make SAMPLES in all. 0
+            reads nothing and returns rates, counts and caps only, also for data that is not on this machine.
+        shown: examples to render, each of another task; None renders 3, or one of each denoiser.
 
     Returns:
-        {'mixture', 'split', 'stages': [{'begins', 'mixture'}], 'left_out': {task: why}, 'notes': {mixture: [what it has not]},
-        'tasks': [{'task', 'rates' (one a stage), 'rate' (the first), 'records', 'cap', 'sampled', 'input_tokens',
+        {'mixture', 'split', 'stages': [{'start_step', 'mixture'}], 'skipped': {task: why}, 'notes': {mixture: [line]},
+        'tasks': [{'task', 'rates' (of each stage), 'rate' (the first), 'records', 'cap', 'sampled', 'input_tokens',
         'target_tokens', 'target_share', 'loss_tokens', 'too_long', 'few_sentinels', 'variants': {variant: count}}],
         'examples': [{'task', 'variant', 'inputs', 'targets', 'marked', 'spans'}]}.
 
-        Tokens are means with the end of sequence; 'too_long' is the share longer than the feature lengths, 'few_sentinels' that
-        of windows cut shorter because spans would outnumber the sentinels; 'records' and
-        'cap' are None where there are none; 'marked' is the example as (text, whether it carries loss) in order; 'spans', of
-        span corruption, is its text as (text, number of the sentinel in its place or None).
+        Tokens are means and include the end of sequence. 'too_long' is the share of examples longer than the feature
+        lengths, 'few_sentinels' the share of windows made shorter because spans would outnumber the sentinels.
+        'records' and 'cap' may be None. 'marked' is the example as (text, whether it carries loss) in order. 'spans' is
+        the text of a span corruption example as (text, number of the sentinel in its place or None).
 
     Raises:
         UserError: as TrainPipeline.
     """
-    config = dataclasses.replace(config, too_long='trim')  # what is dropped could not be counted among the sample
+    config = dataclasses.replace(config, too_long='trim')  # dropped examples could not be measured
     plain = dataclasses.replace(config, format='causal_lm')  # any task can be described, whatever the format
     plan = make_plan(plain, vocabulary, opened=sample != 0)
     capped = {name: cap for mixture in _names(config) for name, cap in caps(find_mixture(mixture)).items()}
@@ -61,36 +63,27 @@ def describe_mixture(
         shown = len(plan.tasks) if all(map(_is_denoiser, plan.tasks)) else 3
     sample = max(2, min(SAMPLE, SAMPLES // len(plan.tasks))) if sample is None else sample
     chosen = {int(number) for number in np.linspace(0, len(plan.tasks) - 1, min(shown, len(plan.tasks))).round()}
-    tasks, examples, left_out = [], [], dict(plan.left_out)
+    tasks, examples, not_measured = [], [], dict(plan.skipped)
     for number, task in enumerate(plan.tasks):
         try:
             row, made = _measure(task, config if 'inputs' in task.output_features else plain, vocabulary, sample)
         except UserError as error:
             if not config.skip_broken:
                 raise
-            left_out[task.name] = str(error)
+            not_measured[task.name] = str(error)
             continue
         rates = [float(rate) for rate in plan.rates[:, number]]
-        tasks.append(
-            {
-                'task': task.name,
-                'rate': rates[0],
-                'rates': rates,
-                'records': _records(task, config.split),
-                'cap': capped.get(task.name),
-            }
-            | row
-        )
+        counts = {'records': _records(task, config.split), 'cap': capped.get(task.name)}
+        tasks.append({'task': task.name, 'rate': rates[0], 'rates': rates} | counts | row)
         if number in chosen:
-            share = max(1, shown // len(chosen))
-            examples += [{'task': task.name} | _rendered(example, vocabulary) for example in _different(made, share)]
-    notes = {name: lines for name in _names(config) if (lines := broken.notes(name))}
+            rendered = _different(made, max(1, shown // len(chosen)))
+            examples += [{'task': task.name} | _rendered(example, vocabulary) for example in rendered]
     return {
         'mixture': config.mixture,
         'split': config.split,
         'stages': _stages(config, plan),
-        'left_out': left_out,
-        'notes': notes,
+        'skipped': not_measured,
+        'notes': {name: lines for name in _names(config) if (lines := skipped.notes(name))},
         'tasks': tasks,
         'examples': examples,
     }
@@ -106,41 +99,44 @@ def _names(config: DataConfig) -> list[str]:
 
 def _stages(config: DataConfig, plan: Plan) -> list[dict[str, Any]]:
     mixtures = [config.mixture, *(stage.mixture for stage in config.stages)]
-    return [{'begins': begins, 'mixture': mixture} for begins, mixture in zip(plan.begins, mixtures, strict=True)]
+    return [{'start_step': step, 'mixture': name} for step, name in zip(plan.start_steps, mixtures, strict=True)]
 
 
 def _measure(
     task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int
 ) -> tuple[dict[str, Any], list[Example]]:
-    """What the first `sample` examples say of a task, and these examples."""
+    """The measurements of a task's first `sample` examples, and these examples."""
     if not sample:
         return {'sampled': 0, **dict.fromkeys(MEASURED), 'variants': {}}, []
-    reader = open_reader(task, config, vocabulary, 0, 1, epochs=1, ahead=min(sample, 64))
-    tokens = collections.Counter()
-    variants = collections.Counter()
+    reader = Reader(task, config, vocabulary, epochs=1, ahead=min(sample, LARGEST_BLOCK))
+    tokens: collections.Counter[str] = collections.Counter()
+    variants: collections.Counter[str] = collections.Counter()
     made: list[Example] = []
     while len(made) < sample and (ready := reader.peek()) is not None:
         reader.pop()
         made.append(ready.example)
         weights = ready.example.get(features.LOSS_WEIGHTS)
-        tokens.update(
-            dict(ready.lengths) | {'long': ready.counts.trimmed, 'few': bool(ready.example.get('few_sentinels'))}
-        )
+        tokens.update(ready.lengths)
+        tokens['long'] += ready.counts.trimmed
+        tokens['few'] += bool(ready.example.get('few_sentinels'))
         tokens['loss'] += len(ready.example['targets']) if weights is None else int(np.count_nonzero(weights))
         if variant := ready.example.get('variant'):
             variants[str(variant)] += 1
     count = max(1, len(made))
-    mean = {
-        name: round(tokens[feature] / count, 1)
-        for name, feature in (('input_tokens', 'inputs'), ('target_tokens', 'targets'), ('loss_tokens', 'loss'))
+    means = [round(tokens[feature] / count, 1) for feature in ('inputs', 'targets', 'loss')]
+    row = {
+        'sampled': len(made),
+        **dict(zip(('input_tokens', 'target_tokens', 'loss_tokens'), means)),
+        'target_share': tokens['targets'] / max(1, tokens['inputs'] + tokens['targets']),
+        'too_long': tokens['long'] / count,
+        'few_sentinels': tokens['few'] / count,
+        'variants': dict(variants.most_common()),
     }
-    mean['target_share'] = tokens['targets'] / max(1, tokens['inputs'] + tokens['targets'])
-    shares = {'too_long': tokens['long'] / count, 'few_sentinels': tokens['few'] / count}
-    return {'sampled': len(made)} | mean | shares | {'variants': dict(variants.most_common())}, made
+    return row, made
 
 
 def _different(made: Sequence[Example], count: int) -> list[Example]:
-    """The first `count` examples, those of variants not yet seen before others."""
+    """The first `count` examples, with those of new variants first."""
     firsts: dict[Any, int] = {}
     for number, example in enumerate(made):
         firsts.setdefault(example.get('variant'), number)
@@ -149,7 +145,7 @@ def _different(made: Sequence[Example], count: int) -> list[Example]:
 
 
 def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
-    """An example's text, and the same in pieces that carry loss or do not."""
+    """An example's text, whole and in pieces that carry loss or not."""
     texts = {name: vocabulary.decode(example[name]) for name in ('inputs', 'targets') if name in example}
     targets = np.asarray(example['targets'])
     weights = np.asarray(example.get(features.LOSS_WEIGHTS, np.ones(len(targets)))) > 0
@@ -164,18 +160,18 @@ def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
-    """{'spans': …} where the example is span corruption."""
+    """{'spans': ...} of a span corruption example, else {}."""
     if not vocabulary.extra_ids or 'inputs' not in example:  # ByT5's sentinels are bytes
         return {}
     kept = [np.asarray(example[name])[np.asarray(example[name]) != vocabulary.eos_id] for name in ('inputs', 'targets')]
     inputs_T = kept[0][kept[0] < vocabulary.base_size + vocabulary.extra_ids]  # without a mode token
-    is_sentinel = lambda x_T: x_T[x_T >= vocabulary.base_size].tolist()
-    if not is_sentinel(inputs_T) or not set(is_sentinel(inputs_T)) <= set(is_sentinel(kept[1])):
+    sentinels = [set(x_T[x_T >= vocabulary.base_size].tolist()) for x_T in (inputs_T, kept[1])]
+    if not sentinels[0] or not sentinels[0] <= sentinels[1]:
         return {}
     pieces = span_pieces(inputs_T, kept[1], vocabulary)
     tokens_T = np.concatenate([tokens for tokens, _ in pieces])
     text, ends = vocabulary.decode(tokens_T), np.cumsum([len(tokens) for tokens, _ in pieces]).tolist()
-    # A piece decoded alone would lose the space before it: cut the whole text where the tokens before it end.
+    # Decoding a piece alone would lose the space before it: cut the whole text where the tokens before the piece end.
     cuts = [0, *(len(vocabulary.decode(tokens_T[:end])) for end in ends[:-1]), len(text)]
     return {'spans': [[text[start:end], number] for (_, number), start, end in zip(pieces, cuts, cuts[1:])]}
 
@@ -187,28 +183,26 @@ def _records(task: Any, split: str) -> int | None:
         return None
 
 
-# -- For people ----------------------------------------------------------------------------------------------------------
+# -- The table ------------------------------------------------------------------------------------------------------
 
 
 def main(
     config: DataConfig, json_path: str | None = None, sample: int | None = None, shown: int | None = None
 ) -> dict[str, Any]:
-    """Prints the description as a table; writes it to `json_path` too. The tasks must be registered."""
+    """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered."""
     from rich.console import Console
 
     vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens)
     description = describe_mixture(config, vocabulary, sample, shown)
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file has no edge
+        console.width = max(console.width, 160)  # a file is as wide as needed
     console.print(_table(description))
     for example in description['examples']:
         _print_example(console, example)
     if description['examples'] and not console.color_system:
-        console.print(
-            f'\n{"".join(MARKS)} are around what carries loss, or, with the number of its sentinel, around a span.'
-        )
-    for line in [*broken.summary(description['left_out']), *broken.lacking(description['notes'])]:
+        console.print(f'\n{"".join(MARKS)} mark text that carries loss, or a span with the number of its sentinel.')
+    for line in [*skipped.summary(description['skipped']), *skipped.note_lines(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:
         write_json(json_path, description)
@@ -220,33 +214,19 @@ def _table(description: Mapping[str, Any]) -> Any:
 
     tasks, stages = description['tasks'], description['stages']
     title = ', then '.join(stage['mixture'] for stage in stages)
-    table = Table(
-        title=f'{title}, split {description["split"]}: {len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}'
-    )
-    rates = ['rate'] if len(stages) == 1 else [f'rate from {stage["begins"]:,}' for stage in stages]
-    columns = [
-        'task',
-        'examples',
-        'cap',
-        *rates,
-        'input tokens',
-        'target tokens',
-        'targets',
-        'too long',
-        'few sentinels',
-        'variants',
-    ]
-    rows = [
-        [row['task'], *_cells(row), _axes(row['variants'])] for row in [*tasks, *[_total(tasks)] * (len(tasks) > 1)]
-    ]
-    shown = [
-        i
-        for i, column in enumerate(columns)
-        if column not in ('cap', 'few sentinels', 'variants') or any(row[i] for row in rows)
-    ]
+    count = f'{len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}'
+    table = Table(title=f'{title}, split {description["split"]}: {count}')
+    rates = ['rate'] if len(stages) == 1 else [f'rate from {stage["start_step"]:,}' for stage in stages]
+    measured = ['input tokens', 'target tokens', 'targets', 'too long', 'few sentinels']
+    columns = ['task', 'examples', 'cap', *rates, *measured, 'variants']
+    all_tasks = [_total(tasks)] if len(tasks) > 1 else []
+    rows = [[row['task'], *_cells(row), _axes(row['variants'])] for row in [*tasks, *all_tasks]]
+    optional = ('cap', 'few sentinels', 'variants')
+    shown = [i for i, column in enumerate(columns) if column not in optional or any(row[i] for row in rows)]
     for i in shown:
-        side = 'left' if columns[i] in ('task', 'variants') else 'right'
-        table.add_column(columns[i], justify=side, overflow='fold' if columns[i] == 'task' else 'ellipsis')
+        is_text = columns[i] in ('task', 'variants')
+        overflow: Literal['fold', 'ellipsis'] = 'fold' if columns[i] == 'task' else 'ellipsis'
+        table.add_column(columns[i], justify='left' if is_text else 'right', overflow=overflow)
     for number, row in enumerate(rows, 1):
         table.add_row(*(row[i] for i in shown), end_section=number == len(tasks))
     return table
@@ -272,32 +252,33 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _total(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All tasks as one row: sums of counts, means at the first stage's rates."""
     rates = np.array([row['rate'] for row in tasks])
-    variants: collections.Counter = collections.Counter()
+    variants: dict[str, float] = collections.defaultdict(float)
     for row in tasks:
         for variant, count in row['variants'].items():
             variants[variant] += row['rate'] * count / row['sampled']
     records = [row['records'] for row in tasks]
-    return {
+    total: dict[str, Any] = {
         'task': 'all',
         'records': None if None in records else sum(records),
         'cap': None,
         'variants': variants,
         'rates': [sum(stage) for stage in zip(*(row['rates'] for row in tasks))],
-        **{
-            name: None if None in (values := [row[name] for row in tasks]) else float(rates @ values)
-            for name in ('input_tokens', 'target_tokens', 'target_share', 'too_long', 'few_sentinels')
-        },
     }
+    for name in ('input_tokens', 'target_tokens', 'target_share', 'too_long', 'few_sentinels'):
+        values = [row[name] for row in tasks]
+        total[name] = None if None in values else float(rates @ values)
+    return total
 
 
 def _axes(variants: Mapping[str, float]) -> str:
-    """'few-shot 48%, options 31%': the share of each word of the variants."""
+    """'few-shot 48%, options 31%': the share of each property of the variants, largest first."""
     total = sum(variants.values())
-    words: collections.Counter = collections.Counter()
+    words: dict[str, float] = collections.defaultdict(float)
     for variant, count in variants.items():
         for word in variant.split(', '):
             words[word] += count
-    return ', '.join(f'{word} {count / total:.0%}' for word, count in words.most_common())
+    ordered = sorted(words.items(), key=lambda item: item[1], reverse=True)
+    return ', '.join(f'{word} {count / total:.0%}' for word, count in ordered)
 
 
 def _print_example(console: Any, example: Mapping[str, Any]) -> None:
@@ -320,7 +301,7 @@ def _print_example(console: Any, example: Mapping[str, Any]) -> None:
 
 
 def _colored_spans(spans: Sequence[Sequence[Any]], colors: bool) -> Any:
-    """The text before its spans were taken out, each in a colour of its own, or with its number behind it."""
+    """The original text, with each span in its own color or followed by its number."""
     from rich.text import Text
 
     text = Text()

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.batches.pipeline import eval_examples
-from t5flan.data.config import DataConfig, InstructionConfig
+from t5flan.data.config import DataConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary

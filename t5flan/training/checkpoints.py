@@ -26,6 +26,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from t5flan.config.renames import current_settings
+from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 from t5flan.files import PathLike, write_json
 from t5flan.models.config import ModelConfig
@@ -73,8 +75,10 @@ def read_description(folder: PathLike) -> Description:
     path = checkpoint_root(folder) / DESCRIPTION
     try:
         fields = json.loads(path.read_text())
-        return Description(**fields | {'model': ModelConfig.from_dict(fields['model'])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        data = current_settings(DataConfig, fields.get('data', {}))  # older releases had other names
+        model = ModelConfig.from_dict(current_settings(ModelConfig, fields['model']))
+        return Description(**fields | {'model': model, 'data': data})
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not the description of a checkpoint ({error}).') from None
 
 

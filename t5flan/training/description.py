@@ -28,7 +28,7 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
         'too_long',
         'concatenate',
         'denoisers',
-        'blends',
+        'mixtures',
         'stages',
         'mixed_in',
     )

@@ -10,16 +10,16 @@ run killed at any moment resumes with the same numbers.
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.batches.pipeline import Position, TrainPipeline, eval_batches, merge_positions
+from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
+from t5flan.data.batches.streams import Position, merge_positions
 from t5flan.data.config import DataConfig
-from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
@@ -253,11 +253,8 @@ class Evaluator:
         self, config: EvaluationConfig, data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding
     ):
         self.every = config.every
-        self._config, self._vocabulary, self._sharding = config, vocabulary, sharding
-        self._data = dataclasses.replace(data, split=config.split, shuffle=False)
-        mixtures = [find_mixture(name, 'EvaluationConfig.tasks') for name in config.tasks]
-        tasks = [task.name for mixture in mixtures for task in (getattr(mixture, 'tasks', None) or [mixture])]
-        self._tasks = list(dict.fromkeys(tasks))
+        self._batches, self._sharding = config.batches, sharding
+        self._held_out = HeldOut(dataclasses.replace(data, split=config.split), vocabulary, config.tasks)
 
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The measurements of `state`.
@@ -265,29 +262,27 @@ class Evaluator:
         Raises:
             UserError: the split holds no target tokens.
         """
-        measured = self._measure(trainer, state, self._data, '')
-        for task in self._tasks:
-            data = dataclasses.replace(self._data, mixture=task, stages=(), mixed_in={})
-            measured |= self._measure(trainer, state, data, f'/{task}')
+        measured = self._measure(trainer, state, None)
+        for task in self._held_out.tasks:
+            measured |= self._measure(trainer, state, task)
         return measured
 
-    def _measure(self, trainer: Trainer, state: TrainState, data: DataConfig, suffix: str) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, state: TrainState, task: str | None) -> dict[str, float]:
+        data = self._held_out.config
+        rows = sharding_lib.host_rows(self._sharding, data.batch_size)
         totals: dict[str, float] = {}
-        for _, batch in zip(range(self._config.batches), self._batches(data)):
-            for name, value in jax.device_get(trainer.eval_step(state.model, batch)).items():
+        for _, batch in zip(range(self._batches), self._held_out.batches(task)):
+            host_batch = {name: x[rows] for name, x in batch.items()}
+            placed = sharding_lib.put_batch(self._sharding, host_batch, data.batch_size)
+            for name, value in jax.device_get(trainer.eval_step(state.model, placed)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         if not totals.get('tokens'):
             raise UserError(
-                f'split {data.split!r} of {data.mixture!r} has no tokens to evaluate. '
+                f'split {data.split!r} of {task or data.mixture!r} has no tokens to evaluate. '
                 'Set EvaluationConfig.split, or EvaluationConfig.every = 0.'
             )
+        suffix = f'/{task}' if task else ''
         return {f'eval/{name}{suffix}': totals[name] / totals['tokens'] for name in ('loss', 'accuracy')}
-
-    def _batches(self, data: DataConfig) -> Iterator[dict[str, jax.Array]]:
-        rows = sharding_lib.host_rows(self._sharding, data.batch_size)
-        for batch in eval_batches(data, self._vocabulary):
-            host_batch = {name: x[rows] for name, x in batch.items()}
-            yield sharding_lib.put_batch(self._sharding, host_batch, data.batch_size)
 
 
 def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:

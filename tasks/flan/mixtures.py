@@ -43,7 +43,7 @@ def register(skip_broken: bool = False) -> None:
     known = set(seqio.TaskRegistry.names())
     for dataset in table.datasets:
         if dataset.task not in known:
-            with broken.leaving_out(dataset.task, skip_broken):
+            with broken.skip_on_error(dataset.task, skip_broken):
                 register_task(dataset)
                 known.add(dataset.task)
     for name, submixture in table.submixtures.items():

@@ -1,4 +1,4 @@
-"""Every gin file reads; every run file and example says what it is for, how to run it, on what, how long, and what comes out."""
+"""gin/: every file can be read, and the header of every run file and example is complete and its command works."""
 
 import re
 
@@ -48,10 +48,10 @@ def header(name: str) -> str:
 
 
 def required_macros(name: str) -> set[str]:
-    """Macros of a file and of what it includes that nothing in them defines."""
+    """Macros of a file and its includes that none of them defines."""
     settings = configurables.parse([name])
     missing = set()
-    for kind in (kind for kind in configurables.CONFIGURABLES.values() if settings.gives(kind)):
+    for kind in (kind for kind in configurables.CONFIGURABLES.values() if settings.binds(kind)):
         try:
             settings.read(kind)
         except UsageError as error:
@@ -65,17 +65,17 @@ def test_there_are_files_of_every_kind():
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_a_model_file_is_a_whole_model_and_nothing_else(name):
+def test_a_model_file_is_a_complete_model_and_nothing_else(name):
     settings = configurables.parse([name])
     settings.read(ModelConfig)
-    assert [kind for kind in configurables.CONFIGURABLES.values() if settings.gives(kind)] == [ModelConfig]
+    assert [kind for kind in configurables.CONFIGURABLES.values() if settings.binds(kind)] == [ModelConfig]
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_a_run_file_reads_with_what_it_requires(name, tmp_path):
+def test_a_run_file_can_be_read_with_what_it_requires(name, tmp_path):
     given = [f'{macro}={REQUIRED[macro]}' for macro in required_macros(name)]
     model = (
-        [] if configurables.parse([name]).gives(ModelConfig, 'architecture') else ['models/tiny_encoder_decoder.gin']
+        [] if configurables.parse([name]).binds(ModelConfig, 'architecture') else ['models/tiny_encoder_decoder.gin']
     )
     settings = configurables.parse([*model, name], given)
     values = settings.read_all(EVERYTHING)
@@ -84,28 +84,28 @@ def test_a_run_file_reads_with_what_it_requires(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_a_run_file_says_what_it_is(name):
+def test_a_run_file_has_a_complete_header(name):
     text = header(name)
     found = re.findall(r'^(\w+):  +(\S.*)$', text, re.MULTILINE)
     assert [heading for heading, _ in found][:6] == list(HEADINGS), (
-        f'{name} must say, in this order: {", ".join(HEADINGS)}'
+        f'the header of {name} must have, in this order: {", ".join(HEADINGS)}'
     )
     assert all(words.rstrip('.') not in ('TIME', 'EXPECTED', 'TODO') for _, words in found), (
-        f'{name} has a heading not filled in'
+        f'{name} has an unfinished heading'
     )
     command = text[text.index('Command:') : text.index('Hardware:')]
     assert 't5flan ' in command and name.removesuffix('.gin') in command or 'quickstart' in name
     required = text[text.index('Required:') :]
     macros = required_macros(name)
     if 'INITIALIZE_FROM' in macros:
-        macros -= {'VOCABULARY'}  # that of the folder
+        macros -= {'VOCABULARY'}  # the folder's
     for macro in macros:
-        assert macro in required, f'{name} requires {macro}; its header must say so'
+        assert macro in required, f'{name} requires {macro}, which its header does not list'
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_the_command_of_a_run_file_gives_what_is_required(name):
-    """The command in the header, with its settings, reads; nothing it names is misspelt."""
+def test_the_command_of_a_run_file_sets_what_is_required(name):
+    """The settings of the command in the header can be read: no name is misspelled."""
     text = header(name)
     command = ' '.join(text[text.index('Command:') : text.index('Hardware:')].split())
     files = re.findall(r'--gin_file=(\S+)', command)
@@ -113,6 +113,6 @@ def test_the_command_of_a_run_file_gives_what_is_required(name):
     assert files
     settings = configurables.parse(files, [binding.replace("'", '') for binding in bindings])
     started = settings.read(CheckpointConfig).initialize_from is not None
-    if started:  # model and vocabulary of that folder
-        settings.offer(DataConfig, {'vocabulary': 'runs/old/vocabulary'}, 'checkpoint')
+    if started:  # the folder has model and vocabulary
+        settings.set_defaults(DataConfig, {'vocabulary': 'runs/old/vocabulary'}, 'checkpoint')
     settings.read_all([kind for kind in EVERYTHING if not (started and kind is ModelConfig)])

@@ -1,4 +1,4 @@
-"""Gin in, dataclasses out: every rule of reading, and every wrong name or value in one line."""
+"""t5flan/config/: every rule for reading gin, and a one-line error for every wrong name or value."""
 
 import dataclasses
 import json
@@ -9,7 +9,9 @@ import pytest
 
 from t5flan import configurables
 from t5flan.config import gin_files
-from t5flan.data.config import DataConfig, FileTask, InstructionConfig
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import FileTask
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.errors import UsageError, UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
@@ -32,7 +34,7 @@ INPUTS = 16
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a gin file into the current folder and gives its name."""
+    """Writes a gin file into the current folder and returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(text: str, name: str = 'run.gin') -> str:
@@ -56,7 +58,7 @@ def test_reads_files_then_bindings(write):
     assert settings.read(DataConfig) == DataConfig(
         mixture='practice', batch_size=64, feature_lengths={'inputs': 16, 'targets': 8}, vocabulary='bytes'
     )
-    assert settings.gives(DataConfig) and settings.gives(RunConfig, 'seed') and not settings.gives(ModelConfig)
+    assert settings.binds(DataConfig) and settings.binds(RunConfig, 'seed') and not settings.binds(ModelConfig)
 
 
 def test_a_later_file_wins(write):
@@ -67,7 +69,7 @@ def test_a_later_file_wins(write):
 @pytest.mark.parametrize(
     'binding, value',
     [
-        ('DataConfig.mixture=007', '007'),  # a str stays what was typed
+        ('DataConfig.mixture=007', '007'),  # a str stays as typed
         ('DataConfig.mixture=True', 'True'),
         ('DataConfig.mixture=gs://bucket/a b#c/*.jsonl', 'gs://bucket/a b#c/*.jsonl'),
         ("DataConfig.mixture='quoted'", 'quoted'),
@@ -92,7 +94,7 @@ def test_a_later_file_wins(write):
         ("MeshConfig.rules=[('embed', None)]", (('embed', None),)),
     ],
 )
-def test_bare_words_become_what_the_field_wants(binding, value):
+def test_bare_words_are_read_as_the_field_requires(binding, value):
     base = [
         'STEPS=5',
         'RunConfig.steps=%STEPS',
@@ -111,13 +113,13 @@ def test_bare_words_become_what_the_field_wants(binding, value):
     assert given == value and type(given) is type(value)
 
 
-def test_one_macro_serves_a_str_and_an_int(write):
+def test_one_macro_sets_a_str_and_an_int(write):
     name = write('RunConfig.steps = %N\nCheckpointConfig.initialize_from = %N\n')
     settings = configurables.parse([name], ['N=7'])
     assert settings.read(RunConfig).steps == 7 and settings.read(CheckpointConfig).initialize_from == '7'
 
 
-def test_scopes_make_several_of_one_kind(write):
+def test_scopes_give_several_objects_of_one_class(write):
     name = write("""
         DataConfig.mixture = 'file_tasks'
         DataConfig.batch_size = 2
@@ -135,7 +137,7 @@ def test_scopes_make_several_of_one_kind(write):
     assert tasks == (FileTask('a', 'a.jsonl', input_field='question'), FileTask('b', 'b.tsv', input_field='text'))
 
 
-def test_settings_inside_settings_are_read_by_their_own_name(write, tmp_path):
+def test_nested_settings_are_read_from_their_own_bindings(write, tmp_path):
     base = [
         'DataConfig.mixture=m',
         'DataConfig.batch_size=2',
@@ -159,7 +161,7 @@ def test_settings_inside_settings_are_read_by_their_own_name(write, tmp_path):
 @pytest.mark.parametrize(
     'given, paths', [('a.json', ('a.json',)), ("['a.json', 'b']", ('a.json', 'b')), ('None', ()), ('[]', ())]
 )
-def test_one_path_or_several(given, paths):
+def test_one_path_or_a_list_of_paths(given, paths):
     settings = configurables.parse(
         [],
         [
@@ -185,7 +187,7 @@ def test_finds_files_here_and_in_the_package(write, monkeypatch, tmp_path):
     write("include 'base'\ninclude 'models/tiny.gin'\nRunConfig.steps = 1\n", 'mine.gin')
     for name in ('mine', 'mine.gin', str(tmp_path / 'mine.gin'), str(tmp_path / 'mine')):
         assert configurables.parse([name]).read(RunConfig).seed == 8
-    write('RunConfig.seed = 9\n', 'base.gin')  # the file here goes before the packaged one
+    write('RunConfig.seed = 9\n', 'base.gin')  # a file in the current folder comes before a packaged one
     assert configurables.parse(['base'], ['RunConfig.steps=1']).read(RunConfig).seed == 9
 
 
@@ -193,23 +195,23 @@ def test_finds_files_here_and_in_the_package(write, monkeypatch, tmp_path):
     'text, expected',
     [
         ('A = 3\nB 4\n', "run.gin:2: not gin: Couldn't parse statement"),
-        ('A = 3\nB = foo\n', 'run.gin:2: not gin: foo is no number'),
+        ('A = 3\nB = foo\n', 'run.gin:2: not gin: foo is not a value, expected a number'),
         ('A = [3,\n', 'run.gin:1: not gin: '),
         ("A = 'open\n", 'run.gin:1: not gin: '),
-        ('import os\n', 'run.gin:1: t5flan reads no import from gin'),
+        ('import os\n', 'run.gin:1: gin imports are not supported'),
         ("include 'absent'\n", 'run.gin:1: there is no gin file absent'),
         ("include 'run'\n", 'includes itself'),
         ('\nRunConfig.step = 3\n', 'run.gin:2: there is no setting RunConfig.step: did you mean RunConfig.steps?'),
         ('RunConfg.steps = 3\n', 'run.gin:1: there is no setting RunConfg.steps: did you mean RunConfig.steps?'),
         ('DataConfig.file_tasks = [@FileTsk()]\n', 'run.gin:1: there is no @FileTsk: did you mean @FileTask()?'),
-        ('DataConfig.file_tasks = [@FileTask]\n', 'run.gin:1: write @FileTask() with brackets'),
+        ('DataConfig.file_tasks = [@FileTask]\n', 'run.gin:1: write @FileTask() with parentheses'),
     ],
 )
-def test_a_wrong_file_is_one_line_with_its_place(write, text, expected):
+def test_an_error_in_a_file_is_one_line_with_its_place(write, text, expected):
     assert expected in error_of(lambda: configurables.parse([write(text)]))
 
 
-def test_an_absent_file_names_the_nearest(write):
+def test_a_missing_file_suggests_the_nearest(write):
     write('', 'finetune_mine.gin')
     assert 'did you mean finetune_mine.gin?' in error_of(lambda: configurables.parse(['finetune_mien']))
 
@@ -225,7 +227,7 @@ def test_a_file_that_is_not_text(write, tmp_path):
 @pytest.mark.parametrize(
     'binding, expected',
     [
-        ('STEP=3', 'there is no setting STEP: did you mean STEPS?; no value in run.gin takes it'),
+        ('STEP=3', 'there is no setting STEP: did you mean STEPS?; no value in run.gin uses it'),
         ('batch_size=3', 'did you mean BATCH_SIZE?'),
         ('ModelConfig.embdim=3', 'there is no setting ModelConfig.embdim: did you mean ModelConfig.emb_dim?'),
         ('Modelconfig.emb_dim=3', 'did you mean ModelConfig.emb_dim?'),
@@ -234,11 +236,11 @@ def test_a_file_that_is_not_text(write, tmp_path):
         ('A B=3', '--gin.A B is not a setting'),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(write, binding, expected):
+def test_an_unknown_name_suggests_the_nearest(write, binding, expected):
     assert expected in error_of(lambda: configurables.parse([write(RUN)], [binding]))
 
 
-def test_a_macro_that_nothing_takes_is_unknown(write):
+def test_an_unused_macro_is_an_error(write):
     name = write('UNUSED = 3\n')
     assert 'there is no setting UNUSED' in error_of(lambda: configurables.parse([name], ['UNUSED=4']))
     assert 'no --gin_file was given' in error_of(lambda: configurables.parse([], ['STEPS=4']))
@@ -263,7 +265,7 @@ def test_a_macro_that_nothing_takes_is_unknown(write):
         ('CheckpointConfig.initialize_from=@FileTask()', 'expected str or None'),
     ],
 )
-def test_a_wrong_type_says_what_was_given_and_expected(write, binding, expected):
+def test_a_type_error_reports_the_value_and_the_expected_type(write, binding, expected):
     key = binding.partition('=')[0]
     name = key.partition('.')[0] if '.' in key else 'RunConfig'
     settings = configurables.parse([write(RUN)], ['MIXTURE=m', 'FileTask.name=f', 'FileTask.train=f', binding])
@@ -279,13 +281,13 @@ def test_a_missing_setting_names_itself_and_the_flag(write):
     )
 
 
-def test_all_that_is_missing_is_told_at_once(write):
+def test_all_missing_settings_are_reported_at_once(write):
     message = error_of(lambda: configurables.parse([write(RUN)]).read_all([RunConfig, DataConfig], 'train'))
     assert message.endswith('set --gin.STEPS=N --gin.MIXTURE=NAME')
     assert 'RunConfig.steps' in message and 'DataConfig.mixture' in message
 
 
-def test_an_undefined_macro_names_the_nearest(write):
+def test_an_undefined_macro_suggests_the_nearest(write):
     name = write('RunConfig.steps = %STEP\nSTEPS = 3\n')
     assert '(taken from STEP in run.gin:1; did you mean STEPS?)' in error_of(
         lambda: configurables.parse([name]).read(RunConfig)
@@ -297,7 +299,7 @@ def test_a_macro_defined_by_itself(write):
     assert 'A is defined by itself' in error_of(lambda: configurables.parse([name]).read(OptimizerConfig))
 
 
-def test_what_a_dataclass_refuses_passes_as_it_is():
+def test_an_error_of_a_dataclass_is_passed_on():
     message = error_of(lambda: configurables.parse([], ['MeshConfig.data=0']).read(MeshConfig), UserError)
     with pytest.raises(UserError) as direct:
         MeshConfig(data=0)
@@ -329,7 +331,7 @@ def test_operative_config_reads_back_and_keeps_macros(write):
     assert more.read(RunConfig).steps == 200 and more.read(DataConfig).feature_lengths['inputs'] == 4
 
 
-def test_every_setting_of_the_rooms_is_known():
+def test_every_settings_class_is_known():
     assert {'ModelConfig', 'DataConfig', 'FileTask', 'OptimizerConfig', 'RunConfig'} <= set(configurables.CONFIGURABLES)
     for kind in configurables.CONFIGURABLES.values():
         assert kind.__dataclass_params__.frozen, f'{kind.__name__} must be frozen'
@@ -339,7 +341,8 @@ def test_every_setting_of_the_rooms_is_known():
 
 def test_reading_settings_imports_nothing_heavy():
     code = (
-        "import sys; from t5flan import configurables; configurables.parse([], ['RunConfig.steps=1']).read(configurables.CONFIGURABLES['RunConfig']);"
+        "import sys; from t5flan import configurables; settings = configurables.parse([], ['RunConfig.steps=1']);"
+        "settings.read(configurables.CONFIGURABLES['RunConfig']);"
         "print([m for m in ('jax', 'flax', 'tensorflow', 'seqio', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -349,7 +352,7 @@ def test_reading_settings_imports_nothing_heavy():
 # -- A run that starts from a checkpoint folder ---------------------------------------------------------------------
 
 
-def test_a_checkpoint_folder_offers_what_gin_does_not_give(write, tmp_path):
+def test_a_checkpoint_folder_sets_what_gin_does_not(write, tmp_path):
     shape = {
         'architecture': 'decoder_only',
         'vocab_size': 384,
@@ -372,12 +375,12 @@ def test_a_checkpoint_folder_offers_what_gin_does_not_give(write, tmp_path):
         DataConfig.vocabulary = %VOCABULARY
     """)
     for folder in ('old', 'old/checkpoints/100'):
-        origin, offered = configurables.checkpoint_settings(folder)
+        origin, found = configurables.checkpoint_settings(folder)
         assert origin == 'old/t5flan.json'
         settings = configurables.parse([name])
         assert not settings.can_read(ModelConfig) and not settings.can_read(DataConfig)
-        for kind, fields in offered.items():
-            settings.offer(kind, fields, origin)
+        for kind, fields in found.items():
+            settings.set_defaults(kind, fields, origin)
         assert settings.read(ModelConfig) == ModelConfig(**shape | {'dropout_rate': 0.1})
         assert (
             settings.read(DataConfig).vocabulary == 'old/vocabulary' and settings.read(DataConfig).format == 'causal_lm'

@@ -170,12 +170,12 @@ def test_a_cache_that_does_not_fit_is_one_line(data, cached, tmp_path):
     config = dataclasses.replace(data, cache=str(tmp_path), mixture=first.name)
     info = json.loads((tmp_path / first.name / 'info.json').read_text())
     (tmp_path / first.name / 'train.array_record-00001-of-00003').unlink()
-    check_error(config, 'train.array_record-00001-of-00003 is missing: the cache is not whole')
+    check_error(config, 'train.array_record-00001-of-00003 is missing: the cache is incomplete')
     info['made_with']['preprocessors'] = ['other()']
     (tmp_path / first.name / 'info.json').write_text(json.dumps(info))
-    check_error(config, r"cached with another preprocessor \(\['other\(\)'\]\)")
+    check_error(config, r"cached with other preprocessors \(\['other\(\)'\]\)")
     (tmp_path / first.name / 'info.json').write_text('{"version": 99}')
-    check_error(config, 'info.json is not of this version of `t5flan cache`')
+    check_error(config, 'info.json was not written by this version of `t5flan cache`')
 
 
 def test_caching_needs_beam_and_a_placeholder_in_the_task(data, tmp_path):

@@ -1,9 +1,11 @@
-"""t5flan/data/config.py: a wrong setting is named, with the gin setting that mends it."""
+"""The settings of t5flan/data: an error names the wrong setting and how to fix it."""
 
 import pytest
 
-from t5flan.data.config import Blend, DataConfig, FileTask, InstructionConfig
-from t5flan.data.corpus_config import TextFiles
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import FileTask, TextFiles
+from t5flan.data.instruction_config import InstructionConfig
+from t5flan.data.mixture_config import Mixture
 from t5flan.errors import UserError
 
 GIVEN = dict(mixture='m', batch_size=24, feature_lengths={'inputs': 8, 'targets': 4}, vocabulary='bytes')
@@ -33,10 +35,7 @@ def test_wrong_settings(wrong, setting):
 @pytest.mark.parametrize(
     'make',
     [
-        lambda: FileTask(
-            name='a',
-            train='',
-        ),
+        lambda: FileTask(name='a', train=''),
         lambda: FileTask(name='a', train='x', held_out=1.5),
         lambda: FileTask(name='a', train='x', rate=0),
         lambda: TextFiles(name='a', train='x', unit='word'),
@@ -65,7 +64,7 @@ def test_wrong_instructions(wrong, setting):
     assert '\n' not in str(error.value) and 'Set ' in str(error.value)
 
 
-def test_one_path_or_several_become_a_tuple():
+def test_one_path_or_a_list_becomes_a_tuple():
     assert DataConfig(**GIVEN).cot == () and DataConfig(**GIVEN, chat='a.json').chat == ('a.json',)
     assert DataConfig(**GIVEN, cot=['a', 'b']).cot == ('a', 'b')
     with pytest.raises(UserError, match='DataConfig.cot'):
@@ -80,7 +79,7 @@ def test_streams_divide_the_batch():
     assert DataConfig(**GIVEN, streams=12).stream_count == 12
 
 
-def test_a_plain_language_model_needs_targets_alone():
+def test_a_plain_language_model_needs_only_targets():
     config = DataConfig(**GIVEN | {'format': 'causal_lm', 'feature_lengths': {'targets': 8}})
     assert config.feature_lengths == {'targets': 8}
 
@@ -88,16 +87,16 @@ def test_a_plain_language_model_needs_targets_alone():
 @pytest.mark.parametrize(
     'wrong,setting',
     [
-        ({'shares': {'a': 1}, 'by_examples': ('b',)}, "Blend 'x' has both shares and by_examples"),
-        ({}, "Blend 'x' has neither shares nor by_examples"),
-        ({'shares': {'a': 0}}, r"Blend.shares\['a'\]=0 of 'x' must be above 0"),
-        ({'by_examples': ('a',), 'cap': 0}, 'Blend.cap=0, expected an integer of 1 or more'),
-        ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Blend.caps\['a'\]=0"),
-        ({'shares': {'a': 1}, 'cap': 5}, 'has shares, which know no cap'),
-        ({'by_examples': ('a',), 'temperature': 0}, 'Blend.temperature=0'),
+        ({'rates': {'a': 1}, 'by_examples': ('b',)}, "Mixture 'x' has both rates and by_examples"),
+        ({}, "Mixture 'x' has neither rates nor by_examples"),
+        ({'rates': {'a': 0}}, r"Mixture.rates\['a'\]=0 of 'x', expected a number above 0"),
+        ({'by_examples': ('a',), 'cap': 0}, 'Mixture.cap=0, expected an integer of 1 or more'),
+        ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Mixture.caps\['a'\]=0"),
+        ({'rates': {'a': 1}, 'cap': 5}, 'has rates, which take no cap'),
+        ({'by_examples': ('a',), 'temperature': 0}, 'Mixture.temperature=0'),
     ],
 )
-def test_wrong_blends(wrong, setting):
+def test_wrong_mixtures(wrong, setting):
     with pytest.raises(UserError, match=setting) as error:
-        Blend('x', **wrong)
+        Mixture('x', **wrong)
     assert '\n' not in str(error.value) and 'Set ' in str(error.value)

@@ -1,4 +1,4 @@
-"""t5flan/reporting/mixture_report.py: what `t5flan mixture` says."""
+"""t5flan/reporting/mixture_report.py: the table of `t5flan mixture`."""
 
 import json
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import seqio
 
-from t5flan.data import skipped as broken
-from t5flan.data.config import Blend, DataConfig, Stage
+from t5flan.data import skipped
+from t5flan.data.config import DataConfig
+from t5flan.data.mixture_config import Mixture, Stage
 from t5flan.data.mixtures.registration import register
 from t5flan.data.preprocessing.examples import example_fn
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS
@@ -21,7 +22,7 @@ from t5flan.tasks import register_all
 from tests.data.preprocessing.spans import corrupt
 
 
-def test_the_numbers_are_those_of_the_examples(tmp_path, capsys):
+def test_the_numbers_match_the_examples(tmp_path, capsys):
     for name, size in (('describe_short', 3), ('describe_long', 12)):
         records = [{'inputs': name[-5] * size, 'targets': 'b' * (i % 2 + 1)} for i in range(10)]
         seqio.TaskRegistry.add(
@@ -51,14 +52,14 @@ def test_the_numbers_are_those_of_the_examples(tmp_path, capsys):
 
 @example_fn
 def every_other(example, context):
-    """A variant, and loss on the last letter of the targets alone."""
+    """A variant, with loss only on the last letter of the targets."""
     few = context.rng.random() < 0.5
     weights = np.zeros(len(example['targets']), np.float32)
     weights[-1] = 1
     return {**example, 'variant': 'few-shot, options' if few else 'zero-shot, options', LOSS_WEIGHTS: weights}
 
 
-def test_caps_variants_and_what_carries_loss(capsys):
+def test_caps_variants_and_loss_weights(capsys):
     for name, size in (('describe_big', 300), ('describe_tiny', 2)):
         records = [{'inputs': f'question {i}', 'targets': 'ab'} for i in range(size)]
         seqio.TaskRegistry.add(
@@ -67,8 +68,8 @@ def test_caps_variants_and_what_carries_loss(capsys):
             preprocessors=[tokenize, every_other],
             output_features=text_features(),
         )
-    register([Blend('describe_blend', by_examples=('describe_big', 'describe_tiny'), cap=18)])
-    settings = DataConfig('describe_blend', 4, {'inputs': 32, 'targets': 8}, 'bytes')
+    register([Mixture('describe_mixed', by_examples=('describe_big', 'describe_tiny'), cap=18)])
+    settings = DataConfig('describe_mixed', 4, {'inputs': 32, 'targets': 8}, 'bytes')
     made = describe.main(settings)
     big, tiny = made['tasks']
     assert (big['records'], big['cap'], big['rate'], big['sampled']) == (300, 18, 0.9, 100)
@@ -83,25 +84,25 @@ def test_caps_variants_and_what_carries_loss(capsys):
 
 def test_stages_have_a_rate_each():
     settings = DataConfig(
-        'describe_big', 4, {'inputs': 32, 'targets': 8}, 'bytes', stages=(Stage('describe_tiny', 50, former=0.25),)
+        'describe_big', 4, {'inputs': 32, 'targets': 8}, 'bytes', stages=(Stage('describe_tiny', 50, previous=0.25),)
     )
     made = describe.main(settings)
-    assert [stage['begins'] for stage in made['stages']] == [0, 50]
+    assert [stage['start_step'] for stage in made['stages']] == [0, 50]
     assert [(row['task'], row['rates']) for row in made['tasks']] == [
         ('describe_big', [1.0, 0.25]),
         ('describe_tiny', [0.0, 0.75]),
     ]
 
 
-def test_a_broken_task_is_left_out_where_that_is_asked(capsys):
+def test_a_broken_task_is_skipped_with_skip_broken(capsys):
     @example_fn
-    def wants_a_field(example, context):
-        raise UserError("task describe_bad: no field 'premise'. Mend the mapping.")
+    def requires_a_field(example, context):
+        raise UserError("task describe_bad: no field 'premise'. Fix the mapping.")
 
     seqio.TaskRegistry.add(
         'describe_bad',
         source=IndexedSource({'train': [{'inputs': 'a', 'targets': 'b'}]}),
-        preprocessors=[wants_a_field],
+        preprocessors=[requires_a_field],
         output_features=text_features(),
     )
     seqio.MixtureRegistry.add('describe_with_bad', [('describe_bad', 1), ('describe_tiny', 1)])
@@ -111,7 +112,7 @@ def test_a_broken_task_is_left_out_where_that_is_asked(capsys):
     made = describe.main(DataConfig('describe_with_bad', 4, {'inputs': 32, 'targets': 8}, 'bytes', skip_broken=True))
     assert [(row['task'], row['rate']) for row in made['tasks']] == [('describe_tiny', 1.0)]
     assert (
-        "1 task left out (skip_broken):\n  describe_bad: task describe_bad: no field 'premise'"
+        "1 task skipped (skip_broken):\n  describe_bad: task describe_bad: no field 'premise'"
         in capsys.readouterr().out
     )
 
@@ -130,14 +131,14 @@ def test_without_a_sample_nothing_is_read(tmp_path, capsys):
         )
     register(
         [
-            Blend(
+            Mixture(
                 'describe_unread',
                 by_examples=('describe_unread_a', 'describe_unread_b'),
                 caps={'describe_unread_a': 10},
             )
         ]
     )
-    broken.note('describe_unread', ['part_c: it is not here. Set C.'])
+    skipped.note('describe_unread', ['part_c: it is not here. Set C.'])
     made = describe.main(
         DataConfig('describe_unread', 4, {'inputs': 32, 'targets': 8}, 'bytes'), str(tmp_path / 'a.json'), sample=0
     )
@@ -148,7 +149,7 @@ def test_without_a_sample_nothing_is_read(tmp_path, capsys):
     assert made['examples'] == [] and made['tasks'][0]['input_tokens'] is None
     assert made['notes'] == {'describe_unread': ['part_c: it is not here. Set C.']}
     printed = capsys.readouterr().out
-    assert '25.00%' in printed and 'describe_unread is without:' in printed and 'part_c: it is not here' in printed
+    assert '25.00%' in printed and 'describe_unread lacks:' in printed and 'part_c: it is not here' in printed
 
 
 def test_denoisers_show_one_example_each_with_its_spans(capsys):
@@ -163,7 +164,7 @@ def test_denoisers_show_one_example_each_with_its_spans(capsys):
         rows['x_8_50']['target_share'] == pytest.approx(0.5, abs=0.02) and 0.15 < rows['r_3_15']['target_share'] < 0.2
     )
     assert rows['x_3_50']['few_sentinels'] > 0 and rows['r_3_15']['few_sentinels'] == 0, (
-        '100 sentinels are too few for 128 spans'
+        '100 sentinels do not suffice for 128 spans'
     )
     vocabulary = load_vocabulary('bytes', 100, settings.mode_tokens)
     for example in made['examples']:

@@ -8,7 +8,7 @@ import seqio
 
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.decoding.config import SAMPLING, Decoding

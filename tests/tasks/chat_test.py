@@ -10,7 +10,7 @@ from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.prompting.conversations import converse
-from t5flan.data.skipped import left_out
+from t5flan.data.skipped import skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
@@ -107,7 +107,7 @@ def test_skip_broken_skips_rows_that_are_not_conversations(tmp_path, monkeypatch
     path = write(tmp_path / 'chat_broken.json', [*rows(6), {'text': 'x'}, *rows(6, 6)])
     for _ in range(2):  # scanned, then from the stored index
         records = [chat.open_file(path, split, skip_broken=True) for split in ('train', 'validation')]
-        assert sum(map(len, records)) == 12 and f'{path} row 7' in left_out()
+        assert sum(map(len, records)) == 12 and f'{path} row 7' in skipped_tasks()
     assert len(list((tmp_path / 't5flan').glob('chat-2-1-*.npz'))) == 1
     write(tmp_path / 'chat_broken.json', rows(4))
     sizes = [len(chat.open_file(path, split, True)) for split in ('train', 'validation')]

@@ -8,7 +8,8 @@ import pytest
 import seqio
 
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
-from t5flan.data.config import DataConfig, InstructionConfig
+from t5flan.data.config import DataConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.vocabulary.byte_level import ByteVocabulary

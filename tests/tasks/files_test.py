@@ -6,7 +6,8 @@ import pytest
 import seqio
 
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
-from t5flan.data.config import DataConfig, FileTask
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import FileTask
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import files, register_all

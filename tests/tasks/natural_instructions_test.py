@@ -7,10 +7,11 @@ import pytest
 import seqio
 
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
-from t5flan.data.config import DataConfig, InstructionConfig, NaturalInstructionsConfig
+from t5flan.data.config import DataConfig
+from t5flan.data.instruction_config import InstructionConfig, NaturalInstructionsConfig
 from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.preprocessing.examples import Context
-from t5flan.data.skipped import left_out
+from t5flan.data.skipped import skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
@@ -95,7 +96,7 @@ def test_a_folder_becomes_tasks_splits_and_mixtures(tmp_path):
         ni.register(folder, NaturalInstructionsConfig(**settings))
         return sorted(task.name for task in seqio.MixtureRegistry.get('natural_instructions').tasks)
 
-    assert chosen(languages=('English',)) == ['ni_task1_a', 'ni_task2_a'] == chosen(without_categories=('Translation',))
+    assert chosen(languages=('English',)) == ['ni_task1_a', 'ni_task2_a'] == chosen(exclude_categories=('Translation',))
     assert (
         chosen(categories=('Translation',)) == ['ni_task3_a']
         and 'natural_instructions_train' not in seqio.MixtureRegistry.names()
@@ -231,7 +232,7 @@ def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, number, value,
     assert '\n' not in str(error.value)
     ni.register(folder, skip_broken=True)
     assert [task.name for task in seqio.MixtureRegistry.get('natural_instructions').tasks] == [f'ni_good{number}']
-    assert f'ni_bad{number}' in left_out()
+    assert f'ni_bad{number}' in skipped_tasks()
 
 
 def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):

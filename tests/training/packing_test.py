@@ -6,7 +6,7 @@ import pytest
 
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.batches.packing import Packer
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS, row_capacity, row_cost
 from t5flan.data.prompting.conversations import converse

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 from t5flan import tasks
-from t5flan.data.config import DataConfig, FileTask, InstructionConfig, Stage
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import FileTask
+from t5flan.data.instruction_config import InstructionConfig
+from t5flan.data.mixture_config import Mixture, Stage
+from t5flan.data.mixtures import stages
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
@@ -173,6 +177,33 @@ def test_the_workdir_of_another_run_is_refused(settings, six_steps, change, sett
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
 
+def test_a_run_saved_under_old_setting_names_resumes_with_the_same_bits(tmp_path, settings):
+    """t5flan.json as written before 0.2: `blends`, and stages with `begins` and `former`."""
+    task = settings['data'].mixture
+    mixtures = (Mixture('old_names', by_examples=(task,)),)
+    changed = {'mixture': 'old_names', 'mixtures': mixtures, 'stages': (Stage(task, start_step=3, previous=0.5),)}
+    changed = {'data': dataclasses.replace(settings['data'], **changed), 'run': SIX_STEPS}
+    tasks.register_all(changed['data'])
+    whole = train(str(tmp_path / 'whole'), **settings | changed)
+    workdir = shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
+    shutil.rmtree(workdir / 'checkpoints' / '6')
+    path = workdir / 't5flan.json'
+    old = json.loads(path.read_text())
+    [mixture] = old['data'].pop('mixtures')
+    mixture |= {'shares': mixture.pop('rates'), 'without': mixture.pop('exclude')}
+    old['data']['blends'] = [mixture]
+    old['data']['stages'] = [{'mixture': task, 'begins': 3, 'former': 0.5}]
+    path.write_text(json.dumps(old))
+    parts = train(str(workdir), **settings | changed)
+    assert losses(workdir) == losses(tmp_path / 'whole')
+    assert_same_bits(whole, parts)
+    assert json.loads(path.read_text())['data']['stages'] == [{'mixture': task, 'start_step': 3, 'previous': 0.5}]
+    old['data']['stages'][0]['begins'] = 4
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"DataConfig\.stages=.*'start_step': 4.*given is .*'start_step': 3"):
+        train(str(workdir), **settings | changed)
+
+
 def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path, settings):
     with pytest.raises(UserError, match=r'ModelConfig\.vocab_size=128'):
         train(str(tmp_path), **settings | {'model': dataclasses.replace(MODEL, vocab_size=128)})
@@ -192,10 +223,13 @@ def test_a_length_that_does_not_divide_over_the_mesh_is_refused_before_anything_
     assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_every_task_is_evaluated_separately(tmp_path, settings):
+def test_every_task_is_evaluated_separately_and_opened_once(tmp_path, settings, monkeypatch):
     mixture = settings['data'].mixture
     evaluation = EvaluationConfig(every=2, batches=1, tasks=(mixture,))
-    train(str(tmp_path), **settings | {'run': RunConfig(steps=2), 'evaluation': evaluation})
+    opened, open_task = [], stages._open
+    monkeypatch.setattr(stages, '_open', lambda task, *rest: opened.append(task.name) or open_task(task, *rest))
+    train(str(tmp_path), **settings | {'run': RunConfig(steps=4), 'evaluation': evaluation})
+    assert opened == [mixture, mixture], 'once for training, once for the evaluation split'
     measured = next(row for row in read_metrics(tmp_path) if 'eval/loss' in row)
     names = [task.name for task in getattr(find_mixture(mixture), 'tasks', None) or [find_mixture(mixture)]]
     assert {name for name in measured if name.startswith('eval/loss/')} == {f'eval/loss/{name}' for name in names}

@@ -1,1 +1,1 @@
-"""Examples to batches: packing, feature converters, the pipeline."""
+"""Examples -> batches: streams, packing, feature converters and the pipeline."""

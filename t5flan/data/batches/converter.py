@@ -1,6 +1,6 @@
-"""Feature converters: examples of 'inputs' and 'targets' -> the arrays the models read (T5X's names).
+"""Feature converters: examples of 'inputs' and 'targets' -> the arrays that the models read, under T5X's names.
 
-An encoder-decoder, worked: two examples packed into one row, feature lengths {'inputs': 7, 'targets': 6}
+Encoder-decoder example: two examples packed into one row, feature lengths {'inputs': 7, 'targets': 6}
 
     inputs [7, 8, 1] and [5, 1], targets [3, 9, 1] and [4, 1]
 
@@ -10,7 +10,7 @@ An encoder-decoder, worked: two examples packed into one row, feature lengths {'
                                               decoder_segment_ids     1 1 1 2 2 0
                                               decoder_positions       0 1 2 0 1 0
 
-A prefix LM, worked: inputs [9, 4, 1], targets [3, 1] in a row of 7 (as SeqIO's PrefixLMFeatureConverter)
+Prefix LM example: inputs [9, 4, 1], targets [3, 1] in a row of 7 (as SeqIO's PrefixLMFeatureConverter)
 
     decoder_target_tokens     9 4 1 3 1 0 0
     decoder_input_tokens      0 9 4 1 3 0 0
@@ -21,8 +21,8 @@ A prefix LM, worked: inputs [9, 4, 1], targets [3, 1] in a row of 7 (as SeqIO's 
 
 A causal LM is the same without decoder_causal_attention; its examples may have no inputs.
 
-An example may say which of its targets carry loss: 'targets_loss_weights', float32 [T], one number a target (a conversation,
-where the user's turns carry none). Without it every target does.
+An example may give its targets loss weights, 'targets_loss_weights', float32 [T] (in a conversation, the user's turns
+have weight 0). Without them, every target has weight 1.
 
     targets [3, 1, 6, 1, 4, 1]   targets_loss_weights [1, 1, 0, 0, 1, 1]   decoder_loss_weights 1 1 0 0 1 1
 """
@@ -40,12 +40,15 @@ Batch = dict[str, np.ndarray]
 def make_batch(
     format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[Example]], packed: bool, start_id: int = 0
 ) -> Batch:
-    """The model features of rows of examples. int32 [B, S] and [B, T]; decoder_loss_weights float32.
+    """Converts rows of examples to model features.
 
     Args:
-        rows: the examples of each row, in order; a row without examples is padding, with no loss.
+        rows: the examples of each row, in order; a row without examples is padding, without loss.
         packed: whether an encoder-decoder gets segment ids and positions (a decoder-only model always does).
-        start_id: what the decoder reads first; the vocabulary's.
+        start_id: the first token that the decoder reads; the vocabulary's.
+
+    Returns:
+        int32 [B, S] and [B, T]; decoder_loss_weights is float32.
     """
     capacity = row_capacity(format, lengths)
     if format == 'encoder_decoder':
@@ -64,7 +67,7 @@ def make_batch(
         [[np.concatenate([example.get('inputs', NO_TOKENS), example['targets']]) for example in row] for row in rows],
         capacity[0],
     )
-    prefixes = np.zeros_like(tokens)  # inputs of the example that each position belongs to
+    prefixes = np.zeros_like(tokens)  # number of inputs of the example at each position
     for b, row in enumerate(rows):
         start = 0
         for example in row:
@@ -79,17 +82,17 @@ def make_batch(
     }
     batch['decoder_loss_weights'] = _loss_weights(rows, real & (positions >= prefixes), inputs_too=True)
     if format == 'prefix_lm':
-        # One more than the inputs: position p reads the token before it, so the last of the inputs is read at p = prefix.
+        # One more than the inputs: position p reads the token before it, so it reads the last input at p = prefix.
         batch['decoder_causal_attention'] = (real & (positions <= prefixes) & (prefixes > 0)).astype(np.int32)
     return batch
 
 
 def _loss_weights(rows: Sequence[Sequence[Example]], targets_BT: np.ndarray, inputs_too: bool) -> np.ndarray:
-    """1 on the targets, or what their example gives them. [B, T] float32
+    """1 on the targets, or their example's loss weights. [B, T] float32.
 
     Args:
-        targets_BT: where a position is a target.
-        inputs_too: whether an example's inputs stand in the row before its targets.
+        targets_BT: whether each position is a target.
+        inputs_too: whether the row has an example's inputs before its targets.
     """
     weights_BT = targets_BT.astype(np.float32)
     for b, row in enumerate(rows):
@@ -106,7 +109,7 @@ def _loss_weights(rows: Sequence[Sequence[Example]], targets_BT: np.ndarray, inp
 
 
 def _decoder(tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray, start_id: int) -> Batch:
-    """Targets, and the decoder's inputs: the targets one later, from the start token in every segment."""
+    """The targets, and the decoder's inputs: the targets shifted right, with the start token first in each segment."""
     shifted = np.zeros_like(tokens)
     shifted[:, 1:] = tokens[:, :-1]
     shifted = np.where(positions > 0, shifted, start_id)
@@ -114,7 +117,7 @@ def _decoder(tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray, st
 
 
 def _place(rows: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, segment ids (from 1; 0 is padding) and positions (from 0 in every segment). Each [B, length] int32"""
+    """Tokens, segment ids (from 1; 0 is padding) and positions (from 0 in each segment), each [B, length] int32."""
     tokens, segments, positions = (np.zeros((len(rows), length), np.int32) for _ in range(3))
     count = np.arange(length, dtype=np.int32)
     for b, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Packing: several short examples in a row, so that fewer of a step's tokens are padding. None sees another (features.py)."""
+"""Packing: several short examples in a row, so that fewer tokens of a step are padding. None attends to another."""
 
 from collections.abc import Sequence
 
@@ -6,30 +6,30 @@ from t5flan.data.preprocessing.examples import Example
 
 
 class Packer:
-    """The rows of a batch as they fill: first fit, in the order the examples come.
+    """Fills the rows of a batch by first fit, in the order of the examples.
 
     Args:
         rows: rows to fill.
-        capacity: tokens a row holds of each kind, e.g. (encoder, decoder).
-        pack: False puts one example in a row.
+        capacity: tokens that a row holds of each kind, such as (encoder, decoder).
+        pack: False puts one example in each row.
+
+    Attributes:
+        rows: the examples of each row so far.
     """
 
     def __init__(self, rows: int, capacity: Sequence[int], pack: bool) -> None:
         self.rows: list[list[Example]] = [[] for _ in range(rows)]
         self._left = [tuple(capacity)] * rows
         self._pack = pack
-        self._open = 0  # rows before this one are full, or hold their one example
+        self._open = 0  # rows before this one are full, or have their one example
 
     @property
     def full(self) -> bool:
-        """Whether no example can fit any more."""
+        """Whether no further example can fit."""
         return self._open >= len(self.rows)
 
     def add(self, example: Example, cost: Sequence[int]) -> bool:
-        """Puts an example into the first row with room for it; False if there is none.
-
-        A row of one example at the least takes it whatever its cost: callers cut examples to the capacity before.
-        """
+        """Puts an example, cut to a row's capacity, into the first row with room; returns False if no row has room."""
         for row in range(self._open, len(self.rows)):
             left = tuple(have - need for have, need in zip(self._left[row], cost))
             if min(left) >= 0:

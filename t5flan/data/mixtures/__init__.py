@@ -1,1 +1,1 @@
-"""Which task is next and which record of it: rates, caps, stages, readers."""
+"""Which task comes next, and which of its records: rates, caps, stages and readers."""

@@ -1,15 +1,16 @@
-"""Tasks prepared offline by `t5flan cache`: read by record number, so that every epoch is one shuffle of the whole corpus.
+"""Tasks prepared offline by `t5flan cache`: read by record number, so that an epoch is one shuffle of the whole corpus.
 
 A folder holds, for each task,
 
     TASK/info.json                              its splits, counts and features, and what the records were made with
-    TASK/train.array_record-00003-of-00064      tf.train.Example records (ArrayRecord: each is found by its number)
+    TASK/train.array_record-00003-of-00064      tf.train.Example records (ArrayRecord finds each by its number)
 
-A record is what the task's preprocessors before its `seqio.CacheDatasetPlaceholder` make; those after it run in training, so that
-spans, prompts and all else that is drawn are new in each epoch. The records keep the source's order: training from the cache
-gives the examples that the task itself gives wherever that is read by number too.
+A record is the output of the task's preprocessors before its `seqio.CacheDatasetPlaceholder`. Those after it run during
+training, so spans, prompts and everything else that is random are new in each epoch. The records keep the source's
+order: training from the cache gives the same examples as training from a source that is read by number.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,13 +30,13 @@ VERSION = 1
 
 
 def cache_step(task: seqio.Task) -> int | None:
-    """How many preprocessors run before the records are cached; None where the task says no place for it."""
+    """The number of preprocessors that run before the records are cached; None if the task cannot be cached."""
     places = [i for i, function in enumerate(task.preprocessors) if isinstance(function, seqio.CacheDatasetPlaceholder)]
     return places[0] if places else None
 
 
 def made_with(task: seqio.Task, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a task's cached records depend on besides the source: if it changes, they are stale."""
+    """Everything but the source that a task's cached records depend on: if it changes, they are stale."""
     names = [
         repr(function) if isinstance(function, ExampleFn) else seqio.utils.function_name(function)
         for function in task.preprocessors[: cache_step(task)]
@@ -44,7 +45,7 @@ def made_with(task: seqio.Task, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def shard_name(split: str, number: int, shards: int) -> str:
-    """The file of one shard.
+    """The file name of one shard.
 
     >>> shard_name('train', 3, 64)
     'train.array_record-00003-of-00064'
@@ -52,27 +53,29 @@ def shard_name(split: str, number: int, shards: int) -> str:
     return f'{split}.array_record-{number:05}-of-{shards:05}'
 
 
-class CachedRecords(Sequence):
-    """The records of a split: example dictionaries, by number."""
+class CachedRecords:
+    """The records of a cached split, by number.
+
+    Args:
+        features: name -> NumPy dtype of the values, followed by [] for an array; 'str' is text.
+
+    Raises:
+        UserError: a shard is missing, or `folder` is in a bucket.
+    """
 
     def __init__(self, folder: str, split: str, shards: int, features: Mapping[str, str]) -> None:
-        """`features`: name -> NumPy dtype of its values, with [] behind it for an array; 'str' is text.
-
-        Raises:
-            UserError: a shard is missing, or `folder` is a bucket.
-        """
         from array_record.python import array_record_data_source
 
         if '://' in folder:
             raise UserError(
-                f'{folder}: records are read one by one, from a folder. Mount the bucket (gcsfuse) or copy it, and set '
-                'DataConfig.cache to where it lies then.'
+                f'{folder}: cached records must be in a local folder. Mount the bucket (gcsfuse) or copy it, and set '
+                'DataConfig.cache to that folder.'
             )
         paths = [str(epath.Path(folder) / shard_name(split, number, shards)) for number in range(shards)]
         missing = [path for path in paths if not epath.Path(path).exists()]
         if missing:
             raise UserError(
-                f'{missing[0]} is missing: the cache is not whole. Run `t5flan cache` again with --overwrite.'
+                f'{missing[0]} is missing: the cache is incomplete. Run `t5flan cache` again with --overwrite.'
             )
         self._source = array_record_data_source.ArrayRecordDataSource(
             [path for path in paths if epath.Path(path).stat().length]
@@ -107,26 +110,28 @@ def parse_record(data: bytes, features: Mapping[str, str]) -> dict[str, Any]:
 
 
 class CachedSource(IndexedSource):
-    """The cached records of a task as a SeqIO source."""
+    """The cached records of a task as a SeqIO source; `info` is the content of its info.json."""
 
     def __init__(self, folder: str, info: Mapping[str, Any]) -> None:
         self._counts = {split: one['examples'] for split, one in info['splits'].items()}
+        shards = {split: one['shards'] for split, one in info['splits'].items()}
         super().__init__(
             {
-                split: lambda split=split, one=one: CachedRecords(folder, split, one['shards'], info['features'])
-                for split, one in info['splits'].items()
+                split: functools.partial(CachedRecords, folder, split, shards[split], info['features'])
+                for split in shards
             }
         )
 
     def num_input_examples(self, split: str) -> int:
+        """The number of records of a split."""
         return self._counts[split]
 
 
 def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
-    """The folder of a task's records and its info.json; None where the task is not cached under `root`.
+    """The folder of a task's records and its info.json; None if the task is not cached under `root`.
 
     Raises:
-        UserError: info.json was not written by `t5flan cache`.
+        UserError: this version of `t5flan cache` did not write info.json.
     """
     path = epath.Path(root) / task / INFO
     if not path.exists():
@@ -138,32 +143,37 @@ def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
         return read_info(root, info['same_as']) if 'same_as' in info else (str(path.parent), info)
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f'{path} is not of this version of `t5flan cache`. Cache {task} again with --overwrite.'
+            f'{path} was not written by this version of `t5flan cache`. Cache {task} again with --overwrite.'
         ) from None
 
 
 def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) -> seqio.Task:
-    """The task as it is read from DataConfig.cache: itself, where it or its split is not there.
+    """The task as read from DataConfig.cache; the task itself if it or its split is not cached.
 
     Raises:
-        UserError: what is cached was made with another vocabulary or other preprocessors.
+        UserError: the cache was made with another vocabulary or other preprocessors.
     """
     found = read_info(config.cache, task.name) if config.cache else None
     if found is None or config.split not in found[1]['splits'] or isinstance(task.source, CachedSource):
         return task
     folder, info = found
     now = made_with(task, vocabulary)
-    for what, setting in (('vocabulary', 'DataConfig.vocabulary'), ('preprocessors', 'DataConfig.cache')):
+    for what, other, setting in (
+        ('vocabulary', 'another vocabulary', 'DataConfig.vocabulary'),
+        ('preprocessors', 'other preprocessors', 'DataConfig.cache'),
+    ):
         if info['made_with'][what] != now[what]:
             raise UserError(
-                f'{folder} was cached with another {what.removesuffix("s")} ({info["made_with"][what]}) than the run has '
-                f'({now[what]}). Set {setting}, or cache {task.name} again with --overwrite.'
+                f'{folder} was cached with {other} ({info["made_with"][what]}) than this run has ({now[what]}). Set '
+                f'{setting}, or cache {task.name} again with --overwrite.'
             )
-    return task.replace(source=CachedSource(folder, info), preprocessors=task.preprocessors[cache_step(task) + 1 :])
+    step = cache_step(task)
+    left = [] if step is None else task.preprocessors[step + 1 :]
+    return task.replace(source=CachedSource(folder, info), preprocessors=left)
 
 
 def check_any_cached(tasks: Sequence[Any], config: DataConfig) -> None:
-    """Raises UserError where DataConfig.cache holds none of the tasks: a wrong path, or another name."""
+    """Raises a UserError if DataConfig.cache has none of the tasks: its path is wrong, or their names changed."""
     if config.cache and not any(isinstance(task.source, CachedSource) for task in tasks):
         names = ', '.join(task.name for task in tasks[:3])
         raise UserError(

@@ -1,7 +1,7 @@
-"""Shares of tasks, and the order of a run's examples as a pure function of the seed: which task is next, which record.
+"""Rates of the tasks in a mixture, and the order in which a run takes them, as a pure function of the seed.
 
-Nothing here remembers: the task of slot i and the record at place j are computed from i and j, so that a run goes on at
-any position at once, on any number of hosts.
+Nothing here keeps state: the task of slot i is computed from i, so a run resumes at any position at once, on any number
+of hosts.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from t5flan.errors import UserError
 
 
 def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
-    """The SeqIO task or mixture of that name.
+    """Returns the SeqIO task or mixture with the name that `setting` has.
 
     Raises:
-        UserError: there is none; names the nearest ones.
+        UserError: no such task or mixture; suggests the nearest names.
     """
     import seqio
 
@@ -32,39 +32,45 @@ def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f'the nearest are {", ".join(near)}' if near else f'{len(names)} are registered'
     raise UserError(
-        f'no task or mixture {name!r}; {hint}. Set {setting}, or name the module that registers it in DataConfig.modules.'
+        f'no task or mixture {name!r}; {hint}. Set {setting}, or DataConfig.modules to the module that registers it.'
     )
+
+
+def tasks_of(mixture: Any) -> list[Any]:
+    """The tasks of a (nested) mixture; a task is its own only one."""
+    return getattr(mixture, 'tasks', None) or [mixture]
 
 
 def tasks_and_rates(
     mixture: Any, split: str | None = None, broken: dict[str, str] | None = None
 ) -> list[tuple[Any, float]]:
-    """The tasks of a task or (nested) mixture with their shares, which sum to 1, by name; with a split, those that have it.
+    """The tasks of a task or (nested) mixture with their rates, which sum to 1, sorted by name.
 
-    SeqIO's `Mixture.get_rate`, in one pass.
+    The same as SeqIO's `Mixture.get_rate`, in one pass.
 
     Args:
-        broken: task -> why it is left out; its share goes to the rest of the innermost mixture that holds it. A task whose
-            rate cannot be told is added. None leaves none out.
+        split: only tasks that have this split; None takes all.
+        broken: task -> why it is skipped. Its rate goes to the rest of the innermost mixture that contains it. A task
+            whose rate cannot be computed is added. None skips no task.
 
     Raises:
-        UserError: nothing is left, or (without `broken`) the rate of a task cannot be told.
+        UserError: no task is left, or (without `broken`) a task's rate cannot be computed.
     """
     found: dict[str, Any] = {}
-    shares = _shares(mixture, found, broken)
+    rates = _rates(mixture, found, broken)
     splits = sorted({name for task in found.values() for name in task.splits})
-    pairs = [(found[name], shares[name]) for name in sorted(shares) if split is None or split in found[name].splits]
+    pairs = [(found[name], rates[name]) for name in sorted(rates) if split is None or split in found[name].splits]
     total = sum(rate for _, rate in pairs)
     if not pairs:
         raise UserError(
-            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. Set '
-            'DataConfig.split.'
+            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. '
+            'Set DataConfig.split.'
         )
     return [(task, rate / total) for task, rate in pairs]
 
 
-def _shares(mixture: Any, found: dict[str, Any], broken: dict[str, str] | None) -> dict[str, float]:
-    """Task name -> share within `mixture`, summing to 1 (or {}); the tasks go into `found`."""
+def _rates(mixture: Any, found: dict[str, Any], broken: dict[str, str] | None) -> dict[str, float]:
+    """Task name -> rate within `mixture`, summing to 1 (or {}); adds the tasks to `found`."""
     import seqio
 
     if not isinstance(mixture, seqio.Mixture):
@@ -72,8 +78,8 @@ def _shares(mixture: Any, found: dict[str, Any], broken: dict[str, str] | None) 
         return {} if broken and mixture.name in broken else {mixture.name: 1.0}
     weighted = []
     for name, rate in mixture.rate_per_task_name.items():
-        part = mixture._task_map[name]  # sub-mixtures that no registry knows are to be had from here alone
-        inner = _shares(part, found, broken)
+        part = mixture._task_map[name]  # the only way to sub-mixtures that are not registered
+        inner = _rates(part, found, broken)
         if not inner:
             continue
         try:
@@ -83,12 +89,12 @@ def _shares(mixture: Any, found: dict[str, Any], broken: dict[str, str] | None) 
                 raise
             broken[name] = str(error)
     total = sum(weight for weight, _ in weighted)
-    shares: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for weight, inner in weighted:
         for name, share in inner.items():
             if weight > 0:
-                shares[name] = shares.get(name, 0.0) + weight / total * share
-    return shares
+                rates[name] = rates.get(name, 0.0) + weight / total * share
+    return rates
 
 
 def _weight(part: Any, rate: Any) -> float:
@@ -96,28 +102,29 @@ def _weight(part: Any, rate: Any) -> float:
         return float(rate(part) if callable(rate) else rate)
     except UserError:
         raise
-    except Exception as error:  # whatever a source raises that is asked for its size, TFDS over the network included
+    except Exception as error:  # whatever a source raises when asked for its size, over the network for TFDS
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else ''
         raise UserError(
-            f'task {part.name}: its rate cannot be told: {type(error).__name__} {why} Prepare its data, or set '
+            f'task {part.name}: its rate cannot be computed: {type(error).__name__} {why} Prepare its data, or set '
             'DataConfig.mixture to one without it.'
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class ByExamples:
-    """A rate for a SeqIO mixture: min(examples of 'train', cap) ** (1 / temperature); of a task that is only tested, its test's.
+    """A rate for a SeqIO mixture: min(examples, cap) ** (1 / temperature).
 
-    A mixture has as many examples as its largest task.
-
-    The cap is T5's (arXiv:1910.10683, section 3.5.2) and Flan's; the temperature mT5's (arXiv:2010.11934, section 3).
+    Examples are those of 'train', or of the first split of a task without one. A mixture has as many examples as its
+    largest task. The cap is T5's (arXiv:1910.10683, section 3.5.2) and Flan's, the temperature mT5's (arXiv:2010.11934,
+    section 3).
     """
 
     cap: int | None = None
     temperature: float = 1.0
 
     def __call__(self, task: Any) -> float:
-        size = max(map(_examples, getattr(task, 'tasks', None) or [task]))
+        """The rate of a task or mixture."""
+        size = max(map(_examples, tasks_of(task)))
         return float(size if self.cap is None else min(size, self.cap)) ** (1 / self.temperature)
 
 
@@ -125,14 +132,14 @@ def _examples(task: Any) -> int:
     size = task.num_input_examples('train' if 'train' in task.splits else min(task.splits))
     if size is None:
         raise UserError(
-            f'task {task.name}: its source does not know how many examples it has. Give it a rate by Blend.shares.'
+            f'task {task.name}: its source does not report its number of examples. Give it a rate with Mixture.rates.'
         )
     return size
 
 
 def caps(mixture: Any) -> dict[str, int]:
-    """Task name -> the cap on its examples, of the tasks that a `ByExamples` (or SeqIO's own rate) caps."""
-    found = {}
+    """Task name -> the cap on its examples, for tasks that a `ByExamples` (or SeqIO's own rate) caps."""
+    found: dict[str, int] = {}
     for name, rate in getattr(mixture, 'rate_per_task_name', {}).items():
         part = mixture._task_map[name]
         cap = rate.cap if isinstance(rate, ByExamples) else getattr(rate, 'keywords', {}).get('maximum')
@@ -141,24 +148,24 @@ def caps(mixture: Any) -> dict[str, int]:
 
 
 class Schedule:
-    """Which task each slot of a stream takes.
+    """The task of each slot of a stream.
 
-    The slots come in blocks. Up to the end of block b a task with rate r has had floor(b r M + u) slots, u in [0, 1) drawn
-    once: shares are right to one slot at every block's end, however small the rate. Within a block the order is shuffled.
-    The streams of a run have their u at even steps, so that a task's slots of all streams together are right to one too:
-    the sum of floor(x + u + s/n) over n streams is floor(n (x + u)) (Hermite).
+    Slots come in blocks of about M. By the end of block b, a task with rate r has had floor(b r M + u) slots, with u in
+    [0, 1) drawn once: its share is exact to one slot at the end of each block, however small the rate. The order within
+    a block is shuffled. The streams of a run have their u at even distances, so the slots of a task over all streams
+    are exact to one too: the sum of floor(x + u + s/n) over n streams is floor(n (x + u)) (Hermite's identity).
 
     Args:
-        rates: share of each task; they sum to 1.
-        key: what makes this schedule another than others (seed, mixture).
-        shuffle: False keeps a fixed round within each block.
-        stream: which of `streams`; their orders differ.
+        rates: rate of each task; they sum to 1.
+        key: distinguishes this schedule from others (seed, mixture).
+        shuffle: False keeps a fixed order within each block.
+        stream: number of this stream among `streams`; their orders differ.
     """
 
     BLOCK = 256
 
     def __init__(
-        self, rates: Sequence[float], key: str, shuffle: bool = True, stream: int = 0, streams: int = 1
+        self, rates: Sequence[float] | np.ndarray, key: str, shuffle: bool = True, stream: int = 0, streams: int = 1
     ) -> None:
         self._quota = np.asarray(rates, np.float64) * self.BLOCK
         self._key = f'{key}/{stream}'
@@ -168,7 +175,7 @@ class Schedule:
         self._cached: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def block(self, number: int) -> np.ndarray:
-        """The tasks of block `number`, in order. [slots] int64; about BLOCK slots"""
+        """The tasks of block `number`, in order. [slots] int64, with about BLOCK slots."""
         if self._cached[0] != number:
             counts = np.floor((number + 1) * self._quota + self._offset) - np.floor(number * self._quota + self._offset)
             tasks = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
@@ -178,7 +185,7 @@ class Schedule:
         return self._cached[1]
 
     def task_at(self, block: int, slot: int) -> tuple[int, int, int]:
-        """(task, block, slot) of the first slot at or after this one (a block may be short, even empty)."""
+        """(task, block, slot) of the first slot at or after this one; a block may be short or empty."""
         while slot >= len(self.block(block)):
             block, slot = block + 1, 0
         return int(self.block(block)[slot]), block, slot

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.randomness import generator, stable_hash
 from t5flan.errors import UserError
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS
 from t5flan.errors import UserError

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
 from t5flan.data.prompting.templates import ExemplarLayout, Family, OptionLayout, Template
 from t5flan.data.records.file_rows import Records

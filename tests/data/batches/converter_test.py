@@ -1,4 +1,4 @@
-"""t5flan/data/batches/converter.py: the worked examples of its docstring, and SeqIO's converters on random examples."""
+"""t5flan/data/batches/converter.py: the examples of its docstring, and SeqIO's converters on random examples."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_fit_example():
         ('causal_lm', LENGTHS, ['text'], "has no feature 'targets'"),
     ],
 )
-def test_features_that_do_not_suit(format, lengths, task_features, pattern):
+def test_unsuitable_features(format, lengths, task_features, pattern):
     with pytest.raises(UserError, match=pattern):
         features.check_features(format, lengths, task_features, 'task')
 
@@ -145,7 +145,9 @@ def test_loss_weights_are_cut_with_their_targets():
         and cut[features.LOSS_WEIGHTS].tolist() == [1, 1, 0, 0, 1, 1]
     )
     for format in ('prefix_lm', 'causal_lm'):
-        assert features.fit_example(long, LENGTHS, format) == (long, False), 'a decoder-only row has room for all of it'
+        assert features.fit_example(long, LENGTHS, format) == (long, False), (
+            'a decoder-only row has room for everything'
+        )
         assert features.fit_example(long, {'inputs': 2, 'targets': 7}, format)[1]
     assert features.fit_example(weighted([7], [3], [1]) | {'turns_left_out': 2}, LENGTHS)[1], (
         'what its maker left out counts'

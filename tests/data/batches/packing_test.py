@@ -1,4 +1,4 @@
-"""t5flan/data/batches/packing.py: first fit, within the capacity, every example in one row."""
+"""t5flan/data/batches/packing.py: first fit, within the capacity, each example in one row."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""t5flan/data/batches/pipeline.py and streams.py: the same batches anywhere and after any stop, nothing lost, nothing seen twice."""
+"""t5flan/data/batches/: the same batches on any hosts and after any stop; no example is lost or repeated."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples, merge_positions
+from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples
+from t5flan.data.batches.streams import merge_positions
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.denoising import span_corruption
 from t5flan.data.preprocessing.examples import example_fn
@@ -27,7 +28,7 @@ LENGTHS = {'inputs': 40, 'targets': 24}
 
 
 class Numbers:
-    """Records made by their number."""
+    """Records made from their number."""
 
     def __init__(self, name, size):
         self.name, self.size = name, size
@@ -41,7 +42,7 @@ class Numbers:
 
 @example_fn
 def drop_some_and_draw(example, context):
-    """One in five goes, the others get a random number."""
+    """Drops one in five; the others get a random number."""
     return (
         None
         if int(example['targets']) % 5 == 0
@@ -129,7 +130,7 @@ def segments(batch, side='decoder', tokens='decoder_target_tokens'):
 
 
 @pytest.mark.parametrize('mixture,hosts', [('pipe_mixture', 2), ('pipe_mixture', 4), ('pipe_both', 4)])
-def test_hosts_together_have_the_batch_of_one(mixture, hosts):
+def test_several_hosts_have_the_batch_of_one(mixture, hosts):
     one = take(TrainPipeline(config(mixture), VOCABULARY), 6)
     parts = [
         TrainPipeline(config(mixture), VOCABULARY, process_index=host, process_count=hosts) for host in range(hosts)
@@ -142,14 +143,14 @@ def test_hosts_together_have_the_batch_of_one(mixture, hosts):
 
 @pytest.mark.parametrize('mixture', ['pipe_mixture', 'pipe_both'])
 @pytest.mark.parametrize('prefetch', [0, 3])
-def test_any_stop_goes_on_to_the_same_batches(mixture, prefetch):
+def test_every_stop_resumes_with_the_same_batches(mixture, prefetch):
     whole = take(TrainPipeline(config(mixture), VOCABULARY), 30)
     rng = random.Random(prefetch)
     # Opening tf.data takes a second each time; without it there are more stops.
     for stop in [1, *rng.sample(range(2, 27), 5)] if mixture == 'pipe_mixture' else [rng.randrange(2, 27)]:
         with TrainPipeline(config(mixture, prefetch=prefetch), VOCABULARY) as first:
             position = take(first, stop)[-1][1]
-            assert position == first.position == whole[stop - 1][1], 'what was prepared ahead is not counted'
+            assert position == first.position == whole[stop - 1][1], 'batches prepared ahead do not count'
         with TrainPipeline(config(mixture, prefetch=prefetch), VOCABULARY) as second:
             second.start(json.loads(json.dumps(position)))
             for (batch, at), (expected, expected_at) in zip(take(second, 3), whole[stop:], strict=False):
@@ -157,7 +158,7 @@ def test_any_stop_goes_on_to_the_same_batches(mixture, prefetch):
                 assert at == expected_at
 
 
-def test_a_pipeline_can_be_sent_back_and_closed_in_between():
+def test_a_pipeline_can_go_back_and_be_closed_in_between():
     with TrainPipeline(config(prefetch=2), VOCABULARY) as pipeline:
         whole = take(pipeline, 6)
         pipeline.start(whole[1][1])
@@ -168,7 +169,7 @@ def test_a_pipeline_can_be_sent_back_and_closed_in_between():
         same(next(pipeline)[0], whole[0][0])
 
 
-def test_another_number_of_hosts_goes_on_from_merged_positions():
+def test_another_number_of_hosts_resumes_from_merged_positions():
     whole = take(TrainPipeline(config(), VOCABULARY), 5)
     parts = [TrainPipeline(config(), VOCABULARY, process_index=host, process_count=4) for host in range(4)]
     positions = [take(part, 4)[-1][1] for part in parts]
@@ -181,7 +182,7 @@ def test_another_number_of_hosts_goes_on_from_merged_positions():
         TrainPipeline(config(streams=1), VOCABULARY).start(positions[0])
 
 
-def test_a_file_that_changed_is_not_gone_on_with():
+def test_a_file_that_changed_stops_the_run():
     position = take(TrainPipeline(config('pipe_plain'), VOCABULARY), 1)[0][1]
     position['records'] = {'pipe_plain': 499}
     with pytest.raises(
@@ -200,7 +201,7 @@ def test_an_epoch_has_every_example_once(mixture, size):
             seen[len(seen)] = text
         assert len(seen) < 3 * size + 200
     counts = np.unique(list(seen.values()), return_counts=True)[1]
-    # Streams are at most a batch apart, so the third epoch may have begun before the second ends.
+    # Streams are at most a batch apart, so the third epoch may start before the second ends.
     assert len(counts) == size and counts.min() >= 1 and counts.max() <= 4
 
 
@@ -225,8 +226,8 @@ def test_shares_over_fifty_thousand_examples():
         assert abs(task['share'] / task['rate'] - 1) < 0.01, (name, task)
 
 
-def test_packed_examples_are_whole_and_apart():
-    """Every segment is an example, inputs and targets of one; positions restart; nothing crosses into padding."""
+def test_packed_examples_are_complete_and_separate():
+    """Each segment holds the inputs and targets of one example; positions restart; nothing enters the padding."""
     batches = [batch for batch, _ in take(TrainPipeline(config('pipe_plain'), VOCABULARY), 5)]
     for batch in batches:
         inputs, targets = segments(batch, 'encoder', 'encoder_input_tokens'), segments(batch)
@@ -269,7 +270,7 @@ def test_too_long_examples_are_counted():
         assert all(tokens[-1] == 1 for tokens in segments(batch, 'encoder', 'encoder_input_tokens')), 'nothing was cut'
 
 
-def test_nothing_left_is_said_not_waited_for():
+def test_a_mixture_without_usable_examples_is_an_error():
     with pytest.raises(UserError, match=r'task pipe_plain: no example of a whole epoch can be used: \d+ are longer'):
         next(
             TrainPipeline(
@@ -305,14 +306,14 @@ def test_the_thread_ends_with_the_pipeline():
     assert not [thread for thread in threading.enumerate() if thread.name == 't5flan-data']
 
 
-def test_tokens_are_seqios_own():
+def test_tokens_equal_seqios():
     for name in ('pipe_plain', 'pipe_denoised'):
         fast = list(eval_examples(config(name, split='train'), VOCABULARY, limit=20))
         with vocabulary_chosen(VOCABULARY):
             dataset = seqio.get_mixture_or_task(name).get_dataset(LENGTHS, 'train', shuffle=False)
             theirs = [one for one, _ in zip(dataset.as_numpy_iterator(), range(20), strict=False)]
         for ours, one in zip(fast, theirs, strict=True):
-            # The denoiser draws other numbers in SeqIO, whose seed is another; the texts and their lengths agree.
+            # SeqIO has another seed, so the denoiser draws other numbers; the texts and their lengths agree.
             if name == 'pipe_plain':
                 assert (
                     one['inputs'].tolist() == ours['inputs'].tolist()
@@ -321,7 +322,7 @@ def test_tokens_are_seqios_own():
             assert [len(one['inputs']), len(one['targets'])] == [len(ours['inputs']), len(ours['targets'])]
 
 
-def test_a_users_seqio_task_trains_as_it_is():
+def test_a_users_seqio_task_trains_unchanged():
     pipeline = TrainPipeline(config('pipe_seqio', streams=2), VOCABULARY)
     texts = [
         VOCABULARY.decode(tokens)
@@ -355,7 +356,7 @@ def test_eval_batches_have_every_example_once(pack):
         same(one, again)
 
 
-def test_eval_leaves_nothing_out():
+def test_evaluation_drops_nothing():
     lengths = {'inputs': 18, 'targets': 24}
     batches = eval_batches(
         config('pipe_plain', split='validation', feature_lengths=lengths, too_long='drop'), VOCABULARY
@@ -363,8 +364,8 @@ def test_eval_leaves_nothing_out():
     assert sum(int((batch['decoder_target_tokens'] == 1).sum()) for batch in batches) == 50
 
 
-def test_eval_batches_go_over_the_edge_of_a_batch():
-    """As many examples as rows, one fewer, one more: none is lost or repeated."""
+def test_eval_batches_at_the_edge_of_a_batch():
+    """As many examples as rows, one fewer, one more: no example is lost or repeated."""
     for count in (11, 12, 13, 24):
         name = f'pipe_edge_{count}'
         add(name, count)
@@ -392,7 +393,7 @@ def test_eval_examples_hold_text_and_tokens(task):
         ({'mixture': 'pipe_plain', 'split': 'test'}, 'the splits are train, validation'),
     ],
 )
-def test_one_line_for_a_wrong_setting(options, pattern):
+def test_a_wrong_setting_is_one_line(options, pattern):
     with pytest.raises(UserError, match=pattern) as error:
         TrainPipeline(config(**options), VOCABULARY)
     assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""A mixture of hundreds of tasks starts in seconds: its files are looked at, and read when a task's turn comes."""
+"""A mixture of hundreds of tasks starts in seconds: a file is read when its task is first used."""
 
 import json
 import os
@@ -16,14 +16,16 @@ from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.vocabulary.loading import load_vocabulary
 started = time.perf_counter()
 vocabulary = load_vocabulary('bytes')
-config = DataConfig('natural_instructions', 64, {'inputs': 512, 'targets': 114}, 'bytes', natural_instructions=sys.argv[1])
+lengths = {'inputs': 512, 'targets': 114}
+config = DataConfig('natural_instructions', 64, lengths, 'bytes', natural_instructions=sys.argv[1])
 register_all(config)
 with TrainPipeline(config, vocabulary) as pipeline:
     next(pipeline)
     first = time.perf_counter() - started
 started = time.perf_counter()
 tasks = len(describe_mixture(config, vocabulary)['tasks'])
-print(json.dumps([first, time.perf_counter() - started, tasks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps([first, time.perf_counter() - started, tasks, memory]))
 """
 
 

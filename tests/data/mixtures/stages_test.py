@@ -1,12 +1,14 @@
-"""t5flan/data/mixtures/stages.py: the shares of every stage, the same examples on any hosts and after any stop, and what is left out."""
+"""t5flan/data/mixtures/stages.py: rates of every stage, the same examples on any hosts and after any stop."""
 
 import numpy as np
 import pytest
 import seqio
 
 from t5flan.data import skipped as broken
-from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples, merge_positions
-from t5flan.data.config import DataConfig, Stage
+from t5flan.data.batches.pipeline import TrainPipeline, eval_batches, eval_examples
+from t5flan.data.batches.streams import merge_positions
+from t5flan.data.config import DataConfig
+from t5flan.data.mixture_config import Stage
 from t5flan.data.mixtures.stages import make_plan
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.records.sources import IndexedSource
@@ -63,14 +65,14 @@ def config(mixture='stage_ab', **options):
     )
 
 
-STAGED = dict(stages=(Stage('stage_c', 5, former=0.25), Stage('stage_b', 9)), mixed_in={'stage_text': 0.2})
+STAGED = dict(stages=(Stage('stage_c', 5, previous=0.25), Stage('stage_b', 9)), mixed_in={'stage_text': 0.2})
 
 
 def rates(settings, stage):
     return {name: pytest.approx(rate) for name, rate in make_plan(settings, VOCABULARY).named_rates(stage).items()}
 
 
-def test_shares_of_stages():
+def test_rates_of_stages():
     settings = config(**STAGED)
     assert rates(settings, 0) == {'stage_a': 0.6, 'stage_b': 0.2, 'stage_c': 0.0, 'stage_text': 0.2}
     assert rates(settings, 1) == {'stage_a': 0.15, 'stage_b': 0.05, 'stage_c': 0.6, 'stage_text': 0.2}
@@ -85,7 +87,7 @@ def names_of(batch):
     return VOCABULARY.decode(batch['decoder_target_tokens'][first])
 
 
-def test_a_stage_begins_at_its_batch():
+def test_a_stage_starts_at_its_batch():
     with TrainPipeline(config(**STAGED), VOCABULARY) as pipeline:
         letters = [set(names_of(next(pipeline)[0])) for _ in range(14)]
         report = pipeline.report()['tasks']
@@ -98,7 +100,7 @@ def test_a_stage_begins_at_its_batch():
 
 
 @pytest.mark.parametrize('hosts', [2, 4, 8])
-def test_hosts_together_have_the_batches_of_one(hosts):
+def test_several_hosts_have_the_batches_of_one(hosts):
     settings = config(**STAGED)
     parts = [TrainPipeline(settings, VOCABULARY, process_index=host, process_count=hosts) for host in range(hosts)]
     for _, (batch, position) in zip(range(12), TrainPipeline(settings, VOCABULARY)):
@@ -108,7 +110,7 @@ def test_hosts_together_have_the_batches_of_one(hosts):
         assert merge_positions([at for _, at in made]) == position
 
 
-def test_any_stop_goes_on_to_the_same_batches():
+def test_every_stop_resumes_with_the_same_batches():
     settings = config(**STAGED)
     whole = [batch for _, batch in zip(range(14), TrainPipeline(settings, VOCABULARY))]
     for stop in range(1, 13):
@@ -121,7 +123,7 @@ def test_any_stop_goes_on_to_the_same_batches():
                 np.testing.assert_array_equal(made[name], batch[name])
 
 
-def test_without_stages_the_order_is_as_it_was():
+def test_the_order_before_a_stage_is_that_without_stages():
     plain, staged = (
         TrainPipeline(settings, VOCABULARY) for settings in (config(), config(stages=(Stage('stage_b', 3),)))
     )
@@ -153,7 +155,7 @@ def test_sampled_shares_are_the_rates():
             next(pipeline)
         report = pipeline.report()['tasks']
     for name, task in report.items():
-        # Shares are right to a slot at the end of a block; the streams stop in the middle of one.
+        # Shares are exact to one slot at the end of a block; the streams stop in the middle of one.
         assert task['share'] == pytest.approx(task['rate'], abs=0.0005), name
         assert task['share'] == pytest.approx(task['rate'], rel=0.01) or task['rate'] < 0.02, name
 
@@ -161,37 +163,37 @@ def test_sampled_shares_are_the_rates():
 def test_evaluation_sees_every_stage():
     settings = config(split='validation', **STAGED)
     letters = {letter for batch in eval_batches(settings, VOCABULARY) for letter in names_of(batch)}
-    assert letters == set('abt')  # stage_c has no such split
+    assert letters == set('abt')  # stage_c has no validation split
 
 
-def test_a_broken_task_stops_the_run_or_is_left_out():
+def test_a_broken_task_stops_the_run_or_is_skipped():
     for mixture in ('stage_outer', 'stage_broken'):
         with pytest.raises(UserError, match="split 'train' of .* has no records") as error:
             make_plan(config(mixture), VOCABULARY)
         assert '\n' not in str(error.value)
     plan = make_plan(config('stage_outer', skip_broken=True), VOCABULARY)
     assert plan.named_rates() == {'stage_a': 0.25, 'stage_b': 0.25, 'stage_c': 0.5}
-    assert set(plan.left_out) == {'stage_empty', 'stage_absent'} and 'no records' in plan.left_out['stage_empty']
+    assert set(plan.skipped) == {'stage_empty', 'stage_absent'} and 'no records' in plan.skipped['stage_empty']
     with TrainPipeline(config('stage_outer', skip_broken=True), VOCABULARY) as pipeline:
         next(pipeline)
-        assert pipeline.report()['left_out'] == plan.left_out
-        assert '2 tasks left out (skip_broken):' in pipeline.report_lines()
+        assert pipeline.report()['skipped'] == plan.skipped
+        assert '2 tasks skipped (skip_broken):' in pipeline.report_lines()
     with pytest.raises(UserError, match='stage_empty: none of its tasks can be used.*no records'):
         make_plan(config('stage_empty', skip_broken=True), VOCABULARY)
 
 
-def test_what_is_left_out_at_registration_is_told(monkeypatch):
-    monkeypatch.setattr(broken, '_left_out', {})
+def test_tasks_skipped_at_registration_are_reported(monkeypatch):
+    monkeypatch.setattr(broken, '_skipped', {})
     with (
-        pytest.raises(UserError, match=r'bad file. --skip_broken goes on without task_x\.'),
-        broken.leaving_out('task_x', False),
+        pytest.raises(UserError, match=r'bad file. Set --skip_broken to continue without task_x\.'),
+        broken.skip_on_error('task_x', False),
     ):
         raise UserError('bad file.')
-    with broken.leaving_out('task_x', True):
+    with broken.skip_on_error('task_x', True):
         raise UserError('bad\nfile.')
-    assert make_plan(config(), VOCABULARY).left_out == {'task_x': 'bad file.'}
+    assert make_plan(config(), VOCABULARY).skipped == {'task_x': 'bad file.'}
     assert broken.summary({f't{i}': 'why' for i in range(7)})[0::6] == [
-        '7 tasks left out (skip_broken):',
+        '7 tasks skipped (skip_broken):',
         '  and 2 more',
     ]
     assert broken.summary({}) == []
@@ -212,11 +214,14 @@ def test_unknown_names(wrong, line):
 @pytest.mark.parametrize(
     'make, line',
     [
-        (lambda: config(stages=(Stage('stage_b', 5), Stage('stage_a', 5))), 'Stage.begins=5 .* must be above 5'),
-        (lambda: Stage('stage_b', 0), 'Stage.begins=0'),
-        (lambda: Stage('stage_b', 1, former=1.0), 'Stage.former=1 leaves nothing'),
-        (lambda: Stage('stage_b', 1, former=-0.1), 'Stage.former=-0.1'),
-        (lambda: config(mixed_in={'stage_a': 0.5, 'stage_b': 0.5}), 'must sum to less than 1'),
+        (
+            lambda: config(stages=(Stage('stage_b', 5), Stage('stage_a', 5))),
+            "Stage.start_step=5 of 'stage_a', expected more than 5",
+        ),
+        (lambda: Stage('stage_b', 0), 'Stage.start_step=0'),
+        (lambda: Stage('stage_b', 1, previous=1.0), 'Stage.previous=1.0, expected less than 1'),
+        (lambda: Stage('stage_b', 1, previous=-0.1), 'Stage.previous=-0.1'),
+        (lambda: config(mixed_in={'stage_a': 0.5, 'stage_b': 0.5}), 'sum to less than 1'),
         (lambda: config(mixed_in={'stage_a': 2}), r"DataConfig.mixed_in\['stage_a'\]=2"),
     ],
 )
@@ -225,6 +230,6 @@ def test_wrong_stages(make, line):
         make()
 
 
-def test_stages_are_no_part_of_another_task():
+def test_examples_of_one_task_ignore_stages():
     found = eval_examples(config(split='validation', **STAGED), VOCABULARY, task='stage_b')
     assert len(found) == 3 and all(example['targets_pretokenized'] == 'b' for example in found)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5flan.data.batches.converter import make_batch
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.prompting.conversations import converse, exchanges, parse_row

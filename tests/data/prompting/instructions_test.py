@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from t5flan.data.config import InstructionConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, run_block
 from t5flan.data.preprocessing.features import fit_example
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize

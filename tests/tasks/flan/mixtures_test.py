@@ -11,9 +11,10 @@ import pytest
 
 from t5flan.data import skipped as broken
 from t5flan.data.batches.pipeline import TrainPipeline
-from t5flan.data.config import FORMATS, DataConfig, InstructionConfig
+from t5flan.data.config import FORMATS, DataConfig
+from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import caps, tasks_and_rates
-from t5flan.data.mixtures.readers import open_reader
+from t5flan.data.mixtures.readers import Reader
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import families
@@ -41,9 +42,7 @@ def config_for(task, **settings):
 
 def read(task, count=12, split='train', **settings):
     """Examples of a task as training reads them."""
-    reader = open_reader(
-        seqio.TaskRegistry.get(task), config_for(task, split=split, **settings), VOCABULARY, 0, 1, epochs=1
-    )
+    reader = Reader(seqio.TaskRegistry.get(task), config_for(task, split=split, **settings), VOCABULARY, epochs=1)
     made = []
     while len(made) < count and (ready := reader.peek()) is not None:
         made.append(ready.example)
@@ -199,7 +198,7 @@ def test_streams_read_a_prepared_data_set_with_its_slices(data_dir, monkeypatch)
     seen = {'train': set(), 'validation': set()}
     for split, stream in itertools.product(seen, range(2)):
         settings = config_for('t0_sf_web_questions', split=split, instructions=InstructionConfig(inverted=0))
-        reader = open_reader(seqio.TaskRegistry.get('t0_sf_web_questions'), settings, VOCABULARY, stream, 2, epochs=1)
+        reader = Reader(seqio.TaskRegistry.get('t0_sf_web_questions'), settings, VOCABULARY, stream, 2, epochs=1)
         while (ready := reader.peek()) is not None:
             text, answer = ready.example['inputs_pretokenized'], ready.example['answer']
             assert answer not in seen[split] and text.count(answer.replace('answer', 'question') + '?') == 1
@@ -216,7 +215,7 @@ def test_faulty_wordings_stop_a_run_or_skip_their_tasks(tmp_path, monkeypatch):
     nli['templates'] = ['{premise} {hypotesis}']
     (tmp_path / 'templates' / 'nli.json').write_text(json.dumps(nli), 'utf-8')
     monkeypatch.setattr(families, 'TEMPLATES', tmp_path / 'templates')
-    monkeypatch.setattr(broken, '_left_out', {})
+    monkeypatch.setattr(broken, '_skipped', {})
     family.cache_clear()
     names = [row.task for row in load_table().datasets if row.family == 'nli']
     before = {name: seqio.TaskRegistry.get(name) for name in names}
@@ -228,7 +227,7 @@ def test_faulty_wordings_stop_a_run_or_skip_their_tasks(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=line):
             flan.register()
         flan.register(skip_broken=True)
-        assert set(broken.left_out()) == set(names) and 'hypotesis' in broken.left_out()['flan2021_snli']
+        assert set(broken.skipped_tasks()) == set(names) and 'hypotesis' in broken.skipped_tasks()['flan2021_snli']
         rates = tasks_and_rates(seqio.MixtureRegistry.get('flan2021'))
         assert len(rates) == len([row for row in load_table().datasets if row.submixture == 'flan2021']) - len(names)
     finally:
