@@ -144,8 +144,8 @@ def meanings(cls: type) -> dict[str, str]:
     found = _attributes(ast.get_docstring(node) or '')
     for statement, after in zip(node.body, node.body[1:]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and _literal(after):
-            found[statement.target.id] = ' '.join(_literal(after).split())
-    return found
+            found[statement.target.id] = _literal(after)
+    return {name: ' '.join(text.split()) for name, text in found.items()}
 
 
 @cache
