@@ -1,7 +1,7 @@
 """Old module paths, understood for one release: `from t5flan.data.vocabularies import load_vocabulary` still works.
 
-`t5flan/__init__.py` installs `MovedModules` after the standard finders, so it only sees modules that do not exist. An old
-module becomes a stand-in that looks its names up in the new modules and warns once.
+`t5flan/__init__.py` installs `MovedModules` after the standard finders, so it sees only modules that do not exist. An
+old module becomes a stand-in that looks its names up in the new modules and warns once.
 """
 
 import importlib

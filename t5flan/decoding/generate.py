@@ -242,8 +242,9 @@ def generate_batch(
         return _Loop(loop.step + 1, tokens_BT, log_probs_BT, loop.ended_B | (chosen_B == eos_id), cache)
 
     decode_step: Callable[[Any, jax.Array], tuple[jax.Array, Any]] = model.decode_step
+    layout: Any = cache
     if unrolls(model.config):
-        decode_step, cache = unrolled.unroll(model, cache)
+        decode_step, layout = unrolled.unroll(model, cache)
 
     def body(loop: _Loop) -> _Loop:
         last_B1 = jax.lax.dynamic_slice_in_dim(loop.tokens_BT, loop.step - 1, 1, axis=1)
@@ -251,7 +252,7 @@ def generate_batch(
 
     shape = (rows_B.shape[0], capacity)
     empty = _Loop(jnp.int32(0), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), rows_B < 0, None)
-    loop = write(empty, logits_BV, cache)  # the first token comes from the prompt's logits
+    loop = write(empty, logits_BV, layout)  # the first token comes from the prompt's logits
     loop = jax.lax.while_loop(lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.ended_B), body, loop)
     # A row's length counts its tokens up to the end of sequence, after which only padding is written.
     is_end_BT = loop.tokens_BT == eos_id
