@@ -43,7 +43,7 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 docs: $(STAMP)
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # the variable silences a notice about the next MkDocs
 
 install: $(STAMP)
 

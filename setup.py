@@ -61,7 +61,7 @@ setup(
             'nbclient>=0.10',  # runs the notebooks of docs/
             'ipykernel>=6.29',
         ],
-        'docs': ['mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0'],
+        'docs': ['mkdocs-material>=9.6', 'mkdocstrings>=1.0', 'mkdocstrings-python>=2.0'],
     },
     entry_points={'console_scripts': ['t5flan = t5flan.__main__:console']},
     classifiers=[

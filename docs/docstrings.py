@@ -1,4 +1,8 @@
-"""Griffe extension: shows the doctests of a docstring as code."""
+"""Griffe extension: what our docstrings have that its parser does not know.
+
+- A doctest within the text is shown as code.
+- An entry for several arguments, `top_k, top_p: ...`, becomes one entry for each of them.
+"""
 
 import re
 from typing import Any
@@ -6,18 +10,25 @@ from typing import Any
 import griffe
 
 DOCTEST = re.compile(r'^( *)>>> .*\n?(?:^\1\S.*\n?)*', re.MULTILINE)
+ENTRY = re.compile(r'^( {4})(\w+(?:, \w+)+)(: .*\n?(?:^ {5,}\S.*\n?)*)', re.MULTILINE)
 
 
-class FencedDoctests(griffe.Extension):
-    """Puts a fence around every doctest before the docstring is parsed."""
+class OurDocstrings(griffe.Extension):
+    """Rewrites docstrings before they are parsed."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called by Griffe for every module, class, function and attribute."""
         if obj.docstring:
-            obj.docstring.value = DOCTEST.sub(fenced, obj.docstring.value)
+            obj.docstring.value = ENTRY.sub(_separate, DOCTEST.sub(_fenced, obj.docstring.value))
 
 
-def fenced(doctest: re.Match[str]) -> str:
+def _fenced(doctest: re.Match[str]) -> str:
     """A doctest with a fence around it, as far indented as itself."""
     indent, text = doctest[1], doctest[0].rstrip('\n')
     return f'{indent}```pycon\n{text}\n{indent}```\n'
+
+
+def _separate(entry: re.Match[str]) -> str:
+    """The same text for each name of an entry."""
+    text = entry[3].rstrip('\n')
+    return ''.join(f'{entry[1]}{name}{text}\n' for name in entry[2].split(', '))

@@ -212,14 +212,14 @@ def _summary(cls: type) -> str:
 
 def _type(annotation: Any) -> str:
     """An annotation in words, other configurable classes as links."""
-    words = _escaped(annotations.words(annotation))
+    words = _escaped(annotations.describe(annotation))
     return re.sub(r'@(\w+)\(\)', lambda match: f'[`@{match[1]}()`](#{match[1]})', words)
 
 
 def _default(value: Any) -> str:
     if type(value).__name__ in CONFIGURABLES:
         return f'[`{type(value).__name__}()`](#{type(value).__name__})'
-    return f'`{gin_syntax.written(value)}`'
+    return f'`{gin_syntax.to_gin(value)}`'
 
 
 # -- Gin files ------------------------------------------------------------------------------------------------------

@@ -7,12 +7,23 @@ import pytest
 from t5flan import configurables
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
+from t5flan.config import renames
 from t5flan.config.gin_files import find_gin_file
 from tests.docs.markdown import ROOT, blocks, commands, inline_commands, name_of, pages
 
 PLACEHOLDERS = ('FILE', 'FORMAT', 'SRC', 'DST', '…', '...')
 OUR_FILES = {block.title for path in pages() for block in blocks(path.read_text(encoding='utf-8')) if block.title}
 """Files that a page itself shows, such as my_mixture.gin."""
+
+
+@pytest.fixture(autouse=True)
+def present_names_only(monkeypatch):
+    """An old name of a setting, which t5flan still understands, is a mistake in the documentation."""
+
+    def refuse(old: str, new: str) -> None:
+        raise AssertionError(f'{old} is now {new}')
+
+    monkeypatch.setattr(renames, 'warn', refuse)
 
 
 def words(line: str) -> list[str]:
