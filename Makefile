@@ -34,8 +34,9 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m 'not slow' $(TESTS)
 
+test-slow: export T5FLAN_TEST_OPTIMIZE := 1
 test-slow: $(STAMP)
-	$(PYTEST) -m slow $(TESTS)
+	$(PYTEST) -m 'slow or golden' $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .

@@ -16,8 +16,14 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+XLA_FLAGS = ['--xla_force_host_platform_device_count=8']
+if os.environ.get('T5FLAN_TEST_OPTIMIZE') != '1':
+    # Tests compile more than they compute: without LLVM's optimizations they take half the time. XLA's own passes still
+    # run. `make test-slow` sets the variable and also runs the golden losses with everything on.
+    XLA_FLAGS += ['--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
+given = os.environ.get('XLA_FLAGS', '')
+missing = [flag for flag in XLA_FLAGS if flag.partition('=')[0] not in given]
+os.environ['XLA_FLAGS'] = ' '.join([given, *missing]).strip()
 
 
 @pytest.fixture(scope='session')

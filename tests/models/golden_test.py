@@ -18,6 +18,8 @@ from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 from tests.models.small_models import mean_loss, random_batch
 
+pytestmark = pytest.mark.golden
+
 GOLDEN = Path(__file__).resolve().parents[1] / 'golden' / 'models.json'
 STEPS, RATE = 8, 0.1
 RTOL = 1e-4  # rounding in another order of summation grows over eight steps; measured below 1e-5

@@ -19,6 +19,8 @@ from t5flan.training.state import create_state
 from t5flan.training.step import make_train_step
 from tests.training.examples import DECODER, ENCODER_DECODER, jit, make_batch, make_model
 
+pytestmark = pytest.mark.golden
+
 GOLDEN = Path(__file__).resolve().parent.parent / 'golden'
 STEPS = 8
 RUNS = {
