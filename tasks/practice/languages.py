@@ -52,45 +52,30 @@ def french(number: int) -> str:
     return f'{tens} et {french(rest)}' if rest in (1, 11) else f'{tens}-{french(rest)}'
 
 
-def _decimal(digits: str, ten: str, number: int) -> str:
-    """East Asian counting: the digit of the tens (omitted for one), the word for ten, the units."""
-    names = digits.split()
-    tens, units = divmod(number, 10)
-    if tens == 0:
-        return names[units]
-    return ' '.join([names[tens]] * (tens > 1) + [ten] + [names[units]] * (units > 0))
+def decimal(digits: str, ten: str) -> Callable[[int], str]:
+    """East Asian counting: the digit of the tens (omitted for one), the word for ten, the units.
 
-
-def korean(number: int) -> str:
-    """A number in Sino-Korean words.
-
-    >>> korean(42)
-    '사 십 이'
-    """
-    return _decimal('영 일 이 삼 사 오 육 칠 팔 구', '십', number)
-
-
-def japanese(number: int) -> str:
-    """A number in hiragana (zero in katakana).
-
-    >>> japanese(47)
-    'よん じゅう なな'
-    """
-    return _decimal('ゼロ いち に さん よん ご ろく なな はち きゅう', 'じゅう', number)
-
-
-def chinese(number: int) -> str:
-    """A number in Chinese characters.
-
-    >>> chinese(42)
+    >>> decimal('零 一 二 三 四 五 六 七 八 九', '十')(42)
     '四 十 二'
     """
-    return _decimal('零 一 二 三 四 五 六 七 八 九', '十', number)
+    names = digits.split()
+
+    def words(number: int) -> str:
+        tens, units = divmod(number, 10)
+        if tens == 0:
+            return names[units]
+        return ' '.join([names[tens]] * (tens > 1) + [ten] + [names[units]] * (units > 0))
+
+    return words
 
 
 LANGUAGES: dict[str, Callable[[int], str]] = {
-    'English': english, 'French': french, 'Korean': korean, 'Japanese': japanese, 'Chinese': chinese,
-}  # fmt: skip
+    'English': english,
+    'French': french,
+    'Korean': decimal('영 일 이 삼 사 오 육 칠 팔 구', '십'),
+    'Japanese': decimal('ゼロ いち に さん よん ご ろく なな はち きゅう', 'じゅう'),
+    'Chinese': decimal('零 一 二 三 四 五 六 七 八 九', '十'),
+}
 # Training uses each language as source and as target, but never these pairs.
 UNSEEN_PAIRS = (
     ('French', 'English'), ('Korean', 'French'), ('Chinese', 'Korean'), ('English', 'Japanese'),

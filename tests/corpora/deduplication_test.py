@@ -68,7 +68,7 @@ def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
     line = f'deduplicate --input={tmp_path}/a.txt --output={tmp_path}/o.jsonl --unit=paragraph --threshold=1'
     command, arguments = parse_arguments(line.split(), COMMANDS)
     command.run(arguments)
-    assert 'o.jsonl: 2 of 3 texts' in capsys.readouterr().out
+    assert 'o.jsonl: kept 2 of 3 texts' in capsys.readouterr().out
     assert json.loads((tmp_path / 'o.report.json').read_text('utf-8'))['removed'][0]['of'].endswith('a.txt paragraph 1')
     assert [json.loads(row)['text'] for row in (tmp_path / 'o.jsonl').read_text().splitlines()] == [
         'one two',

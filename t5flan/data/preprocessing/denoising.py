@@ -21,7 +21,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
 
-def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+def noise_counts(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
     """Number of noise tokens and of spans in a text of `length` tokens, rounded as in T5.
 
     At least one token is noise and one is not, and every span follows a token that is not noise.
@@ -30,22 +30,22 @@ def noise_counts(length: int, noise_density: float, mean_span_length: float) -> 
     (85, 28)
     """
     noise = min(max(round(length * noise_density), 1), length - 1)
-    spans = max(round(noise / mean_span_length), 1)
+    spans = max(round(noise / mean_span), 1)
     return noise, min(spans, noise, length - noise)
 
 
-def corrupted_lengths(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+def corrupted_lengths(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
     """Tokens of the inputs and targets made from `length` tokens, end of sequence included.
 
     >>> corrupted_lengths(568, 0.15, 3.0)
     (512, 114)
     """
-    noise, spans = noise_counts(length, noise_density, mean_span_length)
+    noise, spans = noise_counts(length, noise_density, mean_span)
     return length - noise + spans + 1, noise + spans + 1
 
 
 def window_length(
-    inputs_length: int, targets_length: int, noise_density: float, mean_span_length: float, sentinels: int | None = None
+    inputs: int, targets: int, noise_density: float, mean_span: float, sentinels: int | None = None
 ) -> int:
     """The most tokens whose corruption fits both features (T5's random_spans_helper considers the inputs only).
 
@@ -55,23 +55,21 @@ def window_length(
     (766, 602)
 
     Args:
-        inputs_length: tokens of the inputs, end of sequence included.
+        inputs: length of the feature, end of sequence included.
         sentinels: the most spans there may be; None for any number. (T5's code has no limit: with too many spans its
             sentinels run into the ids of ordinary words.)
 
     Raises:
         UserError: not even two tokens fit.
     """
-    for length in range(inputs_length + targets_length, 1, -1):
-        inputs, targets = corrupted_lengths(length, noise_density, mean_span_length)
-        enough = sentinels is None or noise_counts(length, noise_density, mean_span_length)[1] <= sentinels
-        if enough and inputs <= inputs_length and targets <= targets_length:
+    for length in range(inputs + targets, 1, -1):
+        corrupted = corrupted_lengths(length, noise_density, mean_span)
+        enough = sentinels is None or noise_counts(length, noise_density, mean_span)[1] <= sentinels
+        if enough and corrupted[0] <= inputs and corrupted[1] <= targets:
             return length
     if sentinels == 0:
         raise UserError('span corruption needs sentinels, the vocabulary has none. Set DataConfig.extra_ids.')
-    raise UserError(
-        f'no text fits in {inputs_length} + {targets_length} tokens. Set larger DataConfig.feature_lengths.'
-    )
+    raise UserError(f'no text fits in {inputs} + {targets} tokens. Set larger DataConfig.feature_lengths.')
 
 
 def window_sizes(length: int, most: int) -> list[int]:
@@ -107,7 +105,7 @@ def segment_lengths(items: int, segments: int, rows: int, rng: np.random.Generat
 def noise_masks(
     length: int,
     noise_density: float,
-    mean_span_length: float,
+    mean_span: float,
     rows: int,
     rng: np.random.Generator,
     anywhere: bool = False,
@@ -120,7 +118,7 @@ def noise_masks(
         anywhere: whether spans may be anywhere. False is T5's layout: a row begins with a token that is not noise and
             ends with noise, so a single span is always at the end.
     """
-    noise, spans = noise_counts(length, noise_density, mean_span_length)
+    noise, spans = noise_counts(length, noise_density, mean_span)
     ends = 2 if anywhere else 0  # with `anywhere` either end may be empty: draw one token more for each, then remove it
     kept_NS = segment_lengths(length - noise + ends, spans + (ends > 0), rows, rng)
     lengths_NS = np.zeros((rows, 2 * spans + 1), np.int64)  # not noise, noise, not noise, …
@@ -178,9 +176,9 @@ def span_pieces(
     return [piece for piece in pieces if len(piece[0])]
 
 
-def split_point(length: int, inputs_length: int, targets_length: int, rng: np.random.Generator) -> int:
+def split_point(length: int, inputs: int, targets: int, rng: np.random.Generator) -> int:
     """Where to split a text into prefix and continuation: uniform over the points where both fit (end excluded)."""
-    lowest, highest = max(1, length - targets_length), min(length - 1, inputs_length)
+    lowest, highest = max(1, length - targets), min(length - 1, inputs)
     return int(rng.integers(lowest, highest + 1))
 
 
@@ -201,19 +199,17 @@ def window_blocks(tokens_T: np.ndarray, most: int) -> list[np.ndarray]:
 
 @functools.cache
 def span_window(
-    inputs_length: int | None, targets_length: int | None, noise_density: float, mean_span: float, sentinels: int
+    inputs: int | None, targets: int | None, noise_density: float, mean_span: float, sentinels: int
 ) -> tuple[int, bool]:
     """Tokens of a window, and whether it is shorter than the features so that spans do not outnumber the sentinels.
 
     Without lengths only the sentinels limit it.
     """
-    if inputs_length is not None and targets_length is not None:
-        lengths = inputs_length, targets_length
-        longest, window = (window_length(*lengths, noise_density, mean_span, most) for most in (None, sentinels))
-        return window, window < longest
+    if inputs is not None and targets is not None:
+        window = window_length(inputs, targets, noise_density, mean_span, sentinels)
+        return window, window < window_length(inputs, targets, noise_density, mean_span)
     most = int((sentinels + 0.5) * mean_span / noise_density) + 2  # more would round to more spans
-    window = window_length(most, most, noise_density, mean_span, sentinels)
-    return window, True
+    return window_length(most, most, noise_density, mean_span, sentinels), True
 
 
 @example_fn
@@ -222,9 +218,8 @@ def span_corruption(
 ) -> list[Example]:
     """Turns the tokens 'targets' of a text into span-corrupted 'inputs' and 'targets', one example per window."""
     lengths, vocabulary = context.feature_lengths, context.vocabulary
-    most, shortened = span_window(
-        lengths.get('inputs'), lengths.get('targets'), noise_density, mean_span_length, vocabulary.sentinel_count
-    )
+    features = lengths.get('inputs'), lengths.get('targets')
+    most, shortened = span_window(*features, noise_density, mean_span_length, vocabulary.sentinel_count)
     made = []
     for block_NT in window_blocks(example['targets'], most):
         masks_NT = noise_masks(block_NT.shape[1], noise_density, mean_span_length, len(block_NT), context.rng)
@@ -241,12 +236,11 @@ def prefix_lm(example: Example, context: Context) -> list[Example]:
     A window has as many tokens as the longer feature (without its end of sequence), so that no split loses a token.
     """
     tokens_T, lengths = example['targets'], context.feature_lengths
-    inputs_length = lengths.get('inputs', len(tokens_T) + 1) - 1
-    targets_length = lengths.get('targets', len(tokens_T) + 1) - 1
+    inputs, targets = (lengths.get(name, len(tokens_T) + 1) - 1 for name in ('inputs', 'targets'))
     made = []
-    for window_T in windows(tokens_T, max(inputs_length, targets_length, 2)):
+    for window_T in windows(tokens_T, max(inputs, targets, 2)):
         if len(window_T) > 1:
-            point = split_point(len(window_T), inputs_length, targets_length, context.rng)
+            point = split_point(len(window_T), inputs, targets, context.rng)
             made.append({'inputs': window_T[:point], 'targets': window_T[point:]})
     return made
 

@@ -102,11 +102,7 @@ class ExampleFn:
         return map_dataset(self, dataset, sequence_length or {})
 
     # SeqIO reads the arguments it may pass from the signature.
-    __signature__ = inspect.Signature([
-        inspect.Parameter('dataset', inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        inspect.Parameter('sequence_length', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
-        inspect.Parameter('output_features', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
-    ])  # fmt: skip
+    __signature__ = inspect.signature(lambda dataset, sequence_length=None, output_features=None: None)
 
     def __repr__(self) -> str:
         return f'{self.__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'

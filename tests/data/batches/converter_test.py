@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from t5flan.data.batches.converter import make_batch
-from t5flan.data.preprocessing import features
-from t5flan.errors import UserError
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS
 
 LENGTHS = {'inputs': 7, 'targets': 6}
 
@@ -100,28 +99,8 @@ def test_equals_seqio_converters(format, converter):
         np.testing.assert_array_equal(ours[name], values, err_msg=name)
 
 
-def test_fit_example():
-    cut, was = features.fit_example(example(range(9), range(6)), LENGTHS)
-    assert was and len(cut['inputs']) == 7 and len(cut['targets']) == 6
-    same, was = features.fit_example(example(range(7), range(6)), LENGTHS)
-    assert not was and len(same['inputs']) == 7
-
-
-@pytest.mark.parametrize(
-    'format,lengths,task_features,pattern',
-    [
-        ('encoder_decoder', LENGTHS, ['targets'], "has no 'inputs'"),
-        ('causal_lm', {'targets': 4}, ['inputs', 'targets'], 'feature_lengths.*has no length'),
-        ('causal_lm', LENGTHS, ['text'], "has no feature 'targets'"),
-    ],
-)
-def test_unsuitable_features(format, lengths, task_features, pattern):
-    with pytest.raises(UserError, match=pattern):
-        features.check_features(format, lengths, task_features, 'task')
-
-
 def weighted(inputs, targets, weights):
-    return example(inputs, targets) | {features.LOSS_WEIGHTS: np.array(weights, np.float32)}
+    return example(inputs, targets) | {LOSS_WEIGHTS: np.array(weights, np.float32)}
 
 
 def test_loss_weights_of_an_example():
@@ -134,23 +113,3 @@ def test_loss_weights_of_an_example():
             weights[:, :9].tolist() == [[0, 0, 1, 1, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]]
             and not weights[:, 9:].any()
         )
-
-
-def test_loss_weights_are_cut_with_their_targets():
-    long = weighted([7, 1], range(8), [1, 1, 0, 0, 1, 1, 0, 1])
-    cut, was = features.fit_example(long, LENGTHS)
-    assert (
-        was
-        and cut['targets'].tolist() == [0, 1, 2, 3, 4, 5]
-        and cut[features.LOSS_WEIGHTS].tolist() == [1, 1, 0, 0, 1, 1]
-    )
-    for format in ('prefix_lm', 'causal_lm'):
-        assert features.fit_example(long, LENGTHS, format) == (long, False), (
-            'a decoder-only row has room for everything'
-        )
-        assert features.fit_example(long, {'inputs': 2, 'targets': 7}, format)[1]
-    assert features.fit_example(weighted([7], [3], [1]) | {'turns_left_out': 2}, LENGTHS)[1], (
-        'what its maker left out counts'
-    )
-    with pytest.raises(ValueError, match='2 targets_loss_weights for 3 targets'):
-        features.fit_example(weighted([7], [3, 4, 5], [1, 1]), LENGTHS)
