@@ -15,10 +15,13 @@ import functools
 import itertools
 
 import numpy as np
+from numpy.random import Generator
 
 from t5flan.data.preprocessing.examples import Context, Example, example_fn
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+
+Pieces = list[tuple[np.ndarray, int | None]]
 
 
 def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
@@ -69,9 +72,8 @@ def window_length(
             return length
     if sentinels == 0:
         raise UserError('span corruption needs sentinels, the vocabulary has none. Set DataConfig.extra_ids.')
-    raise UserError(
-        f'no text fits in {inputs_length} + {targets_length} tokens. Set larger DataConfig.feature_lengths.'
-    )
+    problem = f'no text fits in {inputs_length} + {targets_length} tokens'
+    raise UserError(f'{problem}. Set larger DataConfig.feature_lengths.')
 
 
 def window_sizes(length: int, most: int) -> list[int]:
@@ -94,7 +96,7 @@ def windows(tokens_T: np.ndarray, most: int) -> list[np.ndarray]:
     return np.split(tokens_T, np.cumsum(window_sizes(len(tokens_T), most))[:-1])
 
 
-def segment_lengths(items: int, segments: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+def segment_lengths(items: int, segments: int, rows: int, rng: Generator) -> np.ndarray:
     """Lengths of non-empty `segments` of `items` items, every division equally likely. int64 [rows, segments]."""
     ends_NS = np.empty((rows, segments), np.int64)
     ends_NS[:, -1] = items
@@ -105,12 +107,7 @@ def segment_lengths(items: int, segments: int, rows: int, rng: np.random.Generat
 
 
 def noise_masks(
-    length: int,
-    noise_density: float,
-    mean_span_length: float,
-    rows: int,
-    rng: np.random.Generator,
-    anywhere: bool = False,
+    length: int, noise_density: float, mean_span_length: float, rows: int, rng: Generator, anywhere: bool = False
 ) -> np.ndarray:
     """Random spans of noise: True where a token is replaced. bool [rows, length].
 
@@ -161,15 +158,13 @@ def corrupt_rows(tokens_NT: np.ndarray, noise_NT: np.ndarray, vocabulary: Vocabu
     return inputs_NI, targets.reshape(rows, -1)
 
 
-def span_pieces(
-    inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary
-) -> list[tuple[np.ndarray, int | None]]:
+def span_pieces(inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary) -> Pieces:
     """The original text of an example in pieces: (tokens, number of their sentinel), with None for kept tokens."""
     lowest, highest = vocabulary.sentinel_id(vocabulary.sentinel_count - 1), vocabulary.sentinel_id(0)
     sentinels = lambda x_T: np.flatnonzero((x_T >= lowest) & (x_T <= highest)).tolist()
     starts = sentinels(targets_T)
     spans = {int(targets_T[a]): targets_T[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(targets_T)])}
-    pieces: list[tuple[np.ndarray, int | None]] = []
+    pieces: Pieces = []
     start = 0
     for place in sentinels(inputs_T):
         pieces += [(inputs_T[start:place], None), (spans[int(inputs_T[place])], highest - int(inputs_T[place]))]
@@ -178,7 +173,7 @@ def span_pieces(
     return [piece for piece in pieces if len(piece[0])]
 
 
-def split_point(length: int, inputs_length: int, targets_length: int, rng: np.random.Generator) -> int:
+def split_point(length: int, inputs_length: int, targets_length: int, rng: Generator) -> int:
     """Where to split a text into prefix and continuation: uniform over the points where both fit (end excluded)."""
     lowest, highest = max(1, length - targets_length), min(length - 1, inputs_length)
     return int(rng.integers(lowest, highest + 1))
@@ -222,12 +217,11 @@ def span_corruption(
 ) -> list[Example]:
     """Turns the tokens 'targets' of a text into span-corrupted 'inputs' and 'targets', one example per window."""
     lengths, vocabulary = context.feature_lengths, context.vocabulary
-    most, shortened = span_window(
-        lengths.get('inputs'), lengths.get('targets'), noise_density, mean_span_length, vocabulary.sentinel_count
-    )
+    features, spans = (lengths.get('inputs'), lengths.get('targets')), (noise_density, mean_span_length)
+    most, shortened = span_window(*features, *spans, vocabulary.sentinel_count)
     made = []
     for block_NT in window_blocks(example['targets'], most):
-        masks_NT = noise_masks(block_NT.shape[1], noise_density, mean_span_length, len(block_NT), context.rng)
+        masks_NT = noise_masks(block_NT.shape[1], *spans, len(block_NT), context.rng)
         rows = zip(*corrupt_rows(block_NT, masks_NT, vocabulary))
         note = {'few_sentinels': True} if shortened and block_NT.shape[1] == most else {}
         made += [{'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in rows]
