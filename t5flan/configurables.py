@@ -25,18 +25,10 @@ from t5flan.models import config as model_config
 from t5flan.models.config import ModelConfig
 from t5flan.training import config as training_config
 
+_DATA_MODULES = (data_config, corpus_config, mixture_config, instruction_config)
 CONFIGURABLES: dict[str, type] = {
     value.__name__: value
-    for module in (
-        model_config,
-        data_config,
-        corpus_config,
-        mixture_config,
-        instruction_config,
-        training_config,
-        decoding_config,
-        mesh,
-    )
+    for module in (model_config, *_DATA_MODULES, training_config, decoding_config, mesh)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 }
@@ -88,9 +80,7 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
     text = read_text(path)
     try:
         description = json.loads(text)
-        return path, {
-            ModelConfig: renames.current_settings(ModelConfig, description['model']),
-            DataConfig: {'format': description['format'], 'vocabulary': f'{root}/vocabulary'},
-        }
+        data = {'format': description['format'], 'vocabulary': f'{root}/vocabulary'}
+        return path, {ModelConfig: renames.current_settings(ModelConfig, description['model']), DataConfig: data}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not the description of a checkpoint ({error})') from None

@@ -133,6 +133,4 @@ def is_required(field: dataclasses.Field) -> bool:
 
 def default(field: dataclasses.Field) -> Any:
     """The default of a field that has one."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -17,8 +17,7 @@ def packaged_files() -> list[str]:
 def find_gin_file(name: str, origin: str) -> str:
     """Finds a gin file, local first, then packaged; `.gin` may be left off. `origin` is the flag or line that names it.
 
-    Raises:
-        UsageError: no such file; suggests the nearest name.
+    Raises a `UsageError` that suggests the nearest name if there is no such file.
     """
     if '://' in name:
         return name
@@ -39,11 +38,7 @@ def exists(path: str) -> bool:
 
 
 def read_text(path: str) -> str:
-    """Reads a UTF-8 text file, local or in a bucket.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
+    """Reads a UTF-8 text file, local or in a bucket; raises a `UsageError` if it cannot be read."""
     try:
         return to_path(path).read_bytes().decode('utf-8')
     except Exception as error:

@@ -56,8 +56,7 @@ class _Delegate(ParserDelegate):
 def statements(text: str, path: str) -> Iterator[Any]:
     """Parses a gin file into `Binding`, `Include` and `Import` statements, with our marks in their values.
 
-    Raises:
-        UsageError: a syntax error; one line with `path` and line number.
+    A syntax error raises a `UsageError`: one line with `path` and line number.
     """
     source = io.StringIO(text)
     source.name = path  # gin's parser copies it into the locations
@@ -66,16 +65,14 @@ def statements(text: str, path: str) -> Iterator[Any]:
     except (SyntaxError, tokenize.TokenError) as error:
         message, line_number, line = _explain(error)
         last = len(text.splitlines())
-        raise UsageError(
-            f'{path}:{min(line_number, last)}: not gin: {message}{f" in `{line}`" if line else ""}'
-        ) from None
+        where = f' in `{line}`' if line else ''
+        raise UsageError(f'{path}:{min(line_number, last)}: not gin: {message}{where}') from None
 
 
 def _explain(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
     """The message, line number and line of a syntax error."""
     if isinstance(error, tokenize.TokenError):
-        message, (line_number, _) = error.args
-        return message, line_number, ''
+        return error.args[0], error.args[1][0], ''
     message = ' '.join(str(error.msg).split())
     if word := re.search(r"Failed to parse token '(.*)'", message):
         expected = "a number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"

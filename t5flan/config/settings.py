@@ -21,6 +21,7 @@ from t5flan.config.gin_files import find_gin_file, read_text
 from t5flan.errors import UsageError, nearest
 from t5flan.version import __version__
 
+Names = Mapping[str, str]
 _REQUIRED = ('REQUIRED', 'gin.REQUIRED')
 
 
@@ -68,7 +69,7 @@ class Settings:
         gin_files: Iterable[str],
         gin_bindings: Iterable[str],
         configurables: Iterable[type],
-        renamed_classes: Mapping[str, str],
+        renamed_classes: Names,
     ) -> None:
         self._configurables = {cls.__name__: cls for cls in configurables}
         self._renamed_classes = renamed_classes
@@ -102,7 +103,8 @@ class Settings:
             UsageError: a required field has no value, a macro is undefined, or a value has the wrong type.
             UserError: `cls` itself rejects a value.
         """
-        values, missing = {}, []
+        values: dict[str, Any] = {}
+        missing = []
         for field, annotation in annotations.fields(cls):
             setting = f'{scope}/{cls.__name__}.{field.name}' if scope else f'{cls.__name__}.{field.name}'
             bound = self._find(scope, cls.__name__, field.name)
@@ -122,9 +124,8 @@ class Settings:
             missing.append((setting, flag, why))
         if missing:
             raise _Missing(_one_flag_for_a_model(cls, missing), command)
-        self._read[scope, cls.__name__] = {
-            field.name: values.get(field.name, annotations.default(field)) for field, _ in annotations.fields(cls)
-        }
+        defaults = {field.name: annotations.default(field) for field, _ in annotations.fields(cls)}
+        self._read[scope, cls.__name__] = defaults | values
         return cls(**values)
 
     def read_all(self, classes: Sequence[type], command: str = '') -> list[Any]:
@@ -180,8 +181,7 @@ class Settings:
     def _find(self, scope: str, name: str, field: str) -> _Bound | None:
         parts = scope.split('/') if scope else []
         for length in range(len(parts), -1, -1):  # the innermost scope wins
-            bound = self._bindings.get(('/'.join(parts[:length]), name, field))
-            if bound is not None:
+            if bound := self._bindings.get(('/'.join(parts[:length]), name, field)):
                 return bound
         if inner := self._nested.get((name, field)):
             return _Bound(gin_syntax.Reference(scope, inner, called=True), inner)
@@ -209,10 +209,8 @@ class Settings:
         try:
             return annotations.fit(value, annotation)
         except annotations.Mismatch:
-            raise UsageError(
-                f'{setting} is given {annotations.with_type(value)}, expected {annotations.describe(annotation)} '
-                f'(from {self._origin(bound)})'
-            ) from None
+            given, expected = annotations.with_type(value), annotations.describe(annotation)
+            raise UsageError(f'{setting} is given {given}, expected {expected} (from {self._origin(bound)})') from None
 
     def _origin(self, bound: _Bound) -> str:
         if isinstance(bound.value, gin_syntax.Macro):
@@ -250,16 +248,13 @@ class Settings:
         path = find_gin_file(name, origin)
         if path in including:
             raise UsageError(f'{origin}: {path} includes itself')
-        text = read_text(path)
-        for statement in gin_syntax.statements(text, path):
+        for statement in gin_syntax.statements(read_text(path), path):
             place = f'{path}:{statement.location.line_num}'
             if isinstance(statement, gin_syntax.Include):
                 self._add_file(statement.filename, place, (*including, path))
             elif isinstance(statement, gin_syntax.Import):
-                raise UsageError(
-                    f'{place}: gin imports are not supported; list modules that register your own SeqIO tasks in '
-                    f"DataConfig.modules = ['{statement.module}']"
-                )
+                hint = f"list modules that register your own SeqIO tasks in DataConfig.modules = ['{statement.module}']"
+                raise UsageError(f'{place}: gin imports are not supported; {hint}')
             elif isinstance(statement, gin_syntax.Binding):
                 self._bind(statement, statement.value, place)
         self._files.append(path)

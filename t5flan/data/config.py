@@ -103,19 +103,17 @@ class DataConfig:
         if self.streams is not None:
             require_count('DataConfig.streams', self.streams)
             if self.batch_size % self.streams:
-                raise UserError(
-                    f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}. Set '
-                    'one of them in your .gin.'
-                )
+                problem = f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}'
+                raise UserError(f'{problem}. Set one of them in your .gin.')
 
     def _check_lengths(self) -> None:
-        required = ('targets',) if self.format == 'causal_lm' else ('inputs', 'targets')  # a plain LM has targets only
-        for feature in required:
+        for feature in (
+            ('targets',) if self.format == 'causal_lm' else ('inputs', 'targets')
+        ):  # a plain LM has no inputs
             if feature not in self.feature_lengths:
-                raise UserError(
-                    f"DataConfig.feature_lengths={self.feature_lengths} has no length for '{feature}'. "
-                    "Set DataConfig.feature_lengths = {'inputs': N, 'targets': M} in your .gin."
-                )
+                problem = f"DataConfig.feature_lengths={self.feature_lengths} has no length for '{feature}'"
+                fix = "Set DataConfig.feature_lengths = {'inputs': N, 'targets': M} in your .gin."
+                raise UserError(f'{problem}. {fix}')
         for feature, length in self.feature_lengths.items():
             require_count(f"DataConfig.feature_lengths['{feature}']", length)
 

@@ -3,15 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from t5flan.config.checks import (
-    is_number,
-    require,
-    require_count,
-    require_one_of,
-    require_positive,
-    require_share,
-    require_text,
-)
+from t5flan.config import checks
+from t5flan.config.checks import require, require_count, require_one_of, require_positive, require_share, require_text
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
@@ -159,32 +152,27 @@ class Denoiser:
             value = getattr(self, field)
             if (value is not None) != used:
                 verb = f'requires {field}' if used else f'takes no {field}, given {value}'
-                raise UserError(
-                    f'Denoiser {self.name!r} of kind {self.kind!r} {verb}. Set Denoiser.{field} in your .gin.'
-                )
+                denoiser = f'Denoiser {self.name!r} of kind {self.kind!r}'
+                raise UserError(f'{denoiser} {verb}. Set Denoiser.{field} in your .gin.')
             if used and field == 'mean_span':
-                require(is_number(value) and value >= 1, 'Denoiser.mean_span', value, 'a number of 1 or more', of)
+                require(
+                    checks.is_number(value) and value >= 1, 'Denoiser.mean_span', value, 'a number of 1 or more', of
+                )
             elif used:
                 require_positive('Denoiser.noise_density', value, below=1, of=of)
-        require(is_number(self.rate) and self.rate >= 0, 'Denoiser.rate', self.rate, 'a number of 0 or more', of)
+        is_rate = checks.is_number(self.rate) and self.rate >= 0
+        require(is_rate, 'Denoiser.rate', self.rate, 'a number of 0 or more', of)
 
 
 def check_denoisers(mixture: str, denoisers: Sequence[Denoiser]) -> None:
-    """Checks that denoisers make a mixture.
-
-    Raises:
-        UserError: there are none, two have the same name, or their rates sum to 0.
-    """
+    """Raises a UserError if denoisers make no mixture: none, two of the same name, or rates that sum to 0."""
     setting, names = f"DataConfig.denoisers['{mixture}']", [denoiser.name for denoiser in denoisers]
     if not mixture.isidentifier():
-        raise UserError(
-            f'{setting}: {mixture!r} is part of task names, expected letters, digits and "_". Set DataConfig.denoisers.'
-        )
+        problem = f'{mixture!r} is part of task names, expected letters, digits and "_"'
+        raise UserError(f'{setting}: {problem}. Set DataConfig.denoisers.')
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(
-            f'{setting} has {names.count(twice)} denoisers named {twice!r}. Set another Denoiser.name for each.'
-        )
+        problem = f'{setting} has {names.count(twice)} denoisers named {twice!r}'
+        raise UserError(f'{problem}. Set another Denoiser.name for each.')
     if not sum(denoiser.rate for denoiser in denoisers) > 0:
-        raise UserError(
-            f'{setting}: the rates of its {len(names)} denoisers sum to 0. Set Denoiser.rate above 0 in your .gin.'
-        )
+        problem = f'{setting}: the rates of its {len(names)} denoisers sum to 0'
+        raise UserError(f'{problem}. Set Denoiser.rate above 0 in your .gin.')

@@ -7,14 +7,8 @@ from typing import ClassVar
 from t5flan.config.checks import require_count, require_share, require_text
 from t5flan.errors import UserError
 
-CHAT_MARKERS = {
-    'system': 'System:',
-    'tools': 'Tools:',
-    'user': 'User:',
-    'assistant': 'Assistant:',
-    'call': 'Call:',
-    'observation': 'Result:',
-}
+CHAT_MARKERS = {'system': 'System:', 'tools': 'Tools:', 'user': 'User:', 'assistant': 'Assistant:'}
+CHAT_MARKERS |= {'call': 'Call:', 'observation': 'Result:'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +50,9 @@ class InstructionConfig:
         object.__setattr__(self, 'triggers', tuple(self.triggers))
         object.__setattr__(self, 'chat_markers', dict(self.chat_markers))
         if set(self.chat_markers) != set(CHAT_MARKERS):
-            raise UserError(
-                f'InstructionConfig.chat_markers has the roles {", ".join(self.chat_markers) or "none"}, expected '
-                f'{", ".join(CHAT_MARKERS)}. Set InstructionConfig.chat_markers in your .gin.'
-            )
+            setting, given = 'InstructionConfig.chat_markers', ', '.join(self.chat_markers) or 'none'
+            expected = ', '.join(CHAT_MARKERS)
+            raise UserError(f'{setting} has the roles {given}, expected {expected}. Set {setting} in your .gin.')
         for role, marker in self.chat_markers.items():
             require_text(f"InstructionConfig.chat_markers['{role}']", marker)
         for field in ('few_shot', 'options', 'rationale', 'inverted', 'negative_examples'):
@@ -68,10 +61,8 @@ class InstructionConfig:
         for trigger in self.triggers:
             require_text('InstructionConfig.triggers', trigger)
         if self.rationale and not self.triggers:
-            raise UserError(
-                f'InstructionConfig.triggers is empty and InstructionConfig.rationale={self.rationale}: nothing would '
-                'request the rationales. Set one of them in your .gin.'
-            )
+            given = f'InstructionConfig.triggers is empty and InstructionConfig.rationale={self.rationale}'
+            raise UserError(f'{given}: nothing would request the rationales. Set one of them in your .gin.')
 
 
 @dataclasses.dataclass(frozen=True)

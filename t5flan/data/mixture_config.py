@@ -52,10 +52,8 @@ class Mixture:
         of = f' of {self.name!r}'
         if bool(self.rates) == bool(self.by_examples):
             found = 'both rates and' if self.rates else 'neither rates nor'
-            raise UserError(
-                f'Mixture {self.name!r} has {found} by_examples, expected one of them. Set Mixture.rates or '
-                'Mixture.by_examples in your .gin.'
-            )
+            problem = f'Mixture {self.name!r} has {found} by_examples, expected one of them'
+            raise UserError(f'{problem}. Set Mixture.rates or Mixture.by_examples in your .gin.')
         for part, rate in self.rates.items():
             require_positive(f"Mixture.rates['{part}']", rate, of=of)
         if self.cap is not None:
@@ -63,10 +61,8 @@ class Mixture:
         for part, cap in self.caps.items():
             require_count(f"Mixture.caps['{part}']", cap)
         if (self.cap is not None or self.caps or self.temperature != 1 or self.keep_rates) and not self.by_examples:
-            raise UserError(
-                f'Mixture {self.name!r} has rates, which take no cap, temperature or keep_rates. Set '
-                'Mixture.by_examples instead, or remove them from your .gin.'
-            )
+            problem = f'Mixture {self.name!r} has rates, which take no cap, temperature or keep_rates'
+            raise UserError(f'{problem}. Set Mixture.by_examples instead, or remove them from your .gin.')
         require_positive('Mixture.temperature', self.temperature, of=of)
 
 
@@ -94,6 +90,5 @@ class Stage:
         require_text('Stage.mixture', self.mixture)
         require_count('Stage.start_step', self.start_step)
         require_share('Stage.previous', self.previous)
-        require(
-            self.previous < 1, 'Stage.previous', self.previous, f'less than 1, or nothing is left of {self.mixture!r}'
-        )
+        expected = f'less than 1, or nothing is left of {self.mixture!r}'
+        require(self.previous < 1, 'Stage.previous', self.previous, expected)

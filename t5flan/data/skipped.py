@@ -35,18 +35,13 @@ def notes(mixture: str) -> list[str]:
 
 def note_lines(mixtures: Iterable[str]) -> list[str]:
     """The notes of several mixtures, as lines to print."""
-    return [
-        line for name in mixtures if notes(name) for line in (f'{name} lacks:', *(f'  {what}' for what in notes(name)))
-    ]
+    lacks = {name: notes(name) for name in mixtures}
+    return [line for name, what in lacks.items() if what for line in (f'{name} lacks:', *(f'  {one}' for one in what))]
 
 
 @contextlib.contextmanager
 def skip_on_error(task: str, skip_broken: bool) -> Iterator[None]:
-    """Records a UserError of the block in `skipped_tasks()`; without skip_broken it is raised.
-
-    Raises:
-        UserError: the error of the block, with the flag that continues without the task.
-    """
+    """Records a UserError of the block in `skipped_tasks()`; without skip_broken, raises it and names the flag."""
     try:
         yield
     except UserError as error:

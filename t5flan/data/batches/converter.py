@@ -35,11 +35,10 @@ from t5flan.data.preprocessing.examples import Example
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS, NO_TOKENS, row_capacity
 
 Batch = dict[str, np.ndarray]
+Rows = Sequence[Sequence[Example]]
 
 
-def make_batch(
-    format: str, lengths: Mapping[str, int], rows: Sequence[Sequence[Example]], packed: bool, start_id: int = 0
-) -> Batch:
+def make_batch(format: str, lengths: Mapping[str, int], rows: Rows, packed: bool, start_id: int = 0) -> Batch:
     """Converts rows of examples to model features.
 
     Args:
@@ -54,32 +53,24 @@ def make_batch(
     if format == 'encoder_decoder':
         encoder = _place([[example['inputs'] for example in row] for row in rows], capacity[0])
         decoder = _place([[example['targets'] for example in row] for row in rows], capacity[1])
-        batch = {
-            'encoder_input_tokens': encoder[0],
-            **_decoder(*decoder, start_id),
-            'decoder_loss_weights': _loss_weights(rows, decoder[1] > 0, inputs_too=False),
-        }
+        batch = {'encoder_input_tokens': encoder[0], **_decoder(*decoder, start_id)}
+        batch['decoder_loss_weights'] = _loss_weights(rows, decoder[1] > 0, inputs_too=False)
         if packed:
             batch |= {'encoder_segment_ids': encoder[1], 'encoder_positions': encoder[2]}
             batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}
         return batch
-    tokens, segments, positions = _place(
-        [[np.concatenate([example.get('inputs', NO_TOKENS), example['targets']]) for example in row] for row in rows],
-        capacity[0],
-    )
+    joined = lambda example: np.concatenate([example.get('inputs', NO_TOKENS), example['targets']])
+    tokens, segments, positions = _place([[joined(example) for example in row] for row in rows], capacity[0])
     prefixes = np.zeros_like(tokens)  # number of inputs of the example at each position
     for b, row in enumerate(rows):
         start = 0
         for example in row:
-            end = start + len(example.get('inputs', NO_TOKENS)) + len(example['targets'])
-            prefixes[b, start:end] = len(example.get('inputs', NO_TOKENS))
-            start = end
+            prefix = len(example.get('inputs', NO_TOKENS))
+            end = start + prefix + len(example['targets'])
+            prefixes[b, start:end], start = prefix, end
     real = segments > 0
-    batch = {
-        **_decoder(tokens, segments, positions, start_id),
-        'decoder_segment_ids': segments,
-        'decoder_positions': positions,
-    }
+    batch = _decoder(tokens, segments, positions, start_id)
+    batch |= {'decoder_segment_ids': segments, 'decoder_positions': positions}
     batch['decoder_loss_weights'] = _loss_weights(rows, real & (positions >= prefixes), inputs_too=True)
     if format == 'prefix_lm':
         # One more than the inputs: position p reads the token before it, so it reads the last input at p = prefix.
@@ -87,12 +78,10 @@ def make_batch(
     return batch
 
 
-def _loss_weights(rows: Sequence[Sequence[Example]], targets_BT: np.ndarray, inputs_too: bool) -> np.ndarray:
+def _loss_weights(rows: Rows, targets_BT: np.ndarray, inputs_too: bool) -> np.ndarray:
     """1 on the targets, or their example's loss weights. [B, T] float32.
 
-    Args:
-        targets_BT: whether each position is a target.
-        inputs_too: whether the row has an example's inputs before its targets.
+    `inputs_too`: the row has an example's inputs before its targets.
     """
     weights_BT = targets_BT.astype(np.float32)
     for b, row in enumerate(rows):
@@ -124,8 +113,7 @@ def _place(rows: Sequence[Sequence[np.ndarray]], length: int) -> tuple[np.ndarra
         start = 0
         for segment, piece in enumerate(row, 1):
             end = start + len(piece)
-            tokens[b, start:end] = piece
-            segments[b, start:end] = segment
+            tokens[b, start:end], segments[b, start:end] = piece, segment
             positions[b, start:end] = count[: end - start]
             start = end
     return tokens, segments, positions

@@ -47,10 +47,8 @@ class TrainPipeline:
         self, config: DataConfig, vocabulary: Vocabulary, process_index: int = 0, process_count: int = 1
     ) -> None:
         if config.batch_size % process_count:
-            raise UserError(
-                f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts. Set '
-                'DataConfig.batch_size.'
-            )
+            problem = f'DataConfig.batch_size={config.batch_size} does not divide over {process_count} hosts'
+            raise UserError(f'{problem}. Set DataConfig.batch_size.')
         self.config = config
         plan = self.plan = make_plan(config, vocabulary)
         self.rates = plan.named_rates()
@@ -66,16 +64,14 @@ class TrainPipeline:
     def start(self, position: Position | None = None) -> None:
         """Moves to a position (None: before the first batch) and discards the batches prepared so far.
 
-        Raises:
-            UserError: the position has other streams than the settings, or the records have changed since.
+        Raises a UserError if the position has other streams than the settings, or the records have changed since.
         """
         count = self.config.stream_count
         position = position or first_position(count)
         if position['stream_count'] != count:
-            raise UserError(
-                f'the data position has {position["stream_count"]} streams, the settings give {count}. '
-                f'Set DataConfig.streams = {position["stream_count"]}.'
-            )
+            had = position['stream_count']
+            problem = f'the data position has {had} streams, the settings give {count}'
+            raise UserError(f'{problem}. Set DataConfig.streams = {had}.')
         batches = self._open(position)
         self._stop()
         self._batches, self._position = batches, batches.position()
@@ -136,20 +132,16 @@ class TrainPipeline:
         """`report()` as lines to print: the totals, and each task with examples that were too long."""
         report = self.report()
         examples = sum(task['examples'] for task in report['tasks'].values())
-        lines = [
-            f'{examples:,} examples of {len(report["tasks"])} tasks; {report["packing_efficiency"]:.1%} of the tokens '
-            'of a batch are not padding'
-        ]
+        filled = f'{report["packing_efficiency"]:.1%} of the tokens of a batch are not padding'
+        lines = [f'{examples:,} examples of {len(report["tasks"])} tasks; {filled}']
         for name, task in report['tasks'].items():
             if long := task['trimmed'] + task['dropped']:
                 did = 'trimmed' if self.config.too_long == 'trim' else 'dropped'
                 seen = f'{long:,} of {task["examples"] + task["dropped"]:,} examples'
                 lines.append(f'{name}: {seen} longer than {dict(self.config.feature_lengths)} were {did}')
             if few := task['few_sentinels']:
-                lines.append(
-                    f'{name}: {few:,} of {task["examples"]:,} windows of text were made shorter, as their spans would '
-                    'outnumber the sentinels (DataConfig.extra_ids)'
-                )
+                seen = f'{few:,} of {task["examples"]:,} windows of text were made shorter'
+                lines.append(f'{name}: {seen}, as their spans would outnumber the sentinels (DataConfig.extra_ids)')
         mixtures = (self.config.mixture, *(stage.mixture for stage in self.config.stages), *self.config.mixed_in)
         return lines + summary(report['skipped']) + note_lines(mixtures)
 
@@ -160,19 +152,14 @@ class Prefetch:
     def __init__(self, make: Any, ahead: int) -> None:
         self._queue: queue.Queue = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=_produce, args=(make, self._queue, self._stop), name='t5flan-data', daemon=True
-        )
+        work = make, self._queue, self._stop
+        self._thread = threading.Thread(target=_produce, args=work, name='t5flan-data', daemon=True)
         self._thread.start()
         # Also at the interpreter's exit: a thread that is still in native code then can crash the process.
-        self.close = weakref.finalize(self, _end, self._queue, self._stop, self._thread)
+        self.close = weakref.finalize(self, _end, self._stop, self._thread)
 
     def get(self) -> Any:
-        """The next result.
-
-        Raises:
-            Exception: whatever `make` raised, at this and every later call.
-        """
+        """The next result; raises whatever `make` raised, at this and every later call."""
         result, error = self._queue.get()
         if error is not None:
             self._queue.put((None, error))
@@ -197,7 +184,7 @@ def _produce(make: Any, results: queue.Queue, stop: threading.Event) -> None:
             return
 
 
-def _end(results: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
     stop.set()
     if thread is not threading.current_thread():  # the garbage collector may run in it
         thread.join(timeout=10)
@@ -232,13 +219,16 @@ class HeldOut:
 
     def batches(self, task: str | None = None) -> Iterator[Batch]:
         """The batches of one task, or of all tasks of the run, from the start; see `eval_batches`."""
-        config = self.config
-        if task is not None:
-            config = dataclasses.replace(config, mixture=task, stages=(), mixed_in={})
+        config = self.config if task is None else _only(self.config, task)
         if task not in self._opened:
             known = [one for one in self._opened.get(None, ()) if one.name == task]
             self._opened[task] = known or tasks_of_split(config, self._vocabulary)
         return eval_batches(config, self._vocabulary, self._opened[task])
+
+
+def _only(config: DataConfig, task: str | None) -> DataConfig:
+    """The settings for one task, or for their mixture alone."""
+    return dataclasses.replace(config, mixture=task or config.mixture, stages=(), mixed_in={})
 
 
 def eval_batches(config: DataConfig, vocabulary: Vocabulary, tasks: Sequence[Any] | None = None) -> Iterator[Batch]:
@@ -302,9 +292,7 @@ def eval_examples(
     Raises:
         UserError: as TrainPipeline.
     """
-    config = dataclasses.replace(
-        config, mixture=task or config.mixture, stages=(), mixed_in={}, shuffle=False, too_long='trim'
-    )
+    config = dataclasses.replace(_only(config, task), shuffle=False, too_long='trim')
     made = EvalExamples()
     made.counts = Counts()
     for one in tasks_of_split(config, vocabulary):

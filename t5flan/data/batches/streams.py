@@ -117,16 +117,12 @@ class HostBatches:
         self._records = _record_counts(plan.tasks, config.split)
         for name, before in position.get('records', {}).items():
             if self._records.get(name, before) != before:
-                raise UserError(
-                    f'task {name} had {before} records when the checkpoint was saved and has {self._records[name]} '
-                    'now. Restore its files, or start in another --workdir.'
-                )
+                change = f'had {before} records when the checkpoint was saved and has {self._records[name]} now'
+                raise UserError(f'task {name} {change}. Restore its files, or start in another --workdir.')
         for number, stream in enumerate(self._streams, self._first):
             if str(number) not in position['streams']:
-                raise UserError(
-                    f'the data position lacks stream {number}: only some of the hosts saved it. Restore a complete '
-                    'checkpoint.'
-                )
+                problem = f'the data position lacks stream {number}: only some of the hosts saved it'
+                raise UserError(f'{problem}. Restore a complete checkpoint.')
             stream.start(position['streams'][str(number)])
 
     def position(self) -> Position:

@@ -67,19 +67,15 @@ class CachedRecords:
         from array_record.python import array_record_data_source
 
         if '://' in folder:
-            raise UserError(
-                f'{folder}: cached records must be in a local folder. Mount the bucket (gcsfuse) or copy it, and set '
-                'DataConfig.cache to that folder.'
-            )
+            fix = 'Mount the bucket (gcsfuse) or copy it, and set DataConfig.cache to that folder.'
+            raise UserError(f'{folder}: cached records must be in a local folder. {fix}')
         paths = [str(epath.Path(folder) / shard_name(split, number, shards)) for number in range(shards)]
         missing = [path for path in paths if not epath.Path(path).exists()]
         if missing:
-            raise UserError(
-                f'{missing[0]} is missing: the cache is incomplete. Run `t5flan cache` again with --overwrite.'
-            )
-        self._source = array_record_data_source.ArrayRecordDataSource(
-            [path for path in paths if epath.Path(path).stat().length]
-        )
+            problem = f'{missing[0]} is missing: the cache is incomplete'
+            raise UserError(f'{problem}. Run `t5flan cache` again with --overwrite.')
+        not_empty = [path for path in paths if epath.Path(path).stat().length]
+        self._source = array_record_data_source.ArrayRecordDataSource(not_empty)
         self._features = dict(features)
 
     def __len__(self) -> int:
@@ -101,10 +97,7 @@ def parse_record(data: bytes, features: Mapping[str, str]) -> dict[str, Any]:
         one = found[name]
         values = getattr(one, one.WhichOneof('kind') or 'int64_list').value
         dtype = kind.removesuffix('[]')
-        if dtype == 'str':
-            plain: Any = [value.decode('utf-8') for value in values]
-        else:
-            plain = np.array(values, dtype)
+        plain: Any = [value.decode('utf-8') for value in values] if dtype == 'str' else np.array(values, dtype)
         record[name] = plain if kind.endswith('[]') else plain[0] if dtype == 'str' else plain[0].item()
     return record
 
@@ -113,14 +106,10 @@ class CachedSource(IndexedSource):
     """The cached records of a task as a SeqIO source; `info` is the content of its info.json."""
 
     def __init__(self, folder: str, info: Mapping[str, Any]) -> None:
-        self._counts = {split: one['examples'] for split, one in info['splits'].items()}
-        shards = {split: one['shards'] for split, one in info['splits'].items()}
-        super().__init__(
-            {
-                split: functools.partial(CachedRecords, folder, split, shards[split], info['features'])
-                for split in shards
-            }
-        )
+        splits = info['splits']
+        self._counts = {split: one['examples'] for split, one in splits.items()}
+        records = functools.partial(CachedRecords, folder, features=info['features'])
+        super().__init__({split: functools.partial(records, split, one['shards']) for split, one in splits.items()})
 
     def num_input_examples(self, split: str) -> int:
         """The number of records of a split."""
@@ -130,8 +119,7 @@ class CachedSource(IndexedSource):
 def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
     """The folder of a task's records and its info.json; None if the task is not cached under `root`.
 
-    Raises:
-        UserError: this version of `t5flan cache` did not write info.json.
+    Raises a UserError if this version of `t5flan cache` did not write info.json.
     """
     path = epath.Path(root) / task / INFO
     if not path.exists():
@@ -142,9 +130,8 @@ def read_info(root: str, task: str) -> tuple[str, dict[str, Any]] | None:
             raise ValueError
         return read_info(root, info['same_as']) if 'same_as' in info else (str(path.parent), info)
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f'{path} was not written by this version of `t5flan cache`. Cache {task} again with --overwrite.'
-        ) from None
+        problem = f'{path} was not written by this version of `t5flan cache`'
+        raise UserError(f'{problem}. Cache {task} again with --overwrite.') from None
 
 
 def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) -> seqio.Task:
@@ -158,15 +145,11 @@ def cached_task(task: seqio.Task, config: DataConfig, vocabulary: Vocabulary) ->
         return task
     folder, info = found
     now = made_with(task, vocabulary)
-    for what, other, setting in (
-        ('vocabulary', 'another vocabulary', 'DataConfig.vocabulary'),
-        ('preprocessors', 'other preprocessors', 'DataConfig.cache'),
-    ):
-        if info['made_with'][what] != now[what]:
-            raise UserError(
-                f'{folder} was cached with {other} ({info["made_with"][what]}) than this run has ({now[what]}). Set '
-                f'{setting}, or cache {task.name} again with --overwrite.'
-            )
+    others = {'vocabulary': ('another', 'DataConfig.vocabulary'), 'preprocessors': ('other', 'DataConfig.cache')}
+    for what, (other, setting) in others.items():
+        if (then := info['made_with'][what]) != now[what]:
+            problem = f'{folder} was cached with {other} {what} ({then}) than this run has ({now[what]})'
+            raise UserError(f'{problem}. Set {setting}, or cache {task.name} again with --overwrite.')
     step = cache_step(task)
     left = [] if step is None else task.preprocessors[step + 1 :]
     return task.replace(source=CachedSource(folder, info), preprocessors=left)
@@ -176,7 +159,6 @@ def check_any_cached(tasks: Sequence[Any], config: DataConfig) -> None:
     """Raises a UserError if DataConfig.cache has none of the tasks: its path is wrong, or their names changed."""
     if config.cache and not any(isinstance(task.source, CachedSource) for task in tasks):
         names = ', '.join(task.name for task in tasks[:3])
-        raise UserError(
-            f'DataConfig.cache={config.cache!r} holds none of {names} with a split {config.split!r}. Run `t5flan cache '
-            f'{config.mixture} --output={config.cache}`, or set DataConfig.cache = None.'
-        )
+        problem = f'DataConfig.cache={config.cache!r} holds none of {names} with a split {config.split!r}'
+        command = f'`t5flan cache {config.mixture} --output={config.cache}`'
+        raise UserError(f'{problem}. Run {command}, or set DataConfig.cache = None.')

@@ -16,11 +16,7 @@ from t5flan.errors import UserError
 
 
 def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
-    """Returns the SeqIO task or mixture with the name that `setting` has.
-
-    Raises:
-        UserError: no such task or mixture; suggests the nearest names.
-    """
+    """The SeqIO task or mixture that `setting` names; if there is none, raises a UserError with the nearest names."""
     import seqio
 
     tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
@@ -31,9 +27,8 @@ def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
     names = [*tasks, *mixtures]
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f'the nearest are {", ".join(near)}' if near else f'{len(names)} are registered'
-    raise UserError(
-        f'no task or mixture {name!r}; {hint}. Set {setting}, or DataConfig.modules to the module that registers it.'
-    )
+    fix = f'Set {setting}, or DataConfig.modules to the module that registers it.'
+    raise UserError(f'no task or mixture {name!r}; {hint}. {fix}')
 
 
 def tasks_of(mixture: Any) -> list[Any]:
@@ -62,10 +57,8 @@ def tasks_and_rates(
     pairs = [(found[name], rates[name]) for name in sorted(rates) if split is None or split in found[name].splits]
     total = sum(rate for _, rate in pairs)
     if not pairs:
-        raise UserError(
-            f'{mixture.name}: no task has a split {split!r} and a rate above 0; the splits are {", ".join(splits)}. '
-            'Set DataConfig.split.'
-        )
+        problem = f'{mixture.name}: no task has a split {split!r} and a rate above 0'
+        raise UserError(f'{problem}; the splits are {", ".join(splits)}. Set DataConfig.split.')
     return [(task, rate / total) for task, rate in pairs]
 
 
@@ -104,10 +97,8 @@ def _weight(part: Any, rate: Any) -> float:
         raise
     except Exception as error:  # whatever a source raises when asked for its size, over the network for TFDS
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else ''
-        raise UserError(
-            f'task {part.name}: its rate cannot be computed: {type(error).__name__} {why} Prepare its data, or set '
-            'DataConfig.mixture to one without it.'
-        ) from error
+        problem = f'task {part.name}: its rate cannot be computed: {type(error).__name__} {why}'
+        raise UserError(f'{problem} Prepare its data, or set DataConfig.mixture to one without it.') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +122,8 @@ class ByExamples:
 def _examples(task: Any) -> int:
     size = task.num_input_examples('train' if 'train' in task.splits else min(task.splits))
     if size is None:
-        raise UserError(
-            f'task {task.name}: its source does not report its number of examples. Give it a rate with Mixture.rates.'
-        )
+        problem = f'task {task.name}: its source does not report its number of examples'
+        raise UserError(f'{problem}. Give it a rate with Mixture.rates.')
     return size
 
 

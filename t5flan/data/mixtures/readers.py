@@ -98,16 +98,9 @@ class Reader:
         indexed = isinstance(task.source, IndexedSource) and self._functions is not None
         kind: type[IndexedRecords] | type[SequentialRecords] = IndexedRecords if indexed else SequentialRecords
         self._records = kind(task, config, stream, streams, self._joined)
-        self._context = functools.partial(
-            Context,
-            vocabulary,
-            config.feature_lengths,
-            seed=config.seed,
-            task=task.name,
-            split=self._records.random_split,
-            instructions=config.instructions,
-            format=config.format,
-        )
+        settings: dict[str, Any] = dict(seed=config.seed, instructions=config.instructions, format=config.format)
+        name = dict(task=task.name, split=self._records.random_split)
+        self._context = functools.partial(Context, vocabulary, config.feature_lengths, **settings, **name)
         self.cursor: Cursor = self._records.START
         self._fetched: Cursor = self._records.START  # where the block after the ready examples starts
         self._ready: collections.deque[Ready] = collections.deque()
@@ -179,15 +172,11 @@ class Reader:
         return kept
 
     def _nothing_usable(self, counts: Counts) -> UserError:
-        why = (
-            f'{counts.dropped} are longer than DataConfig.feature_lengths. Set longer ones'
-            if counts.dropped
-            else 'its records are empty, or its preprocessors removed all. Check what it reads (TextFiles.train)'
-        )
-        return UserError(
-            f'task {self._task.name}: no example of a whole epoch can be used: {why}, or set another '
-            'DataConfig.mixture.'
-        )
+        why = 'its records are empty, or its preprocessors removed all. Check what it reads (TextFiles.train)'
+        if counts.dropped:
+            why = f'{counts.dropped} are longer than DataConfig.feature_lengths. Set longer ones'
+        problem = f'task {self._task.name}: no example of a whole epoch can be used'
+        return UserError(f'{problem}: {why}, or set another DataConfig.mixture.')
 
 
 class IndexedRecords:
@@ -287,15 +276,12 @@ class SequentialRecords:
             if isinstance(error, UserError) or not self._source_only:
                 raise  # a preprocessor's own error keeps its traceback
             why = str(error).strip().splitlines()[0] if str(error).strip() else ''
-            raise UserError(
-                f'task {self._task.name}: its source {self._task.source!r} cannot be read: {type(error).__name__} '
-                f'{why} Prepare the data set (tfds build), or set DataConfig.mixture to another.'
-            ) from error
+            problem = f'its source {self._task.source!r} cannot be read: {type(error).__name__} {why}'
+            fix = 'Prepare the data set (tfds build), or set DataConfig.mixture to another.'
+            raise UserError(f'task {self._task.name}: {problem} {fix}') from error
         if first is None:
-            raise UserError(
-                f'task {self._task.name}: split {self._config.split!r} has no examples. Set DataConfig.split, or '
-                'another DataConfig.mixture.'
-            )
+            problem = f'task {self._task.name}: split {self._config.split!r} has no examples'
+            raise UserError(f'{problem}. Set DataConfig.split, or another DataConfig.mixture.')
         yield from itertools.islice(itertools.chain([first], records), start * self._joined, None)
 
     def _open(self, epoch: int, shards: int, index: int) -> Iterator[Mapping[str, Any]]:
@@ -306,14 +292,8 @@ class SequentialRecords:
         options: dict[str, Any] = dict(split=config.split, shuffle=config.shuffle, seed=seed)
         shard = seqio.ShardInfo(index=index, num_shards=shards) if shards > 1 else None
         if not self._source_only:
-            dataset = self._task.get_dataset(
-                sequence_length=config.feature_lengths,
-                shard_info=shard,
-                num_epochs=1,
-                trim_output_features=False,
-                try_in_mem_cache=False,
-                **options,
-            )
+            options |= dict(num_epochs=1, trim_output_features=False, try_in_mem_cache=False)
+            dataset = self._task.get_dataset(sequence_length=config.feature_lengths, shard_info=shard, **options)
         elif shard is None or len(source.list_shards(config.split)) >= shards:
             dataset = source.get_dataset(shard_info=shard, **options)
         else:

@@ -25,9 +25,8 @@ def register(mixtures: Sequence[Mixture]) -> None:
     names = [mixture.name for mixture in mixtures]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(
-                f'{names.count(name)} mixtures have Mixture.name={name!r}. Set another Mixture.name for each.'
-            )
+            problem = f'{names.count(name)} mixtures have Mixture.name={name!r}'
+            raise UserError(f'{problem}. Set another Mixture.name for each.')
         if name in _registered:
             seqio.MixtureRegistry.remove(name)
             _registered.remove(name)
@@ -40,10 +39,8 @@ def register(mixtures: Sequence[Mixture]) -> None:
             if isinstance(error, UserError):
                 raise
             why = str(error).strip().splitlines()[0]
-            raise UserError(
-                f'Mixture {mixture.name!r} cannot be registered: {why} Set Mixture.name, Mixture.rates or '
-                'Mixture.by_examples.'
-            ) from error
+            fix = 'Set Mixture.name, Mixture.rates or Mixture.by_examples.'
+            raise UserError(f'Mixture {mixture.name!r} cannot be registered: {why} {fix}') from error
         _registered.add(mixture.name)
 
 

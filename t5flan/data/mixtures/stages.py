@@ -54,10 +54,7 @@ def make_plan(config: DataConfig, vocabulary: Vocabulary, opened: bool = True) -
     broken: dict[str, str] = {}
     sources = _open_tasks([*mixtures, *mixed_in], config, vocabulary, broken) if opened else {}
     rates = [_rates(mixture, config, broken) for mixture in mixtures]
-    always = [
-        (_rates(mixture, config, broken), share)
-        for mixture, share in zip(mixed_in, config.mixed_in.values(), strict=True)
-    ]
+    always = list(zip([_rates(mixture, config, broken) for mixture in mixed_in], config.mixed_in.values(), strict=True))
     for number, stage in enumerate(config.stages, 1):
         rates[number] = _blend([(rates[number - 1], stage.previous), (rates[number], 1 - stage.previous)])
     rest = 1 - sum(config.mixed_in.values())

@@ -40,9 +40,7 @@ def control_token(example: Example, context: Context, *, control: Control) -> Ex
     token, vocabulary = token_of(example[control.field], control), context.vocabulary
     if token not in vocabulary.mode_tokens:
         known = ', '.join(vocabulary.mode_tokens) or 'none'
-        raise UserError(
-            f'Control {control.field!r}: the vocabulary has no token {token!r}, it has {known}. Set Control.tokens or '
-            'DataConfig.mode_tokens in your .gin.'
-        )
+        problem = f'Control {control.field!r}: the vocabulary has no token {token!r}, it has {known}'
+        raise UserError(f'{problem}. Set Control.tokens or DataConfig.mode_tokens in your .gin.')
     tokens_T = np.concatenate([np.array([vocabulary.mode_token_id(token)], np.int32), example['targets']])
     return {**example, 'targets': tokens_T}

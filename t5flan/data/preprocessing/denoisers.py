@@ -54,10 +54,9 @@ def denoiser_window(
         fewest, most = (length, length) if denoiser.kind == 'C' else target_bounds(length, _density(denoiser))
         if most < targets and length - fewest + mode < inputs:
             return length, False
-    raise UserError(
-        f'Denoiser {denoiser.name!r} of kind {denoiser.kind}: no text fits in inputs of {inputs} and targets of '
-        f'{targets} tokens. Set larger DataConfig.feature_lengths.'
-    )
+    problem = f'no text fits in inputs of {inputs} and targets of {targets} tokens'
+    fix = 'Set larger DataConfig.feature_lengths.'
+    raise UserError(f'Denoiser {denoiser.name!r} of kind {denoiser.kind}: {problem}. {fix}')
 
 
 def _density(denoiser: Denoiser) -> float:
@@ -84,10 +83,9 @@ def mode_ids(denoiser: Denoiser, vocabulary: Vocabulary, optional: Sequence[str]
         return []
     if denoiser.mode_token not in vocabulary.mode_tokens:
         known = ', '.join(vocabulary.mode_tokens) or 'none'
-        raise UserError(
-            f'Denoiser {denoiser.name!r}: the vocabulary has no mode token {denoiser.mode_token!r}, it has {known}. '
-            "Set Denoiser.mode_token='' or DataConfig.mode_tokens in your .gin."
-        )
+        problem = f'the vocabulary has no mode token {denoiser.mode_token!r}, it has {known}'
+        fix = "Set Denoiser.mode_token='' or DataConfig.mode_tokens in your .gin."
+        raise UserError(f'Denoiser {denoiser.name!r}: {problem}. {fix}')
     return [vocabulary.mode_token_id(denoiser.mode_token)]
 
 

@@ -115,19 +115,13 @@ def example_fn(function: Callable[..., Result]) -> ExampleFn:
 
 def as_list(result: Result) -> list[Example]:
     """A preprocessor's result as a list of examples."""
-    if result is None:
-        return []
-    return result if isinstance(result, list) else [result]
+    return result if isinstance(result, list) else [] if result is None else [result]
 
 
 def run_block(
     functions: Sequence[ExampleFn], examples: Sequence[Example], contexts: Sequence[Context]
 ) -> list[list[Example]]:
-    """Runs preprocessors one after the other over a block of examples.
-
-    Returns:
-        The list of examples that each example became.
-    """
+    """Runs preprocessors one after the other; returns the list of examples that each example became."""
     sources = list(range(len(examples)))  # the given example that each current one came from
     current: list[Any] = list(examples)
     current_contexts = list(contexts)
@@ -136,11 +130,8 @@ def run_block(
         if all(type(result) is dict for result in results):
             current = results
             continue
-        expanded = [
-            (source, context, new)
-            for source, context, result in zip(sources, current_contexts, results)
-            for new in as_list(result)
-        ]
+        made_of = zip(sources, current_contexts, results)
+        expanded = [(source, context, new) for source, context, result in made_of for new in as_list(result)]
         sources, current_contexts, current = [list(column) for column in zip(*expanded)] if expanded else ([], [], [])
     made: list[list[Example]] = [[] for _ in examples]
     for source, example in zip(sources, current):

@@ -25,15 +25,10 @@ def row_cost(format: str, example: Example) -> tuple[int, ...]:
 
 
 def check_features(format: str, lengths: Mapping[str, int], features: Sequence[str], task: str) -> None:
-    """Checks that a task has the features that a format needs.
-
-    Raises:
-        UserError: a feature is missing in the task or in the feature lengths.
-    """
+    """Raises a UserError if a feature that a format needs is missing in the task or in the feature lengths."""
     if 'targets' not in features:
-        raise UserError(
-            f"task {task} has no feature 'targets', only {', '.join(features)}. Set another DataConfig.mixture."
-        )
+        found = ', '.join(features)
+        raise UserError(f"task {task} has no feature 'targets', only {found}. Set another DataConfig.mixture.")
     if format == 'encoder_decoder' and 'inputs' not in features:
         raise UserError(f"task {task} has no 'inputs' for an encoder-decoder. Set DataConfig.format='causal_lm'.")
     if 'inputs' in features and 'inputs' not in lengths:
@@ -53,11 +48,8 @@ def fit_example(example: Example, lengths: Mapping[str, int], format: str = 'enc
             raise ValueError(f'{len(weights)} {LOSS_WEIGHTS} for {len(example["targets"])} targets')
         if format != 'encoder_decoder' and sum(row_cost(format, example)) <= sum(row_capacity(format, lengths)):
             return example, _was_cut(example)
-    cut = {
-        name: example[name][: lengths[name]]
-        for name in ('inputs', 'targets')
-        if len(example.get(name, NO_TOKENS)) > lengths.get(name, 0)
-    }
+    long = [name for name in ('inputs', 'targets') if len(example.get(name, NO_TOKENS)) > lengths.get(name, 0)]
+    cut = {name: example[name][: lengths[name]] for name in long}
     if weights is not None and 'targets' in cut:
         cut[LOSS_WEIGHTS] = weights[: lengths['targets']]
     return ({**example, **cut}, True) if cut else (example, _was_cut(example))

@@ -37,29 +37,13 @@ from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Resu
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS
 from t5flan.errors import UserError
 
-SPEAKERS = {
-    'system': 'system',
-    'human': 'user',
-    'user': 'user',
-    'prompter': 'user',
-    'gpt': 'assistant',
-    'chatgpt': 'assistant',
-    'assistant': 'assistant',
-    'function_call': 'call',
-    'observation': 'observation',
-    'tool': 'observation',
-}
+SPEAKERS = {'system': 'system', 'human': 'user', 'user': 'user', 'prompter': 'user'}
+SPEAKERS |= {'gpt': 'assistant', 'chatgpt': 'assistant', 'assistant': 'assistant'}
+SPEAKERS |= {'function_call': 'call', 'observation': 'observation', 'tool': 'observation'}
 """Role names in files -> our roles."""
 _REPLIES = ('assistant', 'call')
-_NEXT_ROLES = {
-    '': ('system', 'tools', 'user'),
-    'system': ('tools', 'user'),
-    'tools': ('user',),
-    'user': _REPLIES,
-    'observation': _REPLIES,
-    'assistant': ('user',),
-    'call': ('observation',),
-}
+_NEXT_ROLES = {'': ('system', 'tools', 'user'), 'system': ('tools', 'user'), 'tools': ('user',), 'user': _REPLIES}
+_NEXT_ROLES |= {'observation': _REPLIES, 'assistant': ('user',), 'call': ('observation',)}
 _FORMATS = (
     "'conversations' (ShareGPT), 'messages', 'prompt' with 'replies' (an OpenAssistant tree), 'instruction' and "
     "'output' (Alpaca) or 'instruction' and 'instances' (Self-Instruct)"
@@ -163,8 +147,8 @@ def _checked(turns: Turns, where: str) -> Example:
             raise UserError(f'{where} turn {number}: the text of {role} is empty. Fix the file.')
         expected = _NEXT_ROLES[previous]
         if role not in expected:
-            found = f'two turns of {role} in a row' if role == previous else f'{role} after {previous}'
-            found = found if previous else role
+            found = f'{role} after {previous}' if previous else role
+            found = f'two turns of {role} in a row' if role == previous else found
             raise UserError(f'{where} turn {number}: {found}, expected {" or ".join(expected)}. Fix the file.')
         previous = role
     while turns and turns[-1][0] not in _REPLIES:

@@ -166,15 +166,16 @@ class Prompt:
             if used + tokens <= limit:
                 used += tokens
                 kept.append(number)
-        if len(kept) < len(self.exemplars):
-            self.exemplars = [self.exemplars[number] for number in kept]
-            self.tokens = [self.tokens[number] for number in kept]
+        self.exemplars = [self.exemplars[number] for number in kept]
+        self.tokens = [self.tokens[number] for number in kept]
 
-    def drop(self, tokens: float) -> None:
-        """Drops the last exemplars: about `tokens` tokens, at least one exemplar."""
+    def drop(self, tokens: float) -> bool:
+        """Drops the last exemplars: about `tokens` tokens, at least one exemplar; False if there is none."""
+        before = len(self.exemplars)
         while self.exemplars and tokens > 0:
             self.exemplars.pop()
             tokens -= max(1, math.floor(self.tokens.pop()))
+        return len(self.exemplars) < before
 
     def shorten(self, tokens: float, of: int) -> bool:
         """Removes about `tokens` of the prompt's `of` tokens from the middle of its longest field; False if it cannot.
@@ -278,10 +279,7 @@ class Instruct(ExampleFn):
         needs = needs | {'options'} if plan.options is not None else needs
 
         def fits(other: Item) -> bool:
-            for name in needs:
-                if not other.get(name):
-                    return False
-            return [other[field] for field in fields] != content
+            return all(map(other.get, needs)) and [other[field] for field in fields] != content
 
         return fits
 
@@ -296,10 +294,9 @@ class Instruct(ExampleFn):
         listed = can_list and with_list and (listing < settings.options or not without_list)
         templates = with_list if listed else without_list
         if not templates:
-            raise UserError(
-                f'{_task(context)}: every wording of the family {self._family.name!r} lists options or names a field '
-                f'that this item lacks: {_brief(item)}. Add a wording with "options": false, or the field.'
-            )
+            problem = f'every wording of the family {self._family.name!r} lists options or names a field that this item'
+            fix = 'Add a wording with "options": false, or the field.'
+            raise UserError(f'{_task(context)}: {problem} lacks: {_brief(item)}. {fix}')
         plan = Plan(pick(templates, wording), pick(self._family.options, layout) if listed else None, None, '', [])
         if listed:
             plan.variant.append('options')
@@ -329,9 +326,7 @@ class Instruct(ExampleFn):
         if plan.options is not None and options and item['answer'] in options:
             listing = plan.options.listing(self._ordered(plan, options))
             values = {**item, 'options': listing, 'answer': self._shown(plan, item)}
-            inputs = template.listed.format_map(values)
-        else:
-            inputs = template.inputs.format_map(values)
+        inputs = (template.inputs if values is item else template.listed).format_map(values)
         if not plan.trigger:
             return inputs, template.targets.format_map(values)
         rationale = item['rationale'].strip()
@@ -354,10 +349,8 @@ class Instruct(ExampleFn):
     def _check(self, item: Item, context: Context) -> None:
         for name in (*self._family.fields, 'answer'):
             if not isinstance(item.get(name), str):
-                raise UserError(
-                    f'{_task(context)}: the family {self._family.name!r} needs the field {name!r} as text, the item '
-                    f'has {_brief(item)}. Fix the mapping of fields.'
-                )
+                problem = f'the family {self._family.name!r} needs the field {name!r} as text, the item has'
+                raise UserError(f'{_task(context)}: {problem} {_brief(item)}. Fix the mapping of fields.')
 
 
 def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -> list[dict[str, Any]]:
@@ -382,10 +375,7 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
         again = []
         for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
             excess = len(ids) + 1 - (contexts[i].feature_lengths.get('inputs') or math.inf)
-            if excess > 0 and prompt.exemplars:
-                prompt.drop(excess)
-                again.append((i, prompt))
-            elif excess > 0 and prompt.shorten(excess, len(ids)):
+            if excess > 0 and (prompt.drop(excess) or prompt.shorten(excess, len(ids))):
                 again.append((i, prompt))
             else:
                 inputs = np.array(ids, np.int32)

@@ -50,11 +50,7 @@ def json_rows(path: str) -> Iterator[Row]:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value of some JSON.
-
-    Raises:
-        UserError: it is not JSON, or not UTF-8.
-    """
+    """The value of some JSON; raises a UserError if it is not JSON, or not UTF-8."""
     try:
         return json.loads(data)
     except ValueError as error:
@@ -62,11 +58,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def load_json(path: str | Path) -> Any:
-    """The value of a whole file.
-
-    Raises:
-        UserError: the file cannot be read, or is not JSON.
-    """
+    """The value of a whole file; raises a UserError if it cannot be read, or is not JSON."""
     try:
         return parse_json(Path(path).read_bytes(), str(path))
     except OSError as error:
@@ -121,20 +113,15 @@ class JsonWalker:
             self._take(close)
             return
         while True:
-            key = ''
+            key = self.value('a key') if close == '}' else ''
             if close == '}':
-                key = self.value('a key')
                 self._take(':')
             yield key
             if self._take(',' + close) == close:
                 return
 
     def skip_value(self, where: str) -> tuple[int, int]:
-        """Moves past the value here; returns its (offset, size).
-
-        Raises:
-            UserError: it is not JSON.
-        """
+        """Moves past the value here; returns its (offset, size). Raises a UserError if it is not JSON."""
         self.peek()
         while True:
             try:
@@ -160,10 +147,8 @@ class JsonWalker:
     def _take(self, expected: str) -> str:
         found = self.peek()
         if found not in expected:
-            raise UserError(
-                f'{self._path} byte {self._first + self._at}: not JSON (found {found.strip() or "the end"!r}, expected '
-                f'one of {" ".join(expected)}). Fix the file.'
-            )
+            problem = f'found {found.strip() or "the end"!r}, expected one of {" ".join(expected)}'
+            raise UserError(f'{self._path} byte {self._first + self._at}: not JSON ({problem}). Fix the file.')
         self._at += 1
         return found
 
@@ -173,6 +158,5 @@ class JsonWalker:
         if not data:
             return False
         self._first += self._at
-        self._text = self._text[self._at :] + data.decode('latin-1')
-        self._at = 0
+        self._text, self._at = self._text[self._at :] + data.decode('latin-1'), 0
         return True

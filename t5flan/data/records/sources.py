@@ -25,11 +25,7 @@ class IndexedSource(seqio.DataSource):
         super().__init__(splits=list(splits), caching_permitted=True)
 
     def records(self, split: str) -> Records:
-        """The records of a split.
-
-        Raises:
-            UserError: there is no such split, or it is empty.
-        """
+        """The records of a split; raises a UserError if there is no such split, or it is empty."""
         if split not in self._makers:
             raise UserError(f"no split '{split}'; the splits are {', '.join(self._makers)}. Set DataConfig.split.")
         if split not in self._records:

@@ -49,11 +49,7 @@ def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str
 
 
 def json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The object of a line of a .jsonl file.
-
-    Raises:
-        UserError: the line is not JSON, not UTF-8, or not an object.
-    """
+    """The object of a line of a .jsonl file; raises a UserError if it is not JSON, not UTF-8, or not an object."""
     try:
         value = json.loads(line)
         problem = '' if isinstance(value, dict) else f'is {type(value).__name__}, not a JSON object with fields'
@@ -129,9 +125,8 @@ def open_text(files: TextFiles, split: str) -> FileRows:
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        raise UserError(
-            f'{paths[0]}: no text for split {split!r} of {files.name}. Add text or set TextFiles.validation.'
-        )
+        problem = f'{paths[0]}: no text for split {split!r} of {files.name}'
+        raise UserError(f'{problem}. Add text or set TextFiles.validation.')
     return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores))
 
 
@@ -162,11 +157,7 @@ def _json_texts(path: str, field: str, scores: Sequence[str] = ()) -> Iterator[t
 
 
 def require_score(row: dict[str, Any], key: str, where: str) -> float:
-    """The number at a key such as 'toxicity' or 'prompt.toxicity'.
-
-    Raises:
-        UserError: there is no number.
-    """
+    """The number at a key such as 'toxicity' or 'prompt.toxicity'; raises a UserError if there is no number."""
     value: object = row
     for part in key.split('.'):
         value = value.get(part) if isinstance(value, dict) else None
@@ -187,26 +178,20 @@ def plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, int
         raise UserError(f'{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.') from None
     if unit == 'document':
         cuts = [end for _, end in chunk_spans(text, max_chars)]
-    elif unit == 'paragraph':
-        cuts = [match.end() for match in _PARAGRAPHS.finditer(text)] + [len(text)]
     else:
-        cuts = [match.end() for match in re.finditer('\n', text)] + [len(text)]
+        ends = _PARAGRAPHS if unit == 'paragraph' else re.compile('\n')
+        cuts = [match.end() for match in ends.finditer(text)] + [len(text)]
     start = offset = 0
     for end in cuts:
         part = text[start:end]
         size = len(part.encode('utf-8'))
         if part.strip():
-            kept = part if unit == 'document' else part.rstrip()
-            yield offset, size, kept
+            yield offset, size, part if unit == 'document' else part.rstrip()
         start, offset = end, offset + size
 
 
 def require_field(example: Mapping[str, Any], field: str, where: str, setting: str) -> str:
-    """The text of a field.
-
-    Raises:
-        UserError: the field is missing (the message names the existing ones) or not text.
-    """
+    """The text of a field; raises a UserError if it is missing (the message names the existing ones) or not text."""
     if field not in example:
         names = ', '.join(map(str, example)) or 'none'
         raise UserError(f"{where}: no field '{field}'; the fields are {names}. Set {setting}.")

@@ -31,10 +31,8 @@ class ByteVocabulary(Vocabulary):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The bytes of each text; a lone surrogate, which JSON may hold, becomes three bytes instead of an error."""
-        return [
-            (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8).astype(np.int32) + self._OFFSET).tolist()
-            for text in texts
-        ]
+        encoded = (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8) for text in texts)
+        return [(bytes_T.astype(np.int32) + self._OFFSET).tolist() for bytes_T in encoded]
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode('utf-8', 'replace')
@@ -61,10 +59,8 @@ class IdsVocabulary(Vocabulary):
         raise self._no_text()
 
     def _no_text(self) -> UserError:
-        return UserError(
-            'the checkpoint has no vocabulary to encode or decode text with. Convert it again with '
-            '--vocabulary=F.model (or --vocabulary=bytes).'
-        )
+        fix = 'Convert it again with --vocabulary=F.model (or --vocabulary=bytes).'
+        return UserError(f'the checkpoint has no vocabulary to encode or decode text with. {fix}')
 
     def _description(self, **more: Any) -> dict[str, Any]:
         return super()._description(eos_id=self.eos_id, **more)

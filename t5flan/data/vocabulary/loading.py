@@ -39,10 +39,8 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.') from None
     if mode_tokens and tuple(mode_tokens) != described:
-        given = f'DataConfig.mode_tokens={tuple(mode_tokens)}'
-        raise UserError(
-            f'{given}, but {description_file} has {described}. Set DataConfig.mode_tokens=() or train again.'
-        )
+        problem = f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}'
+        raise UserError(f'{problem}. Set DataConfig.mode_tokens=() or train again.')
     start_id = description.get('start_id', PAD_ID)
     if kind == 'bytes':
         return ByteVocabulary(extra_ids, described)

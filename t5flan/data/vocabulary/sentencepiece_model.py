@@ -47,15 +47,12 @@ class SentencePieceVocabulary(Vocabulary):
         except RuntimeError:
             loaded = False
         if not loaded or processor.eos_id() < 0:
-            raise UserError(
-                f'vocabulary {self.path} is not a SentencePiece model with end of sequence. Set DataConfig.vocabulary.'
-            )
+            problem = f'vocabulary {self.path} is not a SentencePiece model with end of sequence'
+            raise UserError(f'{problem}. Set DataConfig.vocabulary.')
         if processor.pad_id() not in (0, -1) or not (processor.is_control(0) or processor.is_unknown(0)):
             zero = processor.id_to_piece(0)
             raise UserError(f'vocabulary {self.path}: id 0 is {zero!r}, it must be padding. Train it with pad_id=0.')
-        self.eos_id = processor.eos_id()
-        self.unk_id = processor.unk_id()
-        self.start_id = start_id
+        self.eos_id, self.unk_id, self.start_id = processor.eos_id(), processor.unk_id(), start_id
         super().__init__(processor.get_piece_size(), extra_ids, mode_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -18,11 +18,7 @@ def choose_vocabulary(vocabulary: Vocabulary) -> None:
 
 
 def chosen_vocabulary() -> Vocabulary:
-    """The vocabulary that the run chose.
-
-    Raises:
-        UserError: the run has not chosen one yet.
-    """
+    """The vocabulary that the run chose; raises a UserError if it has not chosen one yet."""
     if not _chosen:
         raise UserError('no vocabulary was chosen before a task was read. Call choose_vocabulary(load_vocabulary(…)).')
     return _chosen[0]
@@ -108,7 +104,6 @@ def check_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> None:
         if isinstance(own, (ConfiguredVocabulary, seqio.PassThroughVocabulary)):
             continue
         if list(own.encode(probe)) != vocabulary.encode(probe) or own.vocab_size > vocabulary.vocab_size:
-            raise UserError(
-                f"task {task.name}: feature '{name}' is tokenized by {own!r}, the run by another vocabulary of "
-                f"{vocabulary.vocab_size} ids. Set DataConfig.vocabulary to the task's vocabulary."
-            )
+            other = f"feature '{name}' is tokenized by {own!r}, the run by another vocabulary"
+            fix = "Set DataConfig.vocabulary to the task's vocabulary."
+            raise UserError(f'task {task.name}: {other} of {vocabulary.vocab_size} ids. {fix}')

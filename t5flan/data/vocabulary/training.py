@@ -63,9 +63,8 @@ def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterato
             texts = [row[field] for field in fields if isinstance(row.get(field), str)]
             if not texts:
                 known = ', '.join(row)
-                raise UserError(
-                    f'{path} line {number}: no text in {", ".join(fields)}; the fields are {known}. Set --fields.'
-                )
+                problem = f'{path} line {number}: no text in {", ".join(fields)}'
+                raise UserError(f'{problem}; the fields are {known}. Set --fields.')
             yield from texts
 
 

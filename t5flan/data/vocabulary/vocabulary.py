@@ -45,9 +45,7 @@ class Vocabulary(abc.ABC):
     def __init__(self, base_size: int, extra_ids: int, mode_tokens: Sequence[str]) -> None:
         if len(set(mode_tokens)) != len(mode_tokens) or '' in mode_tokens:
             raise UserError(f'mode_tokens={tuple(mode_tokens)} must be different words. Set DataConfig.mode_tokens.')
-        self.base_size = base_size
-        self.extra_ids = extra_ids
-        self.mode_tokens = tuple(mode_tokens)
+        self.base_size, self.extra_ids, self.mode_tokens = base_size, extra_ids, tuple(mode_tokens)
         self._id_of_special = {f'<extra_id_{k}>': self._sentinel(k) for k in range(self.sentinel_count)}
         self._id_of_special |= {token: base_size + extra_ids + i for i, token in enumerate(self.mode_tokens)}
         self._special_of_id = {i: token for token, i in self._id_of_special.items() if i >= base_size}
@@ -68,15 +66,10 @@ class Vocabulary(abc.ABC):
         return self.base_size + self.extra_ids - 1 - k
 
     def sentinel_id(self, k: int) -> int:
-        """The id of `<extra_id_k>`.
-
-        Raises:
-            UserError: there are at most k sentinels.
-        """
+        """The id of `<extra_id_k>`; raises a UserError if there are at most k sentinels."""
         if not 0 <= k < self.sentinel_count:
-            raise UserError(
-                f'sentinel {k} is needed, the vocabulary has {self.sentinel_count}. Set DataConfig.extra_ids.'
-            )
+            count = self.sentinel_count
+            raise UserError(f'sentinel {k} is needed, the vocabulary has {count}. Set DataConfig.extra_ids.')
         return self._sentinel(k)
 
     def special_token(self, id: int) -> str:
@@ -84,11 +77,7 @@ class Vocabulary(abc.ABC):
         return self._special_of_id[id]
 
     def mode_token_id(self, token: str) -> int:
-        """The id of a mode token such as '[NLU]'.
-
-        Raises:
-            UserError: the vocabulary lacks it.
-        """
+        """The id of a mode token such as '[NLU]'; raises a UserError if the vocabulary lacks it."""
         if token not in self.mode_tokens:
             raise UserError(f'mode token {token!r} is not one of {self.mode_tokens}. Set DataConfig.mode_tokens.')
         return self._id_of_special[token]
