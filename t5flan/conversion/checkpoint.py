@@ -16,11 +16,8 @@ from t5flan.models.config import ModelConfig
 
 Key = TypeVar('Key')
 Piece = tuple[Shape, int | None, np.ndarray]
-FLOATS: Mapping[str, np.dtype] = {
-    'float32': np.dtype(np.float32),
-    'bfloat16': np.dtype(ml_dtypes.bfloat16),
-    'float16': np.dtype(np.float16),
-}
+_FLOATS = [np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16)]
+FLOATS: Mapping[str, np.dtype] = {dtype.name: dtype for dtype in _FLOATS}
 T5_FIELDS: Mapping[str, Any] = {
     'position': 'relative_bias',
     'norm': 'rms',
@@ -87,16 +84,11 @@ class Checkpoint:
 
         def read_one(shape: Shape, layer: int | None) -> Piece:
             array = self.read(shape, layer)
-            assert array.shape == shape.one and array.dtype == self.dtypes[shape.name], (
-                shape,
-                array.shape,
-                array.dtype,
-            )
+            given = (array.shape, array.dtype)
+            assert given == (shape.one, self.dtypes[shape.name]), (shape, *given)
             if not allow_nan and has_nan(array):
-                raise UserError(
-                    f'{self.where}: {shape.name_of(layer)} holds NaN: its training failed. Convert an earlier '
-                    'checkpoint, or set --allow_nan.'
-                )
+                problem = f'{self.where}: {shape.name_of(layer)} holds NaN: its training failed'
+                raise UserError(f'{problem}. Convert an earlier checkpoint, or set --allow_nan.')
             return shape, layer, array
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -118,11 +110,9 @@ def has_nan(array: np.ndarray) -> bool:
     flat = array.reshape(-1)
     for start in range(0, len(flat), _NAN_CHUNK):
         part = flat[start : start + _NAN_CHUNK]
-        if part.dtype == FLOATS['bfloat16']:  # NumPy has no fast loops for it
-            found = (part.view(np.uint16) & 0x7FFF).max() > 0x7F80
-        else:
-            found = np.isnan(part.max())  # the maximum of numbers with a NaN is NaN
-        if found:
+        bfloat16 = part.dtype == FLOATS['bfloat16']  # NumPy has no fast loops for it
+        # The maximum of numbers with a NaN is NaN.
+        if (part.view(np.uint16) & 0x7FFF).max() > 0x7F80 if bfloat16 else np.isnan(part.max()):
             return True
     return False
 
@@ -133,12 +123,9 @@ def one_dtype(where: str, name: str, found: set[np.dtype]) -> np.dtype:
     Raises:
         UserError: a layer does not hold floating-point numbers of 32 bits or fewer.
     """
-    for dtype in found:
-        if dtype not in FLOATS.values():
-            raise UserError(
-                f'{where}: {name} holds {dtype.name} numbers; expected float32, bfloat16 or float16 (quantized '
-                'weights are not converted).'
-            )
+    for dtype in found - set(FLOATS.values()):
+        given = f'{where}: {name} holds {dtype.name} numbers'
+        raise UserError(f'{given}; expected float32, bfloat16 or float16 (quantized weights are not converted).')
     return found.pop() if len(found) == 1 else FLOATS['float32']
 
 
@@ -165,9 +152,9 @@ def match_arrays(
         if name not in unused:
             raise UserError(f'{where} lacks {name} {list(allowed[0])}, which {source} requires. {fix}')
         found[key] = unused.pop(name)
-        if tuple(found[key].shape) not in allowed:
-            shape = list(found[key].shape)
-            raise UserError(f'{where}: {name} has shape {shape}, but {source} requires {list(allowed[-1])}. {fix}')
+        shape = tuple(found[key].shape)
+        if shape not in allowed:
+            raise UserError(f'{where}: {name} has shape {[*shape]}, but {source} requires {[*allowed[-1]]}. {fix}')
     if unused:
         raise UserError(f'{where} holds {min(unused)}, which {source} does not have ({len(unused)} such arrays). {fix}')
     return found
@@ -180,9 +167,6 @@ def require_fields(checkpoint: str, config: ModelConfig, needed: Mapping[str, An
         UserError: the first field that differs.
     """
     for field, value in needed.items():
-        given = getattr(config, field)
-        if given != value:
-            raise UserError(
-                f'{checkpoint}: ModelConfig.{field}={given!r}, but {family} has {value!r}: the model cannot be written '
-                'as one.'
-            )
+        if (given := getattr(config, field)) != value:
+            problem = f'{checkpoint}: ModelConfig.{field}={given!r}, but {family} has {value!r}'
+            raise UserError(f'{problem}: the model cannot be written as one.')

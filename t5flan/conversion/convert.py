@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from t5flan.conversion import folder as own_folder
 from t5flan.conversion import huggingface, names, t5x
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.run_both import compare_logits
+from t5flan.conversion.t5x import KnownModels, Settings
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
@@ -28,7 +28,6 @@ from t5flan.models.config import ModelConfig
 from t5flan.training.description import RUN_FIELDS
 
 FORMATS = ('hf', 't5x', 't5flan')
-Settings = Callable[[dict[str, Any]], ModelConfig]
 _SPARE = 2**26  # bytes for small files and folders
 
 
@@ -41,7 +40,7 @@ def main(
     vocabulary: str | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
-    known_models: Callable[[], list[ModelConfig]] = list,
+    known_models: KnownModels = list,
     allow_nan: bool = False,
     check: bool = False,
     logits: bool = False,
@@ -70,16 +69,13 @@ def main(
         checkpoint = checkpoint.cast(dtype)
     target = Path(destination)
     if '://' in destination:
-        raise UserError(
-            f'{destination}: results are written to a local folder. Convert to one and copy it to the bucket.'
-        )
+        fix = 'Convert to one and copy it to the bucket.'
+        raise UserError(f'{destination}: results are written to a local folder. {fix}')
+    notes = []
     if os.path.lexists(target):
         if not check:
-            raise UserError(
-                f'{destination} exists already: nothing is overwritten. Name another folder, remove it, or set --check '
-                'to compare the two.'
-            )
-        notes = []
+            fix = 'Name another folder, remove it, or set --check to compare the two.'
+            raise UserError(f'{destination} exists already: nothing is overwritten. {fix}')
     else:
         notes = write(checkpoint, target, to, allow_nan, shard_size)
         count = sum(math.prod(shape.whole) for shape in names.shapes(checkpoint.config).values())
@@ -98,7 +94,7 @@ def read(
     where: str | os.PathLike[str],
     format: str,
     vocabulary: str | None = None,
-    known_models: Callable[[], list[ModelConfig]] = list,
+    known_models: KnownModels = list,
     settings: Settings | None = None,
 ) -> Checkpoint:
     """Opens the checkpoint at `where`, in one of FORMATS; see `main` for the arguments.
@@ -119,10 +115,9 @@ def read(
     config = settings(found.to_dict())
     changed = _first_difference(found, config)
     if changed is not None:
-        raise UserError(
-            f'--gin.ModelConfig.{changed}={getattr(config, changed)!r}, but the model of {where} has '
-            f'{getattr(found, changed)!r}. Remove it (only {", ".join(RUN_FIELDS)} may be set).'
-        )
+        given = f'--gin.ModelConfig.{changed}={getattr(config, changed)!r}'
+        problem = f'{given}, but the model of {where} has {getattr(found, changed)!r}'
+        raise UserError(f'{problem}. Remove it (only {", ".join(RUN_FIELDS)} may be set).')
     return dataclasses.replace(checkpoint, config=config)
 
 
@@ -141,10 +136,8 @@ def write(
     parent.mkdir(parents=True, exist_ok=True)
     needed, free = checkpoint.bytes + _SPARE, shutil.disk_usage(parent).free
     if needed > free:
-        raise UserError(
-            f'{target} needs {needed / 2**30:.1f} GiB, but {parent} has {free / 2**30:.1f} GiB free. Free some space, '
-            'or name a folder on another disk.'
-        )
+        problem = f'{target} needs {needed / 2**30:.1f} GiB, but {parent} has {free / 2**30:.1f} GiB free'
+        raise UserError(f'{problem}. Free some space, or name a folder on another disk.')
     partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.partial-', dir=parent))
     try:
         if format == 'hf':
@@ -154,10 +147,8 @@ def write(
         partial.chmod(0o755)
         os.rename(partial, target)  # fails if a non-empty folder has appeared
     except OSError as error:
-        raise UserError(
-            f'{target} could not be written: {error.strerror or error}. Nothing was left behind. Free some space, or '
-            'name another folder.'
-        ) from None
+        problem = f'{target} could not be written: {error.strerror or error}. Nothing was left behind'
+        raise UserError(f'{problem}. Free some space, or name another folder.') from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes
@@ -169,18 +160,15 @@ def compare(one: Checkpoint, other: Checkpoint, destination: str) -> None:
     Raises:
         UserError: the first difference.
     """
+    differs = f'{destination} differs from {one.where}'
     field = _first_difference(one.config, other.config)
     if field is not None:
-        raise UserError(
-            f'{destination} differs from {one.where}: ModelConfig.{field} is {getattr(other.config, field)!r} there, '
-            f'{getattr(one.config, field)!r} here. Convert again.'
-        )
+        here, there = getattr(one.config, field), getattr(other.config, field)
+        raise UserError(f'{differs}: ModelConfig.{field} is {there!r} there, {here!r} here. Convert again.')
     for (shape, layer, a), (_, _, b) in zip(one.pieces(allow_nan=True), other.pieces(allow_nan=True), strict=True):
         if a.dtype != b.dtype or not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)):
-            raise UserError(
-                f'{destination} differs from {one.where}: {shape.name_of(layer)} has different numbers ({a.dtype} and '
-                f'{b.dtype}). Convert again.'
-            )
+            problem = f'{shape.name_of(layer)} has different numbers ({a.dtype} and {b.dtype})'
+            raise UserError(f'{differs}: {problem}. Convert again.')
     print(f'checked: {destination} has the same numbers as {one.where}')
     if one.vocabulary.fingerprint != other.vocabulary.fingerprint:
         print(f'note: {destination} has a different vocabulary from {one.where}')

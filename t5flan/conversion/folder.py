@@ -78,9 +78,8 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
         (folder / HUGGING_FACE).mkdir()
         for name, content in checkpoint.extras.items():
             (folder / HUGGING_FACE / name).write_bytes(content)
-    pending = {
-        name: _PendingArray(one, checkpoint.dtypes[name]) for name, one in names.shapes(checkpoint.config).items()
-    }
+    shapes = names.shapes(checkpoint.config)
+    pending = {name: _PendingArray(one, checkpoint.dtypes[name]) for name, one in shapes.items()}
     writer = _PieceWriter(checkpoint.pieces(allow_nan))
     parameters = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
@@ -90,12 +89,10 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
     handler = ocp.CompositeCheckpointHandler(parameters=parameters, meta=ocp.JsonCheckpointHandler())
     step = folder / checkpoints.CHECKPOINTS / str(checkpoint.step)
     step.parent.mkdir()
-    args = ocp.args.Composite(
-        parameters=ocp.args.PyTreeSave(traverse_util.unflatten_dict(pending, sep='/')),
-        meta=ocp.args.JsonSave({'step': checkpoint.step}),
-    )
+    tree = ocp.args.PyTreeSave(traverse_util.unflatten_dict(pending, sep='/'))
+    meta = ocp.args.JsonSave({'step': checkpoint.step})
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(step.absolute(), args)
+        checkpointer.save(step.absolute(), ocp.args.Composite(parameters=tree, meta=meta))
     return []
 
 
@@ -117,17 +114,9 @@ class _PendingArray:
     of: names.Shape
     dtype: np.dtype
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.of.whole
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+    shape = property(lambda self: self.of.whole)
+    size = property(lambda self: math.prod(self.shape))
+    nbytes = property(lambda self: self.size * self.dtype.itemsize)
 
 
 class _PieceWriter(ocp.type_handlers.NumpyHandler):

@@ -15,25 +15,12 @@ from t5flan.errors import UserError
 
 SHARD_SIZE = 5 * 10**9  # bytes, as in transformers
 LARGEST_EXTRA = 2**26  # bytes; a larger file is not a tokenizer's
-_EXTRAS = (
-    'config.json',
-    'generation_config.json',
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'added_tokens.json',
-    'spiece.model',
-    'tokenizer.model',
-    'chat_template.jinja',
-)
+_JSON = ('config', 'generation_config', 'tokenizer', 'tokenizer_config', 'special_tokens_map', 'added_tokens')
+_EXTRAS = (*(f'{name}.json' for name in _JSON), 'spiece.model', 'tokenizer.model', 'chat_template.jinja')
 
 
 def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
-    """Opens a folder written by save_pretrained.
-
-    Args:
-        folder: the folder.
-        vocabulary: a vocabulary to use instead of the folder's tokenizer.
+    """Opens a folder written by save_pretrained; `vocabulary` is used instead of its tokenizer.
 
     Raises:
         UserError: files are missing or broken, the family is not supported, or the arrays are not those of config.json.
@@ -77,10 +64,8 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[
             arrays[embedding] = arrays.pop(name)  # some files have the embedding only under another name
     for name in copies:
         if name in arrays and not _equal(arrays[name], arrays[embedding]):
-            raise UserError(
-                f'{folder}: {name} differs from {embedding}: encoder and decoder have different token embeddings, '
-                "which t5flan's models do not support."
-            )
+            problem = f'{name} differs from {embedding}: encoder and decoder have different token embeddings'
+            raise UserError(f"{folder}: {problem}, which t5flan's models do not support.")
         arrays.pop(name, None)
     if 'lm_head.weight' in arrays and embedding in arrays and _equal(arrays['lm_head.weight'], arrays[embedding]):
         del arrays['lm_head.weight']
@@ -135,7 +120,6 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     writer = FolderWriter(folder, arrays, shard_size)
     for shape, layer, array in checkpoint.pieces(allow_nan):
         matrix = shape.matrix
-        array = array if matrix is None else array.reshape(matrix)
-        writer.write(names.hf_name(table, shape, layer), array, transpose=matrix is not None)
+        writer.write(names.hf_name(table, shape, layer), array.reshape(matrix or shape.one), matrix is not None)
     writer.close()
     return notes

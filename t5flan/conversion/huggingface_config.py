@@ -12,21 +12,12 @@ from t5flan.models.config import ModelConfig
 
 T5_FAMILY = ('t5', 'mt5', 'umt5')
 DECODERS = ('llama', 'gemma')
-_ARCHITECTURES = {
-    't5': 'T5ForConditionalGeneration',
-    'mt5': 'MT5ForConditionalGeneration',
-    'umt5': 'UMT5ForConditionalGeneration',
-    'llama': 'LlamaForCausalLM',
-    'gemma': 'GemmaForCausalLM',
-}
-_ACTIVATIONS = {  # feed_forward_proj -> mlp_activations; transformers reads 'gated-gelu' as the tanh form
+_GATED = {'gelu': 'gelu', 'gelu_new': 'gelu', 'silu': 'silu', 'relu': 'relu'}  # 'gated-gelu' is the tanh form
+_ACTIVATIONS: Mapping[str, tuple[str, ...]] = {  # feed_forward_proj -> mlp_activations
     'relu': ('relu',),
     'gelu_new': ('gelu',),
     'silu': ('silu',),
-    'gated-gelu': ('gelu', 'linear'),
-    'gated-gelu_new': ('gelu', 'linear'),
-    'gated-silu': ('silu', 'linear'),
-    'gated-relu': ('relu', 'linear'),
+    **{f'gated-{theirs}': (ours, 'linear') for theirs, ours in _GATED.items()},
 }
 _HIDDEN_ACTS = {  # hidden_act of a gated MLP -> the first of mlp_activations
     'llama': {'silu': 'silu'},
@@ -47,12 +38,8 @@ _T5_NAMES = {
     'norm_epsilon': 'layer_norm_epsilon',
     'dropout_rate': 'dropout_rate',
 }
-_T5_DEFAULTS = {
-    'relative_attention_num_buckets': 32,
-    'relative_attention_max_distance': 128,
-    'layer_norm_epsilon': 1e-6,
-    'dropout_rate': 0.0,
-}
+_BUCKET_DEFAULTS = {'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128}
+_T5_DEFAULTS = {**_BUCKET_DEFAULTS, 'layer_norm_epsilon': 1e-6, 'dropout_rate': 0.0}
 _DECODER_NAMES = {
     'vocab_size': 'vocab_size',
     'emb_dim': 'hidden_size',
@@ -97,16 +84,14 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
         UserError: the family, or an option of the model, is not supported.
     """
     kind = fields.get('model_type')
-    if kind not in (*T5_FAMILY, *DECODERS):
-        raise UserError(
-            f'{file}: model_type {kind!r} is not converted; expected one of {", ".join((*T5_FAMILY, *DECODERS))}.'
-        )
+    known = (*T5_FAMILY, *DECODERS)
+    if kind not in known:
+        raise UserError(f'{file}: model_type {kind!r} is not converted; expected one of {", ".join(known)}.')
     try:
         return ModelConfig(**(_t5 if kind in T5_FAMILY else _decoder)(file, kind, fields, tied), dtype='float32')
-    except KeyError as missing:
-        raise UserError(
-            f'{file} lacks {missing.args[0]!r}, which a model of type {kind!r} needs. Download it again.'
-        ) from None
+    except KeyError as error:
+        name = error.args[0]
+        raise UserError(f'{file} lacks {name!r}, which a model of type {kind!r} needs. Download it again.') from None
     except UserError as error:
         raise UserError(f'{file}: {error}' if 'ModelConfig' in str(error) else str(error)) from None
 
@@ -114,16 +99,14 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
 def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     projection = fields.get('feed_forward_proj', 'relu' if kind == 't5' else 'gated-gelu')
     if projection not in _ACTIVATIONS:
-        raise UserError(
-            f'{file}: feed_forward_proj {projection!r} is not converted; expected one of {", ".join(_ACTIVATIONS)}.'
-        )
+        known = ', '.join(_ACTIVATIONS)
+        raise UserError(f'{file}: feed_forward_proj {projection!r} is not converted; expected one of {known}.')
     # transformers 5 writes `scale_decoder_outputs`, and calls every T5 tied; before it, only tied models scaled.
     scaled = fields.get('scale_decoder_outputs', tied) if kind == 't5' else tied and kind == 'umt5'
     if scaled and not tied:
-        raise UserError(
-            f'{file}: scale_decoder_outputs is true, but lm_head.weight differs from shared.weight: only logits of '
-            'tied embeddings are scaled. Set it to false if this is a T5 1.1.'
-        )
+        problem = f'{file}: scale_decoder_outputs is true, but lm_head.weight differs from shared.weight'
+        fix = 'Set it to false if this is a T5 1.1.'
+        raise UserError(f'{problem}: only logits of tied embeddings are scaled. {fix}')
     given = {**_T5_DEFAULTS, **fields}
     if given.get('num_decoder_layers') is None:
         given['num_decoder_layers'] = given.get('num_layers')
@@ -150,9 +133,8 @@ def _decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> di
     known = _HIDDEN_ACTS[kind]
     activation = fields.get('hidden_activation') or fields.get('hidden_act') or _hidden_act(kind)
     if activation not in known:
-        raise UserError(
-            f'{file}: hidden_act {activation!r} of a {kind} model is not converted; expected {", ".join(known)}.'
-        )
+        problem = f'hidden_act {activation!r} of a {kind} model is not converted'
+        raise UserError(f'{file}: {problem}; expected {", ".join(known)}.')
     sizes = {ours: fields[theirs] for ours, theirs in _DECODER_NAMES.items()}
     heads = sizes['num_heads']
     kv_heads = fields.get('num_key_value_heads') or heads
@@ -165,8 +147,7 @@ def _decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> di
         'position': 'rope',
         'rope_base': float(rope.get('rope_theta') or fields.get('rope_theta') or 10000.0),
         'mlp_activations': (known[activation], 'linear'),
-        'norm_scale_plus_one': gemma,
-        'scale_embedding': gemma,
+        **dict.fromkeys(('norm_scale_plus_one', 'scale_embedding'), gemma),
         'tie_embeddings': tied,
         'scale_tied_logits': not tied,
     }
@@ -184,21 +165,13 @@ def family_of(config: ModelConfig, where: str) -> str:
         if config.kv_heads != config.num_heads:
             needed['num_kv_heads'] = None
         if config.mlp_activations not in _ACTIVATIONS.values():
-            raise UserError(
-                f"{where}: ModelConfig.mlp_activations={config.mlp_activations} has no name in Hugging Face's T5."
-            )
+            given = f'ModelConfig.mlp_activations={config.mlp_activations}'
+            raise UserError(f"{where}: {given} has no name in Hugging Face's T5.")
     else:
         kind = 'gemma' if config.norm_scale_plus_one else 'llama'
-        needed = {
-            'position': 'rope',
-            'norm': 'rms',
-            'parallel_block': False,
-            'scale_attention': True,
-            'scale_embedding': kind == 'gemma',
-            'attention_soft_cap': None,
-            'logits_soft_cap': None,
-            'mlp_activations': (_HIDDEN_ACTS[kind][_hidden_act(kind)], 'linear'),
-        }
+        needed = {'position': 'rope', 'norm': 'rms', 'parallel_block': False, 'scale_attention': True}
+        needed |= {'scale_embedding': kind == 'gemma', 'attention_soft_cap': None, 'logits_soft_cap': None}
+        needed['mlp_activations'] = (_HIDDEN_ACTS[kind][_hidden_act(kind)], 'linear')
         if config.tie_embeddings:
             needed['scale_tied_logits'] = False
     require_fields(where, config, needed, f"Hugging Face's {kind}")
@@ -214,10 +187,9 @@ def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id:
     """The content of config.json for a model of a family."""
     t5 = kind in T5_FAMILY
     fields = {
-        'architectures': [_ARCHITECTURES[kind]],
+        'architectures': [f'{kind.upper()}ForConditionalGeneration' if t5 else f'{kind.title()}ForCausalLM'],
         'model_type': kind,
-        'torch_dtype': dtype,
-        'dtype': dtype,
+        **dict.fromkeys(('torch_dtype', 'dtype'), dtype),
         'decoder_start_token_id' if t5 else 'bos_token_id': start_id,
         'eos_token_id': eos_id,
         'pad_token_id': 0,

@@ -14,6 +14,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 
 T5_SENTINELS = 100
 BYT5_SENTINELS = 125
+IDS_ONLY = 'the result takes and returns token ids, not text. Set --vocabulary to add one.'
 _SPACE = '\u2581'  # SentencePiece's visible space
 
 
@@ -37,10 +38,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary
         return ByteVocabulary(), ()
     if (folder / 'tokenizer.json').is_file():
         return TokenizerJsonVocabulary(folder / 'tokenizer.json', eos, start), ()
-    note = (
-        f'{folder} has no tokenizer (spiece.model, tokenizer.model or tokenizer.json): the result takes and returns '
-        'token ids, not text. Set --vocabulary to add one.'
-    )
+    note = f'{folder} has no tokenizer (spiece.model, tokenizer.model or tokenizer.json): {IDS_ONLY}'
     return IdsVocabulary(config['vocab_size'], eos, start), (note,)
 
 
@@ -83,14 +81,12 @@ def tokenizer_files(
 
 def _sentencepiece_files(vocabulary: SentencePieceVocabulary, kind: str) -> dict[str, bytes]:
     model = vocabulary.proto()
-    config: dict[str, Any] = {
-        'eos_token': vocabulary.piece(vocabulary.eos_id),
-        'unk_token': vocabulary.piece(vocabulary.unk_id),
-    }
+    piece = vocabulary.piece
+    config: dict[str, Any] = {'eos_token': piece(vocabulary.eos_id), 'unk_token': piece(vocabulary.unk_id)}
     if kind not in T5_FAMILY and model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         config |= {
             'tokenizer_class': 'GemmaTokenizer' if kind == 'gemma' else 'LlamaTokenizer',
-            'bos_token': vocabulary.piece(vocabulary.start_id),
+            'bos_token': piece(vocabulary.start_id),
             'add_bos_token': True,
             'add_eos_token': False,
         }
@@ -99,7 +95,7 @@ def _sentencepiece_files(vocabulary: SentencePieceVocabulary, kind: str) -> dict
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'extra_ids': vocabulary.extra_ids,
         'mode_tokens': list(vocabulary.mode_tokens),
-        'pad_token': vocabulary.piece(0),
+        'pad_token': piece(0),
     }
     files = {'spiece.model': vocabulary.model}
     if kind in T5_FAMILY and not vocabulary.mode_tokens and model.normalizer_spec.remove_extra_whitespaces:
@@ -112,10 +108,7 @@ def _sentencepiece_files(vocabulary: SentencePieceVocabulary, kind: str) -> dict
 def _tokenizer_json(vocabulary: SentencePieceVocabulary, model: Any, add_eos: bool) -> bytes:
     """A SentencePiece unigram model, with sentinels and mode tokens, in the format of the `tokenizers` library.
 
-    Args:
-        vocabulary: the vocabulary.
-        model: its SentencePiece proto.
-        add_eos: add an end of sequence after a text (an encoder's input), else the start token before it.
+    With `add_eos` it adds an end of sequence after a text (an encoder's input), else the start token before it.
     """
     squeezed = model.normalizer_spec.remove_extra_whitespaces
     specials = [vocabulary.special_token(id) for id in range(vocabulary.base_size, vocabulary.vocab_size)]
@@ -123,19 +116,15 @@ def _tokenizer_json(vocabulary: SentencePieceVocabulary, model: Any, add_eos: bo
     normalizers: list[dict[str, Any]] = []
     if charsmap:
         normalizers.append({'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()})
+    replace = lambda old, new: {'type': 'Replace', 'pattern': {'String': old}, 'content': new}
     pre_tokenizer = None
     if squeezed:
         metaspace = {'type': 'Metaspace', 'replacement': _SPACE, 'prepend_scheme': 'always', 'split': True}
         pre_tokenizer = {'type': 'Sequence', 'pretokenizers': [{'type': 'WhitespaceSplit'}, metaspace]}
     else:
-        normalizers.append({'type': 'Prepend', 'prepend': _SPACE})
-        normalizers.append({'type': 'Replace', 'pattern': {'String': ' '}, 'content': _SPACE})
-    decoders = [
-        {'type': 'Replace', 'pattern': {'String': _SPACE}, 'content': ' '},
-        {'type': 'ByteFallback'},
-        {'type': 'Fuse'},
-        {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0},
-    ]
+        normalizers += [{'type': 'Prepend', 'prepend': _SPACE}, replace(' ', _SPACE)]
+    strip = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
+    decoders = [replace(_SPACE, ' '), {'type': 'ByteFallback'}, {'type': 'Fuse'}, strip]
     unigram = {
         'type': 'Unigram',
         'unk_id': vocabulary.unk_id,

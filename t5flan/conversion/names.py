@@ -19,53 +19,43 @@ from t5flan.models.parameters import named_axes, named_parameters
 
 Table = Sequence[tuple[str, str]]
 
+
+def _kernels(module: str, theirs: str, names: Mapping[str, str]) -> Table:
+    """The rows of a module's kernels; `names` maps our name of a kernel to theirs."""
+    return [(f'{module}/{ours}/kernel', f'{theirs}.{name}.weight') for ours, name in names.items()]
+
+
+_T5_ATTENTION = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+_T5_MLP = {name: name for name in ('wi', 'wi_0', 'wi_1', 'wo')}
 HF_T5: Table = (
     ('token_embedder/embedding', 'shared.weight'),
     ('decoder/logits_dense/kernel', 'lm_head.weight'),
     ('encoder/encoder_norm/scale', 'encoder.final_layer_norm.weight'),
     ('encoder/relpos_bias/rel_embedding', 'encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight'),
     ('encoder/layers/pre_attention_layer_norm/scale', 'encoder.block.{i}.layer.0.layer_norm.weight'),
-    ('encoder/layers/attention/query/kernel', 'encoder.block.{i}.layer.0.SelfAttention.q.weight'),
-    ('encoder/layers/attention/key/kernel', 'encoder.block.{i}.layer.0.SelfAttention.k.weight'),
-    ('encoder/layers/attention/value/kernel', 'encoder.block.{i}.layer.0.SelfAttention.v.weight'),
-    ('encoder/layers/attention/out/kernel', 'encoder.block.{i}.layer.0.SelfAttention.o.weight'),
+    *_kernels('encoder/layers/attention', 'encoder.block.{i}.layer.0.SelfAttention', _T5_ATTENTION),
     ('encoder/layers/pre_mlp_layer_norm/scale', 'encoder.block.{i}.layer.1.layer_norm.weight'),
-    ('encoder/layers/mlp/wi/kernel', 'encoder.block.{i}.layer.1.DenseReluDense.wi.weight'),
-    ('encoder/layers/mlp/wi_0/kernel', 'encoder.block.{i}.layer.1.DenseReluDense.wi_0.weight'),
-    ('encoder/layers/mlp/wi_1/kernel', 'encoder.block.{i}.layer.1.DenseReluDense.wi_1.weight'),
-    ('encoder/layers/mlp/wo/kernel', 'encoder.block.{i}.layer.1.DenseReluDense.wo.weight'),
+    *_kernels('encoder/layers/mlp', 'encoder.block.{i}.layer.1.DenseReluDense', _T5_MLP),
     ('decoder/decoder_norm/scale', 'decoder.final_layer_norm.weight'),
     ('decoder/relpos_bias/rel_embedding', 'decoder.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight'),
     ('decoder/layers/pre_self_attention_layer_norm/scale', 'decoder.block.{i}.layer.0.layer_norm.weight'),
-    ('decoder/layers/self_attention/query/kernel', 'decoder.block.{i}.layer.0.SelfAttention.q.weight'),
-    ('decoder/layers/self_attention/key/kernel', 'decoder.block.{i}.layer.0.SelfAttention.k.weight'),
-    ('decoder/layers/self_attention/value/kernel', 'decoder.block.{i}.layer.0.SelfAttention.v.weight'),
-    ('decoder/layers/self_attention/out/kernel', 'decoder.block.{i}.layer.0.SelfAttention.o.weight'),
+    *_kernels('decoder/layers/self_attention', 'decoder.block.{i}.layer.0.SelfAttention', _T5_ATTENTION),
     ('decoder/layers/pre_cross_attention_layer_norm/scale', 'decoder.block.{i}.layer.1.layer_norm.weight'),
-    ('decoder/layers/encoder_decoder_attention/query/kernel', 'decoder.block.{i}.layer.1.EncDecAttention.q.weight'),
-    ('decoder/layers/encoder_decoder_attention/key/kernel', 'decoder.block.{i}.layer.1.EncDecAttention.k.weight'),
-    ('decoder/layers/encoder_decoder_attention/value/kernel', 'decoder.block.{i}.layer.1.EncDecAttention.v.weight'),
-    ('decoder/layers/encoder_decoder_attention/out/kernel', 'decoder.block.{i}.layer.1.EncDecAttention.o.weight'),
+    *_kernels('decoder/layers/encoder_decoder_attention', 'decoder.block.{i}.layer.1.EncDecAttention', _T5_ATTENTION),
     ('decoder/layers/pre_mlp_layer_norm/scale', 'decoder.block.{i}.layer.2.layer_norm.weight'),
-    ('decoder/layers/mlp/wi/kernel', 'decoder.block.{i}.layer.2.DenseReluDense.wi.weight'),
-    ('decoder/layers/mlp/wi_0/kernel', 'decoder.block.{i}.layer.2.DenseReluDense.wi_0.weight'),
-    ('decoder/layers/mlp/wi_1/kernel', 'decoder.block.{i}.layer.2.DenseReluDense.wi_1.weight'),
-    ('decoder/layers/mlp/wo/kernel', 'decoder.block.{i}.layer.2.DenseReluDense.wo.weight'),
+    *_kernels('decoder/layers/mlp', 'decoder.block.{i}.layer.2.DenseReluDense', _T5_MLP),
 )
 
+_LLAMA_ATTENTION = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'out': 'o_proj'}
+_LLAMA_MLP = {'wi_0': 'gate_proj', 'wi_1': 'up_proj', 'wo': 'down_proj'}
 HF_LLAMA: Table = (  # and Gemma's
     ('token_embedder/embedding', 'model.embed_tokens.weight'),
     ('decoder/logits_dense/kernel', 'lm_head.weight'),
     ('decoder/decoder_norm/scale', 'model.norm.weight'),
     ('decoder/layers/pre_self_attention_layer_norm/scale', 'model.layers.{i}.input_layernorm.weight'),
-    ('decoder/layers/self_attention/query/kernel', 'model.layers.{i}.self_attn.q_proj.weight'),
-    ('decoder/layers/self_attention/key/kernel', 'model.layers.{i}.self_attn.k_proj.weight'),
-    ('decoder/layers/self_attention/value/kernel', 'model.layers.{i}.self_attn.v_proj.weight'),
-    ('decoder/layers/self_attention/out/kernel', 'model.layers.{i}.self_attn.o_proj.weight'),
+    *_kernels('decoder/layers/self_attention', 'model.layers.{i}.self_attn', _LLAMA_ATTENTION),
     ('decoder/layers/pre_mlp_layer_norm/scale', 'model.layers.{i}.post_attention_layernorm.weight'),
-    ('decoder/layers/mlp/wi_0/kernel', 'model.layers.{i}.mlp.gate_proj.weight'),
-    ('decoder/layers/mlp/wi_1/kernel', 'model.layers.{i}.mlp.up_proj.weight'),
-    ('decoder/layers/mlp/wo/kernel', 'model.layers.{i}.mlp.down_proj.weight'),
+    *_kernels('decoder/layers/mlp', 'model.layers.{i}.mlp', _LLAMA_MLP),
 )
 
 # Other names of the token embedding in Hugging Face's files, and arrays of old files that no model reads.

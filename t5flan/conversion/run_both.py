@@ -57,9 +57,8 @@ def _hugging_face_logits(folder: Path, encoder_BS: np.ndarray | None, decoder_BT
         import torch
         import transformers
     except ImportError as error:
-        raise UserError(
-            f"--logits runs transformers' model and needs {error.name}: pip install 't5flan[convert]', or leave it out."
-        ) from None
+        fix = "pip install 't5flan[convert]', or leave it out."
+        raise UserError(f"--logits runs transformers' model and needs {error.name}: {fix}") from None
     kind = transformers.AutoModelForCausalLM if encoder_BS is None else transformers.AutoModelForSeq2SeqLM
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = {'input_ids': torch.tensor(decoder_BT)}

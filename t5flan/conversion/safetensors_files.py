@@ -18,35 +18,20 @@ import numpy as np
 
 from t5flan.errors import UserError
 
-DTYPES: Mapping[str, np.dtype] = {
-    'F64': np.dtype('<f8'),
-    'F32': np.dtype('<f4'),
-    'F16': np.dtype('<f2'),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
-    'I64': np.dtype('<i8'),
-    'I32': np.dtype('<i4'),
-    'I16': np.dtype('<i2'),
-    'I8': np.dtype('i1'),
-    'U8': np.dtype('u1'),
-    'BOOL': np.dtype('?'),
-}
+_NAMES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL')
+_CODES = ('<f8', '<f4', '<f2', ml_dtypes.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?')
+DTYPES: Mapping[str, np.dtype] = {name: np.dtype(code) for name, code in zip(_NAMES, _CODES, strict=True)}
 NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = 'model.safetensors.index.json'
 _LONGEST_HEADER = 100_000_000  # bytes; the library's limit
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # what reading fields of broken JSON raises
 _TILE = 16  # rows transposed at a time: a cache line of float32
 _Arrays = Mapping[str, tuple[Sequence[int], np.dtype]]  # name -> (shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array in a file.
-
-    Attributes:
-        file: the file.
-        dtype: the array's dtype.
-        shape: its shape.
-        offset: its first byte in the file.
-    """
+    """An array in a file; `offset` is its first byte."""
 
     file: Path
     dtype: np.dtype
@@ -111,31 +96,26 @@ def read_header(file: Path) -> dict[str, Stored]:
     with open(file, 'rb') as handle:
         length = int.from_bytes(handle.read(8), 'little')
         if size < 8 or length > min(_LONGEST_HEADER, size - 8):
-            raise UserError(
-                f'{file} is not a complete safetensors file: it has {size:,} bytes, and its header should have '
-                f'{length:,}. Download it again.'
-            )
+            problem = f'it has {size:,} bytes, and its header should have {length:,}'
+            raise UserError(f'{file} is not a complete safetensors file: {problem}. Download it again.')
         try:
             header = json.loads(handle.read(length))
             header.pop('__metadata__', None)
             arrays = {name: _stored(file, 8 + length, entry) for name, entry in header.items()}
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'{file} is not a safetensors file: its header cannot be read ({_first_line(error)}). Download it '
-                'again.'
-            ) from None
+        except _MALFORMED as error:
+            problem = f'its header cannot be read ({_first_line(error)})'
+            raise UserError(f'{file} is not a safetensors file: {problem}. Download it again.') from None
     _check_layout(file, arrays, 8 + length, size)
     return arrays
 
 
 def _stored(file: Path, start: int, entry: Mapping) -> Stored:
     if entry['dtype'] not in DTYPES:
-        raise UserError(
-            f'{file} holds arrays of dtype {entry["dtype"]}, which are not converted; expected {", ".join(DTYPES)}. '
-            'Save the model in one of them (if it is quantized, convert the original).'
-        )
+        problem = f'holds arrays of dtype {entry["dtype"]}, which are not converted; expected {", ".join(DTYPES)}'
+        fix = 'Save the model in one of them (if it is quantized, convert the original).'
+        raise UserError(f'{file} {problem}. {fix}')
     first, last = (int(place) for place in entry['data_offsets'])
     stored = Stored(file, DTYPES[entry['dtype']], tuple(int(size) for size in entry['shape']), start + first)
     if last - first != stored.size or min(stored.shape, default=0) < 0:
@@ -148,10 +128,8 @@ def _check_layout(file: Path, arrays: Mapping[str, Stored], start: int, size: in
     expected = start
     for name, stored in sorted(arrays.items(), key=lambda item: (item[1].offset, item[1].size)):
         if stored.offset != expected:
-            raise UserError(
-                f'{file} is not a valid safetensors file: {name} starts at byte {stored.offset:,}, expected '
-                f'{expected:,}. Download it again.'
-            )
+            problem = f'{name} starts at byte {stored.offset:,}, expected {expected:,}'
+            raise UserError(f'{file} is not a valid safetensors file: {problem}. Download it again.')
         expected += stored.size
     if expected != size:
         problem = 'is truncated' if expected > size else 'has bytes that belong to no array'
@@ -172,10 +150,9 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     endings = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
     pickles = sorted(file.name for file in folder.glob('*') if file.suffix in endings)
     if pickles:
-        raise UserError(
-            f'{folder} holds its weights as {pickles[0]}, a pickle file: loading one can run any code, so it is not '
-            'read. Save the model with save_pretrained of transformers, which writes model.safetensors.'
-        )
+        problem = f'{folder} holds its weights as {pickles[0]}, a pickle file: loading one can run any code'
+        fix = 'Save the model with save_pretrained of transformers, which writes model.safetensors.'
+        raise UserError(f'{problem}, so it is not read. {fix}')
     shards = sorted(folder.glob('model-*-of-*.safetensors'))
     if shards:
         raise UserError(f'{folder} has {shards[0].name} but no {INDEX}. Download the index too.')
@@ -188,16 +165,13 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
         files = sorted(set(weight_map.values()))
         if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise ValueError('a shard is not a file name')
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{index} is not an index of safetensors shards ({_first_line(error)}). Download it again.'
-        ) from None
+    except _MALFORMED as error:
+        problem = f'is not an index of safetensors shards ({_first_line(error)})'
+        raise UserError(f'{index} {problem}. Download it again.') from None
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(
-            f'{folder} lacks {missing[0]}, a shard that {INDEX} lists ({len(missing)} of {len(files)} shards are '
-            'missing). Download the missing shards.'
-        )
+        problem = f'a shard that {INDEX} lists ({len(missing)} of {len(files)} shards are missing)'
+        raise UserError(f'{folder} lacks {missing[0]}, {problem}. Download the missing shards.')
     shards = {file: read_header(folder / file) for file in files}
     for name, file in weight_map.items():
         if name not in shards[file]:

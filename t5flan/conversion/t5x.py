@@ -19,6 +19,7 @@ from flax import serialization, traverse_util
 
 from t5flan.conversion import names, zarr_arrays
 from t5flan.conversion.checkpoint import T5_FIELDS, Checkpoint, match_arrays, one_dtype, require_fields
+from t5flan.conversion.huggingface_tokenizer import IDS_ONLY
 from t5flan.conversion.zarr_arrays import Folder, StoredArray, one_line
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
@@ -30,16 +31,32 @@ VERSION = 3  # of T5X's format
 _PREFIX = 'checkpoint_'
 _GIN_FIELDS = {'mlp_activations', 'head_dim', 'dropout_rate'}
 _SIZE_FIELDS = ('emb_dim', 'num_heads', 'num_encoder_layers', 'num_decoder_layers', 'head_dim', 'mlp_dim')
+_GIN_HEAD = """\
+# What T5X needs to run this checkpoint.
+from __gin__ import dynamic_registration
+
+import seqio
+from t5x.examples.{example} import network
+
+"""
+_GIN_SENTENCEPIECE = """\
+VOCABULARY = @seqio.SentencePieceVocabulary()
+seqio.SentencePieceVocabulary.sentencepiece_model_file = "sentencepiece.model"
+seqio.SentencePieceVocabulary.extra_ids = {extra_ids}
+
+"""
 _SCANNED = 'encoder/encoder/mlp/wo/kernel'  # an array that only scanned checkpoints have
 
 Arrays = Mapping[str, Any]  # name -> NumPy array or StoredArray
+Settings = Callable[[dict[str, Any]], ModelConfig]  # of the fields of a ModelConfig that were found
+KnownModels = Callable[[], list[ModelConfig]]
 
 
 def read(
     where: str,
     vocabulary: Vocabulary | None = None,
-    known_models: Callable[[], list[ModelConfig]] = list,
-    settings: Callable[[dict[str, Any]], ModelConfig] | None = None,
+    known_models: KnownModels = list,
+    settings: Settings | None = None,
 ) -> Checkpoint:
     """Opens a T5X checkpoint.
 
@@ -55,24 +72,18 @@ def read(
     arrays, step, gin = _open(where)
     target = {name.removeprefix('target/'): array for name, array in arrays.items() if name.startswith('target/')}
     if not target:
-        raise UserError(
-            f'{where} holds no parameters (target/…); it has {", ".join(sorted(arrays)[:3]) or "nothing"}. Give a T5X '
-            'checkpoint.'
-        )
+        held = ', '.join(sorted(arrays)[:3]) or 'nothing'
+        raise UserError(f'{where} holds no parameters (target/…); it has {held}. Give a T5X checkpoint.')
     config, notes = _find_config(where, target, gin.text, known_models, settings)
     scanned = _SCANNED in target  # then one array has all layers, else each layer has its own
     pieces = {name: [None] if scanned else shape.pieces for name, shape in names.shapes(config).items()}
-    expected = {
-        (name, layer): _their_array(names.shapes(config)[name], layer, scanned)
-        for name, layers in pieces.items()
-        for layer in layers
-    }
+    keys = [(name, layer) for name, layers in pieces.items() for layer in layers]
+    expected = {key: _their_array(names.shapes(config)[key[0]], key[1], scanned) for key in keys}
     stored = {f'target/{name}': array for name, array in target.items()}
     fix = 'Copy the checkpoint again, or set ModelConfig to the values of its training.'
     places = match_arrays(where, 'a T5 of these sizes', fix, expected, stored)
-    dtypes = {
-        name: one_dtype(where, name, {places[name, layer].dtype for layer in layers}) for name, layers in pieces.items()
-    }
+    layer_dtypes = {name: {places[name, layer].dtype for layer in layers} for name, layers in pieces.items()}
+    dtypes = {name: one_dtype(where, name, found) for name, found in layer_dtypes.items()}
 
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         array = places[shape.name, None if scanned else layer]
@@ -86,12 +97,10 @@ def read(
 
     if any(name.startswith('state/param_states/') for name in arrays):
         notes.append('the optimizer state is not converted')
-    found = vocabulary or _vocabulary(gin) or IdsVocabulary(config.vocab_size)
-    if isinstance(found, IdsVocabulary):
-        notes.append(
-            f'{where} has no vocabulary: the result takes and returns token ids, not text. Set --vocabulary to add one.'
-        )
-    return Checkpoint(where, config, dtypes, read_one, found, 'encoder_decoder', step, notes=tuple(notes))
+    vocabulary = vocabulary or _vocabulary(gin) or IdsVocabulary(config.vocab_size)
+    if isinstance(vocabulary, IdsVocabulary):
+        notes.append(f'{where} has no vocabulary: {IDS_ONLY}')
+    return Checkpoint(where, config, dtypes, read_one, vocabulary, 'encoder_decoder', step, notes=tuple(notes))
 
 
 # -- Opening --------------------------------------------------------------------------------------------------------
@@ -106,15 +115,14 @@ class _Gin(NamedTuple):
 
 def _open(where: str) -> tuple[Arrays, int, _Gin]:
     """(arrays by name, step, the config.gin next to them)."""
-    if '://' not in where and Path(where).is_file():
-        file = Path(where)
+    file = Path(where)
+    if '://' not in where and file.is_file():
         if file.name == 'checkpoint' and file.parent.name.startswith(_PREFIX):
             return _open(str(file.parent))
         return (*_unpack(where, file.read_bytes(), None), _find_gin(Folder(str(file.parent))))
-    if '://' not in where and not Path(where).is_dir():
-        raise UserError(
-            f'{where} does not exist. Give a T5X checkpoint: checkpoint_N, the folder above it, or a single file.'
-        )
+    if '://' not in where and not file.is_dir():
+        fix = 'Give a T5X checkpoint: checkpoint_N, the folder above it, or a single file.'
+        raise UserError(f'{where} does not exist. {fix}')
     folder = Folder(where)
     packed = folder.read_file('checkpoint')
     if packed is not None:
@@ -124,10 +132,8 @@ def _open(where: str) -> tuple[Arrays, int, _Gin]:
             return (*_open_orbax(f'{folder.where}/{inside}', folder.where), _find_gin(folder))
     steps = {int(found[1]) for name in folder.names() if (found := re.match(rf'{_PREFIX}(\d+)/', name))}
     if not steps:
-        raise UserError(
-            f'{where} has no file `checkpoint` and no folder `state`: it is not a complete T5X checkpoint. Copy it '
-            'again, or give the folder that holds checkpoint_N.'
-        )
+        problem = f'{where} has no file `checkpoint` and no folder `state`: it is not a complete T5X checkpoint'
+        raise UserError(f'{problem}. Copy it again, or give the folder that holds checkpoint_N.')
     return _open(f'{folder.where}/{_PREFIX}{max(steps)}')
 
 
@@ -147,10 +153,8 @@ def _unpack(file: str, packed: bytes, folder: Folder | None) -> tuple[Arrays, in
         optimizer = serialization.msgpack_restore(packed)['optimizer']
         step = int(np.asarray(optimizer['state']['step']))
     except Exception as error:
-        raise UserError(
-            f'{file} is not a complete T5X checkpoint file ({type(error).__name__}: {one_line(error)[:80]}). Copy it '
-            'again.'
-        ) from None
+        problem = f'{type(error).__name__}: {one_line(error)[:80]}'
+        raise UserError(f'{file} is not a complete T5X checkpoint file ({problem}). Copy it again.') from None
     arrays: dict[str, Any] = {}
     is_spec = lambda path, value: 'driver' in value  # of TensorStore, for an array
     for name, leaf in traverse_util.flatten_dict(optimizer, sep='/', is_leaf=is_spec).items():
@@ -169,10 +173,9 @@ def _unpack(file: str, packed: bytes, folder: Folder | None) -> tuple[Arrays, in
 def _open_orbax(where: str, above: str) -> tuple[Arrays, int]:
     folder = Folder(where)
     found = folder.array_names()
-    arrays: dict[str, Any] = {}
-    for name in found:
-        plain = name.replace('.', '/')
-        arrays[plain] = folder.open(name) if plain.startswith('target/') else None
+    arrays = {
+        name.replace('.', '/'): folder.open(name) if name.startswith(('target.', 'target/')) else None for name in found
+    }
     number = re.search(rf'{_PREFIX}(\d+)$', above)
     step = int(folder.open('state.step').read()) if 'state.step' in found else int(number[1]) if number else 0
     return arrays, step
@@ -182,11 +185,7 @@ def _open_orbax(where: str, above: str) -> tuple[Arrays, int]:
 
 
 def _find_config(
-    where: str,
-    target: Arrays,
-    gin: str,
-    known_models: Callable[[], list[ModelConfig]],
-    settings: Callable[[dict[str, Any]], ModelConfig] | None,
+    where: str, target: Arrays, gin: str, known_models: KnownModels, settings: Settings | None
 ) -> tuple[ModelConfig, list[str]]:
     """The model of a checkpoint, and notes about what was assumed."""
     sizes, gated = _sizes(where, target)
@@ -194,10 +193,8 @@ def _find_config(
     if not chosen:
         activations, source = _likely_activations(sizes, gated, known_models())
         chosen = {'mlp_activations': activations}
-        note = (
-            f'the checkpoint does not say its activations: assumed are {activations}, those of {source} '
-            '(--gin.ModelConfig.mlp_activations=… sets others)'
-        )
+        note = f'the checkpoint does not say its activations: assumed are {activations}, those of {source} '
+        note += '(--gin.ModelConfig.mlp_activations=… sets others)'
     fields = {**sizes, **chosen, 'dtype': 'float32'}
     made = settings(fields) if settings else ModelConfig(**fields)
     return made, [note] if note and made.mlp_activations == tuple(chosen['mlp_activations']) else []
@@ -228,10 +225,8 @@ def _sizes(where: str, target: Arrays) -> tuple[dict[str, Any], bool]:
     encoder_wo, decoder_wo = (first(side, 'mlp/wo/kernel') for side in ('encoder', 'decoder'))
     for name in (embedding, encoder_wo, decoder_wo, bias, query):
         if name not in target:
-            raise UserError(
-                f'{where} lacks target/{name}: it is not a T5 of T5X (it has {", ".join(sorted(target)[:3])}, …). '
-                'Only encoder-decoders of T5X are converted.'
-            )
+            problem = f'it is not a T5 of T5X (it has {", ".join(sorted(target)[:3])}, …)'
+            raise UserError(f'{where} lacks target/{name}: {problem}. Only encoder-decoders of T5X are converted.')
 
     def layers(side: str, wo: str) -> int:
         if scanned:
@@ -333,10 +328,8 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
             'metadata': {key: metadata[key] for key in ('chunks', 'compressor', 'shape')},
         }
     # No `param_states`: T5X itself fails on an empty one.
-    tree = {
-        'target': traverse_util.unflatten_dict(target, sep='/'),
-        'state': {'step': np.asarray(checkpoint.step, np.int32)},
-    }
+    state = {'step': np.asarray(checkpoint.step, np.int32)}
+    tree = {'target': traverse_util.unflatten_dict(target, sep='/'), 'state': state}
     (step / 'checkpoint').write_bytes(serialization.msgpack_serialize({'version': VERSION, 'optimizer': tree}))
     (folder / 'config.gin').write_text(_gin_text(config, vocabulary), 'utf-8')
     if isinstance(vocabulary, ByteVocabulary):
@@ -356,30 +349,16 @@ def _check_writable(config: ModelConfig, where: str) -> None:
 
 
 def _gin_text(config: ModelConfig, vocabulary: Vocabulary) -> str:
-    lines = [
-        '# What T5X needs to run this checkpoint.',
-        'from __gin__ import dynamic_registration',
-        '',
-        'import seqio',
-        f'from t5x.examples.{"scalable_t5" if config.relative_bias_per_layer else "t5"} import network',
-        '',
-    ]
+    named = ''
     if isinstance(vocabulary, ByteVocabulary):
-        lines += ['VOCABULARY = @seqio.ByteVocabulary()', '']
+        named = 'VOCABULARY = @seqio.ByteVocabulary()\n\n'
     elif isinstance(vocabulary, SentencePieceVocabulary):
-        lines += [
-            'VOCABULARY = @seqio.SentencePieceVocabulary()',
-            'seqio.SentencePieceVocabulary.sentencepiece_model_file = "sentencepiece.model"',
-            f'seqio.SentencePieceVocabulary.extra_ids = {vocabulary.extra_ids}',
-            '',
-        ]
-    fields = {
-        'vocab_size': config.vocab_size,
-        'dtype': 'bfloat16',
-        **{field: getattr(config, field) for field in (*_SIZE_FIELDS, 'mlp_activations', 'dropout_rate')},
-        'logits_via_embedding': config.tie_embeddings,
-    }
+        named = _GIN_SENTENCEPIECE.format(extra_ids=vocabulary.extra_ids)
+    fields = {'vocab_size': config.vocab_size, 'dtype': 'bfloat16'}
+    fields |= {field: getattr(config, field) for field in (*_SIZE_FIELDS, 'mlp_activations', 'dropout_rate')}
+    fields['logits_via_embedding'] = config.tie_embeddings
     if config.relative_bias_per_layer:
         fields['scan_layers'] = False
-    lines += ['network.T5Config:', *(f'  {name} = {value!r}' for name, value in fields.items())]
-    return '\n'.join(lines) + '\n'
+    example = 'scalable_t5' if config.relative_bias_per_layer else 't5'
+    settings = ''.join(f'  {name} = {value!r}\n' for name, value in fields.items())
+    return _GIN_HEAD.format(example=example) + named + 'network.T5Config:\n' + settings

@@ -26,14 +26,7 @@ def kvstore_spec(folder: str) -> dict[str, Any]:
 
 
 class Folder:
-    """A folder of small files and arrays.
-
-    Args:
-        where: a local folder or gs://BUCKET/PATH.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """A folder of small files and arrays, local or gs://BUCKET/PATH; a UserError if it cannot be read."""
 
     def __init__(self, where: str) -> None:
         self.where = where.rstrip('/')
@@ -42,9 +35,8 @@ class Folder:
             self._store = ts.KvStore.open(self._spec).result()
             self._ocdbt = self.read_file('manifest.ocdbt') is not None
         except Exception as error:
-            raise UserError(
-                f'{self.where} cannot be read: {one_line(error)}. Check the path and your access to it.'
-            ) from None
+            problem = f'{self.where} cannot be read: {one_line(error)}'
+            raise UserError(f'{problem}. Check the path and your access to it.') from None
 
     def read_file(self, name: str) -> bytes | None:
         """The content of a small file; None if it does not exist."""
@@ -62,11 +54,7 @@ class Folder:
         return sorted(key.rsplit('/', 1)[0] for key in keys if key.endswith(('/.zarray', '/zarr.json')))
 
     def open(self, name: str) -> 'StoredArray':
-        """Opens an array.
-
-        Raises:
-            UserError: there is no such array.
-        """
+        """Opens an array; a UserError if there is none."""
         errors = []
         for driver in ('zarr', 'zarr3'):
             try:
@@ -98,11 +86,7 @@ class StoredArray:
         self._kept: np.ndarray | None = None
 
     def read(self) -> np.ndarray:
-        """The whole array.
-
-        Raises:
-            UserError: a chunk is missing or broken.
-        """
+        """The whole array; a UserError if a chunk is missing or broken."""
         return self._result(self._store)
 
     def layer(self, axis: int, number: int) -> np.ndarray:
@@ -120,9 +104,8 @@ class StoredArray:
         try:
             return np.asarray(store.read().result())
         except ValueError as error:
-            raise UserError(
-                f'{self.where} cannot be read: {one_line(error)}. Copy the whole checkpoint again.'
-            ) from None
+            problem = f'{self.where} cannot be read: {one_line(error)}'
+            raise UserError(f'{problem}. Copy the whole checkpoint again.') from None
 
 
 def _chunk_size(chunk: ts.ChunkLayout.Grid, axis: int) -> int:

@@ -68,10 +68,9 @@ def axis_groups(axes: Sequence[str]) -> Groups:
     known = BATCH_AXES | ROW_AXES | COLUMN_AXES | UNFACTORED_AXES
     for name in axes:
         if name not in known:
-            raise UserError(
-                f'Adafactor has no rule for the axis {name!r} of {tuple(axes)}; expected one of {sorted(known)}. '
-                "Set OptimizerConfig.name = 'adamw', or add the axis in training/adafactor.py."
-            )
+            problem = f'Adafactor has no rule for the axis {name!r} of {tuple(axes)}; expected one of {sorted(known)}'
+            fix = "Set OptimizerConfig.name = 'adamw', or add the axis in training/adafactor.py."
+            raise UserError(f'{problem}. {fix}')
     dims = lambda names: tuple(i for i, name in enumerate(axes) if name in names)
     rows, columns = dims(ROW_AXES), dims(COLUMN_AXES)
     if not rows or not columns or dims(UNFACTORED_AXES):
@@ -148,10 +147,8 @@ def _update_one(
     reads = _separate_reads(gradient.astype(jnp.float32))
     # The second moment is the product of these factors, which broadcast to the parameter's shape.
     if groups.rows:
-        new = {
-            'v_row': mix(moments['v_row'], _mean_square(next(reads), groups.columns)),
-            'v_col': mix(moments['v_col'], _mean_square(next(reads), groups.rows)),
-        }
+        averaged = {'v_row': groups.columns, 'v_col': groups.rows}
+        new = {name: mix(moments[name], _mean_square(next(reads), dims)) for name, dims in averaged.items()}
         row = jnp.expand_dims(new['v_row'], groups.columns)
         factors = [row / mean(row, groups.rows), jnp.expand_dims(new['v_col'], groups.rows)]
     else:

@@ -6,24 +6,21 @@ raises a `UserError` at construction, before anything expensive is loaded.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from t5flan.config.checks import (
-    is_number,
-    require,
-    require_count,
-    require_one_of,
-    require_patterns,
-    require_share,
-    require_text,
-)
+from t5flan.config.checks import is_count, is_number, require, require_one_of, require_patterns, require_share
 
 OPTIMIZERS = ('adafactor', 'adamw')
 SCHEDULES = ('constant', 'rsqrt', 'linear', 'cosine')
 
-_Kind = tuple[str, Callable[[float], bool]]
-_NON_NEGATIVE: _Kind = ('a number of 0 or more', lambda x: x >= 0)
-_POSITIVE: _Kind = ('a number above 0', lambda x: x > 0)
-_BELOW_ONE: _Kind = ('a number of 0 or more and below 1', lambda x: 0 <= x < 1)
+_Kind = tuple[str, Callable[[Any], bool]]
+_NON_NEGATIVE: _Kind = ('a number of 0 or more', lambda x: is_number(x) and x >= 0)
+_POSITIVE: _Kind = ('a number above 0', lambda x: is_number(x) and x > 0)
+_BELOW_ONE: _Kind = ('a number of 0 or more and below 1', lambda x: is_number(x) and 0 <= x < 1)
+_COUNT: _Kind = ('an integer of 0 or more', lambda x: is_count(x, 0))
+_COUNT_FROM_1: _Kind = ('an integer of 1 or more', lambda x: is_count(x, 1))
+_BOOL: _Kind = ('True or False', lambda x: isinstance(x, bool))
+_TEXT: _Kind = ('a non-empty string', lambda x: isinstance(x, str) and x != '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +80,15 @@ class OptimizerConfig:
         require_one_of('OptimizerConfig.name', self.name, OPTIMIZERS)
         require_one_of('OptimizerConfig.schedule', self.schedule, SCHEDULES)
         require_share('OptimizerConfig.final_ratio', self.final_ratio)
-        _require_numbers(self, _NON_NEGATIVE, 'learning_rate', 'weight_decay', 'weight_decay_lr_exponent', 'decay_rate')
-        _require_numbers(self, _POSITIVE, 'epsilon')
-        _require_numbers(self, _POSITIVE, 'clip_by_global_norm', 'clipping_threshold', optional=True)
-        _require_numbers(self, _BELOW_ONE, 'b2')
-        _require_numbers(self, _BELOW_ONE, 'b1', optional=True)
-        _require_counts(self, 0, 'warmup_steps', 'step_offset')
-        _require_counts(self, 1, 'min_dim_to_factor', 'microbatches')
-        _require_counts(self, 1, 'decay_steps', optional=True)
-        _require_bools(self, 'multiply_by_parameter_scale', 'factored')
+        _require(self, _NON_NEGATIVE, 'learning_rate', 'weight_decay', 'weight_decay_lr_exponent', 'decay_rate')
+        _require(self, _POSITIVE, 'epsilon')
+        _require(self, _POSITIVE, 'clip_by_global_norm', 'clipping_threshold', optional=True)
+        _require(self, _BELOW_ONE, 'b2')
+        _require(self, _BELOW_ONE, 'b1', optional=True)
+        _require(self, _COUNT, 'warmup_steps', 'step_offset')
+        _require(self, _COUNT_FROM_1, 'min_dim_to_factor', 'microbatches')
+        _require(self, _COUNT_FROM_1, 'decay_steps', optional=True)
+        _require(self, _BOOL, 'multiply_by_parameter_scale', 'factored')
         for field in ('freeze', 'no_weight_decay'):
             require_patterns(f'OptimizerConfig.{field}', getattr(self, field))
             object.__setattr__(self, field, tuple(getattr(self, field)))
@@ -115,10 +112,10 @@ class LossConfig:
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _require_numbers(self, _NON_NEGATIVE, 'z_loss')
-        _require_numbers(self, _BELOW_ONE, 'label_smoothing')
-        _require_bools(self, 'normalize')
-        _require_counts(self, 1, 'chunk_tokens', optional=True)
+        _require(self, _NON_NEGATIVE, 'z_loss')
+        _require(self, _BELOW_ONE, 'label_smoothing')
+        _require(self, _BOOL, 'normalize')
+        _require(self, _COUNT_FROM_1, 'chunk_tokens', optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +140,10 @@ class CheckpointConfig:
     initialize: str = 'parameters'
 
     def __post_init__(self) -> None:
-        _require_counts(self, 1, 'every', 'keep')
+        _require(self, _COUNT_FROM_1, 'every', 'keep')
         require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
         require_one_of('CheckpointConfig.initialize', self.initialize, ('parameters', 'all'))
-        for field in ('best_metric', 'initialize_from'):
-            if getattr(self, field) is not None:
-                require_text(f'CheckpointConfig.{field}', getattr(self, field))
+        _require(self, _TEXT, 'best_metric', 'initialize_from', optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +164,9 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_counts(self, 0, 'every')
-        _require_counts(self, 1, 'batches')
-        require_text('EvaluationConfig.split', self.split)
+        _require(self, _COUNT, 'every')
+        _require(self, _COUNT_FROM_1, 'batches')
+        _require(self, _TEXT, 'split')
         object.__setattr__(self, 'tasks', tuple(self.tasks))
 
 
@@ -192,28 +187,15 @@ class RunConfig:
     multi_host: bool = False
 
     def __post_init__(self) -> None:
-        _require_counts(self, 1, 'steps', 'log_every')
-        _require_counts(self, 0, 'seed')
-        _require_bools(self, 'multi_host')
+        _require(self, _COUNT_FROM_1, 'steps', 'log_every')
+        _require(self, _COUNT, 'seed')
+        _require(self, _BOOL, 'multi_host')
 
 
-def _require_numbers(config: object, kind: _Kind, *fields: str, optional: bool = False) -> None:
-    """Requires these fields to be numbers of a kind; None is allowed if `optional`."""
+def _require(config: object, kind: _Kind, *fields: str, optional: bool = False) -> None:
+    """Requires these fields to be of a kind; None is allowed if `optional`."""
     expected, holds = kind
     for field in fields:
         value = getattr(config, field)
-        valid = (optional and value is None) or (is_number(value) and holds(value))
+        valid = (optional and value is None) or holds(value)
         require(valid, f'{type(config).__name__}.{field}', value, f'{expected}, or None' if optional else expected)
-
-
-def _require_counts(config: object, least: int, *fields: str, optional: bool = False) -> None:
-    """Requires these fields to be integers of at least `least`; None is allowed if `optional`."""
-    for field in fields:
-        if not (optional and getattr(config, field) is None):
-            require_count(f'{type(config).__name__}.{field}', getattr(config, field), least)
-
-
-def _require_bools(config: object, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        require(isinstance(value, bool), f'{type(config).__name__}.{field}', value, 'True or False')

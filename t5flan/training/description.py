@@ -18,20 +18,8 @@ RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
     """The description of a run for its checkpoint folder."""
-    order = (
-        'mixture',
-        'batch_size',
-        'split',
-        'seed',
-        'shuffle',
-        'pack',
-        'too_long',
-        'concatenate',
-        'denoisers',
-        'mixtures',
-        'stages',
-        'mixed_in',
-    )
+    order = ['mixture', 'batch_size', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate']
+    order += ['denoisers', 'mixtures', 'stages', 'mixed_in']
     settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
     return checkpoints.Description(
         model=model,
@@ -53,20 +41,16 @@ def check_workdir(workdir: str, new: checkpoints.Description) -> None:
     if checkpoints.latest_step(workdir) is None:
         return
     old = checkpoints.read_description(workdir)
-    pairs = [
-        (f'ModelConfig.{name}', value, new.model.to_dict()[name])
-        for name, value in old.model.to_dict().items()
-        if name not in RUN_FIELDS
-    ]
+    fields, given = old.model.to_dict(), new.model.to_dict()
+    pairs = [(f'ModelConfig.{name}', fields[name], given[name]) for name in fields if name not in RUN_FIELDS]
     pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
     pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
     pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
     for setting, before, now in pairs:
         if before != now:
-            raise UserError(
-                f'{workdir} holds a run with {setting}={before}, given is {now}. Set it back, or start a new --workdir '
-                '(CheckpointConfig.initialize_from starts it from this one).'
-            )
+            fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
+            problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
+            raise UserError(f'{problem}. Set it back, or {fix}.')
 
 
 def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:

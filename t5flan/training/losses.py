@@ -28,8 +28,8 @@ from t5flan.training.config import LossConfig
 _CHUNK_BYTES_CPU = 20 * 2**20
 _CHUNK_BYTES = 256 * 2**20
 
-
-_Logits = Callable[..., jax.Array]
+Logits = Callable[..., jax.Array]  # hidden states [..., D] (and parameters) -> float32 logits [..., V]
+_Parameters = tuple[jax.Array, ...]
 _Chunks = tuple[jax.Array, jax.Array, jax.Array]  # hidden states, targets and weights, of one chunk or stacked
 _Gradients = tuple[Any, jax.Array]  # of the parameters and of the hidden states
 
@@ -51,11 +51,7 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy(
-    logits_of: Callable[[jax.Array], jax.Array],
-    x_BTD: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    config: LossConfig,
+    logits_of: Logits, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, config: LossConfig
 ) -> LossSums:
     """Sums the loss, its z-loss, correct predictions and weights over a batch.
 
@@ -94,9 +90,7 @@ def _length_parts(length: int) -> int:
     return 1 if length % parts else parts
 
 
-def _chunk_positions(
-    logits_of: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, config: LossConfig, parts: int
-) -> int:
+def _chunk_positions(logits_of: Logits, x_BTD: jax.Array, config: LossConfig, parts: int) -> int:
     """Positions of each part of every row in a chunk, chosen so that all chunks are about the same size."""
     B, T = x_BTD.shape[0], x_BTD.shape[1] // parts
     if config.chunk_tokens is not None:
@@ -112,19 +106,16 @@ def _chunk_positions(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_sums(
-    logits_of: _Logits, config: LossConfig, parameters: tuple[jax.Array, ...], chunks: _Chunks
-) -> LossSums:
+def _chunked_sums(logits_of: Logits, config: LossConfig, parameters: _Parameters, chunks: _Chunks) -> LossSums:
     def body(sums: LossSums, chunk: _Chunks) -> tuple[LossSums, None]:
-        x_BCD, targets_BC, weights_BC = chunk
-        more, _ = _sums_and_gradient(logits_of(x_BCD, *parameters), targets_BC, weights_BC, config)
-        return _add(sums, more), None
+        logits_BCV = logits_of(chunk[0], *parameters)
+        return _add(sums, _sums_and_gradient(logits_BCV, *chunk[1:], config)[0]), None
 
     return jax.lax.scan(body, _zero_sums(), chunks)[0]
 
 
 def _chunked_sums_forward(
-    logits_of: _Logits, config: LossConfig, parameters: tuple[jax.Array, ...], chunks: _Chunks
+    logits_of: Logits, config: LossConfig, parameters: _Parameters, chunks: _Chunks
 ) -> tuple[LossSums, _Gradients]:
     def body(carry: tuple[LossSums, Any], chunk: _Chunks) -> tuple[tuple[LossSums, Any], jax.Array]:
         sums, gradients = carry
@@ -140,7 +131,7 @@ def _chunked_sums_forward(
 
 
 def _chunked_sums_backward(
-    logits_of: _Logits, config: LossConfig, residuals: _Gradients, cotangent: LossSums
+    logits_of: Logits, config: LossConfig, residuals: _Gradients, cotangent: LossSums
 ) -> tuple[Any, tuple[jax.Array, None, None]]:
     gradients, gradient_nBCD = jax.tree.map(lambda g: (cotangent.loss * g).astype(g.dtype), residuals)
     return gradients, (gradient_nBCD, None, None)

@@ -46,17 +46,9 @@ class MetricWriter:
     """
 
     def __init__(
-        self,
-        workdir: PathLike,
-        *,
-        start_step: int,
-        total_steps: int,
-        active: bool = True,
-        stream: TextIO | None = None,
+        self, workdir: PathLike, *, start_step: int, total_steps: int, active: bool = True, stream: TextIO | None = None
     ):
-        self._total_steps = total_steps
-        self._stream = stream or sys.stderr
-        self._active = active
+        self._total_steps, self._active, self._stream = total_steps, active, stream or sys.stderr
         self._bar: Progress | None = None
         if not active:
             return
@@ -85,20 +77,9 @@ class MetricWriter:
             words.append(f'{100 * metrics["model_flops_utilisation"]:.1f} % MFU')
         if seconds_left is not None:
             words.append(f'{_duration(seconds_left)} left')
-        self._show(step, '  '.join(words))
-
-    def log(self, text: str) -> None:
-        """Prints a line, above the bar on a terminal."""
-        if not self._active:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def _show(self, step: int, line: str) -> None:
+        line = '  '.join(words)
         if not self._stream.isatty():
-            print(line, file=self._stream, flush=True)
+            self.log(line)
             return
         if self._bar is None:
             from rich.console import Console
@@ -109,6 +90,13 @@ class MetricWriter:
             self._bar.start()
             self._task = self._bar.add_task(line, total=self._total_steps)
         self._bar.update(self._task, completed=step, description=line)
+
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar on a terminal."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self._active:
+            print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Closes the files and removes the bar."""

@@ -43,10 +43,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
     warmup, base, final = config.warmup_steps, config.learning_rate, config.final_ratio
     end = config.decay_steps if config.decay_steps is not None else total_steps
     if config.schedule in ('linear', 'cosine') and end <= warmup:
-        raise UserError(
-            f'the {config.schedule} schedule ends at step {end}, within its warm-up of {warmup} steps. '
-            'Set OptimizerConfig.warmup_steps or OptimizerConfig.decay_steps.'
-        )
+        problem = f'the {config.schedule} schedule ends at step {end}, within its warm-up of {warmup} steps'
+        raise UserError(f'{problem}. Set OptimizerConfig.warmup_steps or OptimizerConfig.decay_steps.')
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -90,9 +88,8 @@ class Optimizer:
 
     def constrain(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Constrains gradients or parameters to the parameters' places on the mesh."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: sharding.constrain(x, self.axes[path_name(path)]), parameters
-        )
+        place = lambda path, x: sharding.constrain(x, self.axes[path_name(path)])
+        return jax.tree_util.tree_map_with_path(place, parameters)
 
 
 def with_parameters(model: Any, parameters: Mapping[str, Any]) -> Any:
@@ -120,14 +117,13 @@ def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Opti
         raise UserError(f'OptimizerConfig.freeze={list(config.freeze)} freezes every parameter. Leave some to train.')
     schedule = make_schedule(config, total_steps)
     trained_axes = unflatten_dict({path: names for path, names in flat_axes.items() if path in trained}, sep='/')
-    parts = []
-    if config.clip_by_global_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_by_global_norm))
+    clip = config.clip_by_global_norm
+    parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
     if config.name == 'adafactor':
         parts.append(adafactor(config, schedule, trained_axes))
     else:
-        parts.append(optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon))
-        parts.append(optax.scale_by_learning_rate(schedule))
+        adam = optax.scale_by_adam(0.9 if config.b1 is None else config.b1, config.b2, config.epsilon)
+        parts += [adam, optax.scale_by_learning_rate(schedule)]
     undecayed = matching_paths(config.no_weight_decay, flat_axes, 'OptimizerConfig.no_weight_decay')
     if config.weight_decay:
         share = lambda step: config.weight_decay * schedule(step) ** config.weight_decay_lr_exponent
@@ -167,10 +163,8 @@ def matching_paths(patterns: Sequence[str], paths: Iterable[str], setting: str) 
             names = [path.split('/') for path in paths]
             subtrees = {'/'.join([*parts[:depth], '.*']) for parts in names for depth in range(1, len(parts))}
             near = difflib.get_close_matches(pattern, sorted(subtrees) + paths, n=3, cutoff=0.0)
-            raise UserError(
-                f'{setting} contains {pattern!r}, which matches no whole parameter path; the nearest are '
-                f'{", ".join(near)}. Set {setting} in your .gin.'
-            )
+            problem = f'{setting} contains {pattern!r}, which matches no whole parameter path'
+            raise UserError(f'{problem}; the nearest are {", ".join(near)}. Set {setting} in your .gin.')
         found |= matched
     return frozenset(found)
 

@@ -56,14 +56,10 @@ def make_train_step(
             gradients, sums = _accumulate(gradients_and_sums, batch, config.microbatches)
         updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
         model = with_parameters(state.model, optax.apply_updates(parameters, updates))
-        metrics = {
-            'loss': sums.loss / (scale * divisor),
-            'z_loss': sums.z_loss / (scale * divisor),
-            'accuracy': sums.correct / (scale * divisor),
-            'tokens': tokens,
-            'grad_norm': optax.global_norm(gradients),
-            'learning_rate': optimizer.schedule(state.step),
-        }
+        per_token = {'loss': sums.loss, 'z_loss': sums.z_loss, 'accuracy': sums.correct}
+        metrics = {name: value / (scale * divisor) for name, value in per_token.items()}
+        metrics |= {'tokens': tokens, 'grad_norm': optax.global_norm(gradients)}
+        metrics['learning_rate'] = optimizer.schedule(state.step)
         return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
 
     return train_step
@@ -106,10 +102,8 @@ def _accumulate(
     """
     rows = batch['decoder_target_tokens'].shape[0]
     if rows % parts:
-        raise UserError(
-            f'OptimizerConfig.microbatches={parts} does not divide the batch of {rows} rows. '
-            'Set OptimizerConfig.microbatches to a divisor of DataConfig.batch_size.'
-        )
+        problem = f'OptimizerConfig.microbatches={parts} does not divide the batch of {rows} rows'
+        raise UserError(f'{problem}. Set OptimizerConfig.microbatches to a divisor of DataConfig.batch_size.')
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)

@@ -17,16 +17,8 @@ from t5flan.models.config import ModelConfig
 
 # Peak dense bfloat16 TFLOP/s of one JAX device, by a part of its `device_kind`; the first match counts.
 # A v4 or v5p chip is one device. A TPU7x chip is two devices, with 2307 TFLOP/s together.
-_PEAK_TFLOPS: Sequence[tuple[str, float]] = (
-    ('TPU v4', 275.0),
-    ('TPU v5 lite', 197.0),
-    ('TPU v5e', 197.0),
-    ('TPU v5', 459.0),
-    ('TPU v6', 918.0),
-    ('TPU7x', 1153.5),
-    ('H100', 989.0),
-    ('H200', 989.0),
-)
+_PEAK_TFLOPS = {'TPU v4': 275.0, 'TPU v5 lite': 197.0, 'TPU v5e': 197.0, 'TPU v5': 459.0, 'TPU v6': 918.0}
+_PEAK_TFLOPS |= {'TPU7x': 1153.5, 'H100': 989.0, 'H200': 989.0}
 
 
 def device_peak_tflops(device_kind: str) -> float | None:
@@ -35,7 +27,7 @@ def device_peak_tflops(device_kind: str) -> float | None:
     >>> device_peak_tflops('TPU v5 lite')
     197.0
     """
-    return next((peak for name, peak in _PEAK_TFLOPS if name in device_kind), None)
+    return next((peak for name, peak in _PEAK_TFLOPS.items() if name in device_kind), None)
 
 
 def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> float:
@@ -60,11 +52,6 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
         decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
     layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
-
-
-def utilisation(flops_per_second: float, devices: int, peak_tflops: float | None) -> float | None:
-    """Share of the devices' peak, 0 to 1; None if the peak is unknown."""
-    return None if peak_tflops is None else flops_per_second / (devices * peak_tflops * 1e12)
 
 
 class Throughput:
@@ -102,8 +89,8 @@ class Throughput:
         self._total_steps, self._clock = total_steps, clock
         self._peak = device_peak_tflops(mesh.devices.flat[0].device_kind) if peak_tflops is None else peak_tflops
         self._since: float | None = None
-        self._steps = self._tokens = self._flops = 0.0
         self._seconds_per_step: float | None = None
+        self._steps = self._tokens = self._flops = 0.0
         self._rates: dict[str, float] = {}
 
     def count(self, batch: Mapping[str, np.ndarray]) -> None:
@@ -124,18 +111,16 @@ class Throughput:
         now = self._clock()
         if self._since is not None and self._steps:
             seconds = max(now - self._since, 1e-9)
-            per_step = seconds / self._steps
+            per_step, flops = seconds / self._steps, self._flops / seconds
             previous = self._seconds_per_step
             self._seconds_per_step = per_step if previous is None else 0.7 * previous + 0.3 * per_step
-            flops = self._flops / seconds
             self._rates = {
                 'steps_per_second': 1.0 / per_step,
                 'tokens_per_second': self._tokens / seconds,
                 'tflops_per_second_per_device': flops / self._devices / 1e12,
             }
-            used = utilisation(flops, self._devices, self._peak)
-            if used is not None:
-                self._rates['model_flops_utilisation'] = used
+            if self._peak is not None:
+                self._rates['model_flops_utilisation'] = flops / (self._devices * self._peak * 1e12)
         if self._since is None or self._steps:
             self._restart(now)
         return dict(self._rates)
