@@ -78,7 +78,7 @@ def test_dtype_rounds(run, tmp_path):
 @pytest.mark.parametrize(
     'argv, code, message',
     [
-        (['--from=hf', '--to=onnx', 'a', 'b'], 2, '--to=onnx is no format: expected one of hf, t5x, t5flan'),
+        (['--from=hf', '--to=onnx', 'a', 'b'], 2, '--to=onnx is not one of hf, t5x, t5flan'),
         (['--from=hf', 'a', 'b'], 2, 'required: --to'),
         (['--from=hf', '--to=t5flan', 'a'], 2, 'required: DST'),
         (['--from=hf', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere is not a folder'),

@@ -14,7 +14,6 @@ from t5flan.conversion import convert, names
 from t5flan.conversion.huggingface_config import table_of
 from t5flan.language_model import LanguageModel
 from t5flan.models.parameters import named_parameters
-from tests.training.examples import jit
 
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
@@ -73,7 +72,7 @@ def test_logits_loss_and_gradients_are_hugging_faces(source, converted):
         log_probs_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT1, -1)[..., 0]
         return -jnp.sum(log_probs_BT * (labels_BT >= 0)) / (labels_BT >= 0).sum(), logits_BTV
 
-    (value, logits_BTV), gradients = jit(jax.value_and_grad(loss, has_aux=True))(
+    (value, logits_BTV), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         model.model, {name: x.astype(np.int32) for name, x in batch.items()}
     )
     np.testing.assert_allclose(logits_BTV, expected['logits'], atol=LOGIT_TOLERANCE, rtol=0)

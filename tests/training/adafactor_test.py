@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,7 +11,6 @@ import pytest
 from t5flan.errors import UserError
 from t5flan.training.adafactor import adafactor, axis_groups, moment_axes
 from t5flan.training.config import OptimizerConfig
-from tests.training.examples import jit
 
 RATE = lambda step: 0.01 / (1.0 + step)
 
@@ -24,7 +24,7 @@ def run(parameters, gradients, axes, **settings):
 def jitted_run(axes, settings):
     optimizer = adafactor(OptimizerConfig(**dict(settings)), RATE, axes)
 
-    @jit
+    @jax.jit
     def run_all(parameters, gradients):
         state = optimizer.init(parameters)
         for one in gradients:
@@ -48,7 +48,7 @@ def test_updates_are_t5x(shared):
     optimizer = adafactor(OptimizerConfig(), lambda step: rates[step], axes)
     state = optimizer.init(parameters)
     assert set(state.moments['embedding']) == {'v_row', 'v_col'} and set(state.moments['rel_embedding']) == {'v'}
-    update = jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     for step in range(5):
         updates, state = update({name: recorded[f'grad/{step}/{name}'] for name in names}, state, parameters)
         parameters = optax.apply_updates(parameters, updates)

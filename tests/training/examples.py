@@ -9,9 +9,6 @@ import numpy as np
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 
-# Programs this small take longer to optimize than to run.
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 SIZES: dict[str, Any] = dict(
     vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2, dtype='float32'
 )
@@ -32,7 +29,7 @@ DECODER = ModelConfig(
 @functools.cache
 def make_model(config: ModelConfig):
     """New parameters of key 0."""
-    return jit(lambda: build_model(config, jax.random.key(0)))()
+    return jax.jit(lambda: build_model(config, jax.random.key(0)))()
 
 
 def make_batch(

@@ -9,6 +9,7 @@ records them again and says why in the commit:
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from t5flan.training.config import LossConfig, OptimizerConfig
 from t5flan.training.optimizer import make_optimizer
 from t5flan.training.state import create_state
 from t5flan.training.step import make_train_step
-from tests.training.examples import DECODER, ENCODER_DECODER, jit, make_batch, make_model
+from tests.training.examples import DECODER, ENCODER_DECODER, make_batch, make_model
 
 pytestmark = pytest.mark.golden
 
@@ -42,7 +43,7 @@ def losses(name: str) -> list[float]:
     config, settings, loss = RUNS[name]
     optimizer = make_optimizer(settings, logical_axes(make_model(config)), STEPS)
     state = create_state(make_model(config), optimizer)
-    step = jit(make_train_step(settings, loss, optimizer, 0))
+    step = jax.jit(make_train_step(settings, loss, optimizer, 0))
     values = []
     for i in range(STEPS):
         state, metrics = step(state, make_batch(config, seed=i % 3))

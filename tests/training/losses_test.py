@@ -11,7 +11,6 @@ from t5flan import sharding
 from t5flan.mesh import MeshConfig
 from t5flan.training.config import LossConfig
 from t5flan.training.losses import cross_entropy, smoothed_targets
-from tests.training.examples import jit
 
 B, T, D, V = 4, 7, 8, 50
 
@@ -59,17 +58,17 @@ def test_chunks_give_the_textbook_loss_and_gradients(config, chunk_tokens):
     def ours(x_BTD, kernel_DV):
         return 3.0 * cross_entropy(logits_of(kernel_DV), x_BTD, targets_BT, weights_BT, config).loss
 
-    loss, gradients = jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_BTD, kernel_DV)
+    loss, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_BTD, kernel_DV)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), gradients, expected_gradients)
     # Without differentiation other code runs.
-    np.testing.assert_allclose(jit(ours)(x_BTD, kernel_DV), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(ours)(x_BTD, kernel_DV), expected, rtol=1e-5)
 
 
 def test_sums_for_reports():
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
     config = LossConfig(z_loss=0.01, chunk_tokens=8)
-    summed = jit(lambda targets: cross_entropy(logits_of(kernel_DV), x_BTD, targets, weights_BT, config))
+    summed = jax.jit(lambda targets: cross_entropy(logits_of(kernel_DV), x_BTD, targets, weights_BT, config))
     sums = summed(targets_BT)
     logits = x_BTD @ kernel_DV
     log_z = np.log(np.exp(logits).sum(-1))
@@ -84,14 +83,14 @@ def test_weights_may_be_integers_and_zero_weights_give_zero_gradient():
     x_BTD, kernel_DV, targets_BT, _ = example()
     zeros = np.zeros((B, T), np.int32)
     loss_of = lambda x: cross_entropy(logits_of(kernel_DV), x, targets_BT, zeros, LossConfig()).loss
-    loss, gradient = jit(jax.value_and_grad(loss_of))(x_BTD)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(x_BTD)
     assert loss == 0 and not np.any(gradient)
 
 
 def test_large_logits_do_not_overflow():
     x_BTD, kernel_DV, targets_BT, weights_BT = example()
     loss_of = lambda x: cross_entropy(logits_of(1e4 * kernel_DV), x, targets_BT, weights_BT, LossConfig()).loss
-    loss, gradient = jit(jax.value_and_grad(loss_of))(x_BTD)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(x_BTD)
     assert np.isfinite(loss) and np.all(np.isfinite(gradient))
 
 
@@ -110,7 +109,7 @@ def test_a_bfloat16_model_gets_float32_kernel_gradients():
         logits = lambda x: jnp.einsum('...d,dv->...v', x, kernel.astype(x.dtype)).astype(jnp.float32)
         return cross_entropy(logits, x, targets_BT, weights_BT, LossConfig(chunk_tokens=8)).loss
 
-    gradients_of = jit(jax.grad(loss, argnums=(0, 1)))
+    gradients_of = jax.jit(jax.grad(loss, argnums=(0, 1)))
     gradients, expected = gradients_of(x_BTD.astype(jnp.bfloat16), kernel_DV), gradients_of(x_BTD, kernel_DV)
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
     for one, other in zip(gradients, expected, strict=True):
@@ -137,7 +136,7 @@ def test_same_numbers_on_a_mesh(mesh):
         sums = cross_entropy(logits_of(kernel), x, targets_BT, weights_BT, LossConfig(chunk_tokens=8))
         return sums.loss, sums
 
-    run = lambda: jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    run = lambda: jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     expected = run()(x_BTD, kernel_DV)
     with sharding.use(sharding.create_sharding(mesh)) as placed:
         given = run()(

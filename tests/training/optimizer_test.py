@@ -12,7 +12,6 @@ from t5flan.errors import UserError
 from t5flan.models.parameters import named_parameters, path_name
 from t5flan.training.config import OptimizerConfig
 from t5flan.training.optimizer import make_optimizer, make_schedule, state_axes, with_parameters
-from tests.training.examples import jit
 
 MODEL = {
     'encoder': {'layers': {'mlp': {'wi': {'kernel': jnp.ones((2, 160, 130))}}, 'norm': {'scale': jnp.ones((2, 160))}}},
@@ -31,7 +30,7 @@ def updated(config: OptimizerConfig, steps: int = 1):
     """The model after a number of updates by the same gradients."""
     optimizer = make_optimizer(config, AXES, 100)
 
-    @jit
+    @jax.jit
     def run(model):
         state = optimizer.init(model)
         gradients = optimizer.trained_parameters(GRADIENTS)

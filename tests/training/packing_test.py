@@ -14,7 +14,6 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.training.config import LossConfig
 from t5flan.training.step import loss_sums
 from tests.models.small_models import small_model
-from tests.training.examples import jit
 
 LENGTHS = {'inputs': 64, 'targets': 64}
 FAMILIES = {
@@ -47,7 +46,7 @@ def examples(format, count, chats, seed):
     return [made[i] for i in rng.permutation(count)]
 
 
-@jit
+@jax.jit
 def jitted_sums(model, batch):
     return loss_sums(model, batch, batch['decoder_loss_weights'], LossConfig(), None)
 

@@ -11,7 +11,6 @@ from t5flan.training.config import LossConfig, OptimizerConfig
 from t5flan.training.optimizer import make_optimizer
 from t5flan.training.state import create_state
 from t5flan.training.step import make_train_step
-from tests.training.examples import jit
 
 CONFIG = ModelConfig(
     architecture='encoder_decoder',
@@ -45,7 +44,7 @@ def test_thirty_steps_are_t5x(shared):
     shapes = abstract_model(CONFIG)
     optimizer = make_optimizer(settings, logical_axes(shapes), 30)
     state = create_state(from_t5x(recorded, 'param/', shapes), optimizer)
-    step = jit(make_train_step(settings, LossConfig(z_loss=1e-4, normalize=False), optimizer, 0))
+    step = jax.jit(make_train_step(settings, LossConfig(z_loss=1e-4, normalize=False), optimizer, 0))
     features = ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens', 'decoder_loss_weights')
     batches = [{name: recorded[f'batch/{i}/{name}'] for name in features} for i in range(3)]
     losses, z_losses = [], []

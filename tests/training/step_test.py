@@ -20,7 +20,7 @@ from t5flan.training.config import LossConfig, OptimizerConfig
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import loss_weights, make_eval_step, make_train_step
-from tests.training.examples import DECODER, ENCODER_DECODER, jit, make_batch, make_model
+from tests.training.examples import DECODER, ENCODER_DECODER, make_batch, make_model
 
 MODELS = {'encoder_decoder': ENCODER_DECODER, 'decoder': DECODER}
 ADAFACTOR = OptimizerConfig(learning_rate=0.03, min_dim_to_factor=16)
@@ -31,7 +31,7 @@ LOSS = LossConfig()
 def made(config: ModelConfig, settings: OptimizerConfig, loss: LossConfig = LOSS, seed: int = 0):
     """(a new state, the jitted step) on one device."""
     optimizer = make_optimizer(settings, logical_axes(make_model(config)), 100)
-    return create_state(make_model(config), optimizer), jit(make_train_step(settings, loss, optimizer, seed))
+    return create_state(make_model(config), optimizer), jax.jit(make_train_step(settings, loss, optimizer, seed))
 
 
 def assert_trees_close(given, expected, rtol, atol):
@@ -43,7 +43,7 @@ def test_the_loss_falls_and_the_metrics_are_those_of_the_evaluation_step(name):
     config = MODELS[name]
     state, step = made(config, ADAFACTOR)
     batch = make_batch(config)
-    sums = jit(make_eval_step(LossConfig()))(state.model, batch)
+    sums = jax.jit(make_eval_step(LossConfig()))(state.model, batch)
     losses = []
     for _ in range(6):
         state, metrics = step(state, batch)
@@ -191,7 +191,7 @@ def test_eight_devices_compute_the_numbers_of_one(config, mesh):
             sharding_lib.tree_shardings(sharding, fresh.opt_state, state_axes(fresh.opt_state, axes)),
         )
         sharded = jax.device_put(fresh, places)
-        step = jit(make_train_step(settings, loss, optimizer, 0), out_shardings=(places, None))
+        step = jax.jit(make_train_step(settings, loss, optimizer, 0), out_shardings=(places, None))
         for batch, metrics in zip(batches, expected, strict=True):
             sharded, given = step(sharded, sharding_lib.put_batch(sharding, batch, 16))
             assert_trees_close(given, metrics, 2e-5, 1e-6)
@@ -228,4 +228,4 @@ def compiled_for_long_rows(config, mesh):
         tokens = jax.ShapeDtypeStruct((1, 2048), jnp.int32, sharding=sharding.named(('batch', 'length')))
         batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
         step = make_train_step(ADAFACTOR, LossConfig(chunk_tokens=1024), optimizer, 0)
-        return jit(step).lower(state, batch).compile()
+        return jax.jit(step).lower(state, batch).compile()
