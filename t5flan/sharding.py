@@ -97,10 +97,8 @@ class Sharding:
             entries.append(mesh_axes[0] if mesh_axes and len(mesh_axes) == 1 else mesh_axes)
         used = [axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,))]
         if len(set(used)) != len(used):
-            raise UserError(
-                f'the logical axes {tuple(axes)} of one array share a mesh axis ({entries}); '
-                'change MeshConfig.rules so that each mesh axis is used once.'
-            )
+            change = 'change MeshConfig.rules so that each mesh axis is used once.'
+            raise UserError(f'the logical axes {tuple(axes)} of one array share a mesh axis ({entries}); {change}')
         return PartitionSpec(*entries)
 
     def named(self, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
@@ -164,10 +162,10 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     fixed = int(np.prod([size for size in sizes.values() if size != -1], dtype=int))
     if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
         given = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
-        raise UserError(
-            f'the mesh {given} does not divide {len(devices)} devices. '
+        change = (
             'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).'
         )
+        raise UserError(f'the mesh {given} does not divide {len(devices)} devices. {change}')
     if free:
         sizes[free[0]] = len(devices) // fixed
     types = (AxisType.Auto,) * len(MESH_AXES)

@@ -27,6 +27,8 @@ from t5flan.kernels.sharded import local_length
 
 __all__ = ['RelativeBias', 'attend']
 
+_Given = jax.Array | None  # None: this argument is not given
+
 
 def attend(
     q_BTNH: jax.Array,
@@ -80,12 +82,8 @@ def attend(
         UserError: shapes, dtypes or options that do not fit together.
     """
     _check_arrays(q_BTNH, k_BSKH, v_BSKH)
-    masks = {
-        'prefix_BS': prefix_BS,
-        'q_segment_ids_BT': q_segment_ids_BT,
-        'kv_segment_ids_BS': kv_segment_ids_BS,
-        'kv_lengths_B': kv_lengths_B,
-    }
+    segment_ids = dict(q_segment_ids_BT=q_segment_ids_BT, kv_segment_ids_BS=kv_segment_ids_BS)
+    masks = dict(prefix_BS=prefix_BS, **segment_ids, kv_lengths_B=kv_lengths_B)
     _check_masks(q_BTNH.shape[:2], k_BSKH.shape[:2], causal, masks | {'q_offset': q_offset})
     spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias)
     _check_options(q_BTNH, bias_table, spec, dropout_key, implementation)
@@ -121,12 +119,8 @@ def _log_once(platform: str, chosen: str, reason: str) -> None:
 
 
 def _mask_operands(
-    keys: int,
-    prefix_BS: jax.Array | None,
-    q_segment_ids_BT: jax.Array | None,
-    kv_segment_ids_BS: jax.Array | None,
-    kv_lengths_B: jax.Array | None,
-) -> dict[str, jax.Array | None]:
+    keys: int, prefix_BS: _Given, q_segment_ids_BT: _Given, kv_segment_ids_BS: _Given, kv_lengths_B: _Given
+) -> dict[str, _Given]:
     """The masks of `attend()` as fields of `Operands`."""
     seen_BS = None
     if kv_lengths_B is not None:
@@ -138,8 +132,7 @@ def _mask_operands(
         q_segment_ids_BT = jnp.where(q_segment_ids_BT > 0, q_segment_ids_BT, -1)
         if seen_BS is not None:
             kv_segment_ids_BS = jnp.where(seen_BS, kv_segment_ids_BS, 0)
-        ids = {'q_segment_ids_BT': q_segment_ids_BT, 'kv_segment_ids_BS': kv_segment_ids_BS}
-        return {**ids, 'prefix_BS': prefix_BS}
+        return dict(prefix_BS=prefix_BS, q_segment_ids_BT=q_segment_ids_BT, kv_segment_ids_BS=kv_segment_ids_BS)
     if kv_segment_ids_BS is not None:
         seen_BS = kv_segment_ids_BS > 0 if seen_BS is None else seen_BS & (kv_segment_ids_BS > 0)
     return {'prefix_BS': prefix_BS, 'key_seen_BS': seen_BS}
@@ -160,9 +153,8 @@ def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> No
     _require(q[2] % k[2] == 0, f'{k[2]} key-value heads do not divide {q[2]} heads. {divisor}')
     dtypes = [str(x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH)]
     one = len(set(dtypes)) == 1 and jnp.issubdtype(q_BTNH.dtype, jnp.floating)
-    _require(
-        one, f'attend() got q, k, v of {", ".join(dtypes)}; expected one floating-point dtype (ModelConfig.dtype).'
-    )
+    floating = 'expected one floating-point dtype (ModelConfig.dtype).'
+    _require(one, f'attend() got q, k, v of {", ".join(dtypes)}; {floating}')
 
 
 def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: bool, masks: dict[str, Any]) -> None:
@@ -172,8 +164,9 @@ def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: boo
             continue
         shape, expected, dtype = jnp.shape(x), shapes.get(name, by_key), jnp.result_type(x)
         integers = jnp.issubdtype(dtype, jnp.integer) or (name == 'prefix_BS' and dtype == jnp.bool_)
-        valid = shape == expected and integers
-        _require(valid, f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.')
+        _require(
+            shape == expected and integers, f'attend() got {name} of {shape} {dtype}; expected {expected} of int32.'
+        )
     pointless = 'without causal=True, where every key is seen anyway; remove one.'
     _require(masks['prefix_BS'] is None or causal, f'attend() got prefix_BS {pointless}')
     one_side = masks['q_segment_ids_BT'] is not None and masks['kv_segment_ids_BS'] is None
@@ -182,11 +175,7 @@ def _check_masks(by_query: tuple[int, ...], by_key: tuple[int, ...], causal: boo
 
 
 def _check_options(
-    q_BTNH: jax.Array,
-    bias_table: jax.Array | None,
-    spec: AttentionSpec,
-    dropout_key: jax.Array | None,
-    implementation: str,
+    q_BTNH: jax.Array, bias_table: _Given, spec: AttentionSpec, dropout_key: _Given, implementation: str
 ) -> None:
     if bias_table is None or spec.bias is None:
         neither = bias_table is None and spec.bias is None

@@ -1,8 +1,7 @@
 """Attention in tiles: logits exist for one batch row and one block of queries at a time, forward and backward.
 
 This is Flash attention (arXiv:2205.14135) in plain XLA: the forward pass saves the log-sum-exp (lse) of each query's
-logits, and the backward pass recomputes the probabilities of a tile from it. On a CPU it is faster than whole arrays,
-since tiles stay in the cache; everywhere it takes the memory of a tile instead of [B, N, T, S].
+logits, and the backward pass recomputes the probabilities of a tile from it. On a CPU it is faster than whole arrays.
 
 The layout was measured on a CPU. Products over strided heads run at half the speed, but moving the heads of whole
 arrays to the front is a copy, which pays off only if several blocks of queries read the same keys. The backward tile is
@@ -58,11 +57,7 @@ class _Place(NamedTuple):
 
 
 def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
-    """Attention that never holds the logits of more than one tile; `operands.bias_NW` is the bias table [N, R].
-
-    Returns:
-        y_BTNH in q's dtype.
-    """
+    """y_BTNH in q's dtype, holding the logits of one tile at a time; `operands.bias_NW` is the bias table [N, R]."""
     (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
     block, tile_kv_heads = _tile_size(queries, keys, heads, kv_heads, sharding.platform())
     padding = -queries % block
@@ -147,8 +142,7 @@ def _backward(
             keys = [_read_keys(spec, x, place) for x in (k, v)]
             dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(spec, operands, place, tile, queries, keys, lse_KM)
             if spec.blocks > 1:
-                dk_KSH = dk_KSH + _read_keys(spec, dk, place)
-                dv_KSH = dv_KSH + _read_keys(spec, dv, place)
+                dk_KSH, dv_KSH = dk_KSH + _read_keys(spec, dk, place), dv_KSH + _read_keys(spec, dv, place)
             dk, dv = _write_keys(spec, dk, dk_KSH, place), _write_keys(spec, dv, dv_KSH, place)
             dq_BTNH = _write_queries(spec, dq_BTNH, dq_KMH, place)
             return (None if dtile is None else dtile + dlogits, dq_BTNH, dk, dv), None
@@ -161,14 +155,9 @@ def _backward(
         return (*gradients, dbias_NW), None
 
     keys_dtype = jnp.float32 if spec.blocks > 1 else k.dtype
-    zeros = (
-        jnp.zeros_like(operands.q_BTNH),
-        jnp.zeros(k.shape, keys_dtype),
-        jnp.zeros(v.shape, keys_dtype),
-        None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW),
-    )
-    gradients, _ = lax.scan(step, zeros, (_steps(spec, operands), lse_JBKM))
-    dq_BTNH, dk, dv, dbias_NW = gradients
+    zeros: Any = jnp.zeros_like(operands.q_BTNH), *(jnp.zeros(x.shape, keys_dtype) for x in (k, v))
+    dbias_NW = None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW)
+    (dq_BTNH, dk, dv, dbias_NW), _ = lax.scan(step, (*zeros, dbias_NW), (_steps(spec, operands), lse_JBKM))
     dk_BSKH, dv_BSKH = (_arrange_keys(spec, x).astype(k.dtype) for x in (dk, dv))
     no_gradient: Any = None
     return Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW)
@@ -182,8 +171,8 @@ def _tile_gradients(
     operands: Operands,
     place: _Place,
     tile: jax.Array | None,
-    queries: list[jax.Array],
-    keys: list[jax.Array],
+    queries: list,
+    keys: list,
     lse_KM: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients of one transposed tile: of the logits [K, S, G, C], then dq [K, M, H], dk and dv [K, S, H].
@@ -219,8 +208,7 @@ def _sum_of_keys(dlogits: jax.Array) -> jax.Array:
     gradient of the bias sums over many queries, so that the error would add up; it is subtracted instead.
     """
     kv_heads, keys = dlogits.shape[:2]
-    # A product with ones: on XLA's CPU a sum over the keys, which lie far apart, takes three times as long as all the
-    # rest.
+    # A product with ones: on XLA's CPU a sum over the keys, which lie far apart, takes three times as long as the rest.
     ones_K1S = jnp.ones((kv_heads, 1, keys), dlogits.dtype)
     axes = (((2,), (1,)), ((0,), (0,)))
     return lax.dot_general(ones_K1S, dlogits.reshape(kv_heads, keys, -1), axes, precision='highest')

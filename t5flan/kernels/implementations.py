@@ -17,8 +17,7 @@ from t5flan.kernels.tpu import flash as flash_tpu
 
 # Tiles are used from this many logits per head: on a CPU where they were measured to be faster, elsewhere (where whole
 # arrays run faster) where whole ones would take much memory. Kernels are used from 1 MiB of logits a head: four times
-# the on-chip memory of one GPU multiprocessor, so that the reference writes every array of logits out and reads it
-# again.
+# the on-chip memory of one GPU multiprocessor, so that the reference would write and read all logits in its memory.
 _LEAST_LOGITS = {'cpu': 64 * 64, 'other': 1024 * 1024, 'tpu': 512 * 512, 'gpu': 512 * 512}
 _LEAST_FLASH_QUERIES = 128  # fewer are padded to one block of this size
 _KERNEL_OF_PLATFORM = {'tpu': 'flash_tpu', 'gpu': 'flash_gpu'}
@@ -30,14 +29,10 @@ PLATFORMS: dict[str, dict[str, Any]] = {'flash_tpu': {'tpu': False}, 'flash_gpu'
 def choose(
     implementation: str, queries: int, keys: int, platform: str, unsupported: str | None = None
 ) -> tuple[str, str]:
-    """The implementation for T queries on one device, S keys and a platform, and why it was chosen.
+    """The implementation for T `queries` on one device, S `keys` and a platform, and why it was chosen.
 
-    Args:
-        implementation: one of `IMPLEMENTATIONS`.
-        queries: T.
-        keys: S.
-        platform: 'cpu', 'tpu' or 'gpu'.
-        unsupported: from `unsupported_reason`.
+    `implementation` is one of `IMPLEMENTATIONS`, `platform` 'cpu', 'tpu' or 'gpu', `unsupported` from
+    `unsupported_reason`.
 
     Raises:
         UserError: 'flash_tpu' or 'flash_gpu' is requested and cannot run.
@@ -49,9 +44,8 @@ def choose(
         if platform not in PLATFORMS[kernel]:
             unsupported = f'it runs on {_HARDWARE[kernel]}, not {platform}'
         if unsupported:
-            raise UserError(
-                f"attention '{kernel}' cannot run: {unsupported}. Set ModelConfig.attention='chunked', or 'auto'."
-            )
+            change = "Set ModelConfig.attention='chunked', or 'auto'."
+            raise UserError(f"attention '{kernel}' cannot run: {unsupported}. {change}")
     if implementation != 'auto':
         return implementation, 'as configured'
     least = _LEAST_LOGITS.get(platform, _LEAST_LOGITS['other'])

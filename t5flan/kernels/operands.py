@@ -99,7 +99,7 @@ def with_gradients(forward: Callable, backward: Callable) -> Callable:
     return attention
 
 
-def unsupported_arrays(spec: AttentionSpec, operands: Operands, dtypes: tuple[str, ...]) -> str | None:
+def unsupported(spec: AttentionSpec, operands: Operands, dtypes: tuple[str, ...]) -> str | None:
     """Why Pallas kernels for these dtypes do not support such arrays, or None."""
     dtype, head_dim = str(operands.q_BTNH.dtype), operands.q_BTNH.shape[3]
     if spec.precision not in _PRECISIONS:

@@ -13,11 +13,7 @@ from t5flan.kernels.relative_bias import bias_vector, toeplitz
 
 
 def reference_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
-    """Attention by logits [B, K, G, T, S] in float32; `operands.bias_NW` is the bias table [N, R].
-
-    Returns:
-        y_BTNH in q's dtype.
-    """
+    """y_BTNH in q's dtype, by logits [B, K, G, T, S] in float32; `operands.bias_NW` is the bias table [N, R]."""
     q_BTNH, k_BSKH, v_BSKH, q_offset, table_NR, keep_BNS, *_ = operands
     (batch, queries, heads, size), (keys, kv_heads) = q_BTNH.shape, k_BSKH.shape[1:3]
     einsum = functools.partial(jnp.einsum, precision=spec.precision, preferred_element_type=jnp.float32)

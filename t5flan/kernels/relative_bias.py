@@ -35,16 +35,13 @@ class RelativeBias:
     def __post_init__(self) -> None:
         directions = 2 if self.bidirectional else 1
         if self.num_buckets % directions or self.num_buckets < 2 * directions:
-            raise UserError(
-                f'relative_buckets={self.num_buckets}, expected a multiple of {directions}, at least {2 * directions}. '
-                'Set ModelConfig.relative_buckets.'
-            )
+            expected = f'a multiple of {directions}, at least {2 * directions}. Set ModelConfig.relative_buckets.'
+            raise UserError(f'relative_buckets={self.num_buckets}, expected {expected}')
         exact = self.num_buckets // directions // 2
         if self.max_distance <= exact:
-            raise UserError(
-                f'relative_max_distance={self.max_distance}, expected more than {exact}, the distances that have '
-                'their own bucket. Set ModelConfig.relative_max_distance.'
-            )
+            expected = f'more than {exact}, the distances that have their own bucket'
+            change = 'Set ModelConfig.relative_max_distance.'
+            raise UserError(f'relative_max_distance={self.max_distance}, expected {expected}. {change}')
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,18 +62,13 @@ def _first_distances(buckets: int, max_distance: int) -> tuple[int, ...]:
 
 
 def relative_buckets(relative_positions: Any, bias: RelativeBias, xp: ModuleType = jnp) -> Any:
-    """Relative positions (key index - query index), any shape -> int32 buckets of that shape.
+    """Relative positions (key index - query index), any shape -> int32 buckets of that shape; `xp` is `numpy` or `jnp`.
 
     >>> import numpy as np
     >>> relative_buckets(np.array([-200, -9, -1, 0, 1, 200]), RelativeBias(bidirectional=True), np)
     array([15,  8,  1,  0, 17, 31], dtype=int32)
     >>> relative_buckets(np.array([-200, -17, -1, 0, 1, 200]), RelativeBias(bidirectional=False), np)
     array([31, 16,  1,  0,  0,  0], dtype=int32)
-
-    Args:
-        relative_positions: integers.
-        bias: the buckets.
-        xp: the module to compute with, `numpy` or `jax.numpy`.
     """
     relative_positions = xp.asarray(relative_positions, xp.int32)
     buckets = bias.num_buckets // 2 if bias.bidirectional else bias.num_buckets
@@ -143,12 +135,7 @@ def toeplitz_transposed(vector: jax.Array, rows: int, columns: int) -> jax.Array
 def bias_tile(vector_NW: jax.Array, start: int | jax.Array, block: int, keys: int, *, transposed: bool) -> jax.Array:
     """The bias of queries start ... start + block - 1: [N, block, S], or [N, S, block] if `transposed`.
 
-    Args:
-        vector_NW: of all T queries, from `bias_vector`.
-        start: a multiple of `block`; may be traced.
-        block: queries of the tile.
-        keys: S.
-        transposed: the layout of the result.
+    `vector_NW` is that of all T queries, from `bias_vector`; `start` is a multiple of `block` and may be traced.
     """
     queries = vector_NW.shape[1] - keys + 1
     part = jax.lax.dynamic_slice_in_dim(vector_NW, queries - block - start, block + keys - 1, axis=1)

@@ -51,8 +51,7 @@ def _specs(operands: Operands, rows: Any, queries: Any, keys: Any, heads: Any, k
     by_key = PartitionSpec(rows, keys, kv_heads, None)
     specs = {
         'q_BTNH': PartitionSpec(rows, queries, heads, None),
-        'k_BSKH': by_key,
-        'v_BSKH': by_key,
+        **dict.fromkeys(('k_BSKH', 'v_BSKH'), by_key),
         'q_offset': PartitionSpec(),
         'bias_NW': PartitionSpec(heads, None),
         'keep_BNS': PartitionSpec(rows, heads, None),

@@ -118,9 +118,8 @@ class ModelConfig:
         self._require(buckets >= 4 and buckets % 4 == 0, 'relative_buckets', 'a multiple of 4')
         more = f'more than relative_buckets / 2 = {buckets // 2}'
         self._require(self.relative_max_distance > buckets // 2, 'relative_max_distance', more)
-        self._require(
-            self.position != 'rope' or self.head_dim % 2 == 0, 'head_dim', "an even number with position='rope'"
-        )
+        pairs = self.position != 'rope' or self.head_dim % 2 == 0
+        self._require(pairs, 'head_dim', "an even number with position='rope'")
 
     def _check_combinations(self) -> None:
         if self.architecture == 'encoder_decoder':

@@ -23,19 +23,10 @@ class DecoderOnly(Model):
         """
         tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
         segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
-        mask = Mask(
-            causal=True,
-            q_segment_ids_BT=segment_ids_BT,
-            kv_segment_ids_BS=segment_ids_BT,
-            prefix_BS=None if prefix_BT is None else jnp.asarray(prefix_BT) > 0,
-        )
-        x_BTD, _ = self.decoder(
-            self.token_embedder(tokens_BT),
-            mask=mask,
-            dropout_key=dropout_key,
-            positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))),
-        )
-        return x_BTD
+        seen_BT = None if prefix_BT is None else jnp.asarray(prefix_BT) > 0
+        mask, x_BTD = Mask(True, segment_ids_BT, segment_ids_BT, seen_BT), self.token_embedder(tokens_BT)
+        positions_BT = jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT)))
+        return self.decoder(x_BTD, mask=mask, dropout_key=dropout_key, positions_BT=positions_BT)[0]
 
     def start_cache(
         self,
@@ -66,17 +57,12 @@ class DecoderOnly(Model):
         prompt_BP = jnp.asarray(prompt_tokens_BP, jnp.int32)
         pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)))
-        tokens_BT = jnp.where(
-            positions_of(tokens_BT) == pad_B[:, None], jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT
-        )
+        is_start_BT = positions_of(tokens_BT) == pad_B[:, None]
+        tokens_BT = jnp.where(is_start_BT, jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT)
         real_BT = positions_of(tokens_BT) >= pad_B[:, None]
         mask = Mask(True, kv_segment_ids_BS=real_BT.astype(jnp.int32), prefix_BS=real_BT if prefix_lm else None)
-        x_BTD, kv = self.decoder(
-            self.token_embedder(tokens_BT),
-            mask=mask,
-            return_kv=True,
-            positions_BT=jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0),
-        )
+        x_BTD, positions_BT = self.token_embedder(tokens_BT), jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0)
+        x_BTD, kv = self.decoder(x_BTD, mask=mask, return_kv=True, positions_BT=positions_BT)
         assert kv is not None  # because of return_kv
         cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *pad_kv(kv, max_decode_len))
         return self.logits(x_BTD[:, -1:])[:, 0], cache

@@ -35,14 +35,9 @@ class EncoderDecoder(Model):
         """
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
         positions_BS = positions_of(tokens_BS) if encoder_positions_BS is None else jnp.asarray(encoder_positions_BS)
-        mask = Mask(
-            causal=False,
-            q_segment_ids_BT=encoder_segment_ids_BS,
-            kv_segment_ids_BS=_source_segments(tokens_BS, encoder_segment_ids_BS),
-        )
-        return self.encoder(
-            self.token_embedder(tokens_BS), mask=mask, positions_BS=positions_BS, dropout_key=dropout_key
-        )
+        mask = Mask(False, encoder_segment_ids_BS, _source_segments(tokens_BS, encoder_segment_ids_BS))
+        x_BSD = self.token_embedder(tokens_BS)
+        return self.encoder(x_BSD, mask=mask, positions_BS=positions_BS, dropout_key=dropout_key)
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Normed hidden states [B, T, D] of the decoder, in the compute dtype. Dropout is on exactly if there is a key.
@@ -53,17 +48,16 @@ class EncoderDecoder(Model):
         """
         encoder_key, decoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source_BS, tokens_BT = jnp.asarray(batch['encoder_input_tokens']), jnp.asarray(batch['decoder_input_tokens'])
-        encoded_BSD = self.encode(
-            source_BS, batch.get('encoder_segment_ids'), batch.get('encoder_positions'), dropout_key=encoder_key
-        )
+        source_ids_BS, source_positions_BS = batch.get('encoder_segment_ids'), batch.get('encoder_positions')
+        encoded_BSD = self.encode(source_BS, source_ids_BS, source_positions_BS, dropout_key=encoder_key)
         segment_ids_BT = batch.get('decoder_segment_ids')  # unpacked: None, since padding follows all tokens
-        source_segments_BS = _source_segments(source_BS, batch.get('encoder_segment_ids'))
+        source_ids_BS = _source_segments(source_BS, source_ids_BS)
         x_BTD, _ = self.decoder(
             self.token_embedder(tokens_BT),
-            mask=Mask(True, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=segment_ids_BT),
+            mask=Mask(True, segment_ids_BT, segment_ids_BT),
             encoded_BSD=encoded_BSD,
             positions_BT=jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT))),
-            cross_mask=Mask(False, q_segment_ids_BT=segment_ids_BT, kv_segment_ids_BS=source_segments_BS),
+            cross_mask=Mask(False, segment_ids_BT, source_ids_BS),
             dropout_key=decoder_key,
         )
         return x_BTD
@@ -83,18 +77,11 @@ class EncoderDecoder(Model):
         """
         source_BS = jnp.asarray(encoder_input_tokens_BS)
         encoded_BSD, rows, layers = self.encode(source_BS), source_BS.shape[0], self.config.num_decoder_layers
-        cross_k, cross_v = jax.vmap(lambda attention: attention.project_kv(encoded_BSD))(
-            self.decoder.layers.encoder_decoder_attention
-        )
+        project = jax.vmap(lambda attention: attention.project_kv(encoded_BSD))
+        cross_k, cross_v = project(self.decoder.layers.encoder_decoder_attention)
         empty = jnp.zeros((layers, rows, 0, self.config.kv_heads, self.config.head_dim), self.config.dtype)
-        cache = Cache(
-            jnp.int32(0),
-            jnp.zeros(rows, jnp.int32),
-            *pad_kv((empty, empty), 1 + max_decode_len),
-            cross_k,
-            cross_v,
-            _source_segments(source_BS, None),
-        )
+        index, pad_B, kv = jnp.int32(0), jnp.zeros(rows, jnp.int32), pad_kv((empty, empty), 1 + max_decode_len)
+        cache = Cache(index, pad_B, *kv, cross_k, cross_v, _source_segments(source_BS, None))
         return self.decode_step(cache, jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (rows,))[:, None])
 
 

@@ -48,18 +48,15 @@ def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None, *, along_lengt
     return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
 
 
+Sizes = dict[str, int]  # by logical axis: {'heads': 8, 'kv': 64}
+
+
 class Projection(nnx.Module):
     """A linear map without bias from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        scope: Scope,
-        inputs: dict[str, int],
-        outputs: dict[str, int],
-        init: Initializer | None = None,
+        self, config: ModelConfig, scope: Scope, inputs: Sizes, outputs: Sizes, init: Initializer | None = None
     ):
-        """`inputs` and `outputs` are sizes by logical axis: {'embed': 512}, {'heads': 8, 'kv': 64}."""
         self.dtype = config.dtype
         self.num_inputs = len(inputs)
         shape, init = (*inputs.values(), *outputs.values()), init or fan_in(len(inputs), truncated=True)

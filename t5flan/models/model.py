@@ -40,11 +40,10 @@ class Model(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] or [B, D] -> float32 logits [B, T, V] or [B, V]."""
-        logits_BTV = (
-            self.token_embedder.logits(x_BTD) if self.config.tie_embeddings else self.decoder.logits_dense(x_BTD)
-        )
-        if self.config.logits_soft_cap is not None:
-            logits_BTV = self.config.logits_soft_cap * jnp.tanh(logits_BTV / self.config.logits_soft_cap)
+        project = self.token_embedder.logits if self.config.tie_embeddings else self.decoder.logits_dense
+        logits_BTV, soft_cap = project(x_BTD), self.config.logits_soft_cap
+        if soft_cap is not None:
+            logits_BTV = soft_cap * jnp.tanh(logits_BTV / soft_cap)
         return constrain(logits_BTV, (*('batch', 'length')[: x_BTD.ndim - 1], 'act_vocab'))
 
     def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:

@@ -78,8 +78,7 @@ def logical_axes(model: nnx.Module) -> Any:
 
     `jax.tree.map(f, model, logical_axes(model))` calls f with each array and its tuple of axes.
     """
-    parameters = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Param))
-    return jax.tree.unflatten(jax.tree.structure(model), [parameter.get_metadata('axes') for parameter in parameters])
+    return jax.tree.unflatten(jax.tree.structure(model), list(named_axes(model).values()))
 
 
 def named_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
@@ -98,10 +97,9 @@ def replace_parameters(tree: Any, values: Mapping[str, Any]) -> Any:
     leaves = named_parameters(tree)
     if leaves.keys() != values.keys():
         missing, unknown = sorted(leaves.keys() - values.keys()), sorted(values.keys() - leaves.keys())
-        raise UserError(
-            f'parameters do not fit the model: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown '
-            f'{unknown[:3]}. Set ModelConfig to the values they were trained with.'
-        )
+        differ = f'{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}'
+        trained = 'Set ModelConfig to the values they were trained with.'
+        raise UserError(f'parameters do not fit the model: {differ}. {trained}')
     for name, leaf in leaves.items():
         if leaf.shape != values[name].shape:
             expected = f'the model expects {leaf.shape}. Set ModelConfig to the values it was trained with.'

@@ -20,12 +20,9 @@ class RelativeTable(nnx.Module):
     def __init__(self, config: ModelConfig, scope: Scope, layers: int):
         if config.relative_bias_per_layer:
             scope = scope.stacked(layers)
-        self.rel_embedding = scope.parameter(
-            'rel_embedding',
-            (config.num_heads, config.relative_buckets),
-            ('heads', 'relpos_buckets'),
-            jax.nn.initializers.variance_scaling(config.relative_bias_init, 'fan_avg', 'uniform'),
-        )
+        init = jax.nn.initializers.variance_scaling(config.relative_bias_init, 'fan_avg', 'uniform')
+        shape, axes = (config.num_heads, config.relative_buckets), ('heads', 'relpos_buckets')
+        self.rel_embedding = scope.parameter('rel_embedding', shape, axes, init)
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:

@@ -26,6 +26,7 @@ from t5flan.models.positions import RelativeTable
 from t5flan.sharding import constrain
 
 Key = jax.Array | None  # the dropout key; None turns dropout off
+Table = jax.Array | None  # relative bias per head and bucket
 
 _SAVE_MINIMAL = jax.checkpoint_policies.save_only_these_names(PROJECTION, *SAVED_NAMES)
 
@@ -41,25 +42,13 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config, scope / 'mlp')
 
     def __call__(
-        self,
-        x_BSD: jax.Array,
-        *,
-        mask: Mask,
-        positions_BS: jax.Array,
-        bias_table_NR: jax.Array | None,
-        dropout_key: Key,
+        self, x_BSD: jax.Array, *, mask: Mask, positions_BS: jax.Array, bias_table_NR: Table, dropout_key: Key
     ) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
         drop = functools.partial(_residual, self.config, dropout_key)
         y_BSD = self.pre_attention_layer_norm(x_BSD)
-        y_BSD = self.attention(
-            y_BSD,
-            self.attention.project_kv(y_BSD, positions_BS),
-            mask,
-            positions_BT=positions_BS,
-            bias_table_NR=bias_table_NR,
-            dropout_key=fold(dropout_key, 'attention'),
-        )
+        kv, key = self.attention.project_kv(y_BSD, positions_BS), fold(dropout_key, 'attention')
+        y_BSD = self.attention(y_BSD, kv, mask, positions_BT=positions_BS, bias_table_NR=bias_table_NR, dropout_key=key)
         x_BSD = drop('after attention', x_BSD, y_BSD)
         y_BSD = self.mlp(self.pre_mlp_layer_norm(x_BSD), fold(dropout_key, 'mlp'))
         return drop('after mlp', x_BSD, y_BSD)
@@ -77,9 +66,8 @@ class DecoderBlock(nnx.Module):
         self.self_attention = Attention(config, scope / 'self_attention', bidirectional=False)
         if config.architecture == 'encoder_decoder':
             self.pre_cross_attention_layer_norm = Norm(config, scope / 'pre_cross_attention_layer_norm')
-            self.encoder_decoder_attention = Attention(
-                config, scope / 'encoder_decoder_attention', bidirectional=True, across=True
-            )
+            across = scope / 'encoder_decoder_attention'
+            self.encoder_decoder_attention = Attention(config, across, bidirectional=True, across=True)
         if not config.parallel_block:
             self.pre_mlp_layer_norm = Norm(config, scope / 'pre_mlp_layer_norm')
         self.mlp = MLP(config, scope / 'mlp')
@@ -90,7 +78,7 @@ class DecoderBlock(nnx.Module):
         *,
         mask: Mask,
         positions_BT: jax.Array,
-        bias_table_NR: jax.Array | None = None,
+        bias_table_NR: Table = None,
         cross_kv: KV | None = None,
         cross_mask: Mask | None = None,
         cache: LayerCache | None = None,
@@ -103,23 +91,14 @@ class DecoderBlock(nnx.Module):
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         new_kv = self.self_attention.project_kv(normed_BTD, positions_BT)
-        y_BTD = self.self_attention(
-            normed_BTD,
-            new_kv if cache is None else update_cache(cache, new_kv),
-            mask,
-            positions_BT=positions_BT,
-            bias_table_NR=bias_table_NR,
-            q_offset=0 if cache is None else cache.cache_index,
-            dropout_key=fold(dropout_key, 'self_attention'),
-        )
+        kv, q_offset = (new_kv, 0) if cache is None else (update_cache(cache, new_kv), cache.cache_index)
+        where: dict[str, Any] = dict(positions_BT=positions_BT, bias_table_NR=bias_table_NR, q_offset=q_offset)
+        y_BTD = self.self_attention(normed_BTD, kv, mask, **where, dropout_key=fold(dropout_key, 'self_attention'))
         x_BTD = drop('after self_attention', x_BTD, y_BTD)
         if cross_kv is not None and cross_mask is not None:
-            y_BTD = self.encoder_decoder_attention(
-                self.pre_cross_attention_layer_norm(x_BTD),
-                cross_kv,
-                cross_mask,
-                dropout_key=fold(dropout_key, 'encoder_decoder_attention'),
-            )
+            normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
+            key = fold(dropout_key, 'encoder_decoder_attention')
+            y_BTD = self.encoder_decoder_attention(normed_BTD, cross_kv, cross_mask, dropout_key=key)
             x_BTD = drop('after encoder_decoder_attention', x_BTD, y_BTD)
         if not self.config.parallel_block:
             normed_BTD = self.pre_mlp_layer_norm(x_BTD)
@@ -134,13 +113,7 @@ def _residual(config: ModelConfig, key: Key, name: str, x_BTD: jax.Array, y_BTD:
 
 
 def run_layers(
-    config: ModelConfig,
-    body: Callable[..., tuple[Any, Any]],
-    carry: Any,
-    stacked: Any,
-    layers: int,
-    *,
-    differentiated: bool = True,
+    config: ModelConfig, body: Callable, carry: Any, stacked: Any, layers: int, *, differentiated: bool = True
 ) -> tuple[Any, Any]:
     """Runs `carry, out = body(carry, layer_number, slice of stacked)` for each layer.
 
@@ -202,12 +175,9 @@ class Encoder(_Stack):
         """[B, S, D] -> [B, S, D]. Dropout is on exactly if there is a key."""
         config = self.config
 
-        def body(
-            x_BSD: jax.Array, layer: jax.Array, block: EncoderBlock, table_NR: jax.Array | None
-        ) -> tuple[jax.Array, None]:
+        def body(x_BSD: jax.Array, layer: jax.Array, block: EncoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
             key = fold(dropout_key, layer)
-            x_BSD = block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=table_NR, dropout_key=key)
-            return x_BSD, None
+            return block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=table_NR, dropout_key=key), None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))
         x_BSD, _ = self._run_layers(body, x_BSD, config.num_encoder_layers)
@@ -244,9 +214,7 @@ class Decoder(_Stack):
         """
         config = self.config
 
-        def body(
-            x_BTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
-        ) -> tuple[jax.Array, KV | None]:
+        def body(x_BTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, Any]:
             x_BTD, new_kv = block(
                 x_BTD,
                 mask=mask,
@@ -267,9 +235,7 @@ class Decoder(_Stack):
         mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
         positions_B1 = cache.positions_B1()
 
-        def body(
-            carry: tuple[jax.Array, Cache], layer: jax.Array, block: DecoderBlock, table_NR: jax.Array | None
-        ) -> tuple[tuple[jax.Array, Cache], None]:
+        def body(carry: Any, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[Any, None]:
             x_B1D, cache = carry
             x_B1D, new_kv = block(
                 x_B1D,

@@ -23,8 +23,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from t5flan.kernels.gpu import tile
-from t5flan.kernels.gpu.forward import inputs_by_query, kernel_call, query_ids, specs_by_query
-from t5flan.kernels.gpu.tile import At, Refs, TileSpec
+from t5flan.kernels.gpu.forward import Outputs, input_specs, inputs_by_query, query_ids, run_kernel, specs_by_query
+from t5flan.kernels.gpu.tile import Arrays, At, Refs, TileSpec
 from t5flan.kernels.operands import KernelArrays, dot
 from t5flan.kernels.relative_bias import toeplitz
 
@@ -67,27 +67,25 @@ def _gradients_of_logits(
     return weights, dlogits, dlogits if slope is None else dlogits * slope
 
 
-def _gradient_of_queries(spec: TileSpec, arrays: KernelArrays, given: dict[str, jax.Array]) -> list[jax.Array]:
+def _gradient_of_queries(spec: TileSpec, arrays: KernelArrays, given: Arrays) -> list[jax.Array]:
     """dq; with a bias also the sum of each query's logit gradients, and the part of those far after their query."""
     batch, queries, heads, _ = arrays.q.shape
     blocks = spec.tiling.gradient_of_queries
     specs = specs_by_query(spec, arrays, blocks)
-    specs |= {'dy': specs['q'], 'lse': specs['per_query'], 'delta': specs['per_query']}
     inputs = inputs_by_query(spec, arrays, blocks) | given
-    outputs: dict[str, Any] = {'dq': (specs['q'], arrays.q)}
+    outputs: Outputs = {'dq': (specs['q'], arrays.q)}
     if spec.bias is not None:
         shaped = lambda length: jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
-        outputs['excess'] = specs['per_query'], shaped(queries)
-        outputs['after'] = specs['per_block'], shaped(queries // blocks.queries)
-    kernel = functools.partial(_query_kernel, spec, (*inputs, *outputs))
-    grid = queries // blocks.queries, heads, batch
-    return kernel_call(spec, kernel, 'gradient_of_queries', grid, blocks, specs, inputs, outputs)
+        outputs['excess'] = specs['lse'], shaped(queries)
+        per_block = pl.BlockSpec((None, None, 1), lambda i, n, b: (b, n, i))
+        outputs['after'] = per_block, shaped(queries // blocks.queries)
+    kernel, grid = functools.partial(_query_kernel, spec), (queries // blocks.queries, heads, batch)
+    return run_kernel(spec, kernel, 'gradient_of_queries', grid, blocks, specs, inputs, outputs)
 
 
-def _query_kernel(spec: TileSpec, names: tuple[str, ...], *all_refs: Any) -> None:
-    refs, blocks = tile.named_parts(names, all_refs), spec.tiling.gradient_of_queries
-    query = pl.program_id(0) * blocks.queries
-    ids_C = query_ids(spec, refs)
+def _query_kernel(spec: TileSpec, refs: Refs) -> None:
+    blocks = spec.tiling.gradient_of_queries
+    query, ids_C = pl.program_id(0) * blocks.queries, query_ids(spec, refs)
     q_CH, dy_CH, lse_C, delta_C = (refs[name].ref[...] for name in ('q', 'dy', 'lse', 'delta'))
 
     def add_tile(zone: str, key: jax.Array, keys: int, carry: tuple) -> tuple:
@@ -122,9 +120,7 @@ def _add_to_sums(
     return excess_C, after_C + jnp.sum(dlogits_CP, axis=1), weight_after_C + jnp.sum(weights_CP, axis=1)
 
 
-def _gradient_of_bias(
-    spec: TileSpec, arrays: KernelArrays, given: dict[str, jax.Array], after_N: jax.Array
-) -> jax.Array:
+def _gradient_of_bias(spec: TileSpec, arrays: KernelArrays, given: Arrays, after_N: jax.Array) -> jax.Array:
     """The gradient of the bias of every distance, [N, 2 * reach + 1], in natural logits; `after_N` is the last one."""
     (batch, queries, heads, size), (_, keys, _, _) = arrays.q.shape, arrays.k.shape
     blocks, reach = spec.tiling.diagonals, spec.reach
@@ -135,26 +131,20 @@ def _gradient_of_bias(
     inputs = arrays.given() | given
     whole = lambda length: pl.BlockSpec((batch, length), lambda n, d, p: (0, 0))
     of_head = lambda length: pl.BlockSpec((batch, None, length), lambda n, d, p: (0, n, 0))
-    by_query = pl.BlockSpec((batch, queries, None, size), lambda n, d, p: (0, 0, n, 0))
-    by_key = pl.BlockSpec((batch, keys, None, size), lambda n, d, p: (0, 0, lax.div(n, spec.share), 0))
-    specs = {
-        'q': by_query,
-        'k': by_key,
-        'v': by_key,
-        'dy': by_query,
-        'keep': of_head(keys),
-        'bias': pl.BlockSpec((None, inputs['bias'].shape[1]), lambda n, d, p: (n, 0)),
-        'query_ids': whole(queries),
-        'key_ids': whole(keys),
-        'lse': of_head(queries),
-        'delta': of_head(queries),
-        'q_offset': pl.BlockSpec((1,), lambda n, d, p: (0,)),
-    }
+    specs = input_specs(
+        by_query=pl.BlockSpec((batch, queries, None, size), lambda n, d, p: (0, 0, n, 0)),
+        by_key=pl.BlockSpec((batch, keys, None, size), lambda n, d, p: (0, 0, lax.div(n, spec.share), 0)),
+        per_query=of_head(queries),
+        keep=of_head(keys),
+        query_ids=whole(queries),
+        key_ids=whole(keys),
+        bias=pl.BlockSpec((None, inputs['bias'].shape[1]), lambda n, d, p: (n, 0)),
+    )
     tiles = pl.BlockSpec((None, None, None, block, block), lambda n, d, p: (p, n, d, 0, 0))
-    outputs = {'tiles': (tiles, jax.ShapeDtypeStruct((splits, heads, rows, block, block), jnp.float32))}
-    kernel = functools.partial(_diagonal_kernel, spec, (batch, blocks_q, keys // block, splits), (*inputs, *outputs))
+    outputs: Outputs = {'tiles': (tiles, jax.ShapeDtypeStruct((splits, heads, rows, block, block), jnp.float32))}
+    kernel = functools.partial(_diagonal_kernel, spec, (batch, blocks_q, keys // block, splits))
     grid = heads, rows, splits
-    (tiles_ZNDCP,) = kernel_call(spec, kernel, 'gradient_of_bias', grid, blocks, specs, inputs, outputs)
+    (tiles_ZNDCP,) = run_kernel(spec, kernel, 'gradient_of_bias', grid, blocks, specs, inputs, outputs)
     near_NW = _sums_by_distance(jnp.sum(tiles_ZNDCP, axis=0), first, reach, arrays.q_offset[0])
     before_N = -jnp.sum(near_NW, axis=1) - after_N
     return jnp.concatenate([before_N[:, None], near_NW, after_N[:, None]], axis=1)
@@ -170,8 +160,8 @@ def strip(block: int, reach: int) -> tuple[int, int]:
     return first, (reach + 2 * block - 3) // block - first + 1
 
 
-def _diagonal_kernel(spec: TileSpec, sizes: tuple[int, int, int, int], names: tuple[str, ...], *all_refs: Any) -> None:
-    (batch, blocks_q, blocks_k, splits), refs = sizes, tile.named_parts(names, all_refs)
+def _diagonal_kernel(spec: TileSpec, sizes: tuple[int, int, int, int], refs: Refs) -> None:
+    batch, blocks_q, blocks_k, splits = sizes
     block, chunk = spec.tiling.diagonals.queries, -(-blocks_q // splits)
     q_offset = refs['q_offset'].ref[0]
     own_block = q_offset >> (block.bit_length() - 1)
@@ -214,39 +204,33 @@ def _sums_by_distance(tiles_NDCP: jax.Array, first: int, reach: int, q_offset: j
     return lax.dynamic_slice_in_dim(line_NW, start, 2 * reach - 1, axis=1)
 
 
-def _gradient_of_keys(spec: TileSpec, arrays: KernelArrays, given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _gradient_of_keys(spec: TileSpec, arrays: KernelArrays, given: Arrays) -> tuple[jax.Array, jax.Array]:
     (batch, queries, _, size), (_, keys, kv_heads, _) = arrays.q.shape, arrays.k.shape
     blocks = spec.tiling.gradient_of_keys
     inputs = arrays.given() | given
     inputs['bounds'] = tile.bounds(spec, arrays, blocks, axis=1)
     own = pl.BlockSpec((None, blocks.keys, None, size), lambda o, k, b: (b, o, k, 0))
-    by_query = pl.BlockSpec((None, queries, spec.share, size), lambda o, k, b: (b, 0, k, 0))
     of_heads = lambda length: pl.BlockSpec((None, spec.share, length), lambda o, k, b: (b, k, 0))
     of_row = lambda length: pl.BlockSpec((None, length), lambda o, k, b: (b, 0))
-    specs = {
-        'q': by_query,
-        'k': own,
-        'v': own,
-        'dy': by_query,
-        'keep': of_heads(keys),
-        'query_ids': of_row(queries),
-        'key_ids': of_row(keys),
-        'lse': of_heads(queries),
-        'delta': of_heads(queries),
-        'q_offset': pl.BlockSpec((1,), lambda o, k, b: (0,)),
-        'bounds': pl.BlockSpec((None, None, 2), lambda o, k, b: (b, o, 0)),
-    }
+    specs = input_specs(
+        by_query=pl.BlockSpec((None, queries, spec.share, size), lambda o, k, b: (b, 0, k, 0)),
+        by_key=own,
+        per_query=of_heads(queries),
+        keep=of_heads(keys),
+        query_ids=of_row(queries),
+        key_ids=of_row(keys),
+        bounds=pl.BlockSpec((None, None, 2), lambda o, k, b: (b, o, 0)),
+    )
     if arrays.bias is not None:
         specs['bias'] = pl.BlockSpec((spec.share, arrays.bias.shape[1]), lambda o, k, b: (k, 0))
-    outputs = {'dk': (own, arrays.k), 'dv': (own, arrays.v)}
-    kernel = functools.partial(_key_kernel, spec, (*inputs, *outputs))
-    grid = keys // blocks.keys, kv_heads, batch
-    dk, dv = kernel_call(spec, kernel, 'gradient_of_keys', grid, blocks, specs, inputs, outputs)
+    outputs: Outputs = {'dk': (own, arrays.k), 'dv': (own, arrays.v)}
+    kernel, grid = functools.partial(_key_kernel, spec), (keys // blocks.keys, kv_heads, batch)
+    dk, dv = run_kernel(spec, kernel, 'gradient_of_keys', grid, blocks, specs, inputs, outputs)
     return dk, dv
 
 
-def _key_kernel(spec: TileSpec, names: tuple[str, ...], *all_refs: Any) -> None:
-    refs, blocks = tile.named_parts(names, all_refs), spec.tiling.gradient_of_keys
+def _key_kernel(spec: TileSpec, refs: Refs) -> None:
+    blocks = spec.tiling.gradient_of_keys
     key = pl.program_id(0) * blocks.keys
     k_PH, v_PH = refs['k'].ref[...], refs['v'].ref[...]
 
@@ -264,10 +248,8 @@ def _key_kernel(spec: TileSpec, names: tuple[str, ...], *all_refs: Any) -> None:
             factor_P1 = tile.dropout_factor(spec, own, key, blocks.keys, 0)
             if factor_P1 is not None:
                 weights_PC = weights_PC * factor_P1
-            return (
-                dk_PH + dot(spec, dproducts_PC.astype(q.dtype), q, 1, 0),
-                dv_PH + dot(spec, weights_PC.astype(dy.dtype), dy, 1, 0),
-            )
+            dk_PH = dk_PH + dot(spec, dproducts_PC.astype(q.dtype), q, 1, 0)
+            return dk_PH, dv_PH + dot(spec, weights_PC.astype(dy.dtype), dy, 1, 0)
 
         return tile.over_queries(spec, blocks, refs, key, add_tile, carry)
 

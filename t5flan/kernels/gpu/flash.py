@@ -21,14 +21,7 @@ import jax.numpy as jnp
 from t5flan.kernels.gpu.backward import backward
 from t5flan.kernels.gpu.forward import forward
 from t5flan.kernels.gpu.tile import LEAST_SIZE, LOG2_E, Blocks, TileSpec, Tiling
-from t5flan.kernels.operands import (
-    AttentionSpec,
-    KernelArrays,
-    Operands,
-    packed_ids,
-    unsupported_arrays,
-    with_gradients,
-)
+from t5flan.kernels.operands import AttentionSpec, KernelArrays, Operands, packed_ids, unsupported, with_gradients
 from t5flan.kernels.relative_bias import bias_of_distances
 
 DTYPES = ('bfloat16', 'float16', 'float32')
@@ -71,7 +64,7 @@ def unsupported_reason(device: jax.Device, spec: AttentionSpec, operands: Operan
             return f'it runs on NVIDIA GPUs, not on {device.device_kind} ({capability}, ROCm)'
         if tuple(map(int, numbers)) < LEAST_CAPABILITY:
             return f'it needs compute capability 8.0 (A100) or later; {device.device_kind} has {capability}'
-    return unsupported_arrays(spec, operands, DTYPES)
+    return unsupported(spec, operands, DTYPES)
 
 
 def _for_kernels(spec: TileSpec, arrays: KernelArrays) -> KernelArrays:
@@ -92,16 +85,9 @@ _attention = with_gradients(
 
 
 def flash_attention(spec: AttentionSpec, operands: Operands, blocks: Tiling, interpret: Any = False) -> jax.Array:
-    """Attention by the kernels.
+    """Attention by the kernels: y_BTNH in q's dtype, for any T and S; `operands.bias_NW` is the bias table [N, R].
 
-    Args:
-        spec: the options.
-        operands: of any T and S; `operands.bias_NW` is the bias table [N, R].
-        blocks: of each kernel.
-        interpret: Pallas' argument; True on a CPU.
-
-    Returns:
-        y_BTNH in q's dtype.
+    `blocks` are those of each kernel. `interpret` is Pallas' argument, True on a CPU.
     """
     queries, size = operands.q_BTNH.shape[1], operands.q_BTNH.shape[3]
     return _attention(*arrange(spec, operands, blocks, interpret))[:, :queries, :, :size]
@@ -121,27 +107,15 @@ def arrange(
         bias_NW = bias_of_distances(operands.bias_NW, spec.bias, jnp.arange(-reach, reach + 1, dtype=jnp.int32))
     if keep_BNS is not None:
         keep_BNS = jnp.pad(keep_BNS.astype(jnp.float32), [(0, 0), (0, 0), (0, padding_S)])
-    # All kernels must agree on whether a query sees any key: where pairs are not compared, added queries see keys as
-    # well.
+    # All kernels must agree on whether a query sees any key: where pairs are not compared, added queries see keys too.
     query_ids_BT, key_ids_BS = packed_ids(operands, padding_T, padding_S, padded_query=-1 if packed else 1)
-    tile_spec = TileSpec(
-        **vars(spec),
-        share=heads // kv_heads,
-        prefix=operands.prefix_BS is not None,
-        masked='' if key_ids_BS is None else 'pairs' if packed else 'keys',
-        tiling=blocks,
-        interpret=interpret,
-    )
-    return tile_spec, KernelArrays(
-        lay_out(operands.q_BTNH, padding_T),
-        lay_out(operands.k_BSKH, padding_S),
-        lay_out(operands.v_BSKH, padding_S),
-        bias_NW,
-        keep_BNS,
-        query_ids_BT,
-        key_ids_BS,
-        operands.q_offset.reshape(1),
-    )
+    masks: dict[str, Any] = dict(masked='' if key_ids_BS is None else 'pairs' if packed else 'keys')
+    masks |= dict(prefix=operands.prefix_BS is not None)
+    tile_spec = TileSpec(**vars(spec), **masks, share=heads // kv_heads, tiling=blocks, interpret=interpret)
+    q = lay_out(operands.q_BTNH, padding_T)
+    k, v = (lay_out(x, padding_S) for x in (operands.k_BSKH, operands.v_BSKH))
+    q_offset = operands.q_offset.reshape(1)
+    return tile_spec, KernelArrays(q, k, v, bias_NW, keep_BNS, query_ids_BT, key_ids_BS, q_offset)
 
 
 def padded_head_dim(head_dim: int) -> int:

@@ -14,7 +14,9 @@ queries and keys of a tile.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -59,9 +61,7 @@ class TileSpec(AttentionSpec):
 
     share: int  # query heads that read one key-value head
     prefix: bool  # with `causal`: keys may belong to a prefix
-    masked: Literal[
-        '', 'keys', 'pairs'
-    ]  # 'keys': keys are hidden from all queries alike; 'pairs': segments are compared
+    masked: Literal['', 'keys', 'pairs']  # keys are hidden from all queries alike; or segments are compared ('pairs')
     tiling: Tiling
     interpret: Any  # Pallas' argument
 
@@ -87,6 +87,7 @@ class Part(NamedTuple):
 
 
 Refs = dict[str, Part]  # the arrays of a kernel, by name
+Arrays = dict[str, jax.Array]
 
 
 class At(NamedTuple):
@@ -142,11 +143,6 @@ def _floor(x: Any, block: int) -> Any:
 
 def _ceil(x: Any, block: int) -> Any:
     return _floor(x + block - 1, block)
-
-
-def named_parts(names: tuple[str, ...], all_refs: tuple[Any, ...]) -> Refs:
-    """A kernel's arrays by name, read whole."""
-    return {name: Part(ref) for name, ref in zip(names, all_refs, strict=True)}
 
 
 def rows(part: Part, start: Any, length: int) -> jax.Array:
@@ -205,12 +201,9 @@ def exp2(spec: TileSpec, x: jax.Array) -> jax.Array:
 
 
 def _instruction(text: str, arguments: tuple[jax.Array, ...]) -> jax.Array:
-    shape = jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)
-    constraints = ','.join(['=f'] + ['f'] * len(arguments))
-    (result,) = plgpu.elementwise_inline_asm(
-        text, args=arguments, constraints=constraints, pack=1, result_shape_dtypes=[shape]
-    )
-    return result
+    shapes = [jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)]
+    types = ','.join(['=f'] + ['f'] * len(arguments))
+    return plgpu.elementwise_inline_asm(text, args=arguments, constraints=types, pack=1, result_shape_dtypes=shapes)[0]
 
 
 def distances(refs: Refs, at: At, shape: tuple[int, ...], key_axis: int) -> jax.Array:
@@ -232,11 +225,7 @@ def _keys_seen(spec: TileSpec, zone: str, key_ids_P: jax.Array | None) -> jax.Ar
 
 
 def _pairs_allowed(
-    spec: TileSpec,
-    distance: jax.Array | None,
-    query_ids_C: jax.Array | None,
-    key_ids_P: jax.Array | None,
-    key_axis: int,
+    spec: TileSpec, distance: Any, query_ids_C: jax.Array | None, key_ids_P: jax.Array | None, key_axis: int
 ) -> jax.Array | None:
     """Which query sees which key, besides `_keys_seen`; None if every query sees every key."""
     of_key = lambda x_P: jnp.expand_dims(x_P, 1 - key_axis)
@@ -247,9 +236,7 @@ def _pairs_allowed(
         if spec.prefix and key_ids_P is not None:  # keys of the prefix count as before every query
             distance = jnp.where(of_key(key_ids_P & 1 == 1), -1, distance)
         masks.append(distance <= 0)
-    if len(masks) == 2:
-        return masks[0] & masks[1]
-    return masks[0] if masks else None
+    return functools.reduce(operator.and_, masks) if masks else None
 
 
 def dropout_factor(spec: TileSpec, refs: Refs, key: Any, keys: int, key_axis: int) -> jax.Array | None:

@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 
 from t5flan.kernels.operands import KernelArrays, dot
 from t5flan.kernels.tpu import tile
-from t5flan.kernels.tpu.forward import kernel_call, named_refs, place_by_query
-from t5flan.kernels.tpu.tile import Place, Refs, TileSpec
+from t5flan.kernels.tpu.forward import Outputs, Scratch, place_by_query, run_kernel
+from t5flan.kernels.tpu.tile import Arrays, Place, Refs, Seen, TileSpec
 
 # Bytes of a core's memory for the excess. Where it needs more (from about 260,000 queries of heads of 64 that share a
 # key), the gradient of the bias goes without the correction.
@@ -43,30 +43,25 @@ def backward(spec: TileSpec, arrays: KernelArrays, y: jax.Array, lse_BJUT: jax.A
     return KernelArrays(dq, dk, dv, dbias, None, None, None, no_gradient)
 
 
-def _gradient_of_queries(
-    spec: TileSpec, arrays: KernelArrays, inputs: dict[str, jax.Array]
-) -> tuple[jax.Array, jax.Array | None]:
+def _gradient_of_queries(spec: TileSpec, arrays: KernelArrays, inputs: Arrays) -> tuple[jax.Array, jax.Array | None]:
     (batch, queries, width), keys = arrays.q.shape, arrays.k.shape[1]
     blocks = queries // spec.block_q, keys // spec.block_k
     specs = tile.block_specs(spec, functools.partial(place_by_query, blocks[0]))
     seen = tile.seen_tiles(spec, arrays, axis=2)
-    outputs: dict[str, Any] = {'dq': (specs['q'], arrays.q)}
-    scratch: dict[str, tuple[int, ...]] = {'dq_ref': (spec.lanes, spec.block_q)}
+    outputs: Outputs = {'dq': (specs['q'], arrays.q)}
+    scratch: Scratch = {'dq_ref': (spec.lanes, spec.block_q)}
     if spec.band:
         outputs['dbias'] = specs['bias'], arrays.bias
         scratch['sheared_ref'] = scratch['dsheared_ref'] = (spec.heads, tile.LANES, spec.band.width)
-    kernel = functools.partial(_query_kernel, spec, (batch, *blocks), (*inputs, *outputs, *scratch))
-    grid = width // spec.lanes, batch, *blocks
-    call = kernel_call(spec, kernel, 'gradient_of_queries', grid, specs, inputs, outputs, scratch)
-    dq, *dbias = call(*seen, *inputs.values())
+    kernel, grid = functools.partial(_query_kernel, spec, (batch, *blocks)), (width // spec.lanes, batch, *blocks)
+    dq, *dbias = run_kernel(spec, kernel, 'gradient_of_queries', grid, specs, seen, inputs, outputs, scratch)
     return dq, dbias[0] if dbias else None
 
 
-def _query_kernel(spec: TileSpec, sizes: tuple[int, int, int], names: tuple[str, ...], *all_refs: Any) -> None:
-    seen, refs = named_refs(names, all_refs)
+def _query_kernel(spec: TileSpec, sizes: tuple[int, int, int], seen: Seen, refs: Refs) -> None:
     group, row, query, key = (pl.program_id(axis) for axis in range(4))
     rows, blocks_q, blocks_k = sizes
-    at, q_offset, band = Place(row, group, query, key), seen.q_offset[0], spec.band
+    at, band = Place(row, group, query, key, seen.q_offset[0]), spec.band
     if band:
 
         @pl.when((row == 0) & (query == 0) & (key == 0))
@@ -81,11 +76,11 @@ def _query_kernel(spec: TileSpec, sizes: tuple[int, int, int], names: tuple[str,
     @pl.when(tile.is_seen(seen, at, blocks_q, blocks_k))
     def add_tile() -> None:
         k_EP = refs['k'][...].T
-        for head, (_, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(spec, refs, at, q_offset)):
+        for head, (_, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(spec, refs, at)):
             rows_E = tile.head_rows(spec, head)
             refs['dq_ref'][rows_E] += dot(spec, k_EP[rows_E], dproducts_PC.astype(k_EP.dtype), 1, 0)
             if band:
-                for c, start in enumerate(tile.band_starts(spec, band, at, q_offset)):
+                for c, start in enumerate(tile.band_starts(spec, band, at)):
                     part = dlogits_PC[c * tile.LANES : (c + 1) * tile.LANES]
                     refs['dsheared_ref'][head, :, pl.ds(start, spec.block_q)] += part
 
@@ -102,7 +97,7 @@ def _query_kernel(spec: TileSpec, sizes: tuple[int, int, int], names: tuple[str,
 
 
 def _gradient_of_keys(
-    spec: TileSpec, arrays: KernelArrays, inputs: dict[str, jax.Array]
+    spec: TileSpec, arrays: KernelArrays, inputs: Arrays
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """dk, dv and, if there is a bias, the sum of the gradients of each query's logits, [B, J, U, T]."""
     (batch, queries, _), (_, keys, width) = arrays.q.shape, arrays.k.shape
@@ -115,26 +110,24 @@ def _gradient_of_keys(
         return Place(row, kv_group * spec.share + member, jnp.clip(query, first[at], last[at]), key)
 
     specs = tile.block_specs(spec, place)
-    scratch: dict[str, tuple[int, ...]] = dict.fromkeys(('dk_ref', 'dv_ref'), (spec.block_k, spec.lanes))
+    scratch: Scratch = dict.fromkeys(('dk_ref', 'dv_ref'), (spec.block_k, spec.lanes))
     if spec.band:
         scratch['sheared_ref'] = (spec.heads, tile.LANES, spec.band.width)
-    outputs: dict[str, Any] = {'dk': (specs['k'], arrays.k), 'dv': (specs['v'], arrays.v)}
+    outputs: Outputs = {'dk': (specs['k'], arrays.k), 'dv': (specs['v'], arrays.v)}
     of_group = (spec.share, spec.heads, blocks[0], spec.block_q)  # of all queries: stays in a core's memory meanwhile
     if spec.band and 4 * math.prod(of_group) <= MAX_EXCESS:
         shape = (batch, width // spec.lanes * spec.share, *of_group[1:])
         block = pl.BlockSpec((None, *of_group), lambda kv_group, row, *_: (row, kv_group, 0, 0, 0))
         outputs['excess'] = block, jax.ShapeDtypeStruct(shape, jnp.float32)
-    kernel = functools.partial(_key_kernel, spec, blocks, (*inputs, *outputs, *scratch))
+    kernel = functools.partial(_key_kernel, spec, blocks)
     grid = width // spec.lanes, batch, blocks[1], spec.share, blocks[0]
-    call = kernel_call(spec, kernel, 'gradient_of_keys', grid, specs, inputs, outputs, scratch)
-    dk, dv, *excess = call(*seen, *inputs.values())
+    dk, dv, *excess = run_kernel(spec, kernel, 'gradient_of_keys', grid, specs, seen, inputs, outputs, scratch)
     return dk, dv, excess[0].reshape(inputs['delta'].shape) if excess else None
 
 
-def _key_kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...], *all_refs: Any) -> None:
-    seen, refs = named_refs(names, all_refs)
+def _key_kernel(spec: TileSpec, blocks: tuple[int, int], seen: Seen, refs: Refs) -> None:
     kv_group, row, key, member, query = (pl.program_id(axis) for axis in range(5))
-    at, q_offset = Place(row, kv_group * spec.share + member, query, key), seen.q_offset[0]
+    at = Place(row, kv_group * spec.share + member, query, key, seen.q_offset[0])
     if spec.band:
         first = query == 0
         if spec.share == 1:  # otherwise the bias of the group's next member takes the memory in between
@@ -158,7 +151,7 @@ def _key_kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...],
     @pl.when(tile.is_seen(seen, at, *blocks))
     def add_tile() -> None:
         q_CE, dy_CE = refs['q'][...], refs['dy'][...]
-        for head, (weights_PC, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(spec, refs, at, q_offset)):
+        for head, (weights_PC, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(spec, refs, at)):
             if 'excess' in refs:
                 refs['excess'][member, head, pl.ds(query, 1)] += jnp.sum(dlogits_PC, axis=0, keepdims=True)
             dv_PE = dot(spec, weights_PC.astype(dy_CE.dtype), tile.one_head(spec, dy_CE, head), 1, 0)
@@ -173,14 +166,12 @@ def _key_kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...],
         refs['dv'][...] = refs['dv_ref'][...].astype(refs['dv'].dtype)
 
 
-def _gradients_of_logits(
-    spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array
-) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+def _gradients_of_logits(spec: TileSpec, refs: Refs, at: Place) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """For each head a tile's probabilities, the gradient of its logits, and that of its products / scale, [P, C]."""
     q_CE, k_PE, v_PE, dy_CE = (refs[name][...] for name in ('q', 'k', 'v', 'dy'))
-    allowed_PC = tile.allowed(spec, refs, at, q_offset)
+    allowed_PC = tile.allowed(spec, refs, at)
     for head in range(spec.heads):
-        logits_PC, slope_PC = tile.head_logits(spec, refs, q_CE, k_PE, allowed_PC, at, head, q_offset)
+        logits_PC, slope_PC = tile.head_logits(spec, refs, q_CE, k_PE, allowed_PC, at, head)
         weights_PC = jnp.exp(logits_PC - refs['lse'][head : head + 1, :])
         dweights_PC = dot(spec, v_PE, tile.one_head(spec, dy_CE, head), 1, 1)
         if spec.keep_rate:

@@ -16,14 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5flan.kernels.operands import (
-    AttentionSpec,
-    KernelArrays,
-    Operands,
-    packed_ids,
-    unsupported_arrays,
-    with_gradients,
-)
+from t5flan.kernels.operands import AttentionSpec, KernelArrays, Operands, packed_ids, unsupported, with_gradients
 from t5flan.kernels.relative_bias import RelativeBias, bias_of_distances
 from t5flan.kernels.tpu.backward import backward
 from t5flan.kernels.tpu.forward import forward
@@ -46,14 +39,12 @@ _MAX_BIAS_OF_BLOCKS = 2**21
 
 def unsupported_reason(spec: AttentionSpec, operands: Operands) -> str | None:
     """Why the kernels do not support such arrays, or None if they do."""
-    reason = unsupported_arrays(spec, operands, DTYPES)
+    reason = unsupported(spec, operands, DTYPES)
     if reason is None and spec.bias is not None:
         dtype = str(operands.q_BTNH.dtype)
         if _bias_bytes(operands.q_BTNH.shape[3], dtype, spec.bias) > _MAX_BIAS[dtype]:
-            return (
-                f'a bias over {spec.bias.max_distance} distances does not fit in its memory '
-                '(ModelConfig.relative_max_distance)'
-            )
+            over = f'a bias over {spec.bias.max_distance} distances'
+            return f'{over} does not fit in its memory (ModelConfig.relative_max_distance)'
     return reason
 
 
@@ -68,16 +59,9 @@ _attention = with_gradients(forward, backward)
 def flash_attention(
     spec: AttentionSpec, operands: Operands, blocks: tuple[int, int], interpret: Any = False
 ) -> jax.Array:
-    """Attention by the kernels.
+    """Attention by the kernels: y_BTNH in q's dtype, for any T and S; `operands.bias_NW` is the bias table [N, R].
 
-    Args:
-        spec: the options.
-        operands: of any T and S; `operands.bias_NW` is the bias table [N, R].
-        blocks: queries and keys of a tile, multiples of 128.
-        interpret: Pallas' argument; True on a CPU.
-
-    Returns:
-        y_BTNH in q's dtype.
+    `blocks` are the queries and keys of a tile, multiples of 128. `interpret` is Pallas' argument, True on a CPU.
     """
     batch, queries, heads, size = operands.q_BTNH.shape
     tile_spec, arrays = arrange(spec, operands, blocks, interpret)
@@ -97,11 +81,11 @@ def arrange(
     keys, kv_heads = operands.k_BSKH.shape[1:3]
     size_padded, group = lane_group(heads, size)
     repeats = _repeats(heads, kv_heads, group)
-    padding_T, padding_S = -queries % blocks[0], -keys % blocks[1]
-    groups = heads // group
+    (block_q, block_k), groups = blocks, heads // group
+    padding_T, padding_S = -queries % block_q, -keys % block_k
     bias = keep = None
     if spec.bias is not None and operands.bias_NW is not None:
-        distances = Band(blocks[0], spec.bias.max_distance).distances(operands.q_offset)
+        distances = Band(block_q, spec.bias.max_distance).distances(operands.q_offset)
         bias = bias_of_distances(operands.bias_NW, spec.bias, distances).reshape(groups, group, -1)
     if operands.keep_BNS is not None:
         keep = jnp.pad(operands.keep_BNS.astype(jnp.float32), [(0, 0), (0, 0), (0, padding_S)])
@@ -113,26 +97,13 @@ def arrange(
         x = jnp.repeat(x, repeats, axis=2) if repeats > 1 else x
         return x.reshape(*x.shape[:2], -1)
 
-    tile_spec = TileSpec(
-        **vars(spec),
-        heads=group,
-        head_dim=size_padded,
-        share=heads // (kv_heads * repeats),
-        block_q=blocks[0],
-        block_k=blocks[1],
-        masked=key_ids_BS is not None,
-        interpret=interpret,
-    )
-    return tile_spec, KernelArrays(
-        lay_out(operands.q_BTNH, padding_T),
-        lay_out(operands.k_BSKH, padding_S, repeats),
-        lay_out(operands.v_BSKH, padding_S, repeats),
-        bias,
-        keep,
-        None if query_ids_BT is None else query_ids_BT[:, None, :],
-        None if key_ids_BS is None else key_ids_BS[:, None, :],
-        operands.q_offset.reshape(1),
-    )
+    sizes: dict[str, Any] = dict(heads=group, head_dim=size_padded, share=heads // (kv_heads * repeats))
+    sizes |= dict(block_q=block_q, block_k=block_k)
+    tile_spec = TileSpec(**vars(spec), **sizes, masked=key_ids_BS is not None, interpret=interpret)
+    q = lay_out(operands.q_BTNH, padding_T)
+    k, v = (lay_out(x, padding_S, repeats) for x in (operands.k_BSKH, operands.v_BSKH))
+    query_ids, key_ids = (None if ids is None else ids[:, None, :] for ids in (query_ids_BT, key_ids_BS))
+    return tile_spec, KernelArrays(q, k, v, bias, keep, query_ids, key_ids, operands.q_offset.reshape(1))
 
 
 def lane_group(heads: int, head_dim: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ See `tpu/tile.py` for the letters and for how a tile is computed.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,61 +14,58 @@ from jax.experimental.pallas import tpu as pltpu
 
 from t5flan.kernels.operands import LEAST_MAXIMUM, KernelArrays, dot
 from t5flan.kernels.tpu import tile
-from t5flan.kernels.tpu.tile import Place, Refs, Seen, TileSpec
+from t5flan.kernels.tpu.tile import Arrays, Place, Refs, Seen, TileSpec
+
+Outputs = dict[str, tuple[pl.BlockSpec, Any]]  # blocks, and arrays or their shapes
+Scratch = dict[str, tuple[int, ...]]  # shapes of float32 memory
 
 
 def forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, J * E] in q's dtype, and the lse [B, J, U, T] in float32."""
     (batch, queries, width), keys = arrays.q.shape, arrays.k.shape[1]
     blocks = queries // spec.block_q, keys // spec.block_k
-    groups = width // spec.lanes
+    groups, heads = width // spec.lanes, spec.heads
     seen = tile.seen_tiles(spec, arrays, axis=2)
     inputs = arrays.given()
     del inputs['q_offset']  # in `seen`
     specs = tile.block_specs(spec, functools.partial(place_by_query, blocks[0]))
-    scratch: dict[str, tuple[int, ...]] = {
-        'max_ref': (spec.heads, 1, spec.block_q),
-        'sum_ref': (spec.heads, 1, spec.block_q),
-        'y_ref': (spec.lanes, spec.block_q),
-    }
+    scratch: Scratch = dict.fromkeys(('max_ref', 'sum_ref'), (heads, 1, spec.block_q))
+    scratch['y_ref'] = (spec.lanes, spec.block_q)
     if spec.band:
-        scratch['sheared_ref'] = (spec.heads, tile.LANES, spec.band.width)
-    outputs = {
-        'y': (specs['y'], arrays.q),
-        'lse': (specs['lse'], jax.ShapeDtypeStruct((batch, groups, spec.heads, queries), jnp.float32)),
-    }
-    kernel = functools.partial(_kernel, spec, blocks, (*inputs, *outputs, *scratch))
-    call = kernel_call(spec, kernel, 'forward', (groups, batch, *blocks), specs, inputs, outputs, scratch)
-    return call(*seen, *inputs.values())
+        scratch['sheared_ref'] = (heads, tile.LANES, spec.band.width)
+    lse_shape = jax.ShapeDtypeStruct((batch, groups, heads, queries), jnp.float32)
+    outputs: Outputs = {'y': (specs['y'], arrays.q), 'lse': (specs['lse'], lse_shape)}
+    kernel = functools.partial(_kernel, spec, blocks)
+    y, lse = run_kernel(spec, kernel, 'forward', (groups, batch, *blocks), specs, seen, inputs, outputs, scratch)
+    return y, lse
 
 
-def kernel_call(
+def run_kernel(
     spec: TileSpec,
-    kernel: Any,
+    kernel: Callable[[Seen, Refs], None],
     name: str,
     grid: tuple[int, ...],
     specs: dict[str, pl.BlockSpec],
-    inputs: dict[str, jax.Array],
-    outputs: dict[str, tuple[pl.BlockSpec, Any]],
-    scratch: dict[str, tuple[int, ...]],
-) -> Any:
-    """`kernel` over a grid, as a function of the fields of `Seen` and the inputs.
+    seen: Seen,
+    inputs: Arrays,
+    outputs: Outputs,
+    scratch: Scratch,
+) -> list[jax.Array]:
+    """Runs `kernel` over a grid; it takes references: those of `seen`, and by name all inputs, outputs and scratch.
 
-    Args:
-        spec: the options.
-        kernel: takes the references of `Seen`, inputs, outputs and scratch memory, in this order.
-        name: shown in a profile.
-        grid: groups of heads first, which may run on different cores; later axes keep memory from one step to the next.
-        specs: the blocks of the inputs.
-        inputs: arrays.
-        outputs: blocks, and arrays or their shapes.
-        scratch: shapes of float32 memory.
+    `name` is shown in a profile. Groups of heads are the grid's first axis and may run on different cores; later axes
+    keep memory from one step to the next. `specs` has the blocks of the inputs.
     """
+    names, count = (*inputs, *outputs, *scratch), len(Seen._fields)
+
+    def body(*refs: Any) -> None:
+        kernel(Seen(*refs[:count]), dict(zip(names, refs[count:], strict=True)))
+
     semantics: list[Any] = ['parallel', *['arbitrary'] * (len(grid) - 1)]
     return pl.pallas_call(
-        kernel,
+        body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(Seen._fields),
+            num_scalar_prefetch=count,
             grid=grid,
             in_specs=[specs[name] for name in inputs],
             out_specs=[block for block, _ in outputs.values()],
@@ -77,7 +75,7 @@ def kernel_call(
         compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         interpret=spec.interpret,
         name=f't5flan_attention_{name}',
-    )
+    )(*seen, *inputs.values())
 
 
 def place_by_query(blocks_q: int, group: Any, row: Any, query: Any, key: Any, *seen: Any) -> Place:
@@ -87,14 +85,7 @@ def place_by_query(blocks_q: int, group: Any, row: Any, query: Any, key: Any, *s
     return Place(row, group, query, jnp.clip(key, first[at], last[at]))
 
 
-def named_refs(names: tuple[str, ...], all_refs: tuple[Any, ...]) -> tuple[Seen, Refs]:
-    """A kernel's references: the fields of `Seen`, then those of `names`."""
-    count = len(Seen._fields)
-    return Seen(*all_refs[:count]), dict(zip(names, all_refs[count:], strict=True))
-
-
-def _kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...], *all_refs: Any) -> None:
-    seen, refs = named_refs(names, all_refs)
+def _kernel(spec: TileSpec, blocks: tuple[int, int], seen: Seen, refs: Refs) -> None:
     group, row, query, key = (pl.program_id(axis) for axis in range(4))
     at = Place(row, group, query, key)
     if spec.band:
@@ -111,18 +102,18 @@ def _kernel(spec: TileSpec, blocks: tuple[int, int], names: tuple[str, ...], *al
 
     @pl.when(tile.is_seen(seen, at, *blocks))
     def add_tile() -> None:
-        _add_tile(spec, refs, at, seen.q_offset[0])
+        _add_tile(spec, refs, at._replace(q_offset=seen.q_offset[0]))
 
     @pl.when(key == blocks[1] - 1)
     def finish_queries() -> None:
         _write(spec, refs)
 
 
-def _add_tile(spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array) -> None:
+def _add_tile(spec: TileSpec, refs: Refs, at: Place) -> None:
     q_CE, k_PE, v_EP = refs['q'][...], refs['k'][...], refs['v'][...].T
-    allowed_PC = tile.allowed(spec, refs, at, q_offset)
+    allowed_PC = tile.allowed(spec, refs, at)
     for head in range(spec.heads):
-        logits_PC, _ = tile.head_logits(spec, refs, q_CE, k_PE, allowed_PC, at, head, q_offset)
+        logits_PC, _ = tile.head_logits(spec, refs, q_CE, k_PE, allowed_PC, at, head)
         max_1C = jnp.maximum(refs['max_ref'][head], jnp.max(logits_PC, axis=0, keepdims=True))
         weights_PC = jnp.exp(logits_PC - max_1C)
         rescale_1C = jnp.exp(refs['max_ref'][head] - max_1C)

@@ -16,6 +16,7 @@ queries and keys, C and P queries and keys of a tile, W numbers of a band.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, dot, vi
 LANES = 128
 _WORD = 32  # tiles whose visibility fits in one integer
 Refs = dict[str, Any]  # the references of a kernel, by name
+Arrays = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Place(NamedTuple):
     group: Any
     query: Any
     key: Any
+    q_offset: Any = None  # set where logits are computed
 
 
 def seen_tiles(spec: TileSpec, arrays: KernelArrays, axis: int) -> Seen:
@@ -136,16 +139,12 @@ def block_specs(spec: TileSpec, place: Callable[..., Place]) -> dict[str, pl.Blo
     by_key = block((None, p, e), lambda at: (at.row, at.key, lax.div(at.group, spec.share)))
     per_query = block((None, None, u, c), lambda at: (at.row, at.group, 0, at.query))
     specs = {
-        'q': by_query,
-        'k': by_key,
-        'v': by_key,
-        'y': by_query,
-        'dy': by_query,
+        **dict.fromkeys(('q', 'y', 'dy'), by_query),
+        **dict.fromkeys(('k', 'v'), by_key),
+        **dict.fromkeys(('lse', 'delta'), per_query),
         'keep': block((None, None, u, p), lambda at: (at.row, at.group, 0, at.key)),
         'query_ids': block((None, 1, c), lambda at: (at.row, 0, at.query)),
         'key_ids': block((None, 1, p), lambda at: (at.row, 0, at.key)),
-        'lse': per_query,
-        'delta': per_query,
     }
     if spec.band:
         specs['bias'] = block((None, u, spec.band.width), lambda at: (at.group, 0, 0))
@@ -167,14 +166,7 @@ def head_rows(spec: TileSpec, head: int) -> slice:
 
 
 def head_logits(
-    spec: TileSpec,
-    refs: Refs,
-    q_CE: jax.Array,
-    k_PE: jax.Array,
-    allowed_PC: jax.Array | None,
-    at: Place,
-    head: int,
-    q_offset: jax.Array,
+    spec: TileSpec, refs: Refs, q_CE: jax.Array, k_PE: jax.Array, allowed_PC: jax.Array | None, at: Place, head: int
 ) -> tuple[jax.Array, jax.Array | None]:
     """The masked logits of a tile [P, C], and the derivative of the soft cap there (None without one)."""
     logits, slope = dot(spec, k_PE, one_head(spec, q_CE, head), 1, 1), None
@@ -184,13 +176,13 @@ def head_logits(
         tanh = jnp.tanh(logits / spec.soft_cap)
         logits, slope = spec.soft_cap * tanh, 1.0 - tanh * tanh
     if spec.band:
-        starts = band_starts(spec, spec.band, at, q_offset)
+        starts = band_starts(spec, spec.band, at)
         slices = [refs['sheared_ref'][head, :, pl.ds(start, spec.block_q)] for start in starts]
         logits = logits + jnp.concatenate(slices, axis=0)
     return (logits if allowed_PC is None else jnp.where(allowed_PC, logits, MASKED)), slope
 
 
-def allowed(spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array) -> jax.Array | None:
+def allowed(spec: TileSpec, refs: Refs, at: Place) -> jax.Array | None:
     """Which query sees which key of a tile, bool [P, C], for all heads; None if every query sees every key."""
     shape = (spec.block_k, spec.block_q)
     masks = []
@@ -201,30 +193,26 @@ def allowed(spec: TileSpec, refs: Refs, at: Place, q_offset: jax.Array) -> jax.A
         key_PC = at.key * spec.block_k + lax.broadcasted_iota(jnp.int32, shape, 0)
         if spec.masked:  # keys of the prefix count as before every query
             key_PC = jnp.where((key_P1 & 1) == 1, jnp.iinfo(jnp.int32).min, key_PC)
-        masks.append(key_PC <= at.query * spec.block_q + q_offset + lax.broadcasted_iota(jnp.int32, shape, 1))
-    if len(masks) == 2:
-        return jnp.logical_and(*masks)
-    return masks[0] if masks else None
+        masks.append(key_PC <= at.query * spec.block_q + at.q_offset + lax.broadcasted_iota(jnp.int32, shape, 1))
+    return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def band_starts(spec: TileSpec, band: Band, at: Place, q_offset: jax.Array) -> list[jax.Array]:
+def band_starts(spec: TileSpec, band: Band, at: Place) -> list[jax.Array]:
     """Where in the sheared bias each 128 keys of a tile start: multiples of 128, clipped to the band."""
-    first = band.centre - at.key * spec.block_k + at.query * spec.block_q + (q_offset & -LANES)
+    first = band.centre - at.key * spec.block_k + at.query * spec.block_q + (at.q_offset & -LANES)
     return [pl.multiple_of(jnp.clip(first - c, LANES, band.last), LANES) for c in range(0, spec.block_k, LANES)]
 
 
 def shear_into(spec: TileSpec, bias_UW: jax.Array, sheared_ref: Any) -> None:
     """Writes each head's vector as 128 rows, row r moved right by r."""
-    width = bias_UW.shape[1]
     for head in range(spec.heads):
-        x = jnp.broadcast_to(bias_UW[head : head + 1], (LANES, width))
+        x = jnp.broadcast_to(bias_UW[head : head + 1], (LANES, bias_UW.shape[1]))
         sheared_ref[head] = _shear(x, lambda bit: bit)
 
 
 def unshear(spec: TileSpec, sums_ref: Any) -> list[jax.Array]:
     """The inverse for gradients: rows moved back and summed, [1, W] for each head."""
-    width = sums_ref.shape[2]
-    back = lambda bit: width - bit
+    back = lambda bit: sums_ref.shape[2] - bit
     return [jnp.sum(_shear(sums_ref[head], back), axis=0, keepdims=True) for head in range(spec.heads)]
 
 
