@@ -64,7 +64,7 @@ def _output(output: dict[str, Any], name: str, pictures: dict[str, bytes]) -> st
     if 'image/png' in data:
         file = f'{name}_{len(pictures)}.png'
         pictures[file] = base64.b64decode(data['image/png'])
-        return f'![{"".join(data["text/plain"])}]({file})'
+        return f'![Output of the cell above]({file})'
     return _fenced(''.join(data['text/plain']), 'text')
 
 

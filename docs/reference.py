@@ -18,8 +18,8 @@ from t5flan.config.gin_files import GIN_ROOT, packaged_files
 from t5flan.configurables import CONFIGURABLES
 
 SETTINGS = 'reference/settings.md'
-WRAPPED = '``` { .bash .wrap }'
-"""Opens a block of code whose long lines wrap (docs/site.css)."""
+WIDTH = 80
+"""Characters of a line of code."""
 
 # -- MkDocs events --------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ def _command(command: Command) -> list[str]:
             '| `--gin.NAME=VALUE` | a [setting](settings.md) or a macro of a gin file; may be repeated |',
         ]
     lines = [f'## {command.name} {{ #{command.name} }}', '', _sentence(command.summary), '']
-    lines += [WRAPPED, command.example, '```', ''] if command.example else []
+    lines += ['```bash', *_folded(command.example), '```', ''] if command.example else []
     return [*lines, '| flag | meaning |', '|---|---|', *rows, '']
 
 
@@ -269,8 +269,8 @@ def _recipe(header: Sequence[str]) -> list[str]:
     lines = [_escaped(line) for line in intro]
     for name, text in entries.items():
         if name == 'Command':
-            command = ' '.join(line.strip() for line in text)
-            lines += [f'- **{name}**:', '', f'    {WRAPPED}', f'    {command}', '    ```', '']
+            command = _folded(' '.join(line.strip() for line in text))
+            lines += [f'- **{name}**:', '', '    ```bash', *(f'    {line}' for line in command), '    ```', '']
         else:
             lines += [f'- **{name}**:', *_nested(text)]
     return lines
@@ -285,6 +285,18 @@ def _nested(text: Sequence[str]) -> list[str]:
         was_item = bool(lines) and lines[-1].startswith('    - ')
         lines += [''] if lines and is_item != was_item else []
         lines.append(f'    {"- " if is_item else ""}{_escaped(line.strip())}')
+    return [*lines, ''] if '' in lines else lines
+
+
+def _folded(command: str) -> list[str]:
+    """A command in lines of at most WIDTH characters where that is possible; a line ends before a flag."""
+    lines = ['']
+    for part in re.split(r' (?=--)', command):
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > WIDTH:
+            lines[-1] += ' \\'
+            lines.append(f'  {part}')
+        else:
+            lines[-1] += f' {part}' if lines[-1] else part
     return lines
 
 

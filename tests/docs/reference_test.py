@@ -75,6 +75,13 @@ def test_meanings_are_read_from_both_forms(reference):
     }
 
 
+def test_long_commands_are_folded_before_a_flag(reference):
+    command = f't5flan train --workdir=runs/mine {"--gin.STEPS=1 " * 8}'.strip()
+    lines = reference._folded(command)
+    assert all(len(line) <= 82 for line in lines) and all(line.endswith(' \\') for line in lines[:-1])
+    assert ' '.join(line.removesuffix(' \\').strip() for line in lines) == command
+
+
 def test_text_is_escaped_outside_of_code(reference):
     assert reference._escaped("'.*/scale' and `a*b` [x]") == r"'.\*/scale' and `a*b` \[x\]"
 
