@@ -59,9 +59,8 @@ class TileSpec(AttentionSpec):
 
     share: int  # query heads that read one key-value head
     prefix: bool  # with `causal`: keys may belong to a prefix
-    masked: Literal[
-        '', 'keys', 'pairs'
-    ]  # 'keys': keys are hidden from all queries alike; 'pairs': segments are compared
+    # 'keys': some keys are hidden from all queries; 'pairs': segments are compared
+    masked: Literal['', 'keys', 'pairs']
     tiling: Tiling
     interpret: Any  # Pallas' argument
 
