@@ -1,7 +1,7 @@
 """TPUs and GPUs that programs can be compiled for on any machine; nothing runs on them.
 
-`libtpu` (t5flan[tpu]) compiles for TPUs. For GPUs, JAX's CUDA plugin and `ptxas` do, beside the CPU's jax and without a
-GPU or driver: `pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`.
+`libtpu` (t5flan[tpu]) compiles for TPUs. For GPUs, JAX's CUDA plugin and `ptxas` do, without a GPU or driver:
+`pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""Attention behind one function."""
+"""Attention: `attend()` and its four implementations."""

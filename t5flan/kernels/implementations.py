@@ -70,7 +70,7 @@ def unsupported_reason(implementation: str, spec: AttentionSpec, operands: Opera
 
 
 def _xla(spec: AttentionSpec, operands: Operands) -> jax.Array:
-    """Whole arrays of logits; where the mesh splits the queries, each device has the logits of its own."""
+    """Whole arrays of logits; if the mesh splits the queries, each device has the logits of its queries."""
     queries, run = operands.q_BTNH.shape[1], functools.partial(reference_attention, spec)
     return run(operands) if local_length(queries) == queries else on_devices(run, operands)
 

@@ -131,20 +131,12 @@ def test_no_gradient_from_a_later_key_or_another_example(program):
     )
     for gradient_T1SNH in rows(k, v):
         touched = np.any(np.asarray(gradient_T1SNH)[:, 0] != 0, axis=(-1, -2))
-        expected = [
-            [
-                allowed_by_loop(
-                    0, t, s, dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS)
-                )
-                for s in range(S)
-            ]
-            for t in range(T)
-        ]
+        masks = dict(causal=True, prefix_BS=PREFIX, q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS)
+        expected = [[allowed_by_loop(0, t, s, masks) for s in range(S)] for t in range(T)]
         np.testing.assert_array_equal(touched, expected)
-    assert touched[4].tolist() == [True] * 5 + [False] * 15  # query 4, segment 1: itself and earlier keys
-    assert (
-        touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8
-    )  # query 9, segment 2: its whole prefix, no later key
+    # Query 4 (segment 1) sees itself and earlier keys; query 9 (segment 2) sees its whole prefix but no later key.
+    assert touched[4].tolist() == [True] * 5 + [False] * 15
+    assert touched[9].tolist() == [False] * 7 + [True] * 5 + [False] * 8
 
 
 @pytest.mark.parametrize('program', PROGRAMS)

@@ -4,7 +4,7 @@ Each recomputes the probabilities of a tile from the lse of its queries. See `gp
 tile is computed.
 
 **The gradient of the bias** is one sum for each distance. Tiles at the same distance from the diagonal hold the same
-distances, so a kernel of its own adds up all tiles of one such line, element by element, and the diagonals of the
+distances, so a separate kernel adds up all tiles of one such line, element by element, and the diagonals of the
 result are summed once, outside. That is 2 of the 7 products of the backward pass, for a strip of tiles as wide as the
 reach. All pairs with a key at least `reach` after the query share one number, which the kernel of the queries sums; the
 sum of those as far before is what remains, since the gradients of a query's logits sum to zero. There are no atomic

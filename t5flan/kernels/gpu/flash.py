@@ -146,7 +146,7 @@ def largest_tiling(device_kind: str, head_dim: int, dtype: Any) -> Tiling:
 
 
 def tiling(queries: int, keys: int, largest: Tiling) -> Tiling:
-    """Blocks of at most the largest sizes, smaller where the whole length is shorter."""
+    """Blocks of at most the largest sizes, smaller if there are fewer queries or keys."""
     most_q, most_k = (_power_of_two(max(length, LEAST_SIZE)) for length in (queries, keys))
     fit = lambda blocks, q, k: blocks._replace(queries=min(blocks.queries, q), keys=min(blocks.keys, k))
     *others, diagonals = largest

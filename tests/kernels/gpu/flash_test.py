@@ -168,7 +168,7 @@ def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16,
     """The text of output and gradients, lowered for CUDA."""
     q, k = (jax.ShapeDtypeStruct((2, length, n, head_dim), dtype) for n in (heads, kv_heads or heads))
     table, ids_BT = jax.ShapeDtypeStruct((heads, 32), jnp.float32), jax.ShapeDtypeStruct((2, length), jnp.int32)
-    # Some versions of JAX look up the device that they lower for, and here is none.
+    # Some versions of JAX look up the device that they lower for, and this machine has none.
     device = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', num_cores=None, platform='gpu')
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         step = jax.jit(attention_step(bias, **options))
