@@ -13,7 +13,7 @@ DENOISERS = ('R', 'S', 'X', 'C')
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """Files of inputs and targets that become a task by gin alone.
+    """Files of inputs and targets that become a task, without Python.
 
     In a .gin file:
         FileTask.name = 'my_task'
@@ -84,7 +84,7 @@ class Control:
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """Local text that becomes the tasks NAME_span_corruption, NAME_prefix_lm and NAME_causal_lm by gin alone.
+    """Local text that becomes the tasks NAME_span_corruption, NAME_prefix_lm and NAME_causal_lm, without Python.
 
     In a .gin file:
         TextFiles.name = 'books'

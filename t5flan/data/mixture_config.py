@@ -10,7 +10,7 @@ from t5flan.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture of tasks and other mixtures, made by gin alone.
+    """A mixture of tasks and other mixtures, defined in gin.
 
     With given rates (each part keeps its own rates inside), or by the number of examples, as in Flan 2022:
         tasks/Mixture.name = 'tasks'

@@ -78,8 +78,8 @@ def _tasks_and_rates(mixture: Mixture) -> list[tuple[Any, Any]]:
             tasks = [task for one in found for task in tasks_of(one) if task.name in kept]
             pairs += [(task, ByExamples(mixture.caps.get(task.name, cap), mixture.temperature)) for task in tasks]
     if not pairs:
-        excluded = ' that Mixture.exclude leaves' if mixture.exclude else ''
-        raise UserError(f'Mixture {mixture.name!r} contains no task{excluded}. Set {setting}.')
+        found_tasks = 'only tasks that Mixture.exclude names' if mixture.exclude else 'no task'
+        raise UserError(f'Mixture {mixture.name!r} contains {found_tasks}. Set {setting}.')
     if mixture.rates or mixture.keep_rates:
         return pairs
     return list({task.name: (task, rate) for task, rate in pairs}.values())  # several parts may share a task
@@ -118,7 +118,7 @@ def _unknown(name: str, mixture: Mixture, setting: str, known: Iterable[str]) ->
 
 
 def _not_excluded(mixture: Mixture, tasks: Sequence[Any]) -> set[str]:
-    """Names of the tasks that Mixture.exclude leaves.
+    """Names of the tasks that are not excluded.
 
     Raises:
         UserError: an excluded name matches no task: the run would train on what was to be held out.

@@ -105,7 +105,7 @@ def test_the_rate_of_an_excluded_task_goes_to_the_rest_of_its_part():
         ([Mixture('mix_x', by_examples=('mix_ab',), exclude=('mix_c',))], 'Set Mixture.exclude'),
         (
             [Mixture('mix_x', by_examples=('mix_ab',), exclude=('mix_*',))],
-            'contains no task that Mixture.exclude leaves',
+            'contains only tasks that Mixture.exclude names',
         ),
         (
             [Mixture('mix_x', {'mix_y': 1}), Mixture('mix_y', {'mix_a': 1, 'mix_x': 1})],
