@@ -188,4 +188,4 @@ def test_vocabulary_trains(cli, tmp_path, root):
         '--gin.ModelConfig.vocab_size=640 or more\n'
     )
     code, _, err = cli(*given, '--size=9000')
-    assert code == 1 and 'Set --size lower' in err and err.count('\n') == 1
+    assert code == 1 and 'Set a smaller --size' in err and err.count('\n') == 1

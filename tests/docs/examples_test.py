@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from t5flan.__main__ import main
+from t5flan.tasks import register_all
 from tests.docs.markdown import ROOT, blocks, commands
 
 EXTEND = ROOT / 'docs' / 'extend'
@@ -25,6 +26,7 @@ def folder(tmp_path, monkeypatch):
     """A folder of the reader's own, on the path; tasks that a page registers are forgotten afterwards."""
     import seqio
 
+    register_all()  # the package's own tasks stay
     before = set(seqio.TaskRegistry.names())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

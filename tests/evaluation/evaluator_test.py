@@ -44,7 +44,7 @@ def _with_scores(targets, predictions, aux_values):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def tasks():
+def registered_tasks():
     add = lambda name, count, splits=('train', 'validation'), **settings: seqio.TaskRegistry.add(
         name,
         source=IndexedSource({split: (lambda: _records(count)) for split in splits}),

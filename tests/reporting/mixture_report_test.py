@@ -59,7 +59,8 @@ def every_other(example, context):
     return {**example, 'variant': 'few-shot, options' if few else 'zero-shot, options', LOSS_WEIGHTS: weights}
 
 
-def test_caps_variants_and_loss_weights(capsys):
+@pytest.fixture(scope='module', autouse=True)
+def two_tasks():
     for name, size in (('describe_big', 300), ('describe_tiny', 2)):
         records = [{'inputs': f'question {i}', 'targets': 'ab'} for i in range(size)]
         seqio.TaskRegistry.add(
@@ -68,6 +69,9 @@ def test_caps_variants_and_loss_weights(capsys):
             preprocessors=[tokenize, every_other],
             output_features=text_features(),
         )
+
+
+def test_caps_variants_and_loss_weights(capsys):
     register([Mixture('describe_mixed', by_examples=('describe_big', 'describe_tiny'), cap=18)])
     settings = DataConfig('describe_mixed', 4, {'inputs': 32, 'targets': 8}, 'bytes')
     made = describe.main(settings)
