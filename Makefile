@@ -7,6 +7,7 @@
 #   make docs           the documentation site, in build/docs
 #   make install        only the environment
 #
+# SEED=7 (or SEED=last) runs the tests in random order.
 # PYTHON=python3.13 (or 3.12) selects another Python. Each version has its own environment, created once: on 3.11 with
 # the exact versions of requirements.lock, on 3.12 and 3.13 with the newest releases that setup.py allows.
 
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORKDIR := runs/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(SEED),--randomly-seed=$(SEED),-p no:randomly)
 
 # On a CPU, a step allocates and frees large buffers; huge pages take a sixth off the time of a T5 1.1 small step.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1

@@ -123,7 +123,7 @@ def test_make_uses_the_given_python():
     python = f'.venv-{THIS_PYTHON}/bin/python'
     for done in (make('test', f'PYTHON={sys.executable}'), make('test', PYTHON=sys.executable)):
         assert done.returncode == 0
-        assert f"{python} -m pytest -q -n 2 --dist loadfile -m 'not slow'" in done.stdout
+        assert f"{python} -m pytest -q -n 2 --dist loadfile -p no:randomly -m 'not slow'" in done.stdout
     assert f'.venv-{THIS_PYTHON}/bin/t5flan quickstart' in make('quickstart', f'PYTHON={sys.executable}').stdout
     lint = make('lint', f'PYTHON={sys.executable}').stdout
     assert all(f'{python} -m {tool}' in lint for tool in ('ruff format --check .', 'ruff check .', 'mypy'))
@@ -131,8 +131,8 @@ def test_make_uses_the_given_python():
 
 
 def test_make_runs_the_given_tests():
-    done = make('test', f'PYTHON={sys.executable}', 'TESTS=tests/errors_test.py -x')
-    assert "-m 'not slow' tests/errors_test.py -x\n" in done.stdout
+    done = make('test', f'PYTHON={sys.executable}', 'TESTS=tests/errors_test.py -x', 'SEED=7')
+    assert "--randomly-seed=7 -m 'not slow' tests/errors_test.py -x\n" in done.stdout
 
 
 def test_make_rejects_an_unsupported_python(tmp_path):
