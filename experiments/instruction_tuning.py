@@ -27,14 +27,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runs import is_trained, markdown, run
-
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import load
 from t5flan.scoring.metrics import exact_match, squad
 from t5flan.tasks import register_all
+
+from runs import is_trained, markdown, run
 
 HELD_OUT = (
     'ni_task363_sst2_polarity_classification', 'ni_task868_mawps_singleop_question_answering', 'cot_strategyqa',

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import is_trained, markdown, run
 
 from t5flan.configurables import parse
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
@@ -36,6 +35,8 @@ from t5flan.files import write_json
 from t5flan.language_model import LanguageModel, load
 from t5flan.tasks import register_all
 from t5flan.training.metric_writer import read_metrics
+
+from runs import is_trained, markdown, run
 
 ARCHITECTURES = ('encoder_decoder', 'decoder_only')
 OBJECTIVES = ('ul2', 'spans', 'causal')
