@@ -62,8 +62,9 @@ def write_whole(path: PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: PathLike, value: Any, indent: int = 1) -> None:
-    """Writes `value` as JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False) + '\n')
+    """Writes `value` as UTF-8 JSON, whole or not at all; half a character (a lone surrogate) is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + '\n'
+    write_whole(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def cache_folder() -> pathlib.Path:

@@ -1,6 +1,7 @@
 """t5flan/files.py: files appear whole or not at all, locally and in a bucket."""
 
 import io
+import json
 import os
 import pathlib
 
@@ -107,3 +108,11 @@ def test_the_cache_folder_follows_xdg(tmp_path, monkeypatch):
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert cache_folder() == tmp_path / '.cache' / 't5flan'
+
+
+def test_json_with_half_a_character_reads_back(tmp_path):
+    """A file name that is not UTF-8 and a row of JSON may hold a lone surrogate."""
+    value = {'path': 'a\udcff.txt', 'text': 'na\u00efve \u6f22'}
+    write_json(tmp_path / 'value.json', value)
+    assert json.loads((tmp_path / 'value.json').read_text('utf-8')) == value
+    assert 'na\u00efve \u6f22' in (tmp_path / 'value.json').read_text('utf-8')
