@@ -17,7 +17,8 @@ import numpy as np
 
 from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.examples import Example
-from t5flan.data.prompting.conversations import converse, parse_row
+from t5flan.data.prompting.conversation_formats import parse_row
+from t5flan.data.prompting.conversations import converse
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows
 from t5flan.data.records.json_files import json_rows, parse_json
