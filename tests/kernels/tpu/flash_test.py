@@ -87,7 +87,9 @@ def test_in_the_tpu_simulator(case, monkeypatch, capfd):
     """Its memory starts as NaN, its copies between memories are asynchronous as on a TPU, and it detects races."""
     simulated = pltpu.InterpretParams(uninitialized_memory='nan', detect_races=True)
     monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', simulated)
-    check(*CASES[case])
+    options, *shape = CASES[case]
+    # Dropout happens outside the kernels, in a jax.checkpoint, which cannot hold the simulator's effects.
+    check({name: x for name, x in options.items() if not name.startswith('dropout')}, *shape)
     assert 'RACE' not in ''.join(capfd.readouterr())
 
 
