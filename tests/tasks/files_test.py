@@ -129,7 +129,7 @@ def test_double_braces_are_text(tmp_path):
         ('a.csv', 'inputs,targets\n"a,b\n', {}, r'a\.csv after line \d: not CSV'),
         ('a.tsv', b'inputs\ttargets\n\xff\tb\n', {}, r'a\.tsv after line \d: not UTF-8'),
         ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
-        ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
+        ('a.txt', 'x', {}, r'a\.txt: no rows are recognized in it. Set a file of \.jsonl'),
         ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
         ('*.jsonl', None, {}, 'matches no file. Fix the glob in FileTask.train'),
         ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
