@@ -58,7 +58,8 @@ def infer(
         checkpoint: the workdir of a run, or one of its steps.
         input: a file or glob of rows in any format (the text in `field`), or of plain text (one text per line).
         output: a .jsonl file: the rows of the input with 'index' (the line number, from 0) and 'prediction' added, as
-            't5flan_index' and 't5flan_prediction' if the rows have fields of these names.
+            't5flan_index' and 't5flan_prediction' if the rows have fields of these names. The column 'targets' of a
+            table is written as 'target', as in the predictions of `evaluate`.
         field: the field of the rows that holds the text; the model sees nothing else of a row.
         control: control or mode tokens of the vocabulary, put before every text in this order.
         json_file: write prompts and continuations to this file as JSON.
@@ -150,7 +151,7 @@ def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
     """(number from 1, place, row) of every row of a file, or of every line that is not blank."""
     if is_rows(path):
         for row in rows_lib.read_rows(path):
-            yield row.number, row.where, row.value
+            yield row.number, row.where, _with_target(row.value, field) if row.is_cells else row.value
         return
     with open(plain_text(path), 'rb') as file:  # only '\n' ends a line, not U+2028
         for number, line in enumerate(file, 1):
@@ -160,6 +161,13 @@ def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
                 raise UserError(f'{path} line {number}: not UTF-8 text. Save the file as UTF-8.') from None
             if text.strip():
                 yield number, f'{path} line {number}', {field: text}
+
+
+def _with_target(cells: Row, field: str) -> Row:
+    """A line of a table with its column 'targets' as 'target', the name in files of predictions."""
+    if field == 'targets' or 'targets' not in cells or 'target' in cells:
+        return cells
+    return {'target' if name == 'targets' else name: value for name, value in cells.items()}
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

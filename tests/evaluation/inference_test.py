@@ -85,7 +85,7 @@ def test_the_columns_of_the_user_stay_and_no_target_is_a_prompt(folder, tmp_path
         infer(folder, input=str(path), output=str(output), decoding=Decoding(max_new_tokens=3))
     rows = rows_of(output)
     assert [row['t5flan_index'] for row in rows] == [1, 3]
-    assert [(row['index'], row['prediction'], row['targets']) for row in rows] == [
+    assert [(row['index'], row['prediction'], row['target']) for row in rows] == [
         ('7', 'old', 'answer'),
         ('9', 'old', 'answer'),
     ]
