@@ -36,7 +36,7 @@ def register_all(data: DataConfig | None = None) -> None:
     for text_files in data.text_files:
         text.register_files(text_files)
     ul2.register(data.denoisers)
-    files.register(data.file_tasks)
+    files.register(data.file_tasks, data.skip_broken)
     natural_instructions.register(data.natural_instructions, data.natural, data.skip_broken)
     cot.register(data.cot or (), data.skip_broken)
     chat.register(data.chat or (), data.skip_broken)

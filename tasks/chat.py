@@ -21,14 +21,14 @@ from t5flan.data.prompting.conversation_formats import parse_row
 from t5flan.data.prompting.conversations import converse
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows
-from t5flan.data.records.json_files import json_rows, parse_json
-from t5flan.data.records.text_files import hold_out, is_held_out, match_files
+from t5flan.data.records.json_files import parse_json
+from t5flan.data.records.rows import json_source, match_rows, read_rows
+from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import skip, skip_on_error
 from t5flan.errors import UserError
 from t5flan.tasks.registry import add_task, is_registered, replace_mixture, safe_name
 
 MIXTURE, PREFIX = 'chat', 'chat_'
-SUFFIXES = ('.json', '.jsonl')
 HELD_OUT = 0.02
 """Share of the rows held out for validation (at least one), by a hash of the row."""
 
@@ -50,7 +50,7 @@ def register(files: Sequence[str], skip_broken: bool = False) -> None:
     paths: list[str] = []
     for pattern in files:
         with skip_on_error(pattern, skip_broken):
-            paths += match_files(pattern, SUFFIXES, 'DataConfig.chat')
+            paths += match_rows(pattern, 'DataConfig.chat')
     names: list[str] = []
     for path in paths:
         with skip_on_error(path, skip_broken):
@@ -89,7 +89,7 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
     rows = index.rows[hold_out(index.rows[:, 5].astype(bool), split)]
     if not len(rows):
         raise UserError(f"{path}: one conversation, none is left for split '{split}'. Add rows.")
-    return FileRows([path], rows, _conversation)
+    return FileRows([json_source(path)[0]], rows, _conversation, [path])
 
 
 def _conversation(data: bytes, path: str, number: int, row: int, held_out: int) -> Example:
@@ -101,7 +101,7 @@ def _scan(path: str, skip_broken: bool) -> FileIndex:
     """Rows [R, 6]: file 0, first byte, length, number of the conversation in its row, row number, whether held out."""
     rows: list[tuple[int, int, int, int, int, bool]] = []
     broken: dict[str, str] = {}
-    for number, row in enumerate(json_rows(path), 1):
+    for number, row in enumerate(read_rows(path), 1):
         try:
             found = len(parse_row(row.value, row.where))
         except UserError as error:
@@ -110,5 +110,5 @@ def _scan(path: str, skip_broken: bool) -> FileIndex:
             broken[row.where] = str(error)
             continue
         held_out = is_held_out(repr(row.value), HELD_OUT)  # a tree's paths together: they share turns
-        rows += [(0, row.offset, row.size, i, number, held_out) for i in range(found)]
+        rows += [(0, row.offset, len(row.data), i, number, held_out) for i in range(found)]
     return FileIndex(np.array(rows, np.int64).reshape(-1, 6), broken)

@@ -32,8 +32,10 @@ from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_o
 from t5flan.data.prompting.templates import Family, make_template
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows, Records
-from t5flan.data.records.json_files import json_rows, parse_json
-from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, match_files
+from t5flan.data.records.json_files import parse_json
+from t5flan.data.records.paths import match_files
+from t5flan.data.records.rows import json_source, plain_text, read_rows
+from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import skip_on_error
 from t5flan.errors import UserError
 from t5flan.scoring.answers import TRIGGER, extract_answer
@@ -122,12 +124,12 @@ def split_options(item: Item) -> Item:
 
 def _item(data: bytes, path: str, number: int, held_out: int) -> Item:
     where = f'{path} row {number}'
-    return parse_row(_line(data, where) if path.endswith('.tsv') else parse_json(data, where), where)
+    return parse_row(_line(data, where) if _is_flan(path) else parse_json(data, where), where)
 
 
 def _line(data: bytes, where: str) -> str:
     try:
-        return data.decode('utf-8').rstrip('\r\n')
+        return data.decode('utf-8-sig').rstrip('\r\n')
     except UnicodeDecodeError:
         raise UserError(f'{where}: not UTF-8. Save the file as UTF-8.') from None
 
@@ -164,12 +166,21 @@ def _scan(path: str) -> FileIndex:
 
 
 def _rows(path: str) -> Iterator[tuple[str, int, int, Any]]:
-    if not path.endswith('.tsv'):
-        yield from json_rows(path)
+    if not _is_flan(path):
+        yield from ((row.where, row.offset, len(row.data), row.value) for row in read_rows(path))
         return
-    for number, offset, line in json_lines(path):
-        where = f'{path} line {number}'
-        yield where, offset, len(line), _line(line, where)
+    offset = 0
+    with open(plain_text(path), 'rb') as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f'{path} line {number}'
+                yield where, offset, len(line), _line(line, where)
+            offset += len(line)
+
+
+def _is_flan(path: str) -> bool:
+    """Whether a file has FLAN's format: .tsv, also compressed, without a header."""
+    return path.removesuffix('.gz').removesuffix('.zst').endswith('.tsv')
 
 
 def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> FileRows:
@@ -192,7 +203,8 @@ def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> FileRow
         rows = rows[hold_out(rows[:, 4].astype(bool), split)]
     if not len(rows):
         raise UserError(f'{path}: no rows for split {split!r}. Add rows.')
-    return FileRows([path], rows, _item)
+    source = plain_text(path) if _is_flan(path) else json_source(path)[0]
+    return FileRows([source], rows, _item, [path])
 
 
 # -- Tasks -------------------------------------------------------------------------------------------------------------
@@ -239,7 +251,7 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
 
 def _files(path: str) -> list[str]:
     if not Path(path).is_dir():
-        return match_files(path, SUFFIXES, SETTING)
+        return match_files(path, SETTING, SUFFIXES)
     files = (file for file in Path(path).iterdir() if file.suffix in SUFFIXES and not file.name.startswith('.'))
     found = sorted(str(file) for file in files if not file.name.endswith(PROVENANCE))
     if not found:
@@ -267,8 +279,8 @@ def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
         path = next(iter(files.values()))
         raise UserError(f'{path}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.')
     for path in files.values():
-        match_files(path, SUFFIXES, SETTING)
-    inner = [''] if files['train'].endswith('.tsv') else list(index_of(files['train']).info)
+        match_files(path, SETTING, SUFFIXES)
+    inner = [''] if _is_flan(files['train']) else list(index_of(files['train']).info)
     names = []
     for task in inner:
         name = safe_name(f'{PREFIX}{stem}{"_" * bool(task)}{task}')

@@ -1,27 +1,29 @@
-"""Tasks from files of inputs and targets (.jsonl, .tsv, .csv), set in gin: FileTask in t5flan/data/config.py."""
+"""Tasks from files of inputs and targets in any format of records/rows.py, set in gin: FileTask in data/config.py."""
 
-import csv
+import array
 import functools
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from t5flan.data.corpus_config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.records.fields import find_field, list_options, require_text, require_texts
 from t5flan.data.records.file_rows import FileRows, Records
-from t5flan.data.records.text_files import hold_out, is_held_out, json_lines, json_object, match_files, require_field
+from t5flan.data.records.rows import json_source, match_rows, parse_row, read_rows
+from t5flan.data.records.text_files import hold_out, is_held_out
+from t5flan.data.skipped import skip
 from t5flan.errors import UserError
 from t5flan.scoring.metrics import exact_match
 from t5flan.tasks.registry import replace_mixture
 
 MIXTURE = 'file_tasks'
-SUFFIXES = ('.jsonl', '.tsv', '.csv')
 _registered: dict[str, FileTask] = {}
 
 
-def register(tasks: Sequence[FileTask]) -> None:
+def register(tasks: Sequence[FileTask], skip_broken: bool = False) -> None:
     """Registers file tasks, and the mixture 'file_tasks' of all of them; tasks with unchanged settings are kept.
 
     Raises:
@@ -35,11 +37,11 @@ def register(tasks: Sequence[FileTask]) -> None:
             count = names.count(name)
             raise UserError(f'FileTask.name={name!r} is set for {count} file tasks. Set a different name for each.')
     for task in tasks:
-        register_task(task)
+        register_task(task, skip_broken)
     replace_mixture(MIXTURE, [(task.name, task.rate) for task in tasks])
 
 
-def register_task(task: FileTask) -> None:
+def register_task(task: FileTask, skip_broken: bool = False) -> None:
     """Registers one file task; its files are found now, and read when the task is used."""
     import seqio
 
@@ -52,13 +54,14 @@ def register_task(task: FileTask) -> None:
         raise UserError(f'FileTask.name={task.name!r} is the name of another task or mixture. Set another one.')
     needed_fields(task)
     for split, pattern in splits(task).items():
-        match_files(pattern, SUFFIXES, f'FileTask.{split if getattr(task, split) else "train"}')
-    source = IndexedSource({split: functools.partial(open_rows, task, split) for split in splits(task)})
+        match_rows(pattern, f'FileTask.{split if getattr(task, split) else "train"}')
+    source = IndexedSource({split: functools.partial(open_rows, task, split, skip_broken) for split in splits(task)})
     try:
         seqio.TaskRegistry.add(
             task.name,
             source=source,
             preprocessors=[tokenize, append_eos],
+            postprocess_fn=postprocess,
             output_features=text_features(),
             metric_fns=[exact_match],
         )
@@ -74,108 +77,115 @@ def splits(task: FileTask) -> dict[str, str]:
 
 
 def needed_fields(task: FileTask) -> list[str]:
-    """The fields that a row must have: those of the template, and the target.
+    """The fields that a row must have: those of the template, the options and the target.
 
     Raises:
         UserError: the braces of the template do not match.
     """
     given = f'FileTask.template={task.template!r}'
     try:
-        parts = [name for _, name, _, _ in string.Formatter().parse(task.template) if name is not None]
+        parts = [name for name, _ in _template_parts(task) if name is not None]
     except ValueError as error:
         raise UserError(f'{given}: {error}. Write {{{{ and }}}} for braces that are not fields.') from None
     if '' in parts:
         raise UserError(f'{given} has a brace without a field name. Write {{input}}, {{FIELD}} or {{{{ }}}}.')
-    return [task.input_field if name == 'input' else name for name in parts] + [task.target_field]
+    return [*parts, *([task.options_field] if task.options_field else []), task.target_field]
 
 
-def make_example(task: FileTask, row: Mapping[str, object], where: str) -> dict[str, str]:
-    """Inputs and targets of a row.
+def _template_parts(task: FileTask) -> list[tuple[str | None, str]]:
+    """(field or None, the literal text before it) of every part of the template."""
+    parsed = string.Formatter().parse(task.template)
+    return [(task.input_field if name == 'input' else name, literal) for literal, name, _, _ in parsed]
+
+
+def make_example(task: FileTask, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Inputs and targets of a row, and 'answers' if its target is a list of right answers.
 
     Raises:
         UserError: a field is missing or not text.
     """
-    fields = {name: require_field(row, name, where, _setting(task, name)) for name in needed_fields(task)}
     pieces = []
-    for literal, name, _, _ in string.Formatter().parse(task.template):
-        pieces.append(literal + ('' if name is None else fields[task.input_field if name == 'input' else name]))
-    return {'inputs': ''.join(pieces), 'targets': fields[task.target_field]}
+    for name, literal in _template_parts(task):
+        pieces.append(literal)
+        if name is not None:
+            setting = 'FileTask.input_field' if name == task.input_field else 'FileTask.template'
+            value = find_field(row, name, where, setting)
+            is_list = isinstance(value, (list, tuple))
+            texts = require_texts(value, name, where, setting) if is_list else []
+            pieces.append(list_options(texts) if is_list else require_text(value, name, where, setting))
+    options: list[str] = []
+    if task.options_field:
+        listed = find_field(row, task.options_field, where, 'FileTask.options_field')
+        options = require_texts(listed, task.options_field, where, 'FileTask.options_field')
+        pieces.append(f'\n\n{list_options(options)}')
+    answers = _answers(task, row, options, where)
+    example: dict[str, Any] = {'inputs': ''.join(pieces), 'targets': answers[0]}
+    return example if len(answers) == 1 else {**example, 'answers': answers}
 
 
-def _setting(task: FileTask, field: str) -> str:
-    settings = {task.input_field: 'FileTask.input_field', task.target_field: 'FileTask.target_field'}
-    return settings.get(field, 'FileTask.template')
+def _answers(task: FileTask, row: Mapping[str, Any], options: Sequence[str], where: str) -> list[str]:
+    """The right answers of a row; with options, a number (from 0) or a letter stands for one of them."""
+    setting = 'FileTask.target_field'
+    value = find_field(row, task.target_field, where, setting)
+    if options and not isinstance(value, bool):
+        number = value if isinstance(value, int) else -1
+        if isinstance(value, str) and value not in options and len(letter := value.strip(' ().').upper()) == 1:
+            number = ord(letter) - ord('1' if letter.isdecimal() else 'A')
+        if 0 <= number < len(options):
+            return [options[number]]
+        if isinstance(value, int):
+            raise UserError(
+                f"{where}: field '{task.target_field}' is {value}, but there are {len(options)} options, counted from "
+                f'0. Fix the file or set {setting}.'
+            )
+    if isinstance(value, (list, tuple)):
+        return require_texts(value, task.target_field, where, setting)
+    return [require_text(value, task.target_field, where, setting)]
 
 
-def _json_example(task: FileTask, data: bytes, path: str, line: int) -> dict[str, str]:
-    where = f'{path} line {line}'
-    return make_example(task, json_object(data, where), where)
+def postprocess(text: str, is_target: bool = False, example: Mapping[str, Any] | None = None, **_: object) -> Any:
+    """The right answers, or a model's output."""
+    return list(example['answers']) if is_target and example is not None and 'answers' in example else text
 
 
-def open_rows(task: FileTask, split: str) -> Records:
-    """The examples of a split; every line is checked now, so that a bad one is reported before the first step.
+def _example(task: FileTask, data: bytes, path: str, number: int) -> dict[str, Any]:
+    where = f'{path} row {number}'
+    return make_example(task, parse_row(data, where), where)
+
+
+def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
+    """The examples of a split; every row is checked now, so that a bad one is reported before the first step.
+
+    Args:
+        skip_broken: skips rows that are faulty and records them in `skipped_tasks()`.
 
     Raises:
-        UserError: a line is faulty; names file and line.
+        UserError: a row is faulty; names file and row.
     """
     given = getattr(task, split)
     setting = f'FileTask.{split if given else "train"}'
-    paths = match_files(given or task.train, SUFFIXES, setting)
-    json_rows = all(path.endswith('.jsonl') for path in paths)
+    named = match_rows(given or task.train, setting)
     by_hash = task.validation is None and split != 'test'
-    rows: list[Any] = []
-    held_out: list[bool] = []
-    for number, path in enumerate(paths):
-        for row, data, line, offset in _lines(path):
-            example = make_example(task, row, f'{path} line {line}')
-            rows.append((number, offset, len(data), line) if json_rows else example)
-            held_out.append(by_hash and is_held_out(data, task.held_out))
-    kept = hold_out(np.array(held_out, bool), split).tolist() if by_hash else range(len(rows))
-    if not len(kept):
-        raise UserError(f'{paths[0]}: no rows for {split!r} of {task.name!r}. Add rows, or set FileTask.validation.')
-    kept_rows = [rows[i] for i in kept]
-    if json_rows:
-        return FileRows(paths, np.array(kept_rows, np.int64), functools.partial(_json_example, task))
-    return kept_rows
+    rows, held_out = array.array('q'), array.array('b')
 
+    def report(where: str, error: UserError) -> None:
+        if not skip_broken:
+            raise error
+        skip(where, str(error))
 
-def _lines(path: str) -> Iterator[tuple[dict[str, Any], bytes | str, int, int]]:
-    """(row, the data that decides whether it is held out, line number, first byte) of every line."""
-    if path.endswith('.jsonl'):
-        for line, offset, data in json_lines(path):
-            yield json_object(data, f'{path} line {line}'), data, line, offset
-    else:
-        for row, line in table_rows(path):
-            yield row, repr(sorted(row.items())), line, 0
-
-
-def table_rows(path: str) -> Iterator[tuple[dict[str, str], int]]:
-    r"""(row, line number) of a .tsv or .csv file whose first line names the columns.
-
-    In a .tsv file only '\n' ends a line, and quotes are ordinary characters; a .csv file is read as spreadsheets write
-    it.
-    """
-    with open(path, encoding='utf-8-sig', newline='' if path.endswith('.csv') else '\n') as file:
-        if path.endswith('.csv'):
-            csv.field_size_limit(2**31 - 1)
-            reader = csv.reader(file, strict=True)
-            lines = ((cells, reader.line_num) for cells in reader)
-        else:
-            cells_of = lambda line: line.rstrip('\r\n').split('\t') if line.strip('\r\n') else []
-            lines = ((cells_of(line), number) for number, line in enumerate(file, 1))
-        number, header = 0, None
-        try:
-            for cells, number in lines:
-                if not cells:
-                    continue
-                if header is None:
-                    header = cells
-                elif len(cells) != len(header):
-                    counts = f'{len(cells)} columns, the first line has {len(header)}'
-                    raise UserError(f'{path} line {number}: {counts}. Fix the line (quotes, tabs or commas in a cell).')
-                else:
-                    yield dict(zip(header, cells, strict=True)), number
-        except UnicodeDecodeError:
-            raise UserError(f'{path} after line {number}: not UTF-8. Save the file as UTF-8.') from None
-        except csv.Error as error:
-            raise UserError(f'{path} after line {number}: not CSV ({error}). Fix the quotes in that line.') from None
+    for number, path in enumerate(named):
+        for row in read_rows(path, report):
+            try:
+                make_example(task, row.value, row.where)
+            except UserError as error:
+                report(row.where, error)
+                continue
+            rows.extend((number, row.offset, len(row.data), row.number))
+            held_out.append(by_hash and is_held_out(row.identity, task.held_out))
+    rows_R4 = np.frombuffer(rows, np.int64).reshape(-1, 4)
+    if by_hash:
+        rows_R4 = rows_R4[hold_out(np.array(held_out, bool), split)]
+    if not len(rows_R4):
+        raise UserError(f'{named[0]}: no rows for {split!r} of {task.name!r}. Add rows, or set FileTask.validation.')
+    paths = [json_source(path)[0] for path in named]
+    return FileRows(paths, rows_R4, functools.partial(_example, task), named)

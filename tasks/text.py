@@ -22,7 +22,7 @@ from t5flan.data.preprocessing.joining import join_documents
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.randomness import stable_hash
 from t5flan.data.records.file_index import store
-from t5flan.data.records.text_files import SUFFIXES, chunk_text, is_held_out, match_files, open_text
+from t5flan.data.records.text_files import chunk_text, is_held_out, match_texts, open_text
 from t5flan.errors import UserError
 from t5flan.files import cache_folder
 
@@ -131,7 +131,7 @@ def register_files(files: TextFiles) -> None:
     splits = ('train', 'validation')
     for split in splits:
         if pattern := getattr(files, split):
-            match_files(pattern, SUFFIXES, f'TextFiles.{split}')
+            match_texts(pattern, f'TextFiles.{split}')
     source = IndexedSource({split: functools.partial(open_text, files, split) for split in splits})
     register_corpus(files.name, source, files.controls)
     _registered[files.name] = files

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ class Command:
 def words(text: str) -> tuple[str, ...]:
     """Splits at commas: 'a, b' -> ('a', 'b'); '' -> ()."""
     return tuple(word.strip() for word in text.split(',') if word.strip())
+
+
+PATHS = ('DIR', 'FILE', 'WORKDIR', 'SRC', 'DST')
+"""The metavars of flags whose value is a path: `~` is the home folder, which no shell expands after '='."""
 
 
 class Exit(Exception):
@@ -129,7 +134,8 @@ def _parser(command: Command) -> _Parser:
     )
     for flag in command.flags:
         options: dict[str, Any]
-        options = {'help': flag.help, 'type': flag.type, 'default': flag.default, 'metavar': flag.metavar or None}
+        convert = os.path.expanduser if flag.metavar in PATHS and flag.type is str else flag.type
+        options = {'help': flag.help, 'type': convert, 'default': flag.default, 'metavar': flag.metavar or None}
         if flag.type is bool:
             options = {'help': flag.help, 'action': 'store_true'}
         elif flag.many:
@@ -141,7 +147,8 @@ def _parser(command: Command) -> _Parser:
         parser.add_argument(flag.name, **options)
     if command.gin:
         help_text = 'a gin file, in the current folder or packaged; may be given several times, later files win'
-        parser.add_argument('--gin_file', action='append', default=[], metavar='FILE', help=help_text)
+        options = {'action': 'append', 'default': [], 'type': os.path.expanduser, 'metavar': 'FILE'}
+        parser.add_argument('--gin_file', help=help_text, **options)
     return parser
 
 

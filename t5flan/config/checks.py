@@ -1,6 +1,7 @@
 """Checks of settings: each raises a one-line `UserError` that names the setting. Standard library only."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 
@@ -62,8 +63,8 @@ def require_patterns(setting: str, patterns: object) -> None:
 
 
 def as_paths(setting: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Returns one path, several or None as a tuple of paths."""
+    """Returns one path, several or None as a tuple of paths; `~` is the home folder."""
     paths = (value,) if isinstance(value, str) else tuple(value or ())
     for path in paths:
         require_text(setting, path)
-    return paths
+    return tuple(os.path.expanduser(path) for path in paths)

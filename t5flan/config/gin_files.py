@@ -40,7 +40,7 @@ def exists(path: str) -> bool:
 def read_text(path: str) -> str:
     """Reads a UTF-8 text file, local or in a bucket; raises a `UsageError` if it cannot be read."""
     try:
-        return to_path(path).read_bytes().decode('utf-8')
+        return to_path(path).read_bytes().decode('utf-8-sig')
     except Exception as error:
         if '://' not in path and not isinstance(error, (OSError, UnicodeDecodeError)):
             raise

@@ -17,7 +17,9 @@ from typing import Any
 
 from t5flan.data.corpus_config import TEXT_UNITS
 from t5flan.data.randomness import stable_hash
-from t5flan.data.records.text_files import SUFFIXES, json_lines, json_object, match_files, plain_texts, require_field
+from t5flan.data.records.fields import require_field
+from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
+from t5flan.data.records.text_files import match_texts, plain_texts
 from t5flan.errors import UserError
 from t5flan.files import open_whole
 
@@ -70,7 +72,7 @@ def deduplicate(
     """
     if unit not in TEXT_UNITS:
         raise UserError(f'--unit={unit} is not one of {", ".join(TEXT_UNITS)}. Set --unit.')
-    paths = [path for pattern in patterns for path in match_files(pattern, SUFFIXES, '--input')]
+    paths = [path for pattern in patterns for path in match_texts(pattern, '--input')]
     is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in paths)
     if is_input or not output.endswith('.jsonl'):
         raise UserError(f'--output={output} must be a .jsonl file and not one of the inputs. Set --output.')
@@ -146,15 +148,13 @@ def ngrams(text: str, size: int) -> list[bytes]:
 def _texts(paths: Sequence[str], field: str, unit: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) of every text."""
     for path in paths:
-        if path.endswith('.jsonl'):
-            for number, _, line in json_lines(path):
-                where = f'{path} line {number}'
-                row = json_object(line, where)
-                require_field(row, field, where, '--field')
-                yield where, row
-        else:
-            for number, (_, _, text) in enumerate(plain_texts(path, unit, _WHOLE), 1):
+        if is_plain_text(path):
+            for number, (_, _, text) in enumerate(plain_texts(plain_text(path), unit, _WHOLE, named=path), 1):
                 yield f'{path} {unit} {number}', {field: text}
+            continue
+        for row in read_rows(path):
+            require_field(row.value, field, row.where, '--field')
+            yield row.where, row.value
 
 
 def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:

@@ -1,6 +1,7 @@
 """Settings of a run's data: tasks, mixtures, vocabulary and batches. Standard library only, so that gin loads fast."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -94,6 +95,9 @@ class DataConfig:
         for field in ('mixture', 'vocabulary', 'split', 'natural_instructions', 'cache'):
             if getattr(self, field) is not None or field in ('mixture', 'vocabulary', 'split'):
                 require_text(f'DataConfig.{field}', getattr(self, field))
+        for field in ('vocabulary', 'natural_instructions', 'cache'):
+            if (path := getattr(self, field)) is not None:
+                object.__setattr__(self, field, os.path.expanduser(path))
         for field, least in (('batch_size', 1), ('concatenate', 1), ('extra_ids', 0), ('prefetch', 0)):
             require_count(f'DataConfig.{field}', getattr(self, field), least)
         require_one_of('DataConfig.format', self.format, FORMATS)

@@ -27,17 +27,22 @@ class FileTask:
     name: str
     """The task's name, for DataConfig.mixture."""
     train: str
-    """Path or glob of .jsonl, .tsv or .csv files; TSV and CSV files start with a header line."""
+    """Path or glob of .jsonl, .json, .csv, .tsv or .parquet files, also compressed (.gz, .zst), or 'hf:NAME' for a data
+    set of the Hugging Face hub. The first line of a table names its columns."""
     validation: str | None = None
     """Path or glob of validation files; None holds out `held_out` of train, chosen by a hash of the example."""
     test: str | None = None
     """Path or glob of test files; None makes no 'test' split."""
     input_field: str = 'inputs'
-    """The JSON key or column that holds the input text."""
+    """The JSON key or column that holds the input text; 'question.text' is the key 'text' of the object 'question'."""
     target_field: str = 'targets'
-    """The JSON key or column that holds the target text."""
+    """The JSON key or column that holds the target text, or a list of right answers: the first is trained on."""
+    options_field: str | None = None
+    """The key of a list of options, which is appended to the input in FLAN's style ('OPTIONS:' and '- ' lines). The
+    target may then be the number of an option, from 0, or its letter."""
     template: str = '{input}'
-    """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row."""
+    """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row; a list is
+    written as options."""
     held_out: float = 0.02
     """Share of train held out for validation if there is no validation file; at least one example."""
     rate: float = 1.0
@@ -46,6 +51,8 @@ class FileTask:
     def __post_init__(self) -> None:
         for field in ('name', 'train', 'input_field', 'target_field', 'template'):
             require_text(f'FileTask.{field}', getattr(self, field))
+        if self.options_field is not None:
+            require_text('FileTask.options_field', self.options_field)
         require_positive('FileTask.held_out', self.held_out, below=1)
         require_positive('FileTask.rate', self.rate)
 
@@ -96,11 +103,11 @@ class TextFiles:
     name: str
     """The corpus' name, with which the names of its tasks start."""
     train: str
-    """Path or glob of .txt or .jsonl files."""
+    """Path or glob of .txt files, or of rows as in FileTask.train, also compressed."""
     validation: str | None = None
     """Path or glob of validation files; None holds out `held_out` of the chunks."""
     field: str = 'text'
-    """The key of the text in .jsonl files."""
+    """The key of the text in rows."""
     unit: str = 'document'
     """One text in a .txt file: 'document' (the whole file), 'paragraph' (between blank lines) or 'line'."""
     max_chars: int = 2000

@@ -4,22 +4,40 @@ Needs only the checkpoint folder. With a file, the output grows by whole lines i
 the same command again resumes where it was stopped. With several hosts, each writes its share to its own file.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from t5flan.data.records import rows as rows_lib
+from t5flan.data.records.fields import require_field
+from t5flan.data.records.hub import is_dataset
+from t5flan.data.records.paths import match_files
+from t5flan.data.records.rows import is_rows, plain_text
 from t5flan.decoding.config import GREEDY, Decoding
-from t5flan.errors import UsageError, UserError, nearest
+from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json
 
 WINDOW = 4
 """Number of batches that are decoded together, sorted by length, before their rows are written."""
 
+INDEX, PREDICTION = 'index', 'prediction'
+"""The fields that are added to a row, unless the row has fields of that name."""
+
 Row = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """A text to continue and the row it comes from."""
+
+    index: int
+    """Number of the row, from 0, which with the seed determines its samples."""
+    text: str
+    row: Row
 
 
 def infer(
@@ -38,8 +56,11 @@ def infer(
 
     Args:
         checkpoint: the workdir of a run, or one of its steps.
-        input: a .jsonl file (one object per line, the text in `field`) or another text file (one text per line).
-        output: a .jsonl file: the rows of the input with 'index' (the line number, from 0) and 'prediction' added.
+        input: a file or glob of rows in any format (the text in `field`), or of plain text (one text per line).
+        output: a .jsonl file: the rows of the input with 'index' (the line number, from 0) and 'prediction' added, as
+            't5flan_index' and 't5flan_prediction' if the rows have fields of these names. The column 'targets' of a
+            table is written as 'target', as in the predictions of `evaluate`.
+        field: the field of the rows that holds the text; the model sees nothing else of a row.
         control: control or mode tokens of the vocabulary, put before every text in this order.
         json_file: write prompts and continuations to this file as JSON.
 
@@ -53,29 +74,30 @@ def infer(
         raise UsageError('--input=FILE and --output=FILE go together')
     decoding.require_one_sample('infer')
 
-    def continued(model: Any, rows: Sequence[Row]) -> list[Row]:
-        texts, numbers = [''.join((*control, row[field])) for row in rows], [row['index'] for row in rows]
-        written = model.generate(texts, decoding=decoding, rows=numbers)
-        return [row | {'prediction': text} for row, text in zip(rows, written, strict=True)]
+    def continued(model: Any, prompts: Sequence[Prompt]) -> list[str]:
+        texts = [''.join((*control, prompt.text)) for prompt in prompts]
+        return model.generate(texts, decoding=decoding, rows=[prompt.index for prompt in prompts])
 
     if input is None or output is None:
         model = load_with_control(checkpoint, step, control)
-        rows = continued(model, [{field: prompt, 'index': i} for i, prompt in enumerate(prompts)])
-        for row in rows:
-            print(row['prediction'] if len(rows) == 1 else f'{row[field]}\n  -> {row["prediction"]}')
+        written = continued(model, [Prompt(i, text, {}) for i, text in enumerate(prompts)])
+        for text, prediction in zip(prompts, written, strict=True):
+            print(prediction if len(prompts) == 1 else f'{text}\n  -> {prediction}')
         if json_file is not None:
-            answers = [{'inputs': row[field], 'prediction': row['prediction']} for row in rows]
+            answers = [{'inputs': text, 'prediction': one} for text, one in zip(prompts, written, strict=True)]
             write_json(json_file, {'checkpoint': model.folder, 'step': model.step, 'rows': answers}, indent=2)
         return
-    rows = read_rows(input, field)
+    found = read_prompts(input, field)
     import jax
 
     host, hosts = jax.process_index(), jax.process_count()
     path = shard_path(Path(output), host, hosts)
-    with RowWriter(path, rows[host::hosts], field) as writer:
+    with RowWriter(path, found[host::hosts]) as writer:
         if not writer.remaining:
             print(f'{path} is complete: {len(writer.done)} rows')
             return
+        if writer.prediction != PREDICTION:
+            print(f'the rows have a field {PREDICTION!r}: the answers go to {writer.prediction!r}', file=sys.stderr)
         model = load_with_control(checkpoint, step, control)
         started, before, total = time.monotonic(), len(writer.done), len(writer.done) + len(writer.remaining)
         while writer.remaining:
@@ -101,45 +123,61 @@ def load_with_control(checkpoint: str, step: int | None, control: Sequence[str])
     return model
 
 
-def read_rows(path: str, field: str) -> list[Row]:
-    """The rows of a .jsonl file, or of a text file as {field: line}, with the line number as 'index'; no blank lines.
+def read_prompts(pattern: str, field: str) -> list[Prompt]:
+    """The prompts of a file or glob: `field` of every row of any format, or the lines of plain text.
+
+    A prompt's row gets 'index', the number of its line or row, from 0; blank lines are counted but are no prompts.
 
     Raises:
-        UserError: the file is missing or empty, a line is not a JSON object, or its `field` is missing or not text.
+        UserError: a file is missing, empty or damaged, or `field` is missing or not text; names file and row.
     """
-    try:
-        lines = Path(path).read_text(encoding='utf-8').split('\n')  # splitlines() would also split at U+2028
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 text ({error.reason} at byte {error.start}).') from None
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}. Set --input.') from None
-    is_json = path.endswith(('.jsonl', '.json'))
-    rows = [
-        (_json_row(f'{path}:{index + 1}', line, field) if is_json else {field: line.removesuffix('\r')})
-        | {'index': index}
-        for index, line in enumerate(lines)
-        if line.strip()
-    ]
-    if not rows:
-        raise UserError(f'{path} has no rows.')
-    return rows
+    prompts: list[Prompt] = []
+    start = 0
+    for path in [pattern] if is_dataset(pattern) else match_files(pattern, '--input'):
+        last = start
+        for number, where, row in _rows(path, field):
+            last = start + number
+            text = require_field(row, field, where, '--field')
+            prompts.append(Prompt(last - 1, text, row))
+        start = last
+    if not prompts:
+        raise UserError(f'{pattern} has no rows. Set --input.')
+    names = {name for prompt in prompts for name in prompt.row}
+    index = free_name(INDEX, names)
+    return [prompt._replace(row={**prompt.row, index: prompt.index}) for prompt in prompts]
 
 
-def _json_row(where: str, line: str, field: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f'{where} is not JSON: {error.msg} at column {error.colno}.') from None
-    if not isinstance(row, dict):
-        raise UserError(f'{where} is a {type(row).__name__}, expected an object with a field {field!r}.')
-    if field not in row:
-        near = nearest(field, row)
-        hint = f' (did you mean {near}?)' if near else ''
-        fields = ', '.join(row) or 'none'
-        raise UserError(f'{where}: the field {field!r} is missing; the fields are {fields}{hint}. Set --field.')
-    if not isinstance(row[field], str):
-        raise UserError(f'{where}: the field {field!r} is not text. Set --field.')
-    return row
+def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
+    """(number from 1, place, row) of every row of a file, or of every line that is not blank."""
+    if is_rows(path):
+        for row in rows_lib.read_rows(path):
+            yield row.number, row.where, _with_target(row.value, field) if row.is_cells else row.value
+        return
+    with open(plain_text(path), 'rb') as file:  # only '\n' ends a line, not U+2028
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode('utf-8-sig' if number == 1 else 'utf-8').rstrip('\r\n')
+            except UnicodeDecodeError:
+                raise UserError(f'{path} line {number}: not UTF-8 text. Save the file as UTF-8.') from None
+            if text.strip():
+                yield number, f'{path} line {number}', {field: text}
+
+
+def _with_target(cells: Row, field: str) -> Row:
+    """A line of a table with its column 'targets' as 'target', the name in files of predictions."""
+    if field == 'targets' or 'targets' not in cells or 'target' in cells:
+        return cells
+    return {'target' if name == 'targets' else name: value for name, value in cells.items()}
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or a name like it that is not taken, so that no column of the user is overwritten.
+
+    >>> free_name('prediction', {'inputs', 'prediction'})
+    't5flan_prediction'
+    """
+    names = itertools.chain([name, f't5flan_{name}'], (f't5flan_{name}_{number}' for number in itertools.count(2)))
+    return next(one for one in names if one not in taken)
 
 
 def shard_path(path: Path, host: int, hosts: int) -> Path:
@@ -148,53 +186,58 @@ def shard_path(path: Path, host: int, hosts: int) -> Path:
 
 
 class RowWriter:
-    """Appends rows to a .jsonl file in the order of `rows`, and finds out which of them an earlier run wrote.
+    """Appends answers to a .jsonl file in the order of `prompts`, and finds out which of them an earlier run wrote.
 
     Attributes:
-        done: indices of the written rows.
-        remaining: the other rows.
+        done: indices of the answered prompts.
+        remaining: the other prompts.
+        prediction: the field of the answers.
 
     Raises:
-        UserError: the file holds something other than answers to these rows.
+        UserError: the file holds something other than answers to these prompts.
     """
 
-    def __init__(self, path: Path, rows: Sequence[Row], field: str) -> None:
+    def __init__(self, path: Path, prompts: Sequence[Prompt]) -> None:
         self._path = path
-        self.done = self._read(rows, field)
-        self.remaining = [row for row in rows if row['index'] not in self.done]
+        self.prediction = free_name(PREDICTION, {name for prompt in prompts for name in prompt.row})
+        self.done = self._read(prompts)
+        self.remaining = [prompt for prompt in prompts if prompt.index not in self.done]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('ab')
 
-    def _read(self, rows: Sequence[Row], field: str) -> set[int]:
+    def _read(self, prompts: Sequence[Prompt]) -> set[int]:
         if not self._path.exists():
             return set()
         data = self._path.read_bytes()
         whole = data.rfind(b'\n') + 1
-        by_index = {row['index']: row for row in rows}
+        by_line = iter(prompts)
         done = set()
         for number, line in enumerate(data[:whole].split(b'\n')[:-1], 1):
+            prompt = next(by_line, None)
             try:
                 row = json.loads(line)
-                same = row['prediction'] is not None and by_index[row['index']][field] == row[field]
-            except (ValueError, KeyError, TypeError):
-                same = False
-            if not same:
+                prediction = row.pop(self.prediction)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                row = prediction = None
+            if prompt is None or prediction is None or json.dumps(row) != json.dumps(prompt.row):
                 where = f'{self._path}:{number}'
                 raise UserError(
                     f'{where} does not answer a row of this input. Set another --output, or remove the file.'
                 )
-            done.add(row['index'])
+            done.add(prompt.index)
         if whole < len(data):  # an incomplete line of a killed run
             os.truncate(self._path, whole)
         return done
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Appends rows and flushes the file."""
+    def write(self, predictions: Sequence[str]) -> None:
+        """Appends the answers to the next of the remaining prompts and flushes the file."""
+        answered = self.remaining[: len(predictions)]
+        rows = [prompt.row | {self.prediction: text} for prompt, text in zip(answered, predictions, strict=True)]
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._file.write(lines.encode('utf-8', 'surrogatepass'))
         self._file.flush()
-        self.done |= {row['index'] for row in rows}
-        self.remaining = self.remaining[len(rows) :]
+        self.done |= {prompt.index for prompt in answered}
+        self.remaining = self.remaining[len(predictions) :]
 
     def __enter__(self) -> 'RowWriter':
         return self

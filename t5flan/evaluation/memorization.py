@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.randomness import stable_hash
-from t5flan.data.records.text_files import SUFFIXES, json_lines, json_object, match_files, plain_texts, require_field
+from t5flan.data.records.fields import find_field, require_field
+from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
+from t5flan.data.records.text_files import match_texts, plain_texts
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.evaluation.inference import load_with_control
@@ -103,7 +105,7 @@ def memorization(
     """
     if prefix < 1 or length < 1 or limit < 1:
         raise UserError(f'--prefix={prefix} --length={length} --limit={limit}, expected 1 or more. Set them.')
-    paths = [path for pattern in patterns for path in match_files(pattern, SUFFIXES, '--input')]
+    paths = [path for pattern in patterns for path in match_texts(pattern, '--input')]
     model = load_with_control(checkpoint, step, control)
     before = [model.vocabulary.mode_token_id(token) for token in control]
     probes = find_probes(_texts(paths, field, unit, group), model.vocabulary, prefix, length)[:limit]
@@ -129,15 +131,12 @@ def find_probes(texts: Iterable[tuple[str, str]], vocabulary: Vocabulary, prefix
 def _texts(paths: Sequence[str], field: str, unit: str, group: str | None) -> Iterator[tuple[str, str]]:
     """(text, group) of every text."""
     for path in paths:
-        if not path.endswith('.jsonl'):
-            yield from ((text, '') for _, _, text in plain_texts(path, unit, _NO_LIMIT))
+        if is_plain_text(path):
+            yield from ((text, '') for _, _, text in plain_texts(plain_text(path), unit, _NO_LIMIT, named=path))
             continue
-        for number, _, line in json_lines(path):
-            where = f'{path} line {number}'
-            row = json_object(line, where)
-            if group is not None and group not in row:
-                raise UserError(f"{where}: no field '{group}'; the fields are {', '.join(row)}. Set --group.")
-            yield require_field(row, field, where, '--field'), str(row[group]) if group else ''
+        for row in read_rows(path):
+            text = require_field(row.value, field, row.where, '--field')
+            yield text, '' if group is None else str(find_field(row.value, group, row.where, '--group'))
 
 
 def scores(probes: Sequence[Probe], continuations: Sequence[Sequence[int]]) -> dict[str, Any]:

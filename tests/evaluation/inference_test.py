@@ -11,7 +11,7 @@ from t5flan.commands.arguments import parse_arguments
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation import inference as infer_lib
-from t5flan.evaluation.inference import RowWriter, infer, read_rows, shard_path
+from t5flan.evaluation.inference import Prompt, RowWriter, infer, read_prompts, shard_path
 from tests.saved_model import byte_model, save_folder
 
 ROWS = [{'inputs': text, 'id': text[:1]} for text in ('ab', 'longer than it', 'c\u2028d', 'é', 'e')]
@@ -78,10 +78,35 @@ def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
     assert shared[1][0]['prediction'] == '1:longer than it'
 
 
+def test_the_columns_of_the_user_stay_and_no_target_is_a_prompt(folder, tmp_path, capsys):
+    path, output = tmp_path / 'a table.tsv', tmp_path / 'out.jsonl'
+    path.write_text('index\tinputs\tprediction\ttargets\n7\tab\told\tanswer\n\n9\té\told\tanswer\n', 'utf-8')
+    for _ in range(2):  # the second time it is complete
+        infer(folder, input=str(path), output=str(output), decoding=Decoding(max_new_tokens=3))
+    rows = rows_of(output)
+    assert [row['t5flan_index'] for row in rows] == [1, 3]
+    assert [(row['index'], row['prediction'], row['target']) for row in rows] == [
+        ('7', 'old', 'answer'),
+        ('9', 'old', 'answer'),
+    ]
+    assert "the answers go to 't5flan_prediction'" in capsys.readouterr().err
+    infer(folder, input=str(output), output=str(tmp_path / 'again.jsonl'), decoding=Decoding(max_new_tokens=3))
+    assert {'t5flan_index_2', 't5flan_prediction_2'} < {*rows_of(tmp_path / 'again.jsonl')[0]}
+
+
+def test_prompts_of_several_files_and_of_nested_fields(tmp_path):
+    (tmp_path / '1.json').write_text('{"x": {"q": {"text": "one"}}, "y": {"q": {"text": "two"}}}')
+    (tmp_path / '2.csv').write_bytes(b'\xef\xbb\xbfq.text,targets\r\nthree,no\r\n')
+    found = read_prompts(str(tmp_path / '[12].*'), 'q.text')
+    assert [(prompt.index, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
+    (tmp_path / 'p.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo')
+    assert [prompt.text for prompt in read_prompts(str(tmp_path / 'p.txt'), 'inputs')] == ['one', 'two']
+
+
 def test_text_lines_are_rows(tmp_path):
     path = tmp_path / 'p.txt'
     path.write_bytes('one\r\n\ntwo\u2028still two\n'.encode())
-    assert read_rows(str(path), 'inputs') == [
+    assert [prompt.row for prompt in read_prompts(str(path), 'inputs')] == [
         {'inputs': 'one', 'index': 0},
         {'inputs': 'two\u2028still two', 'index': 2},
     ]
@@ -91,15 +116,16 @@ def test_text_lines_are_rows(tmp_path):
 @pytest.mark.parametrize(
     'content, words',
     [
-        ('', 'has no rows'),
-        ('{"inputs": "a"}\nnot json\n', r'r.jsonl:2 is not JSON'),
-        ('[1]\n', r'r.jsonl:1 is a list'),
+        ('', 'is empty'),
+        ('\n \n', 'is empty'),
+        ('{"inputs": "a"}\nnot json\n', r'r.jsonl line 2: not JSON'),
+        ('{"a": 1}\n[1]\n', r"r.jsonl line 1: no field 'inputs'"),
         (
             '{"input": "a"}\n',
-            r"r.jsonl:1: the field 'inputs' is missing; the fields are input \(did you mean input\?\)",
+            r"r.jsonl line 1: no field 'inputs'; the fields are input; did you mean input. Set --field",
         ),
-        ('{"inputs": 3}\n', r"r.jsonl:1: the field 'inputs' is not text"),
-        (b'\xff\xfe', 'is not UTF-8'),
+        ('{"inputs": 3}\n', r"r.jsonl line 1: field 'inputs' is int"),
+        (b'{"inputs": "\xff\xfe"}', 'line 1: not JSON .not UTF-8'),
     ],
 )
 def test_a_bad_input_is_reported_in_one_line(tmp_path, content, words):
@@ -111,7 +137,7 @@ def test_a_bad_input_is_reported_in_one_line(tmp_path, content, words):
 
 
 def test_a_missing_input_and_wrong_usage(tmp_path):
-    with pytest.raises(UserError, match='nowhere.txt: No such file'):
+    with pytest.raises(UserError, match='nowhere.txt: no such file'):
         infer('x', input=str(tmp_path / 'nowhere.txt'), output='o')
     for wrong in (
         {},
@@ -166,7 +192,7 @@ def test_the_output_of_another_input_is_not_overwritten(tmp_path, line):
     output = tmp_path / 'o.jsonl'
     output.write_text(line + '\n')
     with pytest.raises(UserError, match='o.jsonl:1 does not answer a row'):
-        RowWriter(output, [{'inputs': 'ab', 'index': 0}], 'inputs')
+        RowWriter(output, [Prompt(0, 'ab', {'inputs': 'ab', 'index': 0})])
     assert output.read_text() == line + '\n' and infer_lib.WINDOW > 1
 
 

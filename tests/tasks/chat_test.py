@@ -97,7 +97,7 @@ def test_one_line_for_a_taken_name_and_for_a_bad_path(tmp_path):
         chat.register([a, b])
     with pytest.raises(UserError, match='no such file. Set DataConfig.chat'):
         chat.register([str(tmp_path / 'none.json')])
-    with pytest.raises(UserError, match="ends in '.csv'"):
+    with pytest.raises(UserError, match='a.csv is empty'):
         chat.register([write(tmp_path / 'a.csv', [])])
 
 

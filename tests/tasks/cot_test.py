@@ -196,7 +196,7 @@ def test_the_pipeline_reads_it(tmp_path):
         ('coe5.json', {'0': {'source': 'a', 'target': 3, 'rationale': ''}}, r"coe5\.json '0': field 'target' is int"),
         ('coe6.jsonl', '{"source": "a"\n', r'coe6\.jsonl line 1: not JSON'),
         ('coe7.json', [], r'coe7\.json: no rows'),
-        ('coe8.json', [1], r'row 1: is int, expected an object'),
+        ('coe8.json', [1], r'row 1: is int, not a JSON object'),
         ('coe9_test.tsv', ['a\tb\tc'], r'there is no coe9_train beside it'),
     ],
 )

@@ -8,6 +8,7 @@ import seqio
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask
+from t5flan.data.skipped import skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import files, register_all
@@ -129,7 +130,7 @@ def test_double_braces_are_text(tmp_path):
         ('a.csv', 'inputs,targets\n"a,b\n', {}, r'a\.csv after line \d: not CSV'),
         ('a.tsv', b'inputs\ttargets\n\xff\tb\n', {}, r'a\.tsv after line \d: not UTF-8'),
         ('a.tsv', 'inputs\ttargets\n', {}, 'no rows'),
-        ('a.txt', 'x', {}, r"a\.txt: ends in '\.txt', not in \.jsonl or \.tsv or \.csv"),
+        ('a.txt', 'x', {}, r'a\.txt: no rows are recognized in it. Set a file of \.jsonl'),
         ('a.jsonl', None, {}, r'a\.jsonl: no such file. Set FileTask.train'),
         ('*.jsonl', None, {}, 'matches no file. Fix the glob in FileTask.train'),
         ('a.jsonl', '{}', {'template': '{input'}, 'FileTask.template'),
@@ -167,3 +168,109 @@ def test_modules_register_a_users_own_tasks(tmp_path, monkeypatch):
     register_all(config('x', modules=('files_user_module',)))
     with pytest.raises(UserError, match="DataConfig.modules: importing 'files_no_module' failed"):
         register_all(config('x', modules=('files_no_module',)))
+
+
+CONVENTIONS = [
+    # (row, settings, inputs, targets, all right answers or None)
+    (
+        {'question': {'text': 'Q', 'id': 1}, 'a': 'A'},
+        dict(input_field='question.text', target_field='a'),
+        'Q',
+        'A',
+        None,
+    ),
+    ({'q': 'Q', 'a.b': 'A', 'a': {'b': 'B'}}, dict(input_field='q', target_field='a.b'), 'Q', 'A', None),
+    (
+        {'inputs': 'Q', 'targets': 'no', 'choices': ['yes', 'no']},
+        dict(template='{input}\n{choices}\nAnswer:'),
+        'Q\nOPTIONS:\n- yes\n- no\nAnswer:',
+        'no',
+        None,
+    ),
+    (
+        {'inputs': 'Q', 'targets': 1, 'endings': ['yes', 'no']},
+        dict(options_field='endings'),
+        'Q\n\nOPTIONS:\n- yes\n- no',
+        'no',
+        None,
+    ),
+    (
+        {'question': 'Q', 'choices': {'text': ['x', 'y', 'z'], 'label': ['A', 'B', 'C']}, 'answerKey': 'C'},
+        dict(input_field='question', options_field='choices.text', target_field='answerKey'),
+        'Q\n\nOPTIONS:\n- x\n- y\n- z',
+        'z',
+        None,
+    ),
+    (
+        {'inputs': 'Q', 'targets': '(b)', 'o': ['x', 'y']},
+        dict(options_field='o'),
+        'Q\n\nOPTIONS:\n- x\n- y',
+        'y',
+        None,
+    ),
+    ({'inputs': 'Q', 'targets': 'B', 'o': ['A', 'B']}, dict(options_field='o'), 'Q\n\nOPTIONS:\n- A\n- B', 'B', None),
+    (
+        {'question': 'Q', 'context': 'C', 'answers': {'text': ['one', '1'], 'answer_start': [3, 4]}},
+        dict(template='{context} {question}', target_field='answers.text'),
+        'C Q',
+        'one',
+        ['one', '1'],
+    ),
+]
+
+
+@pytest.mark.parametrize('row,settings,inputs,targets,answers', CONVENTIONS)
+def test_nested_fields_options_and_several_answers(row, settings, inputs, targets, answers):
+    expected = {'inputs': inputs, 'targets': targets} | ({'answers': answers} if answers else {})
+    assert files.make_example(FileTask(name='n', train='t', **settings), row, 'f line 1') == expected
+
+
+@pytest.mark.parametrize(
+    'row,settings,message',
+    [
+        (
+            {'q': {'text': 'Q'}},
+            dict(input_field='q.txt'),
+            "no field 'q.txt'; the fields are q, q.text; did you mean q.text",
+        ),
+        ({'inputs': 'Q', 'targets': 2, 'o': ['x', 'y']}, dict(options_field='o'), 'is 2, but there are 2 options'),
+        ({'inputs': 'Q', 'targets': 0, 'o': 'xy'}, dict(options_field='o'), "field 'o' is str .xy., it must be a list"),
+        (
+            {'inputs': 'Q', 'targets': 'x', 'o': []},
+            dict(options_field='o'),
+            "field 'o' is list .*, it must be a list of texts",
+        ),
+        ({'inputs': None, 'targets': 'x'}, {}, "field 'inputs' is NoneType"),
+        ({'inputs': 'Q', 'targets': []}, {}, "field 'targets' is list"),
+        ({'inputs': 'Q', 'targets': True, 'o': ['x', 'y']}, dict(options_field='o'), "field 'targets' is bool"),
+    ],
+)
+def test_one_line_for_a_bad_row(row, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        files.make_example(FileTask(name='n', train='t', **settings), row, 'f line 1')
+    assert '\n' not in str(error.value) and str(error.value).startswith('f line 1: ')
+
+
+def test_all_right_answers_count_in_evaluation(tmp_path):
+    rows = [{'inputs': f'q{i}', 'targets': ['one', '1']} for i in range(4)]
+    task = FileTask(name='files_answers', train=write(tmp_path / 'a.jsonl', rows), validation=str(tmp_path / 'a.jsonl'))
+    files.register([task])
+    [first, *_] = eval_examples(config(task, split='validation'), VOCABULARY)
+    registered = seqio.get_mixture_or_task(task.name)
+    targets = [registered.postprocess_fn(first['targets_pretokenized'], example=first, is_target=True)]
+    [metric] = registered.predict_metric_fns
+    assert metric(targets, ['1'])['exact_match'] == 100 and metric(targets, ['2'])['exact_match'] == 0
+
+
+def test_broken_rows_are_skipped_and_listed(tmp_path):
+    path = tmp_path / 'skipping.jsonl'
+    path.write_text(
+        '{"inputs": "a", "targets": "b"}\nnot json\n{"inputs": 3, "targets": "b"}\n[1]\n'
+        + '{"inputs": "c", "targets": "d"}\n' * 9
+    )
+    task = FileTask(name='files_skipping', train=str(path), validation=str(path))
+    with pytest.raises(UserError, match='skipping.jsonl line 2: not JSON'):
+        files.open_rows(task, 'train')
+    assert len(files.open_rows(task, 'train', skip_broken=True)) == 10
+    found = {where.rpartition('/')[2]: why for where, why in skipped_tasks().items() if 'skipping.jsonl' in where}
+    assert list(found) == ['skipping.jsonl line 2', 'skipping.jsonl line 3', 'skipping.jsonl line 4']

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from t5flan.errors import UserError
+
 
 class Records(Protocol):
     """Records by number: a list of dicts, or a class that reads them on demand."""
@@ -21,18 +23,28 @@ class FileRows:
         paths: the files.
         rows: [R, 3 + n] int64: number of the file, first byte, length in bytes, and n numbers for `parse`.
         parse: makes a record of (bytes, path, *numbers).
+        named: the names of the files for `parse`, if they are not their paths.
     """
 
-    def __init__(self, paths: Sequence[str], rows: np.ndarray, parse: Callable[..., dict[str, Any]]) -> None:
-        self._paths, self._rows, self._parse = list(paths), rows, parse
+    def __init__(
+        self,
+        paths: Sequence[str],
+        rows: np.ndarray,
+        parse: Callable[..., dict[str, Any]],
+        named: Sequence[str] | None = None,
+    ) -> None:
+        self._paths, self._rows, self._parse, self._named = list(paths), rows, parse, list(named or paths)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, offset, size, *numbers = self._rows[index].tolist()
-        path = self._paths[file]
-        return self._parse(read_bytes(path, offset, size), path, *numbers)
+        try:
+            data = read_bytes(self._paths[file], offset, size)
+        except OSError as error:
+            raise UserError(f'{self._named[file]}: {error.strerror} while it was read. Put the file back.') from None
+        return self._parse(data, self._named[file], *numbers)
 
 
 def read_bytes(path: str, offset: int, size: int) -> bytes:

@@ -1,15 +1,11 @@
-"""Rows of JSON files with their byte offsets: a file of any size is scanned once, and its rows are read on demand.
-
-A .jsonl file has one row per line; a .json file is a list of rows, or an object whose values are the rows.
-"""
+"""JSON files of any size: values with their byte offsets, found without holding the file in memory."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from t5flan.data.records.file_rows import read_bytes
-from t5flan.data.records.text_files import json_lines
 from t5flan.errors import UserError
 
 _WINDOW = 4 * 2**20
@@ -18,43 +14,21 @@ _SPACE = ' \t\r\n'
 _ENDS = tuple(' \t\r\n,]}:')
 
 
-class Row(NamedTuple):
-    """One value of a file and its place."""
-
-    where: str
-    """'FILE line 3', 'FILE row 3' (from 1) or "FILE 'KEY'"."""
-    offset: int
-    size: int
-    value: Any
-
-
-def json_rows(path: str) -> Iterator[Row]:
-    """Every row of a .jsonl or .json file.
-
-    Raises:
-        UserError: the file is not JSON; the message names the line or row.
-    """
-    if path.endswith('.jsonl'):
-        for number, offset, line in json_lines(path):
-            where = f'{path} line {number}'
-            yield Row(where, offset, len(line), parse_json(line, where))
-        return
-    with JsonWalker(path) as walker:
-        if walker.peek() not in '[{':
-            raise UserError(f'{path}: begins with {walker.peek()!r}, expected a list or object of rows. Fix the file.')
-        is_list = walker.peek() == '['
-        for number, key in enumerate(walker.members(), 1):
-            where = f'{path} row {number}' if is_list else f'{path} {key!r}'
-            offset, size = walker.skip_value(where)
-            yield Row(where, offset, size, parse_json(walker.bytes_of(offset, size), where))
-
-
 def parse_json(data: bytes, where: str) -> Any:
     """The value of some JSON; raises a UserError if it is not JSON, or not UTF-8."""
     try:
         return json.loads(data)
-    except ValueError as error:
-        raise UserError(f'{where}: not JSON ({getattr(error, "msg", "not UTF-8")}). Fix the file.') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: not JSON ({json_error(error)}). Fix the file.') from None
+
+
+def json_error(error: ValueError | RecursionError) -> str:
+    """What is wrong with some JSON, in a few words."""
+    if isinstance(error, RecursionError):
+        return 'it is nested too deeply'
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return 'not UTF-8' if isinstance(error, UnicodeError) else str(error).partition(';')[0]
 
 
 def load_json(path: str | Path) -> Any:
@@ -66,7 +40,7 @@ def load_json(path: str | Path) -> Any:
 
 
 def read_json(path: str, offset: int, size: int, where: str = '') -> Any:
-    """The value at a place that `json_rows` returned."""
+    """The value at a place that `JsonWalker.skip_value` returned."""
     return parse_json(read_bytes(path, offset, size), where or path)
 
 
@@ -77,8 +51,9 @@ class JsonWalker:
     character is ASCII, so Python's fast decoder finds where a value ends, in bytes.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = str(path)
+    def __init__(self, path: str | Path, named: str = '') -> None:
+        """Opens `path`, which messages call `named`."""
+        self._path = named or str(path)
         try:
             self._file = open(path, 'rb')  # noqa: SIM115  # closed by __exit__
         except OSError as error:
@@ -128,10 +103,9 @@ class JsonWalker:
                 _, end = self._decoder.raw_decode(self._text, self._at)
                 if self._text[end : end + 1] in _ENDS or not self._more():  # a number may continue beyond the window
                     break
-            except ValueError as error:
-                if len(self._text) - self._at > _LONGEST or not self._more():
-                    message = getattr(error, 'msg', str(error))
-                    raise UserError(f'{where}: not JSON ({message}). Fix the file.') from None
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError) or len(self._text) - self._at > _LONGEST or not self._more():
+                    raise UserError(f'{where}: not JSON ({json_error(error)}). Fix the file.') from None
         start, self._at = self._at, end
         return self._first + start, end - start
 

@@ -1,63 +1,25 @@
 """Local text files as records: scanned once for byte offsets and read on demand, so a corpus need not fit in memory."""
 
 import array
+import codecs
 import functools
-import glob
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from t5flan.data.corpus_config import TextFiles
 from t5flan.data.randomness import stable_hash
+from t5flan.data.records import hub
+from t5flan.data.records import rows as rows_lib
+from t5flan.data.records.fields import find_field, require_field
 from t5flan.data.records.file_rows import FileRows
+from t5flan.data.records.paths import match_files
 from t5flan.errors import UserError
 
-SUFFIXES = ('.txt', '.jsonl')
-_PARAGRAPHS = re.compile(r'\n[ \t]*\n\s*')
-
-
-def match_files(pattern: str, suffixes: Sequence[str], setting: str) -> list[str]:
-    """The files of a path or glob, sorted.
-
-    Raises:
-        UserError: there is none, one is empty, or a name does not end in one of `suffixes`.
-    """
-    if glob.has_magic(pattern):
-        paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        if not paths:
-            raise UserError(f'{setting}={pattern!r} matches no file. Fix the glob in {setting}.')
-    else:
-        paths = [pattern]
-    for path in paths:
-        suffix = Path(path).suffix
-        if os.path.isdir(path):
-            example = os.path.join(path, f'*{suffixes[0]}')
-            raise UserError(f'{path} is a folder, {setting} must be a file or a glob such as {example!r}.')
-        if not os.path.isfile(path):
-            raise UserError(f'{path}: no such file. Set {setting} to a file that exists.')
-        if suffix not in suffixes:
-            expected = ' or '.join(suffixes)
-            raise UserError(f'{path}: ends in {suffix!r}, not in {expected}. Rename it or fix {setting}.')
-        if os.path.getsize(path) == 0:
-            raise UserError(f'{path} is empty. Set {setting} to a file with content.')
-    return paths
-
-
-def json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The object of a line of a .jsonl file; raises a UserError if it is not JSON, not UTF-8, or not an object."""
-    try:
-        value = json.loads(line)
-        problem = '' if isinstance(value, dict) else f'is {type(value).__name__}, not a JSON object with fields'
-    except ValueError as error:
-        problem = f'not JSON ({getattr(error, "msg", "not UTF-8")})'
-    if problem:
-        raise UserError(f'{where}: {problem}. A .jsonl file has one JSON object per line.')
-    return value
+_PARAGRAPHS = re.compile(r'\n[ \t]*\r?\n\s*')
 
 
 def is_held_out(text: str | bytes, share: float) -> bool:
@@ -102,58 +64,92 @@ def open_text(files: TextFiles, split: str) -> FileRows:
     """The records {'text': …} of a split of local text files, with the scores that its controls name.
 
     Raises:
-        UserError: a file or field is missing, empty or of the wrong kind; names file and line.
+        UserError: a file or field is missing, empty or of the wrong kind; names file and row.
     """
     pattern, setting = files.train, 'TextFiles.train'
     if split == 'validation' and files.validation is not None:
         pattern, setting = files.validation, 'TextFiles.validation'
-    paths = match_files(pattern, SUFFIXES, setting)
+    named = match_texts(pattern, setting)
     scores = [control.field for control in files.controls]
-    if scores and (plain := next((path for path in paths if not path.endswith('.jsonl')), None)):
+    if scores and (plain := next((path for path in named if rows_lib.is_plain_text(path)), None)):
         raise UserError(f'{plain} has no scores for TextFiles.controls {scores}. Set TextFiles.train to .jsonl files.')
-    spans = array.array('q')  # five numbers per chunk, 8 bytes each; a list of tuples would take 200 bytes
+    spans = array.array('q')  # six numbers per chunk, 8 bytes each; a list of tuples would take 200 bytes
     held_out = array.array('b')
-    for number, path in enumerate(paths):
-        is_json = path.endswith('.jsonl')
-        texts = _json_texts(path, files.field, scores) if is_json else plain_texts(path, files.unit, files.max_chars)
-        for offset, size, text in texts:
-            held = is_held_out(text, files.held_out)
-            for start, end in chunk_spans(text, files.max_chars):
-                spans.extend((number, offset, size, start, end))
+    paths = list(named)
+    for number, path in enumerate(named):
+        for text in texts_of(path, files.field, files.unit, files.max_chars, scores):
+            paths[number] = text.path
+            held = is_held_out(text.text, files.held_out)
+            for start, end in chunk_spans(text.text, files.max_chars):
+                spans.extend((number, text.offset, text.size, start, end, text.is_row))
                 held_out.append(held)
-    rows = np.frombuffer(spans, np.int64).reshape(-1, 5)
+    rows = np.frombuffer(spans, np.int64).reshape(-1, 6)
     if files.validation is None:
         rows = rows[hold_out(np.array(held_out, bool), split)]
     if not len(rows):
-        problem = f'{paths[0]}: no text for split {split!r} of {files.name}'
+        problem = f'{named[0]}: no text for split {split!r} of {files.name}'
         raise UserError(f'{problem}. Add text or set TextFiles.validation.')
-    return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores))
+    return FileRows(paths, rows, functools.partial(_text_record, field=files.field, scores=scores), named)
 
 
-def _text_record(data: bytes, path: str, start: int, end: int, *, field: str, scores: Sequence[str]) -> dict[str, Any]:
-    if not path.endswith('.jsonl'):
-        return {'text': data.decode('utf-8')[start:end]}
-    row = json_object(data, path)
-    return {'text': row[field][start:end], **{score: require_score(row, score, path) for score in scores}}
+def _text_record(
+    data: bytes, path: str, start: int, end: int, is_row: int, *, field: str, scores: Sequence[str]
+) -> dict[str, Any]:
+    if not is_row:
+        return {'text': _plain(data.decode('utf-8'))[start:end]}
+    row = rows_lib.parse_row(data, path)
+    text = find_field(row, field, path, 'TextFiles.field')
+    return {'text': text[start:end], **{score: require_score(row, score, path) for score in scores}}
 
 
-def json_lines(path: str) -> Iterator[tuple[int, int, bytes]]:
-    r"""(line number from 1, first byte, line) of every line that is not blank; only '\n' ends a line."""
-    offset = 0
-    with open(path, 'rb') as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, offset, line
-            offset += len(line)
+class Text(NamedTuple):
+    """A text of a file and its place."""
+
+    where: str
+    path: str
+    """The file that holds it: the user's own, or its conversion in the cache folder."""
+    offset: int
+    size: int
+    text: str
+    is_row: bool
 
 
-def _json_texts(path: str, field: str, scores: Sequence[str] = ()) -> Iterator[tuple[int, int, str]]:
-    for number, offset, line in json_lines(path):
-        where = f'{path} line {number}'
-        row = json_object(line, where)
+def match_texts(pattern: str, setting: str) -> list[str]:
+    """The files of a path or glob that hold text: rows (see rows.py) or plain text; raises a UserError for others."""
+    if hub.is_dataset(pattern):
+        return [pattern]
+    paths = match_files(pattern, setting)
+    for path in paths:
+        if rows_lib.is_plain_text(path):
+            continue
+        if rows_lib.is_rows(path):
+            rows_lib.format_of(path)
+        else:
+            suffix = Path(path).suffix
+            known = f'.txt, {rows_lib.FORMATS}'
+            raise UserError(f'{path}: ends in {suffix!r}, expected {known}. Rename it or fix {setting}.')
+    return paths
+
+
+def texts_of(path: str, field: str, unit: str, max_chars: int, scores: Sequence[str] = ()) -> Iterator[Text]:
+    """The texts of a file: `field` of its rows, or the units of plain text.
+
+    Args:
+        scores: fields that every row must have a number in.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind; names file and row.
+    """
+    if rows_lib.is_plain_text(path):
+        plain = rows_lib.plain_text(path)
+        for offset, size, text in plain_texts(plain, unit, max_chars, named=path):
+            yield Text(path, plain, offset, size, text, is_row=False)
+        return
+    for row in rows_lib.read_rows(path):
         for score in scores:
-            require_score(row, score, where)
-        yield (offset, len(line), require_field(row, field, where, 'TextFiles.field'))
+            require_score(row.value, score, row.where)
+        text = require_field(row.value, field, row.where, 'TextFiles.field')
+        yield Text(row.where, row.path, row.offset, len(row.data), text, is_row=True)
 
 
 def require_score(row: dict[str, Any], key: str, where: str) -> float:
@@ -167,40 +163,33 @@ def require_score(row: dict[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
-def plain_texts(path: str, unit: str, max_chars: int) -> Iterator[tuple[int, int, str]]:
-    """(first byte, length in bytes, text) of the paragraphs or lines of a .txt file, or of its chunks for 'document'.
+def plain_texts(path: str, unit: str, max_chars: int, named: str = '') -> Iterator[tuple[int, int, str]]:
+    r"""(first byte, length in bytes, text) of the paragraphs or lines of a .txt file, or of its chunks for 'document'.
 
-    Chunks of a document are held out one by one.
+    Chunks of a document are held out one by one. A byte order mark is dropped, and '\r\n' becomes '\n'.
+
+    Args:
+        named: the file that messages name.
     """
+    data = Path(path).read_bytes()
+    offset = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
-        text = Path(path).read_bytes().decode('utf-8')
+        text = data[offset:].decode('utf-8')
     except UnicodeDecodeError as error:
-        raise UserError(f'{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.') from None
+        raise UserError(f'{named or path}: byte {error.start} is not UTF-8. Save the file as UTF-8.') from None
     if unit == 'document':
         cuts = [end for _, end in chunk_spans(text, max_chars)]
     else:
         ends = _PARAGRAPHS if unit == 'paragraph' else re.compile('\n')
         cuts = [match.end() for match in ends.finditer(text)] + [len(text)]
-    start = offset = 0
+    start = 0
     for end in cuts:
         part = text[start:end]
         size = len(part.encode('utf-8'))
         if part.strip():
-            yield offset, size, part if unit == 'document' else part.rstrip()
+            yield offset, size, _plain(part) if unit == 'document' else _plain(part).rstrip()
         start, offset = end, offset + size
 
 
-def require_field(example: Mapping[str, Any], field: str, where: str, setting: str) -> str:
-    """The text of a field; raises a UserError if it is missing (the message names the existing ones) or not text."""
-    if field not in example:
-        names = ', '.join(map(str, example)) or 'none'
-        raise UserError(f"{where}: no field '{field}'; the fields are {names}. Set {setting}.")
-    value = example[field]
-    if not isinstance(value, str):
-        found = f'{type(value).__name__} ({str(value)[:40]})'
-        raise UserError(f"{where}: field '{field}' is {found}, it must be text. Fix the file or set {setting}.")
-    try:
-        value.encode('utf-8')
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: field '{field}' has half a character (a lone surrogate). Fix the file.") from None
-    return value
+def _plain(text: str) -> str:
+    return text.replace('\r\n', '\n') if '\r' in text else text

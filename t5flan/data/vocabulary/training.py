@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from t5flan.data.randomness import stable_hash
-from t5flan.data.records.text_files import SUFFIXES, json_lines, json_object, match_files
+from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
+from t5flan.data.records.text_files import is_held_out, match_texts
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.errors import UsageError, UserError
 
@@ -40,7 +40,7 @@ def train_vocabulary(
     if size <= extra_ids + len(mode_tokens):
         reserved = f'{extra_ids} sentinels and {len(mode_tokens)} mode tokens'
         raise UsageError(f'--size={size} leaves no pieces beside {reserved}. Set a larger --size.')
-    paths = [path for pattern in inputs for path in match_files(pattern, SUFFIXES, '--input')]
+    paths = [path for pattern in inputs for path in match_texts(pattern, '--input')]
     share = MOST_BYTES / max(1, sum(map(os.path.getsize, paths)))
     vocabulary = train_sentencepiece(_lines(paths, fields, share), size, extra_ids, mode_tokens)
     vocabulary.save_model(output)
@@ -48,24 +48,32 @@ def train_vocabulary(
 
 
 def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterator[str]:
-    """The text of every line, or of a share of the lines, chosen by their hashes (the same on every machine)."""
+    """The text of every line or row, or of a share of them, chosen by their hashes (the same on every machine)."""
     for path in paths:
-        for number, _, line in json_lines(path):
-            if share < 1 and stable_hash(line) >= share * 2**64:
+        if is_plain_text(path):
+            yield from _text_lines(path, share)
+            continue
+        for row in read_rows(path):
+            if share < 1 and not is_held_out(row.identity, share):
                 continue
-            if path.endswith('.txt'):
-                try:
-                    yield line.decode('utf-8')
-                except UnicodeDecodeError:
-                    raise UserError(f'{path} line {number}: not UTF-8. Save the file as UTF-8.') from None
-                continue
-            row = json_object(line, f'{path} line {number}')
-            texts = [row[field] for field in fields if isinstance(row.get(field), str)]
+            texts = [row.value[field] for field in fields if isinstance(row.value.get(field), str)]
             if not texts:
-                known = ', '.join(row)
-                problem = f'{path} line {number}: no text in {", ".join(fields)}'
+                known = ', '.join(row.value)
+                problem = f'{row.where}: no text in {", ".join(fields)}'
                 raise UserError(f'{problem}; the fields are {known}. Set --fields.')
             yield from texts
+
+
+def _text_lines(path: str, share: float) -> Iterator[str]:
+    with open(plain_text(path), 'rb') as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip() or (share < 1 and not is_held_out(line, share)):
+                continue
+            try:
+                text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+            except UnicodeDecodeError:
+                raise UserError(f'{path} line {number}: not UTF-8. Save the file as UTF-8.') from None
+            yield text.replace('\r\n', '\n')
 
 
 def train_sentencepiece(

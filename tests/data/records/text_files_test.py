@@ -6,7 +6,8 @@ import random
 import pytest
 
 from t5flan.data.corpus_config import TextFiles
-from t5flan.data.records.text_files import chunk_text, is_held_out, open_text, require_field
+from t5flan.data.records.fields import require_field
+from t5flan.data.records.text_files import chunk_text, is_held_out, open_text
 from t5flan.errors import UserError
 
 
@@ -72,9 +73,9 @@ def test_documents_are_held_out_whole(tmp_path):
     'content,name,options,pattern',
     [
         (b'', 'a.txt', {}, r'a\.txt is empty'),
-        (b'\xff\xfe', 'a.txt', {}, r'a\.txt: byte 0 is not UTF-8'),
+        (b'a\xff\xfe', 'a.txt', {}, r'a\.txt: byte 1 is not UTF-8'),
         (b' \n\n', 'a.txt', {}, "no text for split 'train'"),
-        (b'words', 'a.md', {}, r"a\.md: ends in '\.md', not in \.txt or \.jsonl"),
+        (b'words', 'a.md', {}, r"a\.md: ends in '\.md', expected \.txt, \.jsonl"),
         (b'{"text": "a"}\nwords\n', 'a.jsonl', {}, r'a\.jsonl line 2: not JSON'),
         (b'{"text": "a"}\n[1]\n', 'a.jsonl', {}, r'a\.jsonl line 2: is list, not a JSON object'),
         (b'{"body": "a"}\n', 'a.jsonl', {}, r"a\.jsonl line 1: no field 'text'; the fields are body"),
