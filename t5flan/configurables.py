@@ -84,3 +84,9 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
         return path, {ModelConfig: renames.current_settings(ModelConfig, description['model']), DataConfig: data}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not the description of a checkpoint ({error})') from None
+
+
+def started_in(path: str) -> list[str]:
+    """The folders in which the run of a t5flan.json was started, absolute and from the workdir; [] if unknown."""
+    folders = json.loads(read_text(path)).get('started_in') or []
+    return [folder for folder in folders if isinstance(folder, str)]

@@ -3,7 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag, words
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, files_of_run, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError
 
@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> None:
     from t5flan.data.instruction_config import InstructionConfig
 
     settings = read_run(arguments)
-    data = settings.read(DataConfig) if settings.can_read(DataConfig) else None
+    data = files_of_run(settings.read(DataConfig), arguments.checkpoint) if settings.can_read(DataConfig) else None
     tasks = arguments.tasks or ((data.mixture,) if data else ())
     if not tasks:
         raise UsageError('no task is given: set --tasks=NAME,NAME (`t5flan mixture` lists them)')

@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Flag
 from t5flan.decoding.config import GREEDY, Decoding
@@ -10,6 +11,7 @@ from t5flan.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
+    from t5flan.data.config import DataConfig
 
 JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks that cannot be loaded, and report which and why', type=bool)
@@ -57,6 +59,40 @@ def read_decoding(
         return decoding.replace(**{name: value for name, value in flags.items() if value is not None})
     except UserError as error:
         raise UsageError(str(error)) from None
+
+
+def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
+    """`data` with the relative paths of its files found where the run started, if the current folder lacks them.
+
+    Args:
+        data: settings that a run stored.
+        folder: the workdir of the run, or one of its steps.
+    """
+    from t5flan import configurables
+    from t5flan.data.records.paths import find_under
+
+    found = configurables.checkpoint_settings(folder)
+    if found is None:
+        return data
+    root = os.path.dirname(found[0])
+    started_in = configurables.started_in(found[0])
+    folders = [os.path.join(root, one) for one in started_in]
+    find = lambda path: path if path is None else find_under(path, folders)
+    splits = ('train', 'validation', 'test')
+
+    def in_task(task: Any) -> Any:
+        given = {split: find(getattr(task, split)) for split in splits if hasattr(task, split)}
+        return dataclasses.replace(task, **given)
+
+    return dataclasses.replace(
+        data,
+        file_tasks=tuple(map(in_task, data.file_tasks)),
+        text_files=tuple(map(in_task, data.text_files)),
+        cot=tuple(map(find, data.cot or ())),
+        chat=tuple(map(find, data.chat or ())),
+        natural_instructions=find(data.natural_instructions),
+        cache=find(data.cache),
+    )
 
 
 def read_run(arguments: argparse.Namespace) -> 'Settings':

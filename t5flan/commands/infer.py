@@ -39,9 +39,7 @@ COMMAND = Command(
     flags=(
         CHECKPOINT,
         Flag('--prompt', 'a text to continue; may be given several times', 'TEXT', many=True),
-        Flag(
-            '--input', 'rows (.jsonl, .json, .csv, .tsv or .parquet), or a text file with a prompt on each line', 'FILE'
-        ),
+        Flag('--input', 'rows (.jsonl, .json, .csv, .tsv, .parquet), or a text file of a prompt per line', 'FILE'),
         Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE'),
         Flag('--field', 'field of the rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
         CONTROL,

@@ -3,7 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, files_of_run, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.decoding.config import SAMPLING
 
@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_run(arguments)
     needed = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}, 'vocabulary': 'bytes'}
     settings.set_defaults(DataConfig, {'mixture': arguments.task, **needed}, 't5flan rationales')
-    data = settings.read(DataConfig, 'rationales')
+    data = files_of_run(settings.read(DataConfig, 'rationales'), arguments.checkpoint)
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     import_tensorflow()

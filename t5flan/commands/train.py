@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import SKIP_BROKEN, skip_broken
+from t5flan.commands.flags import SKIP_BROKEN, files_of_run, skip_broken
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError, UserError
 
@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)])
     _take_from_checkpoint(settings, workdir)
     values = configurables.training_settings(settings)
+    values['data'] = files_of_run(values['data'], workdir)
 
     import_tensorflow()
     from t5flan.tasks import register_all

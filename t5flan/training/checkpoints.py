@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,8 @@ class Description:
         vocabulary: size and fingerprint of the vocabulary in the folder.
         data: the settings on which the data position depends (mixture, batch size, seed …).
         step: the step to load by default; None is the latest.
+        started_in: the folder in which the run was started, absolute and seen from the workdir: relative paths of its
+            settings begin there.
     """
 
     model: ModelConfig
@@ -59,6 +61,7 @@ class Description:
     vocabulary: Mapping[str, Any]
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
+    started_in: Sequence[str] = ()
 
     def write(self, folder: PathLike) -> None:
         """Writes t5flan.json atomically."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 from etils import epath
 
@@ -56,6 +57,9 @@ def check_workdir(workdir: str, new: checkpoints.Description) -> None:
 def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:
     """Writes t5flan.json, config.gin and the vocabulary."""
     root = epath.Path(workdir)
+    here = os.getcwd()
+    if '://' not in os.fspath(root):
+        description = dataclasses.replace(description, started_in=(here, os.path.relpath(here, root)))
     vocabulary.save(root / checkpoints.VOCABULARY)
     write_whole(root / 'config.gin', gin)
     description.write(root)

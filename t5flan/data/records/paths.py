@@ -28,6 +28,14 @@ def match_files(pattern: str, setting: str, suffixes: Sequence[str] = ()) -> lis
     return paths
 
 
+def find_under(pattern: str, folders: Sequence[str]) -> str:
+    """A relative path or glob, under the first of `folders` that has it if the current folder has not."""
+    expanded = os.path.expanduser(pattern)
+    places = [] if os.path.isabs(expanded) else [os.path.join(folder, expanded) for folder in folders]
+    found = (place for place in (expanded, *places) if any(os.path.exists(path) for path in _expand(place)))
+    return next(found, pattern)
+
+
 def _expand(pattern: str) -> list[str]:
     if os.path.lexists(pattern) or not glob.has_magic(pattern):
         return [pattern]
