@@ -16,7 +16,7 @@ from t5flan.data.records.rows import json_source, match_rows, parse_row, read_ro
 from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import skip
 from t5flan.errors import UserError
-from t5flan.scoring.metrics import exact_match
+from t5flan.scoring import metrics
 from t5flan.tasks.registry import replace_mixture
 
 MIXTURE = 'file_tasks'
@@ -63,7 +63,7 @@ def register_task(task: FileTask, skip_broken: bool = False) -> None:
             preprocessors=[tokenize, append_eos],
             postprocess_fn=postprocess,
             output_features=text_features(),
-            metric_fns=[exact_match],
+            metric_fns=[getattr(metrics, name) for name in task.metrics],
         )
     except ValueError as error:
         raise UserError(f'FileTask.name={task.name!r} is not a valid name. Use letters, digits, "_", ".".') from error
@@ -71,8 +71,10 @@ def register_task(task: FileTask, skip_broken: bool = False) -> None:
 
 
 def splits(task: FileTask) -> dict[str, str]:
-    """Split -> path or glob; without a validation file, 'validation' is a share of train."""
-    made = {'train': task.train, 'validation': task.validation or task.train}
+    """Split -> path or glob; without a validation file, 'validation' is a share of train, or none for a share of 0."""
+    made = {'train': task.train}
+    if task.validation or task.held_out:
+        made['validation'] = task.validation or task.train
     return made | ({'test': task.test} if task.test else {})
 
 
@@ -165,7 +167,7 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
     given = getattr(task, split)
     setting = f'FileTask.{split if given else "train"}'
     named = match_rows(given or task.train, setting)
-    by_hash = task.validation is None and split != 'test'
+    by_hash = task.validation is None and split != 'test' and task.held_out > 0
     rows, held_out = array.array('q'), array.array('b')
 
     def report(where: str, error: UserError) -> None:

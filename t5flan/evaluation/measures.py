@@ -77,6 +77,17 @@ def measure(
     return result | {'samples': rows[:SAMPLES]}, rows
 
 
+def metric_names(task: Any) -> list[str]:
+    """The names of a SeqIO task's metrics, found by calling its metric functions on one made-up example."""
+    calls = [(metric, ('a',)) for metric in task.predict_metric_fns]
+    calls += [(metric, ('a', {'scores': [0.0]})) for metric in task.predict_with_aux_metric_fns]
+    calls += [(metric, (0.0,)) for metric in task.score_metric_fns]
+    names: list[str] = []
+    for metric, (value, *aux) in calls:
+        names += _numbers(metric(['a'], [value], *aux))
+    return names
+
+
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that fit in a table: plain numbers and SeqIO's Scalars."""
     values = {name: np.asarray(getattr(value, 'value', value)) for name, value in metrics.items()}

@@ -27,7 +27,7 @@ from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Example
 from t5flan.data.skipped import note_lines, summary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
+from t5flan.errors import UserError, did_you_mean
 
 
 class TrainPipeline:
@@ -216,6 +216,16 @@ class HeldOut:
         mixtures = [find_mixture(name, 'EvaluationConfig.tasks') for name in names]
         self.tasks = list(dict.fromkeys(task.name for mixture in mixtures for task in tasks_of(mixture)))
         self._opened: dict[str | None, list[Any]] = {}
+
+    def check_split(self, task: str | None = None) -> None:
+        """Raises a UserError if a task, or none of the run's tasks, has the split."""
+        config = self.config
+        names = [task] if task else [config.mixture, *(stage.mixture for stage in config.stages), *config.mixed_in]
+        splits = {split for name in names for one in tasks_of(find_mixture(name)) for split in one.splits}
+        if config.split not in splits:
+            known, hint = ', '.join(sorted(splits)), did_you_mean(config.split, splits) or '.'
+            problem = f'EvaluationConfig.split={config.split!r}: {names[0]} has the splits {known}{hint}'
+            raise UserError(f'{problem} Set EvaluationConfig.split, or EvaluationConfig.every = 0.')
 
     def batches(self, task: str | None = None) -> Iterator[Batch]:
         """The batches of one task, or of all tasks of the run, from the start; see `eval_batches`."""
