@@ -213,7 +213,7 @@ class LanguageModel:
 
     def input_ids(self, text: str) -> list[int]:
         """A prompt's ids as in training."""
-        return self.vocabulary.encode(text, special_tokens=True) + [self.vocabulary.eos_id] * self.inputs_end
+        return self.vocabulary.encode(text) + [self.vocabulary.eos_id] * self.inputs_end
 
     def generate_ids(
         self,

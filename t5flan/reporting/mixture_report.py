@@ -161,11 +161,12 @@ def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     """{'spans': ...} of a span corruption example, else {}."""
-    if not vocabulary.extra_ids or 'inputs' not in example:  # ByT5's sentinels are bytes
+    in_bytes = vocabulary.kind == 'bytes' and not vocabulary.extra_ids  # ByT5's sentinels are bytes
+    if in_bytes or not vocabulary.sentinel_ids or 'inputs' not in example:
         return {}
     kept = [np.asarray(example[name])[np.asarray(example[name]) != vocabulary.eos_id] for name in ('inputs', 'targets')]
-    inputs_T = kept[0][kept[0] < vocabulary.base_size + vocabulary.extra_ids]  # without a mode token
-    sentinels = [set(x_T[x_T >= vocabulary.base_size].tolist()) for x_T in (inputs_T, kept[1])]
+    inputs_T = kept[0][~np.isin(kept[0], [vocabulary.mode_token_id(token) for token in vocabulary.mode_tokens])]
+    sentinels = [set(x_T[np.isin(x_T, vocabulary.sentinel_ids)].tolist()) for x_T in (inputs_T, kept[1])]
     if not sentinels[0] or not sentinels[0] <= sentinels[1]:
         return {}
     pieces = span_pieces(inputs_T, kept[1], vocabulary)
@@ -192,7 +193,7 @@ def main(
     """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered."""
     from rich.console import Console
 
-    vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens)
+    vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens, config.added_tokens)
     description = describe_mixture(config, vocabulary, sample, shown)
     console = Console()
     if not console.is_terminal:

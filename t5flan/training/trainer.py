@@ -73,7 +73,7 @@ def train(
     first_host = jax.process_index() == 0
 
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
-    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)

@@ -70,7 +70,11 @@ class Converse(ExampleFn):
         """Tokenizes one conversation."""
         vocabulary = context.vocabulary
         pairs = exchanges(example, context.instructions)
-        encoded = vocabulary.encode_batch([text for pair in pairs for text in pair])
+        texts = [text for pair in pairs for text in pair]
+        encoded = vocabulary.encode_batch(texts)
+        for i, ids in enumerate(encoded):
+            if vocabulary.eos_id in ids:  # a tokenizer.json reads it from text; no turn may end another
+                encoded[i] = vocabulary.encode_literally([texts[i]])[0]
         halves = [np.array([*ids, vocabulary.eos_id], np.int32) for ids in encoded]
         kept = self._fitting(halves, context)
         parts = halves[1 : 2 * kept]
