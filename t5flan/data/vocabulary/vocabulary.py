@@ -151,9 +151,10 @@ class Vocabulary(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts at once; special tokens spelled in a text are their ids."""
         finder = self._find_special
-        special = [] if finder is None else [i for i, text in enumerate(texts) if self._spells_special(text)]
-        if finder is None or not special:
+        joined = '\n'.join(texts)  # most batches have no special token, and one substring search tells
+        if finder is None or not any(hint in joined for hint in self._hints):
             return self.encode_literally(texts)
+        special = [i for i, text in enumerate(texts) if finder.search(text)]
         ids: list[list[int]] = [[]] * len(texts)
         plain = sorted(set(range(len(texts))) - set(special))
         for i, one in zip(plain, self.encode_literally([texts[i] for i in plain]), strict=True):
@@ -161,12 +162,6 @@ class Vocabulary(abc.ABC):
         for i in special:
             ids[i] = self._encode_split(texts[i], finder, self._id_of_special)
         return ids
-
-    def _spells_special(self, text: str) -> bool:
-        """Whether a special token is spelled in a text; most texts have none, and a substring search is fastest."""
-        if self._find_special is None or not any(hint in text for hint in self._hints):
-            return False
-        return self._find_special.search(text) is not None
 
     @functools.cached_property
     def _hints(self) -> tuple[str, ...]:
