@@ -142,7 +142,13 @@ class LanguageModel:
     @property
     def inputs_end(self) -> bool:
         """Whether inputs end with the end of sequence, as in training; a plain language model has no inputs."""
-        return self.format != 'causal_lm' or 'inputs' in self.feature_lengths
+        in_training = self.format != 'causal_lm' or 'inputs' in self.feature_lengths
+        return in_training or self.vocabulary.conventions.add_eos
+
+    @property
+    def starts(self) -> bool:
+        """Whether the decoder reads the start token first; not if a decoder-only model's tokenizer adds none."""
+        return self.format == 'encoder_decoder' or self.vocabulary.conventions.add_bos
 
     # -- Text in, text out ------------------------------------------------------------------------------------------
 
@@ -229,9 +235,13 @@ class LanguageModel:
         """Returns `num_samples` continuations of each input; see `decoding.generate.generate`.
 
         Args:
-            started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`.
+            started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`;
+                always so if its tokenizer adds none.
         """
         decoding = decoding.replace(**settings)
+        started = started or not self.starts
+        if not self.starts:  # an empty prompt needs a token to read
+            inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if max_new_tokens is None:
             max_new_tokens = decoding.max_new_tokens or self.max_new_tokens
         with sharding_lib.use(self.sharding):
@@ -263,6 +273,8 @@ class LanguageModel:
 
     def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """Unpacked model features as in training, padded to few shapes."""
+        if not self.starts:  # the first target of an empty input is predicted from the start token
+            inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if self.format == 'encoder_decoder':
             longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
         else:  # a row holds the input followed by the target
@@ -272,7 +284,9 @@ class LanguageModel:
         empty = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts - len(inputs)
         as_array = lambda ids: np.asarray(ids, np.int32)
         examples = [[{'inputs': as_array(a), 'targets': as_array(b)}] for a, b in zip(inputs, targets)] + [[]] * empty
-        return make_batch(self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id)
+        return make_batch(
+            self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id, starts=self.starts
+        )
 
 
 @jax.jit

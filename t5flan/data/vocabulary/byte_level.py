@@ -27,6 +27,12 @@ class ByteVocabulary(Vocabulary):
         own = {} if extra_ids else {f'<extra_id_{k}>': size - 1 - k for k in range(100)}
         super().__init__(size, extra_ids, mode_tokens, own)
 
+    def _id_of_piece(self, token: str) -> int | None:
+        return self._control_tokens().get(token)
+
+    def _is_ordinary(self, token: str) -> bool:
+        return False
+
     def _control_tokens(self) -> dict[str, int]:
         return {'<pad>': self.pad_id, '</s>': self.eos_id, '<unk>': self.unk_id}
 

@@ -295,7 +295,7 @@ class Vocabulary(abc.ABC):
         for cached in ('_find_special', '_hints', '_rendered_specials'):
             made.__dict__.pop(cached, None)
         Vocabulary.__init__(
-            made, self.base_size, self.extra_ids, self.mode_tokens, self._own_sentinels, self.added_tokens | added
+            made, self.base_size, self.extra_ids, self.mode_tokens, self._own_sentinels, self.added_tokens | dict(added)
         )
         return made
 
@@ -356,7 +356,7 @@ def _finder(ids: Mapping[str, int]) -> re.Pattern[str] | None:
 
 def _sentinel_ids(ids: Mapping[str, int]) -> tuple[int, ...]:
     """The ids of `<extra_id_0>`, `<extra_id_1>` and so on, as far as they go."""
-    found = []
+    found: list[int] = []
     while (id := ids.get(f'<extra_id_{len(found)}>')) is not None:
         found.append(id)
     return tuple(found)
