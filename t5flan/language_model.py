@@ -20,6 +20,8 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
+from t5flan.data.prompting import chat_template
+from t5flan.data.prompting.chat_template import Message
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
@@ -194,6 +196,38 @@ class LanguageModel:
         generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
         return [[self.vocabulary.decode(sample.tokens) for sample in samples] for samples in generations]
 
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        decoding: Decoding = GREEDY,
+        rows: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        **settings: Unpack[DecodingSettings],
+    ) -> list[str]:
+        """Returns the assistant's reply to each conversation, worded by the tokenizer's chat template.
+
+        Args:
+            conversations: the turns so far, such as [{'role': 'user', 'content': 'What is 3 + 4?'}].
+            tools: JSON schemas of functions that the template may list.
+            max_new_tokens, decoding, rows, progress, **settings: as in `generate`.
+
+        Raises:
+            UserError: the vocabulary has no chat template, or it refuses a conversation.
+        """
+        decoding = decoding.replace(**settings)
+        decoding.require_one_sample('chat')
+        inputs = [chat_template.encode(self.vocabulary, turns, tools=tools, reply=True) for turns in conversations]
+        end = self.vocabulary.turn_end_id
+        started = self.format != 'encoder_decoder'
+        generations = self.generate_ids(
+            inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
+        )
+        tokens = [one.tokens.tolist() for (one,) in generations]
+        return [self.vocabulary.decode(ids[: ids.index(end)] if end in ids else ids) for ids in tokens]
+
     def score(self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[float]:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""
         if len(_texts(inputs)) != len(_texts(targets)):
@@ -230,6 +264,7 @@ class LanguageModel:
         rows: Sequence[int] | None = None,
         progress: Progress | None = None,
         started: bool = False,
+        end_id: int | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[list[Generation]]:
         """Returns `num_samples` continuations of each input; see `decoding.generate.generate`.
@@ -237,6 +272,7 @@ class LanguageModel:
         Args:
             started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`;
                 always so if its tokenizer adds none.
+            end_id: the token that ends a continuation; default: the vocabulary's end of sequence.
         """
         decoding = decoding.replace(**settings)
         started = started or not self.starts
@@ -249,7 +285,7 @@ class LanguageModel:
                 self.model,
                 inputs,
                 decoding.replace(max_new_tokens=max_new_tokens),
-                eos_id=self.vocabulary.eos_id,
+                eos_id=self.vocabulary.eos_id if end_id is None else end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',

@@ -103,6 +103,22 @@ def test_a_model_whose_tokenizer_adds_no_bos_reads_the_prompt_alone(made):
     assert ended.input_ids('a') == [100, 1]
 
 
+@pytest.mark.parametrize('format', FORMATS)
+def test_chat_continues_what_the_template_writes(made, format):
+    pytest.importorskip('jinja2')
+    template = "{% for m in messages %}{{ m.role[0] ~ m.content }}{% endfor %}{{ 'a' if add_generation_prompt }}"
+    conventions = Conventions(chat_template=template)
+    model = dataclasses.replace(made[format], vocabulary=ByteVocabulary().with_conventions(conventions))
+    turns = [{'role': 'user', 'content': text} for text in ('q', 'xy')]
+    ids = [model.vocabulary.encode('uqa'), model.vocabulary.encode('uqauxya')]
+    started = format != 'encoder_decoder'
+    expected = [one.tokens for (one,) in model.generate_ids(ids, 5, started=started)]
+    conversations = [turns[:1], [turns[0], {'role': 'assistant', 'content': ''}, turns[1]]]
+    assert model.chat(conversations, 5) == [model.vocabulary.decode(tokens) for tokens in expected]
+    with pytest.raises(UserError, match='has no chat template'):
+        made[format].chat(conversations)
+
+
 def test_load_restores_the_saved_model(folder, made):
     model = t5flan.load(folder)
     assert (model.step, model.format, dict(model.feature_lengths)) == (8, 'encoder_decoder', LENGTHS)

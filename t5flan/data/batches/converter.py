@@ -39,7 +39,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from t5flan.data.preprocessing.examples import Example
-from t5flan.data.preprocessing.features import LOSS_WEIGHTS, NO_TOKENS, row_capacity
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS, NO_TOKENS, STARTED, row_capacity
 
 Batch = dict[str, np.ndarray]
 Rows = Sequence[Sequence[Example]]
@@ -54,7 +54,8 @@ def make_batch(
         rows: the examples of each row, in order; a row without examples is padding, without loss.
         packed: whether an encoder-decoder gets segment ids and positions (a decoder-only model always does).
         start_id: the first token that the decoder reads; the vocabulary's.
-        starts: whether a decoder-only model reads `start_id` first. If not, an example's first token has no loss.
+        starts: whether a decoder-only model reads `start_id` first. If not, and in an example marked 'started' (a chat
+            template writes its own), the example's first token has no loss.
 
     Returns:
         int32 [B, S] and [B, T]; decoder_loss_weights is float32.
@@ -71,9 +72,13 @@ def make_batch(
             batch |= {'decoder_segment_ids': decoder[1], 'decoder_positions': decoder[2]}
         return batch
     joined = [[np.concatenate([one.get('inputs', NO_TOKENS), one['targets']]) for one in row] for row in rows]
-    first = 0 if starts else 1  # the first token that is predicted
-    tokens, segments, positions = _place([[tokens_T[first:] for tokens_T in row] for row in joined], capacity[0])
-    sizes = [[_predicted(example, first) for example in row] for row in rows]
+    # How many tokens at the beginning of each example are not predicted.
+    skipped = [[0 if starts and not one.get(STARTED) else 1 for one in row] for row in rows]
+    pairs = [list(zip(*row, strict=True)) for row in zip(joined, skipped, strict=True)]
+    tokens, segments, positions = _place([[tokens_T[first:] for tokens_T, first in row] for row in pairs], capacity[0])
+    sizes = [
+        [_predicted(one, first) for one, first in zip(*row, strict=True)] for row in zip(rows, skipped, strict=True)
+    ]
     prefixes = np.zeros_like(tokens)  # number of inputs of the example that are predicted, at each position
     for b, row_sizes in enumerate(sizes):
         start = 0
@@ -81,11 +86,11 @@ def make_batch(
             end = start + prefix + predicted
             prefixes[b, start:end], start = prefix, end
     real = segments > 0
-    if starts:
-        batch = _decoder(tokens, segments, positions, start_id)
-    else:
-        read = _place([[tokens_T[:-1] for tokens_T in row] for row in joined], capacity[0])[0]
-        batch = {'decoder_target_tokens': tokens, 'decoder_input_tokens': read}
+    batch = _decoder(tokens, segments, positions, start_id)
+    if any(map(any, skipped)):
+        started = lambda tokens_T, first: np.concatenate([[start_id] * (1 - first), tokens_T[:-1]])
+        read = [[started(*pair)[: len(pair[0]) - pair[1]] for pair in row] for row in pairs]
+        batch['decoder_input_tokens'] = _place(read, capacity[0])[0]
     batch |= {'decoder_segment_ids': segments, 'decoder_positions': positions}
     batch['decoder_loss_weights'] = _loss_weights(rows, real & (positions >= prefixes), sizes)
     if format == 'prefix_lm':

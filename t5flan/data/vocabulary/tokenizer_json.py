@@ -59,6 +59,11 @@ class TokenizerJsonVocabulary(Vocabulary):
         """The same as `encode`: the tokenizer's control tokens are special tokens."""
         return self.encode(text)
 
+    def rendered_tokens_before(self, text: str, places: Sequence[int]) -> list[int]:
+        """As in `Vocabulary`, by the places that the library gives for each token."""
+        ends = [end for _, end in self._tokenizer.encode(_valid(text), add_special_tokens=False).offsets]
+        return [sum(end <= place for end in ends) for place in places]
+
     def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, in which spelled special tokens are ordinary characters."""
         self._tokenizer.encode_special_tokens = True  # spelled special tokens are ordinary text

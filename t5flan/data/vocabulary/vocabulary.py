@@ -174,6 +174,14 @@ class Vocabulary(abc.ABC):
         finder, ids = self._rendered_specials
         return self._encode_split(text, finder, ids) if finder else self.encode(text)
 
+    def rendered_tokens_before(self, text: str, places: Sequence[int]) -> list[int]:
+        """How many tokens of `encode_rendered(text)` lie before each place, a number of characters.
+
+        Where a token reaches across a place, those before it are counted.
+        """
+        ids, parts = self.encode_rendered(text), [self.encode_rendered(text[:place]) for place in places]
+        return [next((i for i, (a, b) in enumerate(zip(ids, part)) if a != b), len(part)) for part in parts]
+
     @functools.cached_property
     def _rendered_specials(self) -> tuple[re.Pattern[str] | None, dict[str, int]]:
         ids = self._control_tokens() | self._id_of_special
