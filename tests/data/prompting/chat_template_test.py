@@ -38,10 +38,10 @@ LLAMA3 = """{{- bos_token }}
 {%- endif %}
 """
 SYSTEM = (  # SmolLM2's words a system turn where there is none
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are brief<|im_end|>\n' }}{% endif %}{% generation %}{{'<|im_start|>' + message['role'] + '\n' + "
-    "message['content'] + '<|im_end|>' + '\n'}}{% endgeneration %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    '{% endif %}'
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are brief<|im_end|>\n' }}{% endif %}{% generation %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endgeneration %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {'chatml': CHATML, 'llama3': LLAMA3, 'system': SYSTEM}
 TOKENS = ('<|bos|>', '<|im_end|>', '<|im_start|>', '<|start|>', '<|header|>')
