@@ -43,6 +43,7 @@ setup(
         'ml_dtypes>=0.5',  # bfloat16 for NumPy
         'sentencepiece>=0.2.0',
         'rich>=13.0',
+        'jinja2>=3.1.6',  # chat templates; earlier versions have known escapes from the sandbox
         'matplotlib>=3.8',
         'tensorboard>=2.20',
     ],

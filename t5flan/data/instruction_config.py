@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from t5flan.config.checks import require_count, require_share, require_text
+from t5flan.config.checks import require_count, require_one_of, require_share, require_text
 from t5flan.errors import UserError
 
+CHAT_FORMATS = ('markers', 'template')
 CHAT_MARKERS = {'system': 'System:', 'tools': 'Tools:', 'user': 'User:', 'assistant': 'Assistant:'}
 CHAT_MARKERS |= {'call': 'Call:', 'observation': 'Result:'}
 
@@ -43,12 +44,16 @@ class InstructionConfig:
     """Natural Instructions: of the tasks with negative examples, the share of prompts that show one, explained."""
     identity: str = ''
     """Chat: a system prompt for conversations that have none; '' adds none."""
+    chat_format: str = 'markers'
+    """Chat: how conversations are worded: with 'markers', or by the chat 'template' of the vocabulary's tokenizer, with
+    the token ids of transformers' apply_chat_template. Loss is on the assistant's turns in both."""
     chat_markers: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(CHAT_MARKERS))
     """Chat: the text in front of each role's turns; plain text, so that any vocabulary can encode it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'triggers', tuple(self.triggers))
         object.__setattr__(self, 'chat_markers', dict(self.chat_markers))
+        require_one_of('InstructionConfig.chat_format', self.chat_format, CHAT_FORMATS)
         if set(self.chat_markers) != set(CHAT_MARKERS):
             setting, given = 'InstructionConfig.chat_markers', ', '.join(self.chat_markers) or 'none'
             expected = ', '.join(CHAT_MARKERS)

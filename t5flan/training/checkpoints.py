@@ -21,17 +21,19 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from t5flan import sharding as sharding_lib
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 from t5flan.files import PathLike, write_json
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import named_parameters
+from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
 
@@ -267,6 +269,46 @@ def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None =
         UserError: there is no such checkpoint, or its parameters have other names or shapes.
     """
     return _restore_item(checkpoint_root(folder), find_step(folder, step), 'parameters', abstract_model)
+
+
+def restore_grown_parameters(
+    folder: PathLike, abstract_model: Any, step: int, old_rows: int, new_ids: tuple[int, int]
+) -> Any:
+    """The parameters of a checkpoint whose vocabulary is smaller, with embeddings and logits for the new ids.
+
+    New rows are the mean of all `old_rows` rows, as of transformers' `resize_token_embeddings` (without the noise of
+    1e-9 of their covariance that it adds), so that a new token starts as likely as an average one. Old rows and the
+    logits of old tokens are unchanged.
+
+    Args:
+        abstract_model: the model with the larger vocabulary; shapes, dtypes and shardings.
+        old_rows: ModelConfig.vocab_size of the checkpoint.
+        new_ids: the first new id, and the end of the new ids. Those below `old_rows` have rows already, which were
+            padding.
+    """
+    axes, sharding = logical_axes(abstract_model), sharding_lib.current()
+
+    def before(x: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        if 'vocab' not in names:
+            return x
+        shape = tuple(old_rows if name == 'vocab' else size for name, size in zip(names, x.shape, strict=True))
+        others = [None if name == 'vocab' else name for name in names]  # the old size may not divide over the mesh
+        placed = x.sharding if sharding is None else sharding.named(others, shape)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+
+    def grown(x: jax.Array, names: tuple[str | None, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
+        if 'vocab' not in names:
+            return x
+        axis = names.index('vocab')
+        size = target.shape[axis]
+        widths = [(0, size - old_rows if i == axis else 0) for i in range(x.ndim)]
+        ids = jnp.arange(size).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        is_new = ((ids >= new_ids[0]) & (ids < new_ids[1])) | (ids >= old_rows)
+        return jnp.where(is_new, jnp.mean(x, axis, keepdims=True), jnp.pad(x, widths))
+
+    old = restore_parameters(folder, jax.tree.map(before, abstract_model, axes), step)
+    grow = lambda model: jax.tree.map(grown, model, axes, abstract_model)
+    return jax.jit(grow, out_shardings=jax.tree.map(lambda x: x.sharding, abstract_model))(old)
 
 
 def to_names(tree: Any) -> dict[str, Any]:

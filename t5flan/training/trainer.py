@@ -96,7 +96,7 @@ def train(
     first_host = jax.process_index() == 0
 
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
-    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
@@ -453,12 +453,24 @@ def restore_or_initialize(
     step = checkpoints_lib.find_step(source)
     known = checkpoints_lib.read_description(source)
     root = checkpoints_lib.checkpoint_root(source)
+    added: tuple[str, ...] | None = ()
     if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
+        added = vocabulary.tokens_added_to(load_vocabulary(root / checkpoints_lib.VOCABULARY))
+    if added is None:
         raise UserError(
             f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
             f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
-            f'{root / checkpoints_lib.VOCABULARY}.'
+            f'{root / checkpoints_lib.VOCABULARY}; DataConfig.added_tokens may add tokens to it.'
         )
+    if added:
+        if items == 'all':
+            problem = f"CheckpointConfig.initialize='all', but {len(added)} tokens are new to {source}"
+            raise UserError(f"{problem}: its optimizer state has no rows for them. Set it to 'parameters'.")
+        rows, new_ids = known.model.vocab_size, (known.vocabulary['size'], vocabulary.vocab_size)
+        abstract = trainer.abstract_state.model
+        model = checkpoints_lib.restore_grown_parameters(source, abstract, step, rows, new_ids)
+        state = trainer.state_with(model)
+        return state, None, f'initialized ({items}) from step {step} of {source}, with {len(added)} new tokens'
     if items == 'all':
         state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
     else:

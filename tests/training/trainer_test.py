@@ -20,10 +20,13 @@ from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixture_config import Mixture, Stage
 from t5flan.data.mixtures import stages
 from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import GeneratedMetrics
+from t5flan.language_model import load
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import named_axes, named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import trainer as trainer_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
@@ -193,7 +196,10 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path, settings, monkeypatch,
             "'eval/los' is not measured; .* did you mean eval/loss",
         ),
         ({'checkpoints': CheckpointConfig(best_metric='exact_match')}, 'exact_match, need EvaluationConfig.generate'),
-        ({'evaluation': EvaluationConfig(every=2, split='valid')}, "split='valid': .* train, validation; did you mean validation"),
+        (
+            {'evaluation': EvaluationConfig(every=2, split='valid')},
+            "split='valid': .* train, validation; did you mean validation",
+        ),
         ({'evaluation': EvaluationConfig(every=2, generate=4)}, 'needs train'),
         (
             {'evaluation': EvaluationConfig(), 'checkpoints': CheckpointConfig(best_metric='eval/loss')},
@@ -424,3 +430,40 @@ def test_a_run_killed_again_and_again_resumes_bit_for_bit(tmp_path, settings, un
         process.wait()
     _, log = start(tmp_path, settings).communicate(timeout=300)
     assert losses(tmp_path) == unbroken[0], log
+
+
+@pytest.mark.parametrize('tied, rows', [(True, 384), (False, 392)])
+def test_added_tokens_start_as_the_mean_and_change_no_old_logit(settings, tmp_path, tied, rows):
+    source = tmp_path / 'old'
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    still = settings | {'optimizer': OptimizerConfig(learning_rate=0.0), 'run': RunConfig(steps=1), 'model': model}
+    train(str(source), **still)
+    data = dataclasses.replace(settings['data'], added_tokens=('<a>', '<b>'))
+    checkpoints = CheckpointConfig(initialize_from=str(source))
+    given = still | {'model': dataclasses.replace(model, vocab_size=rows), 'data': data, 'checkpoints': checkpoints}
+    train(str(tmp_path / 'new'), **given)
+    old, new = load(source), load(tmp_path / 'new')
+    size = old.vocabulary.vocab_size
+    assert new.vocabulary.encode('<b>') == [size + 1] and load_vocabulary(tmp_path / 'new' / 'vocabulary').added_tokens
+    before, after = named_parameters(old.model), named_parameters(new.model)
+    changed = [name for name, axes in named_axes(old.model).items() if 'vocab' in axes]
+    assert len(changed) == (1 if tied else 2)
+    for name in changed:
+        axis = named_axes(old.model)[name].index('vocab')
+        x, y = (np.moveaxis(np.asarray(parameters[name]), axis, 0) for parameters in (before, after))
+        np.testing.assert_array_equal(y[:size], x[:size])
+        np.testing.assert_array_equal(y[size + 2 : 384], x[size + 2 :], 'padding rows of the old model stay')
+        for row in (*y[size : size + 2], *y[384:]):
+            np.testing.assert_allclose(row, x.mean(0), rtol=1e-4, atol=1e-7)
+    batch = {'decoder_input_tokens': np.array([[0, *old.vocabulary.encode('ant bee')]])}
+    np.testing.assert_allclose(new.logits(batch)[..., :size], old.logits(batch)[..., :size], rtol=1e-5, atol=1e-6)
+    for wrong, problem in (
+        ({'checkpoints': dataclasses.replace(checkpoints, initialize='all')}, "initialize='all', but 2 tokens are new"),
+        ({'data': dataclasses.replace(data, extra_ids=7)}, 'was trained with another vocabulary'),
+        (
+            {'model': dataclasses.replace(model, vocab_size=260)},
+            'ModelConfig.vocab_size=260, but the vocabulary has 261',
+        ),
+    ):
+        with pytest.raises(UserError, match=problem):
+            train(str(tmp_path / 'wrong'), **given | wrong)

@@ -256,7 +256,8 @@ def eval_batches(config: DataConfig, vocabulary: Vocabulary, tasks: Sequence[Any
     packer = Packer(config.batch_size, capacity, config.pack)
 
     def batch() -> Batch:
-        return make_batch(config.format, config.feature_lengths, packer.rows, config.pack, vocabulary.start_id)
+        lengths, starts = config.feature_lengths, vocabulary.conventions.add_bos
+        return make_batch(config.format, lengths, packer.rows, config.pack, vocabulary.start_id, starts)
 
     for example in _in_turns([Reader(task, config, vocabulary, epochs=1) for task in tasks]):
         cost = features.row_cost(config.format, example)

@@ -1,6 +1,7 @@
 """Unknown pieces: what a vocabulary cannot spell becomes the unknown id, and its text is lost without a word."""
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,9 @@ def has_unknown(vocabulary: Vocabulary) -> bool:
 
 def measure_unknown(task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int = SAMPLE) -> Unknown:
     """Counts the unknown ids of a task's first `sample` examples, and the characters they stand for."""
-    reader = Reader(task, config, vocabulary, epochs=1)
+    if 'inputs' not in task.output_features:  # any task can be measured, whatever the format
+        config = dataclasses.replace(config, format='causal_lm')
+    reader = Reader(task, dataclasses.replace(config, too_long='trim'), vocabulary, epochs=1)
     tokens = unknown = examples = 0
     characters: collections.Counter[str] = collections.Counter()
     while examples < sample and (ready := reader.peek()) is not None:
