@@ -35,7 +35,7 @@ Row = dict[str, Any]
 class Prompt(NamedTuple):
     """A text to continue and the row it comes from."""
 
-    index: int
+    number: int
     """Number of the row, from 0, which with the seed determines its samples."""
     text: str
     row: Row
@@ -81,8 +81,8 @@ def infer(
         texts = [''.join((*control, prompt.text)) for prompt in prompts]
         if chat:
             turns = [[{'role': 'user', 'content': text}] for text in texts]
-            return model.chat(turns, decoding=decoding, rows=[prompt.index for prompt in prompts])
-        return model.generate(texts, decoding=decoding, rows=[prompt.index for prompt in prompts])
+            return model.chat(turns, decoding=decoding, rows=[prompt.number for prompt in prompts])
+        return model.generate(texts, decoding=decoding, rows=[prompt.number for prompt in prompts])
 
     if input is None or output is None:
         model = load_with_control(checkpoint, step, control)
@@ -189,7 +189,7 @@ def read_prompts(pattern: str, field: str) -> list[Prompt]:
         raise UserError(f'{pattern} has no rows. Set --input.')
     names = {name for prompt in prompts for name in prompt.row}
     index = free_name(INDEX, names)
-    return [prompt._replace(row={**prompt.row, index: prompt.index}) for prompt in prompts]
+    return [prompt._replace(row={**prompt.row, index: prompt.number}) for prompt in prompts]
 
 
 def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
@@ -246,7 +246,7 @@ class RowWriter:
         self._path = path
         self.prediction = free_name(PREDICTION, {name for prompt in prompts for name in prompt.row})
         self.done = self._read(prompts)
-        self.remaining = [prompt for prompt in prompts if prompt.index not in self.done]
+        self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('ab')
 
@@ -269,7 +269,7 @@ class RowWriter:
                 raise UserError(
                     f'{where} does not answer a row of this input. Set another --output, or remove the file.'
                 )
-            done.add(prompt.index)
+            done.add(prompt.number)
         if whole < len(data):  # an incomplete line of a killed run
             os.truncate(self._path, whole)
         return done
@@ -281,7 +281,7 @@ class RowWriter:
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._file.write(lines.encode('utf-8', 'surrogatepass'))
         self._file.flush()
-        self.done |= {prompt.index for prompt in answered}
+        self.done |= {prompt.number for prompt in answered}
         self.remaining = self.remaining[len(predictions) :]
 
     def __enter__(self) -> 'RowWriter':

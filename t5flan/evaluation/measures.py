@@ -79,13 +79,10 @@ def measure(
 
 def metric_names(task: Any) -> list[str]:
     """The names of a SeqIO task's metrics, found by calling its metric functions on one made-up example."""
-    calls = [(metric, ('a',)) for metric in task.predict_metric_fns]
-    calls += [(metric, ('a', {'scores': [0.0]})) for metric in task.predict_with_aux_metric_fns]
-    calls += [(metric, (0.0,)) for metric in task.score_metric_fns]
-    names: list[str] = []
-    for metric, (value, *aux) in calls:
-        names += _numbers(metric(['a'], [value], *aux))
-    return names
+    made = [metric(['a'], ['a']) for metric in task.predict_metric_fns]
+    made += [metric(['a'], ['a'], {'scores': [0.0]}) for metric in task.predict_with_aux_metric_fns]
+    made += [metric(['a'], [0.0]) for metric in task.score_metric_fns]
+    return [name for numbers in made for name in _numbers(numbers)]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

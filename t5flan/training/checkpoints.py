@@ -164,8 +164,9 @@ class CheckpointManager:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the evaluation of a step, which decides which checkpoint is best."""
-        if self.config.best_metric in metrics:
-            self._measured[step] = metrics[self.config.best_metric]
+        best = self.config.best_metric
+        if best is not None and best in metrics:
+            self._measured[step] = metrics[best]
 
     def best_step(self, steps: Collection[int] | None = None) -> int | None:
         """The evaluated step with the best `best_metric`, the earliest of equals; among `steps` if they are given."""

@@ -149,7 +149,9 @@ class CheckpointConfig:
             require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
         _require(self, _COUNT_FROM_1, 'patience', optional=True)
         expected = 'None without CheckpointConfig.best_metric'
-        require(self.patience is None or self.best_metric, 'CheckpointConfig.patience', self.patience, expected)
+        require(
+            self.patience is None or self.best_metric is not None, 'CheckpointConfig.patience', self.patience, expected
+        )
         require_one_of('CheckpointConfig.initialize', self.initialize, ('parameters', 'all'))
         _require(self, _TEXT, 'best_metric', 'initialize_from', optional=True)
         if self.initialize_from is not None:

@@ -291,6 +291,7 @@ class Trainer:
         self.sharding = sharding
         self._model_config, self._seed = model, run.seed
         axes = logical_axes(abstract_model(model))
+        assert run.steps is not None
         self._optimizer = make_optimizer(optimizer, axes, run.steps)
         abstract = jax.eval_shape(self._create)
         place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)

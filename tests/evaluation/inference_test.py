@@ -158,7 +158,7 @@ def test_prompts_of_several_files_and_of_nested_fields(tmp_path):
     (tmp_path / '1.json').write_text('{"x": {"q": {"text": "one"}}, "y": {"q": {"text": "two"}}}')
     (tmp_path / '2.csv').write_bytes(b'\xef\xbb\xbfq.text,targets\r\nthree,no\r\n')
     found = read_prompts(str(tmp_path / '[12].*'), 'q.text')
-    assert [(prompt.index, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
+    assert [(prompt.number, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
     (tmp_path / 'p.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo')
     assert [prompt.text for prompt in read_prompts(str(tmp_path / 'p.txt'), 'inputs')] == ['one', 'two']
 
