@@ -198,22 +198,21 @@ class RunConfig:
 
     Attributes:
         steps: optimizer steps in total, including those before a restart.
-        epochs: passes over the training data, instead of `steps`, which it overrides.
         seed: seed of parameters and dropout; the data order has its own (`DataConfig.seed`).
         log_every: steps between rows of metrics.jsonl and progress lines; a row holds the metrics of its own step.
         multi_host: connects to the other hosts of a TPU slice or GPU cluster first (`jax.distributed`).
+        epochs: passes over the training data; if set, they determine the number of steps, whatever `steps` says.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
+    steps: int
     seed: int = 0
     log_every: int = 10
     multi_host: bool = False
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         _require(self, _POSITIVE, 'epochs', optional=True)
-        _require(self, _COUNT_FROM_1, 'steps', optional=self.epochs is not None)
-        _require(self, _COUNT_FROM_1, 'log_every')
+        _require(self, _COUNT_FROM_1, 'steps', 'log_every')
         _require(self, _COUNT, 'seed')
         _require(self, _BOOL, 'multi_host')
 

@@ -114,7 +114,6 @@ def train(
         trainer = Trainer(model, optimizer or OptimizerConfig(), loss or LossConfig(), run, sharding)
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
-        assert run.steps is not None
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
         writer.log(f'{parameter_count(state.model):,} parameters on {devices}, {origin}')
@@ -163,7 +162,6 @@ class Loop:
             UserError: the loss is not finite, a checkpoint cannot be written, or a signal stopped the run.
         """
         sharding, batch_size = self.trainer.sharding, self.pipeline.config.batch_size
-        assert self.run.steps is not None
         first = int(state.step) + 1
         if self._resume_evaluation(state):
             return state
@@ -198,7 +196,7 @@ class Loop:
             Whether the run has stopped early.
         """
         step = int(state.step)
-        if step == 0 or not self._due(step, self.evaluator.every) or step > (self.run.steps or 0):
+        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
             return False
         rows = read_metrics(self.manager.workdir)
         for row in rows:
@@ -291,7 +289,6 @@ class Trainer:
         self.sharding = sharding
         self._model_config, self._seed = model, run.seed
         axes = logical_axes(abstract_model(model))
-        assert run.steps is not None
         self._optimizer = make_optimizer(optimizer, axes, run.steps)
         abstract = jax.eval_shape(self._create)
         place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)

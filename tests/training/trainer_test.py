@@ -229,7 +229,7 @@ def test_epochs_and_generated_metrics(tmp_path, settings, capsys):
     """Two epochs of 395 rows, measured by the text that the model writes."""
     changed = {
         'data': dataclasses.replace(settings['data'], pack=False, batch_size=64),
-        'run': RunConfig(epochs=2, log_every=1),
+        'run': RunConfig(steps=1, epochs=2, log_every=1),
         'evaluation': EvaluationConfig(every=5, batches=1, generate=3),
         'checkpoints': CheckpointConfig(every=5, best_metric='exact_match'),
         'mesh': MeshConfig(),
