@@ -112,7 +112,9 @@ def test_imported_packages_are_required(metadata):
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     clean = {
-        key: value for key, value in os.environ.items() if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS')
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS', 'SEED')
     }
     return subprocess.run(
         ['make', '-n', '-C', str(ROOT), *arguments], capture_output=True, text=True, env=clean | environment
