@@ -171,7 +171,7 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
     def report(where: str, error: UserError) -> None:
         if not skip_broken:
             raise error
-        skip(where, str(error))
+        skip(where, str(error), is_row=True)
 
     for number, path in enumerate(named):
         for row in read_rows(path, report):
