@@ -10,11 +10,12 @@ import numpy as np
 
 from t5flan.data.corpus_config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting.published_rows import as_question, inputs_and_targets, is_wrong_option
 from t5flan.data.records.fields import find_field, list_options, require_text, require_texts
 from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.rows import json_source, match_rows, parse_row, read_rows
 from t5flan.data.records.text_files import hold_out, is_held_out
-from t5flan.data.skipped import skip
+from t5flan.data.skipped import leave_out, skip
 from t5flan.errors import UserError
 from t5flan.scoring import metrics
 from t5flan.tasks.registry import replace_mixture
@@ -106,6 +107,10 @@ def make_example(task: FileTask, row: Mapping[str, Any], where: str) -> dict[str
     Raises:
         UserError: a field is missing or not text.
     """
+    row = inputs_and_targets(row)
+    if 'inputs' not in row and (found := as_question(row)):
+        listed = f'\n\n{list_options(found["options"])}' if 'options' in found else ''
+        row = {**row, 'inputs': f'{found["question"]}{listed}', 'targets': found['answer']}
     pieces = []
     for name, literal in _template_parts(task):
         pieces.append(literal)
@@ -173,10 +178,14 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
     def report(where: str, error: UserError) -> None:
         if not skip_broken:
             raise error
-        skip(where, str(error))
+        skip(where, str(error), is_row=True)
 
     for number, path in enumerate(named):
+        left_out = 0
         for row in read_rows(path, report):
+            if is_wrong_option(row.value):
+                left_out += 1
+                continue
             try:
                 make_example(task, row.value, row.where)
             except UserError as error:
@@ -184,6 +193,7 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
                 continue
             rows.extend((number, row.offset, len(row.data), row.number))
             held_out.append(by_hash and is_held_out(row.identity, task.held_out))
+        leave_out(path, [f'left out {left_out:,} wrong options of rank classification'] if left_out else ())
     rows_R4 = np.frombuffer(rows, np.int64).reshape(-1, 4)
     if by_hash:
         rows_R4 = rows_R4[hold_out(np.array(held_out, bool), split)]

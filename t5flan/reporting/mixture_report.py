@@ -205,8 +205,8 @@ def main(
         _print_example(console, example)
     if description['examples'] and not console.color_system:
         console.print(f'\n{"".join(MARKS)} mark text that carries loss, or a span with the number of its sentinel.')
-    notes = [*description['unknown'], *skipped.summary(description['skipped'])]
-    for line in [*notes, *skipped.note_lines(description['notes'])]:
+    problems = [*description['unknown'], *skipped.summary(description['skipped']), *skipped.left_out_lines()]
+    for line in [*problems, *skipped.note_lines(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:
         write_json(json_path, description)

@@ -25,7 +25,7 @@ from t5flan.data.mixtures.readers import Counts, Reader
 from t5flan.data.mixtures.stages import make_plan, tasks_of_split
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Example
-from t5flan.data.skipped import note_lines, summary
+from t5flan.data.skipped import left_out_lines, note_lines, summary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError, did_you_mean
 
@@ -143,7 +143,7 @@ class TrainPipeline:
                 seen = f'{few:,} of {task["examples"]:,} windows of text were made shorter'
                 lines.append(f'{name}: {seen}, as their spans would outnumber the sentinels (DataConfig.extra_ids)')
         mixtures = (self.config.mixture, *(stage.mixture for stage in self.config.stages), *self.config.mixed_in)
-        return lines + summary(report['skipped']) + note_lines(mixtures)
+        return lines + summary(report['skipped']) + left_out_lines() + note_lines(mixtures)
 
 
 class Prefetch:

@@ -1,7 +1,8 @@
 """Conversations as single sequences with loss on the assistant's turns only.
 
 A conversation is a record {'roles': [...], 'texts': [...]}: optionally 'system' and 'tools', then 'user' and
-'assistant' in turn; an assistant's turn may be a tool 'call', which an 'observation' answers instead of the user.
+'assistant' in turn; an assistant's turn may be, or end with, tool 'call's, which 'observation's answer instead of the
+user.
 
 It becomes exchanges: a prompt, which ends with the assistant's marker, and the reply. Each is tokenized by itself and
 ends with end of sequence (shown as |), like the inputs and targets of any other task:
@@ -56,6 +57,9 @@ def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConf
     for role, text in turns:
         if role in REPLIES:
             reply = f'{markers["call"]} {text}' if role == 'call' else text
+            if made and not prompt:  # a call after a text, or another call: the same turn
+                made[-1] = (made[-1][0], f'{made[-1][1]}\n{reply}')
+                continue
             made.append(('\n'.join([*prompt, markers['assistant']]), reply))
             prompt = []
         else:
@@ -119,7 +123,10 @@ class Converse(ExampleFn):
         weights = [np.full(len(part), 1.0 if i % 2 == 0 else 0.0, np.float32) for i, part in enumerate(parts)]
         targets = np.concatenate(parts)
         unknown = int(sum((part == vocabulary.unk_id).sum() for part in halves[: 2 * kept]))
-        replies = [i for i, role in enumerate(example['roles']) if role in REPLIES]
+        is_reply = [role in REPLIES for role in example['roles']]
+        replies = [
+            i for i, after in enumerate([*is_reply[1:], False]) if is_reply[i] and not after
+        ]  # the last of a turn
         texts = [text for pair in pairs[:kept] for text in pair]
         return {
             'inputs': halves[0],
