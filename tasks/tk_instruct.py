@@ -38,7 +38,7 @@ def follow_tk_instruct(
     for number, (text, ids, target, context) in enumerate(zip(texts, encoded, targets, contexts, strict=True)):
         head, shown, question = prompts[number]
         limit = context.feature_lengths.get('inputs') or math.inf
-        if ids is not None and len(ids) + 1 > limit:
+        if vocabulary is not None and ids is not None and len(ids) + 1 > limit:
             shown = _fitting(head, shown, question, vocabulary, limit)
             text = head + ''.join(sum(shown, [])) + question
             ids = vocabulary.encode(text)

@@ -134,7 +134,7 @@ def _field(row: Any, name: str, where: str, kind: type = str, default: Any = Non
         found = 'has no' if value is None else f'has {type(value).__name__} as'
         expected = 'text' if kind is str else 'a list'
         raise UserError(f"{where}: {found} field '{name}' (the fields are {names}), expected {expected}. Fix the file.")
-    if kind is str and not _is_whole(value):
+    if isinstance(value, str) and not _is_whole(value):
         raise UserError(f"{where}: field '{name}' has half a character (a lone surrogate). Fix the file.")
     return value
 
