@@ -40,9 +40,11 @@ setup(
         'importlib-resources>=6.0',  # TFDS imports it without requiring it
         'gin-config>=0.5.0',
         'numpy>=2.0',
+        'pyarrow>=16.0',  # Parquet and zstd; TFDS brings it too
         'ml_dtypes>=0.5',  # bfloat16 for NumPy
         'sentencepiece>=0.2.0',
         'rich>=13.0',
+        'jinja2>=3.1.6',  # chat templates; earlier versions have known escapes from the sandbox
         'matplotlib>=3.8',
         'tensorboard>=2.20',
     ],
@@ -51,8 +53,15 @@ setup(
         'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20'],
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
+        'metrics': ['rouge-score>=0.1.2', 'sacrebleu>=2.4'],  # of FileTask.metrics
         'dedup': ['datasketch>=1.6'],
+        'hub': ['datasets>=4.0'],  # hf:NAME; earlier versions run code of the data set
         'dev': [
+            # What the tests of optional features need.
+            'datasets>=4.0',
+            'rouge-score>=0.1.2',
+            'sacrebleu>=2.4',
+            'tokenizers>=0.20',
             'pytest>=8.2',
             'pytest-xdist>=3.6',
             'pytest-randomly>=4.0',

@@ -20,6 +20,8 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
+from t5flan.data.prompting import chat_template
+from t5flan.data.prompting.chat_template import Message
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
@@ -142,7 +144,13 @@ class LanguageModel:
     @property
     def inputs_end(self) -> bool:
         """Whether inputs end with the end of sequence, as in training; a plain language model has no inputs."""
-        return self.format != 'causal_lm' or 'inputs' in self.feature_lengths
+        in_training = self.format != 'causal_lm' or 'inputs' in self.feature_lengths
+        return in_training or self.vocabulary.conventions.add_eos
+
+    @property
+    def starts(self) -> bool:
+        """Whether the decoder reads the start token first; not if a decoder-only model's tokenizer adds none."""
+        return self.format == 'encoder_decoder' or self.vocabulary.conventions.add_bos
 
     # -- Text in, text out ------------------------------------------------------------------------------------------
 
@@ -188,6 +196,38 @@ class LanguageModel:
         generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
         return [[self.vocabulary.decode(sample.tokens) for sample in samples] for samples in generations]
 
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        decoding: Decoding = GREEDY,
+        rows: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        **settings: Unpack[DecodingSettings],
+    ) -> list[str]:
+        """Returns the assistant's reply to each conversation, worded by the tokenizer's chat template.
+
+        Args:
+            conversations: the turns so far, such as [{'role': 'user', 'content': 'What is 3 + 4?'}].
+            tools: JSON schemas of functions that the template may list.
+            max_new_tokens, decoding, rows, progress, **settings: as in `generate`.
+
+        Raises:
+            UserError: the vocabulary has no chat template, or it refuses a conversation.
+        """
+        decoding = decoding.replace(**settings)
+        decoding.require_one_sample('chat')
+        inputs = [chat_template.encode(self.vocabulary, turns, tools=tools, reply=True) for turns in conversations]
+        end = self.vocabulary.turn_end_id
+        started = self.format != 'encoder_decoder'
+        generations = self.generate_ids(
+            inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
+        )
+        tokens = [one.tokens.tolist() for (one,) in generations]
+        return [self.vocabulary.decode(ids[: ids.index(end)] if end in ids else ids) for ids in tokens]
+
     def score(self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[float]:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""
         if len(_texts(inputs)) != len(_texts(targets)):
@@ -213,7 +253,7 @@ class LanguageModel:
 
     def input_ids(self, text: str) -> list[int]:
         """A prompt's ids as in training."""
-        return self.vocabulary.encode(text, special_tokens=True) + [self.vocabulary.eos_id] * self.inputs_end
+        return self.vocabulary.encode(text) + [self.vocabulary.eos_id] * self.inputs_end
 
     def generate_ids(
         self,
@@ -224,14 +264,20 @@ class LanguageModel:
         rows: Sequence[int] | None = None,
         progress: Progress | None = None,
         started: bool = False,
+        end_id: int | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[list[Generation]]:
         """Returns `num_samples` continuations of each input; see `decoding.generate.generate`.
 
         Args:
-            started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`.
+            started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`;
+                always so if its tokenizer adds none.
+            end_id: the token that ends a continuation; default: the vocabulary's end of sequence.
         """
         decoding = decoding.replace(**settings)
+        started = started or not self.starts
+        if not self.starts:  # an empty prompt needs a token to read
+            inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if max_new_tokens is None:
             max_new_tokens = decoding.max_new_tokens or self.max_new_tokens
         with sharding_lib.use(self.sharding):
@@ -239,7 +285,7 @@ class LanguageModel:
                 self.model,
                 inputs,
                 decoding.replace(max_new_tokens=max_new_tokens),
-                eos_id=self.vocabulary.eos_id,
+                eos_id=self.vocabulary.eos_id if end_id is None else end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',
@@ -263,6 +309,8 @@ class LanguageModel:
 
     def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """Unpacked model features as in training, padded to few shapes."""
+        if not self.starts:  # the first target of an empty input is predicted from the start token
+            inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if self.format == 'encoder_decoder':
             longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
         else:  # a row holds the input followed by the target
@@ -272,7 +320,9 @@ class LanguageModel:
         empty = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts - len(inputs)
         as_array = lambda ids: np.asarray(ids, np.int32)
         examples = [[{'inputs': as_array(a), 'targets': as_array(b)}] for a, b in zip(inputs, targets)] + [[]] * empty
-        return make_batch(self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id)
+        return make_batch(
+            self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id, starts=self.starts
+        )
 
 
 @jax.jit

@@ -3,10 +3,14 @@
     DataConfig.chat = ['sharegpt.json', 'trees.jsonl', 'alpaca.json', 'seed_tasks.jsonl']  (CHAT_FILES of runs/instruct)
     DataConfig.mixture = 'chat'
 
-The format is recognized row by row: ShareGPT ('conversations' of from and value, with tool calls and 'tools'),
-'messages' of role and content, OpenAssistant trees (their best-ranked replies), Alpaca (instruction, input, output) or
-Self-Instruct seed tasks. t5flan/data/prompting/conversations.py turns them into tokens and sets which of these carry
-loss.
+The format is recognized row by row: ShareGPT ('conversations' of from and value, with tool calls and 'tools'), OpenAI's
+'messages' of role and content, OpenAssistant trees (their best-ranked replies), Alpaca (instruction, input, output,
+history), prompts with completions, preference rows (the chosen reply) or Self-Instruct seed tasks.
+t5flan/data/prompting/conversations.py turns them into tokens and sets which of these carry loss.
+
+What is not meant to be learned is left out and reported: the assistant's turns before the first of the user, the turns
+from an empty one on, OpenAssistant messages that were deleted or failed review. With --skip_broken, rows and
+conversations that cannot be used are skipped and reported too.
 """
 
 import functools
@@ -24,7 +28,7 @@ from t5flan.data.records.file_rows import FileRows
 from t5flan.data.records.json_files import parse_json
 from t5flan.data.records.rows import json_source, match_rows, read_rows
 from t5flan.data.records.text_files import hold_out, is_held_out
-from t5flan.data.skipped import skip, skip_on_error
+from t5flan.data.skipped import Problems, nothing_left, report, skip_on_error
 from t5flan.errors import UserError
 from t5flan.tasks.registry import add_task, is_registered, replace_mixture, safe_name
 
@@ -40,7 +44,7 @@ def register(files: Sequence[str], skip_broken: bool = False) -> None:
 
     Args:
         files: paths or globs; they are read when a task is used.
-        skip_broken: skips files that cannot be read and rows that are not conversations.
+        skip_broken: skips files that cannot be read, and rows and conversations that cannot be used.
 
     Raises:
         UserError: a file is missing or of the wrong kind, or two files have one name.
@@ -81,11 +85,10 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
     Raises:
         UserError: a row is not a conversation (names file and row), or nothing is left for the split.
     """
-    index = file_index(path, f'chat-2-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
-    for where, why in index.info.items():
-        skip(where, why)
+    index = file_index(path, f'chat-3-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
+    report(path, index.info)
     if not len(index.rows):
-        raise UserError(f'{path}: no conversations. Set DataConfig.chat to a file that has some.')
+        raise nothing_left(path, index.info, 'conversations', 'DataConfig.chat')
     rows = index.rows[hold_out(index.rows[:, 5].astype(bool), split)]
     if not len(rows):
         raise UserError(f"{path}: one conversation, none is left for split '{split}'. Add rows.")
@@ -94,21 +97,15 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
 
 def _conversation(data: bytes, path: str, number: int, row: int, held_out: int) -> Example:
     where = f'{path} row {row}'
-    return parse_row(parse_json(data, where), where)[number]
+    return parse_row(parse_json(data, where), where, on_error=lambda *_: None)[number]  # numbered as in `_scan`
 
 
 def _scan(path: str, skip_broken: bool) -> FileIndex:
     """Rows [R, 6]: file 0, first byte, length, number of the conversation in its row, row number, whether held out."""
     rows: list[tuple[int, int, int, int, int, bool]] = []
-    broken: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path), 1):
-        try:
-            found = len(parse_row(row.value, row.where))
-        except UserError as error:
-            if not skip_broken:
-                raise UserError(f'{error} Set --skip_broken to continue without that row.') from None
-            broken[row.where] = str(error)
-            continue
+    problems = Problems(skip_broken)
+    for row in problems.until_broken(read_rows(path, problems.on_error), path):
+        found = len(parse_row(row.value, row.where, problems.on_error, problems.on_left_out))
         held_out = is_held_out(repr(row.value), HELD_OUT)  # a tree's paths together: they share turns
-        rows += [(0, row.offset, len(row.data), i, number, held_out) for i in range(found)]
-    return FileIndex(np.array(rows, np.int64).reshape(-1, 6), broken)
+        rows += [(0, row.offset, len(row.data), i, row.number, held_out) for i in range(found)]
+    return FileIndex(np.array(rows, np.int64).reshape(-1, 6), problems.to_json())

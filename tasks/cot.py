@@ -7,11 +7,14 @@ r"""Chain of thought: files of questions, answers and rationales become tasks, a
     CoT_collection_en.json    the CoT Collection's (arXiv:2305.14045): {"0": {"source", "target", "rationale", "task"},
                               …}, a list of such rows, or one per line (.jsonl)       -> cot_CoT_collection_en_TASK each
     CoT_collection_ko.json    the same in another language, with triggers and answer words of that language
+    AddSub.json, SVAMP.json   the data sets of zero-shot chain of thought, as published (prompting/published_rows.py)
+    cot_zs_opt.jsonl          FLAN 2022's export: {"inputs", "targets", "_task_name", …}; the prompts stay as they are
 
 The target of a row is the rationale and then the answer, or the answer only (InstructionConfig.rationale), zero-shot or
 with exemplars of the same task, with or without listed options (if the question ends with options), sometimes inverted.
 'NAME_train', 'NAME_validation' and 'NAME_test' files are splits of one task; without a validation file, a share is held
-out by a hash of the row. `t5flan rationales` writes such files from a model's samples.
+out by a hash of the row. With --skip_broken, rows that cannot be used are skipped. `t5flan rationales` writes such
+files from a model's samples.
 """
 
 import array
@@ -27,8 +30,10 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.mixtures.mixing import ByExamples
+from t5flan.data.preprocessing.examples import Context, Example, Result, example_fn
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.prompting.instructions import RATIONALE, Instruct, Item, item_of
+from t5flan.data.prompting.published_rows import as_question, inputs_and_targets, is_wrong_option
 from t5flan.data.prompting.templates import Family, make_template
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows, Records
@@ -36,7 +41,7 @@ from t5flan.data.records.json_files import parse_json
 from t5flan.data.records.paths import match_files
 from t5flan.data.records.rows import json_source, plain_text, read_rows
 from t5flan.data.records.text_files import hold_out, is_held_out
-from t5flan.data.skipped import skip_on_error
+from t5flan.data.skipped import Problems, nothing_left, report, skip_on_error
 from t5flan.errors import UserError
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
@@ -52,8 +57,14 @@ HELD_OUT = 0.02
 FAMILIES = {
     'aqua': 'cot_arithmetic', 'gsm8k': 'cot_arithmetic', 'ecqa': 'cot_commonsense', 'sensemaking': 'cot_commonsense',
     'creak': 'cot_commonsense', 'strategyqa': 'cot_open_domain', 'qasc': 'cot_open_domain', 'esnli': 'cot_nli',
+    'addsub': 'cot_arithmetic', 'singleeq': 'cot_arithmetic', 'multiarith': 'cot_arithmetic', 'svamp': 'cot_arithmetic',
+    'commonsenseqa': 'cot_commonsense',
 }  # fmt: skip
-"""Families of wordings of FLAN's sets; others use cot_open_domain."""
+"""Families of wordings of published sets; others use cot_open_domain."""
+PUBLISHED = 'published'
+"""The task of rows of inputs and targets that have no name of a task."""
+WRONG_OPTION = 'wrong options of rank classification'
+
 PROVENANCE = '.provenance.json'
 """Suffix of the file beside a file of sampled rationales."""
 _FIELDS = (('question', 'source'), ('answer', 'target'), ('rationale',))
@@ -67,6 +78,8 @@ _LETTERED = re.compile(r'\(([A-Z])\) +(.+)')
 def parse_row(row: Any, where: str) -> Item:
     """{'question', 'answer', 'rationale', 'task'} from a row: a line of a .tsv, or an object of JSON.
 
+    Some published rows have 'options' too. If `is_prompt(row)`, question and answer are its inputs and targets.
+
     Raises:
         UserError: a column or field is missing, empty or not text; only the rationale may be empty.
     """
@@ -76,15 +89,34 @@ def parse_row(row: Any, where: str) -> Item:
             raise UserError(f'{where}: {len(cells)} columns, expected 3: question, answer, rationale. Fix the line.')
         item = {names[0]: cell.replace('\\n', '\n').strip() for names, cell in zip(_FIELDS, cells, strict=True)}
     elif isinstance(row, Mapping):
-        item = {names[0]: _field(row, names, where) for names in _FIELDS}
+        row = inputs_and_targets(row)
+        if is_prompt(row):
+            item = {
+                name: _field(row, (field,), where) for name, field in (('question', 'inputs'), ('answer', 'targets'))
+            }
+            return _checked({**item, 'rationale': ''}, where) | {'task': _task_of(row) or PUBLISHED}
+        item = as_question(row) or {names[0]: _field(row, names, where) for names in _FIELDS}
     else:
         kind = type(row).__name__
         raise UserError(f'{where}: is {kind}, expected an object of source, target, rationale. Fix the file.')
+    return _checked(item, where) | {'task': _task_of(row) if isinstance(row, Mapping) else ''}
+
+
+def is_prompt(row: Any) -> bool:
+    """Whether a row is one of inputs and targets, which stay as they are."""
+    names = inputs_and_targets(row) if isinstance(row, Mapping) else {}
+    return 'inputs' in names and 'targets' in names and not any(name in names for one in _FIELDS for name in one)
+
+
+def _checked(item: Item, where: str) -> Item:
     for name in ('question', 'answer'):
         if not item[name]:
             raise UserError(f'{where}: the {name} is empty. Fix the file.')
-    task = row.get('task') if isinstance(row, Mapping) else None
-    return item | {'task': task if isinstance(task, str) else ''}
+    return item
+
+
+def _task_of(row: Mapping[str, Any]) -> str:
+    return next((row[name] for name in ('task', '_task_name', 'task_name') if isinstance(row.get(name), str)), '')
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -134,47 +166,72 @@ def _line(data: bytes, where: str) -> str:
         raise UserError(f'{where}: not UTF-8. Save the file as UTF-8.') from None
 
 
-def index_of(path: str) -> FileIndex:
+def index_of(path: str, skip_broken: bool = False) -> FileIndex:
     """The index of a file: rows grouped by task, each of them checked; `info` is task -> [from, to] ('' for none).
 
+    Args:
+        skip_broken: skips rows that cannot be used.
+
     Raises:
-        UserError: a row is faulty; names file and row.
+        UserError: a row is faulty; names file and row. Or nothing is left.
     """
-    status = os.stat(path)
-    return _index(path, status.st_size, status.st_mtime_ns)
+    index = _whole_index(path, skip_broken)
+    report(path, index.info['problems'])
+    if not len(index.rows):
+        raise nothing_left(path, index.info['problems'], 'rows', SETTING)
+    return FileIndex(index.rows, index.info['tasks'])
+
+
+def _whole_index(path: str, skip_broken: bool) -> FileIndex:
+    status = os.stat(os.path.expanduser(path))
+    return _index(path, status.st_size, status.st_mtime_ns, skip_broken)
 
 
 @functools.lru_cache(maxsize=16)
-def _index(path: str, size: int, time: int) -> FileIndex:
-    return file_index(path, 'cot-3', functools.partial(_scan, path))
+def _index(path: str, size: int, time: int, skip_broken: bool) -> FileIndex:
+    return file_index(path, f'cot-4-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
 
 
-def _scan(path: str) -> FileIndex:
-    """Rows [R, 5]: file 0, first byte, length, row number, whether held out."""
+def _scan(path: str, skip_broken: bool) -> FileIndex:
+    """Rows [R, 5]: file 0, first byte, length, row number, whether held out.
+
+    Its info is {'tasks': task -> [from, to], 'prompts': tasks whose rows are whole prompts, 'problems'}.
+    """
+    problems = Problems(skip_broken)
     tasks: dict[str, int] = {}
+    prompts: set[str] = set()
     numbers = array.array('q')  # for 1.8 million rows: 8 bytes per number, where tuples would take hundreds
-    for number, (where, offset, size, value) in enumerate(_rows(path), 1):
-        item = parse_row(value, where)
+    for number, where, offset, size, value in problems.until_broken(_rows(path, problems), path):
+        if isinstance(value, Mapping) and is_wrong_option(value):
+            problems.on_left_out(where, WRONG_OPTION)
+            continue
+        try:
+            item = parse_row(_line(value, where) if isinstance(value, bytes) else value, where)
+        except UserError as error:
+            problems.on_error(where, error)
+            continue
         held_out = is_held_out(f'{item["question"]}\t{item["answer"]}', HELD_OUT)
         numbers.extend((0, offset, size, number, held_out, tasks.setdefault(item['task'], len(tasks))))
-    if not numbers:
-        raise UserError(f'{path}: no rows. Set {SETTING} to a file that has some.')
+        if is_prompt(value):
+            prompts.add(item['task'])
     rows = np.frombuffer(numbers, np.int64).reshape(-1, 6)
     rows = rows[np.argsort(rows[:, 5], kind='stable')]
-    ends = np.cumsum(np.bincount(rows[:, 5])).tolist()
-    return FileIndex(rows[:, :5], {task: [start, end] for task, start, end in zip(tasks, [0, *ends], ends)})
+    ends = np.cumsum(np.bincount(rows[:, 5], minlength=1)).tolist() if len(rows) else []
+    places = {task: [start, end] for task, start, end in zip(tasks, [0, *ends], ends)}
+    return FileIndex(rows[:, :5], {'tasks': places, 'prompts': sorted(prompts), 'problems': problems.to_json()})
 
 
-def _rows(path: str) -> Iterator[tuple[str, int, int, Any]]:
+def _rows(path: str, problems: Problems) -> Iterator[tuple[int, str, int, int, Any]]:
+    """(number, place, first byte, length, value) of every row; the value of a line of a .tsv is its bytes."""
     if not _is_flan(path):
-        yield from ((row.where, row.offset, len(row.data), row.value) for row in read_rows(path))
+        for row in read_rows(path, problems.on_error):
+            yield row.number, row.where, row.offset, len(row.data), row.value
         return
     offset = 0
     with open(plain_text(path), 'rb') as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                where = f'{path} line {number}'
-                yield where, offset, len(line), _line(line, where)
+                yield number, f'{path} line {number}', offset, len(line), line
             offset += len(line)
 
 
@@ -183,18 +240,19 @@ def _is_flan(path: str) -> bool:
     return path.removesuffix('.gz').removesuffix('.zst').endswith('.tsv')
 
 
-def open_rows(paths: Mapping[str, str], split: str, task: str | None) -> FileRows:
+def open_rows(paths: Mapping[str, str], split: str, task: str | None, skip_broken: bool = False) -> FileRows:
     """The rows of a split.
 
     Args:
         paths: split -> file; without a validation file, rows of train are held out.
         task: selects the rows of this task; None selects all.
+        skip_broken: skips rows that cannot be used.
 
     Raises:
         UserError: the split has no rows.
     """
     path = paths.get(split) or paths['train']
-    index = index_of(path)
+    index = index_of(path, skip_broken)
     rows = index.rows
     if task is not None:
         start, end = index.info.get(task, (0, 0))
@@ -245,7 +303,7 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
     names: list[str] = []
     for stem, files in _grouped(found, skip_broken).items():
         with skip_on_error(PREFIX + stem, skip_broken):
-            names += register_files(stem, files)
+            names += register_files(stem, files, skip_broken)
     replace_mixture(MIXTURE, sorted(set(names)), ByExamples(CAP))
 
 
@@ -273,40 +331,54 @@ def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str
     return groups
 
 
-def register_files(stem: str, files: Mapping[str, str]) -> list[str]:
+def register_files(stem: str, files: Mapping[str, str], skip_broken: bool = False) -> list[str]:
     """Registers the task of a file, or one task for each name in its rows; returns the tasks' names."""
     if 'train' not in files:
         path = next(iter(files.values()))
         raise UserError(f'{path}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.')
     for path in files.values():
         match_files(path, SETTING, SUFFIXES)
-    inner = [''] if _is_flan(files['train']) else list(index_of(files['train']).info)
+    inner, prompts = [''], []
+    if not _is_flan(files['train']):
+        inner = list(index_of(files['train'], skip_broken).info)
+        prompts = _whole_index(files['train'], skip_broken).info['prompts']
     names = []
     for task in inner:
         name = safe_name(f'{PREFIX}{stem}{"_" * bool(task)}{task}')
-        _register_task(name, stem, dict(files), None if inner == [''] else task)
+        part = (dict(files), None if inner == [''] else task)
+        if not is_registered(name, files['train'], part):
+            _add_task(name, stem, *part, is_verbatim=task in prompts, skip_broken=skip_broken)
         names.append(name)
     return names
 
 
-def _register_task(name: str, stem: str, files: dict[str, str], task: str | None) -> None:
+def _add_task(
+    name: str, stem: str, files: dict[str, str], task: str | None, is_verbatim: bool, skip_broken: bool
+) -> None:
     from t5flan.data.records.sources import IndexedSource
 
-    part = (files, task)
-    if is_registered(name, files['train'], part):
-        return
     splits = ['train', 'validation', *['test'] * ('test' in files)]
-    source = IndexedSource({split: functools.partial(open_rows, files, split, task) for split in splits})
-    instruct = instruct_for(stem, task is not None, provenance(files), functools.partial(source.records, 'train'))
+    readers = {split: functools.partial(open_rows, files, split, task, skip_broken) for split in splits}
+    source = IndexedSource(readers)
+    words: Any = as_published
+    if not is_verbatim:
+        words = instruct_for(stem, task is not None, provenance(files), functools.partial(source.records, 'train'))
     add_task(
         name,
         files['train'],
-        part,
+        (files, task),
         source=source,
-        preprocessors=[instruct, tokenize, append_eos],
+        preprocessors=[words, tokenize, append_eos],
         postprocess_fn=postprocess,
         metric_fns=[exact_match],
     )
+
+
+@example_fn
+def as_published(example: Example, context: Context) -> Result:
+    """Inputs and targets of a row that has them."""
+    inputs, targets = example['question'], example['answer']
+    return {'inputs': inputs, 'targets': targets, 'answer': targets, 'variant': 'as published'}
 
 
 def instruct_for(stem: str, whole: bool, made_by: Mapping[str, Any], records: Callable[[], Records]) -> Instruct:
@@ -319,7 +391,7 @@ def instruct_for(stem: str, whole: bool, made_by: Mapping[str, Any], records: Ca
         records: returns the training split.
     """
     whole = whole or bool(made_by.get('whole_prompts'))
-    wordings, settings = family(FAMILIES.get(stem, 'cot_open_domain')), {}
+    wordings, settings = family(FAMILIES.get(stem.lower(), 'cot_open_domain')), {}
     language = next((part for part in reversed(re.split(r'[_.-]', stem.lower())) if part in languages()), None)
     if language is not None:
         own = languages()[language]

@@ -10,13 +10,14 @@ import numpy as np
 
 from t5flan.data.corpus_config import FileTask
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
+from t5flan.data.prompting.published_rows import as_question, inputs_and_targets, is_wrong_option
 from t5flan.data.records.fields import find_field, list_options, require_text, require_texts
 from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.rows import json_source, match_rows, parse_row, read_rows
 from t5flan.data.records.text_files import hold_out, is_held_out
-from t5flan.data.skipped import skip
+from t5flan.data.skipped import leave_out, skip
 from t5flan.errors import UserError
-from t5flan.scoring.metrics import exact_match
+from t5flan.scoring import metrics
 from t5flan.tasks.registry import replace_mixture
 
 MIXTURE = 'file_tasks'
@@ -63,7 +64,7 @@ def register_task(task: FileTask, skip_broken: bool = False) -> None:
             preprocessors=[tokenize, append_eos],
             postprocess_fn=postprocess,
             output_features=text_features(),
-            metric_fns=[exact_match],
+            metric_fns=[getattr(metrics, name) for name in task.metrics],
         )
     except ValueError as error:
         raise UserError(f'FileTask.name={task.name!r} is not a valid name. Use letters, digits, "_", ".".') from error
@@ -71,8 +72,10 @@ def register_task(task: FileTask, skip_broken: bool = False) -> None:
 
 
 def splits(task: FileTask) -> dict[str, str]:
-    """Split -> path or glob; without a validation file, 'validation' is a share of train."""
-    made = {'train': task.train, 'validation': task.validation or task.train}
+    """Split -> path or glob; without a validation file, 'validation' is a share of train, or none for a share of 0."""
+    made = {'train': task.train}
+    if task.validation or task.held_out:
+        made['validation'] = task.validation or task.train
     return made | ({'test': task.test} if task.test else {})
 
 
@@ -104,6 +107,10 @@ def make_example(task: FileTask, row: Mapping[str, Any], where: str) -> dict[str
     Raises:
         UserError: a field is missing or not text.
     """
+    row = inputs_and_targets(row)
+    if 'inputs' not in row and (found := as_question(row)):
+        listed = f'\n\n{list_options(found["options"])}' if 'options' in found else ''
+        row = {**row, 'inputs': f'{found["question"]}{listed}', 'targets': found['answer']}
     pieces = []
     for name, literal in _template_parts(task):
         pieces.append(literal)
@@ -165,16 +172,20 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
     given = getattr(task, split)
     setting = f'FileTask.{split if given else "train"}'
     named = match_rows(given or task.train, setting)
-    by_hash = task.validation is None and split != 'test'
+    by_hash = task.validation is None and split != 'test' and task.held_out > 0
     rows, held_out = array.array('q'), array.array('b')
 
     def report(where: str, error: UserError) -> None:
         if not skip_broken:
             raise error
-        skip(where, str(error))
+        skip(where, str(error), is_row=True)
 
     for number, path in enumerate(named):
+        left_out = 0
         for row in read_rows(path, report):
+            if is_wrong_option(row.value):
+                left_out += 1
+                continue
             try:
                 make_example(task, row.value, row.where)
             except UserError as error:
@@ -182,6 +193,7 @@ def open_rows(task: FileTask, split: str, skip_broken: bool = False) -> Records:
                 continue
             rows.extend((number, row.offset, len(row.data), row.number))
             held_out.append(by_hash and is_held_out(row.identity, task.held_out))
+        leave_out(path, [f'left out {left_out:,} wrong options of rank classification'] if left_out else ())
     rows_R4 = np.frombuffer(rows, np.int64).reshape(-1, 4)
     if by_hash:
         rows_R4 = rows_R4[hold_out(np.array(held_out, bool), split)]

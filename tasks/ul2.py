@@ -57,10 +57,16 @@ def register(given: Mapping[str, Sequence[Denoiser]]) -> None:
     Raises:
         UserError: a name belongs to another task or mixture.
     """
+    before = dict(_given)
     _given.clear()
     _given.update({name: tuple(parts) for name, parts in given.items()})
-    for corpus in _corpora:
-        _update(corpus)
+    try:
+        for corpus in _corpora:
+            _update(corpus)
+    except UserError:
+        _given.clear()
+        _given.update(before)  # else the next corpus would fail on the refused mixture
+        raise
 
 
 def _update(corpus: str) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint folder is loaded as an object that generates, scores and returns logits; mismatches are reported."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import t5flan
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.vocabulary import Conventions
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.language_model import LanguageModel, load
@@ -80,6 +82,41 @@ def test_inputs_end_as_in_training(made):
     assert made['encoder_decoder'].input_ids('a<extra_id_0>') == [100, 258, 1]
     plain = LanguageModel(byte_model('relative'), ByteVocabulary(), 'causal_lm', {'targets': 8})
     assert plain.input_ids('a') == [100]
+
+
+def test_a_model_whose_tokenizer_adds_no_bos_reads_the_prompt_alone(made):
+    model = made['causal_lm']
+    plain = dataclasses.replace(model, vocabulary=ByteVocabulary().with_conventions(Conventions(add_bos=False)))
+    prompt = plain.input_ids('ab')
+    [[ours]], [[started]] = plain.generate_ids([prompt], 4), model.generate_ids([prompt], 4, started=True)
+    assert ours.tokens.tolist() == started.tokens.tolist()
+    target = plain.vocabulary.encode('xy')
+    logits_TV = plain.logits({'decoder_input_tokens': np.array([[*prompt, *target[:-1]]], np.int32)})[0]
+    log_probs_TV = np.asarray(jax.nn.log_softmax(logits_TV))
+    expected = sum(log_probs_TV[len(prompt) - 1 + i, id] for i, id in enumerate(target))
+    assert plain.score_ids([prompt], [target])[0] == pytest.approx(expected, rel=1e-4)
+    assert plain.score_ids([[]], [target])[0] == pytest.approx(model.score_ids([[]], [target])[0], rel=1e-4)
+    ended = dataclasses.replace(
+        LanguageModel(byte_model('relative'), ByteVocabulary(), 'causal_lm', {'targets': 8}),
+        vocabulary=ByteVocabulary().with_conventions(Conventions(add_eos=True)),
+    )
+    assert ended.input_ids('a') == [100, 1]
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_chat_continues_what_the_template_writes(made, format):
+    pytest.importorskip('jinja2')
+    template = "{% for m in messages %}{{ m.role[0] ~ m.content }}{% endfor %}{{ 'a' if add_generation_prompt }}"
+    conventions = Conventions(chat_template=template)
+    model = dataclasses.replace(made[format], vocabulary=ByteVocabulary().with_conventions(conventions))
+    turns = [{'role': 'user', 'content': text} for text in ('q', 'xy')]
+    ids = [model.vocabulary.encode('uqa'), model.vocabulary.encode('uqauxya')]
+    started = format != 'encoder_decoder'
+    expected = [one.tokens for (one,) in model.generate_ids(ids, 5, started=started)]
+    conversations = [turns[:1], [turns[0], {'role': 'assistant', 'content': ''}, turns[1]]]
+    assert model.chat(conversations, 5) == [model.vocabulary.decode(tokens) for tokens in expected]
+    with pytest.raises(UserError, match='has no chat template'):
+        made[format].chat(conversations)
 
 
 def test_load_restores_the_saved_model(folder, made):

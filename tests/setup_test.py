@@ -58,7 +58,7 @@ def test_packages_put_everything_under_t5flan(metadata):
 
 
 def test_extras_and_python_versions(metadata):
-    assert set(metadata['extras_require']) == {'tpu', 'convert', 'beam', 'dedup', 'dev', 'docs'}
+    assert set(metadata['extras_require']) == {'tpu', 'convert', 'beam', 'hub', 'metrics', 'dedup', 'dev', 'docs'}
     assert metadata['python_requires'] == '>=3.11,<3.14'
     named = [name.rpartition(' ')[2] for name in metadata['classifiers'] if 'Python :: 3.' in name]
     assert tuple(named) == PYTHONS
@@ -112,7 +112,9 @@ def test_imported_packages_are_required(metadata):
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     clean = {
-        key: value for key, value in os.environ.items() if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS')
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('PYTHON', 'MAKEFLAGS', 'MAKELEVEL', 'TESTS', 'SEED')
     }
     return subprocess.run(
         ['make', '-n', '-C', str(ROOT), *arguments], capture_output=True, text=True, env=clean | environment

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,11 @@ def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
     root = os.path.dirname(found[0])
     started_in = configurables.started_in(found[0])
     folders = [os.path.join(root, one) for one in started_in]
-    find = lambda path: path if path is None else find_under(path, folders)
+    find = functools.partial(find_under, folders=folders)
     splits = ('train', 'validation', 'test')
 
     def in_task(task: Any) -> Any:
-        given = {split: find(getattr(task, split)) for split in splits if hasattr(task, split)}
+        given = {split: find(path) for split in splits if (path := getattr(task, split, None)) is not None}
         return dataclasses.replace(task, **given)
 
     return dataclasses.replace(
@@ -90,8 +91,8 @@ def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
         text_files=tuple(map(in_task, data.text_files)),
         cot=tuple(map(find, data.cot or ())),
         chat=tuple(map(find, data.chat or ())),
-        natural_instructions=find(data.natural_instructions),
-        cache=find(data.cache),
+        natural_instructions=data.natural_instructions and find(data.natural_instructions),
+        cache=data.cache and find(data.cache),
     )
 
 

@@ -10,13 +10,20 @@ from t5flan.errors import UsageError
 def run(arguments: argparse.Namespace) -> None:
     """Continues prompts, or every row of a file."""
     from t5flan import configurables
-    from t5flan.evaluation.inference import infer
+    from t5flan.evaluation.inference import converse, infer
 
     settings = configurables.parse(arguments.gin_file, arguments.gin)
     for binding in arguments.gin:
         name = binding.partition('=')[0]
         if '.' in name and not name.startswith('Decoding.'):
             raise UsageError(f'`t5flan infer` takes no --gin.{name}: it reads only Decoding, and the checkpoint')
+    decoding = read_decoding(settings, arguments, 'infer')
+    if arguments.chat and not (arguments.prompt or arguments.input):
+        for flag in ('output', 'control', 'json'):
+            if getattr(arguments, flag):
+                raise UsageError(f'--{flag} needs --prompt or --input; --chat alone is a conversation in the terminal')
+        converse(arguments.checkpoint, step=arguments.step, decoding=decoding)
+        return
     infer(
         arguments.checkpoint,
         prompts=arguments.prompt or (),
@@ -25,8 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
         field=arguments.field,
         control=arguments.control or (),
         step=arguments.step,
-        decoding=read_decoding(settings, arguments, 'infer'),
+        decoding=decoding,
         json_file=arguments.json,
+        chat=arguments.chat,
     )
 
 
@@ -42,6 +50,7 @@ COMMAND = Command(
         Flag('--input', 'rows (.jsonl, .json, .csv, .tsv, .parquet), or a text file of a prompt per line', 'FILE'),
         Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE'),
         Flag('--field', 'field of the rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
+        Flag('--chat', "word each prompt with the tokenizer's chat template; alone, talk in the terminal", type=bool),
         CONTROL,
         *decoding_flags(),
         JSON,

@@ -32,11 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
     values['data'] = files_of_run(values['data'], workdir)
 
     import_tensorflow()
+    from t5flan.evaluation.evaluator import GeneratedMetrics
     from t5flan.tasks import register_all
     from t5flan.training.trainer import train
 
     register_all(values['data'])
-    train(workdir, **values, gin=settings.operative_config())
+    train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics)
 
 
 def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:

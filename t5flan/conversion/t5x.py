@@ -283,7 +283,8 @@ def _vocabulary(gin: _Gin) -> Vocabulary | None:
     if model is None:
         return None
     sentinels = re.search(r'SentencePieceVocabulary\.extra_ids\s*=\s*(\d+)', gin.text)
-    return SentencePieceVocabulary(file, int(sentinels[1]) if sentinels else 100, model=model)
+    vocabulary = SentencePieceVocabulary(file, int(sentinels[1]) if sentinels else 100, model=model)
+    return vocabulary.without_duplicate_sentinels()
 
 
 def _their_array(shape: names.Shape, layer: int | None, scanned: bool) -> tuple[str, list[tuple[int, ...]]]:
@@ -337,8 +338,8 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
     if not isinstance(vocabulary, SentencePieceVocabulary):
         return ['T5X reads SentencePiece models and bytes: the vocabulary was not kept']
     (folder / 'sentencepiece.model').write_bytes(vocabulary.model)
-    dropped = ', '.join(vocabulary.mode_tokens)
-    return [f'T5X has no mode tokens: {dropped} were not kept'] if dropped else []
+    dropped = ', '.join((*vocabulary.mode_tokens, *vocabulary.added_tokens))
+    return [f'T5X has no mode tokens and no added tokens: {dropped} were not kept'] if dropped else []
 
 
 def _check_writable(config: ModelConfig, where: str) -> None:

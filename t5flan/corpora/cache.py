@@ -58,7 +58,7 @@ def cache(
         UserError: apache-beam is not installed, a task cannot be cached, or it lacks a split.
     """
     beam_utils = import_beam()
-    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     choose_vocabulary(vocabulary)
     found = find_mixture(name, 'NAME')
     tasks = getattr(found, 'tasks', None) or [found]
@@ -174,7 +174,7 @@ def _set_up(data: DataConfig, prepare: Prepare) -> None:
     """Registers the tasks and chooses the vocabulary, once per worker."""
     if repr(data) not in _set_up_for:
         prepare(data)
-        choose_vocabulary(load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens))
+        choose_vocabulary(load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens))
         _set_up_for[:] = [repr(data)]
 
 

@@ -33,6 +33,9 @@ class DataConfig:
     """Sentinels appended to a SentencePiece model that has no vocabulary.json beside it."""
     mode_tokens: tuple[str, ...] = ()
     """Tokens such as '[NLU]' that get their own ids below the sentinels, again without a vocabulary.json."""
+    added_tokens: tuple[str, ...] = ()
+    """More tokens with ids of their own, after all others: ('<name>', '</name>'). Those that the vocabulary has already
+    keep their ids. A run that starts from a checkpoint without them gives their embeddings the mean of the others."""
     format: str = 'encoder_decoder'
     """'encoder_decoder', 'prefix_lm' (decoder-only, with full attention among the inputs) or 'causal_lm'."""
     pack: bool = True
@@ -87,7 +90,7 @@ class DataConfig:
             object.__setattr__(self, field, as_paths(f'DataConfig.{field}', getattr(self, field)))
         for field in ('feature_lengths', 'mixed_in'):
             object.__setattr__(self, field, dict(getattr(self, field)))
-        for field in ('file_tasks', 'text_files', 'modules', 'mode_tokens', 'mixtures', 'stages'):
+        for field in ('file_tasks', 'text_files', 'modules', 'mode_tokens', 'added_tokens', 'mixtures', 'stages'):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         object.__setattr__(self, 'denoisers', {name: tuple(denoisers) for name, denoisers in self.denoisers.items()})
         for name, denoisers in self.denoisers.items():

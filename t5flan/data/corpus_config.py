@@ -8,6 +8,7 @@ from t5flan.config.checks import require, require_count, require_one_of, require
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
+METRICS = ('exact_match', 'f1', 'rouge_l', 'bleu')
 DENOISERS = ('R', 'S', 'X', 'C')
 
 
@@ -44,7 +45,9 @@ class FileTask:
     """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row; a list is
     written as options."""
     held_out: float = 0.02
-    """Share of train held out for validation if there is no validation file; at least one example."""
+    """Share of train held out for validation if there is no validation file: at least one example, none for 0."""
+    metrics: tuple[str, ...] = ('exact_match',)
+    """Metrics of generated text: 'exact_match', 'f1' (of words, as SQuAD), 'rouge_l', 'bleu'."""
     rate: float = 1.0
     """Weight of this task in the mixture 'file_tasks', which holds all file tasks."""
 
@@ -53,8 +56,12 @@ class FileTask:
             require_text(f'FileTask.{field}', getattr(self, field))
         if self.options_field is not None:
             require_text('FileTask.options_field', self.options_field)
-        require_positive('FileTask.held_out', self.held_out, below=1)
+        is_share = checks.is_number(self.held_out) and 0 <= self.held_out < 1
+        require(is_share, 'FileTask.held_out', self.held_out, 'a number of 0 or more and below 1')
         require_positive('FileTask.rate', self.rate)
+        object.__setattr__(self, 'metrics', tuple(self.metrics))
+        for metric in self.metrics:
+            require_one_of('FileTask.metrics', metric, METRICS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from t5flan.config.checks import require_count, require_share, require_text
+from t5flan.config.checks import require, require_count, require_one_of, require_share, require_text
 from t5flan.errors import UserError
 
+CHAT_FORMATS = ('markers', 'template')
+NATURAL_INSTRUCTIONS_LAYOUTS = ('varied', 'tk_instruct')
 CHAT_MARKERS = {'system': 'System:', 'tools': 'Tools:', 'user': 'User:', 'assistant': 'Assistant:'}
 CHAT_MARKERS |= {'call': 'Call:', 'observation': 'Result:'}
 
@@ -41,14 +43,24 @@ class InstructionConfig:
     """Sentences that request a rationale; one is drawn for each example whose target has one."""
     negative_examples: float = 0.1
     """Natural Instructions: of the tasks with negative examples, the share of prompts that show one, explained."""
+    natural_instructions_layout: str = 'varied'
+    """Natural Instructions: 'varied' draws a wording for each example, with the settings above; 'tk_instruct' is the
+    one layout that Tk-Instruct was trained with (arXiv:2204.07705), which the settings above do not change."""
+    tk_instruct_examples: tuple[int, int] = (2, 0)
+    """The numbers of positive and of negative examples in the layout 'tk_instruct'."""
     identity: str = ''
     """Chat: a system prompt for conversations that have none; '' adds none."""
+    chat_format: str = 'markers'
+    """Chat: how conversations are worded: with 'markers', or by the chat 'template' of the vocabulary's tokenizer, with
+    the token ids of transformers' apply_chat_template. Loss is on the assistant's turns in both."""
     chat_markers: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(CHAT_MARKERS))
     """Chat: the text in front of each role's turns; plain text, so that any vocabulary can encode it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'triggers', tuple(self.triggers))
+        object.__setattr__(self, 'tk_instruct_examples', tuple(self.tk_instruct_examples))
         object.__setattr__(self, 'chat_markers', dict(self.chat_markers))
+        require_one_of('InstructionConfig.chat_format', self.chat_format, CHAT_FORMATS)
         if set(self.chat_markers) != set(CHAT_MARKERS):
             setting, given = 'InstructionConfig.chat_markers', ', '.join(self.chat_markers) or 'none'
             expected = ', '.join(CHAT_MARKERS)
@@ -58,6 +70,10 @@ class InstructionConfig:
         for field in ('few_shot', 'options', 'rationale', 'inverted', 'negative_examples'):
             require_share(f'InstructionConfig.{field}', getattr(self, field))
         require_count('InstructionConfig.max_exemplars', self.max_exemplars)
+        layout, counts = self.natural_instructions_layout, self.tk_instruct_examples
+        require_one_of('InstructionConfig.natural_instructions_layout', layout, NATURAL_INSTRUCTIONS_LAYOUTS)
+        is_pair = len(counts) == 2 and all(type(count) is int and count >= 0 for count in counts)
+        require(is_pair, 'InstructionConfig.tk_instruct_examples', counts, 'two whole numbers of 0 or more')
         for trigger in self.triggers:
             require_text('InstructionConfig.triggers', trigger)
         if self.rationale and not self.triggers:

@@ -18,12 +18,15 @@ from t5flan.data.batches.pipeline import EvalExamples, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError
-from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, needs_predictions
+from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, metric_names, metrics_of, needs_predictions
 from t5flan.evaluation.terminal import Progress, print_table
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import LanguageModel, load
+from t5flan.sharding import Sharding
+from t5flan.training.config import EvaluationConfig
 
 INSTRUCTIONS = InstructionConfig()
 
@@ -129,8 +132,52 @@ def evaluate_tasks(
     return results
 
 
-def expand(tasks: Sequence[str], split: str) -> dict[str, Tasks]:
+class GeneratedMetrics:
+    """Metrics of text that a model generates while it trains (EvaluationConfig.generate).
+
+    Args:
+        data: the data settings of the run.
+        config: its split, tasks (by default the run's mixture) and number of examples apply.
+        vocabulary: the vocabulary of the run.
+
+    Raises:
+        UserError: a task has no metrics or no such split.
+    """
+
+    def __init__(self, data: DataConfig, config: EvaluationConfig, vocabulary: Vocabulary) -> None:
+        self._data, self._config, self._vocabulary = data, config, vocabulary
+        self._expanded = expand(config.tasks or (data.mixture,), config.split, 'EvaluationConfig')
+        tasks = {name: task for group in self._expanded.values() for name, task in group.items()}
+        self._has_one = len(tasks) == 1
+        found = {name: metric_names(task) for name, task in tasks.items()}
+        self.names = tuple(dict.fromkeys(f'eval/{metric}' for metrics in found.values() for metric in metrics))
+        if not self._has_one:
+            self.names += tuple(f'eval/{metric}/{name}' for name, metrics in found.items() for metric in metrics)
+
+    def __call__(self, model: Any, sharding: Sharding) -> dict[str, float]:
+        """Generates greedily; returns the mean of each metric over the tasks, and each task's own."""
+        data, config = self._data, self._config
+        own = LanguageModel(model, self._vocabulary, data.format, data.feature_lengths, sharding)
+        decoding = Decoding(batch_size=data.batch_size)
+        results = evaluate_tasks(
+            own, self._expanded, config.split, config.generate, decoding=decoding, instructions=data.instructions
+        )
+        means = {f'eval/{metric}': value for metric, value in mean_metrics(list(results.values())).items()}
+        if self._has_one:
+            return means
+        each = [
+            (f'eval/{metric}/{name}', value)
+            for name, one in results.items()
+            for metric, value in metrics_of(one).items()
+        ]
+        return means | dict(each)
+
+
+def expand(tasks: Sequence[str], split: str, setting: str = '') -> dict[str, Tasks]:
     """Returns, for each task or mixture, its SeqIO tasks that have the split and metric functions, by name.
+
+    Args:
+        setting: the settings class that messages name; '' stands for the command line.
 
     Raises:
         UserError: no such name, or none of its tasks has that split or metric functions.
@@ -143,8 +190,10 @@ def expand(tasks: Sequence[str], split: str) -> dict[str, Tasks]:
         if not expanded[name]:
             splits = sorted({known for task in inside for known in task.splits})
             if split in splits:
-                raise UserError(f'{name} has no metric_fns: there is nothing to measure. Remove it from --tasks.')
-            raise UserError(f'{name} has no split {split!r}; it has {", ".join(splits)}. Set --split.')
+                fix = f'Remove it from {setting}.tasks' if setting else 'Remove it from --tasks'
+                raise UserError(f'{name} has no metric_fns: there is nothing to measure. {fix}.')
+            fix = f'Set {setting}.split' if setting else 'Set --split'
+            raise UserError(f'{name} has no split {split!r}; it has {", ".join(splits)}. {fix}.')
     if not expanded:
         raise UserError('no task is given. Set --tasks=NAME,NAME.')
     return expanded

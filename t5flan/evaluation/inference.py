@@ -9,10 +9,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from t5flan.data.prompting import chat_template
 from t5flan.data.records import rows as rows_lib
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.hub import is_dataset
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 class Prompt(NamedTuple):
     """A text to continue and the row it comes from."""
 
-    index: int
+    number: int
     """Number of the row, from 0, which with the seed determines its samples."""
     text: str
     row: Row
@@ -51,6 +52,7 @@ def infer(
     step: int | None = None,
     decoding: Decoding = GREEDY,
     json_file: str | None = None,
+    chat: bool = False,
 ) -> None:
     """Continues `prompts` and prints the texts, or continues every row of `input` and writes them to `output`.
 
@@ -63,6 +65,7 @@ def infer(
         field: the field of the rows that holds the text; the model sees nothing else of a row.
         control: control or mode tokens of the vocabulary, put before every text in this order.
         json_file: write prompts and continuations to this file as JSON.
+        chat: each prompt is a turn of a user, which the chat template of the checkpoint's tokenizer words.
 
     Raises:
         UsageError: neither prompts nor an input, or both, or an input without an output.
@@ -76,7 +79,10 @@ def infer(
 
     def continued(model: Any, prompts: Sequence[Prompt]) -> list[str]:
         texts = [''.join((*control, prompt.text)) for prompt in prompts]
-        return model.generate(texts, decoding=decoding, rows=[prompt.index for prompt in prompts])
+        if chat:
+            turns = [[{'role': 'user', 'content': text}] for text in texts]
+            return model.chat(turns, decoding=decoding, rows=[prompt.number for prompt in prompts])
+        return model.generate(texts, decoding=decoding, rows=[prompt.number for prompt in prompts])
 
     if input is None or output is None:
         model = load_with_control(checkpoint, step, control)
@@ -105,6 +111,45 @@ def infer(
             rate = (len(writer.done) - before) / (time.monotonic() - started)
             print(f'{len(writer.done)} of {total} rows, {rate:.1f} per second', file=sys.stderr, flush=True)
     print(f'{path}: {len(writer.done)} rows')
+
+
+def converse(
+    checkpoint: str, *, step: int | None = None, decoding: Decoding = GREEDY, ask: Callable[[str], str] = input
+) -> None:
+    """A conversation in the terminal: each line is a turn, worded by the checkpoint's chat template.
+
+    An empty line or /new starts over; /quit, Ctrl-D or Ctrl-C ends. A turn that the template refuses is reported and
+    left out.
+
+    Args:
+        ask: shows a prompt and returns a line; raises EOFError at the end.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded or has no chat template.
+    """
+    decoding.require_one_sample('infer')
+    model = load_with_control(checkpoint, step, ())
+    chat_template.require(model.vocabulary)
+    print('an empty line starts a new conversation, /quit ends', file=sys.stderr)
+    turns: list[dict[str, str]] = []
+    while True:
+        try:
+            text = ask('> ').strip()
+            if text == '/quit':
+                return
+            if text in ('', '/new'):
+                turns = []
+                continue
+            asked = [*turns, {'role': 'user', 'content': text}]
+            [reply] = model.chat([asked], decoding=decoding)
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        print(reply, flush=True)
+        turns = [*asked, {'role': 'assistant', 'content': reply}]
 
 
 def load_with_control(checkpoint: str, step: int | None, control: Sequence[str]) -> Any:
@@ -144,7 +189,7 @@ def read_prompts(pattern: str, field: str) -> list[Prompt]:
         raise UserError(f'{pattern} has no rows. Set --input.')
     names = {name for prompt in prompts for name in prompt.row}
     index = free_name(INDEX, names)
-    return [prompt._replace(row={**prompt.row, index: prompt.index}) for prompt in prompts]
+    return [prompt._replace(row={**prompt.row, index: prompt.number}) for prompt in prompts]
 
 
 def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
@@ -201,7 +246,7 @@ class RowWriter:
         self._path = path
         self.prediction = free_name(PREDICTION, {name for prompt in prompts for name in prompt.row})
         self.done = self._read(prompts)
-        self.remaining = [prompt for prompt in prompts if prompt.index not in self.done]
+        self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('ab')
 
@@ -224,7 +269,7 @@ class RowWriter:
                 raise UserError(
                     f'{where} does not answer a row of this input. Set another --output, or remove the file.'
                 )
-            done.add(prompt.index)
+            done.add(prompt.number)
         if whole < len(data):  # an incomplete line of a killed run
             os.truncate(self._path, whole)
         return done
@@ -236,7 +281,7 @@ class RowWriter:
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._file.write(lines.encode('utf-8', 'surrogatepass'))
         self._file.flush()
-        self.done |= {prompt.index for prompt in answered}
+        self.done |= {prompt.number for prompt in answered}
         self.remaining = self.remaining[len(predictions) :]
 
     def __enter__(self) -> 'RowWriter':

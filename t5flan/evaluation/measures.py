@@ -77,6 +77,14 @@ def measure(
     return result | {'samples': rows[:SAMPLES]}, rows
 
 
+def metric_names(task: Any) -> list[str]:
+    """The names of a SeqIO task's metrics, found by calling its metric functions on one made-up example."""
+    made = [metric(['a'], ['a']) for metric in task.predict_metric_fns]
+    made += [metric(['a'], ['a'], {'scores': [0.0]}) for metric in task.predict_with_aux_metric_fns]
+    made += [metric(['a'], [0.0]) for metric in task.score_metric_fns]
+    return [name for numbers in made for name in _numbers(numbers)]
+
+
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that fit in a table: plain numbers and SeqIO's Scalars."""
     values = {name: np.asarray(getattr(value, 'value', value)) for name, value in metrics.items()}

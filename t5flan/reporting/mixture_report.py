@@ -12,6 +12,7 @@ from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.mixing import caps, find_mixture
 from t5flan.data.mixtures.readers import LARGEST_BLOCK, Reader, example_functions
 from t5flan.data.mixtures.stages import Plan, make_plan
+from t5flan.data.mixtures.unknown_pieces import unknown_lines
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.denoising import span_pieces
 from t5flan.data.preprocessing.examples import Example
@@ -45,7 +46,7 @@ def describe_mixture(
         {'mixture', 'split', 'stages': [{'start_step', 'mixture'}], 'skipped': {task: why}, 'notes': {mixture: [line]},
         'tasks': [{'task', 'rates' (of each stage), 'rate' (the first), 'records', 'cap', 'sampled', 'input_tokens',
         'target_tokens', 'target_share', 'loss_tokens', 'too_long', 'few_sentinels', 'variants': {variant: count}}],
-        'examples': [{'task', 'variant', 'inputs', 'targets', 'marked', 'spans'}]}.
+        'unknown': [line], 'examples': [{'task', 'variant', 'inputs', 'targets', 'marked', 'spans'}]}.
 
         Tokens are means and include the end of sequence. 'too_long' is the share of examples longer than the feature
         lengths, 'few_sentinels' the share of windows made shorter because spans would outnumber the sentinels.
@@ -85,6 +86,7 @@ def describe_mixture(
         'skipped': not_measured,
         'notes': {name: lines for name in _names(config) if (lines := skipped.notes(name))},
         'tasks': tasks,
+        'unknown': unknown_lines(config, vocabulary, plan) if sample else [],
         'examples': examples,
     }
 
@@ -161,11 +163,12 @@ def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     """{'spans': ...} of a span corruption example, else {}."""
-    if not vocabulary.extra_ids or 'inputs' not in example:  # ByT5's sentinels are bytes
+    in_bytes = vocabulary.kind == 'bytes' and not vocabulary.extra_ids  # ByT5's sentinels are bytes
+    if in_bytes or not vocabulary.sentinel_ids or 'inputs' not in example:
         return {}
     kept = [np.asarray(example[name])[np.asarray(example[name]) != vocabulary.eos_id] for name in ('inputs', 'targets')]
-    inputs_T = kept[0][kept[0] < vocabulary.base_size + vocabulary.extra_ids]  # without a mode token
-    sentinels = [set(x_T[x_T >= vocabulary.base_size].tolist()) for x_T in (inputs_T, kept[1])]
+    inputs_T = kept[0][~np.isin(kept[0], [vocabulary.mode_token_id(token) for token in vocabulary.mode_tokens])]
+    sentinels = [set(x_T[np.isin(x_T, vocabulary.sentinel_ids)].tolist()) for x_T in (inputs_T, kept[1])]
     if not sentinels[0] or not sentinels[0] <= sentinels[1]:
         return {}
     pieces = span_pieces(inputs_T, kept[1], vocabulary)
@@ -192,7 +195,7 @@ def main(
     """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered."""
     from rich.console import Console
 
-    vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens)
+    vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens, config.added_tokens)
     description = describe_mixture(config, vocabulary, sample, shown)
     console = Console()
     if not console.is_terminal:
@@ -202,7 +205,8 @@ def main(
         _print_example(console, example)
     if description['examples'] and not console.color_system:
         console.print(f'\n{"".join(MARKS)} mark text that carries loss, or a span with the number of its sentinel.')
-    for line in [*skipped.summary(description['skipped']), *skipped.note_lines(description['notes'])]:
+    problems = [*description['unknown'], *skipped.summary(description['skipped']), *skipped.left_out_lines()]
+    for line in [*problems, *skipped.note_lines(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:
         write_json(json_path, description)

@@ -4,10 +4,12 @@ A target is the result of the task's postprocess_fn: a string, or a sequence of 
 """
 
 import collections
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from t5flan.errors import UserError
 from t5flan.scoring.answers import extract_number, normalize_answer, normalize_space
 
 Target = str | Sequence[str]
@@ -42,6 +44,46 @@ def squad(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, fl
         matches.append(max(normalize_answer(answer) == normalize_answer(prediction) for answer in _answers(target)))
         f1s.append(max(token_f1(answer, prediction) for answer in _answers(target)))
     return {'em': _percent(matches), 'f1': _percent(f1s)}
+
+
+def f1(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Mean F1 of words, as SQuAD's: the best over each question's answers."""
+    return {'f1': squad(targets, predictions)['f1']}
+
+
+def rouge_l(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Mean F-measure of ROUGE-L (https://aclanthology.org/W04-1013) with stemming: the best over each one's answers.
+
+    Raises:
+        UserError: the rouge-score library is not installed.
+    """
+    scorer = _library('rouge_score.rouge_scorer', 'rouge_l').RougeScorer(['rougeL'], use_stemmer=True)
+    best = [
+        scorer.score_multi(_answers(target), str(text))['rougeL'].fmeasure
+        for target, text in _pairs(targets, predictions)
+    ]
+    return {'rouge_l': _percent(best)}
+
+
+def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU of sacrebleu (https://aclanthology.org/W18-6319), with all right answers as references.
+
+    Raises:
+        UserError: the sacrebleu library is not installed.
+    """
+    if not predictions:
+        return {'bleu': 0.0}
+    answers = [_answers(target) for target in targets]
+    references = [[one[i] if i < len(one) else None for one in answers] for i in range(max(map(len, answers)))]
+    found = _library('sacrebleu', 'bleu').corpus_bleu(list(map(str, predictions)), references)
+    return {'bleu': found.score}
+
+
+def _library(name: str, metric: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"the metric {metric} needs {name.partition('.')[0]}: pip install 't5flan[metrics]'.") from None
 
 
 def token_f1(target: str, prediction: str) -> float:

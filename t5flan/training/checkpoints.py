@@ -17,21 +17,23 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from t5flan import sharding as sharding_lib
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 from t5flan.files import PathLike, write_json
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import named_parameters
+from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
 
@@ -134,19 +136,23 @@ def find_step(folder: PathLike, step: int | None = None) -> int:
 
 
 class CheckpointManager:
-    """Saves the state of a run and restores its latest checkpoint.
+    """Saves the state of a run and restores its latest checkpoint; keeps the newest checkpoints and the best one.
 
     Saving is asynchronous: `save` returns once the arrays are copied off the devices. An error while writing is raised
-    by the next `save`, `wait` or `close`.
+    by the next `save`, `wait` or `close`. A step is saved before it is evaluated; `record` says how good it is.
     """
 
     def __init__(self, workdir: PathLike, config: CheckpointConfig):
         self.workdir = epath.Path(workdir)
         self.config = config
+        self._measured: dict[int, float] = {}  # step -> best_metric
+        self._policy = preservation_policy.AnyPreservationPolicy(
+            [preservation_policy.LatestN(config.keep), _KeepBest(self)]
+        )
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_preservation_policy(config), cleanup_tmp_directories=True, create=True
+                preservation_policy=self._policy, cleanup_tmp_directories=True, create=True
             ),
         )
         self._latest_step = self._manager.latest_step()
@@ -156,24 +162,36 @@ class CheckpointManager:
         """The newest step known to be complete on disk."""
         return self._latest_step
 
-    def save(self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Starts saving `state`; `metrics` decide which checkpoint is best.
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the evaluation of a step, which decides which checkpoint is best."""
+        best = self.config.best_metric
+        if best is not None and best in metrics:
+            self._measured[step] = metrics[best]
+
+    def best_step(self, steps: Collection[int] | None = None) -> int | None:
+        """The evaluated step with the best `best_metric`, the earliest of equals; among `steps` if they are given."""
+        known = {step: value for step, value in self._measured.items() if steps is None or step in steps}
+        sign = 1 if self.config.best_is_lowest else -1
+        return min(known, key=lambda step: (sign * known[step], step), default=None)
+
+    def evaluations_without_gain(self) -> int:
+        """Number of evaluations after the best one."""
+        best = self.best_step()
+        return 0 if best is None else sum(step > best for step in self._measured)
+
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Starts saving `state`.
 
         Raises:
             UserError: this save or the one before it could not be written (a full disk, for example).
         """
-        step, best = int(state.step), self.config.best_metric
-        if best and metrics and best not in metrics:
-            raise UserError(
-                f'CheckpointConfig.best_metric={best!r} is not measured; expected one of {sorted(metrics)}.'
-            )
+        step = int(state.step)
         self.wait()
         try:
             if step in self._manager.all_steps():
                 return
             self._manager.save(
                 step,
-                metrics=dict(metrics) if metrics else None,
                 force=True,
                 args=ocp.args.Composite(
                     parameters=ocp.args.PyTreeSave(to_names(state.model)),
@@ -197,8 +215,12 @@ class CheckpointManager:
         self._latest_step = self._manager.latest_step()
 
     def close(self) -> None:
-        """Waits for the last save and stops Orbax's threads."""
+        """Waits for the last save, removes checkpoints that are neither new nor the best, and stops Orbax's threads."""
         self.wait()
+        steps = sorted(self._manager.all_steps())
+        kept = {*steps[-self.config.keep :], self.best_step(steps)}
+        for step in set(steps) - kept if self._measured else ():
+            self._manager.delete(step)
         self._manager.close()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -220,19 +242,16 @@ class CheckpointManager:
         )
 
 
-def _preservation_policy(config: CheckpointConfig) -> preservation_policy.PreservationPolicy:
-    """Keeps the newest checkpoints and the best one."""
-    newest = preservation_policy.LatestN(config.keep)
-    best_metric = config.best_metric
-    if best_metric is None:
-        return newest
-    best = preservation_policy.BestN(
-        get_metric_fn=lambda metrics: metrics[best_metric],
-        reverse=config.best_mode == 'min',
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
-    return preservation_policy.AnyPreservationPolicy([newest, best])
+class _KeepBest(preservation_policy.PreservationPolicy):
+    """Keeps the best of the evaluated checkpoints."""
+
+    def __init__(self, manager: CheckpointManager) -> None:
+        self._manager = manager
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = self._manager.best_step(steps)
+        return [step == best for step in steps]
 
 
 def restore_state(folder: PathLike, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -251,6 +270,46 @@ def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None =
         UserError: there is no such checkpoint, or its parameters have other names or shapes.
     """
     return _restore_item(checkpoint_root(folder), find_step(folder, step), 'parameters', abstract_model)
+
+
+def restore_grown_parameters(
+    folder: PathLike, abstract_model: Any, step: int, old_rows: int, new_ids: tuple[int, int]
+) -> Any:
+    """The parameters of a checkpoint whose vocabulary is smaller, with embeddings and logits for the new ids.
+
+    New rows are the mean of all `old_rows` rows, as of transformers' `resize_token_embeddings` (without the noise of
+    1e-9 of their covariance that it adds), so that a new token starts as likely as an average one. Old rows and the
+    logits of old tokens are unchanged.
+
+    Args:
+        abstract_model: the model with the larger vocabulary; shapes, dtypes and shardings.
+        old_rows: ModelConfig.vocab_size of the checkpoint.
+        new_ids: the first new id, and the end of the new ids. Those below `old_rows` have rows already, which were
+            padding.
+    """
+    axes, sharding = logical_axes(abstract_model), sharding_lib.current()
+
+    def before(x: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        if 'vocab' not in names:
+            return x
+        shape = tuple(old_rows if name == 'vocab' else size for name, size in zip(names, x.shape, strict=True))
+        others = [None if name == 'vocab' else name for name in names]  # the old size may not divide over the mesh
+        placed = x.sharding if sharding is None else sharding.named(others, shape)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+
+    def grown(x: jax.Array, names: tuple[str | None, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
+        if 'vocab' not in names:
+            return x
+        axis = names.index('vocab')
+        size = target.shape[axis]
+        widths = [(0, size - old_rows if i == axis else 0) for i in range(x.ndim)]
+        ids = jnp.arange(size).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        is_new = ((ids >= new_ids[0]) & (ids < new_ids[1])) | (ids >= old_rows)
+        return jnp.where(is_new, jnp.mean(x, axis, keepdims=True), jnp.pad(x, widths))
+
+    old = restore_parameters(folder, jax.tree.map(before, abstract_model, axes), step)
+    grow = lambda model: jax.tree.map(grown, model, axes, abstract_model)
+    return jax.jit(grow, out_shardings=jax.tree.map(lambda x: x.sharding, abstract_model))(old)
 
 
 def to_names(tree: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ raises a `UserError` at construction, before anything expensive is loaded.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -125,8 +126,10 @@ class CheckpointConfig:
     Attributes:
         every: steps between checkpoints.
         keep: how many of the newest checkpoints to keep.
-        best_metric: also keep the best checkpoint by this metric of the evaluation; None = only the newest ones.
-        best_mode: 'min' or 'max'.
+        best_metric: also keep the best checkpoint by this metric of the evaluation, such as 'eval/loss' or, with
+            EvaluationConfig.generate, 'exact_match'; None = only the newest ones.
+        best_mode: 'min' or 'max'; None = 'min' for losses, 'max' for other metrics.
+        patience: stop the run after this many evaluations without a better `best_metric`; None = never.
         initialize_from: a checkpoint folder whose parameters a new run starts from; ignored when the run resumes from a
             checkpoint of its own.
         initialize: 'parameters' takes only the parameters, 'all' also the optimizer state and the step.
@@ -135,20 +138,36 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 3
     best_metric: str | None = None
-    best_mode: str = 'min'
+    best_mode: str | None = None
+    patience: int | None = None
     initialize_from: str | None = None
     initialize: str = 'parameters'
 
     def __post_init__(self) -> None:
         _require(self, _COUNT_FROM_1, 'every', 'keep')
-        require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
+        if self.best_mode is not None:
+            require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
+        _require(self, _COUNT_FROM_1, 'patience', optional=True)
+        expected = 'None without CheckpointConfig.best_metric'
+        require(
+            self.patience is None or self.best_metric is not None, 'CheckpointConfig.patience', self.patience, expected
+        )
         require_one_of('CheckpointConfig.initialize', self.initialize, ('parameters', 'all'))
         _require(self, _TEXT, 'best_metric', 'initialize_from', optional=True)
+        if self.initialize_from is not None:
+            object.__setattr__(self, 'initialize_from', os.path.expanduser(self.initialize_from))
+        if self.best_metric is not None and not self.best_metric.startswith('eval/'):
+            object.__setattr__(self, 'best_metric', f'eval/{self.best_metric}')
+
+    @property
+    def best_is_lowest(self) -> bool:
+        """Whether lower values of `best_metric` are better."""
+        return (self.best_mode or ('min' if 'loss' in str(self.best_metric) else 'max')) == 'min'
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation while training: loss and accuracy on a held-out split.
+    """Evaluation while training on a held-out split: eval/loss, the cross-entropy in nats per token, and eval/accuracy.
 
     Attributes:
         every: steps between evaluations; 0 = none.
@@ -156,15 +175,18 @@ class EvaluationConfig:
         split: the split.
         tasks: tasks to evaluate separately as well, as eval/loss/TASK; a mixture stands for all of its tasks (the
             denoisers of 'c4_ul2').
+        generate: also generate text (greedily) for the first N examples of each task and compute the task's own
+            metrics: eval/exact_match and so on; 0 = none.
     """
 
     every: int = 0
     batches: int = 8
     split: str = 'validation'
     tasks: tuple[str, ...] = ()
+    generate: int = 0
 
     def __post_init__(self) -> None:
-        _require(self, _COUNT, 'every')
+        _require(self, _COUNT, 'every', 'generate')
         _require(self, _COUNT_FROM_1, 'batches')
         _require(self, _TEXT, 'split')
         object.__setattr__(self, 'tasks', tuple(self.tasks))
@@ -179,14 +201,17 @@ class RunConfig:
         seed: seed of parameters and dropout; the data order has its own (`DataConfig.seed`).
         log_every: steps between rows of metrics.jsonl and progress lines; a row holds the metrics of its own step.
         multi_host: connects to the other hosts of a TPU slice or GPU cluster first (`jax.distributed`).
+        epochs: passes over the training data; if set, they determine the number of steps, whatever `steps` says.
     """
 
     steps: int
     seed: int = 0
     log_every: int = 10
     multi_host: bool = False
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
+        _require(self, _POSITIVE, 'epochs', optional=True)
         _require(self, _COUNT_FROM_1, 'steps', 'log_every')
         _require(self, _COUNT, 'seed')
         _require(self, _BOOL, 'multi_host')

@@ -40,12 +40,14 @@ class LossSums(NamedTuple):
     Attributes:
         loss: weighted sum of cross-entropy and z-loss, which is minimised.
         z_loss: the part of `loss` that is z-loss.
+        smoothing: the part of `loss` that label smoothing adds; 0 without it.
         correct: sum of the weights of the tokens whose most likely word is the target.
         weight: sum of all loss weights: the number of tokens, where weights are 0 and 1.
     """
 
     loss: jax.Array
     z_loss: jax.Array
+    smoothing: jax.Array
     correct: jax.Array
     weight: jax.Array
 
@@ -163,9 +165,11 @@ def _sums_and_gradient(
     if wrong:
         expected_logit += wrong * (jnp.sum(logits, axis=-1) - target_logit)
     z_loss = config.z_loss * jnp.square(log_z)
+    smoothing = jnp.sum(weights * (target_logit - expected_logit - entropy)) if wrong else jnp.zeros((), jnp.float32)
     sums = LossSums(
         loss=jnp.sum(weights * (log_z - expected_logit - entropy + z_loss)),
         z_loss=jnp.sum(weights * z_loss),
+        smoothing=smoothing,
         correct=jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
         weight=jnp.sum(weights),
     )

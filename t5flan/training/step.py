@@ -26,8 +26,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the function (state, batch) -> (state after one update, metrics).
 
-    Metrics are float32 scalars: `loss` (with z-loss), `z_loss` and `accuracy`, each per weighted token of the batch;
-    `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of the gradient before clipping; and `learning_rate`.
+    Metrics are float32 scalars: `loss`, which is minimised, its parts `cross_entropy`, `z_loss` and `label_smoothing`,
+    and `accuracy`, each per weighted token of the batch; `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of
+    the gradient before clipping; and `learning_rate`.
 
     Raises:
         UserError: when traced, if `config.microbatches` does not divide the rows of the batch.
@@ -56,7 +57,7 @@ def make_train_step(
             gradients, sums = _accumulate(gradients_and_sums, batch, config.microbatches)
         updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
         model = with_parameters(state.model, optax.apply_updates(parameters, updates))
-        per_token = {'loss': sums.loss, 'z_loss': sums.z_loss, 'accuracy': sums.correct}
+        per_token = per_token_sums(sums)
         metrics = {name: value / (scale * divisor) for name, value in per_token.items()}
         metrics |= {'tokens': tokens, 'grad_norm': optax.global_norm(gradients)}
         metrics['learning_rate'] = optimizer.schedule(state.step)
@@ -66,16 +67,23 @@ def make_train_step(
 
 
 def make_eval_step(loss: LossConfig) -> Callable[[Any, Batch], Metrics]:
-    """Returns the function (model, batch) -> sums over the batch: `loss`, `z_loss`, `accuracy`, `tokens`, float32 [].
+    """Returns the function (model, batch) -> sums over the batch, float32 [], as `per_token_sums`, and `tokens`.
 
     Add up the sums of all batches and divide by the sum of `tokens`. There is no dropout.
     """
 
     def eval_step(model: Any, batch: Batch) -> Metrics:
         sums = loss_sums(model, batch, loss_weights(batch), loss, None)
-        return {'loss': sums.loss, 'z_loss': sums.z_loss, 'accuracy': sums.correct, 'tokens': sums.weight}
+        return per_token_sums(sums) | {'tokens': sums.weight}
 
     return eval_step
+
+
+def per_token_sums(sums: LossSums) -> Metrics:
+    """The sums that are reported per token: the loss, its parts, and correct predictions."""
+    cross_entropy = sums.loss - sums.z_loss - sums.smoothing
+    parts = {'cross_entropy': cross_entropy, 'z_loss': sums.z_loss, 'label_smoothing': sums.smoothing}
+    return {'loss': sums.loss, **parts, 'accuracy': sums.correct}
 
 
 def loss_sums(

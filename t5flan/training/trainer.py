@@ -10,20 +10,22 @@ run killed at any moment resumes with the same numbers.
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.data.batches.epochs import steps_of_epochs
 from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
 from t5flan.data.batches.streams import Position, merge_positions
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures.unknown_pieces import unknown_lines
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
+from t5flan.errors import UserError, did_you_mean
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
@@ -32,11 +34,25 @@ from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.description import check_workdir, describe, write_description
-from t5flan.training.metric_writer import MetricWriter
+from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import make_eval_step, make_train_step
 from t5flan.training.throughput import Throughput
+
+MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
+"""Metrics of the evaluation, and the sums they come from: eval/loss has neither z-loss nor label smoothing."""
+
+
+class GeneratedMetrics(Protocol):
+    """Metrics of generated text; evaluation/evaluator.py has the class that computes them."""
+
+    names: tuple[str, ...]
+    """The metrics it returns, such as 'eval/exact_match'."""
+
+    def __call__(self, model: Any, sharding: sharding_lib.Sharding) -> dict[str, float]:
+        """The metrics of a model."""
+        ...
 
 
 def train(
@@ -51,6 +67,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     gin: str = '',
+    generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None = None,
 ) -> TrainState:
     """Trains `model` on `data` for `run.steps` steps, or resumes the run in `workdir`.
 
@@ -58,6 +75,8 @@ def train(
         workdir: the checkpoint folder to write, local or gs://.
         model, data, run, optimizer, loss, mesh, checkpoints, evaluation: the settings; None takes the defaults.
         gin: the operative gin, stored in the folder.
+        generated: makes the metrics of generated text that EvaluationConfig.generate asks for:
+            `evaluation.evaluator.GeneratedMetrics`.
 
     Returns:
         The last state.
@@ -67,22 +86,28 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
-    mesh = mesh or MeshConfig()
+    mesh, evaluation, checkpoints = (
+        mesh or MeshConfig(),
+        evaluation or EvaluationConfig(),
+        checkpoints or CheckpointConfig(),
+    )
     if run.multi_host:
         jax.distributed.initialize()
     first_host = jax.process_index() == 0
 
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
-    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens)
+    vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
-    evaluator = Evaluator(evaluation or EvaluationConfig(), data, vocabulary, sharding)
+    evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
+    evaluator.check(checkpoints)
+    run, told = _with_steps(run, data, vocabulary, pipeline)
     description = describe(model, data, vocabulary)
     check_workdir(workdir, description)
     if first_host:
         write_description(workdir, description, vocabulary, gin)
-    manager = checkpoints_lib.CheckpointManager(workdir, checkpoints or CheckpointConfig())
+    manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
@@ -92,6 +117,8 @@ def train(
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
         writer.log(f'{parameter_count(state.model):,} parameters on {devices}, {origin}')
+        for line in [*told, *(unknown_lines(data, vocabulary, pipeline.plan) if first_host else ())]:
+            writer.log(line)
 
         # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
@@ -104,9 +131,19 @@ def train(
     return state
 
 
+def _with_steps(
+    run: RunConfig, data: DataConfig, vocabulary: Vocabulary, pipeline: TrainPipeline
+) -> tuple[RunConfig, list[str]]:
+    """The run with the steps of its epochs, and lines to print about them."""
+    if run.epochs is None:
+        return run, []
+    steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
+    return dataclasses.replace(run, steps=steps, epochs=None), [line]
+
+
 @dataclasses.dataclass
 class Loop:
-    """Takes the steps of a run; after a step it writes metrics, evaluates and saves where due."""
+    """Takes the steps of a run; after a step it writes metrics, saves and evaluates where due."""
 
     run: RunConfig
     trainer: 'Trainer'
@@ -126,6 +163,8 @@ class Loop:
         """
         sharding, batch_size = self.trainer.sharding, self.pipeline.config.batch_size
         first = int(state.step) + 1
+        if self._resume_evaluation(state):
+            return state
         in_flight: tuple[int, Any] | None = None
         with Preemption() as preemption:
             for step, (batch, position) in zip(range(first, self.run.steps + 1), self.pipeline):
@@ -137,14 +176,50 @@ class Loop:
                 stop = preemption.should_stop(step)
                 if step == first or self._due(step, self.run.log_every):
                     self._log(step, metrics, first)
-                measured = self._evaluate(step, state) if self._due(step, self.evaluator.every) else {}
-                if stop or self._due(step, self.manager.config.every):
-                    self._check_finite(step, metrics)
-                    self.manager.save(state, {'seed': self.run.seed, 'position': gather_position(position)}, measured)
-                    self.throughput.pause()
+                saved = stop or self._due(step, self.manager.config.every)
+                if saved:
+                    self._save(step, state, metrics, position)
                 if stop and step < self.run.steps:
                     self._stop(step, preemption.signal_name)
+                if self._due(step, self.evaluator.every):  # after saving: an error here loses no step
+                    self._evaluate(step, state)
+                    if step < self.run.steps and self._is_over(step):
+                        if not saved:
+                            self._save(step, state, metrics, position)
+                        break
         return state
+
+    def _resume_evaluation(self, state: TrainState) -> bool:
+        """Evaluates the step to resume from if the run was killed between saving and evaluating it.
+
+        Returns:
+            Whether the run has stopped early.
+        """
+        step = int(state.step)
+        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
+            return False
+        rows = read_metrics(self.manager.workdir)
+        for row in rows:
+            self.manager.record(int(row['step']), row)
+        if not any(row['step'] == step and 'eval/loss' in row for row in rows):
+            self._evaluate(step, state)
+        return self._is_over(step)
+
+    def _save(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], position: Position) -> None:
+        self._check_finite(step, metrics)
+        self.manager.save(state, {'seed': self.run.seed, 'position': gather_position(position)})
+        self.throughput.pause()
+
+    def _is_over(self, step: int) -> bool:
+        """Whether `best_metric` has not improved for CheckpointConfig.patience evaluations."""
+        config = self.manager.config
+        if config.patience is None or self.manager.evaluations_without_gain() < config.patience:
+            return False
+        best = self.manager.best_step()
+        self.writer.log(
+            f'stopped at step {step}: no better {config.best_metric} since step {best} (patience {config.patience})'
+        )
+        return True
 
     def _due(self, step: int, every: int) -> bool:
         """Whether this step is a multiple of `every` (0: never) or the last."""
@@ -160,7 +235,12 @@ class Loop:
         self.writer.progress(step, values, self.throughput.seconds_left(step))
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        measured = self.evaluator.evaluate(self.trainer, state)
+        try:
+            measured = self.evaluator.evaluate(self.trainer, state)
+        except BaseException:
+            self.manager.wait()  # the step before it is not lost
+            raise
+        self.manager.record(step, measured)
         self.writer.write(step, measured)
         self.writer.log('  '.join([f'step {step}'] + [f'{name} {value:.4f}' for name, value in measured.items()]))
         self.throughput.pause()
@@ -241,7 +321,7 @@ class Trainer:
 
 
 class Evaluator:
-    """Measures loss and accuracy per token on a held-out split, teacher-forced.
+    """Measures a held-out split: cross-entropy and accuracy per token, teacher-forced, and metrics of generated text.
 
     Measured are the run's mixture, as eval/loss and eval/accuracy, and each of `config.tasks`, as eval/loss/TASK.
 
@@ -250,11 +330,57 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: EvaluationConfig, data: DataConfig, vocabulary: Vocabulary, sharding: sharding_lib.Sharding
+        self,
+        config: EvaluationConfig,
+        data: DataConfig,
+        vocabulary: Vocabulary,
+        sharding: sharding_lib.Sharding,
+        generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None = None,
     ):
         self.every = config.every
         self._batches, self._sharding = config.batches, sharding
         self._held_out = HeldOut(dataclasses.replace(data, split=config.split), vocabulary, config.tasks)
+        self._generated: GeneratedMetrics | None = None
+        if config.every and config.generate:
+            if generated is None:
+                raise UserError('EvaluationConfig.generate needs train(..., generated=GeneratedMetrics). Pass it.')
+            self._generated = generated(data, config, vocabulary)
+
+    def check(self, checkpoints: CheckpointConfig) -> None:
+        """Opens the split and makes its first batch, so that what is wrong with it is reported before the first step.
+
+        Raises:
+            UserError: the split or a row is faulty, or CheckpointConfig.best_metric is not measured.
+        """
+        best, every = checkpoints.best_metric, self.every
+        if not every:
+            if best:
+                raise UserError(
+                    f'CheckpointConfig.best_metric={best!r}, but EvaluationConfig.every=0. Set it to N steps.'
+                )
+            return
+        for task in (None, *self._held_out.tasks):
+            self._held_out.check_split(task)
+            batch = next(self._held_out.batches(task), None)
+            if batch is None:
+                raise self._nothing_to_measure(task)
+        generated = self._generated.names if self._generated else ()
+        names = [f'eval/{name}' for name in MEASURED] + [*generated]
+        names += [f'{name}/{task}' for name in names[: len(MEASURED)] for task in self._held_out.tasks]
+        if best and best not in names:
+            hint = did_you_mean(best, names) or '.'
+            listed = ', '.join(names)
+            more = (
+                ''
+                if generated
+                else ' Metrics of generated text, such as exact_match, need EvaluationConfig.generate = N.'
+            )
+            raise UserError(f'CheckpointConfig.best_metric={best!r} is not measured; measured are {listed}{hint}{more}')
+
+    def _nothing_to_measure(self, task: str | None) -> UserError:
+        data = self._held_out.config
+        problem = f'split {data.split!r} of {task or data.mixture!r} has no tokens to evaluate'
+        return UserError(f'{problem}. Set EvaluationConfig.split, or EvaluationConfig.every = 0.')
 
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The measurements of `state`.
@@ -265,6 +391,8 @@ class Evaluator:
         measured = self._measure(trainer, state, None)
         for task in self._held_out.tasks:
             measured |= self._measure(trainer, state, task)
+        if self._generated is not None:
+            measured |= self._generated(state.model, self._sharding)
         return measured
 
     def _measure(self, trainer: Trainer, state: TrainState, task: str | None) -> dict[str, float]:
@@ -277,12 +405,9 @@ class Evaluator:
             for name, value in jax.device_get(trainer.eval_step(state.model, placed)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         if not totals.get('tokens'):
-            raise UserError(
-                f'split {data.split!r} of {task or data.mixture!r} has no tokens to evaluate. '
-                'Set EvaluationConfig.split, or EvaluationConfig.every = 0.'
-            )
+            raise self._nothing_to_measure(task)
         suffix = f'/{task}' if task else ''
-        return {f'eval/{name}{suffix}': totals[name] / totals['tokens'] for name in ('loss', 'accuracy')}
+        return {f'eval/{name}{suffix}': totals[source] / totals['tokens'] for name, source in MEASURED.items()}
 
 
 def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
@@ -326,12 +451,24 @@ def restore_or_initialize(
     step = checkpoints_lib.find_step(source)
     known = checkpoints_lib.read_description(source)
     root = checkpoints_lib.checkpoint_root(source)
+    added: tuple[str, ...] | None = ()
     if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
+        added = vocabulary.tokens_added_to(load_vocabulary(root / checkpoints_lib.VOCABULARY))
+    if added is None:
         raise UserError(
             f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
             f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
-            f'{root / checkpoints_lib.VOCABULARY}.'
+            f'{root / checkpoints_lib.VOCABULARY}; DataConfig.added_tokens may add tokens to it.'
         )
+    if added:
+        if items == 'all':
+            problem = f"CheckpointConfig.initialize='all', but {len(added)} tokens are new to {source}"
+            raise UserError(f"{problem}: its optimizer state has no rows for them. Set it to 'parameters'.")
+        rows, new_ids = known.model.vocab_size, (known.vocabulary['size'], vocabulary.vocab_size)
+        abstract = trainer.abstract_state.model
+        model = checkpoints_lib.restore_grown_parameters(source, abstract, step, rows, new_ids)
+        state = trainer.state_with(model)
+        return state, None, f'initialized ({items}) from step {step} of {source}, with {len(added)} new tokens'
     if items == 'all':
         state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
     else:

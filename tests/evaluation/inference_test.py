@@ -1,6 +1,7 @@
 """Inference for prompts and files; a killed run resumes; every bad input is reported in one line."""
 
 import json
+import shutil
 import types
 
 import jax
@@ -11,7 +12,8 @@ from t5flan.commands.arguments import parse_arguments
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation import inference as infer_lib
-from t5flan.evaluation.inference import Prompt, RowWriter, infer, read_prompts, shard_path
+from t5flan.evaluation.inference import Prompt, RowWriter, converse, infer, read_prompts, shard_path
+from t5flan.language_model import load
 from tests.saved_model import byte_model, save_folder
 
 ROWS = [{'inputs': text, 'id': text[:1]} for text in ('ab', 'longer than it', 'c\u2028d', 'é', 'e')]
@@ -41,6 +43,64 @@ def test_prompts_are_answered(folder, tmp_path, capsys):
     written = json.loads((tmp_path / 'o.json').read_text(encoding='utf-8'))
     assert written['step'] == 3 and [row['inputs'] for row in written['rows']] == ['ab', 'é']
     assert one == written['rows'][0]['prediction'] + '\n' and both.startswith('ab\n  -> ')
+
+
+@pytest.fixture(scope='module')
+def chat_folder(folder, tmp_path_factory):
+    """The checkpoint with a chat template in its vocabulary folder."""
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp('chat') / 'run')
+    template = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('refused') }}{% endif %}"
+        "{{ m.role[0] ~ m.content }}{% endfor %}{{ 'a' if add_generation_prompt }}"
+    )
+    (copy / 'vocabulary' / 'chat_template.jinja').write_text(template)
+    return str(copy)
+
+
+def test_chat_words_each_prompt_by_the_template(chat_folder, folder, rows_file, tmp_path, capsys):
+    pytest.importorskip('jinja2')
+    decoding = Decoding(max_new_tokens=4)
+    infer(chat_folder, prompts=['q'], decoding=decoding, chat=True)
+    model = load(chat_folder)
+    turn = [{'role': 'user', 'content': 'q'}]
+    assert capsys.readouterr().out == model.chat([turn], decoding=decoding)[0] + '\n'
+    infer(chat_folder, input=rows_file, output=str(tmp_path / 'o.jsonl'), decoding=decoding, chat=True)
+    turns = [[{'role': 'user', 'content': row['inputs']}] for row in ROWS]
+    assert [row['prediction'] for row in rows_of(tmp_path / 'o.jsonl')] == model.chat(turns, decoding=decoding)
+    with pytest.raises(UserError, match='has no chat template. Put a chat_template.jinja'):
+        infer(folder, prompts=['q'], chat=True)
+
+
+def test_a_conversation_in_the_terminal(chat_folder, folder, capsys):
+    pytest.importorskip('jinja2')
+    model, decoding = load(chat_folder), Decoding(max_new_tokens=4)
+    reply = lambda *turns: model.chat([[dict(zip(('role', 'content'), turn)) for turn in turns]], decoding=decoding)[0]
+    lines = iter(['q', 'bad', 'r', '', 'q'])
+
+    def ask(prompt):
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    converse(chat_folder, decoding=decoding, ask=ask)
+    first = reply(('user', 'q'))
+    second = reply(('user', 'q'), ('assistant', first), ('user', 'r'))
+    shown = capsys.readouterr()
+    assert shown.out == f'{first}\n{second}\n{first}\n\n' and 'refused' in shown.err
+    converse(chat_folder, decoding=decoding, ask=lambda prompt: '/quit')
+    with pytest.raises(UserError, match='has no chat template'):
+        converse(folder, decoding=decoding, ask=ask)
+
+
+def test_chat_on_the_command_line(chat_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(infer_lib, 'converse', lambda *arguments, **settings: seen.append(arguments))
+    command, arguments = parse_arguments(['infer', f'--checkpoint={chat_folder}', '--chat'], COMMANDS)
+    command.run(arguments)
+    assert seen == [(chat_folder,)]
+    command, arguments = parse_arguments(['infer', f'--checkpoint={chat_folder}', '--chat', '--json=o.json'], COMMANDS)
+    with pytest.raises(UsageError, match='--json needs --prompt or --input'):
+        command.run(arguments)
 
 
 def test_a_file_is_answered_in_order_and_only_once(folder, rows_file, tmp_path, capsys):
@@ -98,7 +158,7 @@ def test_prompts_of_several_files_and_of_nested_fields(tmp_path):
     (tmp_path / '1.json').write_text('{"x": {"q": {"text": "one"}}, "y": {"q": {"text": "two"}}}')
     (tmp_path / '2.csv').write_bytes(b'\xef\xbb\xbfq.text,targets\r\nthree,no\r\n')
     found = read_prompts(str(tmp_path / '[12].*'), 'q.text')
-    assert [(prompt.index, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
+    assert [(prompt.number, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
     (tmp_path / 'p.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo')
     assert [prompt.text for prompt in read_prompts(str(tmp_path / 'p.txt'), 'inputs')] == ['one', 'two']
 

@@ -2,9 +2,11 @@
 
 import doctest
 import inspect
+import sys
 
 import pytest
 
+from t5flan.errors import UserError
 from t5flan.scoring import metrics
 
 
@@ -52,3 +54,28 @@ def test_no_examples_score_zero_and_unequal_lengths_fail(metric):
     with pytest.raises(ValueError):
         metric(['a'], [])
     assert tuple(inspect.signature(metric).parameters) in (('targets', 'predictions'), ('targets', 'scores'))
+
+
+def test_rouge_and_bleu_are_those_of_the_libraries():
+    sacrebleu = pytest.importorskip('sacrebleu', reason='the extra metrics is not installed')
+    scorer = pytest.importorskip('rouge_score.rouge_scorer', reason='the extra metrics is not installed')
+    targets = ['the cat sat on the mat', ['a big dog barks', 'the dog is barking loudly'], 'x']
+    texts = ['the cat sits on a mat', 'the dog is barking', 'y']
+    rouge = scorer.RougeScorer(['rougeL'], use_stemmer=True)
+    best = [
+        max(rouge.score(one, text)['rougeL'].fmeasure for one in ([target] if isinstance(target, str) else target))
+        for target, text in zip(targets, texts)
+    ]
+    assert metrics.rouge_l(targets, texts) == {'rouge_l': pytest.approx(100 * sum(best) / 3)}
+    references = [[targets[0], targets[1][0], 'x'], [None, targets[1][1], None]]
+    assert metrics.bleu(targets, texts) == {'bleu': pytest.approx(sacrebleu.corpus_bleu(texts, references).score)}
+    assert metrics.bleu(targets, [targets[0], targets[1][1], 'x'])['bleu'] == pytest.approx(100)
+    assert metrics.f1(targets[:1], texts[:1]) == {'f1': metrics.squad(targets[:1], texts[:1])['f1']}
+    assert metrics.rouge_l([], []) == {'rouge_l': 0} and metrics.bleu([], []) == {'bleu': 0}
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sacrebleu', None)
+    with pytest.raises(UserError, match=r"the metric bleu needs sacrebleu: pip install 't5flan\[metrics\]'") as error:
+        metrics.bleu(['a'], ['a'])
+    assert '\n' not in str(error.value)

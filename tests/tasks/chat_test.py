@@ -10,7 +10,7 @@ from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.prompting.conversations import converse
-from t5flan.data.skipped import skipped_tasks
+from t5flan.data.skipped import left_out_lines, skipped_tasks, summary
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
@@ -108,10 +108,63 @@ def test_skip_broken_skips_rows_that_are_not_conversations(tmp_path, monkeypatch
     for _ in range(2):  # scanned, then from the stored index
         records = [chat.open_file(path, split, skip_broken=True) for split in ('train', 'validation')]
         assert sum(map(len, records)) == 12 and f'{path} row 7' in skipped_tasks()
-    assert len(list((tmp_path / 't5flan').glob('chat-2-1-*.npz'))) == 1
+    assert len(list((tmp_path / 't5flan').glob('chat-3-1-*.npz'))) == 1
     write(tmp_path / 'chat_broken.json', rows(4))
     sizes = [len(chat.open_file(path, split, True)) for split in ('train', 'validation')]
     assert sum(sizes) == 4, 'a changed file is scanned again'
+
+
+def test_what_was_skipped_and_left_out_is_listed(tmp_path):
+    good = {'conversations': [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}]}
+    begins = {'conversations': [{'from': 'gpt', 'value': 'Hi!'}, *good['conversations']]}
+    lines = [json.dumps(row) for row in (good, begins, {'text': 'x'}, begins, *rows(9))]
+    path = tmp_path / 'chat_listed.jsonl'
+    path.write_text('\n'.join([*lines, 'not json', '[1]', *lines[:1]]) + '\n')
+    with pytest.raises(UserError, match=r'listed.jsonl line 3: has the fields text.* Set --skip_broken to continue'):
+        chat.open_file(str(path), 'train')
+    found = [chat.open_file(str(path), split, skip_broken=True) for split in ('train', 'validation')]
+    assert sum(map(len, found)) == 13 and {len(record['roles']) for part in found for record in part} == {2}
+    reasons = {place: why for place, why in skipped_tasks().items() if place.startswith(str(path))}
+    assert [place.removeprefix(f'{path} ') for place in reasons] == ['line 3', 'line 14', 'line 15']
+    assert summary(reasons)[:2] == ['3 rows skipped (skip_broken):', f'  {path} line 3: {reasons[f"{path} line 3"]}']
+    expected = f"{path}: left out the assistant's turns before the first of the user (2; the first: line 2)"
+    assert expected in left_out_lines()
+
+
+@pytest.mark.parametrize(
+    'content,kept,place',
+    [
+        (json.dumps(rows(5))[:-1] + ', {"instruction": "x"', 5, 'from there on'),
+        (json.dumps({str(i): row for i, row in enumerate(rows(4))} | {'bad': {'text': 'x'}}), 4, "'bad'"),
+    ],
+)
+def test_skip_broken_keeps_what_can_be_read(tmp_path, content, kept, place):
+    path = tmp_path / f'chat_kept_{kept}.json'
+    path.write_text(content)
+    with pytest.raises(UserError, match=f'chat_kept_{kept}.json'):
+        chat.open_file(str(path), 'train')
+    found = [chat.open_file(str(path), split, skip_broken=True) for split in ('train', 'validation')]
+    assert sum(map(len, found)) == kept and f'{path} {place}' in skipped_tasks()
+
+
+@pytest.mark.parametrize(
+    'content,message',
+    [
+        (
+            [{'text': 'x'}, {'text': 'y'}],
+            'no conversations can be used; the first problem: .* row 1: has the fields text',
+        ),
+        (
+            [{'prompt': {'role': 'prompter', 'text': 'q', 'deleted': True}}],
+            'no conversations but trees whose prompt was deleted or failed review. Set DataConfig.chat',
+        ),
+    ],
+)
+def test_a_file_with_nothing_left_is_skipped_as_a_whole(tmp_path, content, message):
+    path = write(tmp_path / 'chat_nothing.json', content)
+    with pytest.raises(UserError, match=message) as error:
+        chat.open_file(path, 'train', skip_broken=True)
+    assert '\n' not in str(error.value)
 
 
 def test_real_files(shared):

@@ -12,6 +12,7 @@ from t5flan.data.config import DataConfig
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.preprocessing.examples import Context
+from t5flan.data.skipped import left_out_lines, skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import cot
@@ -214,6 +215,70 @@ def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, name, content,
     with TrainPipeline(config, VOCABULARY) as pipeline:
         assert list(pipeline.rates) == [f'cot_good{name[:4]}']
         next(pipeline)
+
+
+def test_data_sets_of_zero_shot_cot_are_read_as_published(tmp_path):
+    arithmetic = [{'iIndex': i, 'sQuestion': f'How much is {i} and 1?', 'lSolutions': [i + 1.0]} for i in range(20)]
+    scored = [{'input': f'Is {i} even?', 'target_scores': {'Yes': 1 - i % 2, 'No': i % 2}} for i in range(20)]
+    cot.register([write(tmp_path / 'AddSub.json', arithmetic), write(tmp_path / 'coh.json', {'examples': scored})])
+    for example in examples('cot_AddSub', 30, few_shot=0.0):
+        assert example['targets'] == str(int(example['inputs'].split('How much is ')[1].split()[0]) + 1)
+        assert 'rationale' not in example['variant']
+    made = examples('cot_coh', 40, few_shot=0.5, options=1.0)
+    assert all('options' in example['variant'] for example in made)
+    assert all('Yes' in example['inputs'] and 'No' in example['inputs'] for example in made)
+    answers = [{'question': f'q{i}', 'answer': f'{i} <<1+1=2>>and 1.\n#### {i + 1}'} for i in range(9)]
+    cot.register([write(tmp_path / 'coi_train.jsonl', answers)])
+    for example in examples('cot_coi', 20, few_shot=0.0, rationale=1.0):
+        number = int(example['answer'])
+        assert example['targets'] == f'{number - 1} and 1. So the answer is {number}.'
+
+
+def test_flans_and_t0s_exports_stay_as_they_are(tmp_path):
+    flan = [
+        {
+            'inputs': f'Q: is {i} odd?\nLet us think.',
+            'targets': f'It is {i}. So the answer is {"no" if i % 2 else "yes"}.',
+            '_template_idx': 3, '_task_source': 'CoT', '_task_name': f'cot_set{i % 2}', '_template_type': 'zs_noopt',
+        }
+        for i in range(30)
+    ]  # fmt: skip
+    t0 = [
+        {
+            'inputs': [1, 2], 'inputs_pretokenized': f'Is it {i}?', 'targets': [3],
+            'targets_pretokenized': f'{answer} {i}',
+            'answer_choices': ['yes', 'no'], 'is_correct': answer == 'yes',
+        }
+        for i in range(15) for answer in ('yes', 'no')
+    ]  # fmt: skip
+    cot.register([write(tmp_path / 'coj.jsonl', flan), write(tmp_path / 'cok.json', t0)])
+    made = examples('cot_coj_cot_set0', 20, few_shot=1.0, inverted=1.0)
+    assert all((one['inputs'], one['targets']) in {(row['inputs'], row['targets']) for row in flan} for one in made)
+    assert {cot.postprocess('', True, one) for one in made} == {'yes'}
+    made = examples('cot_cok_published', 20, few_shot=1.0)
+    assert {one['targets'].split()[0] for one in made} == {'yes'}, 'wrong options are left out'
+    assert (
+        f'{tmp_path}/cok.json: left out wrong options of rank classification (15; the first: row 2)' in left_out_lines()
+    )
+
+
+@pytest.mark.parametrize('suffix,place', [('.tsv', 'line 3'), ('.jsonl', 'line 3'), ('.json', 'row 3')])
+def test_skip_broken_skips_rows_and_lists_them(tmp_path, monkeypatch, suffix, place):
+    monkeypatch.setattr('t5flan.data.records.file_index.SMALLEST', 0)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    content = [*lines(2), 'no columns', *lines(20, 2)]
+    if suffix != '.tsv':
+        content = [{'source': line, 'target': 't', 'rationale': ''} for line in content]
+        content[2]['target'] = 3
+    path = write(tmp_path / f'col{suffix[1:]}{suffix}', content)
+    with pytest.raises(UserError, match=f'{place}: .* Set --skip_broken to continue without it'):
+        cot.index_of(path)
+    for _ in range(2):
+        cot._index.cache_clear()
+        assert len(cot.index_of(path, skip_broken=True).rows) == 22 and f'{path} {place}' in skipped_tasks()
+    cot.register([path], skip_broken=True)
+    task = f'cot_col{suffix[1:]}'
+    assert len(records(task)) + len(records(task, 'validation')) == 22
 
 
 def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):

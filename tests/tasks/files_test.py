@@ -8,7 +8,7 @@ import seqio
 from t5flan.data.batches.pipeline import TrainPipeline, eval_examples
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask
-from t5flan.data.skipped import skipped_tasks
+from t5flan.data.skipped import left_out_lines, skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import files, register_all
@@ -171,6 +171,41 @@ def test_modules_register_a_users_own_tasks(tmp_path, monkeypatch):
 
 
 CONVENTIONS = [
+    (
+        {
+            'inputs': 'Q',
+            'targets': 'A',
+            '_template_idx': 1,
+            '_task_source': 'P3',
+            '_task_name': 'x',
+            '_template_type': 'zs',
+        },
+        {},
+        'Q',
+        'A',
+        None,
+    ),
+    (
+        {
+            'inputs': [3, 4],
+            'inputs_pretokenized': 'Q',
+            'targets': [5],
+            'targets_pretokenized': 'A',
+            'answer_choices': ['A'],
+        },
+        {},
+        'Q',
+        'A',
+        None,
+    ),
+    ({'sQuestion': 'How many?', 'lSolutions': [4.0], 'iIndex': 1}, {}, 'How many?', '4', None),
+    (
+        {'input': 'Is it?', 'target_scores': {'Yes': 0, 'No': 1}},
+        {},
+        'Is it?\n\nOPTIONS:\n- Yes\n- No',
+        'No',
+        None,
+    ),
     # (row, settings, inputs, targets, all right answers or None)
     (
         {'question': {'text': 'Q', 'id': 1}, 'a': 'A'},
@@ -260,6 +295,19 @@ def test_all_right_answers_count_in_evaluation(tmp_path):
     targets = [registered.postprocess_fn(first['targets_pretokenized'], example=first, is_target=True)]
     [metric] = registered.predict_metric_fns
     assert metric(targets, ['1'])['exact_match'] == 100 and metric(targets, ['2'])['exact_match'] == 0
+
+
+def test_wrong_options_of_t0s_export_are_left_out(tmp_path):
+    rows = [
+        {'inputs_pretokenized': f'q{i}', 'targets_pretokenized': answer, 'is_correct': answer == 'yes'}
+        for i in range(5)
+        for answer in ('no', 'yes')
+    ]
+    path = write(tmp_path / 't0.jsonl', rows)
+    task = FileTask(name='files_t0', train=path, validation=path)
+    found = files.open_rows(task, 'train')
+    assert [found[i]['targets'] for i in range(len(found))] == ['yes'] * 5
+    assert f'{path}: left out 5 wrong options of rank classification' in left_out_lines()
 
 
 def test_broken_rows_are_skipped_and_listed(tmp_path):

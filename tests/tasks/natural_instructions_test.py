@@ -11,7 +11,8 @@ from t5flan.data.config import DataConfig
 from t5flan.data.instruction_config import InstructionConfig, NaturalInstructionsConfig
 from t5flan.data.mixtures.mixing import tasks_and_rates
 from t5flan.data.preprocessing.examples import Context
-from t5flan.data.skipped import skipped_tasks
+from t5flan.data.randomness import stable_hash
+from t5flan.data.skipped import left_out_lines, skipped_tasks
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import natural_instructions as ni
@@ -206,23 +207,40 @@ def without(field):
     [
         (1, without('Definition'), r"bad1\.json: no field 'Definition'; the fields are Categories"),
         (2, without('Instances'), "no field 'Instances'"),
-        (3, content('x', Instances=[]), "'Instances' is empty or not a list. Fix"),
+        (3, content('x', Instances=[]), "field 'Instances' is an empty list. Fix"),
         (
             4,
-            content('x', Instances=[{'input': 'a', 'output': ['b']}, {'input': 'a'}]),
-            r"bad4\.json instance 2: no field 'output'; the fields are input",
+            content('x', Instances=[{'input': 'a'}, {'input': 'a'}]),
+            r"bad4\.json instance 1: no field 'output'; the fields are input",
         ),
         (
             5,
             content('x', Instances=[{'input': 'a', 'output': []}]),
-            "instance 1: 'input' must be text, 'output' text or a list of texts, not empty",
+            "instance 1: field 'output' is an empty list, expected text or a list of texts",
         ),
-        (6, content('x', Definition=['']), "'Definition' is empty or not text"),
-        (7, content('x', Instances={'input': 'a'}), "'Instances' is empty or not a list"),
+        (6, content('x', Definition=['']), "field 'Definition' is a list with empty texts, expected a text"),
+        (7, content('x', Instances={'input': 'a'}), "field 'Instances' is an object, expected a list"),
         (8, '{"Definition": ["a"], "Instances": [{"input": "a", ]}', 'instance 1: not JSON'),
-        (9, '[]', "begins with '\\[', expected an object"),
+        (9, '"text"', "begins with '\"', expected an object"),
         (10, '', 'expected an object'),
         (11, content('x', Instances=['a']), 'instance 1: is str, expected an object'),
+        (12, content('x', Instances=None), "field 'Instances' is null"),
+        (13, content('x', Definition=None), "field 'Definition' is null"),
+        (14, content('x', Definition=[]), "field 'Definition' is an empty list"),
+        (15, {'definition': 'x', **without('Definition')}, "no field 'Definition'.* did you mean definition"),
+        (16, '<!DOCTYPE html>\n<html>Not found</html>', 'bad16.json is a web page. Download the file itself'),
+        (
+            17,
+            'version https://git-lfs.github.com/spec/v1\noid',
+            'bad17.json is a pointer of Git LFS. Run `git lfs pull`',
+        ),
+        (18, '404: Not Found', "begins with '4', expected an object"),
+        (19, content('x', Instances=[{'input': None, 'output': 'b'}]), "field 'input' is null, expected text"),
+        (20, content('x', Instances=[{'input': 'a', 'output': ['b', 3]}]), "'output' is a list with a number"),
+        (21, content('x', Instances=[{'input': 'a', 'output': None}]), "field 'output' is null"),
+        (22, content('x', Instances=[{'input': 'a', 'output': ' '}]), 'all outputs of all instances are empty'),
+        (23, json.dumps(content('x'))[:-40], 'bad23.json .*not JSON'),
+        (24, content('x', **{'Positive Examples': None}), "field 'Positive Examples' is null"),
     ],
 )
 def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, number, value, pattern):
@@ -233,6 +251,80 @@ def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, number, value,
     ni.register(folder, skip_broken=True)
     assert [task.name for task in seqio.MixtureRegistry.get('natural_instructions').tasks] == [f'ni_good{number}']
     assert f'ni_bad{number}' in skipped_tasks()
+
+
+def test_skip_broken_skips_instances_and_empty_outputs_are_left_out(tmp_path):
+    empty, broken = {'input': 'e', 'output': ['', ' ']}, {'input': 'b', 'output': 3}
+    good = [{'input': str(i), 'output': ['', f'{i} is']} for i in range(12)]
+    instances = [empty, broken, *good[:6], empty, broken, *good[6:], empty]
+    positive = [{'input': 'p', 'output': ''}, {'input': 'q', 'output': 'right'}]
+    folder = folder_of(tmp_path, task31_a=content('x', Instances=instances, **{'Positive Examples': positive}))
+    where = f'{folder}/tasks/task31_a.json'
+    for _ in range(2):  # scanned, then from the stored summary
+        with pytest.raises(UserError, match="instance 2: field 'output' is a number.* Set --skip_broken to continue"):
+            ni.register(folder)
+        ni.register(folder, skip_broken=True)
+        found = [row for split in ('train', 'validation') for row in records('ni_task31_a', split)]
+        assert sorted(row['outputs'][0] for row in found) == sorted(f'{i} is' for i in range(12))
+        assert {f'{where} instance 2', f'{where} instance 10'} <= set(skipped_tasks())
+        line = f'{where}: left out instances whose outputs are all empty (3; the first: instance 1)'
+        assert line in left_out_lines()
+    summaries, rows = ni.read_folder(ni.task_files(folder))
+    file = ni.TaskFile(where, rows)
+    assert file.definition().startswith('Say what') and [
+        one['input'] for one in file.examples('Positive Examples')
+    ] == ['q']
+    assert summaries['task31_a'].without_output == (1, 9, 17)
+
+
+@pytest.mark.parametrize(
+    'name,value',
+    [('test', [{'input': 'a'}]), ('metadata', {'version': 2}), ('test', {'data': []}), ('dev', content('x'))],
+)
+def test_a_file_that_is_no_task_is_named_and_not_read(tmp_path, name, value):
+    task = f'task32_{name}{stable_hash(str(value))}'
+    folder = folder_of(tmp_path, **{task: content('x'), name: json.dumps(value)})
+    (tmp_path / 'tasks' / f'._{task}.json').write_bytes(b'\0\5')
+    ni.register(folder)
+    assert [task.name for task in seqio.MixtureRegistry.get('natural_instructions').tasks] == [f'ni_{task}']
+    assert any(line.startswith(f'{folder}/tasks/{name}.json: is ') and 'not read' in line for line in left_out_lines())
+    (tmp_path / 'tasks' / f'{task}.json').unlink()
+    if 'Definition' not in value:
+        with pytest.raises(UserError, match='none of its .json files is a task'):
+            ni.register(folder)
+
+
+@pytest.mark.parametrize(
+    'settings,message',
+    [
+        (
+            {'categories': ('Question Answerin',)},
+            "categories has 'Question Answerin', .*did you mean 'Question Answering'",
+        ),
+        ({'categories': ('question answering', 'Translation')}, "did you mean 'Question Answering'"),
+        ({'exclude_categories': ('Translations',)}, "exclude_categories has 'Translations', .* 'Translation'"),
+        ({'languages': ('english',)}, "NaturalInstructionsConfig.languages has 'english', .* 'English'"),
+        ({'categories': ('Poetry',)}, 'is selected. Set NaturalInstructionsConfig.categories; there are Question Ans'),
+        ({'languages': ('Urdu',)}, 'is selected. Set NaturalInstructionsConfig.languages; there are English, Spanish'),
+    ],
+)
+def test_the_nearest_category_is_suggested(tmp_path, settings, message):
+    spanish = content('y', Categories=['Translation'], Input_language=['Spanish'])
+    unique = stable_hash(message)
+    folder = folder_of(tmp_path, **{f'task33_{unique}': content('x'), f'task34_{unique}': spanish})
+    with pytest.raises(UserError, match=message) as error:
+        ni.register(folder, NaturalInstructionsConfig(**settings))
+    assert '\n' not in str(error.value)
+    ni.register(folder, NaturalInstructionsConfig(exclude_categories=('Question Rewriting', 'Poetry')))
+    ni.register(folder, NaturalInstructionsConfig(exclude_categories=('Translation',)))
+
+
+def test_the_definition_comes_once_before_the_exemplars(tmp_path):
+    folder_of(tmp_path, task35_a=content('thirty'))
+    made = prompts(ni.TaskFile(str(tmp_path / 'tasks' / 'task35_a.json')), few_shot=1.0, negative_examples=0.3)
+    for example in made:
+        before, *after = example['inputs'].split('Say what thirty says of the number.')
+        assert len(after) == 1 and 'right' not in before and 'right' in after[0]
 
 
 def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):

@@ -91,17 +91,21 @@ def test_another_mesh_restores_the_same_numbers(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     manager = make_manager(tmp_path, keep=2, best_metric='eval/loss')
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.2)):
-        manager.save(state(step), {}, {'eval/loss': loss})
-    manager.wait()
+        manager.save(state(step), {})
+        manager.record(step, {'eval/loss': loss, 'eval/accuracy': 0.5})
+    assert manager.best_step() == 2 and manager.evaluations_without_gain() == 3
+    manager.close()
     assert checkpoints_lib.saved_steps(tmp_path) == [2, 4, 5]
-    manager.close()
 
 
-def test_a_best_metric_that_is_not_measured_is_refused(tmp_path):
-    manager = make_manager(tmp_path, best_metric='eval/bleu')
-    with pytest.raises(UserError, match=r"CheckpointConfig\.best_metric='eval/bleu'.*eval/loss"):
-        manager.save(state(1), {}, {'eval/loss': 1.0})
+def test_the_last_step_may_be_the_best(tmp_path):
+    manager = make_manager(tmp_path, keep=1, best_metric='exact_match')
+    for step, matches in ((1, 3.0), (2, 9.0), (3, 9.0), (4, 11.0)):
+        manager.save(state(step), {})
+        manager.record(step, {'eval/exact_match': matches})
+        assert manager.best_step() == {1: 1, 2: 2, 3: 2, 4: 4}[step], 'the earliest of equals'
     manager.close()
+    assert checkpoints_lib.saved_steps(tmp_path) == [4]
 
 
 def test_an_incomplete_checkpoint_is_ignored(tmp_path):

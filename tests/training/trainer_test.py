@@ -20,10 +20,15 @@ from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixture_config import Mixture, Stage
 from t5flan.data.mixtures import stages
 from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
+from t5flan.evaluation.evaluator import GeneratedMetrics
+from t5flan.language_model import load
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import named_axes, named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
+from t5flan.training import trainer as trainer_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
@@ -135,6 +140,106 @@ def test_loss_falls_and_evaluation_picks_the_best(tmp_path, settings):
     evaluated = {row['step']: row['eval/loss'] for row in read_metrics(tmp_path) if 'eval/loss' in row}
     best = min(evaluated, key=evaluated.get)
     assert set(checkpoints_lib.saved_steps(tmp_path)) == {best, 40}
+
+
+def evaluations(monkeypatch, losses):
+    """Replaces the measurements: `losses` are those of step 1, 2, ...; an exception is raised."""
+    steps = []
+
+    def evaluate(_, trainer, state):
+        steps.append(int(state.step))
+        loss = losses[int(state.step) - 1]
+        if isinstance(loss, Exception):
+            raise loss
+        return {'eval/loss': loss, 'eval/accuracy': 0.0}
+
+    monkeypatch.setattr(trainer_lib.Evaluator, 'evaluate', evaluate)
+    return steps
+
+
+EVERY_STEP = {
+    'evaluation': EvaluationConfig(every=1),
+    'checkpoints': CheckpointConfig(every=1, keep=1, best_metric='eval/loss'),
+    'run': RunConfig(steps=4, log_every=1),
+}
+
+
+def test_a_failed_evaluation_loses_no_step_and_is_done_again(tmp_path, settings, monkeypatch):
+    evaluations(monkeypatch, [3.0, UserError('broken'), 1.0, 2.0])
+    with pytest.raises(UserError, match='broken'):
+        train(str(tmp_path), **settings | EVERY_STEP)
+    assert checkpoints_lib.saved_steps(tmp_path) == [1, 2]
+    steps = evaluations(monkeypatch, [None, 1.5, 1.0, 2.0])
+    train(str(tmp_path), **settings | EVERY_STEP)
+    assert steps == [2, 3, 4] and checkpoints_lib.saved_steps(tmp_path) == [3, 4]
+    assert [row['eval/loss'] for row in read_metrics(tmp_path) if 'eval/loss' in row] == [3.0, 1.5, 1.0, 2.0]
+
+
+def test_patience_ends_a_run_and_keeps_the_best(tmp_path, settings, monkeypatch, capsys):
+    changed = EVERY_STEP | {'run': RunConfig(steps=9, log_every=1)}
+    changed['checkpoints'] = CheckpointConfig(every=4, keep=1, best_metric='loss', patience=2)
+    changed['evaluation'] = EvaluationConfig(every=2)
+    steps = evaluations(monkeypatch, [None, 3.0, None, 1.0, None, 2.0, None, 1.0, None])
+    state = train(str(tmp_path), **settings | changed)
+    assert steps == [2, 4, 6, 8] and int(state.step) == 8
+    assert checkpoints_lib.saved_steps(tmp_path) == [4, 8]
+    assert 'stopped at step 8: no better eval/loss since step 4 (patience 2)' in capsys.readouterr().err
+    again = train(str(tmp_path), **settings | changed)
+    assert int(again.step) == 8 and steps == [2, 4, 6, 8], 'it is not evaluated again'
+
+
+@pytest.mark.parametrize(
+    'change, pattern',
+    [
+        (
+            {'checkpoints': CheckpointConfig(best_metric='eval/los')},
+            "'eval/los' is not measured; .* did you mean eval/loss",
+        ),
+        ({'checkpoints': CheckpointConfig(best_metric='exact_match')}, 'exact_match, need EvaluationConfig.generate'),
+        (
+            {'evaluation': EvaluationConfig(every=2, split='valid')},
+            "split='valid': .* train, validation; did you mean validation",
+        ),
+        ({'evaluation': EvaluationConfig(every=2, generate=4)}, 'needs train'),
+        (
+            {'evaluation': EvaluationConfig(), 'checkpoints': CheckpointConfig(best_metric='eval/loss')},
+            'EvaluationConfig.every=0',
+        ),
+    ],
+)
+def test_what_evaluation_lacks_is_reported_before_the_first_step(tmp_path, settings, change, pattern):
+    with pytest.raises(UserError, match=pattern) as error:
+        train(str(tmp_path), **settings | {'evaluation': EvaluationConfig(every=2)} | change)
+    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_bad_row_of_the_validation_file_is_reported_before_the_first_step(tmp_path, settings, task_file):
+    bad = tmp_path / 'bad.jsonl'
+    bad.write_text('{"inputs": "a", "targets": "b"}\n{"inputs": "a", "targets": 3.8}\n')
+    name = 'trainer_test_bad_validation'
+    file_tasks = (FileTask(name=name, train=str(task_file), validation=str(bad)),)
+    data = dataclasses.replace(settings['data'], mixture=name, file_tasks=file_tasks)
+    tasks.register_all(data)
+    with pytest.raises(UserError, match=r"bad.jsonl line 2: field 'targets' is float \(3.8\), it must be text"):
+        train(str(tmp_path / 'run'), **settings | {'data': data, 'evaluation': EvaluationConfig(every=2)})
+    assert not (tmp_path / 'run').exists()
+
+
+def test_epochs_and_generated_metrics(tmp_path, settings, capsys):
+    """Two epochs of 395 rows, measured by the text that the model writes."""
+    changed = {
+        'data': dataclasses.replace(settings['data'], pack=False, batch_size=64),
+        'run': RunConfig(steps=1, epochs=2, log_every=1),
+        'evaluation': EvaluationConfig(every=5, batches=1, generate=3),
+        'checkpoints': CheckpointConfig(every=5, best_metric='exact_match'),
+        'mesh': MeshConfig(),
+    }
+    state = train(str(tmp_path), **settings | changed, generated=GeneratedMetrics)
+    records = len(find_mixture('reverse_trainer_test').source.records('train'))
+    assert int(state.step) == -(-2 * records // 64)
+    assert f'2 epochs of {records} records: {int(state.step)} steps' in capsys.readouterr().err
+    measured = [row for row in read_metrics(tmp_path) if 'eval/exact_match' in row]
+    assert [row['step'] for row in measured] == [5, 10, 13] and all(row['eval/exact_match'] == 0 for row in measured)
 
 
 @pytest.mark.parametrize('items, step', [('parameters', 0), ('all', 6)])
@@ -325,3 +430,40 @@ def test_a_run_killed_again_and_again_resumes_bit_for_bit(tmp_path, settings, un
         process.wait()
     _, log = start(tmp_path, settings).communicate(timeout=300)
     assert losses(tmp_path) == unbroken[0], log
+
+
+@pytest.mark.parametrize('tied, rows', [(True, 384), (False, 392)])
+def test_added_tokens_start_as_the_mean_and_change_no_old_logit(settings, tmp_path, tied, rows):
+    source = tmp_path / 'old'
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    still = settings | {'optimizer': OptimizerConfig(learning_rate=0.0), 'run': RunConfig(steps=1), 'model': model}
+    train(str(source), **still)
+    data = dataclasses.replace(settings['data'], added_tokens=('<a>', '<b>'))
+    checkpoints = CheckpointConfig(initialize_from=str(source))
+    given = still | {'model': dataclasses.replace(model, vocab_size=rows), 'data': data, 'checkpoints': checkpoints}
+    train(str(tmp_path / 'new'), **given)
+    old, new = load(source), load(tmp_path / 'new')
+    size = old.vocabulary.vocab_size
+    assert new.vocabulary.encode('<b>') == [size + 1] and load_vocabulary(tmp_path / 'new' / 'vocabulary').added_tokens
+    before, after = named_parameters(old.model), named_parameters(new.model)
+    changed = [name for name, axes in named_axes(old.model).items() if 'vocab' in axes]
+    assert len(changed) == (1 if tied else 2)
+    for name in changed:
+        axis = named_axes(old.model)[name].index('vocab')
+        x, y = (np.moveaxis(np.asarray(parameters[name]), axis, 0) for parameters in (before, after))
+        np.testing.assert_array_equal(y[:size], x[:size])
+        np.testing.assert_array_equal(y[size + 2 : 384], x[size + 2 :], 'padding rows of the old model stay')
+        for row in (*y[size : size + 2], *y[384:]):
+            np.testing.assert_allclose(row, x.mean(0), rtol=1e-4, atol=1e-7)
+    batch = {'decoder_input_tokens': np.array([[0, *old.vocabulary.encode('ant bee')]])}
+    np.testing.assert_allclose(new.logits(batch)[..., :size], old.logits(batch)[..., :size], rtol=1e-5, atol=1e-6)
+    for wrong, problem in (
+        ({'checkpoints': dataclasses.replace(checkpoints, initialize='all')}, "initialize='all', but 2 tokens are new"),
+        ({'data': dataclasses.replace(data, extra_ids=7)}, 'was trained with another vocabulary'),
+        (
+            {'model': dataclasses.replace(model, vocab_size=260)},
+            'ModelConfig.vocab_size=260, but the vocabulary has 261',
+        ),
+    ):
+        with pytest.raises(UserError, match=problem):
+            train(str(tmp_path / 'wrong'), **given | wrong)

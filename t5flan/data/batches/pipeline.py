@@ -25,9 +25,9 @@ from t5flan.data.mixtures.readers import Counts, Reader
 from t5flan.data.mixtures.stages import make_plan, tasks_of_split
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Example
-from t5flan.data.skipped import note_lines, summary
+from t5flan.data.skipped import left_out_lines, note_lines, summary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
+from t5flan.errors import UserError, did_you_mean
 
 
 class TrainPipeline:
@@ -143,7 +143,7 @@ class TrainPipeline:
                 seen = f'{few:,} of {task["examples"]:,} windows of text were made shorter'
                 lines.append(f'{name}: {seen}, as their spans would outnumber the sentinels (DataConfig.extra_ids)')
         mixtures = (self.config.mixture, *(stage.mixture for stage in self.config.stages), *self.config.mixed_in)
-        return lines + summary(report['skipped']) + note_lines(mixtures)
+        return lines + summary(report['skipped']) + left_out_lines() + note_lines(mixtures)
 
 
 class Prefetch:
@@ -217,6 +217,16 @@ class HeldOut:
         self.tasks = list(dict.fromkeys(task.name for mixture in mixtures for task in tasks_of(mixture)))
         self._opened: dict[str | None, list[Any]] = {}
 
+    def check_split(self, task: str | None = None) -> None:
+        """Raises a UserError if a task, or none of the run's tasks, has the split."""
+        config = self.config
+        names = [task] if task else [config.mixture, *(stage.mixture for stage in config.stages), *config.mixed_in]
+        splits = {split for name in names for one in tasks_of(find_mixture(name)) for split in one.splits}
+        if config.split not in splits:
+            known, hint = ', '.join(sorted(splits)), did_you_mean(config.split, splits) or '.'
+            problem = f'EvaluationConfig.split={config.split!r}: {names[0]} has the splits {known}{hint}'
+            raise UserError(f'{problem} Set EvaluationConfig.split, or EvaluationConfig.every = 0.')
+
     def batches(self, task: str | None = None) -> Iterator[Batch]:
         """The batches of one task, or of all tasks of the run, from the start; see `eval_batches`."""
         config = self.config if task is None else _only(self.config, task)
@@ -246,7 +256,8 @@ def eval_batches(config: DataConfig, vocabulary: Vocabulary, tasks: Sequence[Any
     packer = Packer(config.batch_size, capacity, config.pack)
 
     def batch() -> Batch:
-        return make_batch(config.format, config.feature_lengths, packer.rows, config.pack, vocabulary.start_id)
+        lengths, starts = config.feature_lengths, vocabulary.conventions.add_bos
+        return make_batch(config.format, lengths, packer.rows, config.pack, vocabulary.start_id, starts)
 
     for example in _in_turns([Reader(task, config, vocabulary, epochs=1) for task in tasks]):
         cost = features.row_cost(config.format, example)

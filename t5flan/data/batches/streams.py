@@ -109,7 +109,8 @@ class HostBatches:
     """
 
     def __init__(self, config: DataConfig, plan: Plan, vocabulary: Vocabulary, rows: slice, position: Position) -> None:
-        self._config, self._rows, self._start_id = config, rows, vocabulary.start_id
+        self._config, self._rows = config, rows
+        self._start_id, self._starts = vocabulary.start_id, vocabulary.conventions.add_bos
         self._per_stream = config.batch_size // config.stream_count
         self._first = rows.start // self._per_stream
         last = (rows.stop - 1) // self._per_stream
@@ -136,7 +137,9 @@ class HostBatches:
         rows = [row for stream in self._streams for row in stream.next_rows(self._per_stream, counts)]
         skip = self._rows.start - self._first * self._per_stream
         rows = rows[skip : skip + self._rows.stop - self._rows.start]
-        batch = make_batch(self._config.format, self._config.feature_lengths, rows, self._config.pack, self._start_id)
+        batch = make_batch(
+            self._config.format, self._config.feature_lengths, rows, self._config.pack, self._start_id, self._starts
+        )
         filled = sum(sum(features.row_cost(self._config.format, example)) for row in rows for example in row)
         return batch, self.position(), counts, (filled, len(rows) * sum(self._streams[0].capacity))
 

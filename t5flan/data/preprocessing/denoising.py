@@ -146,8 +146,8 @@ def corrupt_rows(tokens_NT: np.ndarray, noise_NT: np.ndarray, vocabulary: Vocabu
     starts_NT = noise_NT.copy()
     starts_NT[:, 1:] &= ~noise_NT[:, :-1]
     spans = int(np.count_nonzero(starts_NT)) // rows
-    sentinels = np.tile(vocabulary.sentinel_id(0) - np.arange(spans, dtype=np.int32), rows)
     vocabulary.sentinel_id(spans - 1)  # raises where there are too few
+    sentinels = np.tile(np.array(vocabulary.sentinel_ids[:spans], np.int32), rows)
     marked_NT = tokens_NT.astype(np.int32)
     marked_NT[starts_NT] = sentinels
     inputs_NI = marked_NT[starts_NT | ~noise_NT].reshape(rows, -1)
@@ -163,14 +163,14 @@ def span_pieces(
     inputs_T: np.ndarray, targets_T: np.ndarray, vocabulary: Vocabulary
 ) -> list[tuple[np.ndarray, int | None]]:
     """The original text of an example in pieces: (tokens, number of their sentinel), with None for kept tokens."""
-    lowest, highest = vocabulary.sentinel_id(vocabulary.sentinel_count - 1), vocabulary.sentinel_id(0)
-    sentinels = lambda x_T: np.flatnonzero((x_T >= lowest) & (x_T <= highest)).tolist()
+    number_of = {id: k for k, id in enumerate(vocabulary.sentinel_ids)}
+    sentinels = lambda x_T: np.flatnonzero(np.isin(x_T, vocabulary.sentinel_ids)).tolist()
     starts = sentinels(targets_T)
     spans = {int(targets_T[a]): targets_T[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(targets_T)])}
     pieces: list[tuple[np.ndarray, int | None]] = []
     start = 0
     for place in sentinels(inputs_T):
-        pieces += [(inputs_T[start:place], None), (spans[int(inputs_T[place])], highest - int(inputs_T[place]))]
+        pieces += [(inputs_T[start:place], None), (spans[int(inputs_T[place])], number_of[int(inputs_T[place])])]
         start = place + 1
     pieces.append((inputs_T[start:], None))
     return [piece for piece in pieces if len(piece[0])]

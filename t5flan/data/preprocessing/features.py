@@ -8,6 +8,8 @@ from t5flan.data.preprocessing.examples import Example
 from t5flan.errors import UserError
 
 LOSS_WEIGHTS = 'targets_loss_weights'
+STARTED = 'started'
+"""True in an example whose tokens are all of its row: a decoder-only model reads no start token before them."""
 NO_TOKENS = np.zeros(0, np.int32)
 
 

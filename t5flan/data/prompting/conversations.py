@@ -1,7 +1,8 @@
 """Conversations as single sequences with loss on the assistant's turns only.
 
 A conversation is a record {'roles': [...], 'texts': [...]}: optionally 'system' and 'tools', then 'user' and
-'assistant' in turn; an assistant's turn may be a tool 'call', which an 'observation' answers instead of the user.
+'assistant' in turn; an assistant's turn may be, or end with, tool 'call's, which 'observation's answer instead of the
+user.
 
 It becomes exchanges: a prompt, which ends with the assistant's marker, and the reply. Each is tokenized by itself and
 ends with end of sequence (shown as |), like the inputs and targets of any other task:
@@ -18,6 +19,10 @@ So a single-turn prompt is the same text that `infer` takes, and a reply ends li
 begins with the marker of calls, which carries loss because the assistant has to write it. Users cannot write end of
 sequence.
 
+With InstructionConfig.chat_format = 'template' the chat template of the vocabulary's tokenizer words the conversation
+instead (chat_template.py): the ids are those of transformers' `apply_chat_template`, and the loss is on what the
+template writes for the assistant's turns. As there, a user who spells a token such as <|im_end|> writes that token.
+
 An encoder-decoder reads the first prompt in its encoder; all the rest are its targets, with loss weight 0 on the user's
 turns. A decoder-only model has the whole conversation in its row.
 
@@ -27,14 +32,18 @@ variant ends in 'unknown pieces' if there are any: 2.4 % of the tokens of 300 to
 thousand rows of Alpaca. A vocabulary with byte fallback, or 'bytes', has none.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
-from t5flan.data.preprocessing.features import LOSS_WEIGHTS
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS, STARTED
+from t5flan.data.prompting import chat_template
 from t5flan.data.prompting.conversation_formats import REPLIES
+from t5flan.errors import UserError
 
 
 def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConfig) -> list[tuple[str, str]]:
@@ -48,11 +57,42 @@ def exchanges(record: Mapping[str, Sequence[str]], instructions: InstructionConf
     for role, text in turns:
         if role in REPLIES:
             reply = f'{markers["call"]} {text}' if role == 'call' else text
+            if made and not prompt:  # a call after a text, or another call: the same turn
+                made[-1] = (made[-1][0], f'{made[-1][1]}\n{reply}')
+                continue
             made.append(('\n'.join([*prompt, markers['assistant']]), reply))
             prompt = []
         else:
             prompt.append(f'{markers[role]} {text}')
     return made
+
+
+_TEMPLATE_ROLES = {'call': 'assistant', 'observation': 'tool'}
+
+
+def messages(
+    record: Mapping[str, Sequence[str]], instructions: InstructionConfig
+) -> tuple[list[dict[str, str]], list[Any] | None]:
+    """The conversation as messages for a chat template, and its tools.
+
+    Raises:
+        UserError: the tools are not a JSON list.
+    """
+    turns, tools = [], None
+    for role, text in zip(record['roles'], record['texts'], strict=True):
+        if role == 'tools':
+            try:
+                tools = json.loads(text)
+            except ValueError:
+                tools = text
+            if not isinstance(tools, list):
+                given = f'the tools of a conversation are {text[:60]!r}, expected a JSON list'
+                raise UserError(f"{given}. Correct the file, or set InstructionConfig.chat_format='markers'.")
+        else:
+            turns.append({'role': _TEMPLATE_ROLES.get(role, role), 'content': text})
+    if instructions.identity and turns[0]['role'] != 'system':
+        turns.insert(0, {'role': 'system', 'content': instructions.identity})
+    return turns, tools
 
 
 class Converse(ExampleFn):
@@ -68,16 +108,25 @@ class Converse(ExampleFn):
 
     def apply(self, example: Example, context: Context) -> Result:
         """Tokenizes one conversation."""
+        if context.instructions.chat_format == 'template':
+            return self._by_template(example, context)
         vocabulary = context.vocabulary
         pairs = exchanges(example, context.instructions)
-        encoded = vocabulary.encode_batch([text for pair in pairs for text in pair])
+        texts = [text for pair in pairs for text in pair]
+        encoded = vocabulary.encode_batch(texts)
+        for i, ids in enumerate(encoded):
+            if vocabulary.eos_id in ids:  # a tokenizer.json reads it from text; no turn may end another
+                encoded[i] = vocabulary.encode_literally([texts[i]])[0]
         halves = [np.array([*ids, vocabulary.eos_id], np.int32) for ids in encoded]
         kept = self._fitting(halves, context)
         parts = halves[1 : 2 * kept]
         weights = [np.full(len(part), 1.0 if i % 2 == 0 else 0.0, np.float32) for i, part in enumerate(parts)]
         targets = np.concatenate(parts)
         unknown = int(sum((part == vocabulary.unk_id).sum() for part in halves[: 2 * kept]))
-        replies = [i for i, role in enumerate(example['roles']) if role in REPLIES]
+        is_reply = [role in REPLIES for role in example['roles']]
+        replies = [
+            i for i, after in enumerate([*is_reply[1:], False]) if is_reply[i] and not after
+        ]  # the last of a turn
         texts = [text for pair in pairs[:kept] for text in pair]
         return {
             'inputs': halves[0],
@@ -88,6 +137,32 @@ class Converse(ExampleFn):
             'turns_left_out': len(example['roles']) - replies[kept - 1] - 1,
             'unknown_tokens': unknown,
             'variant': self._variant(example, kept, len(pairs), unknown),
+        }
+
+    def _by_template(self, example: Example, context: Context) -> Result:
+        vocabulary = context.vocabulary
+        turns, tools = messages(example, context.instructions)
+        ids, spans = chat_template.encode_with_spans(vocabulary, turns, tools=tools)
+        first, lengths = spans[0][0], context.feature_lengths
+        is_row = context.format != 'encoder_decoder'
+        room = (sum(lengths.values()) if is_row else lengths['targets'] + first) if lengths else len(ids)
+        kept = max(1, sum(end <= room for _, end in spans))
+        ids_T = np.array(ids[: spans[kept - 1][1]] if kept < len(spans) else ids, np.int32)
+        weights_T = np.zeros(len(ids_T), np.float32)
+        for start, end in spans[:kept]:
+            weights_T[start:end] = 1.0
+        replies = [i for i, role in enumerate(example['roles']) if role in REPLIES]
+        unknown = int((ids_T == vocabulary.unk_id).sum()) if vocabulary.kind == 'sentencepiece' else 0
+        return {
+            'inputs': ids_T[:first],
+            'targets': ids_T[first:],
+            LOSS_WEIGHTS: weights_T[first:],
+            STARTED: True,
+            'inputs_pretokenized': vocabulary.decode(ids_T[:first]),
+            'targets_pretokenized': vocabulary.decode(ids_T[first:]),
+            'turns_left_out': len(example['roles']) - replies[kept - 1] - 1,
+            'unknown_tokens': unknown,
+            'variant': self._variant(example, kept, len(spans), unknown),
         }
 
     @staticmethod

@@ -243,7 +243,8 @@ def _values(path: str, named: str, on_error: OnError | None) -> Iterator[Row]:
     with JsonWalker(path, named) as walker:
         if walker.peek() not in '[{':
             raise UserError(f'{named}: begins with {walker.peek()!r}, expected a list or object of rows. Fix the file.')
-        found, scalars = 0, []
+        found = 0
+        scalars: list[str] = []
         for where, offset, size in _places(walker, named, walker.peek() == '[', scalars):
             found += 1
             try:

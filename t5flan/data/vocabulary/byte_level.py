@@ -20,16 +20,23 @@ class ByteVocabulary(Vocabulary):
     eos_id = 1
     unk_id = 2
     _OFFSET = 3
+    _low_specials_are_text = True
 
     def __init__(self, extra_ids: int = 0, mode_tokens: Sequence[str] = ()) -> None:
-        super().__init__(self._OFFSET + 256, extra_ids, mode_tokens)
+        size = self._OFFSET + 256
+        own = {} if extra_ids else {f'<extra_id_{k}>': size - 1 - k for k in range(100)}
+        super().__init__(size, extra_ids, mode_tokens, own)
 
-    @property
-    def sentinel_count(self) -> int:
-        """`extra_ids`, or the last 100 bytes as in ByT5."""
-        return self.extra_ids or 100
+    def _id_of_piece(self, token: str) -> int | None:
+        return self._control_tokens().get(token)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _is_ordinary(self, token: str) -> bool:
+        return False
+
+    def _control_tokens(self) -> dict[str, int]:
+        return {'<pad>': self.pad_id, '</s>': self.eos_id, '<unk>': self.unk_id}
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
         """The bytes of each text; a lone surrogate, which JSON may hold, becomes three bytes instead of an error."""
         encoded = (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8) for text in texts)
         return [(bytes_T.astype(np.int32) + self._OFFSET).tolist() for bytes_T in encoded]
@@ -51,7 +58,7 @@ class IdsVocabulary(Vocabulary):
         self.eos_id, self.start_id = eos_id, start_id
         super().__init__(size, 0, ())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
         """Raises UserError: text has no ids here."""
         raise self._no_text()
 

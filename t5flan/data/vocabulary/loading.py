@@ -1,28 +1,49 @@
 """Loads the vocabulary that a setting or a checkpoint folder names."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
-from t5flan.data.vocabulary.vocabulary import DESCRIPTION, MODEL, PAD_ID, TOKENIZER, Vocabulary
+from t5flan.data.vocabulary.vocabulary import (
+    CHAT_TEMPLATE,
+    DESCRIPTION,
+    MODEL,
+    PAD_ID,
+    TOKENIZER,
+    Conventions,
+    Vocabulary,
+)
 from t5flan.errors import UserError
 from t5flan.files import to_path
 
 
-def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: Sequence[str] = ()) -> Vocabulary:
+def load_vocabulary(
+    spec: str | os.PathLike,
+    extra_ids: int = 100,
+    mode_tokens: Sequence[str] = (),
+    added_tokens: Sequence[str] = (),
+) -> Vocabulary:
     """Loads the vocabulary that DataConfig.vocabulary names.
 
     Args:
         spec: 'bytes', a SentencePiece model, or a folder written by `Vocabulary.save`.
-        extra_ids: number of sentinels, unless a description (F.json beside F.model) gives it.
+        extra_ids: number of sentinels, unless a description (F.json beside F.model) gives it or the model holds its
+            own (mT5).
         mode_tokens: mode tokens; they must agree with a description.
+        added_tokens: tokens to append after all others; those that the vocabulary has already keep their ids.
 
     Raises:
         UserError: the vocabulary is missing or unreadable, or its description has other mode tokens.
     """
+    return _load(spec, extra_ids, mode_tokens).with_added_tokens(added_tokens)
+
+
+def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -> Vocabulary:
     if os.fspath(spec) == 'bytes':
         return ByteVocabulary(extra_ids, mode_tokens)
     path = to_path(spec)
@@ -31,25 +52,41 @@ def load_vocabulary(spec: str | os.PathLike, extra_ids: int = 100, mode_tokens: 
     if not description_file.is_file():
         if path.is_dir():
             raise UserError(f'vocabulary {path}: the folder has no {DESCRIPTION}. Set another DataConfig.vocabulary.')
-        return SentencePieceVocabulary(path, extra_ids, mode_tokens)
+        return SentencePieceVocabulary(path, extra_ids, mode_tokens).without_duplicate_sentinels()
     try:
         description = json.loads(description_file.read_text('utf-8'))
         kind, extra_ids = description['kind'], int(description['extra_ids'])
         described = tuple(description['mode_tokens'])
-    except (OSError, ValueError, KeyError, TypeError):
+        named = {str(name): str(token) for name, token in description.get('named_tokens', {}).items()}
+        around = Conventions(bool(description.get('add_bos', True)), bool(description.get('add_eos', False)))
+        added = {str(token): int(id) for token, id in description.get('added_tokens', {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.') from None
     if mode_tokens and tuple(mode_tokens) != described:
         problem = f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}'
         raise UserError(f'{problem}. Set DataConfig.mode_tokens=() or train again.')
     start_id = description.get('start_id', PAD_ID)
+    vocabulary: Vocabulary
     if kind == 'bytes':
-        return ByteVocabulary(extra_ids, described)
-    if kind == 'ids':
-        return IdsVocabulary(description['vocab_size'], description['eos_id'], start_id)
-    if kind == 'tokenizer_json':
-        return TokenizerJsonVocabulary(path / TOKENIZER, description['eos_id'], start_id)
-    vocabulary = SentencePieceVocabulary(model, extra_ids, described, start_id=start_id)
+        vocabulary = ByteVocabulary(extra_ids, described)
+    elif kind == 'ids':
+        vocabulary = IdsVocabulary(description['vocab_size'], description['eos_id'], start_id)
+    elif kind == 'tokenizer_json':
+        vocabulary = TokenizerJsonVocabulary(path / TOKENIZER, description['eos_id'], start_id)
+    else:
+        vocabulary = SentencePieceVocabulary(model, extra_ids, described, start_id=start_id)
+    vocabulary = vocabulary.with_added_tokens(added)
     found, size = vocabulary.vocab_size, description.get('vocab_size', vocabulary.vocab_size)
     if found != size:
         raise UserError(f'{model} has {found} ids, {description_file} says {size}: not one vocabulary. Train it again.')
-    return vocabulary
+    template = _chat_template(path) if path.is_dir() else None
+    return vocabulary.with_conventions(dataclasses.replace(around, named_tokens=named, chat_template=template))
+
+
+def _chat_template(folder: Any) -> str | None:
+    """The chat template of a vocabulary folder: its tokenizer's, or one that the user put there."""
+    file = folder / CHAT_TEMPLATE
+    try:
+        return file.read_text('utf-8') if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read ({error}). Correct it or remove it.') from None

@@ -8,6 +8,8 @@ from t5flan.data.vocabulary.vocabulary import MODEL, PAD_ID, Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import to_path, write_json, write_whole
 
+_SPACE = '\u2581'  # SentencePiece's visible space
+
 
 class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model with `extra_ids` sentinels and the mode tokens appended, as T5 appends its sentinels.
@@ -53,30 +55,68 @@ class SentencePieceVocabulary(Vocabulary):
             zero = processor.id_to_piece(0)
             raise UserError(f'vocabulary {self.path}: id 0 is {zero!r}, it must be padding. Train it with pad_id=0.')
         self.eos_id, self.unk_id, self.start_id = processor.eos_id(), processor.unk_id(), start_id
-        super().__init__(processor.get_piece_size(), extra_ids, mode_tokens)
+        # The model puts a space before every text, but not Gemma's.
+        self._adds_space = processor.encode('a', out_type=str)[:1] != ['a']
+        super().__init__(processor.get_piece_size(), extra_ids, mode_tokens, self._find_own_sentinels())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _find_own_sentinels(self) -> dict[str, int]:
+        """The sentinels among the pieces: '<extra_id_0>' in UMT5, '\u2581<extra_id_0>' in mT5."""
+        found: dict[str, int] = {}
+        while True:
+            name = f'<extra_id_{len(found)}>'
+            ids = [self._id_of_piece(piece) for piece in (name, _SPACE + name)]
+            id = next((i for i in ids if i is not None), None)
+            if id is None:
+                return found
+            found[name] = id
+
+    def without_duplicate_sentinels(self) -> 'SentencePieceVocabulary':
+        """The vocabulary without appended sentinels if the model holds sentinels as pieces (mT5, UMT5)."""
+        if not (self.extra_ids and self._own_sentinels):
+            return self
+        return SentencePieceVocabulary(self.path, 0, self.mode_tokens, model=self._model, start_id=self.start_id)
+
+    def _id_of_piece(self, token: str) -> int | None:
+        id = self._processor.piece_to_id(token)
+        return id if self._processor.id_to_piece(id) == token else None
+
+    def _is_ordinary(self, token: str) -> bool:
+        piece = self.proto().pieces[self._processor.piece_to_id(token)]
+        return piece.type == piece.NORMAL
+
+    def _control_tokens(self) -> dict[str, int]:
+        processor = self._processor
+        control = [i for i in range(self.base_size) if processor.is_control(i) or processor.is_unknown(i)]
+        return {processor.id_to_piece(i): i for i in control}
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
         """The pieces of each text; many texts are encoded in parallel threads."""
         if len(texts) < self._FEW:
             return [self._processor.encode(text, out_type=int) for text in texts]
         return self._processor.encode(list(texts), out_type=int)
 
     def _encode_part(self, text: str, first: bool, last: bool) -> list[int]:
-        # The model puts a space before every text it encodes, which stands for the space after a special token.
-        text = text if first else text.removeprefix(' ')
-        text = text if last else text.removesuffix(' ')
-        return self.encode_batch([text])[0] if text else []
+        if self._adds_space:  # the space that the model adds stands for the space after a special token
+            text = text if first else text.removeprefix(' ')
+            text = text if last else text.removesuffix(' ')
+        return self.encode_literally([text])[0] if text else []
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         text = self._processor.decode(ids)
-        return text if first or not self._processor.id_to_piece(ids[0]).startswith('\u2581') else ' ' + text
+        return text if first or not self._starts_word(ids[0]) else ' ' + text
+
+    def _starts_word(self, id: int) -> bool:
+        return self._adds_space and self._processor.id_to_piece(id).startswith(_SPACE)
 
     def _spell(self, before: str, special: str) -> str:
+        if not self._adds_space:
+            return special
         return ' ' + special if before and not before[-1].isspace() else special
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes vocabulary.model and vocabulary.json."""
         self.save_model(to_path(folder) / MODEL)
+        self._save_template(folder)
 
     def save_model(self, path: str | os.PathLike) -> None:
         """Writes F.model, which any SentencePiece reads, and beside it F.json with the sentinels and mode tokens."""

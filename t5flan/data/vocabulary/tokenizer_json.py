@@ -6,7 +6,7 @@ Needs the `tokenizers` library (extra `convert`), which is imported when a file 
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from t5flan.data.vocabulary.vocabulary import PAD_ID, TOKENIZER, Vocabulary
@@ -43,30 +43,32 @@ class TokenizerJsonVocabulary(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.eos_id, self.start_id = eos_id, start_id
-        named = (self._tokenizer.token_to_id(f'<extra_id_{k}>') for k in range(1000))
-        self._sentinels = [i for i in named if i is not None]
         size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        super().__init__(size, 0, ())
+        own = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        own |= {name: i for k in range(1000) if (i := self._id_of_piece(name := f'<extra_id_{k}>')) is not None}
+        super().__init__(size, 0, (), own)
 
-    @property
-    def sentinel_count(self) -> int:
-        """Number of tokens of the tokenizer that are named `<extra_id_k>`."""
-        return len(self._sentinels)
-
-    def _sentinel(self, k: int) -> int:
-        return self._sentinels[k]
-
-    def encode(self, text: str, special_tokens: bool = False) -> list[int]:
-        """Like `Vocabulary.encode`, with the tokenizer's special tokens."""
-        if special_tokens:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        return self.encode_batch([text])[0]
+    def _id_of_piece(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text."""
+        """The tokens of each text, the tokenizer's special tokens among them, as in transformers."""
+        return [one.ids for one in self._tokenizer.encode_batch([*map(_valid, texts)], add_special_tokens=False)]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """The same as `encode`: the tokenizer's control tokens are special tokens."""
+        return self.encode(text)
+
+    def rendered_tokens_before(self, text: str, places: Sequence[int]) -> list[int]:
+        """As in `Vocabulary`, by the places that the library gives for each token."""
+        ends = [end for _, end in self._tokenizer.encode(_valid(text), add_special_tokens=False).offsets]
+        return [sum(end <= place for end in ends) for place in places]
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, in which spelled special tokens are ordinary characters."""
         self._tokenizer.encode_special_tokens = True  # spelled special tokens are ordinary text
         try:
-            return [one.ids for one in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            return [one.ids for one in self._tokenizer.encode_batch([*map(_valid, texts)], add_special_tokens=False)]
         finally:
             self._tokenizer.encode_special_tokens = False
 
@@ -78,6 +80,20 @@ class TokenizerJsonVocabulary(Vocabulary):
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _extended(self, added: Mapping[str, int]) -> 'TokenizerJsonVocabulary':
+        """The tokenizer with more added tokens, as `tokenizers` would save it."""
+        fields = json.loads(self._content)
+        flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+        tokens = [{'id': id, 'content': token, **flags} for token, id in added.items()]
+        fields['added_tokens'] = sorted([*(fields.get('added_tokens') or ()), *tokens], key=lambda one: one['id'])
+        content = json.dumps(fields, ensure_ascii=False).encode()
+        made = TokenizerJsonVocabulary('tokenizer.json', self.eos_id, self.start_id, content=content)
+        for token, id in added.items():
+            if made._id_of_piece(token) != id:
+                problem = f'added token {token!r} is given the id {id}, but the tokenizer has no id just before it'
+                raise UserError(f'{problem}. Correct added_tokens.json or tokenizer_config.json.')
+        return made.with_conventions(self.conventions)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and vocabulary.json."""
@@ -94,3 +110,8 @@ class TokenizerJsonVocabulary(Vocabulary):
 
     def _identity(self) -> tuple:
         return ('tokenizer_json', json.dumps(json.loads(self._content), sort_keys=True), self.eos_id, self.start_id)
+
+
+def _valid(text: str) -> str:
+    """The text with half surrogate pairs, which JSON may hold, replaced: the library takes only valid text."""
+    return text.encode('utf-8', 'replace').decode() if any('\ud800' <= sign <= '\udfff' for sign in text) else text

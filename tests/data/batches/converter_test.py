@@ -113,3 +113,30 @@ def test_loss_weights_of_an_example():
             weights[:, :9].tolist() == [[0, 0, 1, 1, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]]
             and not weights[:, 9:].any()
         )
+
+
+@pytest.mark.parametrize('format', ['prefix_lm', 'causal_lm'])
+def test_without_a_start_token_the_first_token_is_only_read(format):
+    """As transformers trains a model whose tokenizer adds no BOS: the same tokens, shifted by one."""
+    rng = np.random.default_rng(0)
+    example = lambda a, b: {
+        name: rng.integers(2, 50, n).astype(np.int32) for name, n in (('inputs', a), ('targets', b))
+    }
+    row = [example(3, 2), example(1, 4), example(0, 3)]
+    row[1]['targets_loss_weights'] = np.array([1, 0, 1, 1], np.float32)
+    lengths = {'inputs': 8, 'targets': 8}
+    batch = {name: x[0] for name, x in make_batch(format, lengths, [row], True, starts=False).items()}
+    start = 0
+    for segment, one in enumerate(row, 1):
+        tokens, inputs = np.concatenate([one['inputs'], one['targets']]), len(one['inputs'])
+        part = slice(start, start + len(tokens) - 1)
+        assert batch['decoder_input_tokens'][part].tolist() == tokens[:-1].tolist()
+        assert batch['decoder_target_tokens'][part].tolist() == tokens[1:].tolist()
+        weights = np.concatenate([np.zeros(inputs), one.get('targets_loss_weights', np.ones(len(one['targets'])))])[1:]
+        assert batch['decoder_loss_weights'][part].tolist() == weights.tolist()
+        assert set(batch['decoder_segment_ids'][part]) == {segment}
+        assert batch['decoder_positions'][part].tolist() == list(range(len(tokens) - 1))
+        if format == 'prefix_lm' and inputs > 1:
+            assert batch['decoder_causal_attention'][part].tolist() == [1] * inputs + [0] * (len(tokens) - 1 - inputs)
+        start += len(tokens) - 1
+    assert not batch['decoder_segment_ids'][start:].any() and not batch['decoder_loss_weights'][start:].any()

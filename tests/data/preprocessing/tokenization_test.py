@@ -28,3 +28,12 @@ def test_a_block_equals_one_by_one_and_tokens_stay():
     assert together[1]['inputs'] is tokens and 'inputs_pretokenized' not in together[1]
     assert together[1]['targets_pretokenized'] == 'bc' and together[2]['inputs'].tolist() == []
     assert tokenize.apply_block([], []) == []
+
+
+def test_special_tokens_in_rows_are_the_ids_that_generation_reads():
+    vocabulary = ByteVocabulary(5, ('[S2S]',)).with_added_tokens(['<a>'])
+    texts = ['<extra_id_3> word', 'no token', '[S2S]<a>x', '</s>']
+    made = tokenize.apply_block([{'inputs': text, 'targets': text} for text in texts], [Context(vocabulary, {})] * 4)
+    for text, one in zip(texts, made, strict=True):
+        assert one['inputs'].tolist() == one['targets'].tolist() == vocabulary.encode(text)
+    assert made[0]['inputs'][0] == vocabulary.sentinel_id(3) and 1 not in made[3]['inputs']

@@ -53,6 +53,16 @@ def test_loss_is_on_the_assistants_turns_and_their_ends():
     assert example['variant'] == 'several replies, tool calls' and example['turns_left_out'] == 0
 
 
+def test_a_text_with_calls_and_their_results_are_one_reply_and_one_prompt():
+    roles = ['user', 'assistant', 'call', 'call', 'observation', 'observation', 'assistant']
+    record = {'roles': roles, 'texts': ['q', 'I look.', 'f', 'g', '1', '2', 'a']}
+    assert exchanges(record, InstructionConfig()) == [
+        ('User: q\nAssistant:', 'I look.\nCall: f\nCall: g'),
+        ('Result: 1\nResult: 2\nAssistant:', 'a'),
+    ]
+    assert [made(record, {'inputs': 99, 'targets': room})['turns_left_out'] for room in (99, 30)] == [0, 3]
+
+
 @pytest.mark.parametrize('format', FORMATS)
 def test_no_token_of_a_user_carries_loss_and_every_token_of_the_assistant_does(format):
     rng = np.random.default_rng(0)

@@ -243,9 +243,9 @@ def test_exemplars_are_tokenized_once(family):
     class Counting(ByteVocabulary):
         encoded = 0
 
-        def encode(self, text, special_tokens=False):
+        def encode(self, text):
             Counting.encoded += 1
-            return super().encode(text, special_tokens)
+            return super().encode(text)
 
     preprocessor, vocabulary = Instruct(family, exemplars=lambda: ITEMS), Counting()
     for epoch in range(5):

@@ -13,7 +13,7 @@ def test_bytes_as_in_byt5():
     assert (vocabulary.vocab_size, vocabulary.sentinel_id(0), vocabulary.sentinel_id(1)) == (259, 258, 257)
     with_own = ByteVocabulary(extra_ids=100, mode_tokens=('[NLU]', '[NLG]', '[S2S]'))
     assert (with_own.vocab_size, with_own.sentinel_id(0), with_own.sentinel_id(99)) == (362, 358, 259)
-    assert with_own.decode(with_own.encode('a<extra_id_3>[S2S]b', special_tokens=True)) == 'a<extra_id_3>[S2S]b'
+    assert with_own.decode(with_own.encode('a<extra_id_3>[S2S]b')) == 'a<extra_id_3>[S2S]b'
 
 
 def test_half_a_surrogate_pair_is_no_error():

@@ -22,11 +22,26 @@ def vocabulary(tmp_path_factory):
     return TokenizerJsonVocabulary(path, eos_id=257, start_id=256)
 
 
-def test_no_text_is_lost_and_special_tokens_are_read_only_on_request(vocabulary):
+def test_no_text_is_lost_and_special_tokens_are_read_as_in_transformers(vocabulary):
     text = 'naïve <extra_id_1> 日本\n'
-    assert vocabulary.decode(vocabulary.encode(text)) == text == vocabulary.decode(vocabulary.encode(text, True))
-    assert max(vocabulary.encode(text)) < 256 and max(vocabulary.encode(text, special_tokens=True)) == 259
+    [literal] = vocabulary.encode_literally([text])
+    assert vocabulary.decode(vocabulary.encode(text)) == text == vocabulary.decode(literal)
+    assert max(literal) < 256 and max(vocabulary.encode(text)) == 259
     assert vocabulary.encode_batch([text, 'a']) == [vocabulary.encode(text), vocabulary.encode('a')]
+    assert vocabulary.encode('a</s>')[-1] == 257 and vocabulary.encode('half \ud83d') == vocabulary.encode('half ?')
+
+
+def test_added_tokens_become_tokens_of_the_file(vocabulary, tmp_path):
+    more = vocabulary.with_added_tokens(['<call>', '<extra_id_2>', '</s>'])
+    assert (more.vocab_size, more.sentinel_count, more.sentinel_id(2)) == (262, 3, 261)
+    assert more.encode('a<call>b') == [*vocabulary.encode('a'), 260, *vocabulary.encode('b')]
+    assert tokenizers.Tokenizer.from_buffer(more.content).token_to_id('<call>') == 260, 'others read them too'
+    assert more.tokens_added_to(vocabulary) == ('<call>', '<extra_id_2>') and vocabulary.tokens_added_to(more) is None
+    more.save(tmp_path)
+    assert load_vocabulary(tmp_path) == more == load_vocabulary(tmp_path, added_tokens=('<call>',))
+    for given, problem in (({'<x>': 263}, 'no id just before'), ({'<x>': 3}, 'id is taken'), ({'<s>': 7}, 'id 256')):
+        with pytest.raises(UserError, match=problem):
+            vocabulary.with_added_tokens(given)
 
 
 def test_sentinels_and_decoding_up_to_the_end(vocabulary):

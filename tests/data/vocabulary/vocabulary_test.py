@@ -7,6 +7,7 @@ import pytest
 
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.vocabulary import Conventions
 from t5flan.errors import UserError
 
 TEXTS = [
@@ -40,7 +41,7 @@ def test_random_text_is_not_lost(trained):
 
 def test_special_tokens_in_text(trained):
     text = '[NLU] fill <extra_id_0> in\nthe <extra_id_12> gap'
-    ids = trained.encode(text, special_tokens=True)
+    ids = trained.encode(text)
     special = [trained.mode_token_id('[NLU]'), trained.sentinel_id(0), trained.sentinel_id(12)]
     assert [i for i in ids if i >= trained.base_size] == special
     assert trained.decode(ids) == text
@@ -70,6 +71,46 @@ def test_saved_and_loaded_are_equal(trained, tmp_path):
     trained.save_model(tmp_path / 'mine.model')
     loaded = load_vocabulary(tmp_path / 'mine.model')
     assert loaded == trained, 'F.json beside F.model has the sentinels and mode tokens'
+
+
+@pytest.mark.parametrize('kind', ['trained', 'bytes'])
+def test_added_tokens_follow_all_others_and_change_no_text_without_them(trained, tmp_path, kind):
+    old = trained if kind == 'trained' else ByteVocabulary(5, ('[X]',))
+    more = old.with_added_tokens(['<call>', '<calls>', '[M]'])
+    assert [more.encode(token) for token in ('<call>', '<calls>', '[M]')] == [[old.vocab_size + i] for i in range(3)]
+    assert more.vocab_size == old.vocab_size + 3 and more.encode_batch(TEXTS) == old.encode_batch(TEXTS)
+    text = 'the <calls> fox <extra_id_0> [M] end'
+    assert more.decode(more.encode(text)) == text
+    assert more.with_added_tokens(['[M]']) is more and more.fingerprint != old.fingerprint
+    assert more.tokens_added_to(old) == ('<call>', '<calls>', '[M]')
+    assert old.tokens_added_to(more) is None and more.tokens_added_to(ByteVocabulary(9)) is None
+    more.save(tmp_path)
+    assert load_vocabulary(tmp_path) == more == load_vocabulary(tmp_path, added_tokens=('<call>',))
+    gap = old.with_added_tokens({'<a>': old.vocab_size + 5})
+    assert gap.vocab_size == old.vocab_size + 6 and gap.encode('<a>') == [old.vocab_size + 5]
+    with pytest.raises(UserError, match="'<b>' is given the id 5, but the id is taken"):
+        old.with_added_tokens({'<b>': 5})
+    with pytest.raises(UserError, match="added token ''"):
+        old.with_added_tokens([''])
+
+
+def test_conventions_are_saved_and_change_the_fingerprint_only_where_ids_change(trained, tmp_path):
+    template = 'x{{ messages }}'
+    changed = trained.with_conventions(Conventions(chat_template=template, named_tokens={'eos_token': '</s>'}))
+    assert changed.fingerprint == trained.fingerprint and trained.conventions == Conventions()
+    plain = changed.with_conventions(Conventions(add_bos=False, add_eos=True, chat_template=template))
+    assert plain != trained
+    for vocabulary in (changed, plain):
+        vocabulary.save(tmp_path)
+        loaded = load_vocabulary(tmp_path)
+        assert loaded == vocabulary and loaded.conventions == vocabulary.conventions
+    assert (tmp_path / 'chat_template.jinja').read_text() == template
+
+
+def test_a_rendered_template_may_spell_control_tokens(trained):
+    ends = [trained.eos_id, *trained.encode('fox'), trained.mode_token_id('[NLU]'), trained.eos_id]
+    assert trained.encode_rendered('</s>fox[NLU]</s>') == ends
+    assert trained.eos_id not in trained.encode('</s>fox[NLU]</s>')
 
 
 def test_missing_sentinels_and_mode_tokens_are_one_line(trained):

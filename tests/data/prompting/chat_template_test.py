@@ -1,0 +1,203 @@
+"""t5flan/data/prompting/chat_template.py: the ids of transformers' apply_chat_template, loss spans, and limits."""
+
+import json
+
+import numpy as np
+import pytest
+
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.instruction_config import InstructionConfig
+from t5flan.data.preprocessing import features
+from t5flan.data.preprocessing.examples import Context
+from t5flan.data.prompting import chat_template
+from t5flan.data.prompting.conversations import converse
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
+from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
+from t5flan.data.vocabulary.vocabulary import Conventions
+from t5flan.errors import UserError
+
+pytest.importorskip('jinja2')
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = """{{- bos_token }}
+{%- if tools %}
+    {{- '<|start|>tools<|header|>\n' + tools | tojson(indent=1) + eos_token }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role not in ('system', 'user', 'assistant', 'tool') %}
+        {{- raise_exception('unknown role') }}
+    {%- endif %}
+    {%- set content = '<|start|>' + message['role'] + '<|header|>\n\n' + message['content'] | trim + eos_token %}
+    {{- content }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant<|header|>\n\n' }}
+{%- endif %}
+"""
+SYSTEM = (  # SmolLM2's words a system turn where there is none
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are brief<|im_end|>\n' }}{% endif %}{% generation %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endgeneration %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {'chatml': CHATML, 'llama3': LLAMA3, 'system': SYSTEM}
+TOKENS = ('<|bos|>', '<|im_end|>', '<|im_start|>', '<|start|>', '<|header|>')
+NAMED = {'bos_token': '<|bos|>', 'eos_token': '<|im_end|>'}
+CHATS = [
+    [('user', 'Hi'), ('assistant', 'Hello!')],
+    [
+        ('system', 'Be {brief}.'),
+        ('user', 'a\n\nb'),
+        ('assistant', '\nnew line'),
+        ('user', 'naïve 日本'),
+        ('assistant', 'c '),
+    ],
+    [('user', 'I write <|im_end|> here'), ('assistant', 'a'), ('user', 'x'), ('assistant', 'y')],
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A byte-level BPE with a few merges and the special tokens of the templates."""
+    tokenizers = pytest.importorskip('tokenizers')
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=list(TOKENS),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(['assistant user system Hello new line\n\n' * 9], trainer)
+    path = tmp_path_factory.mktemp('tokenizer')
+    made.save(str(path / 'tokenizer.json'))
+    return path
+
+
+def vocabulary_of(folder, template: str) -> TokenizerJsonVocabulary:
+    conventions = Conventions(add_bos=template == LLAMA3, chat_template=template, named_tokens=NAMED)
+    return TokenizerJsonVocabulary(folder / 'tokenizer.json', 1, 0).with_conventions(conventions)
+
+
+def as_messages(chat):
+    return [{'role': role, 'content': text} for role, text in chat]
+
+
+@pytest.mark.parametrize('chat', CHATS)
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_the_ids_are_those_of_transformers(folder, name, chat):
+    transformers = pytest.importorskip('transformers')
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'), **NAMED)
+    template, messages = TEMPLATES[name], as_messages(chat)
+    vocabulary = vocabulary_of(folder, template)
+    options = {'chat_template': template, 'tokenize': True, 'return_dict': False}
+    for turns, reply in ((messages, False), (messages[:-1], True)):
+        expected = theirs.apply_chat_template(turns, add_generation_prompt=reply, **options)
+        assert chat_template.encode(vocabulary, turns, reply=reply) == expected
+    tools = [{'name': 'f', 'description': '<&> é'}]
+    expected = theirs.apply_chat_template(messages, tools=tools, **options)
+    assert chat_template.encode(vocabulary, messages, tools=tools) == expected
+    none = [{**message, 'name': None} for message in messages]
+    assert chat_template.encode(vocabulary, none) == theirs.apply_chat_template(none, **options)
+
+
+@pytest.mark.parametrize('chat', CHATS)
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_training_has_these_ids_and_loss_on_the_replies(folder, name, chat):
+    vocabulary, messages = vocabulary_of(folder, TEMPLATES[name]), as_messages(chat)
+    record = {'roles': [role for role, _ in chat], 'texts': [text for _, text in chat]}
+    context = Context(vocabulary, {}, format='causal_lm', instructions=InstructionConfig(chat_format='template'))
+    example = converse.apply(record, context)
+    ids = np.concatenate([example['inputs'], example['targets']]).tolist()
+    assert ids == chat_template.encode(vocabulary, messages)
+    targets, weights = example['targets'], example[features.LOSS_WEIGHTS]
+    learnt = ''.join(vocabulary._tokenizer.decode(targets[weights > 0].tolist(), skip_special_tokens=False))
+    strip = str.strip if name == 'llama3' else str
+    end = '<|im_end|>' if name == 'llama3' else '<|im_end|>\n'
+    assert learnt == ''.join(strip(text) + end for role, text in chat if role == 'assistant')
+    lengths = {'inputs': len(ids), 'targets': 8}
+    batch = make_batch('causal_lm', lengths, [[example]], True, 0, starts=vocabulary.conventions.add_bos)
+    assert batch['decoder_input_tokens'][0, : len(ids) - 1].tolist() == ids[:-1], 'the template writes its own BOS'
+    assert batch['decoder_target_tokens'][0, : len(ids) - 1].tolist() == ids[1:]
+    assert batch['decoder_loss_weights'].sum() == weights.sum()
+
+
+def test_long_conversations_lose_whole_turns(folder):
+    record = {'roles': ['user', 'assistant'] * 3, 'texts': list('abcdef')}
+    context = lambda lengths: Context(
+        vocabulary_of(folder, CHATML),
+        lengths,
+        format='causal_lm',
+        instructions=InstructionConfig(chat_format='template'),
+    )
+    whole = converse.apply(record, context({}))
+    room = len(whole['inputs']) + len(whole['targets'])
+    cut = converse.apply(record, context({'targets': room - 1}))
+    assert (whole['turns_left_out'], cut['turns_left_out']) == (0, 2)
+    assert cut['targets'].tolist() == whole['targets'][: len(cut['targets'])].tolist()
+    assert cut[features.LOSS_WEIGHTS][-1] == 1
+
+
+def test_any_vocabulary_may_have_a_template():
+    template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '</s>' }}{% endfor %}"
+    vocabulary = ByteVocabulary().with_conventions(Conventions(chat_template=template))
+    ids, spans = chat_template.encode_with_spans(vocabulary, as_messages([('user', 'q'), ('assistant', 'a')]))
+    assert ids == [*vocabulary.encode('user: q'), 1, *vocabulary.encode('assistant: a'), 1]
+    assert spans == [(len('user: q') + 1, len(ids))], 'without a generation prompt the whole turn is learnt'
+
+
+@pytest.mark.parametrize(
+    'template, problem',
+    [
+        ("{{ raise_exception('no system\nturns') }}", 'no system turns'),
+        ('{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}', 'loop steps'),
+        ('{% for i in range(10 ** 9) %}{% endfor %}', '1000000000'),
+        ('{% set n = namespace(x="ab") %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}', 'characters'),
+        ('{% set n = namespace(x="ab") %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}', 'characters'),
+        ('{{ "x" * 10 ** 10 }}', 'too large'),
+        ('{{ "%1000000000d" % 1 }}', 'too large'),
+        ('{{ "x" | center(1000000000) }}', 'pads'),
+        ('{{ "".__class__.__mro__ }}', 'unsafe'),
+        ('{{ cycler.__init__.__globals__.os }}', 'unsafe'),
+        ('{{ messages.append(1) }}', 'unsafe'),
+        ('{% include "/etc/passwd" %}', 'no loader'),
+        ('{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}', 'recursion'),
+        ('{% if %}', 'line 1'),
+        ('{{ messages[7].content }}', 'no element 7'),
+        (None, 'has no chat template'),
+    ],
+)
+def test_a_template_that_does_wrong_is_one_line(template, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        chat_template.render(Conventions(chat_template=template), as_messages(CHATS[0]))
+    assert '\n' not in str(error.value)
+
+
+def test_a_template_that_changes_earlier_turns_has_no_place_for_the_loss():
+    template = (  # as those that drop the reasoning of earlier replies
+        '{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else m.content[:1] }};{% endfor %}'
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    vocabulary = ByteVocabulary().with_conventions(Conventions(chat_template=template))
+    with pytest.raises(UserError, match="another way when later turns follow.*chat_format='markers'") as error:
+        chat_template.encode_with_spans(vocabulary, as_messages([*CHATS[0], *CHATS[0]]))
+    assert '\n' not in str(error.value)
+    record = {'roles': ['tools', 'user', 'assistant'], 'texts': ['f(x)', 'q', 'a']}
+    context = Context(vocabulary, {}, instructions=InstructionConfig(chat_format='template'))
+    with pytest.raises(UserError, match=r"tools of a conversation are 'f\(x\)', expected a JSON list"):
+        converse.apply(record, context)
+
+
+def test_tools_and_results_are_those_of_the_template():
+    template = '{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}'
+    vocabulary = ByteVocabulary().with_conventions(Conventions(chat_template=template))
+    roles = ['tools', 'user', 'call', 'observation', 'assistant']
+    record = {'roles': roles, 'texts': [json.dumps([{'name': 'é'}]), 'q', '{"f": 1}', '2', 'a']}
+    context = Context(vocabulary, {}, instructions=InstructionConfig(chat_format='template', identity='I'))
+    made = converse.apply(record, context)
+    text = vocabulary.decode(np.concatenate([made['inputs'], made['targets']]))
+    assert text == '[{"name": "é"}][system]I[user]q[assistant]{"f": 1}[tool]2[assistant]a'
