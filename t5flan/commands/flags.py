@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from t5flan.data.config import DataConfig
 
 JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
-SKIP_BROKEN = Flag('--skip_broken', 'skip tasks that cannot be loaded, and report which and why', type=bool)
+SKIP_BROKEN = Flag('--skip_broken', 'skip tasks and rows that cannot be used, and report which and why', type=bool)
 CHECKPOINT = Flag(
     '--checkpoint', 'a workdir of `t5flan train`, or one of its steps (DIR/checkpoints/1000)', 'DIR', required=True
 )

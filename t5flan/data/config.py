@@ -83,7 +83,7 @@ class DataConfig:
     cache: str | None = None
     """A folder that `t5flan cache` wrote: tasks in it are read from there, others from their sources."""
     skip_broken: bool = False
-    """Skips and reports a task that cannot be loaded, instead of stopping (--skip_broken)."""
+    """Skips and reports tasks, rows and conversations that cannot be used, instead of stopping (--skip_broken)."""
 
     def __post_init__(self) -> None:
         for field in ('cot', 'chat'):
