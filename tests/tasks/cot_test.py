@@ -220,7 +220,8 @@ def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, name, content,
 def test_data_sets_of_zero_shot_cot_are_read_as_published(tmp_path):
     arithmetic = [{'iIndex': i, 'sQuestion': f'How much is {i} and 1?', 'lSolutions': [i + 1.0]} for i in range(20)]
     scored = [{'input': f'Is {i} even?', 'target_scores': {'Yes': 1 - i % 2, 'No': i % 2}} for i in range(20)]
-    cot.register([write(tmp_path / 'AddSub.json', arithmetic), write(tmp_path / 'coh.json', {'examples': scored})])
+    bigbench = {'name': 'even', 'keywords': ['numbers', 'zero-shot'], 'metrics': [], 'examples': scored}
+    cot.register([write(tmp_path / 'AddSub.json', arithmetic), write(tmp_path / 'coh.json', bigbench)])
     for example in examples('cot_AddSub', 30, few_shot=0.0):
         assert example['targets'] == str(int(example['inputs'].split('How much is ')[1].split()[0]) + 1)
         assert 'rationale' not in example['variant']

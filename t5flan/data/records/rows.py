@@ -268,9 +268,15 @@ def _places(walker: JsonWalker, named: str, is_list: bool, scalars: list[str]) -
             keyed = keyed or not is_list
             yield where, *walker.skip_value(where)
         elif walker.peek() == '[':
+            is_rows = True  # otherwise a list of texts or numbers about the data, such as BIG-bench's 'keywords'
             for inner, _ in enumerate(walker.members(), 1):
                 place = f'{where} row {inner}'
-                yield place, *walker.skip_value(place)
+                is_rows = is_rows if inner > 1 else walker.peek() == '{'
+                span = walker.skip_value(place)
+                if is_rows:
+                    yield place, *span
+            if not is_rows:
+                scalars.append(where)
         else:
             walker.skip_value(where)
             scalars.append(where)
