@@ -239,6 +239,7 @@ def check_selection(
     """
     categories = sorted({category for summary in known for category in summary.categories})
     languages = sorted({language for summary in known for language in summary.languages})
+    unknown = []
     for field, names in (('categories', categories), ('exclude_categories', categories), ('languages', languages)):
         for given in [given for given in getattr(config, field) if given not in names]:
             # A name that is not similar may be a category that this part of the data lacks.
@@ -247,6 +248,8 @@ def check_selection(
             if near := difflib.get_close_matches(given.lower(), by_fold, 1, cutoff):
                 setting, name = f'NaturalInstructionsConfig.{field}', by_fold[near[0]]
                 raise UserError(f'{setting} has {given!r}, which no task has; did you mean {name!r}? Set {setting}.')
+            unknown.append(f'NaturalInstructionsConfig.{field} has {given!r}, which no task has')
+    leave_out(folder, unknown)
     if not is_any_selected:
         setting = (
             f'NaturalInstructionsConfig.{"languages" if not config.categories and config.languages else "categories"}'

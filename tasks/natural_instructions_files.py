@@ -206,9 +206,10 @@ def _check_fields(fields: Mapping[str, Any], path: str, is_named_as_task: bool) 
             raise UserError(f"{path}: no field '{name}'; the fields are {known}{near} Fix the file.")
         if fields[name] is None:
             raise UserError(f"{path}: field '{name}' is null. Fix the file.")
-    if not isinstance(fields['Instances'], list):
-        found = _described(fields['Instances'])
-        raise UserError(f"{path}: field 'Instances' is {found}, expected a list. Fix the file.")
+    for name in ('Positive Examples', 'Instances'):
+        if not isinstance(fields[name], list):
+            found = _described(fields[name])
+            raise UserError(f"{path}: field '{name}' is {found}, expected a list. Fix the file.")
     _definition(fields, path)
 
 

@@ -241,6 +241,11 @@ def without(field):
         (22, content('x', Instances=[{'input': 'a', 'output': ' '}]), 'all outputs of all instances are empty'),
         (23, json.dumps(content('x'))[:-40], 'bad23.json .*not JSON'),
         (24, content('x', **{'Positive Examples': None}), "field 'Positive Examples' is null"),
+        (
+            25,
+            content('x', **{'Positive Examples': {'input': 'a'}}),
+            "'Positive Examples' is an object, expected a list",
+        ),
     ],
 )
 def test_one_line_for_a_bad_file_and_the_rest_continues(tmp_path, number, value, pattern):
@@ -316,6 +321,8 @@ def test_the_nearest_category_is_suggested(tmp_path, settings, message):
         ni.register(folder, NaturalInstructionsConfig(**settings))
     assert '\n' not in str(error.value)
     ni.register(folder, NaturalInstructionsConfig(exclude_categories=('Question Rewriting', 'Poetry')))
+    notes = [line for line in left_out_lines() if line.startswith(folder)]
+    assert len(notes) == 2 and "exclude_categories has 'Poetry', which no task has" in notes[1]
     ni.register(folder, NaturalInstructionsConfig(exclude_categories=('Translation',)))
 
 

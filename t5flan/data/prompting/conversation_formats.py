@@ -184,6 +184,7 @@ def _turn(message: Any, place: str, role: str, text: str) -> list[Turn]:
             (keys for keys in (('from', 'value'), ('role', 'content')) if keys[0] in message), (role, text)
         )
     speaker = _field(message, role, place)
+    speaker = speaker.lower() if speaker.lower() in SPEAKERS else speaker
     if speaker not in SPEAKERS:
         raise UserError(f"{place}: '{role}' is {speaker!r}, expected one of {', '.join(SPEAKERS)}. Fix the file.")
     calls = [Turn('call', call, place) for call in _calls(message, place)]

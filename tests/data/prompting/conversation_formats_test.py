@@ -149,6 +149,10 @@ PUBLISHED = {
         {'conversations': [say('user', 'Q'), say('assistant', 'A'), H, G], 'tools': None},
         'user: Q | assistant: A | user: q | assistant: a',
     ),
+    'roles in capitals': (
+        {'conversations': [{'from': 'Human', 'value': 'Q'}, {'from': 'GPT', 'value': 'A'}]},
+        'user: Q | assistant: A',
+    ),
     'messages as JSON in the cell of a table': (
         {'messages': json.dumps([say('user', 'Q'), say('assistant', 'A')]), 'id': '7'},
         'user: Q | assistant: A',
