@@ -71,14 +71,20 @@ _TEMPLATE_ROLES = {'call': 'assistant', 'observation': 'tool'}
 
 
 def messages(
-    record: Mapping[str, Sequence[str]], instructions: InstructionConfig
-) -> tuple[list[dict[str, str]], list[Any] | None]:
+    record: Mapping[str, Sequence[str]], instructions: InstructionConfig, takes_calls: bool = False
+) -> tuple[list[dict[str, Any]], list[Any] | None]:
     """The conversation as messages for a chat template, and its tools.
+
+    Args:
+        record: the conversation.
+        instructions: its `identity` becomes the system prompt of a conversation without one.
+        takes_calls: gives calls as 'tool_calls', not as the text of the message.
 
     Raises:
         UserError: the tools are not a JSON list.
     """
-    turns, tools = [], None
+    turns: list[dict[str, Any]] = []
+    tools, previous = None, ''
     for role, text in zip(record['roles'], record['texts'], strict=True):
         if role == 'tools':
             try:
@@ -88,11 +94,34 @@ def messages(
             if not isinstance(tools, list):
                 given = f'the tools of a conversation are {text[:60]!r}, expected a JSON list'
                 raise UserError(f"{given}. Correct the file, or set InstructionConfig.chat_format='markers'.")
-        else:
-            turns.append({'role': _TEMPLATE_ROLES.get(role, role), 'content': text})
+            continue
+        turn: dict[str, Any] = {'role': _TEMPLATE_ROLES.get(role, role), 'content': text}
+        if role == 'call' and takes_calls and (call := _parsed_call(text)):
+            turn = {'role': 'assistant', 'content': '', 'tool_calls': [{'type': 'function', 'function': call}]}
+        if role in REPLIES and previous in REPLIES:  # a call after a text, or another call: the same turn
+            calls = [*turns[-1].get('tool_calls', ()), *turn.get('tool_calls', ())]
+            whole = '\n'.join(one['content'] for one in (turns.pop(), turn) if one['content'])
+            turn = {'role': 'assistant', 'content': whole, **({'tool_calls': calls} if calls else {})}
+        turns.append(turn)
+        previous = role
     if instructions.identity and turns[0]['role'] != 'system':
         turns.insert(0, {'role': 'system', 'content': instructions.identity})
     return turns, tools
+
+
+def _parsed_call(text: str) -> dict[str, Any] | None:
+    """The name and arguments of a call, if its text is JSON of these."""
+    try:
+        call = json.loads(text)
+    except ValueError:
+        return None
+    return call if isinstance(call, dict) and isinstance(call.get('name'), str) else None
+
+
+def _ends_of_replies(roles: Sequence[str]) -> list[int]:
+    """The place of the last of each of the assistant's turns, which may be a text and calls."""
+    after = [role in REPLIES for role in roles[1:]] + [False]
+    return [i for i, role in enumerate(roles) if role in REPLIES and not after[i]]
 
 
 class Converse(ExampleFn):
@@ -123,10 +152,7 @@ class Converse(ExampleFn):
         weights = [np.full(len(part), 1.0 if i % 2 == 0 else 0.0, np.float32) for i, part in enumerate(parts)]
         targets = np.concatenate(parts)
         unknown = int(sum((part == vocabulary.unk_id).sum() for part in halves[: 2 * kept]))
-        is_reply = [role in REPLIES for role in example['roles']]
-        replies = [
-            i for i, after in enumerate([*is_reply[1:], False]) if is_reply[i] and not after
-        ]  # the last of a turn
+        replies = _ends_of_replies(example['roles'])
         texts = [text for pair in pairs[:kept] for text in pair]
         return {
             'inputs': halves[0],
@@ -141,7 +167,8 @@ class Converse(ExampleFn):
 
     def _by_template(self, example: Example, context: Context) -> Result:
         vocabulary = context.vocabulary
-        turns, tools = messages(example, context.instructions)
+        takes_calls = 'tool_calls' in (vocabulary.conventions.chat_template or '')
+        turns, tools = messages(example, context.instructions, takes_calls)
         ids, spans = chat_template.encode_with_spans(vocabulary, turns, tools=tools)
         first, lengths = spans[0][0], context.feature_lengths
         is_row = context.format != 'encoder_decoder'
@@ -151,7 +178,7 @@ class Converse(ExampleFn):
         weights_T = np.zeros(len(ids_T), np.float32)
         for start, end in spans[:kept]:
             weights_T[start:end] = 1.0
-        replies = [i for i, role in enumerate(example['roles']) if role in REPLIES]
+        replies = _ends_of_replies(example['roles'])
         unknown = int((ids_T == vocabulary.unk_id).sum()) if vocabulary.kind == 'sentencepiece' else 0
         return {
             'inputs': ids_T[:first],

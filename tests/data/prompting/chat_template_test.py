@@ -10,7 +10,8 @@ from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context
 from t5flan.data.prompting import chat_template
-from t5flan.data.prompting.conversations import converse
+from t5flan.data.prompting.conversation_formats import parse_row
+from t5flan.data.prompting.conversations import converse, messages
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
 from t5flan.data.vocabulary.vocabulary import Conventions
@@ -201,3 +202,45 @@ def test_tools_and_results_are_those_of_the_template():
     made = converse.apply(record, context)
     text = vocabulary.decode(np.concatenate([made['inputs'], made['targets']]))
     assert text == '[{"name": "é"}][system]I[user]q[assistant]{"f": 1}[tool]2[assistant]a'
+
+
+CALLS = (
+    '{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}'
+    '<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}{% endfor %}'
+    '{% if add_generation_prompt %}[assistant]{% endif %}'
+)
+
+
+def test_calls_are_those_of_a_template_that_has_them(folder):
+    """The ids of transformers for OpenAI's messages, with calls after a text, several calls and their results."""
+    transformers = pytest.importorskip('transformers')
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'), **NAMED)
+    call = lambda name, arguments: {'type': 'function', 'function': {'name': name, 'arguments': arguments}}
+    told = [
+        {'role': 'user', 'content': 'q'},
+        {'role': 'assistant', 'content': 'I look.', 'tool_calls': [call('f', {'x': 'é'}), call('g', {})]},
+        {'role': 'tool', 'content': '1'},
+        {'role': 'tool', 'content': '2'},
+        {'role': 'assistant', 'content': 'a'},
+    ]
+    [record] = parse_row({'messages': told}, 'f')
+    context = Context(
+        vocabulary_of(folder, CALLS), {}, format='causal_lm', instructions=InstructionConfig(chat_format='template')
+    )
+    example = converse.apply(record, context)
+    ids = np.concatenate([example['inputs'], example['targets']]).tolist()
+    assert ids == theirs.apply_chat_template(told, chat_template=CALLS, tokenize=True, return_dict=False)
+    targets, weights = example['targets'], example[features.LOSS_WEIGHTS]
+    learnt = context.vocabulary.decode(targets[weights > 0].tolist())
+    assert learnt == 'I look.<f {"x": "é"}><g {}>a' and example['turns_left_out'] == 0
+
+
+def test_calls_are_text_where_the_template_has_none():
+    record = {
+        'roles': ['user', 'assistant', 'call', 'observation', 'assistant'],
+        'texts': ['q', 'I look.', '{}', '1', 'a'],
+    }
+    told, _ = messages(record, InstructionConfig())
+    assert told[1] == {'role': 'assistant', 'content': 'I look.\n{}'} and len(told) == 4
+    told, _ = messages(record, InstructionConfig(), takes_calls=True)
+    assert told[1] == {'role': 'assistant', 'content': 'I look.\n{}'}, 'not the JSON of a call'
