@@ -15,7 +15,6 @@ conversations that cannot be used are skipped and reported too.
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from t5flan.data.prompting.conversations import converse
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows
 from t5flan.data.records.json_files import parse_json
-from t5flan.data.records.rows import json_source, match_rows, read_rows
+from t5flan.data.records.rows import json_source, match_rows, read_rows, stem_of
 from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import Problems, nothing_left, report, skip_on_error
 from t5flan.errors import UserError
@@ -64,7 +63,7 @@ def register(files: Sequence[str], skip_broken: bool = False) -> None:
 
 def task_name(path: str) -> str:
     """'data/my chats.jsonl' -> 'chat_my_chats'."""
-    return PREFIX + safe_name(Path(path).stem)
+    return PREFIX + safe_name(stem_of(path))
 
 
 def register_file(path: str, skip_broken: bool = False) -> str:
@@ -85,14 +84,15 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
     Raises:
         UserError: a row is not a conversation (names file and row), or nothing is left for the split.
     """
-    index = file_index(path, f'chat-3-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
+    source = json_source(path)[0]
+    index = file_index(source, f'chat-3-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
     report(path, index.info)
     if not len(index.rows):
         raise nothing_left(path, index.info, 'conversations', 'DataConfig.chat')
     rows = index.rows[hold_out(index.rows[:, 5].astype(bool), split)]
     if not len(rows):
         raise UserError(f"{path}: one conversation, none is left for split '{split}'. Add rows.")
-    return FileRows([json_source(path)[0]], rows, _conversation, [path])
+    return FileRows([source], rows, _conversation, [path])
 
 
 def _conversation(data: bytes, path: str, number: int, row: int, held_out: int) -> Example:

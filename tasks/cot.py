@@ -37,9 +37,18 @@ from t5flan.data.prompting.published_rows import as_question, inputs_and_targets
 from t5flan.data.prompting.templates import Family, make_template
 from t5flan.data.records.file_index import FileIndex, file_index
 from t5flan.data.records.file_rows import FileRows, Records
+from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.json_files import parse_json
 from t5flan.data.records.paths import match_files
-from t5flan.data.records.rows import json_source, plain_text, read_rows
+from t5flan.data.records.rows import (
+    FORMATS,
+    has_row_suffix,
+    json_source,
+    match_rows,
+    plain_text,
+    read_rows,
+    stem_of,
+)
 from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import Problems, nothing_left, report, skip_on_error
 from t5flan.errors import UserError
@@ -49,7 +58,6 @@ from t5flan.tasks.families import family
 from t5flan.tasks.registry import add_task, is_registered, replace_mixture, safe_name
 
 MIXTURE, PREFIX, SETTING = 'cot', 'cot_', 'DataConfig.cot'
-SUFFIXES = ('.tsv', '.json', '.jsonl')
 SPLITS = {'train': 'train', 'validation': 'validation', 'valid': 'validation', 'dev': 'validation', 'test': 'test'}
 CAP = 100_000
 """The most examples of a task that count towards its rate, as in Flan 2022 (arXiv:2210.11416, appendix F)."""
@@ -183,13 +191,14 @@ def index_of(path: str, skip_broken: bool = False) -> FileIndex:
 
 
 def _whole_index(path: str, skip_broken: bool) -> FileIndex:
-    status = os.stat(os.path.expanduser(path))
-    return _index(path, status.st_size, status.st_mtime_ns, skip_broken)
+    source = _source(path)
+    status = os.stat(source)
+    return _index(path, source, status.st_size, status.st_mtime_ns, skip_broken)
 
 
 @functools.lru_cache(maxsize=16)
-def _index(path: str, size: int, time: int, skip_broken: bool) -> FileIndex:
-    return file_index(path, f'cot-4-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
+def _index(path: str, source: str, size: int, time: int, skip_broken: bool) -> FileIndex:
+    return file_index(source, f'cot-4-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
 
 
 def _scan(path: str, skip_broken: bool) -> FileIndex:
@@ -235,9 +244,19 @@ def _rows(path: str, problems: Problems) -> Iterator[tuple[int, str, int, int, A
             offset += len(line)
 
 
+@functools.lru_cache(maxsize=256)
 def _is_flan(path: str) -> bool:
-    """Whether a file has FLAN's format: .tsv, also compressed, without a header."""
-    return path.removesuffix('.gz').removesuffix('.zst').endswith('.tsv')
+    """Whether a file has FLAN's format: .tsv, also compressed, without a header line."""
+    if not path.removesuffix('.gz').removesuffix('.zst').endswith('.tsv'):
+        return False
+    with open(plain_text(path), 'rb') as file:
+        cells = file.readline().decode('utf-8-sig', 'replace').strip().lower().split('\t')
+    return not {*cells} & {'rationale', 'rationales', 'explanation', 'question', 'source', 'target', 'answer'}
+
+
+def _source(path: str) -> str:
+    """The file that the rows are read from: the user's own, or its conversion."""
+    return plain_text(path) if _is_flan(path) else json_source(path)[0]
 
 
 def open_rows(paths: Mapping[str, str], split: str, task: str | None, skip_broken: bool = False) -> FileRows:
@@ -261,8 +280,7 @@ def open_rows(paths: Mapping[str, str], split: str, task: str | None, skip_broke
         rows = rows[hold_out(rows[:, 4].astype(bool), split)]
     if not len(rows):
         raise UserError(f'{path}: no rows for split {split!r}. Add rows.')
-    source = plain_text(path) if _is_flan(path) else json_source(path)[0]
-    return FileRows([source], rows, _item, [path])
+    return FileRows([_source(path)], rows, _item, [path])
 
 
 # -- Tasks -------------------------------------------------------------------------------------------------------------
@@ -308,21 +326,28 @@ def register(paths: Sequence[str], skip_broken: bool = False) -> None:
 
 
 def _files(path: str) -> list[str]:
-    if not Path(path).is_dir():
-        return match_files(path, SETTING, SUFFIXES)
-    files = (file for file in Path(path).iterdir() if file.suffix in SUFFIXES and not file.name.startswith('.'))
-    found = sorted(str(file) for file in files if not file.name.endswith(PROVENANCE))
+    if not Path(path).is_dir() or is_dataset(path):
+        return _matched(path)
+    files = sorted(str(file) for file in Path(path).iterdir() if not file.name.startswith('.'))
+    found = [file for file in files if has_row_suffix(file) and not file.endswith(PROVENANCE)]
     if not found:
-        raise UserError(f'{path}: no {" or ".join(SUFFIXES)} file in that folder. Set {SETTING}.')
+        raise UserError(f'{path}: no file of rows ({FORMATS}) in that folder. Set {SETTING}.')
     return found
+
+
+def _matched(path: str) -> list[str]:
+    """The files of a path or glob; raises a UserError if one is missing or of no known format."""
+    if path.endswith(('.tsv', '.tsv.gz', '.tsv.zst')):
+        return match_files(path, SETTING)
+    return match_rows(path, SETTING)
 
 
 def _grouped(files: Sequence[str], skip_broken: bool) -> dict[str, dict[str, str]]:
     """Stem without its split -> split -> file."""
     groups: dict[str, dict[str, str]] = {}
     for path in dict.fromkeys(files):
-        stem, _, split = Path(path).stem.rpartition('_')
-        stem, split = (stem, SPLITS[split]) if stem and split in SPLITS else (Path(path).stem, 'train')
+        stem, _, split = stem_of(path).rpartition('_')
+        stem, split = (stem, SPLITS[split]) if stem and split in SPLITS else (stem_of(path), 'train')
         group = groups.setdefault(stem, {})
         with skip_on_error(path, skip_broken):
             if split in group:
@@ -337,7 +362,7 @@ def register_files(stem: str, files: Mapping[str, str], skip_broken: bool = Fals
         path = next(iter(files.values()))
         raise UserError(f'{path}: there is no {stem}_train beside it to learn from. Add it to {SETTING}.')
     for path in files.values():
-        match_files(path, SETTING, SUFFIXES)
+        _matched(path)
     inner, prompts = [''], []
     if not _is_flan(files['train']):
         inner = list(index_of(files['train'], skip_broken).info)

@@ -1,6 +1,7 @@
 """tasks/cot.py: files of rationales become tasks, with options, languages and splits."""
 
 import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -290,7 +291,7 @@ def test_one_line_for_a_taken_name_and_for_a_bad_folder(tmp_path):
     with pytest.raises(UserError, match='task cot_cof is made of .* already'):
         cot.register([b])
     (tmp_path / 'none').mkdir()
-    with pytest.raises(UserError, match='no .tsv or .json or .jsonl file in that folder. Set DataConfig.cot'):
+    with pytest.raises(UserError, match='no file of rows .* in that folder. Set DataConfig.cot'):
         cot.register([str(tmp_path / 'none')])
 
 
@@ -308,3 +309,21 @@ def test_the_real_sets(shared):
         'sensemaking_train': 6070,
         'strategyqa_train': 2061,
     }
+
+
+def test_tables_and_compressed_files_are_read_by_their_columns(tmp_path):
+    header = 'rationale\tquestion\tanswer\n'
+    (tmp_path / 'cotheader_train.tsv').write_text('\ufeff' + header + ''.join(f'R{i}\tQ{i}\tA{i}\n' for i in range(5)))
+    lines = ''.join(json.dumps({'source': f'Q{i}', 'target': f'A{i}', 'rationale': f'R{i}'}) + '\n' for i in range(5))
+    (tmp_path / 'cotgzip_train.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / 'cotplain_train.tsv.gz').write_bytes(
+        gzip.compress(''.join(f'Q{i}\tA{i}\tR{i}\n' for i in range(5)).encode())
+    )
+    cot.register([str(tmp_path)])
+    for name in ('cotheader', 'cotgzip', 'cotplain'):
+        suffix = {'cotheader': '.tsv', 'cotgzip': '.jsonl.gz', 'cotplain': '.tsv.gz'}[name]
+        paths = {'train': str(tmp_path / f'{name}_train{suffix}')}
+        rows = [row for split in ('train', 'validation') for row in cot.open_rows(paths, split, None)]
+        found = sorted((row['question'], row['answer'], row['rationale']) for row in rows)
+        assert found == [(f'Q{i}', f'A{i}', f'R{i}') for i in range(5)]
+        assert f'cot_{name}' in seqio.TaskRegistry.names()

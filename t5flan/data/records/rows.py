@@ -26,6 +26,7 @@ from t5flan.errors import UserError
 
 _SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.parquet')
 FORMATS = '.jsonl, .json, .csv, .tsv or .parquet, or one of these with .gz or .zst'
+_COMPRESSED = ('.gz', '.zst', '.gzip', '.zstd')
 _HEAD = 2**16
 _MAGIC = {
     b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd', b'PAR1': 'parquet', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16',
@@ -139,6 +140,11 @@ def is_rows(path: str) -> bool:
     return head.startswith(b'PAR1') or isinstance(_json_or_none(head.partition(b'\n')[0]), dict)
 
 
+def has_row_suffix(path: str) -> bool:
+    """Whether the name says that a file has rows, compressed or not."""
+    return _suffix(path) in _SUFFIXES
+
+
 def is_plain_text(path: str) -> bool:
     """Whether the name says that a file is plain text: .txt, or compressed .txt.gz and .txt.zst."""
     return _suffix(path) == '.txt'
@@ -148,6 +154,19 @@ def plain_text(path: str) -> str:
     """The file itself, or its content in the cache folder if it is compressed or UTF-16."""
     format = next((kind for magic, kind in _MAGIC.items() if _head(path).startswith(magic)), '')
     return decompressed(path, format) if format in ('gzip', 'zstd', 'utf-16') else path
+
+
+def stem_of(path: str) -> str:
+    """The name of a file without its folder and suffixes, or of a data set.
+
+    >>> [stem_of('data/a.b.jsonl.gz'), stem_of('hf:openai/gsm8k,config=main')]
+    ['a.b', 'gsm8k,config=main']
+    """
+    name = os.path.basename(path.rstrip('/'))
+    if hub.is_dataset(path):
+        return name
+    root, suffix = os.path.splitext(name)
+    return os.path.splitext(root)[0] if suffix.lower() in _COMPRESSED else root
 
 
 def _head(path: str) -> bytes:
@@ -160,7 +179,7 @@ def _head(path: str) -> bytes:
 def _suffix(path: str) -> str:
     """The suffix that names a format: '.jsonl' of 'a.jsonl.gz'."""
     root, suffix = os.path.splitext(path.lower())
-    return os.path.splitext(root)[1] if suffix in ('.gz', '.zst', '.gzip', '.zstd') else suffix
+    return os.path.splitext(root)[1] if suffix in _COMPRESSED else suffix
 
 
 def _format_of_text(head: bytes, suffix: str, path: str) -> str:
