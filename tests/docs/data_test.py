@@ -56,9 +56,9 @@ def test_the_examples_are_those_of_the_page(folder, name, tmp_path):
     data = settings.read(DataConfig)
     register_all(data)
     found = eval_examples(data, ByteVocabulary())
-    texts = [(one['inputs_pretokenized'], one['targets_pretokenized']) for one in found]
-    escaped = [tuple(text.replace('\n', '\\n') for text in pair) for pair in texts]
-    assert ''.join(f'input:  {inputs}\ntarget: {targets}\n' for inputs, targets in escaped) == EXAMPLES[name]
+    parts = [(('input:  ', one.get('inputs_pretokenized')), ('target: ', one['targets_pretokenized'])) for one in found]
+    lines = [label + text.replace('\n', '\\n') for pair in parts for label, text in pair if text is not None]
+    assert '\n'.join(lines) + '\n' == EXAMPLES[name]
 
 
 def test_every_file_has_settings_and_examples():
