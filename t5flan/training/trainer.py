@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.data import skipped
 from t5flan.data.batches.epochs import steps_of_epochs
 from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
 from t5flan.data.batches.streams import Position, merge_positions
@@ -117,7 +118,8 @@ def train(
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
         writer.log(f'{parameter_count(state.model):,} parameters on {devices}, {origin}')
-        for line in [*told, *(unknown_lines(data, vocabulary, pipeline.plan) if first_host else ())]:
+        lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
+        for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)
 
         # -- The steps ----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def steps_of_epochs(epochs: float, config: DataConfig, vocabulary: Vocabulary, p
     steps = steps if is_whole else max(1, math.ceil(steps * goal / max(seen, 1)))
     about = '' if is_whole else 'about '
     passes = f'{epochs:g} epoch' + 's' * (epochs != 1)
-    return steps, f'{passes} of {records:,} records: {about}{steps:,} steps'
+    return steps, f'{passes} of {records:,} records: {about}{steps:,} step' + 's' * (steps != 1)
 
 
 def _records(task: Any, split: str) -> int:
