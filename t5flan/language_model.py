@@ -289,6 +289,7 @@ class LanguageModel:
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',
+                known_ids=self.vocabulary.vocab_size,
                 progress=progress,
             )
 

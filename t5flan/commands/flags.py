@@ -85,8 +85,12 @@ def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
         given = {split: find(path) for split in splits if (path := getattr(task, split, None)) is not None}
         return dataclasses.replace(task, **given)
 
+    vocabulary = data.vocabulary
+    if vocabulary != 'bytes' and '://' not in vocabulary and not os.path.exists(vocabulary):
+        vocabulary = f'{root}/vocabulary'  # the run's own copy
     return dataclasses.replace(
         data,
+        vocabulary=vocabulary,
         file_tasks=tuple(map(in_task, data.file_tasks)),
         text_files=tuple(map(in_task, data.text_files)),
         cot=tuple(map(find, data.cot or ())),

@@ -25,7 +25,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
-from t5flan.training.description import RUN_FIELDS
+from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
 
 FORMATS = ('hf', 't5x', 't5flan')
 _SPARE = 2**26  # bytes for small files and folders
@@ -175,6 +175,6 @@ def compare(one: Checkpoint, other: Checkpoint, destination: str) -> None:
 
 
 def _first_difference(one: ModelConfig, other: ModelConfig) -> str | None:
-    """The first field of the model, RUN_FIELDS aside, that differs."""
-    fields = (field.name for field in dataclasses.fields(one) if field.name not in RUN_FIELDS)
+    """The first field of the model that differs, apart from how it runs and how its parameters are first drawn."""
+    fields = (field.name for field in dataclasses.fields(one) if field.name not in (*RUN_FIELDS, *INITIAL_FIELDS))
     return next((name for name in fields if getattr(one, name) != getattr(other, name)), None)

@@ -33,8 +33,8 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
+from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.description import check_workdir, describe, write_description
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
@@ -99,15 +99,17 @@ def train(
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
+    data = description_lib.streams_of_run(workdir, data)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
     run, told = _with_steps(run, data, vocabulary, pipeline)
-    description = describe(model, data, vocabulary)
-    check_workdir(workdir, description)
+    description = description_lib.describe(model, data, vocabulary)
+    description_lib.check_workdir(workdir, description)
+    told += description_lib.changed_settings(workdir, gin)
     if first_host:
-        write_description(workdir, description, vocabulary, gin)
+        description_lib.write_description(workdir, description, vocabulary, gin)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
 
     with sharding_lib.use(sharding):
@@ -121,6 +123,9 @@ def train(
         lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
         for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)
+
+        if int(state.step) >= run.steps:
+            writer.log(f'{workdir} is complete: step {int(state.step)} of {run.steps}. Set RunConfig.steps to go on.')
 
         # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
