@@ -35,14 +35,20 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
     )
 
 
-def check_workdir(workdir: str, new: checkpoints.Description) -> None:
+def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> list[str]:
     """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
 
+    Args:
+        gin: the operative gin of this start.
+
+    Returns:
+        Lines that name the other settings that differ from those of the last start.
+
     Raises:
-        UserError: the first setting that differs.
+        UserError: the first setting that differs and must not.
     """
     if checkpoints.latest_step(workdir) is None:
-        return
+        return []
     old = checkpoints.read_description(workdir)
     fields, given = old.model.to_dict(), new.model.to_dict()
     pairs = [(f'ModelConfig.{name}', fields[name], given[name]) for name in fields if name not in RUN_FIELDS]
@@ -55,6 +61,7 @@ def check_workdir(workdir: str, new: checkpoints.Description) -> None:
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
+    return _changed_settings(workdir, gin)
 
 
 def streams_of_run(workdir: str, data: DataConfig) -> DataConfig:
@@ -72,10 +79,10 @@ def streams_of_run(workdir: str, data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, streams=streams)
 
 
-def changed_settings(workdir: str, gin: str) -> list[str]:
+def _changed_settings(workdir: str, gin: str) -> list[str]:
     """Lines that name the settings that differ from those of the last start in `workdir`, with old and new value."""
     file = epath.Path(workdir) / 'config.gin'
-    if checkpoints.latest_step(workdir) is None or not file.exists():
+    if not file.exists():
         return []
     old, new = _values(file.read_text()), _values(gin)
     changed = [(name, old[name], new[name]) for name in old if name in new and old[name] != new[name]]

@@ -106,8 +106,7 @@ def train(
     evaluator.check(checkpoints)
     run, told = _with_steps(run, data, vocabulary, pipeline)
     description = description_lib.describe(model, data, vocabulary)
-    description_lib.check_workdir(workdir, description)
-    told += description_lib.changed_settings(workdir, gin)
+    told += description_lib.check_workdir(workdir, description, gin)
     if first_host:
         description_lib.write_description(workdir, description, vocabulary, gin)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
@@ -123,9 +122,6 @@ def train(
         lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
         for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)
-
-        if int(state.step) >= run.steps:
-            writer.log(f'{workdir} is complete: step {int(state.step)} of {run.steps}. Set RunConfig.steps to go on.')
 
         # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
@@ -170,6 +166,9 @@ class Loop:
         """
         sharding, batch_size = self.trainer.sharding, self.pipeline.config.batch_size
         first = int(state.step) + 1
+        if first > self.run.steps:
+            place = f'step {first - 1} of {self.run.steps}'
+            self.writer.log(f'{self.manager.workdir} is complete: {place}. Set RunConfig.steps to go on.')
         if self._resume_evaluation(state):
             return state
         in_flight: tuple[int, Any] | None = None
