@@ -35,6 +35,23 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
     )
 
 
+def with_prompt_format(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
+    """`data` with the prompt format that 'auto' stands for: that of the run in `workdir` or of the initial checkpoint.
+
+    Args:
+        source: the initial checkpoint; one that was converted has no prompt format of its own.
+    """
+    if data.instructions.prompt_format != 'auto':
+        return data
+    known = workdir if checkpoints.latest_step(workdir) is not None else source
+    chosen = 'plain'
+    if known is not None and data.format != 'encoder_decoder':
+        recorded = checkpoints.read_description(known).data
+        foreign = 'chat' if vocabulary.conventions.chat_template else 'newline'
+        chosen = recorded.get('instructions.prompt_format', 'plain') if recorded else foreign
+    return dataclasses.replace(data, instructions=dataclasses.replace(data.instructions, prompt_format=chosen))
+
+
 def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> list[str]:
     """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
 

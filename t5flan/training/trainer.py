@@ -100,6 +100,7 @@ def train(
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
     data = description_lib.streams_of_run(workdir, data)
+    data = description_lib.with_prompt_format(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)

@@ -1,4 +1,4 @@
-"""t5flan/data/prompting/chat_template.py: the ids of transformers' apply_chat_template, loss spans, and limits."""
+"""t5flan/data/vocabulary/chat_template.py: the ids of transformers' apply_chat_template, loss spans, and limits."""
 
 import json
 
@@ -9,9 +9,9 @@ from t5flan.data.batches.converter import make_batch
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context
-from t5flan.data.prompting import chat_template
 from t5flan.data.prompting.conversation_formats import parse_row
 from t5flan.data.prompting.conversations import converse, messages
+from t5flan.data.vocabulary import chat_template
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
 from t5flan.data.vocabulary.vocabulary import Conventions
