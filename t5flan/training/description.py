@@ -35,6 +35,15 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
     )
 
 
+def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
+    """`data` as it continues the run in `workdir`, or starts one from `source`: its streams and its prompt format.
+
+    Raises:
+        UserError: the streams of the run do not divide the new batch size.
+    """
+    return with_prompt_format(workdir, streams_of_run(workdir, data), vocabulary, source)
+
+
 def with_prompt_format(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
     """`data` with the prompt format that 'auto' stands for: that of the run in `workdir` or of the initial checkpoint.
 

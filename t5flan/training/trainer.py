@@ -99,8 +99,7 @@ def train(
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
-    data = description_lib.streams_of_run(workdir, data)
-    data = description_lib.with_prompt_format(workdir, data, vocabulary, checkpoints.initialize_from)
+    data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
@@ -203,11 +202,11 @@ class Loop:
             Whether the run has stopped early.
         """
         step = int(state.step)
-        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
-            return False
-        rows = read_metrics(self.manager.workdir)
+        rows = read_metrics(self.manager.workdir) if step else []
         for row in rows:
             self.manager.record(int(row['step']), row)
+        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
+            return False
         if not any(row['step'] == step and 'eval/loss' in row for row in rows):
             self._evaluate(step, state)
         return self._is_over(step)

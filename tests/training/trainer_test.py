@@ -188,6 +188,15 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path, settings, monkeypatch,
     assert int(again.step) == 8 and steps == [2, 4, 6, 8], 'it is not evaluated again'
 
 
+def test_the_best_checkpoint_survives_a_resume_between_evaluations(tmp_path, settings, monkeypatch):
+    changed = EVERY_STEP | {'evaluation': EvaluationConfig(every=2), 'run': RunConfig(steps=3)}
+    evaluations(monkeypatch, [None, 1.0, 2.0, 3.0, None, 3.0])
+    train(str(tmp_path), **settings | changed)
+    assert checkpoints_lib.saved_steps(tmp_path) == [2, 3]
+    train(str(tmp_path), **settings | changed | {'run': RunConfig(steps=6)})
+    assert checkpoints_lib.saved_steps(tmp_path) == [2, 6]
+
+
 @pytest.mark.parametrize(
     'change, pattern',
     [
