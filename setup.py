@@ -55,10 +55,11 @@ setup(
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
         'metrics': ['rouge-score>=0.1.2', 'sacrebleu>=2.4'],  # of FileTask.metrics
         'dedup': ['datasketch>=1.6'],
-        'hub': ['datasets>=4.0'],  # hf:NAME; earlier versions run code of the data set
+        'hub': ['datasets>=4.0', 'huggingface_hub>=1.0'],  # hf:NAME; earlier versions run code of the data set
         'dev': [
             # What the tests of optional features need.
             'datasets>=4.0',
+            'huggingface_hub>=1.0',
             'rouge-score>=0.1.2',
             'sacrebleu>=2.4',
             'tokenizers>=0.20',

@@ -10,6 +10,7 @@ Nothing here needs TensorFlow, SeqIO or gin.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
@@ -20,9 +21,10 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
-from t5flan.data.prompting import chat_template
-from t5flan.data.prompting.chat_template import Message
+from t5flan.data.vocabulary import chat_template, prompt_format
+from t5flan.data.vocabulary.chat_template import Message
 from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.prompt_format import answer_ids, prompt_ids
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
 from t5flan.decoding.generate import Generation, generate, rounded_length
@@ -78,7 +80,14 @@ def load(
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     model = checkpoints.restore_parameters(root, abstract, found)
     return LanguageModel(
-        model, vocabulary, description.format, description.feature_lengths, sharding, os.fspath(root), found
+        model,
+        vocabulary,
+        description.format,
+        description.feature_lengths,
+        sharding,
+        os.fspath(root),
+        found,
+        description.data.get('instructions.prompt_format', 'plain'),
     )
 
 
@@ -104,6 +113,7 @@ class LanguageModel:
             positions are relative.
         sharding: the mesh that holds the parameters, if any.
         folder, step: the checkpoint the parameters come from, if any.
+        prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`.
 
     Raises:
         UserError: the format does not fit the model's architecture, or the vocabulary is larger than its embedding.
@@ -116,6 +126,7 @@ class LanguageModel:
     sharding: sharding_lib.Sharding | None = None
     folder: str | None = None
     step: int | None = None
+    prompt_format: str = 'plain'
 
     def __post_init__(self) -> None:
         architecture = self.model.config.architecture
@@ -233,7 +244,8 @@ class LanguageModel:
         if len(_texts(inputs)) != len(_texts(targets)):
             raise UserError(f'score got {len(inputs)} inputs and {len(targets)} targets, expected the same number.')
         input_ids = [self.input_ids(text) for text in inputs]
-        target_ids = [[*self.vocabulary.encode(text), self.vocabulary.eos_id] for text in targets]
+        answer = functools.partial(answer_ids, self.vocabulary, prompt_format=self.prompt_format)
+        target_ids = [answer(prompt, text) for prompt, text in zip(inputs, targets, strict=True)]
         return self.score_ids(input_ids, target_ids, batch_size)
 
     def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -253,7 +265,9 @@ class LanguageModel:
 
     def input_ids(self, text: str) -> list[int]:
         """A prompt's ids as in training."""
-        return self.vocabulary.encode(text) + [self.vocabulary.eos_id] * self.inputs_end
+        if self.prompt_format == 'plain' and not self.inputs_end:
+            return self.vocabulary.encode(text)
+        return prompt_ids(self.vocabulary, text, self.prompt_format)
 
     def generate_ids(
         self,
@@ -275,7 +289,7 @@ class LanguageModel:
             end_id: the token that ends a continuation; default: the vocabulary's end of sequence.
         """
         decoding = decoding.replace(**settings)
-        started = started or not self.starts
+        started = started or not self.starts or self.prompt_format == 'chat'
         if not self.starts:  # an empty prompt needs a token to read
             inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if max_new_tokens is None:
@@ -285,10 +299,11 @@ class LanguageModel:
                 self.model,
                 inputs,
                 decoding.replace(max_new_tokens=max_new_tokens),
-                eos_id=self.vocabulary.eos_id if end_id is None else end_id,
+                eos_id=prompt_format.end_id(self.vocabulary, self.prompt_format) if end_id is None else end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',
+                known_ids=self.vocabulary.vocab_size,
                 progress=progress,
             )
 

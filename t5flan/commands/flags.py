@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks and rows that cannot be used, and report which and why', type=bool)
 CHECKPOINT = Flag(
-    '--checkpoint', 'a workdir of `t5flan train`, or one of its steps (DIR/checkpoints/1000)', 'DIR', required=True
+    '--checkpoint',
+    'a workdir of `t5flan train`, one of its steps (DIR/checkpoints/1000), a Hugging Face folder, or hf:OWNER/NAME',
+    'DIR',
+    required=True,
 )
 STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', int)
 CONTROL = Flag(
@@ -62,6 +65,20 @@ def read_decoding(
         raise UsageError(str(error)) from None
 
 
+def own_checkpoint(folder: str) -> str:
+    """The folder itself, or the conversion of a Hugging Face folder or of a model of the hub ('hf:OWNER/NAME').
+
+    Raises:
+        UserError: the model cannot be downloaded or converted.
+    """
+    is_foreign = os.path.isfile(f'{folder}/config.json') and not os.path.isfile(f'{folder}/t5flan.json')
+    if not is_foreign and not folder.startswith('hf:'):
+        return folder
+    from t5flan.conversion.convert import as_checkpoint_folder  # imports JAX
+
+    return as_checkpoint_folder(folder)
+
+
 def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
     """`data` with the relative paths of its files found where the run started, if the current folder lacks them.
 
@@ -85,8 +102,12 @@ def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
         given = {split: find(path) for split in splits if (path := getattr(task, split, None)) is not None}
         return dataclasses.replace(task, **given)
 
+    vocabulary = data.vocabulary
+    if vocabulary != 'bytes' and '://' not in vocabulary and not os.path.exists(vocabulary):
+        vocabulary = f'{root}/vocabulary'  # the run's own copy
     return dataclasses.replace(
         data,
+        vocabulary=vocabulary,
         file_tasks=tuple(map(in_task, data.file_tasks)),
         text_files=tuple(map(in_task, data.text_files)),
         cot=tuple(map(find, data.cot or ())),
@@ -105,6 +126,7 @@ def read_run(arguments: argparse.Namespace) -> 'Settings':
     from t5flan import configurables
     from t5flan.config.gin_files import exists
 
+    arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     found = configurables.checkpoint_settings(arguments.checkpoint)
     if found is None:
         raise UserError(

@@ -3,7 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import CHECKPOINT, CONTROL, JSON, decoding_flags, read_decoding
+from t5flan.commands.flags import CHECKPOINT, CONTROL, JSON, decoding_flags, own_checkpoint, read_decoding
 from t5flan.errors import UsageError
 
 
@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
         if '.' in name and not name.startswith('Decoding.'):
             raise UsageError(f'`t5flan infer` takes no --gin.{name}: it reads only Decoding, and the checkpoint')
     decoding = read_decoding(settings, arguments, 'infer')
+    arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     if arguments.chat and not (arguments.prompt or arguments.input):
         for flag in ('output', 'control', 'json'):
             if getattr(arguments, flag):

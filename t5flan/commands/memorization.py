@@ -3,7 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag, words
-from t5flan.commands.flags import CONTROL, JSON, STEP
+from t5flan.commands.flags import CONTROL, JSON, STEP, own_checkpoint
 from t5flan.errors import UsageError
 from t5flan.files import write_json
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.input:
         raise UsageError('--input=GLOB is missing: the text to continue')
     found = memorization(
-        arguments.checkpoint,
+        own_checkpoint(arguments.checkpoint),
         arguments.input,
         field=arguments.field,
         unit=arguments.unit,

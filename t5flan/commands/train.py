@@ -1,10 +1,11 @@
 """`t5flan train`: trains a model, or resumes the run in the workdir."""
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import SKIP_BROKEN, files_of_run, skip_broken
+from t5flan.commands.flags import SKIP_BROKEN, files_of_run, own_checkpoint, skip_broken
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError, UserError
 
@@ -16,6 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains a model, or resumes the run in the workdir; without a gin file, uses the run's own settings."""
     from t5flan import configurables
     from t5flan.config.gin_files import exists
+    from t5flan.models.config import ModelConfig
 
     files = arguments.gin_file
     workdir = arguments.workdir.rstrip('/') or '/'
@@ -28,8 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
         )
     settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)])
     _take_from_checkpoint(settings, workdir)
+    settings.set_defaults(ModelConfig, {'dropout_rate': 0.0}, 't5flan train')  # DROPOUT=None, and no checkpoint
     values = configurables.training_settings(settings)
     values['data'] = files_of_run(values['data'], workdir)
+    if source := values['checkpoints'].initialize_from:
+        values['checkpoints'] = dataclasses.replace(values['checkpoints'], initialize_from=own_checkpoint(source))
 
     import_tensorflow()
     from t5flan.evaluation.evaluator import GeneratedMetrics
@@ -61,7 +66,7 @@ def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
         source = settings.read(CheckpointConfig).initialize_from
         if source is None:
             return
-        found = configurables.checkpoint_settings(source)
+        found = configurables.checkpoint_settings(own_checkpoint(source))
         if found is None:
             raise UserError(
                 f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '

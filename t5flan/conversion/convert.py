@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from t5flan.conversion import huggingface, names, t5x
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.run_both import compare_logits
 from t5flan.conversion.t5x import KnownModels, Settings
+from t5flan.data.randomness import stable_hash
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
+from t5flan.files import cache_folder
 from t5flan.models.config import ModelConfig
-from t5flan.training.description import RUN_FIELDS
+from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
 
 FORMATS = ('hf', 't5x', 't5flan')
+HUB = 'hf:'
+"""Marks the name of a model of the Hugging Face hub."""
 _SPARE = 2**26  # bytes for small files and folders
 
 
@@ -154,6 +159,48 @@ def write(
     return notes
 
 
+def as_checkpoint_folder(where: str) -> str:
+    """A checkpoint folder of t5flan: `where` itself, or the conversion of a Hugging Face folder.
+
+    A conversion is stored in the cache folder and made again when a file of the folder changes.
+
+    Args:
+        where: a folder, or 'hf:OWNER/NAME' for a model of the hub, which is downloaded first.
+
+    Raises:
+        UserError: the model cannot be downloaded or converted.
+    """
+    is_hub = where.startswith(HUB)
+    folder = _download(where.removeprefix(HUB)) if is_hub else Path(where)
+    if '://' in where or not (folder / 'config.json').is_file() or (folder / 't5flan.json').is_file():
+        return where
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    stamp = stable_hash(f'{folder.absolute()} {files}')
+    target = cache_folder() / 'checkpoints' / f'{folder.name}-{stamp:016x}'
+    if not target.is_dir():
+        checkpoint = read(folder, 'hf')
+        notes = write(checkpoint, target, 't5flan')
+        print(f'{where}: converted once, to {target}', file=sys.stderr)
+        for note in (*checkpoint.notes, *notes):
+            print(f'note: {note}', file=sys.stderr)
+    return str(target)
+
+
+def _download(name: str) -> Path:
+    """The files of a model of the hub, without its pickle files."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{HUB}{name} needs huggingface_hub: pip install 't5flan[hub]', or name a folder.") from None
+    patterns = ['*.json', '*.safetensors', '*.model', '*.jinja']
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=20))
+    except Exception as error:  # the library raises errors of many kinds, of the network too
+        why = ' '.join(str(error).split())[:150]
+        fix = 'Check the name and the network, or download the folder elsewhere and name it.'
+        raise UserError(f'{HUB}{name} cannot be downloaded ({why}). {fix}') from None
+
+
 def compare(one: Checkpoint, other: Checkpoint, destination: str) -> None:
     """Compares the models, and every array bit for bit.
 
@@ -175,6 +222,6 @@ def compare(one: Checkpoint, other: Checkpoint, destination: str) -> None:
 
 
 def _first_difference(one: ModelConfig, other: ModelConfig) -> str | None:
-    """The first field of the model, RUN_FIELDS aside, that differs."""
-    fields = (field.name for field in dataclasses.fields(one) if field.name not in RUN_FIELDS)
+    """The first field of the model that differs, apart from how it runs and how its parameters are first drawn."""
+    fields = (field.name for field in dataclasses.fields(one) if field.name not in (*RUN_FIELDS, *INITIAL_FIELDS))
     return next((name for name in fields if getattr(one, name) != getattr(other, name)), None)

@@ -1,14 +1,16 @@
 """Hugging Face folders (config.json, safetensors, tokenizer files) <-> a Checkpoint. torch is not needed."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays, one_dtype
 from t5flan.conversion.huggingface_config import T5_FAMILY, family_of, read_json, table_of, to_fields, to_model_config
-from t5flan.conversion.huggingface_tokenizer import read_vocabulary, tokenizer_files
+from t5flan.conversion.huggingface_tokenizer import read_vocabulary, require_rows, tokenizer_files
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_folder, strips
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
@@ -29,7 +31,9 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
         raise UserError(f'{folder} is not a folder. Give one written by save_pretrained (config.json, …).')
     fields = read_json(folder / 'config.json')
     kind = str(fields.get('model_type'))
-    arrays = _without_copies(folder, read_folder(folder), kind)
+    stored = read_folder(folder)
+    _require_logits(folder, fields, kind, stored)
+    arrays = _without_copies(folder, stored, kind)
     config = to_model_config(folder / 'config.json', fields, tied='lm_head.weight' not in arrays)
     expected = {
         (shape.name, layer): (names.hf_name(table_of(kind), shape, layer), [names.hf_shape(shape)])
@@ -50,8 +54,21 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     files = [folder / name for name in _EXTRAS]
     extras = {file.name: file.read_bytes() for file in files if file.is_file() and file.stat().st_size <= LARGEST_EXTRA}
     found, notes = (vocabulary, ()) if vocabulary is not None else read_vocabulary(folder, fields)
+    require_rows(folder, found, config.vocab_size)
     format = 'causal_lm' if config.architecture == 'decoder_only' else 'encoder_decoder'
     return Checkpoint(str(folder), config, dtypes, read_one, found, format, extras=extras, notes=notes)
+
+
+def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: Mapping[str, Stored]) -> None:
+    """Raises a UserError if config.json says that the logits have a kernel of their own and the weights lack it.
+
+    transformers leaves out of config.json what is the default of a family: Llama's logits are not tied.
+    """
+    tied = fields.get('tie_word_embeddings', kind != 'llama')
+    if tied is False and 'lm_head.weight' not in arrays:
+        problem = 'config.json says that the logits are not tied to the embedding, but lm_head.weight is missing'
+        fix = 'Save the model with its head (T5ForConditionalGeneration, LlamaForCausalLM), or set tie_word_embeddings'
+        raise UserError(f'{folder}: {problem}. {fix}.')
 
 
 def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[str, Stored]:

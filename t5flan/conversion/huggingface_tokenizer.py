@@ -53,6 +53,17 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary
     return vocabulary, (*notes, *more)
 
 
+def require_rows(folder: Path, vocabulary: Vocabulary, rows: int) -> None:
+    """Raises a UserError if a vocabulary has ids without a row in the embedding."""
+    if vocabulary.vocab_size > rows:
+        problem = f'the tokenizer has {vocabulary.vocab_size} ids, but the embedding has {rows} rows'
+        fitting = vocabulary.extra_ids - (vocabulary.vocab_size - rows)
+        fix = f"Set 'extra_ids' in tokenizer_config.json to {fitting} or fewer"
+        if fitting < 0:
+            fix = 'Resize the embedding (resize_token_embeddings)'
+        raise UserError(f'{folder}: {problem}. {fix}, or give the right tokenizer with --vocabulary.')
+
+
 class _TokenizerFiles:
     """The tokenizer files of a folder; JSON files are empty mappings where they are missing."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from t5flan.config.checks import require, require_count, require_one_of, require_share, require_text
 from t5flan.errors import UserError
 
+PROMPT_FORMATS = ('plain', 'newline', 'chat', 'auto')
 CHAT_FORMATS = ('markers', 'template')
 NATURAL_INSTRUCTIONS_LAYOUTS = ('varied', 'tk_instruct')
 CHAT_MARKERS = {'system': 'System:', 'tools': 'Tools:', 'user': 'User:', 'assistant': 'Assistant:'}
@@ -53,6 +54,10 @@ class InstructionConfig:
     chat_format: str = 'markers'
     """Chat: how conversations are worded: with 'markers', or by the chat 'template' of the vocabulary's tokenizer, with
     the token ids of transformers' apply_chat_template. Loss is on the assistant's turns in both."""
+    prompt_format: str = 'plain'
+    """How rows of a decoder-only model join inputs and targets: 'plain' (both end with end of sequence, as in T5X),
+    'newline' (a newline between them), 'chat' (the tokenizer's chat template), or 'auto': as the initial checkpoint was
+    trained; for a converted decoder 'chat' if it has a template, else 'newline'."""
     chat_markers: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(CHAT_MARKERS))
     """Chat: the text in front of each role's turns; plain text, so that any vocabulary can encode it."""
 
@@ -61,6 +66,7 @@ class InstructionConfig:
         object.__setattr__(self, 'tk_instruct_examples', tuple(self.tk_instruct_examples))
         object.__setattr__(self, 'chat_markers', dict(self.chat_markers))
         require_one_of('InstructionConfig.chat_format', self.chat_format, CHAT_FORMATS)
+        require_one_of('InstructionConfig.prompt_format', self.prompt_format, PROMPT_FORMATS)
         if set(self.chat_markers) != set(CHAT_MARKERS):
             setting, given = 'InstructionConfig.chat_markers', ', '.join(self.chat_markers) or 'none'
             expected = ', '.join(CHAT_MARKERS)

@@ -56,6 +56,7 @@ def generate(
     start_id: int | None = START_TOKEN,
     rows: Sequence[int] | None = None,
     prefix_lm: bool = False,
+    known_ids: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Generation]]:
     """Returns `decoding.num_samples` continuations of each prompt, in the order of the prompts.
@@ -68,6 +69,7 @@ def generate(
         start_id: the decoder's first token; None takes the first token of each prompt (decoder-only models).
         rows: each prompt's row number in the whole input, which with the seed determines its samples; default 0, 1, ...
         prefix_lm: a decoder reads the prompt in both directions.
+        known_ids: the size of the vocabulary; rows of the embedding beyond it are never chosen. Default: all are.
         progress: called with the number of finished prompts after each batch.
 
     Raises:
@@ -87,6 +89,7 @@ def generate(
         seed=decoding.seed,
         max_new_tokens=np.int32(decoding.max_new_tokens),
         eos_id=np.int32(eos_id),
+        known_ids=np.int32(model.config.vocab_size if known_ids is None else known_ids),
         temperature=np.float32(decoding.temperature or 1.0),
         top_k=np.int32(decoding.top_k),
         top_p=np.float32(decoding.top_p),
@@ -199,6 +202,7 @@ def generate_batch(
     seed: jax.Array,
     max_new_tokens: jax.Array,
     eos_id: jax.Array,
+    known_ids: jax.Array,
     temperature: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
@@ -226,6 +230,7 @@ def generate_batch(
         logits_BV, cache, rows_B = logits_BV[repeated_B], cache.take(repeated_B), rows_B[repeated_B]
 
     def choose(logits_BV: jax.Array, step: jax.Array) -> jax.Array:
+        logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < known_ids, logits_BV, -jnp.inf)
         if keys_B is None:
             return first_largest(logits_BV)
         keys_now_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)

@@ -6,6 +6,7 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 `metric_fn(targets, predictions)`, targets are scored for `metric_fn(targets, scores)`.
 """
 
+import dataclasses
 import itertools
 import json
 import time
@@ -157,7 +158,8 @@ class GeneratedMetrics:
     def __call__(self, model: Any, sharding: Sharding) -> dict[str, float]:
         """Generates greedily; returns the mean of each metric over the tasks, and each task's own."""
         data, config = self._data, self._config
-        own = LanguageModel(model, self._vocabulary, data.format, data.feature_lengths, sharding)
+        settings: dict[str, Any] = {'sharding': sharding, 'prompt_format': data.instructions.prompt_format}
+        own = LanguageModel(model, self._vocabulary, data.format, data.feature_lengths, **settings)
         decoding = Decoding(batch_size=data.batch_size)
         results = evaluate_tasks(
             own, self._expanded, config.split, config.generate, decoding=decoding, instructions=data.instructions
@@ -210,7 +212,7 @@ def _examples(
         format=model.format,
         split=split,
         shuffle=False,
-        instructions=instructions,
+        instructions=dataclasses.replace(instructions, prompt_format=model.prompt_format),
     )
     examples = eval_examples(data, model.vocabulary, task, limit)
     if not examples:

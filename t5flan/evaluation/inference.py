@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5flan.data.prompting import chat_template
 from t5flan.data.records import rows as rows_lib
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.paths import match_files
 from t5flan.data.records.rows import is_rows, plain_text
+from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json

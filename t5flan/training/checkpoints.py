@@ -258,9 +258,14 @@ def restore_state(folder: PathLike, step: int, abstract: TrainState) -> tuple[Tr
     """The state at one step, each array placed as `abstract` says, and its meta: step, seed and data position."""
     model = _restore_item(folder, step, 'parameters', abstract.model)
     opt_state = _restore_item(folder, step, 'optimizer', abstract.opt_state)
-    meta = json.loads((epath.Path(folder) / CHECKPOINTS / str(step) / 'meta' / 'metadata').read_text())
+    meta = read_meta(folder, step)
     counter = jax.device_put(jax.numpy.asarray(meta['step'], abstract.step.dtype), abstract.step.sharding)
     return TrainState(step=counter, model=model, opt_state=opt_state), meta
+
+
+def read_meta(folder: PathLike, step: int) -> dict[str, Any]:
+    """What a step was saved with: its number, the seed and the data position."""
+    return json.loads((epath.Path(folder) / CHECKPOINTS / str(step) / 'meta' / 'metadata').read_text())
 
 
 def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None = None) -> Any:

@@ -15,11 +15,13 @@ from t5flan.training import checkpoints
 
 RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
 """Fields of ModelConfig that say how a model runs; they do not change the meaning of its parameters."""
+INITIAL_FIELDS = ('relative_bias_init',)
+"""Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
 
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
     """The description of a run for its checkpoint folder."""
-    order = ['mixture', 'batch_size', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate']
+    order = ['mixture', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate']
     order += ['denoisers', 'mixtures', 'stages', 'mixed_in']
     settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
     return checkpoints.Description(
@@ -28,30 +30,96 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
         feature_lengths=dict(data.feature_lengths),
         vocabulary={'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint},
         data={name: settings[name] for name in order}
-        | {'streams': data.stream_count}
+        | {'batch_size': data.batch_size, 'streams': data.stream_count}
         | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
     )
 
 
-def check_workdir(workdir: str, new: checkpoints.Description) -> None:
-    """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
+def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
+    """`data` as it continues the run in `workdir`, or starts one from `source`: its streams and its prompt format.
 
     Raises:
-        UserError: the first setting that differs.
+        UserError: the streams of the run do not divide the new batch size.
+    """
+    return with_prompt_format(workdir, streams_of_run(workdir, data), vocabulary, source)
+
+
+def with_prompt_format(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
+    """`data` with the prompt format that 'auto' stands for: that of the run in `workdir` or of the initial checkpoint.
+
+    Args:
+        source: the initial checkpoint; one that was converted has no prompt format of its own.
+    """
+    if data.instructions.prompt_format != 'auto':
+        return data
+    known = workdir if checkpoints.latest_step(workdir) is not None else source
+    chosen = 'plain'
+    if known is not None and data.format != 'encoder_decoder':
+        recorded = checkpoints.read_description(known).data
+        foreign = 'chat' if vocabulary.conventions.chat_template else 'newline'
+        chosen = recorded.get('instructions.prompt_format', 'plain') if recorded else foreign
+    return dataclasses.replace(data, instructions=dataclasses.replace(data.instructions, prompt_format=chosen))
+
+
+def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> list[str]:
+    """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
+
+    Args:
+        gin: the operative gin of this start.
+
+    Returns:
+        Lines that name the other settings that differ from those of the last start.
+
+    Raises:
+        UserError: the first setting that differs and must not.
     """
     if checkpoints.latest_step(workdir) is None:
-        return
+        return []
     old = checkpoints.read_description(workdir)
     fields, given = old.model.to_dict(), new.model.to_dict()
     pairs = [(f'ModelConfig.{name}', fields[name], given[name]) for name in fields if name not in RUN_FIELDS]
     pairs += [(f'DataConfig.{name}', getattr(old, name), getattr(new, name)) for name in ('format', 'feature_lengths')]
-    pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in old.data.items()]
+    order = {name: value for name, value in old.data.items() if name != 'batch_size'}  # its position is in examples
+    pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in order.items()]
     pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
     for setting, before, now in pairs:
         if before != now:
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
+    return _changed_settings(workdir, gin)
+
+
+def streams_of_run(workdir: str, data: DataConfig) -> DataConfig:
+    """`data` with the streams of the run in `workdir`, whose position is that of its streams, whatever the batch size.
+
+    Raises:
+        UserError: the streams do not divide the new batch size.
+    """
+    if data.streams is not None or checkpoints.latest_step(workdir) is None:
+        return data
+    streams = checkpoints.read_description(workdir).data.get('streams', data.stream_count)
+    if data.batch_size % streams:
+        problem = f'DataConfig.batch_size={data.batch_size} is not a multiple of {streams}, the streams of the run'
+        raise UserError(f'{problem} in {workdir}. Set a multiple, or start a new --workdir.')
+    return dataclasses.replace(data, streams=streams)
+
+
+def _changed_settings(workdir: str, gin: str) -> list[str]:
+    """Lines that name the settings that differ from those of the last start in `workdir`, with old and new value."""
+    file = epath.Path(workdir) / 'config.gin'
+    if not file.exists():
+        return []
+    old, new = _values(file.read_text()), _values(gin)
+    changed = [(name, old[name], new[name]) for name in old if name in new and old[name] != new[name]]
+    return [f'changed since the last start: {name} was {before}, is {now}' for name, before, now in changed]
+
+
+def _values(gin: str) -> dict[str, str]:
+    """'Class.field' -> its value in an operative gin, with macros replaced by their values."""
+    pairs = [line.split(' = ', 1) for line in gin.splitlines() if ' = ' in line and not line.startswith('#')]
+    macros = {f'%{name}': value for name, value in pairs if '.' not in name}
+    return {name: macros.get(value, value) for name, value in pairs if '.' in name}
 
 
 def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:

@@ -33,8 +33,8 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
+from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.description import check_workdir, describe, write_description
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
@@ -99,15 +99,16 @@ def train(
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
+    data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
     run, told = _with_steps(run, data, vocabulary, pipeline)
-    description = describe(model, data, vocabulary)
-    check_workdir(workdir, description)
+    description = description_lib.describe(model, data, vocabulary)
+    told += description_lib.check_workdir(workdir, description, gin)
     if first_host:
-        write_description(workdir, description, vocabulary, gin)
+        description_lib.write_description(workdir, description, vocabulary, gin)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
 
     with sharding_lib.use(sharding):
@@ -165,6 +166,9 @@ class Loop:
         """
         sharding, batch_size = self.trainer.sharding, self.pipeline.config.batch_size
         first = int(state.step) + 1
+        if first > self.run.steps:
+            place = f'step {first - 1} of {self.run.steps}'
+            self.writer.log(f'{self.manager.workdir} is complete: {place}. Set RunConfig.steps to go on.')
         if self._resume_evaluation(state):
             return state
         in_flight: tuple[int, Any] | None = None
@@ -198,11 +202,11 @@ class Loop:
             Whether the run has stopped early.
         """
         step = int(state.step)
-        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
-            return False
-        rows = read_metrics(self.manager.workdir)
+        rows = read_metrics(self.manager.workdir) if step else []
         for row in rows:
             self.manager.record(int(row['step']), row)
+        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
+            return False
         if not any(row['step'] == step and 'eval/loss' in row for row in rows):
             self._evaluate(step, state)
         return self._is_over(step)

@@ -1,5 +1,6 @@
 """t5flan/commands/flags.py: the files of a run are found after the folder moved."""
 
+import dataclasses
 import json
 import os
 
@@ -51,6 +52,15 @@ def test_relative_paths_are_found_where_the_run_started(project, moved):
     names = ['data [1]/a.jsonl', 'data [1]/*.jsonl', 'data [1]/b.txt', 'data [1]/c.json', 'data [1]']
     assert [os.path.realpath(path) for path in paths] == [str(root / name) for name in names]
     assert found.file_tasks[0].test == 'missing.csv' and found.cot == ()
+
+
+def test_the_vocabulary_of_the_run_stands_in_for_a_lost_one(project, tmp_path):
+    run = str(project / 'runs' / 'mine')
+    lost = dataclasses.replace(DATA, vocabulary='gone/spm.model')
+    assert files_of_run(lost, run).vocabulary == f'{run}/vocabulary' and files_of_run(DATA, run).vocabulary == 'bytes'
+    (tmp_path / 'elsewhere' / 'gone').mkdir()
+    (tmp_path / 'elsewhere' / 'gone' / 'spm.model').write_text('x')
+    assert files_of_run(lost, run).vocabulary == 'gone/spm.model'
 
 
 def test_files_of_the_current_folder_come_first(project, tmp_path):

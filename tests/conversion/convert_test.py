@@ -16,6 +16,7 @@ import t5flan
 from t5flan.__main__ import main
 from t5flan.conversion import convert, names
 from t5flan.errors import UserError
+from t5flan.language_model import load
 from tests.saved_model import LENGTHS, byte_model, save_folder
 from tests.vocabulary import small_vocabulary_model
 
@@ -205,3 +206,38 @@ def test_a_training_run_is_converted_and_its_notes_say_what_is_not(tmp_path):
     model, made = t5flan.load(folder), t5flan.load(tmp_path / 't5flan')
     assert (made.step, made.feature_lengths, made.vocabulary) == (8, LENGTHS, model.vocabulary)
     assert made.generate(['abc'], max_new_tokens=4) == model.generate(['abc'], max_new_tokens=4)
+
+
+def test_how_parameters_were_first_drawn_is_no_difference():
+    one = convert.read(GOLDEN / 't5_1_1', 'hf')
+    other = dataclasses.replace(one, config=dataclasses.replace(one.config, relative_bias_init=36.0))
+    convert.compare(other, one, 'x')
+    with pytest.raises(UserError, match='ModelConfig.norm_epsilon'):
+        convert.compare(dataclasses.replace(one, config=dataclasses.replace(one.config, norm_epsilon=0.1)), one, 'x')
+
+
+def test_a_hugging_face_folder_is_a_checkpoint_and_converted_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    source = shutil.copytree(GOLDEN / 'llama', tmp_path / 'a model')
+    first = convert.as_checkpoint_folder(str(source))
+    assert 'converted once' in capsys.readouterr().err and load(first).config.architecture == 'decoder_only'
+    assert convert.as_checkpoint_folder(str(source)) == first and not capsys.readouterr().err
+    assert convert.as_checkpoint_folder(first) == first
+    (source / 'generation_config.json').write_text('{}')
+    assert convert.as_checkpoint_folder(str(source)) != first, 'a changed folder is converted again'
+    assert convert.as_checkpoint_folder(str(tmp_path)) == str(tmp_path)  # neither: the caller's error names it
+
+
+def test_a_model_of_the_hub_without_network_or_library_is_one_line(monkeypatch):
+    hub = pytest.importorskip('huggingface_hub', reason='the extra hub is not installed')
+
+    def no_network(*_, **__):
+        raise OSError('Name or service\nnot known')
+
+    monkeypatch.setattr(hub, 'snapshot_download', no_network)
+    with pytest.raises(UserError, match='hf:a/b cannot be downloaded .Name or service not known.*Check') as error:
+        convert.as_checkpoint_folder('hf:a/b')
+    assert '\n' not in str(error.value)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(UserError, match=r"hf:a/b needs huggingface_hub: pip install 't5flan\[hub\]'"):
+        convert.as_checkpoint_folder('hf:a/b')

@@ -12,6 +12,7 @@ import pytest
 from t5flan.conversion import convert, huggingface, names
 from t5flan.conversion.safetensors_files import FolderWriter, read_folder
 from t5flan.errors import UserError
+from tests.vocabulary import small_vocabulary_model
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -53,6 +54,27 @@ def test_embeddings_are_tied_where_the_numbers_say_so(folder):
     assert not convert.read(unscaled, 'hf').config.scale_tied_logits
     with pytest.raises(UserError, match='scale_decoder_outputs is true, but lm_head.weight differs'):
         convert.read(folder('t5_1_1', {'scale_decoder_outputs': True}), 'hf')
+
+
+@pytest.mark.parametrize(
+    'family, config', [('t5_1_1', {'tie_word_embeddings': False}), ('llama', {'tie_word_embeddings': ...})]
+)
+def test_logits_of_their_own_must_be_there(folder, family, config):
+    """A T5Model saved without its head, and a Llama, which is untied unless its config.json says otherwise."""
+    without = lambda held: {name: x for name, x in held.items() if name != 'lm_head.weight'}
+    with pytest.raises(UserError, match='not tied to the embedding, but lm_head.weight is missing') as error:
+        convert.read(folder(family, config, without), 'hf')
+    assert '\n' not in str(error.value)
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused(folder, tmp_path):
+    small_vocabulary_model(tmp_path / 'spiece.model')  # 318 ids with its sentinels
+    made = folder('t5_1_1')
+    shutil.copy(tmp_path / 'spiece.model', made / 'spiece.model')
+    rows = json.loads((made / 'config.json').read_text())['vocab_size']
+    with pytest.raises(UserError, match=rf'ids, but the embedding has {rows} rows. (Set .extra_ids|Resize)') as error:
+        convert.read(made, 'hf')
+    assert '\n' not in str(error.value)
 
 
 def test_an_embedding_with_only_its_second_name_is_found(folder):
@@ -135,7 +157,7 @@ def test_a_model_that_hugging_face_does_not_have_is_refused(tmp_path):
 
 def test_other_files_of_the_folder_are_kept_there_and_back(tmp_path, folder):
     source = folder('umt5', {'task_specific_params': {'x': 1}})
-    (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "T5Tokenizer"}')
     (source / 'generation_config.json').write_text('{"max_new_tokens": 5}')
     convert.write(convert.read(source, 'hf'), tmp_path / 'own', 't5flan')
     convert.write(convert.read(tmp_path / 'own', 't5flan'), tmp_path / 'back', 'hf')

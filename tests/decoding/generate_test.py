@@ -150,13 +150,13 @@ def test_batches_keep_the_order_and_report_progress(models):
     for prompt, (result,) in zip(prompts, results):
         ((alone,),) = generate(model, [prompt], decoding.replace(batch_size=32), eos_id=NO_END)
         assert alone.tokens.tolist() == result.tokens.tolist()
-    assert generate(model, [], decoding, eos_id=1) == []
+    assert generate(model, [], decoding, eos_id=NO_END) == []
 
 
 def test_wrong_prompts_are_reported(models):
     model, decoding = models('t5_1_1'), Decoding(max_new_tokens=2)
     with pytest.raises(UserError, match='prompt 1 has token ids from 0 to 64; the model has 1 to 63'):
-        generate(model, [[3], [0, VOCABULARY]], decoding, eos_id=1)
+        generate(model, [[3], [0, VOCABULARY]], decoding, eos_id=NO_END)
     with pytest.raises(UserError, match='max_new_tokens=None'):
         generate(model, PROMPTS, Decoding(), eos_id=1)
     with pytest.raises(UserError, match='start_id=None needs a decoder-only model'):
@@ -173,3 +173,16 @@ def test_first_largest_is_argmax():
 
 def test_worked_examples():
     assert doctest.testmod(generate_lib).failed == 0
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_ids_that_no_vocabulary_has_are_never_chosen(models, temperature):
+    model = models('t5_1_1')
+    prompts = [[3 + i, 5, 7] for i in range(8)]
+    decoding = Decoding(max_new_tokens=6, temperature=temperature, batch_size=8)
+    whole = generate(model, prompts, decoding, eos_id=NO_END)
+    largest = max(int(one.tokens.max()) for (one,) in whole)
+    limited = generate(model, prompts, decoding, eos_id=NO_END, known_ids=largest)
+    assert max(int(one.tokens.max()) for (one,) in limited) < largest
+    every = generate(model, prompts, decoding, eos_id=NO_END, known_ids=model.config.vocab_size)
+    assert [one.tokens.tolist() for (one,) in every] == [one.tokens.tolist() for (one,) in whole]

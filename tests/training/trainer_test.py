@@ -188,6 +188,15 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path, settings, monkeypatch,
     assert int(again.step) == 8 and steps == [2, 4, 6, 8], 'it is not evaluated again'
 
 
+def test_the_best_checkpoint_survives_a_resume_between_evaluations(tmp_path, settings, monkeypatch):
+    changed = EVERY_STEP | {'evaluation': EvaluationConfig(every=2), 'run': RunConfig(steps=3)}
+    evaluations(monkeypatch, [None, 1.0, 2.0, 3.0, None, 3.0])
+    train(str(tmp_path), **settings | changed)
+    assert checkpoints_lib.saved_steps(tmp_path) == [2, 3]
+    train(str(tmp_path), **settings | changed | {'run': RunConfig(steps=6)})
+    assert checkpoints_lib.saved_steps(tmp_path) == [2, 6]
+
+
 @pytest.mark.parametrize(
     'change, pattern',
     [
@@ -242,6 +251,32 @@ def test_epochs_and_generated_metrics(tmp_path, settings, capsys):
     assert [row['step'] for row in measured] == [5, 10, 13] and all(row['eval/exact_match'] == 0 for row in measured)
 
 
+def test_another_batch_size_continues_after_the_same_examples(tmp_path, settings, six_steps, capsys):
+    workdir = shutil.copytree(six_steps[0], tmp_path / 'run')
+    before = checkpoints_lib.read_meta(workdir, 6)['position']['streams']
+    data = dataclasses.replace(settings['data'], batch_size=16)
+    gin = 'RunConfig.seed = 0\nDataConfig.batch_size = %BATCH_SIZE\nBATCH_SIZE = 8\n'
+    (workdir / 'config.gin').write_text(gin)
+    changed = {'data': data, 'run': RunConfig(steps=7, log_every=1), 'gin': gin.replace('= 8', '= 16')}
+    train(str(workdir), **settings | changed)
+    after = checkpoints_lib.read_meta(workdir, 7)['position']['streams']
+    assert before.keys() == after.keys() and losses(workdir)[:6] == losses(six_steps[0])
+    read = lambda streams: sum(cursor[0] for stream in streams.values() for cursor in stream['tasks'].values())
+    assert read(after) - read(before) > read(before) / 6
+    log = capsys.readouterr().err
+    assert 'changed since the last start: DataConfig.batch_size was 8, is 16' in log and 'RunConfig.seed was' not in log
+    train(str(workdir), **settings | changed)
+    assert f'{workdir} is complete: step 7 of 7. Set RunConfig.steps to go on.' in capsys.readouterr().err
+
+
+def test_a_batch_size_that_the_streams_do_not_divide_is_refused(tmp_path, settings):
+    data = dataclasses.replace(settings['data'], batch_size=32)
+    few = {'run': RunConfig(steps=1), 'data': data, 'mesh': MeshConfig()}
+    train(str(tmp_path), **settings | few)
+    with pytest.raises(UserError, match=r'batch_size=30 is not a multiple of 4, the streams of the run'):
+        train(str(tmp_path), **settings | few | {'data': dataclasses.replace(data, batch_size=30)})
+
+
 @pytest.mark.parametrize('items, step', [('parameters', 0), ('all', 6)])
 def test_initializing_takes_the_parameters_or_the_whole_state(tmp_path, settings, six_steps, items, step):
     source, first = six_steps
@@ -267,7 +302,6 @@ def test_nan_stops_with_step_loss_and_last_good_checkpoint(tmp_path, settings, s
     [
         ({'model': dataclasses.replace(MODEL, mlp_dim=64)}, r'ModelConfig\.mlp_dim=32.*given is 64'),
         ({'seed': 3}, r'DataConfig\.seed=0.*given is 3'),
-        ({'batch_size': 16}, r'DataConfig\.batch_size=8.*given is 16'),
         ({'mixed_in': {'practice': 0.1}}, r'DataConfig\.mixed_in=\{\}.*given is \{.practice.: 0\.1\}'),
         ({'stages': (Stage('practice', 2),)}, r'DataConfig\.stages=\[\], given is'),
         ({'instructions': InstructionConfig(few_shot=0)}, r'DataConfig\.instructions\.few_shot=0\.5.*given is 0'),

@@ -12,7 +12,6 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 
 SAMPLE, MOST_TASKS = 200, 50
 """Examples measured of each task, and tasks measured, those with the highest rates first."""
-_PROBE = '\U0001f9ea漢ಠ{'
 _SHOWN = 8
 
 
@@ -23,11 +22,6 @@ class Unknown(NamedTuple):
     unknown: int
     characters: Mapping[str, int]
     """Character without a piece -> how often it occurs, the most frequent first."""
-
-
-def has_unknown(vocabulary: Vocabulary) -> bool:
-    """Whether a vocabulary has an unknown id that text can become; with byte fallback nothing is lost."""
-    return vocabulary.kind != 'ids' and any(vocabulary.unk_id in vocabulary.encode(one) for one in _PROBE)
 
 
 def measure_unknown(task: Any, config: DataConfig, vocabulary: Vocabulary, sample: int = SAMPLE) -> Unknown:
@@ -70,16 +64,16 @@ def _record_texts(task: Any, split: str, sample: int) -> Iterator[str]:
 
 def unknown_lines(config: DataConfig, vocabulary: Vocabulary, plan: Plan) -> list[str]:
     """Lines to print: for each task of a run that loses text, the share of unknown pieces and the lost characters."""
-    if not has_unknown(vocabulary):
+    if not vocabulary.loses_text:
         return []
     rates = plan.rates.max(axis=0)
     order = sorted(range(len(plan.tasks)), key=lambda number: -rates[number])[:MOST_TASKS]
     tasks = [plan.tasks[number] for number in order]
     lines = [line for task in tasks for line in unknown_line(task.name, measure_unknown(task, config, vocabulary))]
+    checked = f'the first {SAMPLE} examples of {len(tasks)} of {len(plan.tasks)} tasks'
     if not lines:
-        checked = f'the first {SAMPLE} examples of {len(tasks)} of {len(plan.tasks)} tasks'
         return [f'unknown pieces: none in {checked}']
-    return lines
+    return lines + ([f'unknown pieces: measured in {checked}'] if len(tasks) < len(plan.tasks) else [])
 
 
 def unknown_line(task: str, found: Unknown) -> Sequence[str]:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result, example_fn
+from t5flan.data.preprocessing.features import STARTED
+from t5flan.data.vocabulary.prompt_format import answer_ids, prompt_ids
 
 
 class Tokenize(ExampleFn):
@@ -42,10 +44,16 @@ tokenize = Tokenize()
 
 @example_fn
 def append_eos(example: Example, context: Context) -> Result:
-    """Appends end of sequence to inputs and targets, as in T5.
+    """Appends end of sequence to inputs and targets, as in T5, or joins them as InstructionConfig.prompt_format says.
 
     The pipeline trims examples that are longer than the features, and counts them. Trimmed targets lose their end of
     sequence, so that no model learns to stop in the middle.
     """
-    eos = np.array([context.vocabulary.eos_id], np.int32)
+    prompt_format, vocabulary = context.instructions.prompt_format, context.vocabulary
+    if prompt_format != 'plain' and all(f'{name}_pretokenized' in example for name in Tokenize.FEATURES):
+        inputs, targets = (example[f'{name}_pretokenized'] for name in Tokenize.FEATURES)
+        prompt = np.array(prompt_ids(vocabulary, inputs, prompt_format), np.int32)
+        answer = np.array(answer_ids(vocabulary, inputs, targets, prompt_format), np.int32)
+        return {**example, 'inputs': prompt, 'targets': answer} | ({STARTED: True} if prompt_format == 'chat' else {})
+    eos = np.array([vocabulary.eos_id], np.int32)
     return {**example, **{f: np.concatenate([example[f], eos]) for f in Tokenize.FEATURES if f in example}}

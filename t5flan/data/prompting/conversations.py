@@ -41,8 +41,8 @@ import numpy as np
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
 from t5flan.data.preprocessing.features import LOSS_WEIGHTS, STARTED
-from t5flan.data.prompting import chat_template
 from t5flan.data.prompting.conversation_formats import REPLIES
+from t5flan.data.vocabulary import chat_template
 from t5flan.errors import UserError
 
 

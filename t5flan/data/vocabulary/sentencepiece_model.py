@@ -127,6 +127,11 @@ class SentencePieceVocabulary(Vocabulary):
         return (self._model, self.extra_ids, self.mode_tokens) + ((self.start_id,) if self.start_id else ())
 
     @property
+    def loses_text(self) -> bool:
+        """Whether the model has no pieces for bytes."""
+        return not any(self._processor.is_byte(id) for id in range(self._processor.get_piece_size()))
+
+    @property
     def model(self) -> bytes:
         """The content of the SentencePiece model file."""
         return self._model

@@ -43,10 +43,21 @@ class TokenizerJsonVocabulary(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.eos_id, self.start_id = eos_id, start_id
+        settings = json.loads(self._content)
+        model = settings.get('model') or {}
+        unknown = model.get('unk_id', self._id_of_piece(model.get('unk_token') or ''))
+        has_bytes = model.get('byte_fallback') or 'ByteLevel' in json.dumps(settings.get('pre_tokenizer'))
+        self._loses_text = unknown is not None and not has_bytes
+        self.unk_id = PAD_ID if unknown is None else unknown
         size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         own = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         own |= {name: i for k in range(1000) if (i := self._id_of_piece(name := f'<extra_id_{k}>')) is not None}
         super().__init__(size, 0, (), own)
+
+    @property
+    def loses_text(self) -> bool:
+        """Whether the tokenizer has an unknown token and no bytes."""
+        return self._loses_text
 
     def _id_of_piece(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)

@@ -115,6 +115,11 @@ class Vocabulary(abc.ABC):
         return _finder(self._id_of_special)
 
     @property
+    def loses_text(self) -> bool:
+        """Whether characters without a piece become the unknown id; not with byte fallback."""
+        return False
+
+    @property
     def vocab_size(self) -> int:
         """Pieces, sentinels, mode tokens and added tokens; a model's embedding has at least this many rows."""
         size = self.base_size + self.extra_ids + len(self.mode_tokens)

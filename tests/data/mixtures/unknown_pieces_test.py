@@ -9,10 +9,12 @@ import sentencepiece
 from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask, TextFiles
-from t5flan.data.mixtures.unknown_pieces import has_unknown, measure_unknown, unknown_lines
+from t5flan.data.mixtures.unknown_pieces import measure_unknown, unknown_lines
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
+from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
 from t5flan.tasks import register_all
+from tests.vocabulary import bpe_folder, bpe_vocabulary, small_vocabulary
 
 LENGTHS = {'inputs': 64, 'targets': 64}
 
@@ -67,5 +69,16 @@ def test_text_that_the_vocabulary_spells(tmp_path, vocabulary):
 
 
 def test_vocabularies_that_lose_nothing(vocabulary):
-    assert has_unknown(vocabulary)
-    assert not has_unknown(ByteVocabulary(100)) and not has_unknown(IdsVocabulary(10))
+    assert vocabulary.loses_text and not small_vocabulary().loses_text, 'one has pieces for bytes'
+    assert not ByteVocabulary(100).loses_text and not IdsVocabulary(10).loses_text
+
+
+def test_a_byte_level_tokenizer_loses_nothing_and_one_of_words_does(tmp_path):
+    tokenizers = pytest.importorskip('tokenizers', reason='the extra convert is not installed')
+    bpe_folder(tmp_path)
+    assert not bpe_vocabulary(tmp_path, None).loses_text
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'<pad>': 0, '</s>': 1, '<unk>': 2, 'a': 3}, '<unk>'))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / 'words.json'))
+    made = TokenizerJsonVocabulary(tmp_path / 'words.json', 1, 0)
+    assert made.loses_text and made.encode('a b') == [3, 2] and made.unk_id == 2

@@ -1,4 +1,4 @@
-"""t5flan/data/prompting/chat_template.py: the ids of transformers' apply_chat_template, loss spans, and limits."""
+"""t5flan/data/vocabulary/chat_template.py: the ids of transformers' apply_chat_template, loss spans, and limits."""
 
 import json
 
@@ -9,44 +9,16 @@ from t5flan.data.batches.converter import make_batch
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context
-from t5flan.data.prompting import chat_template
 from t5flan.data.prompting.conversation_formats import parse_row
 from t5flan.data.prompting.conversations import converse, messages
+from t5flan.data.vocabulary import chat_template
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
 from t5flan.data.vocabulary.vocabulary import Conventions
 from t5flan.errors import UserError
+from tests.vocabulary import CHATML, NAMED, TEMPLATES, bpe_folder, bpe_vocabulary
 
 pytest.importorskip('jinja2')
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA3 = """{{- bos_token }}
-{%- if tools %}
-    {{- '<|start|>tools<|header|>\n' + tools | tojson(indent=1) + eos_token }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role not in ('system', 'user', 'assistant', 'tool') %}
-        {{- raise_exception('unknown role') }}
-    {%- endif %}
-    {%- set content = '<|start|>' + message['role'] + '<|header|>\n\n' + message['content'] | trim + eos_token %}
-    {{- content }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start|>assistant<|header|>\n\n' }}
-{%- endif %}
-"""
-SYSTEM = (  # SmolLM2's words a system turn where there is none
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are brief<|im_end|>\n' }}{% endif %}{% generation %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endgeneration %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-TEMPLATES = {'chatml': CHATML, 'llama3': LLAMA3, 'system': SYSTEM}
-TOKENS = ('<|bos|>', '<|im_end|>', '<|im_start|>', '<|start|>', '<|header|>')
-NAMED = {'bos_token': '<|bos|>', 'eos_token': '<|im_end|>'}
 CHATS = [
     [('user', 'Hi'), ('assistant', 'Hello!')],
     [
@@ -62,26 +34,8 @@ CHATS = [
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A byte-level BPE with a few merges and the special tokens of the templates."""
-    tokenizers = pytest.importorskip('tokenizers')
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=list(TOKENS),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(['assistant user system Hello new line\n\n' * 9], trainer)
-    path = tmp_path_factory.mktemp('tokenizer')
-    made.save(str(path / 'tokenizer.json'))
-    return path
-
-
-def vocabulary_of(folder, template: str) -> TokenizerJsonVocabulary:
-    conventions = Conventions(add_bos=template == LLAMA3, chat_template=template, named_tokens=NAMED)
-    return TokenizerJsonVocabulary(folder / 'tokenizer.json', 1, 0).with_conventions(conventions)
+    pytest.importorskip('tokenizers', reason='the extra convert is not installed')
+    return bpe_folder(tmp_path_factory.mktemp('tokenizer'))
 
 
 def as_messages(chat):
@@ -94,7 +48,7 @@ def test_the_ids_are_those_of_transformers(folder, name, chat):
     transformers = pytest.importorskip('transformers')
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'), **NAMED)
     template, messages = TEMPLATES[name], as_messages(chat)
-    vocabulary = vocabulary_of(folder, template)
+    vocabulary = bpe_vocabulary(folder, template)
     options = {'chat_template': template, 'tokenize': True, 'return_dict': False}
     for turns, reply in ((messages, False), (messages[:-1], True)):
         expected = theirs.apply_chat_template(turns, add_generation_prompt=reply, **options)
@@ -109,7 +63,7 @@ def test_the_ids_are_those_of_transformers(folder, name, chat):
 @pytest.mark.parametrize('chat', CHATS)
 @pytest.mark.parametrize('name', TEMPLATES)
 def test_training_has_these_ids_and_loss_on_the_replies(folder, name, chat):
-    vocabulary, messages = vocabulary_of(folder, TEMPLATES[name]), as_messages(chat)
+    vocabulary, messages = bpe_vocabulary(folder, TEMPLATES[name]), as_messages(chat)
     record = {'roles': [role for role, _ in chat], 'texts': [text for _, text in chat]}
     context = Context(vocabulary, {}, format='causal_lm', instructions=InstructionConfig(chat_format='template'))
     example = converse.apply(record, context)
@@ -130,7 +84,7 @@ def test_training_has_these_ids_and_loss_on_the_replies(folder, name, chat):
 def test_long_conversations_lose_whole_turns(folder):
     record = {'roles': ['user', 'assistant'] * 3, 'texts': list('abcdef')}
     context = lambda lengths: Context(
-        vocabulary_of(folder, CHATML),
+        bpe_vocabulary(folder, CHATML),
         lengths,
         format='causal_lm',
         instructions=InstructionConfig(chat_format='template'),
@@ -225,7 +179,7 @@ def test_calls_are_those_of_a_template_that_has_them(folder):
     ]
     [record] = parse_row({'messages': told}, 'f')
     context = Context(
-        vocabulary_of(folder, CALLS), {}, format='causal_lm', instructions=InstructionConfig(chat_format='template')
+        bpe_vocabulary(folder, CALLS), {}, format='causal_lm', instructions=InstructionConfig(chat_format='template')
     )
     example = converse.apply(record, context)
     ids = np.concatenate([example['inputs'], example['targets']]).tolist()
