@@ -17,7 +17,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains a model, or resumes the run in the workdir; without a gin file, uses the run's own settings."""
     from t5flan import configurables
     from t5flan.config.gin_files import exists
-    from t5flan.models.config import ModelConfig
 
     files = arguments.gin_file
     workdir = arguments.workdir.rstrip('/') or '/'
@@ -30,7 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
     settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)])
     _take_from_checkpoint(settings, workdir)
-    settings.set_defaults(ModelConfig, {'dropout_rate': 0.0}, 't5flan train')  # DROPOUT=None, and no checkpoint
     values = configurables.training_settings(settings)
     values['data'] = files_of_run(values['data'], workdir)
     if source := values['checkpoints'].initialize_from:

@@ -14,7 +14,7 @@ release (renames.py). There is no global state.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from t5flan.config import annotations, gin_syntax, renames
 from t5flan.config.gin_files import find_gin_file, read_text
@@ -153,25 +153,15 @@ class Settings:
         return True
 
     def set_defaults(self, cls: type, values: Mapping[str, Any], origin: str) -> None:
-        """Binds the fields of `cls` that have no value yet; a field bound to an undefined macro or to None has none.
+        """Binds the fields of `cls` that have no value yet; a field bound to an undefined macro has none.
 
-        None is a value of the fields whose type allows it. Names in `values` that `cls` lacks are ignored; `origin`
-        says where the values come from, for error messages.
+        Names in `values` that `cls` lacks are ignored; `origin` says where the values come from, for error messages.
         """
-        known = {field.name: annotation for field, annotation in annotations.fields(cls)}
+        known = {field.name for field, _ in annotations.fields(cls)}
         for field, value in values.items():
             bound = self._find('', cls.__name__, field)
-            if field not in known:
-                continue
-            is_none = bound is not None and type(None) not in get_args(known[field]) and self._is_none(bound.value)
-            if bound is None or is_none or self._unset_macro(bound.value):
+            if field in known and (bound is None or self._unset_macro(bound.value)):
                 self._bindings['', cls.__name__, field] = _Bound(value, origin)
-
-    def _is_none(self, value: Any) -> bool:
-        """Whether a value is None, or a macro for it."""
-        while isinstance(value, gin_syntax.Macro) and value.name in self._macros:
-            value = self._macros[value.name].value
-        return value is None or (isinstance(value, gin_syntax.Bare) and value.text == 'None')
 
     def operative_config(self) -> str:
         """Everything read so far, defaults included, as gin that can be read again; macros stay macros."""

@@ -390,15 +390,3 @@ def test_a_checkpoint_folder_sets_what_gin_does_not(write, tmp_path):
     assert 'broken/t5flan.json is not the description' in error_of(
         lambda: configurables.checkpoint_settings('broken'), UserError
     )
-
-
-def test_none_leaves_a_field_to_the_defaults_of_a_checkpoint():
-    for value in ('DROPOUT=None', 'ModelConfig.dropout_rate=None'):
-        files = ['runs/finetune', 'models/tiny_encoder_decoder']
-        settings = configurables.parse(files, [value, 'MIXTURE=x', 'VOCABULARY=bytes', 'INITIALIZE_FROM=None'])
-        settings.set_defaults(ModelConfig, {'dropout_rate': 0.25, 'emb_dim': 8}, 'a checkpoint')
-        model = settings.read(ModelConfig)
-        assert model.dropout_rate == 0.25 and model.emb_dim != 8
-        settings.set_defaults(CheckpointConfig, {'initialize_from': 'x'}, 'a checkpoint')
-        assert settings.read(CheckpointConfig).initialize_from is None, 'None is a value of this field'
-        assert 'ModelConfig.dropout_rate = 0.25' in settings.operative_config()

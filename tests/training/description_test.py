@@ -9,7 +9,8 @@ from t5flan.data.config import DataConfig
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.vocabulary import Conventions
-from t5flan.training.description import with_prompt_format
+from t5flan.errors import UserError
+from t5flan.training.description import streams_of_run, with_prompt_format
 from tests.saved_model import byte_model, save_folder
 
 VOCABULARY = ByteVocabulary()
@@ -44,4 +45,15 @@ def test_runs_of_t5flan_keep_theirs(tmp_path, folder, recorded, expected):
     description = json.loads((folder / 't5flan.json').read_text())
     (folder / 't5flan.json').write_text(json.dumps(description | {'data': recorded}))
     assert format_of(tmp_path, source=folder) == format_of(folder, vocabulary=CHAT) == expected
+    (folder / 't5flan.json').write_text(json.dumps(description))
+
+
+def test_the_streams_of_a_run_stay_with_another_batch_size(tmp_path, folder):
+    description = json.loads((folder / 't5flan.json').read_text())
+    (folder / 't5flan.json').write_text(json.dumps(description | {'data': {'streams': 4, 'batch_size': 32}}))
+    assert streams_of_run(str(folder), dataclasses.replace(DATA, batch_size=16)).stream_count == 4
+    assert streams_of_run(str(tmp_path), dataclasses.replace(DATA, batch_size=16)).stream_count == 2, 'a new run'
+    with pytest.raises(UserError, match=r'batch_size=30 is not a multiple of 4, the streams of the run') as error:
+        streams_of_run(str(folder), dataclasses.replace(DATA, batch_size=30))
+    assert '\n' not in str(error.value)
     (folder / 't5flan.json').write_text(json.dumps(description))

@@ -269,14 +269,6 @@ def test_another_batch_size_continues_after_the_same_examples(tmp_path, settings
     assert f'{workdir} is complete: step 7 of 7. Set RunConfig.steps to go on.' in capsys.readouterr().err
 
 
-def test_a_batch_size_that_the_streams_do_not_divide_is_refused(tmp_path, settings):
-    data = dataclasses.replace(settings['data'], batch_size=32)
-    few = {'run': RunConfig(steps=1), 'data': data, 'mesh': MeshConfig()}
-    train(str(tmp_path), **settings | few)
-    with pytest.raises(UserError, match=r'batch_size=30 is not a multiple of 4, the streams of the run'):
-        train(str(tmp_path), **settings | few | {'data': dataclasses.replace(data, batch_size=30)})
-
-
 @pytest.mark.parametrize('items, step', [('parameters', 0), ('all', 6)])
 def test_initializing_takes_the_parameters_or_the_whole_state(tmp_path, settings, six_steps, items, step):
     source, first = six_steps
