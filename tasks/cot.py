@@ -76,6 +76,8 @@ WRONG_OPTION = 'wrong options of rank classification'
 PROVENANCE = '.provenance.json'
 """Suffix of the file beside a file of sampled rationales."""
 _FIELDS = (('question', 'source'), ('answer', 'target'), ('rationale',))
+_OTHER_NAMES = {'question': ('input',), 'rationale': ('explanation', 'rationales')}
+"""Names read if a row has none of `_FIELDS`; without 'output', so that Alpaca's rows do not lose their instruction."""
 _OPTIONS = re.compile(r'\n(?:Options|OPTIONS):[ ]*\n(.+?)\s*\Z', re.DOTALL)
 _LETTERED = re.compile(r'\(([A-Z])\) +(.+)')
 
@@ -128,11 +130,13 @@ def _task_of(row: Mapping[str, Any]) -> str:
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    name = next((name for name in names if name in row), None)
+    by_fold = {str(name).lower(): name for name in row}
+    also = (by_fold[name] for name in (*names, *_OTHER_NAMES.get(names[0], ())) if name in by_fold)
+    name = next((name for name in names if name in row), None) or next(also, None)
     if name is None:
         known = ', '.join(map(str, row)) or 'none'
         raise UserError(f"{where}: no field '{names[-1]}'; the fields are {known}. Fix the file or {SETTING}.")
-    value = '' if row[name] is None and name == 'rationale' else row[name]
+    value = '' if row[name] is None and names[0] == 'rationale' else row[name]
     if not isinstance(value, str):
         raise UserError(f"{where}: field '{name}' is {type(value).__name__}, it must be text. Fix the file.")
     return value.strip()
@@ -198,7 +202,7 @@ def _whole_index(path: str, skip_broken: bool) -> FileIndex:
 
 @functools.lru_cache(maxsize=16)
 def _index(path: str, source: str, size: int, time: int, skip_broken: bool) -> FileIndex:
-    return file_index(source, f'cot-4-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
+    return file_index(source, f'cot-5-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
 
 
 def _scan(path: str, skip_broken: bool) -> FileIndex:

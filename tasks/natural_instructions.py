@@ -259,13 +259,21 @@ def check_selection(
 
 
 def official_lists(folder: str) -> dict[str, list[str]]:
-    """'train', 'test', 'xlingual_test' … -> the task names in splits/default/train_tasks.txt and so on."""
+    """'train', 'test', 'xlingual_test' … -> the task names in splits/default/train_tasks.txt and so on.
+
+    Raises:
+        UserError: a list is not UTF-8.
+    """
     root = Path(folder)
     splits = next((path for path in (root / 'splits', root.parent / 'splits') if path.is_dir()), None)
     lists = {}
     for path in sorted(splits.glob('*/*_tasks.txt')) if splits else []:
         group = '' if path.parent.name == 'default' else f'{path.parent.name}_'
-        lists[group + path.name.removesuffix('_tasks.txt')] = path.read_text('utf-8').split()
+        try:
+            names = path.read_text('utf-8-sig').split()
+        except UnicodeDecodeError:
+            raise UserError(f'{path}: not UTF-8. Save the file as UTF-8.') from None
+        lists[group + path.name.removesuffix('_tasks.txt')] = names
     return lists
 
 

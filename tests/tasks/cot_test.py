@@ -311,6 +311,39 @@ def test_the_real_sets(shared):
     }
 
 
+@pytest.mark.parametrize(
+    'header',
+    [
+        'answer\tquestion\trationale',
+        'Answer\tQuestion\tRationale',
+        'target\tinput\trationale',
+        'answer\tquestion\texplanation',
+    ],
+)
+def test_a_header_names_the_columns(tmp_path, header):
+    path = write(tmp_path / 'com.tsv', [header, 'A\tQ\tR'])
+    [row] = cot.open_rows({'train': path, 'validation': path}, 'train', None)
+    assert (row['question'], row['answer'], row['rationale']) == ('Q', 'A', 'R')
+
+
+@pytest.mark.parametrize(
+    'row,expected',
+    [
+        ({'input': 'Q', 'target': 'A', 'rationale': 'R'}, ('Q', 'A', 'R')),
+        ({'Question': 'Q', 'Answer': 'A', 'Explanation': None}, ('Q', 'A', '')),
+        ({'question': 'Q', 'input': 'other', 'answer': 'A', 'rationale': 'R', 'explanation': 'other'}, ('Q', 'A', 'R')),
+    ],
+)
+def test_other_names_of_fields(row, expected):
+    item = cot.parse_row(row, 'f row 1')
+    assert (item['question'], item['answer'], item['rationale']) == expected
+
+
+def test_alpacas_instruction_is_not_dropped():
+    with pytest.raises(UserError, match="f row 2: no field 'target'"):
+        cot.parse_row({'instruction': 'I', 'input': 'Q', 'output': 'A', 'rationale': 'R'}, 'f row 2')
+
+
 def test_tables_and_compressed_files_are_read_by_their_columns(tmp_path):
     header = 'rationale\tquestion\tanswer\n'
     (tmp_path / 'cotheader_train.tsv').write_text('\ufeff' + header + ''.join(f'R{i}\tQ{i}\tA{i}\n' for i in range(5)))

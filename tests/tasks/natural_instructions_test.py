@@ -355,3 +355,24 @@ def test_the_real_tasks(shared):
     assert sum(summary.instances for summary in found.values()) == 16_601
     lists = ni.official_lists(str(folder))
     assert (len(lists['train']), len(lists['test'])) == (756, 119)
+
+
+@pytest.mark.parametrize(
+    'content,expected',
+    [
+        ('\ufefftask1_a\r\ntask2_b\r\n'.encode(), ['task1_a', 'task2_b']),
+        ('\ufefftask1_a'.encode(), ['task1_a']),
+        (b'task\xff\n', None),
+        ('task1_a'.encode('utf-16'), None),
+    ],
+)
+def test_official_lists_of_other_encodings(tmp_path, content, expected):
+    path = tmp_path / 'splits' / 'default' / 'train_tasks.txt'
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    if expected is not None:
+        assert ni.official_lists(str(tmp_path)) == {'train': expected}
+        return
+    with pytest.raises(UserError, match=r'train_tasks\.txt: not UTF-8') as error:
+        ni.official_lists(str(tmp_path))
+    assert '\n' not in str(error.value)
