@@ -85,7 +85,7 @@ def open_file(path: str, split: str, skip_broken: bool = False) -> FileRows:
         UserError: a row is not a conversation (names file and row), or nothing is left for the split.
     """
     source = json_source(path)[0]
-    index = file_index(source, f'chat-3-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
+    index = file_index(source, f'chat-4-{int(skip_broken)}', functools.partial(_scan, path, skip_broken))
     report(path, index.info)
     if not len(index.rows):
         raise nothing_left(path, index.info, 'conversations', 'DataConfig.chat')

@@ -108,7 +108,7 @@ def test_skip_broken_skips_rows_that_are_not_conversations(tmp_path, monkeypatch
     for _ in range(2):  # scanned, then from the stored index
         records = [chat.open_file(path, split, skip_broken=True) for split in ('train', 'validation')]
         assert sum(map(len, records)) == 12 and f'{path} row 7' in skipped_tasks()
-    assert len(list((tmp_path / 't5flan').glob('chat-3-1-*.npz'))) == 1
+    assert len(list((tmp_path / 't5flan').glob('chat-4-1-*.npz'))) == 1
     write(tmp_path / 'chat_broken.json', rows(4))
     sizes = [len(chat.open_file(path, split, True)) for split in ('train', 'validation')]
     assert sum(sizes) == 4, 'a changed file is scanned again'

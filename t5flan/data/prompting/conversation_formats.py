@@ -5,6 +5,7 @@ rows (the chosen reply) and Self-Instruct seed tasks; conversations.py turns the
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -120,8 +121,10 @@ def _conversations(row: Any, where: str, report: OnError, leave_out: OnLeftOut) 
         if row.get('label') is False:
             leave_out(where, BAD_LABEL)
             return []
-        if isinstance(row.get('prompt'), list):
-            return [_continued(row, 'completion', where)]
+        reply = _first(row, _ANSWERS, 'completion')
+        asks_by_prompt = _first(row, _REPLY_TO) == 'prompt'
+        if asks_by_prompt and (isinstance(row['prompt'], list) or isinstance(row.get(reply), list)):
+            return [_continued(row, reply, where)]
         return [_instruction(row, row, where)]
     names = ', '.join(map(str, row)) or 'none'
     raise UserError(f'{where}: has the fields {names}, expected {_FORMATS}. Fix the file or DataConfig.chat.')
@@ -291,7 +294,7 @@ def _instruction(row: Mapping[str, Any], task: Mapping[str, Any], where: str) ->
 
 
 def _continued(row: Mapping[str, Any], field: str, where: str) -> list[Turn]:
-    """A prompt and what follows it: each is text or a list of messages; 'chosen' may repeat the prompt."""
+    """A prompt and what follows it: each is text or a list of messages, and the latter may repeat the prompt."""
     prompt = row.get('prompt')
     begin = _turns(row, 'prompt', where) if isinstance(prompt, list) else []
     if not begin and (prompt is not None or not isinstance(row.get(field), list)):
@@ -299,8 +302,11 @@ def _continued(row: Mapping[str, Any], field: str, where: str) -> list[Turn]:
     if not isinstance(row.get(field), list):
         return [*begin, Turn('assistant', _field(row, field, where), where)]
     follows = _turns(row, field, where)
-    repeats = any(turn.role == 'user' for turn in follows[:2])
-    return follows if repeats else begin + follows
+    # Only what comes before the first reply can repeat the prompt: a later turn of the user continues it.
+    opening = {turn.role for turn in itertools.takewhile(lambda turn: turn.role in ('system', 'user'), follows)}
+    if opening & {turn.role for turn in begin}:
+        begin = [turn for turn in begin if turn.role == 'system' and 'system' not in opening]
+    return begin + follows
 
 
 def _seed_task(row: Mapping[str, Any], where: str, report: OnError) -> list[list[Turn]]:

@@ -199,6 +199,34 @@ PUBLISHED = {
         {'prompt': [say('user', 'P')], 'chosen': [say('assistant', 'good')], 'rejected': [say('assistant', 'bad')]},
         'user: P | assistant: good',
     ),
+    'preference: a chosen reply of several turns': (
+        {
+            'prompt': [say('user', 'P')],
+            'chosen': [say('assistant', 'good'), say('user', 'Q2'), say('assistant', 'A2')],
+            'rejected': [say('assistant', 'bad')],
+        },
+        'user: P | assistant: good | user: Q2 | assistant: A2',
+    ),
+    'preference: a system prompt that the chosen conversation lacks': (
+        {'prompt': [say('system', 'S'), say('user', 'P')], 'chosen': [say('user', 'P'), say('assistant', 'good')]},
+        'system: S | user: P | assistant: good',
+    ),
+    'prompt and response as messages': (
+        {'prompt': [say('user', 'P')], 'response': [say('assistant', 'R')]},
+        'user: P | assistant: R',
+    ),
+    'prompt as messages, response as text': ({'prompt': [say('user', 'P')], 'response': 'R'}, 'user: P | assistant: R'),
+    'prompt as text, completion as messages with a call': (
+        {
+            'prompt': 'P',
+            'completion': [
+                say('assistant', None, tool_calls=[called('f', '{}')]),
+                say('tool', 'r'),
+                say('assistant', 'C'),
+            ],
+        },
+        'user: P | call: {"name": "f", "arguments": {}} | observation: r | assistant: C',
+    ),
 }
 
 
