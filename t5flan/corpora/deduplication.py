@@ -18,6 +18,7 @@ from typing import Any
 from t5flan.data.corpus_config import TEXT_UNITS
 from t5flan.data.randomness import stable_hash
 from t5flan.data.records.fields import require_field
+from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
 from t5flan.data.records.text_files import match_texts, plain_texts
 from t5flan.errors import UserError
@@ -73,7 +74,8 @@ def deduplicate(
     if unit not in TEXT_UNITS:
         raise UserError(f'--unit={unit} is not one of {", ".join(TEXT_UNITS)}. Set --unit.')
     paths = [path for pattern in patterns for path in match_texts(pattern, '--input')]
-    is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in paths)
+    files = [path for path in paths if not is_dataset(path)]
+    is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in files)
     if is_input or not output.endswith('.jsonl'):
         raise UserError(f'--output={output} must be a .jsonl file and not one of the inputs. Set --output.')
     seen = Seen(rules)

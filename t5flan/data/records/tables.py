@@ -41,7 +41,7 @@ def converted(
 
     def write(file: IO[bytes]) -> None:
         for row in make():
-            file.write(b'\n' if row is None else json.dumps(row, default=_text_of, ensure_ascii=False).encode() + b'\n')
+            file.write(b'\n' if row is None else _json_of(row) + b'\n')
 
     return _stored(path, f'{format}.jsonl', write, stamp)
 
@@ -108,6 +108,24 @@ def _temporary_folder() -> str:
 _kept: list[tempfile.TemporaryDirectory] = []
 
 
+def _json_of(row: Any) -> bytes:
+    """The JSON of a row, or of what is wrong with it: bytes that are no text, at any depth."""
+    try:
+        return json.dumps(row, default=_text_of, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        names = [name for name, value in row.items() if _is_binary(value)]
+        problem = f'column {", ".join(map(repr, names))} holds bytes that are not UTF-8 text. Remove the column.'
+        return json.dumps({BAD_ROW: problem}).encode()
+
+
+def _is_binary(value: Any) -> bool:
+    try:
+        json.dumps(value, default=_text_of)
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
 def _text_of(value: Any) -> str:
     """Values that JSON lacks: bytes that are UTF-8, and dates, times and decimals as they are printed."""
     return value.decode('utf-8') if isinstance(value, bytes) else str(value)
@@ -169,22 +187,11 @@ def _parquet(path: str, named: str) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _checked(row)
+                    yield row
     except (pyarrow.ArrowException, OSError) as error:
         why = str(error).splitlines()[0][:80]
         where = f'{named} after row {number}' if number else named
         raise UserError(f'{where}: not a whole Parquet file ({why}). Copy the file again.') from None
-
-
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, or what is wrong with it: a column of bytes that are no text."""
-    for name, value in row.items():
-        if isinstance(value, bytes):
-            try:
-                row[name] = value.decode('utf-8')
-            except UnicodeDecodeError:
-                return {BAD_ROW: f'column {name!r} holds bytes that are not UTF-8 text. Remove the column.'}
-    return row
 
 
 _READERS: dict[str, Callable[[str, str], Iterator[Any]]] = {

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
+from t5flan.data.records.hub import is_dataset
+from t5flan.data.records.rows import is_plain_text, json_source, plain_text, read_rows
 from t5flan.data.records.text_files import is_held_out, match_texts
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.errors import UsageError, UserError
@@ -41,10 +42,15 @@ def train_vocabulary(
         reserved = f'{extra_ids} sentinels and {len(mode_tokens)} mode tokens'
         raise UsageError(f'--size={size} leaves no pieces beside {reserved}. Set a larger --size.')
     paths = [path for pattern in inputs for path in match_texts(pattern, '--input')]
-    share = MOST_BYTES / max(1, sum(map(os.path.getsize, paths)))
+    share = MOST_BYTES / max(1, sum(map(_size, paths)))
     vocabulary = train_sentencepiece(_lines(paths, fields, share), size, extra_ids, mode_tokens)
     vocabulary.save_model(output)
     return vocabulary
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of the JSON of a data set."""
+    return os.path.getsize(json_source(path)[0] if is_dataset(path) else path)
 
 
 def _lines(paths: Sequence[str], fields: Sequence[str], share: float) -> Iterator[str]:

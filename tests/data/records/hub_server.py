@@ -41,6 +41,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         if found := _FILE.match(path):
+            if found[1].endswith('/locked'):  # as the hub does it: anyone may ask about a gated data set
+                return self._missing('GatedRepo', 403)
+            if found[1].endswith('/broken'):
+                return self._missing('', 503)
             file = self.root / found[1] / found[2]
             if file.is_file():
                 return self._send(file.read_bytes(), with_body, 'application/octet-stream')

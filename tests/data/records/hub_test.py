@@ -1,5 +1,6 @@
 """t5flan/data/records/hub.py: data sets on disk, and on a stand-in for the Hugging Face hub."""
 
+import datetime
 import json
 import os
 import subprocess
@@ -70,6 +71,74 @@ def test_saved_data_sets(tmp_path):
     assert values(f'{tmp_path}/one') == expected[1:], 'a changed data set is read again'
 
 
+def test_labels_and_media_at_any_depth(tmp_path):
+    label, text = datasets.ClassLabel(names=['no', 'yes']), datasets.Value('string')
+    columns = {
+        'list': (datasets.List(label), [[0, 1], None], [['no', 'yes'], None]),
+        'part': ({'l': label, 't': text}, [{'l': 1, 't': 'u'}, {'l': 0, 't': 'v'}], None),
+        'parts': (datasets.List({'l': label}), [[{'l': 1}], []], [[{'l': 'yes'}], []]),
+        'number': (datasets.Value('int64'), [0, 1], [0, 1]),
+        'image': (datasets.Image(decode=True), [None, None], None),
+        'clips': (datasets.List(datasets.Audio()), [None, []], None),
+    }
+    features = datasets.Features({name: feature for name, (feature, _, _) in columns.items()})
+    made = datasets.Dataset.from_dict({name: given for name, (_, given, _) in columns.items()}, features)
+    made.save_to_disk(tmp_path / 'made')
+    expected = {name: read for name, (_, _, read) in columns.items() if read}
+    expected['part'] = [{'l': 'yes', 't': 'u'}, {'l': 'no', 't': 'v'}]
+    assert {
+        name: [row[name] for row in values(f'{tmp_path}/made')] for name in values(f'{tmp_path}/made')[0]
+    } == expected
+    made.select_columns(['image']).save_to_disk(tmp_path / 'images')
+    with pytest.raises(UserError, match='all columns .image. hold images or other media'):
+        values(f'{tmp_path}/images')
+
+
+def test_dates_are_text_and_bytes_that_are_none_are_one_row(tmp_path):
+    made = {'day': [datetime.date(2020, 1, 2), None], 'raw': [{'b': b'ok'}, {'b': b'\xff'}]}
+    datasets.Dataset.from_dict(made).save_to_disk(tmp_path / 'made')
+    problems = []
+    read = [row.value for row in read_rows(f'{tmp_path}/made', lambda where, error: problems.append(str(error)))]
+    assert read == [{'day': '2020-01-02', 'raw': {'b': 'ok'}}]
+    assert problems == [f"{tmp_path}/made row 2: column 'raw' holds bytes that are not UTF-8 text. Remove the column."]
+
+
+def test_a_saved_data_set_has_one_split(tmp_path):
+    datasets.Dataset.from_list(ROWS, split='test').save_to_disk(tmp_path / 'made')
+    assert values(f'{tmp_path}/made') == values(f'{tmp_path}/made,split=test') == ROWS
+    for option, problem in {
+        'split=train': "no split 'train'; the splits are test",
+        'config=a': 'config is for',
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            values(f'{tmp_path}/made,{option}')
+
+
+def test_damage_in_the_middle_of_a_stream(tmp_path):
+    folder = repository(tmp_path / 'mine')
+    with open(folder / 'train.jsonl', 'a') as file:
+        file.write('{"inputs": \n')
+    with pytest.raises(UserError, match='two,streaming.* cannot be read: ') as error:
+        values(f'hf:{folder},config=two,streaming')
+    assert '\n' not in str(error.value)
+
+
+def test_rationales_prompts_and_a_vocabulary_of_data_sets(tmp_path):
+    from t5flan.data.vocabulary import training
+    from t5flan.evaluation.inference import read_prompts
+    from t5flan.tasks import cot
+
+    words = 'the fox ran over a hill and saw an owl in the old tree by the river'
+    rows = [{'source': f'{words} {i}', 'target': 'b', 'rationale': 'c', 'inputs': words} for i in range(40)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / 'saved_why')
+    folder = repository(tmp_path / 'mine')
+    cot.register([str(tmp_path / 'saved_why')])
+    assert len(cot.open_rows({'train': str(tmp_path / 'saved_why')}, 'train', None)) > 30
+    prompts = read_prompts(f'hf:{folder},config=one,split=test', 'inputs')
+    assert [(prompt.number, prompt.text) for prompt in prompts] == [(0, 't')]
+    assert training._size(f'hf:{folder},config=one') > 0
+
+
 def test_a_folder_in_the_layout_of_the_hub(tmp_path, monkeypatch):
     repository(tmp_path / 'mine')
     monkeypatch.chdir(tmp_path)
@@ -107,6 +176,9 @@ def test_tasks_and_texts_of_data_sets(tmp_path):
         ('{0}/both,split=valid', "no split 'valid'; the splits are train"),
         ('hf:{0}/mine,confg=one', "'confg' is not one of config, .*; did you mean config"),
         ('hf:{0}/mine,rows=0', "rows='0', expected a whole number of 1 or more"),
+        ('hf:{0}/mine,split=', 'split has no value. Write split=VALUE'),
+        ('hf:{0}/mine,streaming=yes', "streaming='yes', expected true or false"),
+        ('hf:{0}/mine,config=one,revision=a', 'revision is for data sets of the hub'),
         ('hf:,split=test', 'names no data set. Write hf:NAME'),
         ('hf:{0}/nothing', 'nothing is not a folder'),
         ('hf:{0}/empty', 'cannot be read: '),
@@ -132,12 +204,14 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_names_and_options():
     assert hub.parse_name('hf:a/b,split=test,streaming') == ('a/b', {'split': 'test', 'streaming': ''})
+    assert hub.parse_name('hf:a/b,streaming=false,rows=2') == ('a/b', {'rows': '2'})
     assert hub.is_dataset('hf:a/b') and not hub.is_dataset('a/b.jsonl')
 
 
 PATHS = [
     'hf:me/words,config=one', 'hf:me/words,config=one,split=test', 'hf:me/words,config=two,streaming,rows=2',
-    'hf:me/nothing', 'hf:me/gated', 'hf:me/words,config=one,revision=v9', 'hf:me/words', 'hf:me/words/more',
+    'hf:me/nothing', 'hf:me/gated', 'hf:me/locked', 'hf:me/words,config=one,revision=v9', 'hf:me/words',
+    'hf:me/words/more', 'hf:me/script', 'hf:me/broken',
 ]  # fmt: skip
 READ = f"""
 import json, sys
@@ -152,10 +226,11 @@ for path in json.loads(sys.argv[1]):
 """
 
 
-def read_elsewhere(tmp_path, endpoint, paths):
+def read_elsewhere(tmp_path, endpoint, paths, settings=()):
     """The rows or the error of each path, read by a process that knows another hub."""
     environment = os.environ | {'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'home')}
     environment |= {'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'HF_HUB_DISABLE_PROGRESS_BARS': '1'}
+    environment |= dict(settings)
     command = [sys.executable, '-c', READ, json.dumps(paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -163,18 +238,26 @@ def read_elsewhere(tmp_path, endpoint, paths):
 
 
 def test_a_stand_in_for_the_hub(tmp_path):
-    repository(tmp_path / 'root' / 'me' / 'words')
+    for name in ('words', 'locked', 'broken', 'script'):
+        repository(tmp_path / 'root' / 'me' / name)
+    (tmp_path / 'root' / 'me' / 'script' / 'script.py').write_text('raise SystemExit("code of a data set ran")')
     with hub_server.hub(tmp_path / 'root') as endpoint:
         train, test, streamed, *errors = read_elsewhere(tmp_path, endpoint, PATHS)
     assert (train, test, streamed) == (ROWS, [{'inputs': 't', 'targets': 'b'}], ROWS[:2])
     patterns = [
         'has no data set',
         'needs permission',
+        'needs permission',
         "no revision 'v9'",
         'no config is given',
         'is not a name of a data set',
+        'scripts are no longer supported',
+        'the hub cannot be reached',
     ]
-    assert [pattern in error for pattern, error in zip(patterns, errors, strict=True)] == [True] * 5, errors
+    assert [pattern in error for pattern, error in zip(patterns, errors, strict=True)] == [True] * 8, errors
     # The hub is gone: what was read is still there, anything else is one line at once.
     again, error = read_elsewhere(tmp_path, endpoint, [PATHS[0], 'hf:me/other'])
+    # Offline, another path to the same config is read from what the library downloaded.
+    [offline] = read_elsewhere(tmp_path, endpoint, ['hf:me/words,config=one,rows=2'], {'HF_HUB_OFFLINE': '1'})
+    assert offline == ROWS[:2]
     assert again == ROWS and 'the hub cannot be reached' in error and 'HF_HUB_OFFLINE=1' in error
