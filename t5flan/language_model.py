@@ -223,7 +223,8 @@ class LanguageModel:
         Args:
             conversations: the turns so far, such as [{'role': 'user', 'content': 'What is 3 + 4?'}].
             tools: JSON schemas of functions that the template may list.
-            max_new_tokens, decoding, rows, progress, **settings: as in `generate`.
+            max_new_tokens: as in `generate`, like `decoding`, `rows` and `progress`.
+            **settings: fields of `decoding` to replace.
 
         Raises:
             UserError: the vocabulary has no chat template, or it refuses a conversation.

@@ -1,8 +1,10 @@
-r"""How a decoder-only model's rows join a prompt and its answer; a run records it, so that inference does the same.
+r"""How rows of a decoder-only model join a prompt and its answer.
 
-'plain'     prompt | answer |          | is the end of sequence, as in T5X
-'newline'   prompt \n answer |         for pretrained decoders, which have no end of sequence inside a text
-'chat'      the tokenizer's chat template: the prompt is the user's turn, the answer the assistant's
+    'plain'     prompt | answer |       | is the end of sequence, as in T5X
+    'newline'   prompt \n answer |      for pretrained decoders, which have no end of sequence inside a text
+    'chat'      the tokenizer's chat template: the prompt is the user's turn, the answer the assistant's
+
+A run records its format, so that inference does the same.
 """
 
 from collections.abc import Sequence
