@@ -48,6 +48,7 @@ from t5flan.data.records.rows import (
     plain_text,
     read_rows,
     stem_of,
+    suffix_of,
 )
 from t5flan.data.records.text_files import hold_out, is_held_out
 from t5flan.data.skipped import Problems, nothing_left, report, skip_on_error
@@ -251,11 +252,11 @@ def _rows(path: str, problems: Problems) -> Iterator[tuple[int, str, int, int, A
 @functools.lru_cache(maxsize=256)
 def _is_flan(path: str) -> bool:
     """Whether a file has FLAN's format: .tsv, also compressed, without a header line."""
-    if not path.removesuffix('.gz').removesuffix('.zst').endswith('.tsv'):
+    if suffix_of(path) != '.tsv':
         return False
     with open(plain_text(path), 'rb') as file:
         cells = file.readline().decode('utf-8-sig', 'replace').strip().lower().split('\t')
-    return not {*cells} & {'rationale', 'rationales', 'explanation', 'question', 'source', 'target', 'answer'}
+    return not {*cells} & {name for names in (*_FIELDS, *_OTHER_NAMES.values()) for name in names}
 
 
 def _source(path: str) -> str:
@@ -341,7 +342,7 @@ def _files(path: str) -> list[str]:
 
 def _matched(path: str) -> list[str]:
     """The files of a path or glob; raises a UserError if one is missing or of no known format."""
-    if path.endswith(('.tsv', '.tsv.gz', '.tsv.zst')):
+    if suffix_of(path) == '.tsv':
         return match_files(path, SETTING)
     return match_rows(path, SETTING)
 

@@ -87,11 +87,8 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
-    mesh, evaluation, checkpoints = (
-        mesh or MeshConfig(),
-        evaluation or EvaluationConfig(),
-        checkpoints or CheckpointConfig(),
-    )
+    mesh, evaluation = mesh or MeshConfig(), evaluation or EvaluationConfig()
+    checkpoints = checkpoints or CheckpointConfig()
     if run.multi_host:
         jax.distributed.initialize()
     first_host = jax.process_index() == 0
@@ -102,11 +99,13 @@ def train(
     data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
+    description = description_lib.describe(model, data, vocabulary)
+    told = description_lib.check_workdir(workdir, description, gin)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
-    run, told = _with_steps(run, data, vocabulary, pipeline)
-    description = description_lib.describe(model, data, vocabulary)
-    told += description_lib.check_workdir(workdir, description, gin)
+    if run.epochs is not None:
+        steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
+        run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
     if first_host:
         description_lib.write_description(workdir, description, vocabulary, gin)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
@@ -132,16 +131,6 @@ def train(
         writer.close()
         pipeline.close()
     return state
-
-
-def _with_steps(
-    run: RunConfig, data: DataConfig, vocabulary: Vocabulary, pipeline: TrainPipeline
-) -> tuple[RunConfig, list[str]]:
-    """The run with the steps of its epochs, and lines to print about them."""
-    if run.epochs is None:
-        return run, []
-    steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
-    return dataclasses.replace(run, steps=steps, epochs=None), [line]
 
 
 @dataclasses.dataclass

@@ -129,12 +129,12 @@ def format_of(path: str, named: str = '') -> str:
     head = _head(path)
     if not head.removeprefix(_BOM).strip():
         raise UserError(f'{named} is empty. Set a file with rows.')
-    return _format_of_text(head, _suffix(named), named)
+    return _format_of_text(head, suffix_of(named), named)
 
 
 def is_rows(path: str) -> bool:
     """Whether a file has rows, by its name or content; otherwise it is plain text."""
-    if hub.is_dataset(path) or _suffix(path) in _SUFFIXES:
+    if hub.is_dataset(path) or suffix_of(path) in _SUFFIXES:
         return True
     head = _head(path).removeprefix(_BOM)
     return head.startswith(b'PAR1') or isinstance(_json_or_none(head.partition(b'\n')[0]), dict)
@@ -142,12 +142,12 @@ def is_rows(path: str) -> bool:
 
 def has_row_suffix(path: str) -> bool:
     """Whether the name says that a file has rows, compressed or not."""
-    return _suffix(path) in _SUFFIXES
+    return suffix_of(path) in _SUFFIXES
 
 
 def is_plain_text(path: str) -> bool:
     """Whether the name says that a file is plain text: .txt, or compressed .txt.gz and .txt.zst."""
-    return _suffix(path) == '.txt'
+    return suffix_of(path) == '.txt'
 
 
 def plain_text(path: str) -> str:
@@ -176,7 +176,7 @@ def _head(path: str) -> bytes:
         raise UserError(f'{path}: {error.strerror}. Set the path of a readable file.') from None
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
     """The suffix that names a format: '.jsonl' of 'a.jsonl.gz'."""
     root, suffix = os.path.splitext(path.lower())
     return os.path.splitext(root)[1] if suffix in _COMPRESSED else suffix

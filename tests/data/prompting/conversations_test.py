@@ -11,20 +11,9 @@ from t5flan.data.prompting.conversation_formats import parse_row
 from t5flan.data.prompting.conversations import converse, exchanges
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
+from tests.data.prompting.conversation_formats_test import SHAREGPT
 
 VOCABULARY = ByteVocabulary()
-SHAREGPT = {
-    'system': 'Be brief.',
-    'tools': '[{"name": "f"}]',
-    'conversations': [
-        {'from': 'human', 'value': 'Q1'},
-        {'from': 'gpt', 'value': 'A1'},
-        {'from': 'human', 'value': 'Q2'},
-        {'from': 'function_call', 'value': '{"f": 1}'},
-        {'from': 'observation', 'value': '{"r": 2}'},
-        {'from': 'gpt', 'value': 'A2'},
-    ],
-}
 FORMATS = ('encoder_decoder', 'prefix_lm', 'causal_lm')
 
 
