@@ -230,7 +230,7 @@ def _lines(path: str, named: str, unit: str, on_error: OnError | None, is_cells:
     offset = 0
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):
-            if line.strip() and line != _BOM:
+            if line.removeprefix(_BOM).strip():
                 where = f'{named} {unit} {number}'
                 try:
                     value = parse_row(line, where, f'One JSON object per {unit} is expected.')

@@ -58,6 +58,7 @@ TSV_TEXT = 'inputs\ttargets\na "quoted\tb\n\n\td\n'
 FILES = {
     'a.jsonl': (LINES, ROWS),
     'mark.jsonl': (BOM + LINES, ROWS),
+    'mark on a line of its own.jsonl': (f'{BOM}\n{LINES}', ROWS),
     'crlf.jsonl': (LINES.replace('\n', '\r\n').replace('two\r\n', 'two\n'), ROWS),
     'blank lines.jsonl': (f'\n{LINES}\n \n', ROWS),
     'no end.jsonl': (LINES.rstrip('\n'), ROWS),
