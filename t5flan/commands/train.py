@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import SKIP_BROKEN, files_of_run, own_checkpoint, skip_broken
@@ -50,30 +50,40 @@ def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
         UserError: the initial checkpoint is not a checkpoint folder, or a required setting is missing.
     """
     from t5flan import configurables
+    from t5flan.models.config import ModelConfig
+
+    has_model = settings.binds(ModelConfig, 'architecture')
+    found = configurables.checkpoint_settings(workdir) or _initial_settings(settings, has_model)
+    path, values = found or ('', {})
+    for kind, fields in values.items():
+        if kind is not ModelConfig or not has_model:  # a model from gin is never mixed with one from a checkpoint
+            settings.set_defaults(kind, fields, path)
+    if settings.can_read(ModelConfig) and settings.read(ModelConfig).architecture == 'decoder_only':
+        dropout = values[ModelConfig].get('dropout_rate', 0.0) if values else 0.0
+        settings.use_recipe('recipes/finetune_decoder', instead_of='runs/finetune', values={'DROPOUT': dropout})
+
+
+def _initial_settings(settings: 'Settings', has_model: bool) -> tuple[str, dict[type, dict[str, Any]]] | None:
+    """The settings of the initial checkpoint, if there is one, and the path of its t5flan.json."""
+    from t5flan import configurables
     from t5flan.data.config import DataConfig
     from t5flan.models.config import ModelConfig
     from t5flan.training.config import CheckpointConfig
 
-    has_model = settings.binds(ModelConfig, 'architecture')
-    found = configurables.checkpoint_settings(workdir)
+    if not settings.can_read(CheckpointConfig):  # report all missing settings that no checkpoint can provide
+        settings.set_defaults(DataConfig, {'vocabulary': 'that of the folder'}, '')
+        kinds = configurables.TRAINING.values()
+        settings.read_all([kind for kind in kinds if kind is not ModelConfig or has_model], 'train')
+    source = settings.read(CheckpointConfig).initialize_from
+    if source is None:
+        return None
+    found = configurables.checkpoint_settings(own_checkpoint(source))
     if found is None:
-        if not settings.can_read(CheckpointConfig):  # report all missing settings that no checkpoint can provide
-            settings.set_defaults(DataConfig, {'vocabulary': 'that of the folder'}, '')
-            kinds = configurables.TRAINING.values()
-            settings.read_all([kind for kind in kinds if kind is not ModelConfig or has_model], 'train')
-        source = settings.read(CheckpointConfig).initialize_from
-        if source is None:
-            return
-        found = configurables.checkpoint_settings(own_checkpoint(source))
-        if found is None:
-            raise UserError(
-                f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
-                'Set it to the workdir of a `t5flan train` run.'
-            )
-    path, values = found
-    for kind, fields in values.items():
-        if kind is not ModelConfig or not has_model:  # a model from gin is never mixed with one from a checkpoint
-            settings.set_defaults(kind, fields, path)
+        raise UserError(
+            f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
+            'Set it to the workdir of a `t5flan train` run, or to a Hugging Face folder.'
+        )
+    return found
 
 
 COMMAND = Command(

@@ -163,6 +163,24 @@ class Settings:
             if field in known and (bound is None or self._unset_macro(bound.value)):
                 self._bindings['', cls.__name__, field] = _Bound(value, origin)
 
+    def use_recipe(self, recipe: str, instead_of: str, values: Mapping[str, Any]) -> None:
+        """Replaces macros that still have the value they got in one gin file.
+
+        Args:
+            recipe: the gin file with their new values.
+            instead_of: the gin file whose values are replaced.
+            values: more new values, macro -> value.
+        """
+        path, replaced = find_gin_file(recipe, ''), find_gin_file(instead_of, '')
+        given = {name: _Bound(value, path) for name, value in values.items()}
+        for statement in gin_syntax.statements(read_text(path), path):
+            place = f'{path}:{statement.location.line_num}'
+            given[gin_syntax.scoped_name(statement)] = _Bound(statement.value, place)
+        for name, bound in given.items():
+            if name in self._macros and self._macros[name].origin.rpartition(':')[0] == replaced:
+                self._macros[name] = bound
+                self._macro_values.pop(name, None)
+
     def operative_config(self) -> str:
         """Everything read so far, defaults included, as gin that can be read again; macros stay macros."""
         macros: dict[str, str] = {}
