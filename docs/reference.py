@@ -234,7 +234,8 @@ def gin_files_page() -> str:
         'folder with the same path is found first, so a copy can be changed. `%NAME` in a file is a macro: '
         '`--gin.NAME=VALUE` sets it.',
     ]
-    for folder, title in (('runs', 'Recipes'), ('examples', 'Examples'), ('models', 'Models')):
+    titles = {'runs': 'Recipes', 'recipes': 'Values by architecture', 'examples': 'Examples', 'models': 'Models'}
+    for folder, title in titles.items():
         names = [name.removesuffix('.gin') for name in packaged_files() if name.startswith(f'{folder}/')]
         lines += ['', f'## {title}', '']
         if folder == 'models':

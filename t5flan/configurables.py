@@ -86,6 +86,11 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
         raise UserError(f'{path} is not the description of a checkpoint ({error})') from None
 
 
+def feature_lengths(path: str) -> dict[str, int]:
+    """The feature lengths in a t5flan.json; 512 of each if the checkpoint was converted and has none."""
+    return json.loads(read_text(path)).get('feature_lengths') or {'inputs': 512, 'targets': 512}
+
+
 def started_in(path: str) -> list[str]:
     """The folders in which the run of a t5flan.json was started, absolute and from the workdir; [] if unknown."""
     folders = json.loads(read_text(path)).get('started_in') or []

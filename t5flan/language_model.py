@@ -87,7 +87,7 @@ def load(
         sharding,
         os.fspath(root),
         found,
-        description.data.get('instructions.prompt_format', 'plain'),
+        description.data.get('instructions.prompt_format', 'plain' if description.data else None),
     )
 
 
@@ -113,7 +113,8 @@ class LanguageModel:
             positions are relative.
         sharding: the mesh that holds the parameters, if any.
         folder, step: the checkpoint the parameters come from, if any.
-        prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`.
+        prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`; None if the checkpoint
+            does not say, because it was converted: prompts are then as for transformers' `generate`.
 
     Raises:
         UserError: the format does not fit the model's architecture, or the vocabulary is larger than its embedding.
@@ -126,7 +127,7 @@ class LanguageModel:
     sharding: sharding_lib.Sharding | None = None
     folder: str | None = None
     step: int | None = None
-    prompt_format: str = 'plain'
+    prompt_format: str | None = None
 
     def __post_init__(self) -> None:
         architecture = self.model.config.architecture
@@ -157,6 +158,17 @@ class LanguageModel:
         """Whether inputs end with the end of sequence, as in training; a plain language model has no inputs."""
         in_training = self.format != 'causal_lm' or 'inputs' in self.feature_lengths
         return in_training or self.vocabulary.conventions.add_eos
+
+    def in_format(self, chosen: str = 'auto') -> 'LanguageModel':
+        """The model with a prompt format for instructions, see `InstructionConfig.prompt_format`.
+
+        Args:
+            chosen: 'auto' is the format it was trained with; for a converted decoder that of its tokenizer.
+        """
+        if chosen == 'auto':
+            is_foreign = self.prompt_format is None and self.format != 'encoder_decoder'
+            chosen = prompt_format.natural_format(self.vocabulary) if is_foreign else self.prompt_format or 'plain'
+        return dataclasses.replace(self, prompt_format=chosen)
 
     @property
     def starts(self) -> bool:
@@ -245,7 +257,7 @@ class LanguageModel:
         if len(_texts(inputs)) != len(_texts(targets)):
             raise UserError(f'score got {len(inputs)} inputs and {len(targets)} targets, expected the same number.')
         input_ids = [self.input_ids(text) for text in inputs]
-        answer = functools.partial(answer_ids, self.vocabulary, prompt_format=self.prompt_format)
+        answer = functools.partial(answer_ids, self.vocabulary, prompt_format=self.prompt_format or 'plain')
         target_ids = [answer(prompt, text) for prompt, text in zip(inputs, targets, strict=True)]
         return self.score_ids(input_ids, target_ids, batch_size)
 
@@ -266,9 +278,10 @@ class LanguageModel:
 
     def input_ids(self, text: str) -> list[int]:
         """A prompt's ids as in training."""
-        if self.prompt_format == 'plain' and not self.inputs_end:
+        chosen = self.prompt_format or 'plain'
+        if chosen == 'plain' and not self.inputs_end:
             return self.vocabulary.encode(text)
-        return prompt_ids(self.vocabulary, text, self.prompt_format)
+        return prompt_ids(self.vocabulary, text, chosen)
 
     def generate_ids(
         self,
@@ -300,7 +313,9 @@ class LanguageModel:
                 self.model,
                 inputs,
                 decoding.replace(max_new_tokens=max_new_tokens),
-                eos_id=prompt_format.end_id(self.vocabulary, self.prompt_format) if end_id is None else end_id,
+                eos_id=prompt_format.end_id(self.vocabulary, self.prompt_format or 'plain')
+                if end_id is None
+                else end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',

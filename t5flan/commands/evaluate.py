@@ -3,7 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag, words
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, files_of_run, read_decoding, read_run
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError
 
@@ -11,13 +11,12 @@ from t5flan.errors import UsageError
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates a checkpoint on held-out splits."""
     from t5flan.data.config import DataConfig
-    from t5flan.data.instruction_config import InstructionConfig
 
     settings = read_run(arguments)
-    data = files_of_run(settings.read(DataConfig), arguments.checkpoint) if settings.can_read(DataConfig) else None
-    tasks = arguments.tasks or ((data.mixture,) if data else ())
-    if not tasks:
+    if not arguments.tasks and not settings.binds(DataConfig, 'mixture'):
         raise UsageError('no task is given: set --tasks=NAME,NAME (`t5flan mixture` lists them)')
+    data = read_data(settings, arguments.checkpoint, '-', 'evaluate')
+    tasks = arguments.tasks or (data.mixture,)
     decoding = read_decoding(settings, arguments, 'evaluate')
 
     import_tensorflow()
@@ -34,7 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
         decoding=decoding,
         predictions=arguments.predictions,
         json_file=arguments.json,
-        instructions=data.instructions if data else settings.read(InstructionConfig),
+        instructions=data.instructions,
+        feature_lengths=data.feature_lengths,
     )
 
 

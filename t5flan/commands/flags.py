@@ -117,6 +117,69 @@ def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':
     )
 
 
+def read_data(settings: 'Settings', checkpoint: str, mixture: str, command: str) -> 'DataConfig':
+    """The data settings of a command that uses a checkpoint: what gin sets, else what the folder knows.
+
+    Args:
+        settings: from `read_run`.
+        checkpoint: the checkpoint folder.
+        mixture: what `DataConfig.mixture` is where gin does not set it.
+        command: for error messages.
+
+    Raises:
+        UsageError: a required setting has no value.
+    """
+    from t5flan import configurables
+    from t5flan.data.config import DataConfig
+    from t5flan.data.instruction_config import InstructionConfig
+
+    found = configurables.checkpoint_settings(checkpoint)
+    assert found is not None, checkpoint  # read_run has checked it
+    path, known = found
+    settings.set_defaults(DataConfig, known[DataConfig], path)
+    lengths = configurables.feature_lengths(path)
+    settings.set_defaults(DataConfig, {'mixture': mixture, 'batch_size': 1, 'feature_lengths': lengths}, path)
+    settings.set_defaults(InstructionConfig, {'prompt_format': 'auto'}, path)
+    return files_of_run(settings.read(DataConfig, command), checkpoint)
+
+
+def take_from_initial_checkpoint(settings: 'Settings') -> str | None:
+    """Takes vocabulary and format from the initial checkpoint, if there is one, where gin does not set them.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        UserError: it is not a checkpoint folder.
+    """
+    from t5flan.data.config import DataConfig
+    from t5flan.training.config import CheckpointConfig
+
+    source = settings.read(CheckpointConfig).initialize_from if settings.can_read(CheckpointConfig) else None
+    if source is None:
+        return None
+    path, known = initial_checkpoint(source)
+    settings.set_defaults(DataConfig, known[DataConfig], path)
+    return os.path.dirname(path)
+
+
+def initial_checkpoint(source: str) -> tuple[str, dict[type, dict[str, Any]]]:
+    """The path of the t5flan.json of an initial checkpoint, and its settings by class.
+
+    Raises:
+        UserError: it is not a checkpoint folder.
+    """
+    from t5flan import configurables
+
+    found = configurables.checkpoint_settings(own_checkpoint(source))
+    if found is None:
+        raise UserError(
+            f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
+            'Set it to the workdir of a `t5flan train` run, or to a Hugging Face folder.'
+        )
+    return found
+
+
 def read_run(arguments: argparse.Namespace) -> 'Settings':
     """The settings of the run that made --checkpoint, changed by --gin_file and --gin.
 

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import JSON, SKIP_BROKEN, skip_broken
+from t5flan.commands.flags import JSON, SKIP_BROKEN, files_of_run, skip_broken, take_from_initial_checkpoint
 from t5flan.commands.startup import import_tensorflow
 from t5flan.files import write_json
 
@@ -20,12 +20,15 @@ def run(arguments: argparse.Namespace) -> None:
         named = [f'DataConfig.mixture={arguments.name}', 'DataConfig.stages=[]', 'DataConfig.mixed_in={}']
     settings = configurables.parse(arguments.gin_file, [*arguments.gin, *named, *skip_broken(arguments)])
     only_list = not settings.binds(DataConfig, 'mixture')
+    source = take_from_initial_checkpoint(settings)
     defaults: dict[str, Any] = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}}
     defaults |= {'mixture': '-', 'vocabulary': 'bytes'}
     if not settings.binds(DataConfig, 'vocabulary'):
         defaults['mode_tokens'] = ('[NLU]', '[NLG]', '[S2S]')
     settings.set_defaults(DataConfig, defaults, 't5flan mixture')
     data = settings.read(DataConfig, 'mixture')
+    if source is not None:
+        data = files_of_run(data, source)
 
     import_tensorflow()
     from t5flan.reporting.mixture_report import main
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     if only_list:
         _list_names(arguments.json)
     else:
-        main(data, arguments.json, arguments.sample, arguments.examples)
+        main(data, arguments.json, arguments.sample, arguments.examples, source)
 
 
 def _list_names(json_path: str | None) -> None:

@@ -3,19 +3,15 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, files_of_run, read_decoding, read_run
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.decoding.config import SAMPLING
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Samples a model's rationales for a task and writes those that pass the filter."""
-    from t5flan.data.config import DataConfig
-
     settings = read_run(arguments)
-    needed = {'batch_size': 1, 'feature_lengths': {'inputs': 512, 'targets': 512}, 'vocabulary': 'bytes'}
-    settings.set_defaults(DataConfig, {'mixture': arguments.task, **needed}, 't5flan rationales')
-    data = files_of_run(settings.read(DataConfig, 'rationales'), arguments.checkpoint)
+    data = read_data(settings, arguments.checkpoint, arguments.task, 'rationales')
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     import_tensorflow()

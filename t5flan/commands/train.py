@@ -5,9 +5,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import SKIP_BROKEN, files_of_run, own_checkpoint, skip_broken
+from t5flan.commands.flags import SKIP_BROKEN, files_of_run, initial_checkpoint, own_checkpoint, skip_broken
 from t5flan.commands.startup import import_tensorflow
-from t5flan.errors import UsageError, UserError
+from t5flan.errors import UsageError
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -75,15 +75,7 @@ def _initial_settings(settings: 'Settings', has_model: bool) -> tuple[str, dict[
         kinds = configurables.TRAINING.values()
         settings.read_all([kind for kind in kinds if kind is not ModelConfig or has_model], 'train')
     source = settings.read(CheckpointConfig).initialize_from
-    if source is None:
-        return None
-    found = configurables.checkpoint_settings(own_checkpoint(source))
-    if found is None:
-        raise UserError(
-            f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
-            'Set it to the workdir of a `t5flan train` run, or to a Hugging Face folder.'
-        )
-    return found
+    return None if source is None else initial_checkpoint(source)
 
 
 COMMAND = Command(

@@ -48,6 +48,7 @@ def evaluate(
     predictions: str | None = None,
     json_file: str | None = None,
     instructions: InstructionConfig = INSTRUCTIONS,
+    feature_lengths: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint folder on tasks and mixtures and prints a table.
 
@@ -57,6 +58,7 @@ def evaluate(
         predictions: write every row (task, index, input, target, prediction) to this .jsonl file.
         json_file: write the table to this file as JSON.
         instructions: how instruction tasks build their prompts (few-shot or not, with a rationale or not).
+        feature_lengths: longer examples are cut to these; None is the lengths in training.
 
     Returns:
         The table: checkpoint, step, split, seconds, `tasks` (name -> metrics) and `means` (mixture -> metrics).
@@ -70,7 +72,15 @@ def evaluate(
     started = time.monotonic()
     rows: list[Row] = []
     results = evaluate_tasks(
-        model, expanded, split, limit, decoding=decoding, instructions=instructions, rows=rows, progress=Progress()
+        model,
+        expanded,
+        split,
+        limit,
+        decoding=decoding,
+        instructions=instructions,
+        feature_lengths=feature_lengths,
+        rows=rows,
+        progress=Progress(),
     )
     groups = {name: group for name, group in expanded.items() if len(group) > 1}
     if len(tasks) > 1:
@@ -102,6 +112,7 @@ def evaluate_tasks(
     *,
     decoding: Decoding = GREEDY,
     instructions: InstructionConfig = INSTRUCTIONS,
+    feature_lengths: Mapping[str, int] | None = None,
     rows: list[Row] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Result]:
@@ -117,7 +128,10 @@ def evaluate_tasks(
     """
     expanded = tasks if isinstance(tasks, Mapping) else expand(tasks, split)
     chosen = {name: task for group in expanded.values() for name, task in group.items()}
-    examples = {name: _examples(model, name, split, limit, instructions) for name in chosen}
+    chosen = instructions.prompt_format
+    model = model.in_format('auto' if chosen == 'plain' else chosen)  # 'plain' is the default, the folder knows better
+    lengths = feature_lengths or model.feature_lengths
+    examples = {name: _examples(model, name, split, limit, instructions, lengths) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}
     inputs, numbers = _ids(predicted, 'inputs'), [i for group in predicted.values() for i in range(len(group))]
     report = None if progress is None else lambda done: progress(done, len(inputs))
@@ -202,12 +216,17 @@ def expand(tasks: Sequence[str], split: str, setting: str = '') -> dict[str, Tas
 
 
 def _examples(
-    model: LanguageModel, task: str, split: str, limit: int | None, instructions: InstructionConfig
+    model: LanguageModel,
+    task: str,
+    split: str,
+    limit: int | None,
+    instructions: InstructionConfig,
+    feature_lengths: Mapping[str, int],
 ) -> EvalExamples:
     data = DataConfig(
         mixture=task,
         batch_size=1,
-        feature_lengths=model.feature_lengths or {'inputs': 512, 'targets': 512},
+        feature_lengths=feature_lengths or {'inputs': 512, 'targets': 512},
         vocabulary='bytes',  # not used: the model's own vocabulary is passed below
         format=model.format,
         split=split,

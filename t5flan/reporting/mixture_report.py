@@ -20,6 +20,7 @@ from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import write_json
+from t5flan.training.description import with_prompt_format
 
 SAMPLE, SAMPLES = 100, 4000
 """Examples measured of each task, and of all tasks together: fewer of each if there are many tasks."""
@@ -43,7 +44,7 @@ def describe_mixture(
         shown: examples to render, each of another task; None renders 3, or one of each denoiser.
 
     Returns:
-        {'mixture', 'split', 'stages': [{'start_step', 'mixture'}], 'skipped': {task: why}, 'notes': {mixture: [line]},
+        {'mixture', 'split', 'vocabulary': {'path', 'size'}, 'stages': [{'start_step', 'mixture'}], 'skipped': {task: why}, 'notes': {mixture: [line]},
         'tasks': [{'task', 'rates' (of each stage), 'rate' (the first), 'records', 'cap', 'sampled', 'input_tokens',
         'target_tokens', 'target_share', 'loss_tokens', 'too_long', 'few_sentinels', 'variants': {variant: count}}],
         'unknown': [line], 'examples': [{'task', 'variant', 'inputs', 'targets', 'marked', 'spans'}]}.
@@ -82,6 +83,7 @@ def describe_mixture(
     return {
         'mixture': config.mixture,
         'split': config.split,
+        'vocabulary': {'path': config.vocabulary, 'size': vocabulary.vocab_size},
         'stages': _stages(config, plan),
         'skipped': not_measured,
         'notes': {name: lines for name in _names(config) if (lines := skipped.notes(name))},
@@ -148,17 +150,24 @@ def _different(made: Sequence[Example], count: int) -> list[Example]:
 
 def _rendered(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     """An example's text, whole and in pieces that carry loss or not."""
-    texts = {name: vocabulary.decode(example[name]) for name in ('inputs', 'targets') if name in example}
+    texts = {name: _text(example[name], vocabulary) for name in ('inputs', 'targets') if name in example}
     targets = np.asarray(example['targets'])
     weights = np.asarray(example.get(features.LOSS_WEIGHTS, np.ones(len(targets)))) > 0
     edges = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(targets)]
     marked = [[texts['inputs'], False]] if 'inputs' in texts else []
     marked += [
-        [vocabulary.decode(targets[start:end]), bool(weights[start])]
+        [_text(targets[start:end], vocabulary), bool(weights[start])]
         for start, end in zip(edges, edges[1:])
         if end > start
     ]
     return {'variant': example.get('variant')} | texts | {'marked': marked} | _spans(example, vocabulary)
+
+
+def _text(ids: np.ndarray, vocabulary: Vocabulary) -> str:
+    """The text of all ids; an end of sequence inside, as of the turns of a chat, ends no text and is not spelled."""
+    ids_T = np.asarray(ids)
+    ends = np.flatnonzero(ids_T == vocabulary.eos_id) + 1
+    return ''.join(vocabulary.decode(part) for part in np.split(ids_T, ends))
 
 
 def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -190,12 +199,21 @@ def _records(task: Any, split: str) -> int | None:
 
 
 def main(
-    config: DataConfig, json_path: str | None = None, sample: int | None = None, shown: int | None = None
+    config: DataConfig,
+    json_path: str | None = None,
+    sample: int | None = None,
+    shown: int | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered."""
+    """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered.
+
+    Args:
+        source: the checkpoint that the run starts from, which determines the prompt format 'auto'.
+    """
     from rich.console import Console
 
     vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens, config.added_tokens)
+    config = with_prompt_format(None, config, vocabulary, source)
     description = describe_mixture(config, vocabulary, sample, shown)
     console = Console()
     if not console.is_terminal:
@@ -218,8 +236,10 @@ def _table(description: Mapping[str, Any]) -> Any:
 
     tasks, stages = description['tasks'], description['stages']
     title = ', then '.join(stage['mixture'] for stage in stages)
+    known = description['vocabulary']
     count = f'{len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}'
-    table = Table(title=f'{title}, split {description["split"]}: {count}')
+    caption = f'tokens of the vocabulary {known["path"]} ({known["size"]:,} ids)'
+    table = Table(title=f'{title}, split {description["split"]}: {count}', caption=caption)
     rates = ['rate'] if len(stages) == 1 else [f'rate from {stage["start_step"]:,}' for stage in stages]
     measured = ['input tokens', 'target tokens', 'targets', 'too long', 'few sentinels']
     columns = ['task', 'examples', 'cap', *rates, *measured, 'variants']

@@ -7,6 +7,7 @@ import os
 from etils import epath
 
 from t5flan.data.config import DataConfig
+from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import write_whole
@@ -44,20 +45,20 @@ def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: st
     return with_prompt_format(workdir, streams_of_run(workdir, data), vocabulary, source)
 
 
-def with_prompt_format(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
+def with_prompt_format(workdir: str | None, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
     """`data` with the prompt format that 'auto' stands for: that of the run in `workdir` or of the initial checkpoint.
 
     Args:
+        workdir: None if there is no run yet.
         source: the initial checkpoint; one that was converted has no prompt format of its own.
     """
     if data.instructions.prompt_format != 'auto':
         return data
-    known = workdir if checkpoints.latest_step(workdir) is not None else source
+    known = workdir if workdir is not None and checkpoints.latest_step(workdir) is not None else source
     chosen = 'plain'
     if known is not None and data.format != 'encoder_decoder':
         recorded = checkpoints.read_description(known).data
-        foreign = 'chat' if vocabulary.conventions.chat_template else 'newline'
-        chosen = recorded.get('instructions.prompt_format', 'plain') if recorded else foreign
+        chosen = recorded.get('instructions.prompt_format', 'plain') if recorded else natural_format(vocabulary)
     return dataclasses.replace(data, instructions=dataclasses.replace(data.instructions, prompt_format=chosen))
 
 

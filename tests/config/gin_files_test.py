@@ -61,7 +61,7 @@ def required_macros(name: str) -> set[str]:
 
 def test_there_are_files_of_every_kind():
     assert 'runs/pretrain.gin' in FILES and 'runs/finetune.gin' in FILES and 'models/t5_1_1_small.gin' in FILES
-    assert {name.split('/')[0] for name in FILES} == {'models', 'runs', 'examples'}
+    assert {name.split('/')[0] for name in FILES} == {'models', 'runs', 'examples', 'recipes'}
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -36,6 +36,11 @@ def answer_ids(vocabulary: Vocabulary, prompt: str, answer: str, prompt_format: 
     return list(reply[: reply.index(last) + 1]) if last in reply else list(reply)
 
 
+def natural_format(vocabulary: Vocabulary) -> str:
+    """The format for a decoder that other software trained: its chat template if it has one, else a newline."""
+    return 'chat' if vocabulary.conventions.chat_template else 'newline'
+
+
 def end_id(vocabulary: Vocabulary, prompt_format: str) -> int:
     """The token that ends an answer."""
     return vocabulary.turn_end_id if prompt_format == 'chat' else vocabulary.eos_id
