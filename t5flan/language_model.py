@@ -113,8 +113,8 @@ class LanguageModel:
             positions are relative.
         sharding: the mesh that holds the parameters, if any.
         folder, step: the checkpoint the parameters come from, if any.
-        prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`; None if the checkpoint
-            does not say, because it was converted: prompts are then as for transformers' `generate`.
+        prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`. A converted
+            checkpoint has None: prompts are then as for transformers' `generate`.
 
     Raises:
         UserError: the format does not fit the model's architecture, or the vocabulary is larger than its embedding.

@@ -21,9 +21,6 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints import Description
 
-HUGGING_FACE = 'huggingface'
-"""The subfolder for files of the original Hugging Face folder, which are kept unchanged."""
-
 
 def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = None) -> Checkpoint:
     """Opens a checkpoint folder.
@@ -49,7 +46,7 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         return arrays[shape.name].read() if layer is None else arrays[shape.name].layer(0, layer)
 
-    kept = Path(root) / HUGGING_FACE
+    kept = Path(root) / checkpoints.HUGGING_FACE
     return Checkpoint(
         str(where),
         description.model,
@@ -75,9 +72,9 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
     fields = {'size': vocabulary.vocab_size, 'fingerprint': vocabulary.fingerprint}
     Description(checkpoint.config, checkpoint.format, checkpoint.feature_lengths, fields).write(folder)
     if checkpoint.extras:
-        (folder / HUGGING_FACE).mkdir()
+        (folder / checkpoints.HUGGING_FACE).mkdir()
         for name, content in checkpoint.extras.items():
-            (folder / HUGGING_FACE / name).write_bytes(content)
+            (folder / checkpoints.HUGGING_FACE / name).write_bytes(content)
     shapes = names.shapes(checkpoint.config)
     pending = {name: _PendingArray(one, checkpoint.dtypes[name]) for name, one in shapes.items()}
     writer = _PieceWriter(checkpoint.pieces(allow_nan))

@@ -92,6 +92,15 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[
     return arrays
 
 
+def _tokens_of(original: Mapping[str, Any], eos_id: int) -> dict[str, Any]:
+    """The ids of special tokens in the config.json that a checkpoint came from, if the vocabulary is still its own."""
+    ends = original.get('eos_token_id')
+    if eos_id not in (ends if isinstance(ends, list) else [ends]):
+        return {}
+    names = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
+    return {name: original[name] for name in names if name in original}
+
+
 def _equal(a: Stored, b: Stored) -> bool:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
@@ -120,7 +129,9 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     fields = to_fields(config, kind, max(set(floats), key=floats.count), start, eos)
     if original.get('model_type') == kind:
         kept = {name: value for name, value in original.items() if name not in ('num_decoder_layers', 'rope_scaling')}
-        fields = kept | fields
+        fields = kept | fields | _tokens_of(original, eos)
+    elif kind not in T5_FAMILY and checkpoint.feature_lengths:
+        fields['max_position_embeddings'] = sum(checkpoint.feature_lengths.values())  # a row of training
     (folder / 'config.json').write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
     files, notes = tokenizer_files(checkpoint.vocabulary, kind, extras)
     if 'generation_config.json' not in files:

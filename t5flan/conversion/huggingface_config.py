@@ -205,7 +205,6 @@ def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id:
             'rope_theta': config.rope_base,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': config.rope_base},
             'attention_bias': False,
-            'max_position_embeddings': 8192,
         }
     fields['is_encoder_decoder'] = True
     fields['feed_forward_proj'] = next(name for name, found in _ACTIVATIONS.items() if found == config.mlp_activations)

@@ -44,7 +44,8 @@ def describe_mixture(
         shown: examples to render, each of another task; None renders 3, or one of each denoiser.
 
     Returns:
-        {'mixture', 'split', 'vocabulary': {'path', 'size'}, 'stages': [{'start_step', 'mixture'}], 'skipped': {task: why}, 'notes': {mixture: [line]},
+        {'mixture', 'split', 'vocabulary': {'path', 'size'}, 'stages': [{'start_step', 'mixture'}],
+        'skipped': {task: why}, 'notes': {mixture: [line]},
         'tasks': [{'task', 'rates' (of each stage), 'rate' (the first), 'records', 'cap', 'sampled', 'input_tokens',
         'target_tokens', 'target_share', 'loss_tokens', 'too_long', 'few_sentinels', 'variants': {variant: count}}],
         'unknown': [line], 'examples': [{'task', 'variant', 'inputs', 'targets', 'marked', 'spans'}]}.

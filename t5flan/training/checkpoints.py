@@ -3,6 +3,7 @@
     WORKDIR/
       t5flan.json               model configuration, format, feature lengths, vocabulary size and fingerprint
       vocabulary/               the vocabulary itself
+      huggingface/              config and tokenizer files of the Hugging Face folder that the model came from
       config.gin                the operative gin
       checkpoints/STEP/
         parameters/             by T5X's names: encoder/layers/attention/query/kernel …
@@ -40,6 +41,7 @@ from t5flan.training.state import TrainState
 DESCRIPTION = 't5flan.json'
 CHECKPOINTS = 'checkpoints'
 VOCABULARY = 'vocabulary'
+HUGGING_FACE = 'huggingface'
 
 
 @dataclasses.dataclass(frozen=True)

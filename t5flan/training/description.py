@@ -123,12 +123,28 @@ def _values(gin: str) -> dict[str, str]:
     return {name: macros.get(value, value) for name, value in pairs if '.' in name}
 
 
-def write_description(workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str) -> None:
-    """Writes t5flan.json, config.gin and the vocabulary."""
+def write_description(
+    workdir: str, description: checkpoints.Description, vocabulary: Vocabulary, gin: str, source: str | None = None
+) -> None:
+    """Writes t5flan.json, config.gin, the vocabulary, and the Hugging Face files of the initial checkpoint `source`."""
     root = epath.Path(workdir)
+    if source is not None and checkpoints.latest_step(workdir) is None:
+        _copy_hugging_face_files(checkpoints.checkpoint_root(source), root, vocabulary)
     here = os.getcwd()
     if '://' not in os.fspath(root):
         description = dataclasses.replace(description, started_in=(here, os.path.relpath(here, root)))
     vocabulary.save(root / checkpoints.VOCABULARY)
     write_whole(root / 'config.gin', gin)
     description.write(root)
+
+
+def _copy_hugging_face_files(source: epath.Path, root: epath.Path, vocabulary: Vocabulary) -> None:
+    """Copies what conversion kept of a Hugging Face folder, so that the trained model can be written as one again.
+
+    Tokenizer files are left out if the run has added tokens: conversion writes new ones.
+    """
+    known = checkpoints.read_description(source).vocabulary['fingerprint']
+    folder = source / checkpoints.HUGGING_FACE
+    for file in folder.iterdir() if folder.exists() else ():
+        if known == vocabulary.fingerprint or file.name in ('config.json', 'generation_config.json'):
+            write_whole(root / checkpoints.HUGGING_FACE / file.name, file.read_bytes())

@@ -107,7 +107,7 @@ def train(
         steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
         run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
     if first_host:
-        description_lib.write_description(workdir, description, vocabulary, gin)
+        description_lib.write_description(workdir, description, vocabulary, gin, checkpoints.initialize_from)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
 
     with sharding_lib.use(sharding):
