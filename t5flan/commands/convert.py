@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import Command, Flag, words
 from t5flan.errors import UsageError
 
 
@@ -20,6 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise UsageError(f'--{name}={value} is not one of {", ".join(FORMATS)}')
     if arguments.dtype not in (None, 'float32', 'bfloat16', 'float16'):
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
+    if arguments.add_sentinels < 0:
+        raise UsageError(f'--add_sentinels={arguments.add_sentinels}, expected a number of 0 or more')
     given = configurables.parse(arguments.gin_file, arguments.gin)
 
     def settings(found: dict[str, Any]) -> ModelConfig:
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         allow_nan=arguments.allow_nan,
         check=arguments.check,
         logits=arguments.logits,
+        add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
     )
 
 
@@ -58,6 +61,8 @@ COMMAND = Command(
         Flag('--to', 'format of DST: hf, t5x or t5flan', 'FORMAT', required=True),
         Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),
         Flag('--dtype', "round to float32, bfloat16 or float16 (default: keep each array's type)", 'NAME'),
+        Flag('--add_tokens', 'add tokens, separated by commas, with rows of the embedding: [NLU],[NLG]', 'A,B', words),
+        Flag('--add_sentinels', 'add the sentinels <extra_id_0> to <extra_id_N-1> (default: 0)', 'N', int, 0),
         Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
         Flag('--allow_nan', 'convert arrays that contain NaN', type=bool),

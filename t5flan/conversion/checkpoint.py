@@ -28,6 +28,7 @@ T5_FIELDS: Mapping[str, Any] = {
     'logits_soft_cap': None,
 }
 """Fields of ModelConfig that have this value in every T5."""
+_VOCAB_AXIS = {'token_embedder/embedding': 0, 'decoder/logits_dense/kernel': 1}
 _READ_AHEAD = 2**28  # bytes; a larger array is not read ahead, so that only one is in memory
 _NAN_CHUNK = 2**24  # numbers checked at a time
 
@@ -74,6 +75,34 @@ class Checkpoint:
             dtypes=dict.fromkeys(self.dtypes, rounded),
             read=lambda shape, layer: read(shape, layer).astype(rounded, copy=False),
         )
+
+    def with_added_tokens(self, tokens: Sequence[str]) -> 'Checkpoint':
+        """The same checkpoint with more tokens in its vocabulary, and rows for them in embedding and logits.
+
+        A new row is the mean of the old ones, as of transformers' `resize_token_embeddings` (without its noise of
+        1e-9 of their covariance). The number of rows is a multiple of 128, unless there were enough already.
+
+        Raises:
+            UserError: a token is empty, or the vocabulary has no text.
+        """
+        vocabulary = self.vocabulary.with_added_tokens(tokens)
+        first, end, rows = self.vocabulary.vocab_size, vocabulary.vocab_size, self.config.vocab_size
+        config = dataclasses.replace(self.config, vocab_size=rows if end <= rows else -(-end // 128) * 128)
+        old, read = shapes(self.config), self.read
+
+        def read_grown(shape: Shape, layer: int | None) -> np.ndarray:
+            array = read(old[shape.name], layer)
+            if shape.name not in _VOCAB_AXIS:
+                return array
+            axis = _VOCAB_AXIS[shape.name]
+            mean = array.astype(np.float32).mean(axis, keepdims=True).astype(array.dtype)
+            grown = np.concatenate([array, np.repeat(mean, config.vocab_size - rows, axis)], axis)
+            new = (slice(None),) * axis + (slice(first, end),)
+            grown[new] = mean
+            return grown
+
+        extras = {name: data for name, data in self.extras.items() if name in ('config.json', 'generation_config.json')}
+        return dataclasses.replace(self, vocabulary=vocabulary, config=config, read=read_grown, extras=extras)
 
     def pieces(self, allow_nan: bool = False) -> Iterator[Piece]:
         """Every array; the next one is read while one is used.

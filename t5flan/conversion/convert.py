@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def main(
     check: bool = False,
     logits: bool = False,
     shard_size: int = huggingface.SHARD_SIZE,
+    add_tokens: Sequence[str] = (),
 ) -> None:
     """Converts a checkpoint and prints what was assumed and what could not be kept.
 
@@ -65,6 +67,7 @@ def main(
         check: compares source and destination afterwards; if DST exists already, only compares them.
         logits: with `check`, also compares the logits of both models (needs transformers and torch).
         shard_size: bytes per safetensors file, at most.
+        add_tokens: tokens to add to the vocabulary, with rows in embedding and logits.
 
     Raises:
         UserError: a file is invalid or cannot be written; nothing is left behind.
@@ -72,6 +75,8 @@ def main(
     checkpoint = read(source, from_, vocabulary, known_models, settings)
     if dtype is not None:
         checkpoint = checkpoint.cast(dtype)
+    if add_tokens:
+        checkpoint = checkpoint.with_added_tokens(add_tokens)
     target = Path(destination)
     if '://' in destination:
         fix = 'Convert to one and copy it to the bucket.'

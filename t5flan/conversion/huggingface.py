@@ -138,6 +138,10 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
         start_name = 'decoder_start_token_id' if kind in T5_FAMILY else 'bos_token_id'
         ids = {start_name: start, 'eos_token_id': eos, 'pad_token_id': 0}
         files['generation_config.json'] = json.dumps(ids).encode()
+    longest = fields.get('max_position_embeddings')
+    if longest and 'tokenizer_config.json' in files and 'tokenizer_config.json' not in extras:
+        settings = json.loads(files['tokenizer_config.json'])
+        files['tokenizer_config.json'] = json.dumps(settings | {'model_max_length': longest}, indent=2).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     table = table_of(kind)

@@ -162,8 +162,8 @@ def load_with_control(checkpoint: str, step: int | None, control: Sequence[str])
 
     model = load(checkpoint, step)
     for token in control:
-        if token not in model.vocabulary.mode_tokens:
-            known = ', '.join(model.vocabulary.mode_tokens) or 'none'
+        if token not in model.vocabulary.control_tokens:
+            known = ', '.join(model.vocabulary.control_tokens) or 'none'
             raise UserError(f'--control={token} is not a token of this checkpoint, which has {known}. Set --control.')
     return model
 

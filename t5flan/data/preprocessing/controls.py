@@ -38,8 +38,8 @@ def control_token(example: Example, context: Context, *, control: Control) -> Ex
     if stable_hash(f'{control.field}/{text}') >= control.share * 2**64:
         return example
     token, vocabulary = token_of(example[control.field], control), context.vocabulary
-    if token not in vocabulary.mode_tokens:
-        known = ', '.join(vocabulary.mode_tokens) or 'none'
+    if token not in vocabulary.control_tokens:
+        known = ', '.join(vocabulary.control_tokens) or 'none'
         problem = f'Control {control.field!r}: the vocabulary has no token {token!r}, it has {known}'
         raise UserError(f'{problem}. Set Control.tokens or DataConfig.mode_tokens in your .gin.')
     tokens_T = np.concatenate([np.array([vocabulary.mode_token_id(token)], np.int32), example['targets']])

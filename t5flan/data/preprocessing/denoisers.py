@@ -16,7 +16,7 @@ import numpy as np
 from t5flan.data.corpus_config import Denoiser
 from t5flan.data.preprocessing.denoising import corrupt_rows, noise_masks, span_window, window_blocks, windows
 from t5flan.data.preprocessing.examples import Context, Example, example_fn
-from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.vocabulary.vocabulary import HOW_TO_ADD, Vocabulary
 from t5flan.errors import UserError
 
 
@@ -79,12 +79,12 @@ def mode_ids(denoiser: Denoiser, vocabulary: Vocabulary, optional: Sequence[str]
     Raises:
         UserError: the vocabulary lacks it.
     """
-    if not denoiser.mode_token or (optional and not set(optional) & set(vocabulary.mode_tokens)):
+    if not denoiser.mode_token or (optional and not set(optional) & set(vocabulary.control_tokens)):
         return []
-    if denoiser.mode_token not in vocabulary.mode_tokens:
-        known = ', '.join(vocabulary.mode_tokens) or 'none'
+    if denoiser.mode_token not in vocabulary.control_tokens:
+        known = ', '.join(vocabulary.control_tokens) or 'none'
         problem = f'the vocabulary has no mode token {denoiser.mode_token!r}, it has {known}'
-        fix = "Set Denoiser.mode_token='' or DataConfig.mode_tokens in your .gin."
+        fix = f"Set Denoiser.mode_token='' or {HOW_TO_ADD.removeprefix('Set ')}"
         raise UserError(f'Denoiser {denoiser.name!r}: {problem}. {fix}')
     return [vocabulary.mode_token_id(denoiser.mode_token)]
 

@@ -17,7 +17,7 @@ import itertools
 import numpy as np
 
 from t5flan.data.preprocessing.examples import Context, Example, example_fn
-from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.data.vocabulary.vocabulary import HOW_TO_ADD_SENTINELS, Vocabulary
 from t5flan.errors import UserError
 
 
@@ -68,7 +68,7 @@ def window_length(
         if enough and corrupted[0] <= inputs and corrupted[1] <= targets:
             return length
     if sentinels == 0:
-        raise UserError('span corruption needs sentinels, the vocabulary has none. Set DataConfig.extra_ids.')
+        raise UserError(f'span corruption needs sentinels, the vocabulary has none. {HOW_TO_ADD_SENTINELS}')
     raise UserError(f'no text fits in {inputs} + {targets} tokens. Set larger DataConfig.feature_lengths.')
 
 

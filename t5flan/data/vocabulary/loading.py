@@ -34,7 +34,7 @@ def load_vocabulary(
         spec: 'bytes', a SentencePiece model, or a folder written by `Vocabulary.save`.
         extra_ids: number of sentinels, unless a description (F.json beside F.model) gives it or the model holds its
             own (mT5).
-        mode_tokens: mode tokens; they must agree with a description.
+        mode_tokens: mode tokens; they must be those of a description, or tokens that were added to it.
         added_tokens: tokens to append after all others; those that the vocabulary has already keep their ids.
 
     Raises:
@@ -62,9 +62,6 @@ def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -
         added = {str(token): int(id) for token, id in description.get('added_tokens', {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.') from None
-    if mode_tokens and tuple(mode_tokens) != described:
-        problem = f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}'
-        raise UserError(f'{problem}. Set DataConfig.mode_tokens=() or train again.')
     start_id = description.get('start_id', PAD_ID)
     vocabulary: Vocabulary
     if kind == 'bytes':
@@ -76,6 +73,10 @@ def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -
     else:
         vocabulary = SentencePieceVocabulary(model, extra_ids, described, start_id=start_id)
     vocabulary = vocabulary.with_added_tokens(added)
+    if mode_tokens and tuple(mode_tokens) != described and not {*mode_tokens} <= {*vocabulary.control_tokens}:
+        problem = f'DataConfig.mode_tokens={tuple(mode_tokens)}, but {description_file} has {described}'
+        fix = '`t5flan convert --add_tokens=A,B` adds tokens to a checkpoint'
+        raise UserError(f'{problem}. Set DataConfig.mode_tokens=() or train it again; {fix}.')
     found, size = vocabulary.vocab_size, description.get('vocab_size', vocabulary.vocab_size)
     if found != size:
         raise UserError(f'{model} has {found} ids, {description_file} says {size}: not one vocabulary. Train it again.')

@@ -37,6 +37,8 @@ DESCRIPTION = 'vocabulary.json'
 MODEL = 'vocabulary.model'
 TOKENIZER = 'tokenizer.json'
 CHAT_TEMPLATE = 'chat_template.jinja'
+HOW_TO_ADD_SENTINELS = 'Set DataConfig.extra_ids; `t5flan convert --add_sentinels=100` adds them to a checkpoint.'
+HOW_TO_ADD = 'Set DataConfig.mode_tokens; `t5flan convert --add_tokens=A,B` adds tokens to a checkpoint.'
 _MOST_HINTS = 16  # with more, one search for all tokens is faster than one for each
 
 
@@ -134,17 +136,22 @@ class Vocabulary(abc.ABC):
         """The id of `<extra_id_k>`; raises a UserError if there are at most k sentinels."""
         if not 0 <= k < self.sentinel_count:
             count = self.sentinel_count
-            raise UserError(f'sentinel {k} is needed, the vocabulary has {count}. Set DataConfig.extra_ids.')
+            raise UserError(f'sentinel {k} is needed, the vocabulary has {count}. {HOW_TO_ADD_SENTINELS}')
         return self.sentinel_ids[k]
 
     def special_token(self, id: int) -> str | None:
         """The spelling of a sentinel, mode token or added token; None for other ids."""
         return self._special_of_id.get(id)
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The tokens that may stand before a text: mode tokens and added tokens, without sentinels."""
+        return tuple(token for token in self._id_of_special if not re.fullmatch(r'<extra_id_\d+>', token))
+
     def mode_token_id(self, token: str) -> int:
         """The id of a mode token such as '[NLU]'; raises a UserError if the vocabulary lacks it."""
-        if token not in self.mode_tokens:
-            raise UserError(f'mode token {token!r} is not one of {self.mode_tokens}. Set DataConfig.mode_tokens.')
+        if token not in self.control_tokens:
+            raise UserError(f'mode token {token!r} is not one of {self.control_tokens}. {HOW_TO_ADD}')
         return self._id_of_special[token]
 
     # -- Text to ids ------------------------------------------------------------------------------------------------
