@@ -374,7 +374,10 @@ def _score(model: Model, batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:
-    """Rejects a bare string, which would be read as a list of its letters."""
+    """Rejects a bare string, which would be read as a list of its letters, and what is no text."""
     if isinstance(texts, str):
         raise UserError(f'got the string {texts[:40]!r}, expected a list of texts. Write [text].')
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f'text {i} is {text!r:.40}, expected a string. Give a list of texts.')
     return texts

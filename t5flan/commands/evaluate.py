@@ -50,7 +50,7 @@ COMMAND = Command(
         Flag('--split', 'split of the tasks (default: validation)', 'NAME', default='validation'),
         Flag('--limit', 'only the first N examples of each task (default: all)', 'N', int),
         *decoding_flags(),
-        Flag('--predictions', 'also write every row to FILE.jsonl', 'FILE'),
+        Flag('--predictions', 'also write every row to FILE, as JSON Lines', 'FILE'),
         JSON,
     ),
 )

@@ -128,8 +128,8 @@ def evaluate_tasks(
     """
     expanded = tasks if isinstance(tasks, Mapping) else expand(tasks, split)
     chosen = {name: task for group in expanded.values() for name, task in group.items()}
-    chosen = instructions.prompt_format
-    model = model.in_format('auto' if chosen == 'plain' else chosen)  # 'plain' is the default, the folder knows better
+    given = instructions.prompt_format
+    model = model.in_format('auto' if given == 'plain' else given)  # 'plain' is the default, the folder knows better
     lengths = feature_lengths or model.feature_lengths
     examples = {name: _examples(model, name, split, limit, instructions, lengths) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}

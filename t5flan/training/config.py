@@ -127,7 +127,8 @@ class CheckpointConfig:
         every: steps between checkpoints.
         keep: how many of the newest checkpoints to keep.
         best_metric: also keep the best checkpoint by this metric of the evaluation, such as 'eval/loss' or, with
-            EvaluationConfig.generate, 'exact_match'; None = only the newest ones.
+            EvaluationConfig.generate, 'exact_match'; 'auto' = 'eval/loss' if the run evaluates; None = only the newest
+            ones.
         best_mode: 'min' or 'max'; None = 'min' for losses, 'max' for other metrics.
         patience: stop the run after this many evaluations without a better `best_metric`; None = never.
         initialize_from: a checkpoint folder whose parameters a new run starts from; ignored when the run resumes from a
@@ -137,7 +138,7 @@ class CheckpointConfig:
 
     every: int = 1000
     keep: int = 3
-    best_metric: str | None = None
+    best_metric: str | None = 'auto'
     best_mode: str | None = None
     patience: int | None = None
     initialize_from: str | None = None
@@ -156,8 +157,18 @@ class CheckpointConfig:
         _require(self, _TEXT, 'best_metric', 'initialize_from', optional=True)
         if self.initialize_from is not None:
             object.__setattr__(self, 'initialize_from', os.path.expanduser(self.initialize_from))
-        if self.best_metric is not None and not self.best_metric.startswith('eval/'):
+        if self.best_metric not in (None, 'auto') and not str(self.best_metric).startswith('eval/'):
             object.__setattr__(self, 'best_metric', f'eval/{self.best_metric}')
+
+    def resolved(self, evaluates: bool) -> 'CheckpointConfig':
+        """The same settings with the metric that 'auto' stands for.
+
+        Args:
+            evaluates: whether the run evaluates while it trains.
+        """
+        if self.best_metric != 'auto':
+            return self
+        return dataclasses.replace(self, best_metric='eval/loss' if evaluates else None)
 
     @property
     def best_is_lowest(self) -> bool:

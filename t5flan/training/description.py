@@ -7,6 +7,7 @@ import os
 from etils import epath
 
 from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
@@ -89,6 +90,19 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> 
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
     return _changed_settings(workdir, gin)
+
+
+def context_lines(source: str | None, model: ModelConfig, data: DataConfig) -> list[str]:
+    """A warning if rows are longer than the context that a decoder from Hugging Face was trained with."""
+    if source is None or model.architecture != 'decoder_only':
+        return []
+    file = checkpoints.checkpoint_root(source) / checkpoints.HUGGING_FACE / 'config.json'
+    context = json.loads(file.read_text()).get('max_position_embeddings') if file.exists() else None
+    longest = max(row_capacity(data.format, data.feature_lengths))
+    if context is None or longest <= context:
+        return []
+    problem = f'rows have {longest} tokens, but the model was trained with {context} (max_position_embeddings)'
+    return [f'{problem}: later positions are new to it. Set DataConfig.feature_lengths.']
 
 
 def streams_of_run(workdir: str, data: DataConfig) -> DataConfig:

@@ -50,10 +50,12 @@ class MetricWriter:
     ):
         self._total_steps, self._active, self._stream = total_steps, active, stream or sys.stderr
         self._bar: Progress | None = None
+        self._losses: list[tuple[int, float]] = []  # (step, eval/loss)
         if not active:
             return
         folder = epath.Path(workdir)
         kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
+        self._losses = [(int(row['step']), row['eval/loss']) for row in kept if 'eval/loss' in row]
         write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
         self._file = (folder / METRICS).open('a')
         self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
@@ -66,15 +68,35 @@ class MetricWriter:
         self._file.flush()
         self._tensorboard.write(step, metrics)
 
+    def write_evaluation(self, step: int, measured: Mapping[str, float]) -> None:
+        """Adds a row, and logs it: the loss beside the best and the first one, then the loss of each task."""
+        self.write(step, measured)
+        loss = measured['eval/loss']
+        self._losses.append((step, loss))
+        (first_step, first), (best_step, best) = self._losses[0], min(self._losses, key=lambda one: (one[1], one[0]))
+        compared = '' if step == first_step else f' (at step {first_step} {first:.4f}, best {best:.4f} at {best_step})'
+        by_task = {name: value for name, value in measured.items() if name.count('/') > 1}
+        others = [
+            f'{name} {value:.4f}' for name, value in measured.items() if name != 'eval/loss' and name not in by_task
+        ]
+        self.log('  '.join([f'step {step}  eval/loss {loss:.4f}{compared}', *others]))
+        losses = [f'{name[10:]} {value:.4f}' for name, value in by_task.items() if name.startswith('eval/loss/')]
+        if losses:
+            self.log(f'  loss by task: {", ".join(losses)}')
+
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float | None) -> None:
-        """Shows the step, loss and speed: as a bar on a terminal, as plain lines elsewhere."""
+        """Shows step, loss, speed and peak memory: as a bar on a terminal, as plain lines elsewhere."""
         if not self._active:
             return
         words = [f'step {step}/{self._total_steps}', f'loss {metrics["loss"]:.4f}']
         if 'tokens_per_second' in metrics:
             words.append(f'{metrics["tokens_per_second"]:,.0f} tokens/s')
+        if 'tflops_per_second_per_device' in metrics:
+            words.append(f'{metrics["tflops_per_second_per_device"]:.3g} TFLOP/s')
         if 'model_flops_utilisation' in metrics:
             words.append(f'{100 * metrics["model_flops_utilisation"]:.1f} % MFU')
+        if 'peak_memory_gib' in metrics:
+            words.append(f'{metrics["peak_memory_gib"]:.1f} GiB')
         if seconds_left is not None:
             words.append(f'{_duration(seconds_left)} left')
         line = '  '.join(words)

@@ -7,6 +7,8 @@ Model FLOPs are two for each multiplication of a matrix product, once forward an
 observed tokens per second over those of the chips at their peak.
 """
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -52,6 +54,14 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
         decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
     layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
+
+
+def peak_memory() -> dict[str, float]:
+    """`peak_memory_gib`: the most memory in use so far, on the fullest local device or, on a CPU, in this process."""
+    peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
+    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss
+    most = max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {'peak_memory_gib': most / 2**30}
 
 
 class Throughput:

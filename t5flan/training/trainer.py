@@ -39,7 +39,7 @@ from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import make_eval_step, make_train_step
-from t5flan.training.throughput import Throughput
+from t5flan.training.throughput import Throughput, peak_memory
 
 MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
 """Metrics of the evaluation, and the sums they come from: eval/loss has neither z-loss nor label smoothing."""
@@ -88,7 +88,7 @@ def train(
     """
     started = time.monotonic()
     mesh, evaluation = mesh or MeshConfig(), evaluation or EvaluationConfig()
-    checkpoints = checkpoints or CheckpointConfig()
+    checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
     if run.multi_host:
         jax.distributed.initialize()
     first_host = jax.process_index() == 0
@@ -101,6 +101,7 @@ def train(
     pipeline = make_pipeline(data, vocabulary, sharding)
     description = description_lib.describe(model, data, vocabulary)
     told = description_lib.check_workdir(workdir, description, gin)
+    told += description_lib.context_lines(checkpoints.initialize_from, model, data)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
     if run.epochs is not None:
@@ -185,16 +186,18 @@ class Loop:
         return state
 
     def _resume_evaluation(self, state: TrainState) -> bool:
-        """Evaluates the step to resume from if the run was killed between saving and evaluating it.
+        """Evaluates the initial checkpoint, or the step to resume from if the run was killed before its evaluation.
 
         Returns:
             Whether the run has stopped early.
         """
         step = int(state.step)
-        rows = read_metrics(self.manager.workdir) if step else []
-        for row in rows:
+        rows = read_metrics(self.manager.workdir)
+        is_new = self.manager.latest_step is None
+        for row in [] if is_new else rows:
             self.manager.record(int(row['step']), row)
-        if step == 0 or not self._due(step, self.evaluator.every) or step > self.run.steps:
+        due = self.manager.config.initialize_from if is_new else self._due(step, self.evaluator.every)
+        if not (due and self.evaluator.every) or step > self.run.steps:
             return False
         if not any(row['step'] == step and 'eval/loss' in row for row in rows):
             self._evaluate(step, state)
@@ -224,7 +227,7 @@ class Loop:
         values = self._check_finite(step, metrics)
         if step == first:
             self.writer.log(f'first step {time.monotonic() - self.started:.1f} s after the start')
-        values |= self.throughput.read()
+        values |= self.throughput.read() | peak_memory()
         if self._due(step, self.run.log_every):
             self.writer.write(step, values)
         self.writer.progress(step, values, self.throughput.seconds_left(step))
@@ -235,9 +238,9 @@ class Loop:
         except BaseException:
             self.manager.wait()  # the step before it is not lost
             raise
-        self.manager.record(step, measured)
-        self.writer.write(step, measured)
-        self.writer.log('  '.join([f'step {step}'] + [f'{name} {value:.4f}' for name, value in measured.items()]))
+        if self.manager.latest_step is not None or step:  # there is no checkpoint before the first step
+            self.manager.record(step, measured)
+        self.writer.write_evaluation(step, measured)
         self.throughput.pause()
         return measured
 
