@@ -41,7 +41,10 @@ def score_file(
     print_scores(benchmark, found, predictions)
     if baseline is not None:
         other = score(benchmark, read_predictions(baseline, benchmark, '--baseline'))
-        comparison = compare(_values(benchmark, scores), _values(benchmark, other))
+        values = _values(benchmark, scores)
+        if not values:
+            raise UserError(f'{benchmark.metric} of {benchmark.name} has no value for one question. Remove --baseline.')
+        comparison = compare(values, _values(benchmark, other))
         found['comparison'] = {'baseline': baseline, **dataclasses.asdict(comparison)}
         print(f'{benchmark.metric} against {baseline}: {comparison}')
     if json_file is not None:
@@ -91,7 +94,7 @@ def summary(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
         `missing` (tasks of the release without predictions).
     """
     reported = benchmark.reported if benchmark.reported in scores.averages else ALL
-    members = {ALL: sorted(scores.tasks), **benchmark.categories}[reported]
+    members = scores.categories[reported]
     values = _values(benchmark, scores)
     groups = [
         [[value for (name, _), value in values.items() if name == task] for task in _names(member)]

@@ -42,6 +42,7 @@ class Question:
         target: the right answer, a list of right answers, or what the benchmark's rule needs to judge one (JSON).
         header: what stands before the exemplars, with its separator.
         options: continuations whose likelihoods are compared; () for a question that is answered with text.
+        drop_last: whether a prompt that is too long loses its last exemplars first, and not its first.
     """
 
     task: str
@@ -51,10 +52,13 @@ class Question:
     target: Any
     header: str = ''
     options: tuple[str, ...] = ()
+    drop_last: bool = False
 
     def prompt(self, dropped: int = 0) -> str:
-        """The whole prompt, without the first `dropped` exemplars."""
-        return self.header + ''.join(self.exemplars[dropped:]) + self.text
+        """The whole prompt, with `dropped` exemplars left out."""
+        count = len(self.exemplars)
+        shown = self.exemplars[: count - dropped] if self.drop_last else self.exemplars[dropped:]
+        return self.header + ''.join(shown) + self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +141,9 @@ class Benchmark(abc.ABC):
         names = dict.fromkeys(name for one in judged for name in one)
         return {name: 100 * mean([one[name] for one in judged if name in one]) for name in names}
 
-    def cut(self, completion: str) -> str:
-        """A completion as far as it answers the question: what a model adds after that is ignored."""
-        return completion
+    def categorize(self, answers: Sequence[Answer]) -> Mapping[str, Sequence[Member]]:
+        """`categories`, or those that the answers' targets name."""
+        return self.categories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +153,14 @@ class Scores:
     Attributes:
         tasks: task -> its metrics in percent, and 'examples', the number of its questions.
         averages: category -> unweighted mean of the metrics over its tasks, and 'tasks', how many of them there are.
+        categories: category -> its tasks, 'all' included.
         missing: tasks of the public release that have no answers.
         judged: (task, index) -> the metrics of that question, in [0, 1].
     """
 
     tasks: dict[str, dict[str, float]]
     averages: dict[str, dict[str, float]]
+    categories: dict[str, Sequence[Member]]
     missing: tuple[str, ...]
     judged: dict[tuple[str, int], Metrics]
 
@@ -182,12 +188,14 @@ def score(benchmark: Benchmark, answers: Sequence[Answer], progress: Callable[[s
         judged |= {(task, answer.index): one for answer, one in zip(by_task[task], found, strict=True)}
         tasks[task] = {'examples': len(found), **benchmark.summarize(by_task[task], found)}
     missing = tuple(task for task in benchmark.known_tasks if task not in tasks)
-    return Scores(tasks, averages(benchmark, tasks), missing, judged)
+    categories: dict[str, Sequence[Member]] = {ALL: sorted(tasks), **benchmark.categorize(answers)}
+    return Scores(tasks, averages(tasks, categories), categories, missing, judged)
 
 
-def averages(benchmark: Benchmark, tasks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Unweighted means of the tasks' metrics: of all tasks and of every category that has one of them."""
-    categories: dict[str, Sequence[Member]] = {ALL: sorted(tasks), **benchmark.categories}
+def averages(
+    tasks: Mapping[str, Mapping[str, float]], categories: Mapping[str, Sequence[Member]]
+) -> dict[str, dict[str, float]]:
+    """Unweighted means of the tasks' metrics over every category that has one of them."""
     found = {}
     for category, members in categories.items():
         groups = [[member] if isinstance(member, str) else list(member) for member in members]

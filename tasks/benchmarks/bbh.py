@@ -1,7 +1,7 @@
 r"""BIG-Bench Hard (Suzgun et al. 2022, arXiv:2210.09261): 27 files, 3-shot, with answers only or chain of thought.
 
-Reads the public release: TASK.json ({"examples": [{"input", "target"}]}) and cot-prompts/TASK.txt, beside them or beside
-their folder. The prompt is the release's, word for word:
+Reads the public release: TASK.json ({"examples": [{"input", "target"}]}) and cot-prompts/TASK.txt, beside or above
+them. The prompt is the release's, word for word:
 
     Evaluate the result of a random Boolean expression.
 
@@ -106,13 +106,9 @@ class BigBenchHard(Benchmark):
             raise UserError(f'{path}: an exemplar has no "A: " or no "{TRIGGER}". Get the original file.')
         return f'{question}\nA: {answer}'
 
-    def cut(self, completion: str) -> str:
-        """The completion up to the next question."""
-        return _NEXT_QUESTION.split(completion, maxsplit=1)[0]
-
     def extract(self, completion: str, task: str) -> str | None:
         """The answer, as the rule of this module says."""
-        text = self.cut(completion)
+        text = _NEXT_QUESTION.split(completion, maxsplit=1)[0]
         if self.is_cot:
             return _after_trigger(text)
         return _sentence(text.strip().partition('\n')[0]) or None
