@@ -2,7 +2,7 @@
 
 A row of the file is an answer: {"task": "boolean_expressions", "prediction": "... So the answer is True.",
 "target": "True"}. Rows with the same "task" and "index" are samples of one question, and vote on its answer
-(self-consistency), as the texts of a list do: {"prediction": [TEXT, TEXT]}.
+(self-consistency), as the texts of a list do: {"prediction": [TEXT, TEXT]}. Rows of another "benchmark" are skipped.
 """
 
 import dataclasses
@@ -61,6 +61,8 @@ def read_predictions(path: str, benchmark: Benchmark, setting: str = _SETTING) -
     found: dict[tuple[str, int], Answer] = {}
     counts: dict[str, int] = {}
     for row in read_rows(path):
+        if row.value.get('benchmark', benchmark.name) != benchmark.name:
+            continue
         task = require_field(row.value, 'task', row.where, setting)
         if benchmark.known_tasks and task not in benchmark.known_tasks:
             near = did_you_mean(task, benchmark.known_tasks) or f'; one is {benchmark.known_tasks[0]}'
@@ -81,7 +83,7 @@ def read_predictions(path: str, benchmark: Benchmark, setting: str = _SETTING) -
         samples = samples if before is None else before.samples + samples
         found[task, index] = Answer(task, index, samples, target)
     if not found:
-        raise UserError(f'{path} has no rows. Set {setting}.')
+        raise UserError(f'{path} has no rows of {benchmark.name}. Set {setting}.')
     return list(found.values())
 
 

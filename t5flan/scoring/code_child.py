@@ -27,8 +27,9 @@ _EPERM, _ENOSYS = 1, 38
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _SYSTEMS = {
-    # AUDIT_ARCH, clone, clone3, then: socket, socketpair, connect, bind, sendto, sendmsg, fork, vfork (x86 only), execve,
-    # execveat, kill, tkill, tgkill, pidfd_send_signal, ptrace, process_vm_writev, io_uring_setup, mount, setns, bpf
+    # AUDIT_ARCH, clone, clone3, then: socket, socketpair, connect, bind, sendto, sendmsg, on x86 fork and vfork,
+    # execve, execveat, kill, tkill, tgkill, pidfd_send_signal, ptrace, process_vm_writev, io_uring_setup,
+    # mount, setns, bpf
     'x86_64': (
         0xC000003E, 56, 435,
         (41, 53, 42, 49, 44, 46, 57, 58, 59, 322, 62, 200, 234, 424, 101, 311, 425, 165, 308, 321),

@@ -2,8 +2,8 @@
 
 Reads the public release: tasks/TASK.json and splits/default/test_tasks.txt. The first 100 instances of a task are
 asked, in Tk-Instruct's layout with its definition and two positive examples; where a prompt is too long, the last
-example is left out first. Metrics are those of Tk-Instruct: ROUGE-L with stemming, and exact match without case and punctuation,
-the best over an instance's outputs; the paper reports the mean over tasks, and over each category's.
+example is left out first. Metrics are those of Tk-Instruct: ROUGE-L with stemming, and exact match without case
+and punctuation, the best over an instance's outputs; the paper reports the mean over tasks, and over each category's.
 
 The answer is the completion, up to a next example.
 """
