@@ -36,7 +36,8 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     >>> pass_at_k(10, 3, 1), pass_at_k(10, 3, 10), pass_at_k(10, 0, 5)
     (0.3, 1.0, 0.0)
     """
-    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+    draws = math.comb(samples, k)
+    return (draws - math.comb(samples - passed, k)) / draws
 
 
 def run_programs(programs: Sequence[str], *, seconds: int = SECONDS, memory: int = MEMORY) -> list[bool]:

@@ -36,11 +36,12 @@ def read_numbers(text: str, decimal_comma: bool = False) -> list[str]:
     text = _ascii_digits(unicodedata.normalize('NFKC', text).translate(_MINUS))
     pattern = _COMMA if decimal_comma else _POINT
     numbers, at = [], 0
-    while match := pattern.search(text, at):
-        sign, whole, part, bare = match.groups()
-        value = decimal.Decimal(re.sub(r'\D', '', whole or '0') + (part or bare or '').replace(',', '.'))
-        value, at = _with_units(value, text, match.end())
-        numbers.append(_plain(-value if sign else value))
+    with decimal.localcontext(prec=len(text) + 20):  # nothing is rounded
+        while match := pattern.search(text, at):
+            sign, whole, part, bare = match.groups()
+            value = decimal.Decimal(re.sub(r'\D', '', whole or '0') + (part or bare or '').replace(',', '.'))
+            value, at = _with_units(value, text, match.end())
+            numbers.append(_plain(-value if sign else value))
     return numbers
 
 
