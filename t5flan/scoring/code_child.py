@@ -9,7 +9,6 @@ processes, programs and signals; Landlock, which refuses to write, create or rem
 none of these, Python's own functions replaced.
 """
 
-import builtins
 import contextlib
 import ctypes
 import json
@@ -18,6 +17,7 @@ import platform
 import resource
 import struct
 import sys
+import types
 from typing import Any, NoReturn
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
@@ -62,7 +62,9 @@ def main() -> None:
     _block_functions()
     _refuse_writes()
     _filter_system_calls()
-    exec(compiled, {'__name__': '__main__', '__builtins__': builtins})
+    module = types.ModuleType('program')  # not '__main__': what a program does when it is started is no part of a test
+    sys.modules['program'] = module  # dataclasses look for it
+    exec(compiled, module.__dict__)
     os.write(result, token.encode())
 
 

@@ -14,6 +14,8 @@ RIGHT = {
     'assertion': 'assert 1 + 1 == 2',
     'imports': 'import collections, heapq, itertools, json, math, random, re, string, typing\nassert math.pi > 3',
     'unicode': 'assert len("é日本") == 3',
+    'main': 'if __name__ == "__main__":\n    input()',
+    'dataclass': 'from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int',
     'output': 'print("x" * 10**6)',
     'exception': 'try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass',
 }
@@ -41,6 +43,8 @@ WRONG = {
 BELOW_PYTHON = {  # what replaced functions of Python do not stop
     'a fork': 'import ctypes\nassert ctypes.CDLL(None).fork() >= 0',
     'a socket': 'import _socket\n_socket.socket()',
+    'a new file': 'import ctypes\nassert ctypes.CDLL(None).creat(b"x", 0o600) >= 0',
+    'a folder': 'import ctypes\nassert ctypes.CDLL(None).mkdir(b"x", 0o700) == 0',
     'a signal': 'import posix\nposix.kill(posix.getppid(), 9)',
 }
 

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,14 @@ def test_a_direct_answer(completion, answer):
 def test_strict_and_flexible_accuracy(completion, target, strict, flexible):
     found = find('bbh_cot').judge(Answer(TASK, 0, (f'So the answer is {completion}.',), target))
     assert (found['accuracy'], found['flexible_accuracy'], found['no_answer']) == (strict, flexible, 0)
+
+
+REAL = json.loads((Path(__file__).parent / 'bbh_completions.json').read_text('utf-8'))['rows']
+
+
+@pytest.mark.parametrize(('name', 'task', 'completion', 'target', 'right'), REAL)
+def test_real_completions(name, task, completion, target, right):
+    assert find(name).judge(Answer(task, 0, (completion,), target))['accuracy'] == right
 
 
 def test_averages_are_those_of_the_papers():
