@@ -20,7 +20,7 @@ from t5flan.evaluation.inference import WINDOW, Prompt, RowWriter
 from t5flan.evaluation.terminal import Progress
 from t5flan.files import write_json
 from t5flan.language_model import LanguageModel, load
-from t5flan.scoring.benchmark import Answer, Benchmark, Question, score
+from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
 
 Row = dict[str, Any]
@@ -53,8 +53,9 @@ def evaluate_benchmarks(
         json_file: also write the result to this file.
 
     Returns:
-        checkpoint, step, seconds, `benchmarks` (name -> what `benchmark_scores.summary` returns, with 'exemplars': the
-        number of prompts that lost so many) and, if all six of its benchmarks are there, 'normalized_average'.
+        checkpoint, step, seconds and `benchmarks`: name -> what `benchmark_scores.summary` returns, with
+        'exemplars_dropped' (number of exemplars -> prompts that lost so many). If the six benchmarks of
+        `normalized_average` are there, also 'normalized_average' and 'mean'.
 
     Raises:
         UserError: the checkpoint or a file of a benchmark is wrong, or a question is too long without exemplars.
@@ -88,7 +89,8 @@ def evaluate_benchmarks(
     scores = {name: result['score'] for name, result in found['benchmarks'].items()}
     if set(BASELINES) <= set(scores):
         found['normalized_average'] = normalized_average(scores)
-        print(f'normalized average of {len(BASELINES)} benchmarks: {found["normalized_average"]:.2f}')
+        found['mean'] = mean([scores[name] for name in BASELINES])
+        print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
     if json_file is not None:
         write_json(json_file, found, indent=2)
     return found

@@ -27,8 +27,8 @@ The rule that reads a completion:
    letter, commas between words, spaces between parentheses and text after "yes", "no", "true", "false", "valid" and
    "invalid" do not matter.
 
-The Flan papers report the mean over the 27 files ('all'), the BBH paper that over 23 tasks: three sizes of logical
-deduction and of tracking shuffled objects count as one task each.
+Averages: over the 27 files ('all'), and over 23 tasks as in the BBH paper, where the three sizes of logical deduction
+and of tracking shuffled objects count as one task each.
 
 lm-evaluation-harness (bbh_cot_fewshot, (?<=the answer is )(.*)(?=.)) differs: it takes the first "the answer is", and
 always drops the last character of its line, full stop or not.
