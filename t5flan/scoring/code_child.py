@@ -61,7 +61,9 @@ def main() -> None:
     _isolate_network()
     _block_functions()
     _refuse_writes()
-    _filter_system_calls()
+    if not _filter_system_calls():
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # threads count too, so only without the filter
     module = types.ModuleType('program')  # not '__main__': what a program does when it is started is no part of a test
     sys.modules['program'] = module  # dataclasses look for it
     exec(compiled, module.__dict__)
@@ -81,7 +83,6 @@ def _limit(seconds: int, memory: int) -> None:
         resource.RLIMIT_FSIZE: (0, 0),  # bytes of a file it writes
         resource.RLIMIT_NOFILE: (32, 32),
         resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_NPROC: (0, 0),
     }
     for kind, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # macOS knows only some
@@ -122,11 +123,11 @@ def _refuse_writes() -> None:
             os.close(rules)
 
 
-def _filter_system_calls() -> None:
-    """Seccomp: system calls that reach other processes or the network fail."""
+def _filter_system_calls() -> bool:
+    """Seccomp: system calls that reach other processes or the network fail. Returns whether the system has it."""
     system = _SYSTEMS.get(platform.machine())
     if sys.platform != 'linux' or system is None:
-        return
+        return False
     code = _filter_code(*system)
     buffer = ctypes.create_string_buffer(code, len(code))
 
@@ -137,7 +138,8 @@ def _filter_system_calls() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0)
+        return bool(libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0) == 0)
+    return False
 
 
 def _filter_code(arch: int, clone: int, clone3: int, refused: tuple[int, ...]) -> bytes:

@@ -14,6 +14,7 @@ RIGHT = {
     'assertion': 'assert 1 + 1 == 2',
     'imports': 'import collections, heapq, itertools, json, math, random, re, string, typing\nassert math.pi > 3',
     'unicode': 'assert len("é日本") == 3',
+    'thread': 'import threading\nt = threading.Thread(target=int)\nt.start()\nt.join()',
     'main': 'if __name__ == "__main__":\n    input()',
     'dataclass': 'from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int',
     'output': 'print("x" * 10**6)',
