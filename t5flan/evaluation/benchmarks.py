@@ -127,33 +127,42 @@ def _input_limit(model: LanguageModel, max_new_tokens: int) -> int | None:
 
 
 def _rows(model: LanguageModel, questions: Sequence[Question], length: int | None) -> tuple[list[Row], dict[int, int]]:
-    """A row for each question with its prompt, and how many prompts lost 0, 1, 2, ... exemplars to fit."""
+    """A row for each question with its prompt, and how many prompts lost 0, 1, 2, ... exemplars to fit.
+
+    Raises:
+        UserError: a question is too long without any exemplar.
+    """
     rows, counts = [], {0: 0}
+    too_long: list[tuple[int, Question]] = []
     for question in questions:
-        dropped = fitting(model, question, length)
+        dropped, size = fitting(model, question, length)
+        if length is not None and size > length:
+            too_long.append((size, question))
         counts[dropped] = counts.get(dropped, 0) + 1
         row = {'task': question.task, 'index': question.index, 'prompt': question.prompt(dropped)}
         rows.append(row | {'target': question.target})
+    if too_long:
+        size, longest = max(too_long, key=lambda item: item[0])
+        raise UserError(
+            f'{len(too_long)} of {len(questions)} questions have more than {length} tokens without exemplars, the most a '
+            f'prompt may have; number {longest.index} of {longest.task} has {size}. Set --prompt_length={size} or --tasks.'
+        )
     return rows, dict(sorted(counts.items()))
 
 
-def fitting(model: LanguageModel, question: Question, length: int | None) -> int:
-    """How many exemplars a prompt must lose to have at most `length` tokens.
+def fitting(model: LanguageModel, question: Question, length: int | None) -> tuple[int, int]:
+    """How many exemplars a prompt loses to have at most `length` tokens, and how many it has then (0 without a limit).
 
-    Raises:
-        UserError: it is longer without any exemplar.
+    A question that is longer without any exemplar loses all of them.
     """
     if length is None:
-        return 0
+        return 0, 0
     size = 0
     for dropped in range(len(question.exemplars) + 1):
         size = len(model.input_ids(question.prompt(dropped)))
         if size <= length:
-            return dropped
-    raise UserError(
-        f'question {question.index} of {question.task} has {size} tokens without exemplars, the model takes {length}. '
-        f'Set --prompt_length={size} or --tasks.'
-    )
+            return dropped, size
+    return len(question.exemplars), size
 
 
 def _settings(model: LanguageModel, benchmark: Benchmark, decoding: Decoding) -> Row:

@@ -107,11 +107,11 @@ def test_exemplars_are_dropped_from_the_front_and_counted(checkpoint, data, answ
     [question] = find('bbh_direct').questions(str(data), 'navigate', 1)
     exemplar, whole = 'Q: a\nA: Yes\n\n', len(question.prompt()) + 1  # and the end of sequence
     model = load(checkpoint)
-    assert fitting(model, question, None) == fitting(model, question, whole) == 0
-    assert fitting(model, question, whole - 1) == 1 and fitting(model, question, whole - len(exemplar)) == 1
-    assert fitting(model, question, whole - 3 * len(exemplar)) == 3
-    with pytest.raises(UserError, match=r'question 0 of navigate has \d+ tokens without exemplars, .* --prompt_length'):
-        fitting(model, question, whole - 3 * len(exemplar) - 1)
+    assert fitting(model, question, None) == (0, 0) and fitting(model, question, whole) == (0, whole)
+    rest = whole - len(exemplar)
+    assert fitting(model, question, whole - 1) == fitting(model, question, rest) == (1, rest)
+    bare = whole - 3 * len(exemplar)
+    assert fitting(model, question, bare) == fitting(model, question, bare - 1) == (3, bare)
     found = evaluate_benchmarks(
         checkpoint, [find('bbh_direct')], str(data), tasks=['navigate'], prompt_length=whole - len(exemplar)
     )
@@ -159,7 +159,7 @@ def test_bad_input_is_reported_in_one_line(checkpoint, data, capsys, rest, code,
 def test_a_prompt_that_is_too_long_is_reported_before_anything_is_generated(checkpoint, data, answers, capsys):
     line = ['evaluate', f'--checkpoint={checkpoint}', f'--benchmark_dir={data}', '--benchmark=bbh_direct']
     assert main(line) == 1 and not answers
-    assert 'the model takes 24. Set --prompt_length=' in capsys.readouterr().err
+    assert '12 of 12 questions have more than 24 tokens' in capsys.readouterr().err
 
 
 def test_a_folder_without_a_vocabulary_is_reported(data, tmp_path, capsys):
