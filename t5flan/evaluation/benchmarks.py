@@ -144,8 +144,8 @@ def _rows(model: LanguageModel, questions: Sequence[Question], length: int | Non
     if too_long:
         size, longest = max(too_long, key=lambda item: item[0])
         raise UserError(
-            f'{len(too_long)} of {len(questions)} questions have more than {length} tokens without exemplars, the most a '
-            f'prompt may have; number {longest.index} of {longest.task} has {size}. Set --prompt_length={size} or --tasks.'
+            f'{len(too_long)} of {len(questions)} questions have more than {length} tokens without exemplars; '
+            f'number {longest.index} of {longest.task} has {size}. Set --prompt_length={size} or --tasks.'
         )
     return rows, dict(sorted(counts.items()))
 
