@@ -40,6 +40,7 @@ setup(
         'importlib-resources>=6.0',  # TFDS imports it without requiring it
         'gin-config>=0.5.0',
         'numpy>=2.0',
+        'scipy>=1.13',  # JAX requires it too
         'pyarrow>=16.0',  # Parquet and zstd; TFDS brings it too
         'ml_dtypes>=0.5',  # bfloat16 for NumPy
         'sentencepiece>=0.2.0',

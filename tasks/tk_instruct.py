@@ -32,7 +32,10 @@ def follow_tk_instruct(
 ) -> Iterator[dict[str, Any]]:
     """{'inputs', 'targets', 'answer', 'variant', 'exemplars', 'shortened'} of instances, as `Instruct` makes them."""
     vocabulary = contexts[0].vocabulary if contexts else None
-    prompts = [_parts(task, example, context) for example, context in zip(examples, contexts, strict=True)]
+    prompts = [
+        prompt_parts(task, example, context.instructions.tk_instruct_examples)
+        for example, context in zip(examples, contexts, strict=True)
+    ]
     texts = [head + ''.join(sum(shown, [])) + question for head, shown, question in prompts]
     encoded = vocabulary.encode_batch(texts) if vocabulary is not None else [None] * len(texts)
     for number, (text, ids, target, context) in enumerate(zip(texts, encoded, targets, contexts, strict=True)):
@@ -49,12 +52,16 @@ def follow_tk_instruct(
         yield made | rest
 
 
-def _parts(task: TaskFile, example: Example, context: Context) -> tuple[str, list[list[str]], str]:
-    """The definition, the positive and the negative examples, and the question."""
+def prompt_parts(task: TaskFile, example: Example, counts: tuple[int, int]) -> tuple[str, list[list[str]], str]:
+    """The definition, the examples of each kind, and the question; joined, they are the prompt.
+
+    Args:
+        counts: the numbers of positive and of negative examples.
+    """
     first = task.fields['Definition']
     definition = first[0].strip() if isinstance(first, list) and first[0].strip() else task.definition()
     shown: list[list[str]] = []
-    for kind, count in zip(('Positive', 'Negative'), context.instructions.tk_instruct_examples, strict=True):
+    for kind, count in zip(('Positive', 'Negative'), counts, strict=True):
         shown.append([])
         for number, one in enumerate(task.examples(f'{kind} Examples')[:count], 1):
             given, output = one['input'].strip(), one['outputs'][0].strip()

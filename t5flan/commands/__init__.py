@@ -14,6 +14,7 @@ from t5flan.commands import (
     quickstart,
     rationales,
     report,
+    score,
     train,
     vocabulary,
 )
@@ -22,6 +23,7 @@ _MODULES = (
     quickstart,
     train,
     evaluate,
+    score,
     infer,
     rationales,
     report,

@@ -1,4 +1,7 @@
-"""`t5flan evaluate`: evaluates a checkpoint on held-out splits, with the files and modules of its run registered."""
+"""`t5flan evaluate`: evaluates a checkpoint on held-out splits, with the files and modules of its run registered.
+
+With --benchmark, it asks the checkpoint the questions of public benchmarks instead.
+"""
 
 import argparse
 
@@ -9,7 +12,15 @@ from t5flan.errors import UsageError
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluates a checkpoint on held-out splits."""
+    """Evaluates a checkpoint on held-out splits or on public benchmarks."""
+    if bool(arguments.benchmark) != bool(arguments.benchmark_dir):
+        raise UsageError('--benchmark=NAME,NAME and --benchmark_dir=DIR go together')
+    if arguments.benchmark:
+        _run_benchmarks(arguments)
+        return
+    for name in ('prompt_length', 'samples'):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f'--{name} is of --benchmark; held-out splits have their own. Remove it')
     from t5flan.data.config import DataConfig
 
     settings = read_run(arguments)
@@ -38,19 +49,56 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
+def _run_benchmarks(arguments: argparse.Namespace) -> None:
+    from t5flan.tasks.benchmarks import find
+
+    benchmarks = [find(name) for name in arguments.benchmark]
+    for name in ('limit', 'prompt_length'):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UsageError(f'--{name}={value}, expected 1 or more')
+    decoding = read_decoding(read_run(arguments), arguments, 'evaluate')
+    from t5flan.evaluation.benchmarks import evaluate_benchmarks
+
+    evaluate_benchmarks(
+        arguments.checkpoint,
+        benchmarks,
+        arguments.benchmark_dir,
+        tasks=arguments.tasks or (),
+        limit=arguments.limit,
+        step=arguments.step,
+        decoding=decoding,
+        prompt_length=arguments.prompt_length,
+        predictions=arguments.predictions,
+        json_file=arguments.json,
+    )
+
+
 COMMAND = Command(
     'evaluate',
-    'evaluates a checkpoint on held-out splits: metrics as a table and as JSON',
+    'evaluates a checkpoint on held-out splits or public benchmarks: metrics as a table and as JSON',
     run,
     gin=True,
     example='t5flan evaluate --checkpoint=runs/mine --tasks=practice --limit=50',
     flags=(
         CHECKPOINT,
         Flag('--tasks', 'tasks and mixtures, separated by commas (default: what the run trained on)', 'A,B', words),
+        Flag(
+            '--benchmark', 'public benchmarks, e.g. bbh_direct,mmlu_direct; --tasks then selects of them', 'A,B', words
+        ),
+        Flag('--benchmark_dir', 'the folder with the files of their releases', 'DIR'),
         Flag('--split', 'split of the tasks (default: validation)', 'NAME', default='validation'),
         Flag('--limit', 'only the first N examples of each task (default: all)', 'N', int),
         *decoding_flags(),
-        Flag('--predictions', 'also write every row to FILE, as JSON Lines', 'FILE'),
+        Flag(
+            '--samples', 'with --benchmark: samples of each question, which vote on its answer (default: 1)', 'N', int
+        ),
+        Flag(
+            '--prompt_length',
+            'with --benchmark: tokens of a prompt; exemplars are left out of longer ones (default: as in training)',
+            'N',
+            int,
+        ),
+        Flag('--predictions', 'also write every row to FILE, as JSON Lines; benchmarks resume from it', 'FILE'),
         JSON,
     ),
 )

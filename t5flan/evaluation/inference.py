@@ -234,29 +234,30 @@ class RowWriter:
     """Appends answers to a .jsonl file in the order of `prompts`, and finds out which of them an earlier run wrote.
 
     Attributes:
-        done: indices of the answered prompts.
+        done: indices of the answered prompts -> their answers.
         remaining: the other prompts.
         prediction: the field of the answers.
+        setting: the flag that messages name.
 
     Raises:
         UserError: the file holds something other than answers to these prompts.
     """
 
-    def __init__(self, path: Path, prompts: Sequence[Prompt]) -> None:
-        self._path = path
+    def __init__(self, path: Path, prompts: Sequence[Prompt], setting: str = '--output') -> None:
+        self._path, self._setting = path, setting
         self.prediction = free_name(PREDICTION, {name for prompt in prompts for name in prompt.row})
         self.done = self._read(prompts)
         self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open('ab')
 
-    def _read(self, prompts: Sequence[Prompt]) -> set[int]:
+    def _read(self, prompts: Sequence[Prompt]) -> dict[int, Any]:
         if not self._path.exists():
-            return set()
+            return {}
         data = self._path.read_bytes()
         whole = data.rfind(b'\n') + 1
         by_line = iter(prompts)
-        done = set()
+        done: dict[int, Any] = {}
         for number, line in enumerate(data[:whole].split(b'\n')[:-1], 1):
             prompt = next(by_line, None)
             try:
@@ -267,21 +268,21 @@ class RowWriter:
             if prompt is None or prediction is None or json.dumps(row) != json.dumps(prompt.row):
                 where = f'{self._path}:{number}'
                 raise UserError(
-                    f'{where} does not answer a row of this input. Set another --output, or remove the file.'
+                    f'{where} does not answer a row of this input. Set another {self._setting}, or remove the file.'
                 )
-            done.add(prompt.number)
+            done[prompt.number] = prediction
         if whole < len(data):  # an incomplete line of a killed run
             os.truncate(self._path, whole)
         return done
 
-    def write(self, predictions: Sequence[str]) -> None:
-        """Appends the answers to the next of the remaining prompts and flushes the file."""
+    def write(self, predictions: Sequence[Any]) -> None:
+        """Appends the answers (a text, or a list of samples) to the next of the remaining prompts; flushes the file."""
         answered = self.remaining[: len(predictions)]
         rows = [prompt.row | {self.prediction: text} for prompt, text in zip(answered, predictions, strict=True)]
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._file.write(lines.encode('utf-8', 'surrogatepass'))
         self._file.flush()
-        self.done |= {prompt.number for prompt in answered}
+        self.done |= {prompt.number: text for prompt, text in zip(answered, predictions, strict=True)}
         self.remaining = self.remaining[len(predictions) :]
 
     def __enter__(self) -> 'RowWriter':

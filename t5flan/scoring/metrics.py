@@ -57,12 +57,14 @@ def rouge_l(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, 
     Raises:
         UserError: the rouge-score library is not installed.
     """
+    return {'rouge_l': _percent(rouge_l_each(targets, predictions))}
+
+
+def rouge_l_each(targets: Sequence[Target], predictions: Sequence[str]) -> list[float]:
+    """`rouge_l` of every prediction, in [0, 1]."""
     scorer = _library('rouge_score.rouge_scorer', 'rouge_l').RougeScorer(['rougeL'], use_stemmer=True)
-    best = [
-        scorer.score_multi(_answers(target), str(text))['rougeL'].fmeasure
-        for target, text in _pairs(targets, predictions)
-    ]
-    return {'rouge_l': _percent(best)}
+    pairs = _pairs(targets, predictions)
+    return [scorer.score_multi(_answers(target), str(text))['rougeL'].fmeasure for target, text in pairs]
 
 
 def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
@@ -77,6 +79,23 @@ def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, flo
     references = [[one[i] if i < len(one) else None for one in answers] for i in range(max(map(len, answers)))]
     found = _library('sacrebleu', 'bleu').corpus_bleu(list(map(str, predictions)), references)
     return {'bleu': found.score}
+
+
+def corpus_scores(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = '13a') -> dict[str, float]:
+    """Corpus BLEU and chrF of sacrebleu with one reference each, in percent.
+
+    Args:
+        tokenizer: how BLEU splits words, as sacrebleu names it: '13a', 'zh', 'char' ...
+
+    Raises:
+        UserError: the sacrebleu library is not installed.
+    """
+    library = _library('sacrebleu', 'bleu')
+    references = [list(targets)]
+    return {
+        'bleu': library.corpus_bleu(list(predictions), references, tokenize=tokenizer).score,
+        'chrf': library.corpus_chrf(list(predictions), references).score,
+    }
 
 
 def _library(name: str, metric: str) -> Any:

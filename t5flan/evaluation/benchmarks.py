@@ -1,0 +1,244 @@
+"""`t5flan evaluate --benchmark`: a checkpoint's answers to public benchmarks, and their metrics.
+
+    evaluate_benchmarks('runs/mine', [find('bbh_cot')], 'data', predictions='predictions.jsonl')
+
+Every row of the predictions holds the exact prompt, so `t5flan score` and other tools can read it again. A run that was
+stopped resumes after its last whole row.
+"""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5flan.data.vocabulary.prompt_format import answer_ids
+from t5flan.decoding.config import GREEDY, Decoding
+from t5flan.errors import UserError, did_you_mean
+from t5flan.evaluation.benchmark_scores import print_scores, summary
+from t5flan.evaluation.inference import WINDOW, Prompt, RowWriter
+from t5flan.evaluation.terminal import Progress
+from t5flan.files import write_json
+from t5flan.language_model import LanguageModel, load
+from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
+from t5flan.scoring.statistics import BASELINES, normalized_average
+
+Row = dict[str, Any]
+
+
+def evaluate_benchmarks(
+    checkpoint: str,
+    benchmarks: Sequence[Benchmark],
+    folder: str,
+    *,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    step: int | None = None,
+    decoding: Decoding = GREEDY,
+    prompt_length: int | None = None,
+    predictions: str | None = None,
+    json_file: str | None = None,
+) -> dict[str, Any]:
+    """Asks a checkpoint the questions of benchmarks, scores its answers and prints a table for each benchmark.
+
+    Args:
+        folder: the files of the benchmarks' public releases, in subfolders or all there.
+        tasks: only these tasks of the benchmarks; () is all that the folder has.
+        limit: only the first N questions of each task; None is all.
+        decoding: more than one sample a question vote on its answer (arXiv:2203.11171). Its max_new_tokens, if set,
+            replaces the benchmark's.
+        prompt_length: tokens that a prompt may have; exemplars are left out of longer ones. None is the length of
+            training; a checkpoint of unknown length takes every prompt whole.
+        predictions: a .jsonl file for the answers. If it exists, the run resumes.
+        json_file: also write the result to this file.
+
+    Returns:
+        checkpoint, step, seconds and `benchmarks`: name -> what `benchmark_scores.summary` returns, with
+        'exemplars_dropped' (number of exemplars -> prompts that lost so many). If the six benchmarks of
+        `normalized_average` are there, also 'normalized_average' and 'mean'.
+
+    Raises:
+        UserError: the checkpoint or a file of a benchmark is wrong, or a question is too long without exemplars.
+    """
+    asked = _questions(benchmarks, folder, tasks, limit)
+    if decoding.num_samples > 1 and decoding.greedy:
+        raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
+    model = load(checkpoint, step)
+    started = time.monotonic()
+    prompts: list[Prompt] = []
+    dropped: dict[str, dict[int, int]] = {}
+    for benchmark in benchmarks:
+        new = decoding.max_new_tokens or benchmark.max_new_tokens
+        length = _input_limit(model, new) if prompt_length is None else prompt_length
+        rows, dropped[benchmark.name] = _rows(model, asked[benchmark.name], length)
+        for row in rows:
+            settings = _settings(model, benchmark, decoding)
+            prompts.append(Prompt(len(prompts), row['prompt'], {'benchmark': benchmark.name, **row, **settings}))
+    questions = list(itertools.chain.from_iterable(asked.values()))
+    by_name = {benchmark.name: benchmark for benchmark in benchmarks}
+    answered = _answer_all(model, by_name, prompts, questions, decoding, predictions)
+    found: dict[str, Any] = {'checkpoint': model.folder, 'step': model.step, 'limit': limit, 'benchmarks': {}}
+    for name, benchmark in by_name.items():
+        answers = [answer for one, answer in answered if one == name]
+        result = summary(benchmark, score(benchmark, answers))
+        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name]}
+        print_scores(benchmark, result, f'{model.folder}, step {model.step}')
+        if lost := sum(dropped[name].values()) - dropped[name].get(0, 0):
+            print(f'{lost} of {len(answers)} prompts had to lose exemplars')
+    found['seconds'] = round(time.monotonic() - started, 1)
+    scores = {name: result['score'] for name, result in found['benchmarks'].items()}
+    if set(BASELINES) <= set(scores):
+        found['normalized_average'] = normalized_average(scores)
+        found['mean'] = mean([scores[name] for name in BASELINES])
+        print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
+    if json_file is not None:
+        write_json(json_file, found, indent=2)
+    return found
+
+
+def _questions(
+    benchmarks: Sequence[Benchmark], folder: str, tasks: Sequence[str], limit: int | None
+) -> dict[str, list[Question]]:
+    """The questions of each benchmark: of all its tasks in the folder, or of the named ones."""
+    known = {benchmark.name: benchmark.tasks(folder) for benchmark in benchmarks}
+    every = sorted({task for names in known.values() for task in names})
+    for task in tasks:
+        if task not in every:
+            near = did_you_mean(task, every) or f'; there are {", ".join(every[:5])}'
+            raise UserError(f'{folder} has no task {task!r} of {", ".join(known)}{near}. Set --tasks.')
+    asked = {}
+    for benchmark in benchmarks:
+        chosen = [task for task in known[benchmark.name] if not tasks or task in tasks]
+        asked[benchmark.name] = [one for task in chosen for one in benchmark.questions(folder, task, limit)]
+        if not asked[benchmark.name]:
+            raise UserError(f'no questions of {benchmark.name} are selected in {folder}. Set --tasks or --benchmark.')
+    return asked
+
+
+def _input_limit(model: LanguageModel, max_new_tokens: int) -> int | None:
+    """Tokens of the longest prompt the model was trained for, with room for the answer; None if that is unknown."""
+    lengths = model.feature_lengths
+    if not lengths:
+        return None
+    if model.format == 'encoder_decoder':
+        return lengths.get('inputs')
+    whole = sum(lengths.values())  # a row of a decoder-only model holds the prompt and the answer
+    return max(whole - max_new_tokens, whole // 2)
+
+
+def _rows(model: LanguageModel, questions: Sequence[Question], length: int | None) -> tuple[list[Row], dict[int, int]]:
+    """A row for each question with its prompt, and how many prompts lost 0, 1, 2, ... exemplars to fit.
+
+    Raises:
+        UserError: a question is too long without any exemplar.
+    """
+    rows, counts = [], {0: 0}
+    too_long: list[tuple[int, Question]] = []
+    for question in questions:
+        dropped, size = fitting(model, question, length)
+        if length is not None and size > length:
+            too_long.append((size, question))
+        counts[dropped] = counts.get(dropped, 0) + 1
+        row = {'task': question.task, 'index': question.index, 'prompt': question.prompt(dropped)}
+        rows.append(row | {'target': question.target})
+    if too_long:
+        size, longest = max(too_long, key=lambda item: item[0])
+        raise UserError(
+            f'{len(too_long)} of {len(questions)} questions have more than {length} tokens without exemplars; '
+            f'number {longest.index} of {longest.task} has {size}. Set --prompt_length={size} or --tasks.'
+        )
+    return rows, dict(sorted(counts.items()))
+
+
+def fitting(model: LanguageModel, question: Question, length: int | None) -> tuple[int, int]:
+    """How many exemplars a prompt loses to have at most `length` tokens, and how many it has then (0 without a limit).
+
+    A question that is longer without any exemplar loses all of them.
+    """
+    if length is None:
+        return 0, 0
+    size = 0
+    for dropped in range(len(question.exemplars) + 1):
+        size = len(model.input_ids(question.prompt(dropped)))
+        if size <= length:
+            return dropped, size
+    return len(question.exemplars), size
+
+
+def _settings(model: LanguageModel, benchmark: Benchmark, decoding: Decoding) -> Row:
+    """What decides an answer besides its prompt: a file with other settings is not resumed."""
+    settings: Row = {'checkpoint': model.folder, 'step': model.step}
+    settings['max_new_tokens'] = decoding.max_new_tokens or benchmark.max_new_tokens
+    if not decoding.greedy:
+        names = ('temperature', 'top_k', 'top_p', 'num_samples', 'seed')
+        settings |= {name: getattr(decoding, name) for name in names}
+    return settings
+
+
+def _answer_all(
+    model: LanguageModel,
+    benchmarks: Mapping[str, Benchmark],
+    prompts: Sequence[Prompt],
+    questions: Sequence[Question],
+    decoding: Decoding,
+    predictions: str | None,
+) -> list[tuple[str, Answer]]:
+    """The benchmark and the answer of every question, of an earlier run's file or made now."""
+    progress, answers = Progress(), []
+    if predictions is None:
+        for chunk in _chunks(prompts, WINDOW * decoding.batch_size):
+            answers += _answer(model, benchmarks, chunk, questions, decoding)
+            progress(len(answers), len(prompts))
+    else:
+        with RowWriter(Path(predictions), prompts, setting='--predictions') as writer:
+            while writer.remaining:
+                chunk = next(_chunks(writer.remaining, WINDOW * decoding.batch_size))
+                writer.write(_answer(model, benchmarks, chunk, questions, decoding))
+                progress(len(writer.done), len(prompts))
+            answers = [writer.done[prompt.number] for prompt in prompts]
+    found = []
+    for prompt, given in zip(prompts, answers, strict=True):
+        samples = tuple(given) if isinstance(given, list) else (given,)
+        row = prompt.row
+        found.append((row['benchmark'], Answer(row['task'], row['index'], samples, row['target'])))
+    return found
+
+
+def _chunks(prompts: Sequence[Prompt], size: int) -> Any:
+    """Parts of at most `size` prompts, each of one benchmark."""
+    for _, group in itertools.groupby(prompts, key=lambda prompt: prompt.row['benchmark']):
+        members = list(group)
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def _answer(
+    model: LanguageModel,
+    benchmarks: Mapping[str, Benchmark],
+    prompts: Sequence[Prompt],
+    questions: Sequence[Question],
+    decoding: Decoding,
+) -> list[Any]:
+    """The completion of each prompt, or a list of samples; for options, the likeliest."""
+    texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
+    asked = [questions[number] for number in numbers]
+    if asked[0].options:
+        return likeliest(model, texts, [question.options for question in asked], decoding.batch_size)
+    limit = prompts[0].row['max_new_tokens']
+    samples = model.samples(texts, decoding.num_samples, limit, decoding=decoding, rows=numbers)
+    return samples if decoding.num_samples > 1 else [first for (first,) in samples]
+
+
+def likeliest(
+    model: LanguageModel, prompts: Sequence[str], options: Sequence[Sequence[str]], batch_size: int
+) -> list[str]:
+    """The likeliest option of each prompt, its end of sequence not counted; the first of equal ones."""
+    pairs = [(prompt, option) for prompt, choices in zip(prompts, options, strict=True) for option in choices]
+    inputs = {prompt: model.input_ids(prompt) for prompt in prompts}
+    targets = [answer_ids(model.vocabulary, prompt, option, model.prompt_format)[:-1] for prompt, option in pairs]
+    scores = iter(model.score_ids([inputs[prompt] for prompt, _ in pairs], targets, batch_size))
+    best = []
+    for choices in options:
+        found = [next(scores) for _ in choices]
+        best.append(choices[found.index(max(found))].strip())
+    return best
