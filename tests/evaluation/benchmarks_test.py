@@ -143,7 +143,6 @@ def test_the_length_of_training_is_the_limit(checkpoint):
         (['--benchmark=bbh_dirct'], 1, 'did you mean bbh_direct?'),
         (['--benchmark=bbh_direct', '--tasks=navigat'], 1, "no task 'navigat' of bbh_direct; did you mean navigate?"),
         (['--benchmark=bbh_direct', '--limit=0'], 2, '--limit=0'),
-        (['--benchmark=bbh_direct', '--predictions=a.txt'], 2, 'expected a .jsonl file'),
         (['--benchmark=bbh_direct', '--samples=2'], 1, 'Set --temperature=0.7'),
         (['--benchmark=tydiqa'], 1, 'the files of tydiqa. Set --benchmark_dir'),
         (['--benchmark=bbh_direct,mmlu_direct', '--tasks=navigate'], 1, 'no questions of mmlu_direct are selected'),
