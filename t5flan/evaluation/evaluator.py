@@ -162,6 +162,7 @@ class GeneratedMetrics:
     def __init__(self, data: DataConfig, config: EvaluationConfig, vocabulary: Vocabulary) -> None:
         self._data, self._config, self._vocabulary = data, config, vocabulary
         self._expanded = expand(config.tasks or (data.mixture,), config.split, 'EvaluationConfig')
+        self.samples: list[Row] = []
         tasks = {name: task for group in self._expanded.values() for name, task in group.items()}
         self._has_one = len(tasks) == 1
         found = {name: metric_names(task) for name, task in tasks.items()}
@@ -178,6 +179,7 @@ class GeneratedMetrics:
         results = evaluate_tasks(
             own, self._expanded, config.split, config.generate, decoding=decoding, instructions=data.instructions
         )
+        self.samples = [row for result in results.values() for row in result['samples']]
         means = {f'eval/{metric}': value for metric, value in mean_metrics(list(results.values())).items()}
         if self._has_one:
             return means

@@ -1,7 +1,7 @@
 """`t5flan report WORKDIR`: a run as one HTML page.
 
 Curves come from metrics.jsonl, the model and its settings from t5flan.json and config.gin. Scores and samples come from
-every evaluation*.json and predictions*.jsonl in the folder, as written by
+samples.jsonl, and every evaluation*.json and predictions*.jsonl in the folder, as written by
 `t5flan evaluate --json=WORKDIR/evaluation.json --predictions=WORKDIR/predictions.jsonl`. Missing files are skipped.
 """
 
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
+from t5flan.models.build import abstract_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import parameter_count
 from t5flan.reporting.page import Curves, Panel, Sample, Samples, Section, Table, Text, write_report
 
 SAMPLES = 12
@@ -26,6 +29,8 @@ _PANELS = (
     ('Learning rate', {'learning rate': 'learning_rate'}, '', False),
     ('Gradient norm', {'gradient norm': 'grad_norm'}, '', True),
     ('Speed', {'tokens per second': 'tokens_per_second'}, 'tokens/s', False),
+    ('Model FLOP/s', {'TFLOP/s per device': 'tflops_per_second_per_device'}, 'TFLOP/s', False),
+    ('Peak memory', {'peak memory': 'peak_memory_gib'}, 'GiB', False),
     ('Model FLOPs utilization', {'utilization': 'model_flops_utilisation'}, 'fraction of peak', False),
 )
 
@@ -46,7 +51,9 @@ def report(workdir: str, output: str | None = None) -> Path:
             f'{workdir} has neither t5flan.json nor metrics.jsonl. Give the workdir of a `t5flan train` run.'
         )
     sections = [
+        *_overview(description, metrics),
         *training_sections(metrics),
+        *_data(folder),
         *_evaluations(folder),
         *_predictions(folder),
         *_settings(folder, description),
@@ -116,7 +123,7 @@ def _evaluations(folder: Path) -> list[Section]:
 
 def _predictions(folder: Path) -> list[Section]:
     sections: list[Section] = []
-    for path in sorted(folder.glob('predictions*.jsonl')):
+    for path in [folder / 'samples.jsonl', *sorted(folder.glob('predictions*.jsonl'))]:
         rows = [row for row in _read_lines(path) if isinstance(row.get('prediction'), str)]
         by_task: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -134,8 +141,44 @@ def _predictions(folder: Path) -> list[Section]:
             )
             for row in chosen
         ]
-        sections.append(Samples('Predictions', samples, f'{len(samples)} of {len(rows)} rows of {path.name}'))
+        title = 'Predictions' if path.name != 'samples.jsonl' else 'Answers at the last evaluation'
+        sections.append(Samples(title, samples, f'{len(samples)} of {len(rows)} rows of {path.name}'))
     return sections
+
+
+def _overview(description: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> list[Section]:
+    """What the run is, in a few rows: parameters, vocabulary, steps, loss, speed and memory."""
+    losses = [(row['step'], row['eval/loss']) for row in metrics if isinstance(row.get('eval/loss'), float)]
+    rows: list[list[Any]] = []
+    with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):
+        rows.append(['parameters', f'{parameter_count(abstract_model(ModelConfig.from_dict(description["model"]))):,}'])
+    for name in ('format', 'feature_lengths'):
+        if name in description:
+            rows.append([name.replace('_', ' '), json.dumps(description[name]).strip('"')])
+    if isinstance(vocabulary := description.get('vocabulary'), dict) and 'size' in vocabulary:
+        rows.append(['vocabulary', f'{vocabulary["size"]:,} ids'])
+    if losses:
+        best = min(losses, key=lambda one: one[1])
+        words = [f'{loss:.4f} at step {step}' for step, loss in (losses[0], best, losses[-1])]
+        rows.append(
+            ['held-out loss', ', '.join(f'{name} {word}' for name, word in zip(('first', 'best', 'last'), words))]
+        )
+    for key, name, unit in (('tokens_per_second', 'speed', 'tokens/s'), ('peak_memory_gib', 'peak memory', 'GiB')):
+        if values := curve(metrics, key)[1]:
+            rows.append([name, f'{values[-1]:,.1f} {unit}'])
+    return [Table('Overview', ['', ''], rows)]
+
+
+def _data(folder: Path) -> list[Section]:
+    """The tasks of data.json: their rates, and the examples that the run has read since its last start."""
+    rows: list[list[Any]] = []
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # a file of something else
+        for name, task in _read_json(folder / 'data.json')['tasks'].items():
+            long = task['trimmed'] + task['dropped']
+            rows.append([name, 100 * task['rate'], task['examples'], long, 100 * task['share']])
+    columns = ['task', 'rate, %', 'examples read', 'too long', 'share of the examples, %']
+    rows.sort(key=lambda row: -row[2])
+    return [Table('Data', columns, rows, 'since the last start of the run')]
 
 
 def _settings(folder: Path, description: Mapping[str, Any]) -> list[Section]:

@@ -7,17 +7,19 @@ so on. A run that resumes from step N first drops the rows after N that a killed
 import json
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from etils import epath
 
-from t5flan.files import PathLike, write_whole
+from t5flan.files import PathLike, write_json, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 METRICS = 'metrics.jsonl'
+SAMPLES = 'samples.jsonl'
+DATA = 'data.json'
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, float]]:
@@ -53,7 +55,7 @@ class MetricWriter:
         self._losses: list[tuple[int, float]] = []  # (step, eval/loss)
         if not active:
             return
-        folder = epath.Path(workdir)
+        folder = self._folder = epath.Path(workdir)
         kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
         self._losses = [(int(row['step']), row['eval/loss']) for row in kept if 'eval/loss' in row]
         write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
@@ -68,9 +70,18 @@ class MetricWriter:
         self._file.flush()
         self._tensorboard.write(step, metrics)
 
-    def write_evaluation(self, step: int, measured: Mapping[str, float]) -> None:
-        """Adds a row, and logs it: the loss beside the best and the first one, then the loss of each task."""
+    def write_evaluation(
+        self, step: int, measured: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Adds a row, and logs it: the loss beside the best and the first one, then the loss of each task.
+
+        Args:
+            samples: answers to show in the report, which replace those of the evaluation before.
+        """
         self.write(step, measured)
+        if samples and self._active:
+            rows = [{'step': step, **row} for row in samples]
+            write_whole(self._folder / SAMPLES, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
         loss = measured['eval/loss']
         self._losses.append((step, loss))
         (first_step, first), (best_step, best) = self._losses[0], min(self._losses, key=lambda one: (one[1], one[0]))
@@ -83,6 +94,11 @@ class MetricWriter:
         losses = [f'{name[10:]} {value:.4f}' for name, value in by_task.items() if name.startswith('eval/loss/')]
         if losses:
             self.log(f'  loss by task: {", ".join(losses)}')
+
+    def write_data(self, report: Mapping[str, Any]) -> None:
+        """Writes data.json, what the run was trained on since its last start: `TrainPipeline.report()`."""
+        if self._active:
+            write_json(self._folder / DATA, report)
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float | None) -> None:
         """Shows step, loss, speed and peak memory: as a bar on a terminal, as plain lines elsewhere."""

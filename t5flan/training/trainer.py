@@ -50,6 +50,8 @@ class GeneratedMetrics(Protocol):
 
     names: tuple[str, ...]
     """The metrics it returns, such as 'eval/exact_match'."""
+    samples: list[dict[str, Any]]
+    """Some rows of the last evaluation: task, input, target, prediction."""
 
     def __call__(self, model: Any, sharding: sharding_lib.Sharding) -> dict[str, float]:
         """The metrics of a model."""
@@ -127,6 +129,7 @@ def train(
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
         state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, started).train(state)
         manager.close()
+        writer.write_data(pipeline.report())
         for line in pipeline.report_lines():
             writer.log(line)
         writer.close()
@@ -240,7 +243,7 @@ class Loop:
             raise
         if self.manager.latest_step is not None or step:  # there is no checkpoint before the first step
             self.manager.record(step, measured)
-        self.writer.write_evaluation(step, measured)
+        self.writer.write_evaluation(step, measured, self.evaluator.samples)
         self.throughput.pause()
         return measured
 
@@ -338,6 +341,7 @@ class Evaluator:
         self.every = config.every
         self._batches, self._sharding = config.batches, sharding
         self._held_out = HeldOut(dataclasses.replace(data, split=config.split), vocabulary, config.tasks)
+        self.samples: list[dict[str, Any]] = []
         self._generated: GeneratedMetrics | None = None
         if config.every and config.generate:
             if generated is None:
@@ -391,6 +395,7 @@ class Evaluator:
             measured |= self._measure(trainer, state, task)
         if self._generated is not None:
             measured |= self._generated(state.model, self._sharding)
+            self.samples = self._generated.samples
         return measured
 
     def _measure(self, trainer: Trainer, state: TrainState, task: str | None) -> dict[str, float]:

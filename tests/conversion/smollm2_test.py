@@ -91,9 +91,12 @@ def test_greedy_tokens_with_and_without_the_chat_template(both):
     for ids, (one,) in zip(prompts, found, strict=True):
         with torch.no_grad():
             expected = theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :].tolist()
-        eos = model.vocabulary.eos_id
-        until = lambda tokens: tokens[: tokens.index(eos)] if eos in tokens else tokens
-        assert until(one.tokens.tolist()) == until(expected)
+        assert until_eos(one.tokens.tolist(), model) == until_eos(expected, model)
+
+
+def until_eos(ids: list[int], model: t5flan.LanguageModel) -> list[int]:
+    eos = model.vocabulary.eos_id
+    return ids[: ids.index(eos)] if eos in ids else ids
 
 
 def test_there_and_back(both, smollm2, tmp_path):

@@ -86,3 +86,22 @@ def test_losses_of_tasks_share_a_panel():
     assert [panel.title for panel in curves.panels] == ['Held-out loss by task', 'Held-out accuracy by task']
     assert dict(curves.panels[0].series) == {'r_3_15': ([10, 20], [0.2, 0.1]), 's': ([10, 20], [0.3, 0.15])}
     assert [row[0] for row in table.rows][0] == 'eval/loss/c4_ul2_r_3_15'
+
+
+def test_the_page_begins_with_what_the_run_is(tmp_path):
+    model = {'architecture': 'decoder_only', 'vocab_size': 384, 'emb_dim': 64, 'num_heads': 4, 'head_dim': 16}
+    model |= {'mlp_dim': 128, 'num_decoder_layers': 2, 'position': 'rope'}
+    description = {'model': model, 'format': 'causal_lm', 'vocabulary': {'size': 259}}
+    rows = [{'step': 0, 'eval/loss': 3.5}, {'step': 10, 'tokens_per_second': 1234.5, 'peak_memory_gib': 2.25}]
+    rows += [{'step': 10, 'eval/loss': 2.5}, {'step': 20, 'eval/loss': 2.75}]
+    task = {'rate': 0.25, 'share': 0.2, 'examples': 1500, 'trimmed': 3, 'dropped': 0}
+    (tmp_path / 't5flan.json').write_text(json.dumps(description))
+    (tmp_path / 'metrics.jsonl').write_text(lines(rows))
+    (tmp_path / 'data.json').write_text(json.dumps({'tasks': {'add': task, 'sort': {**task, 'examples': 9000}}}))
+    (tmp_path / 'samples.jsonl').write_text(lines([{'task': 'add', 'input': '1+1', 'target': '2', 'prediction': '3'}]))
+    page = report(str(tmp_path)).read_text(encoding='utf-8')
+    words = ['131,392', '259 ids', '1,234.5 tokens/s', '2.2 GiB']
+    words += ['first 3.5000 at step 0, best 2.5000 at step 10, last 2.7500 at step 20', '1 of 1 rows of samples.jsonl']
+    for word in words:
+        assert word in page, word
+    assert page.index('<td>sort</td>') < page.index('<td>add</td>') and '>1,500</td>' in page
