@@ -63,20 +63,22 @@ def with_prompt_format(workdir: str | None, data: DataConfig, vocabulary: Vocabu
     return dataclasses.replace(data, instructions=dataclasses.replace(data.instructions, prompt_format=chosen))
 
 
-def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> list[str]:
+def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', source: str | None = None) -> list[str]:
     """Requires the run in `workdir`, if there is one, to have this model, vocabulary and data order.
 
     Args:
         gin: the operative gin of this start.
+        source: the initial checkpoint.
 
     Returns:
-        Lines that name the other settings that differ from those of the last start.
+        Lines that name the other settings that differ from those of the last start, and a warning if rows are longer
+        than the context that the initial checkpoint was trained with.
 
     Raises:
         UserError: the first setting that differs and must not.
     """
     if checkpoints.latest_step(workdir) is None:
-        return []
+        return _context_lines(source, new)
     old = checkpoints.read_description(workdir)
     fields, given = old.model.to_dict(), new.model.to_dict()
     pairs = [(f'ModelConfig.{name}', fields[name], given[name]) for name in fields if name not in RUN_FIELDS]
@@ -89,16 +91,16 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '') -> 
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
-    return _changed_settings(workdir, gin)
+    return _changed_settings(workdir, gin) + _context_lines(source, new)
 
 
-def context_lines(source: str | None, model: ModelConfig, data: DataConfig) -> list[str]:
+def _context_lines(source: str | None, new: checkpoints.Description) -> list[str]:
     """A warning if rows are longer than the context that a decoder from Hugging Face was trained with."""
-    if source is None or model.architecture != 'decoder_only':
+    if source is None or new.model.architecture != 'decoder_only':
         return []
     file = checkpoints.checkpoint_root(source) / checkpoints.HUGGING_FACE / 'config.json'
     context = json.loads(file.read_text()).get('max_position_embeddings') if file.exists() else None
-    longest = max(row_capacity(data.format, data.feature_lengths))
+    longest = max(row_capacity(new.format, new.feature_lengths))
     if context is None or longest <= context:
         return []
     problem = f'rows have {longest} tokens, but the model was trained with {context} (max_position_embeddings)'

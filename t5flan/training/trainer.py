@@ -102,8 +102,7 @@ def train(
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     description = description_lib.describe(model, data, vocabulary)
-    told = description_lib.check_workdir(workdir, description, gin)
-    told += description_lib.context_lines(checkpoints.initialize_from, model, data)
+    told = description_lib.check_workdir(workdir, description, gin, checkpoints.initialize_from)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
     if run.epochs is not None:
