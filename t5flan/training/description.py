@@ -91,14 +91,14 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', sou
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
-    return _changed_settings(workdir, gin) + _context_lines(source, new)
+    return _changed_settings(workdir, gin) + _context_lines(workdir, new)
 
 
-def _context_lines(source: str | None, new: checkpoints.Description) -> list[str]:
+def _context_lines(folder: str | None, new: checkpoints.Description) -> list[str]:
     """A warning if rows are longer than the context that a decoder from Hugging Face was trained with."""
-    if source is None or new.model.architecture != 'decoder_only':
+    if folder is None or new.model.architecture != 'decoder_only':
         return []
-    file = checkpoints.checkpoint_root(source) / checkpoints.HUGGING_FACE / 'config.json'
+    file = checkpoints.checkpoint_root(folder) / checkpoints.HUGGING_FACE / 'config.json'
     context = json.loads(file.read_text()).get('max_position_embeddings') if file.exists() else None
     longest = max(row_capacity(new.format, new.feature_lengths))
     if context is None or longest <= context:
