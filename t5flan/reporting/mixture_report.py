@@ -220,6 +220,8 @@ def main(
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file is as wide as needed
     console.print(_table(description))
+    known = f'Tokens are those of the vocabulary {config.vocabulary} ({vocabulary.vocab_size:,} ids).'
+    console.print(known, soft_wrap=True, markup=False, highlight=False)
     for example in description['examples']:
         _print_example(console, example)
     if description['examples'] and not console.color_system:
@@ -237,10 +239,8 @@ def _table(description: Mapping[str, Any]) -> Any:
 
     tasks, stages = description['tasks'], description['stages']
     title = ', then '.join(stage['mixture'] for stage in stages)
-    known = description['vocabulary']
     count = f'{len(tasks):,} {"task" if len(tasks) == 1 else "tasks"}'
-    caption = f'tokens of the vocabulary {known["path"]} ({known["size"]:,} ids)'
-    table = Table(title=f'{title}, split {description["split"]}: {count}', caption=caption)
+    table = Table(title=f'{title}, split {description["split"]}: {count}')
     rates = ['rate'] if len(stages) == 1 else [f'rate from {stage["start_step"]:,}' for stage in stages]
     measured = ['input tokens', 'target tokens', 'targets', 'too long', 'few sentinels']
     columns = ['task', 'examples', 'cap', *rates, *measured, 'variants']
