@@ -55,6 +55,7 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     extras = {file.name: file.read_bytes() for file in files if file.is_file() and file.stat().st_size <= LARGEST_EXTRA}
     found, notes = (vocabulary, ()) if vocabulary is not None else read_vocabulary(folder, fields)
     require_rows(folder, found, config.vocab_size)
+    notes = (*notes, *_generation_notes(folder, found, config.vocab_size))
     format = 'causal_lm' if config.architecture == 'decoder_only' else 'encoder_decoder'
     return Checkpoint(str(folder), config, dtypes, read_one, found, format, extras=extras, notes=notes)
 
@@ -69,6 +70,27 @@ def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: 
         problem = 'config.json says that the logits are not tied to the embedding, but lm_head.weight is missing'
         fix = 'Save the model with its head (T5ForConditionalGeneration, LlamaForCausalLM), or set tie_word_embeddings'
         raise UserError(f'{folder}: {problem}. {fix}.')
+
+
+def _generation_notes(folder: Path, vocabulary: Vocabulary, rows: int) -> list[str]:
+    """A note if generation_config.json ends texts with another token than the tokenizer.
+
+    Raises:
+        UserError: the file is broken, or names an id that the embedding lacks.
+    """
+    file = folder / 'generation_config.json'
+    given = read_json(file).get('eos_token_id') if file.is_file() else None
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    for id in ids:
+        if not isinstance(id, int) or not 0 <= id < rows:
+            fix = 'Correct it, or remove the file.'
+            raise UserError(f'{file}: eos_token_id {id!r} is no id of the model, which has {rows:,}. {fix}')
+    known = (vocabulary.eos_id, vocabulary.turn_end_id)
+    if not ids or set(ids) & set(known):
+        return []
+    ours = vocabulary.turn_end_id
+    spelled = [f'{id} ({vocabulary.decode([id])!r})' for id in ids]
+    return [f'{file} ends texts with {", ".join(spelled)}, the tokenizer with {ours}: texts end with {ours} here']
 
 
 def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[str, Stored]:

@@ -1,6 +1,7 @@
 """A decoder from Hugging Face through every command: what its folder knows need not be said again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -218,3 +219,25 @@ def test_prompts_follow_the_format_of_the_folder(folder, trained):
     )
     with pytest.raises(UserError, match='text 1 is None, expected a string'):
         raw.generate(['a', None])
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{"eos_token_id": 1}', None),
+        ('{"eos_token_id": [3, 1]}', None),
+        ('{"max_new_tokens": 5}', None),
+        ('{"eos_token_id": 77}', 'ends texts with 77'),
+        ('{"eos_token_id": [4000]}', 'eos_token_id 4000 is no id of the model, which has 290'),
+        ('{"eos_token_id": "</s>"}', "eos_token_id '</s>' is no id"),
+        ('[]', 'generation_config.json is not a JSON object'),
+    ],
+)
+def test_a_generation_config_that_contradicts_the_tokenizer(folder, tmp_path, content, message):
+    shutil.copytree(folder / 'hf', tmp_path / 'hf')
+    (tmp_path / 'hf' / 'generation_config.json').write_text(content)
+    try:
+        said = [note for note in convert.read(tmp_path / 'hf', 'hf').notes if 'generation_config' in note]
+    except UserError as error:
+        said = [str(error)]
+    assert said == [] if message is None else (len(said) == 1 and message in said[0] and '\n' not in said[0])

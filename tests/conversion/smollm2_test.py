@@ -8,6 +8,7 @@ import pytest
 import t5flan
 from t5flan.conversion import convert
 from t5flan.data.vocabulary import chat_template
+from t5flan.language_model import LanguageModel
 
 pytestmark = pytest.mark.slow
 LOGIT_TOLERANCE = 2e-4
@@ -94,7 +95,7 @@ def test_greedy_tokens_with_and_without_the_chat_template(both):
         assert until_eos(one.tokens.tolist(), model) == until_eos(expected, model)
 
 
-def until_eos(ids: list[int], model: t5flan.LanguageModel) -> list[int]:
+def until_eos(ids: list[int], model: LanguageModel) -> list[int]:
     eos = model.vocabulary.eos_id
     return ids[: ids.index(eos)] if eos in ids else ids
 
