@@ -141,6 +141,10 @@ class Vocabulary(abc.ABC):
         """The spelling of a sentinel, mode token or added token; None for other ids."""
         return self._special_of_id.get(id)
 
+    def is_special(self, id: int) -> bool:
+        """Whether an answer leaves the id out (transformers' `skip_special_tokens`): a sentinel, an added token, ..."""
+        return id in (self.pad_id, self.eos_id) or id in self._special_of_id
+
     def mode_token_id(self, token: str) -> int:
         """The id of a mode token such as '[NLU]'; raises a UserError if the vocabulary lacks it."""
         if token not in self.mode_tokens:
