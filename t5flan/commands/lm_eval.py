@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 COMMAND = Command(
     'lm_eval',
-    "evaluates on the tasks of EleutherAI's lm-evaluation-harness; takes the arguments of lm_eval",
+    "evaluates on lm-evaluation-harness's tasks; the arguments are lm_eval's, which `t5flan lm_eval run --help` lists",
     run,
     flags=(),
     example='t5flan lm_eval --model=t5flan --model_args=checkpoint=runs/mine --tasks=arc_easy --batch_size=8',

@@ -261,7 +261,9 @@ class Decoder(_Stack):
         seen_RM = of_rows(cache.segment_ids_BM())
         mask = Mask(causal=True, kv_segment_ids_BS=jnp.pad(seen_RM, ((0, 0), (0, tokens)), constant_values=1))
         positions_RT = of_rows(cache.positions_B1()) + jnp.arange(tokens, dtype=jnp.int32)[None, :]
-        cross_mask = jax.tree.map(of_rows, cache.cross_mask())
+        source_BS, cross_mask = cache.cross_segment_ids_BS, None
+        if source_BS is not None:
+            cross_mask = Mask(causal=False, kv_segment_ids_BS=of_rows(source_BS))
 
         def body(x_RTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
             k_BMKH, v_BMKH, index = cache.layer(layer)
