@@ -26,8 +26,11 @@ from t5flan.models.model import START_TOKEN, Model
 
 Ids = Sequence[int]
 
-_TOKENS_OF_A_PASS = 256
-"""A pass over continuations reads about as many tokens; with fewer, reading the parameters would take most time."""
+_TOKENS_OF_A_ROW = 128
+"""A pass over continuations reads as many tokens for each row of `batch_size`: enough that reading the parameters takes
+little of its time, and not so many that short continuations are padded to the length of a long one."""
+_ROWS_OF_A_ROW = 8
+"""At most as many continuations are in a pass for each row of `batch_size`: they repeat the cache of their context."""
 _LOGITS_OF_A_CHUNK = 256
 """Positions whose logits are in memory together."""
 
@@ -128,8 +131,7 @@ def _score(
     sharding = sharding_lib.current()
     placement = None if sharding is None else (sharding.mesh, tuple(sorted(sharding.rules.items())))
     rows = [_Continuation(row, ids) for row, context in enumerate(contexts) for ids in continuations[context]]
-    height = min(batch_size, _power_of_two(len(contexts)))
-    inputs = _context_arrays(model, contexts, start_id, _rounded_rows(height))
+    inputs = _context_arrays(model, contexts, start_id, _rounded_rows(len(contexts)))
     logits_BV, cache = _read_contexts(model, *inputs, prefix_lm=prefix_lm, placement=placement)
     firsts = _filled([one.ids[0] for one in rows], _power_of_two(len(rows)))
     places = _filled([one.row for one in rows], _power_of_two(len(rows)))
@@ -137,9 +139,9 @@ def _score(
     longer = sorted((one for one in rows if len(one.ids) > 1), key=lambda one: -len(one.ids))
     while longer:
         width = rounded_length(len(longer[0].ids) - 1)
-        count = max(batch_size, _power_of_two(_TOKENS_OF_A_PASS // width))
+        count = max(1, min(_TOKENS_OF_A_ROW * batch_size // width, _ROWS_OF_A_ROW * batch_size))
         now, longer = longer[:count], longer[count:]
-        height = _rounded_rows(min(count, _power_of_two(len(now))))
+        height = _rounded_rows(len(now))
         tokens_RT, targets_RT = np.zeros((height, width), np.int32), np.full((height, width), -1, np.int32)
         for r, one in enumerate(now):
             tokens_RT[r, : len(one.ids) - 1], targets_RT[r, : len(one.ids) - 1] = one.ids[:-1], one.ids[1:]
@@ -220,10 +222,12 @@ def _power_of_two(count: int) -> int:
 
 
 def _rounded_rows(rows: int) -> int:
-    """The next multiple of the mesh's parts of a batch."""
+    """Rounds up to 1, 2, 3, 4, 6, 8, 12, 16, ..., and to a multiple of the mesh's parts of a batch."""
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
-    return -(-rows // parts) * parts
+    size = _power_of_two(rows)
+    size = size * 3 // 4 if rows <= size * 3 // 4 else size
+    return -(-size // parts) * parts
 
 
 def _filled(values: Sequence[int], length: int) -> np.ndarray:

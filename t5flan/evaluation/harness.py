@@ -85,7 +85,7 @@ class HarnessModel(TemplateLM):
             dtype: the compute dtype; default: that of the checkpoint.
             seed: of samples, in tasks that sample.
             max_batch_size: the batch size of batch_size='auto' (default: 32).
-            device: lm-eval's argument; it must be the device that JAX uses.
+            device: not used. lm-eval passes PyTorch's name of a device; JAX_PLATFORMS chooses JAX's.
         """
         super().__init__()
         if not isinstance(checkpoint, LanguageModel):
@@ -95,9 +95,6 @@ class HarnessModel(TemplateLM):
         self.batch_size = _positive('batch_size', (max_batch_size or _AUTO_BATCH_SIZE) if automatic else batch_size)
         self.max_length = _positive('max_length', max_length or default_max_length(self.model))
         self.max_gen_toks, self.seed = _positive('max_gen_toks', max_gen_toks), int(seed)
-        here = jax.default_backend()
-        if device is not None and device.partition(':')[0].replace('cuda', 'gpu') != here:
-            raise UserError(f'device={device}, expected {here}, which JAX uses. Remove it, or set JAX_PLATFORMS.')
         model = self.model
         self.apart = model.format == 'encoder_decoder' or (
             model.prompt_format == 'plain' and model.inputs_end and not model.vocabulary.conventions.add_eos

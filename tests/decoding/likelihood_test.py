@@ -63,7 +63,7 @@ def test_shared_contexts_give_what_whole_rows_give(made, format, monkeypatch):
         pairs = list(zip(INPUTS, TARGETS))
     inputs, targets = [a for a, _ in pairs], [b for _, b in pairs]
     expected = by_whole_rows(model, inputs, targets)
-    monkeypatch.setattr(likelihood_lib, '_TOKENS_OF_A_PASS', 8)  # several passes over the options of a batch
+    monkeypatch.setattr(likelihood_lib, '_TOKENS_OF_A_ROW', 8)  # several passes over the options of a batch
     monkeypatch.setattr(likelihood_lib, '_LOGITS_OF_A_CHUNK', 8)
     done = []
     found = model.likelihoods(inputs, targets, batch_size=2, progress=done.append)
@@ -90,7 +90,7 @@ def test_each_context_is_read_once(made, monkeypatch):
     count = lambda *args, **kwargs: read.append(args[1].shape) or whole(*args, **kwargs)
     monkeypatch.setattr(likelihood_lib, '_read_contexts', count)
     model.likelihoods(INPUTS, TARGETS, batch_size=4)
-    assert read == [(4, 16)], 'three distinct contexts, padded to four'
+    assert read == [(3, 16)], 'three distinct contexts'
 
 
 @pytest.mark.parametrize('format', FORMATS)
