@@ -18,9 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-WORDS = 'the a one of in to and is for on with by from that it which river house city red old letter music water'.split(
-    ' '
-)
+WORDS = [start + end for start in 'bdfglmnprst' for end in ('and', 'ing', 'ost', 'ell', 'one')]
 
 Run = Callable[[], list[tuple[float, bool]]]
 

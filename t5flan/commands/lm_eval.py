@@ -1,22 +1,15 @@
 """`t5flan lm_eval`: lm-evaluation-harness with the model `t5flan`; all arguments are lm-eval's own."""
 
 import argparse
-import sys
 
 from t5flan.commands.arguments import Command
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs lm-eval's command line, after registering the model."""
-    from lm_eval.__main__ import cli_evaluate
+    """Runs lm-eval's command line with the model registered."""
+    from t5flan.evaluation.harness import command_line
 
-    import t5flan.evaluation.harness  # noqa: F401  (registers the model; says what to install if lm-eval is missing)
-
-    ours, sys.argv = sys.argv, ['t5flan lm_eval', *arguments.foreign]
-    try:
-        cli_evaluate()
-    finally:
-        sys.argv = ours
+    command_line(arguments.foreign)
 
 
 COMMAND = Command(

@@ -242,8 +242,12 @@ def _check(model: Model, contexts: Sequence[Ids], continuations: Sequence[Ids]) 
             raise UserError(f'continuation {i} has no tokens, expected at least one. Remove it.')
         if not len(context) and model.config.architecture == 'decoder_only':
             raise UserError(f'context {i} has no tokens; a decoder needs one to read. Start it with the start token.')
-        size = model.config.vocab_size
-        wrong = [id for ids in (context, continuation) for id in ids if not 0 <= id < size]
-        if wrong:
+        lowest, highest, size = (
+            min(*context, *continuation, 0),
+            max(*context, *continuation, 0),
+            model.config.vocab_size,
+        )
+        if lowest < 0 or highest >= size:
+            wrong = lowest if lowest < 0 else highest
             fix = 'The vocabulary is not the one the model was trained with.'
-            raise UserError(f'request {i} has the token id {wrong[0]}; the model has 0 to {size - 1}. {fix}')
+            raise UserError(f'request {i} has the token id {wrong}; the model has 0 to {size - 1}. {fix}')

@@ -21,6 +21,7 @@ encoded apart and ended as in training.
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ from t5flan.files import to_path
 from t5flan.language_model import LanguageModel, load
 
 try:
-    import lm_eval.models  # noqa: F401  (registers lm-eval's own models, which it does only if there are none yet)
+    import lm_eval.__main__
+    import lm_eval.models  # registers lm-eval's own models, which it does only if there are none yet
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -279,6 +281,15 @@ class HarnessModel(TemplateLM):
         parameters = sum(x.size for x in jax.tree.leaves(self.model.model))
         config = self.model.config
         return {'model_num_parameters': parameters, 'model_dtype': config.dtype, 'model_step': self.model.step}
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """Runs lm-eval's command line, which knows the model `t5flan` here."""
+    ours, sys.argv = sys.argv, ['t5flan lm_eval', *arguments]
+    try:
+        lm_eval.__main__.cli_evaluate()
+    finally:
+        sys.argv = ours
 
 
 def default_max_length(model: LanguageModel) -> int:
