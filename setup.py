@@ -57,6 +57,7 @@ setup(
         'metrics': ['rouge-score>=0.1.2', 'sacrebleu>=2.4'],  # of FileTask.metrics
         'dedup': ['datasketch>=1.6'],
         'hub': ['datasets>=4.0', 'huggingface_hub>=1.0'],  # hf:NAME; earlier versions run code of the data set
+        'eval': ['lm-eval>=0.4.10', 'tqdm>=4.66'],  # t5flan lm_eval
         'dev': [
             # What the tests of optional features need.
             'datasets>=4.0',

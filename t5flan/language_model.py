@@ -28,6 +28,7 @@ from t5flan.data.vocabulary.prompt_format import answer_ids, prompt_ids
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
 from t5flan.decoding.generate import Generation, generate, rounded_length
+from t5flan.decoding.likelihood import Likelihood, likelihoods
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
@@ -337,6 +338,41 @@ class LanguageModel:
                 for place, i in enumerate(chosen):
                     scores[i] = float(scores_B[place])
         return scores
+
+    def likelihoods(
+        self,
+        inputs: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        *,
+        batch_size: int = 32,
+        started: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Likelihood]:
+        """Returns log p(target ids | input ids), and whether greedy decoding writes the target, for each pair.
+
+        Each distinct input is read once, whatever the number of its targets: the options of a question share it. See
+        `decoding.likelihood.likelihoods`.
+
+        Args:
+            batch_size: distinct inputs that are read together.
+            started: inputs of a decoder-only model begin with their start token; always so if its tokenizer adds none.
+            progress: called with the number of finished pairs after each batch.
+        """
+        start_id, decoder_only = self.vocabulary.start_id, self.format != 'encoder_decoder'
+        if decoder_only and self.starts and not started:
+            inputs = [[start_id, *ids] for ids in inputs]
+        elif decoder_only:
+            inputs = [ids if len(ids) else [start_id] for ids in inputs]
+        with sharding_lib.use(self.sharding):
+            return likelihoods(
+                self.model,
+                inputs,
+                targets,
+                start_id=start_id,
+                prefix_lm=self.format == 'prefix_lm',
+                batch_size=batch_size,
+                progress=progress,
+            )
 
     def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """Unpacked model features as in training, padded to few shapes."""

@@ -58,7 +58,8 @@ def test_packages_put_everything_under_t5flan(metadata):
 
 
 def test_extras_and_python_versions(metadata):
-    assert set(metadata['extras_require']) == {'tpu', 'convert', 'beam', 'hub', 'metrics', 'dedup', 'dev', 'docs'}
+    extras = {'tpu', 'convert', 'beam', 'hub', 'metrics', 'dedup', 'eval', 'dev', 'docs'}
+    assert set(metadata['extras_require']) == extras
     assert metadata['python_requires'] == '>=3.11,<3.14'
     named = [name.rpartition(' ')[2] for name in metadata['classifiers'] if 'Python :: 3.' in name]
     assert tuple(named) == PYTHONS
@@ -103,7 +104,7 @@ def test_imported_packages_are_required(metadata):
                 package = canonicalize_name(provided.get(top) or brought.get(top) or top)
                 assert package in required, f'{path.relative_to(ROOT)} imports {top}: name its package in setup.py'
                 found.add(package)
-    for extra in ('convert', 'dedup'):
+    for extra in ('convert', 'dedup', 'eval'):
         assert {canonicalize_name(Requirement(text).name) for text in metadata['extras_require'][extra]} <= found
 
 

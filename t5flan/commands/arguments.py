@@ -39,6 +39,8 @@ class Command:
     gin: bool = False
     """Whether it takes --gin_file and --gin.NAME."""
     example: str = ''
+    foreign: bool = False
+    """Whether its arguments are those of another program; it gets them as `arguments.foreign`."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -71,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
 def parse_arguments(argv: Sequence[str], commands: Mapping[str, Command]) -> tuple[Command, argparse.Namespace]:
     """Returns the command and its arguments.
 
-    The arguments always have `gin`, a list of 'NAME=VALUE', and `gin_file`, a list, if the command takes settings.
+    The arguments have `gin`, a list of 'NAME=VALUE', and `gin_file`, a list, if the command takes settings. Those of a
+    foreign command are a list, `foreign`.
 
     Raises:
         Exit: --help or --version has been printed.
@@ -88,8 +91,12 @@ def parse_arguments(argv: Sequence[str], commands: Mapping[str, Command]) -> tup
     if command is None:
         what = 'flag' if argv[0].startswith('-') else 'command'
         raise UsageError(f'unknown {what} {argv[0]}{did_you_mean(argv[0], commands)} (see `t5flan --help`)')
+    if command.foreign and argv[1:] not in ([], ['--help'], ['-h']):
+        return command, argparse.Namespace(foreign=argv[1:], gin=[])
     rest, gin = _split_gin(argv[1:])
     _check_flags(command, rest, gin)
+    if command.foreign:
+        rest = ['--help']
     arguments = _parser(command).parse_args(rest)
     arguments.gin = gin
     return command, arguments

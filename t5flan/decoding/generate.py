@@ -104,7 +104,7 @@ def generate(
     outputs = ((batch.chosen, run(batch.tokens_BP, batch.rows_B, batch.starts_B)) for batch in batches)
     results: list[list[Generation]] = [[] for _ in prompts]
     done = 0
-    for chosen, output in _one_ahead(outputs):
+    for chosen, output in one_ahead(outputs):
         samples = _generations(jax.device_get(output), eos_id)
         for place, i in enumerate(chosen):
             results[i] = samples[place * decoding.num_samples : (place + 1) * decoding.num_samples]
@@ -172,7 +172,7 @@ def rounded_length(length: int) -> int:
     return three_quarters if size > 256 and length <= three_quarters else size
 
 
-def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
     """The items, each yielded after the next one was started: the device computes while the caller reads."""
     waiting: collections.deque[T] = collections.deque()
     for item in items:

@@ -39,11 +39,11 @@ class LayerCache(NamedTuple):
 
 
 def update_cache(cache: LayerCache, new_kv: KV) -> KV:
-    """The cached keys and values [B, M, K, H], with those of the new token ([B, 1, K, H] each) written to its slot."""
+    """The cached keys and values [B, M, K, H], with those of new tokens ([B, T, K, H] each) written to their slots."""
 
-    def write(cached_BMKH: jax.Array, new_B1KH: jax.Array) -> jax.Array:
-        new_B1KH = new_B1KH.astype(cached_BMKH.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(cached_BMKH, new_B1KH, cache.cache_index, axis=1)
+    def write(cached_BMKH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+        new_BTKH = new_BTKH.astype(cached_BMKH.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(cached_BMKH, new_BTKH, cache.cache_index, axis=1)
 
     return write(cache.k_BMKH, new_kv[0]), write(cache.v_BMKH, new_kv[1])
 

@@ -35,6 +35,7 @@ class DecoderOnly(Model):
         *,
         prefix_lm: bool = False,
         start_id: int | jax.Array = START_TOKEN,
+        pad_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Reads prompts of different lengths in one pass.
 
@@ -50,12 +51,15 @@ class DecoderOnly(Model):
             max_decode_len: how many more tokens `decode_step` can read.
             prefix_lm: the prompt and its start token see each other in both directions, as a prefix does in training.
             start_id: the start token, one for all rows or one for each [B].
+            pad_B: how many tokens at the left of each prompt are padding, for vocabularies in which 0 is a word;
+                default: all zeros at the left.
 
         Returns:
             Logits [B, V] of the token after each prompt, and the cache.
         """
         prompt_BP = jnp.asarray(prompt_tokens_BP, jnp.int32)
-        pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
+        if pad_B is None:
+            pad_B = jnp.sum(jnp.cumsum(prompt_BP != 0, axis=1) == 0, axis=1, dtype=jnp.int32)
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)))
         is_start_BT = positions_of(tokens_BT) == pad_B[:, None]
         tokens_BT = jnp.where(is_start_BT, jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT)

@@ -86,7 +86,7 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[jax.Array, KV]:
         """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
 
-        With `cache`, x is the one token after it. `cross_kv` and `cross_mask` are those of the encoder's output.
+        With `cache`, x are the tokens after it. `cross_kv` and `cross_mask` are those of the encoder's output.
         """
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
@@ -251,6 +251,36 @@ class Decoder(_Stack):
         layers = self.config.num_decoder_layers
         (x_B1D, cache), _ = self._run_layers(body, (x_B1D, cache), layers, differentiated=False)
         return self.decoder_norm(x_B1D), cache.advanced()
+
+    def read_after(self, x_RTD: jax.Array, cache: Cache, rows_R: jax.Array) -> jax.Array:
+        """Embeddings of T tokens that follow those in row rows_R[r] of a full cache -> hidden states [R, T, D].
+
+        Several rows may follow one row of the cache, which stays as it is: the options of a question share its context.
+        """
+        tokens, of_rows = x_RTD.shape[1], functools.partial(jnp.take, indices=rows_R, axis=0)
+        seen_RM = of_rows(cache.segment_ids_BM())
+        mask = Mask(causal=True, kv_segment_ids_BS=jnp.pad(seen_RM, ((0, 0), (0, tokens)), constant_values=1))
+        positions_RT = of_rows(cache.positions_B1()) + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+        source_BS, cross_mask = cache.cross_segment_ids_BS, None
+        if source_BS is not None:
+            cross_mask = Mask(causal=False, kv_segment_ids_BS=of_rows(source_BS))
+
+        def body(x_RTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
+            k_BMKH, v_BMKH, index = cache.layer(layer)
+            k_RMKH, v_RMKH = (jnp.pad(of_rows(x), ((0, 0), (0, tokens), (0, 0), (0, 0))) for x in (k_BMKH, v_BMKH))
+            x_RTD, _ = block(
+                x_RTD,
+                mask=mask,
+                positions_BT=positions_RT,
+                bias_table_NR=table_NR,
+                cross_kv=jax.tree.map(of_rows, cache.cross_kv(layer)),
+                cross_mask=cross_mask,
+                cache=LayerCache(k_RMKH, v_RMKH, index),
+            )
+            return x_RTD, None
+
+        x_RTD, _ = self._run_layers(body, x_RTD, self.config.num_decoder_layers, differentiated=False)
+        return self.decoder_norm(x_RTD)
 
 
 def _relative_table(config: ModelConfig, scope: Scope, layers: int) -> RelativeTable | None:

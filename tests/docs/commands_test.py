@@ -43,6 +43,8 @@ def in_page(kind) -> list:
 def check_flags(argv: list[str]) -> None:
     """The command and each flag exist, and so do the gin files and settings."""
     command = COMMANDS[argv[0]]
+    if command.foreign:
+        return
     known = {flag.name for flag in command.flags} | {'--help'} | ({'--gin_file'} if command.gin else set())
     files, settings = [], []
     for word in argv[1:]:

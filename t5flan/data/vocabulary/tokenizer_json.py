@@ -50,7 +50,9 @@ class TokenizerJsonVocabulary(Vocabulary):
         self._loses_text = unknown is not None and not has_bytes
         self.unk_id = PAD_ID if unknown is None else unknown
         size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        own = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        own = {token.content: i for i, token in added.items()}
         own |= {name: i for k in range(1000) if (i := self._id_of_piece(name := f'<extra_id_{k}>')) is not None}
         super().__init__(size, 0, (), own)
 
@@ -58,6 +60,10 @@ class TokenizerJsonVocabulary(Vocabulary):
     def loses_text(self) -> bool:
         """Whether the tokenizer has an unknown token and no bytes."""
         return self._loses_text
+
+    def is_special(self, id: int) -> bool:
+        """Whether the file marks the token as special; id 0 may be a word."""
+        return id in self._special_ids
 
     def _id_of_piece(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)

@@ -148,6 +148,10 @@ class Vocabulary(abc.ABC):
         """The tokens that may stand before a text: mode tokens and added tokens, without sentinels."""
         return tuple(token for token in self._id_of_special if not re.fullmatch(r'<extra_id_\d+>', token))
 
+    def is_special(self, id: int) -> bool:
+        """Whether an answer leaves the id out (transformers' `skip_special_tokens`): a sentinel, an added token, ..."""
+        return id in (self.pad_id, self.eos_id) or id in self._special_of_id
+
     def mode_token_id(self, token: str) -> int:
         """The id of a mode token such as '[NLU]'; raises a UserError if the vocabulary lacks it."""
         if token not in self.control_tokens:
