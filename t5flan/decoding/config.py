@@ -1,10 +1,12 @@
 """Settings of decoding. Standard library only."""
 
 import dataclasses
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from t5flan.config.checks import is_count, is_number
 from t5flan.errors import UserError, nearest
+
+BEAM_SCORINGS = ('huggingface', 't5x')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +25,17 @@ class Decoding:
         num_samples: continuations of each prompt; only `rationales` and `LanguageModel.samples` take more than 1.
         seed: seed of the samples. A row's samples depend on the seed and its row number only, not on its batch.
         batch_size: prompts decoded together, over all devices.
+        num_beams: width of a beam search; 1 is none. The likeliest beam found is the continuation, and
+            `LanguageModel.beams` returns all of them. Needs temperature 0.
+        length_penalty: alpha, the power of a beam's length that its sum of log-probabilities is divided by to rank it:
+            above 0 favors longer ones.
+        early_stopping: a prompt's search stops when its running beams are unlikely to beat the ended ones (False), when
+            they cannot ('never'), or when `num_beams` have ended (True), as in transformers' `generate`.
+        beam_scoring: 'huggingface' for length^alpha as in transformers, or 't5x' for ((5 + length) / 6)^alpha as in
+            T5X, where alpha is usually 0.6; see `decoding/beam.py`.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or beams are combined with sampling.
     """
 
     max_new_tokens: int | None = None
@@ -35,6 +45,10 @@ class Decoding:
     num_samples: int = 1
     seed: int = 0
     batch_size: int = 32
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal['never'] = False
+    beam_scoring: Literal['huggingface', 't5x'] = 'huggingface'
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -45,10 +59,26 @@ class Decoding:
         self._require('top_k', is_count(self.top_k, 0), 'an integer of 0 (all tokens) or more')
         self._require('top_p', is_number(self.top_p) and 0 < self.top_p <= 1, 'a number above 0 and at most 1')
         self._require('seed', is_count(self.seed, -(2**31)) and self.seed < 2**31, 'a 32-bit integer')
-        for name in ('num_samples', 'batch_size'):
+        for name in ('num_samples', 'batch_size', 'num_beams'):
             self._require(name, is_count(getattr(self, name), 1), 'an integer of 1 or more')
         limit = self.max_new_tokens
         self._require('max_new_tokens', limit is None or is_count(limit, 1), 'an integer of 1 or more, or None')
+        self._require('length_penalty', is_number(self.length_penalty), 'a number')
+        self._require('beam_scoring', self.beam_scoring in BEAM_SCORINGS, f'one of {", ".join(BEAM_SCORINGS)}')
+        stops = (True, False, 'never')
+        self._require('early_stopping', self.early_stopping in stops, "True, False or 'never'")
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.beam_scoring == 't5x':
+            self._require('early_stopping', self.early_stopping is False, "False: T5X's beam search has one rule")
+        if self.num_beams == 1:
+            return
+        for name, expected in (('temperature', 0), ('num_samples', 1)):
+            value = getattr(self, name)
+            if value != expected:
+                given = f'num_beams={self.num_beams} with {name}={value!r}, expected {name}={expected}'
+                raise UserError(f'{given}: beam search does not sample. Set num_beams=1, or {name}={expected}.')
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -91,6 +121,10 @@ class DecodingSettings(TypedDict, total=False):
     num_samples: int
     seed: int
     batch_size: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | Literal['never']
+    beam_scoring: Literal['huggingface', 't5x']
 
 
 GREEDY = Decoding()

@@ -4,6 +4,7 @@ L layers, B batch, M cache slots (prompt and new tokens), S source length, K key
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +68,23 @@ class Cache:
         """The cache after every layer was updated: `index` points to the next slot."""
         return dataclasses.replace(self, index=self.index + 1)
 
-    def take(self, rows_B: jax.Array) -> 'Cache':
-        """The cache with these rows of the batch, reordered or repeated (beams, several samples of one prompt)."""
-        taken = {}
-        for field in dataclasses.fields(self):
-            x = getattr(self, field.name)
-            if field.name != 'index' and x is not None:
-                taken[field.name] = jnp.take(x, rows_B, axis=1 if 'LB' in field.name else 0)
-        return dataclasses.replace(self, **taken)
+    def repeated(self, count: int) -> 'Cache':
+        """The cache with `count` rows for each row, which share the keys and values of the encoder's output."""
+        repeat = functools.partial(jnp.repeat, repeats=count)
+        k_LBMKH, v_LBMKH = repeat(self.k_LBMKH, axis=1), repeat(self.v_LBMKH, axis=1)
+        return dataclasses.replace(self, pad_B=repeat(self.pad_B, axis=0), k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
+
+    def reordered(self, parents_BW: jax.Array) -> 'Cache':
+        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams)."""
+        k_LBMKH, v_LBMKH = (reorder_rows(x, parents_BW, axis=1) for x in (self.k_LBMKH, self.v_LBMKH))
+        return dataclasses.replace(self, k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
+
+
+def reorder_rows(x: jax.Array, parents_BW: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows [B * W] on `axis`: row w of each W becomes a copy of row parents_BW[b, w]."""
+    x_BW = x.reshape(*x.shape[:axis], *parents_BW.shape, *x.shape[axis + 1 :])
+    gather = jax.vmap(functools.partial(jnp.take, axis=axis), in_axes=(axis, 0), out_axes=axis)
+    return gather(x_BW, parents_BW).reshape(x.shape)
 
 
 def pad_kv(prompt_kv: KV, new_slots: int) -> KV:
