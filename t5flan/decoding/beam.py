@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5flan.decoding import steps
 from t5flan.models.model import Model
@@ -86,6 +87,18 @@ class Search(NamedTuple):
     cache: Any
 
 
+class Candidates(NamedTuple):
+    """The C best continuations of each prompt's running beams by one token, the best first.
+
+    Attributes:
+        beams: tokens and sums of log-probabilities, with C in the place of W.
+        parents_BC: the beams that they continue.
+    """
+
+    beams: Beams
+    parents_BC: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=('rules', 'capacity', 'prefix_lm', 'placement'))
 def begin(
     model: Model,
@@ -98,8 +111,8 @@ def begin(
     capacity: int,
     prefix_lm: bool,
     placement: Any = None,
-) -> Search:
-    """Reads a batch of prompts and chooses the first token of each beam.
+) -> tuple[Search, Candidates]:
+    """Reads a batch of prompts -> the search before the first token, and the candidates for it.
 
     Args:
         tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
@@ -115,56 +128,98 @@ def begin(
     # The beams of a prompt start equal: only the first one may continue.
     running = nothing._replace(scores_BW=nothing.scores_BW.at[:, 0].set(0.0))
     search = Search(jnp.int32(0), running, nothing, rows_B >= 0, cache.repeated(width))
-    return _extend(search, jnp.repeat(logits_BV, width, axis=0), limits, rules)
+    return search, _candidates(search, jnp.repeat(logits_BV, width, axis=0), limits, rules)
 
 
 @functools.partial(jax.jit, static_argnames=('rules', 'placement'), donate_argnames='search')
 def advance(
-    model: Model, layers: steps.Layers, search: Search, limits: Limits, *, rules: Rules, placement: Any = None
+    model: Model,
+    layers: steps.Layers,
+    search: Search,
+    candidates: Candidates,
+    limits: Limits,
+    *,
+    rules: Rules,
+    placement: Any = None,
 ) -> Search:
     """Continues the search until it has stopped for every prompt; `layers` are from `steps.prepare`."""
 
     def body(search: Search) -> Search:
-        tokens_BWT = search.running.tokens_BWT
-        last_BW1 = jax.lax.dynamic_slice_in_dim(tokens_BWT, search.step - 1, 1, axis=2)
-        logits_BV, cache = steps.step(model, layers, search.cache, last_BW1.reshape(-1, 1))
-        return _extend(search._replace(cache=cache), logits_BV, limits, rules)
+        search, candidates = _propose(model, layers, search, limits, rules)
+        return _settle(search, candidates, False, limits, rules)
 
+    search = _settle(search, candidates, False, limits, rules)
     unfinished = lambda search: (search.step < limits.max_new_tokens) & jnp.any(search.open_B)
-    return _result(jax.lax.while_loop(unfinished, body, search), rules)
+    return jax.lax.while_loop(unfinished, body, search)
 
 
-def _extend(search: Search, logits_RV: jax.Array, limits: Limits, rules: Rules) -> Search:
-    """One step: logits of the R = B * W running beams -> the beams with one more token."""
-    candidates, parents_BC = _candidates(search, logits_RV, limits, rules)
-    running, ended, width = search.running, search.ended, rules.num_beams
+@functools.partial(jax.jit, static_argnames=('rules', 'placement'), donate_argnames='search')
+def propose(
+    model: Model, layers: steps.Layers, search: Search, limits: Limits, *, rules: Rules, placement: Any = None
+) -> tuple[Search, Candidates]:
+    """The first half of a step of `advance`: the next candidates."""
+    return _propose(model, layers, search, limits, rules)
+
+
+@functools.partial(jax.jit, static_argnames=('rules', 'placement'), donate_argnames='search')
+def settle(
+    search: Search,
+    candidates: Candidates,
+    stopped_BC: jax.Array,
+    limits: Limits,
+    *,
+    rules: Rules,
+    placement: Any = None,
+) -> Search:
+    """The second half: candidates end or run on. Those in `stopped_BC` end as if by the end of sequence."""
+    return _settle(search, candidates, stopped_BC, limits, rules)
+
+
+def result(search: Search, rules: Rules) -> Beams:
+    """The beams that a finished search returns; the search has been fetched from the device, as NumPy arrays."""
+    if rules.scoring == 'huggingface':
+        return search.ended
+    none_B = np.all(search.ended.lengths_BW == 0, axis=1)
+    choose = lambda x, y: np.where(none_B.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+    return jax.tree.map(choose, search.running, search.ended)
+
+
+def _propose(
+    model: Model, layers: steps.Layers, search: Search, limits: Limits, rules: Rules
+) -> tuple[Search, Candidates]:
+    last_BW1 = jax.lax.dynamic_slice_in_dim(search.running.tokens_BWT, search.step - 1, 1, axis=2)
+    logits_RV, cache = steps.step(model, layers, search.cache, last_BW1.reshape(-1, 1))
+    return search._replace(cache=cache), _candidates(search, logits_RV, limits, rules)
+
+
+def _settle(search: Search, candidates: Candidates, stopped_BC: Any, limits: Limits, rules: Rules) -> Search:
+    """The candidates that end join the ended beams; the best others run on."""
+    beams, ended, width = candidates.beams, search.ended, rules.num_beams
     step = search.step + 1
-    last_BC = jax.lax.dynamic_slice_in_dim(candidates.tokens_BWT, search.step, 1, axis=2)[..., 0]
-    ends_BC = last_BC == limits.eos_id
+    last_BC = jax.lax.dynamic_slice_in_dim(beams.tokens_BWT, search.step, 1, axis=2)[..., 0]
+    ends_BC = (last_BC == limits.eos_id) | stopped_BC
     may_end_BC = ends_BC
     if rules.scoring == 'huggingface':
         ends_BC |= step >= limits.max_new_tokens
         may_end_BC = ends_BC & (jnp.arange(2 * width) < width)[None, :]
     if rules.early_stopping is True:
         may_end_BC &= ~jnp.all(ended.lengths_BW > 0, axis=1, keepdims=True)
-    may_end_BC &= search.open_B[:, None] & (candidates.scores_BW > IMPOSSIBLE)
+    may_end_BC &= search.open_B[:, None] & (beams.scores_BW > IMPOSSIBLE)
 
-    scores_BC = jnp.where(may_end_BC, candidates.scores_BW / _penalty(step, limits, rules), IMPOSSIBLE)
-    lengths_BC = jnp.where(may_end_BC, candidates.lengths_BW, 0)
-    newly_ended = candidates._replace(scores_BW=scores_BC, lengths_BW=lengths_BC)
+    scores_BC = jnp.where(may_end_BC, beams.scores_BW / _penalty(step, limits, rules), IMPOSSIBLE)
+    newly_ended = beams._replace(scores_BW=scores_BC, lengths_BW=jnp.where(may_end_BC, beams.lengths_BW, 0))
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), ended, newly_ended)
     ended = both.take(jax.lax.top_k(both.scores_BW, width)[1])
 
-    sums_BC = jnp.where(ends_BC, IMPOSSIBLE, candidates.scores_BW)
-    sums_BW, places_BW = jax.lax.top_k(sums_BC, width)
-    running = candidates.take(places_BW)._replace(scores_BW=sums_BW)
-    parents_BW = jnp.take_along_axis(parents_BC, places_BW, axis=1)
+    sums_BW, places_BW = jax.lax.top_k(jnp.where(ends_BC, IMPOSSIBLE, beams.scores_BW), width)
+    running = beams.take(places_BW)._replace(scores_BW=sums_BW)
+    parents_BW = jnp.take_along_axis(candidates.parents_BC, places_BW, axis=1)
     open_B = search.open_B & _may_improve(running, ended, step, limits, rules)
     return Search(step, running, ended, open_B, search.cache.reordered(parents_BW))
 
 
-def _candidates(search: Search, logits_RV: jax.Array, limits: Limits, rules: Rules) -> tuple[Beams, jax.Array]:
-    """The C best continuations of each prompt by one token, the best first, and the beams they continue [B, C]."""
+def _candidates(search: Search, logits_RV: jax.Array, limits: Limits, rules: Rules) -> Candidates:
+    """The candidates for the next token from the logits of the R = B * W running beams."""
     running, width = search.running, rules.num_beams
     vocab_size = logits_RV.shape[-1]
     known_RV = jnp.where(jnp.arange(vocab_size) < limits.known_ids, logits_RV, IMPOSSIBLE)
@@ -177,12 +232,9 @@ def _candidates(search: Search, logits_RV: jax.Array, limits: Limits, rules: Rul
     of_places = lambda x_RC: jnp.take_along_axis(x_RC.reshape(-1, width * each), places_BC, axis=1)[..., None]
     put = lambda x_BCT, new_BC1: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC1, search.step, axis=2)
     parents = running.take(parents_BC)
-    return Beams(
-        put(parents.tokens_BWT, of_places(tokens_RC)),
-        put(parents.log_probs_BWT, of_places(log_probs_RC)),
-        parents.lengths_BW + 1,
-        sums_BC,
-    ), parents_BC
+    tokens_BCT = put(parents.tokens_BWT, of_places(tokens_RC))
+    log_probs_BCT = put(parents.log_probs_BWT, of_places(log_probs_RC))
+    return Candidates(Beams(tokens_BCT, log_probs_BCT, parents.lengths_BW + 1, sums_BC), parents_BC)
 
 
 def _penalty(length: Any, limits: Limits, rules: Rules) -> jax.Array:
@@ -200,12 +252,3 @@ def _may_improve(running: Beams, ended: Beams, length: jax.Array, limits: Limits
     best_B = running.scores_BW[:, 0] / _penalty(length, limits, rules)
     may_improve_B = best_B > jnp.min(ended.scores_BW, axis=1)
     return may_improve_B & ~jnp.all(ended.lengths_BW > 0, axis=1) if rules.early_stopping is True else may_improve_B
-
-
-def _result(search: Search, rules: Rules) -> Search:
-    """The search with `ended` as its result."""
-    if rules.scoring == 'huggingface':
-        return search
-    none_B = jnp.all(search.ended.lengths_BW == 0, axis=1)
-    choose = lambda x, y: jnp.where(none_B.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-    return search._replace(ended=jax.tree.map(choose, search.running, search.ended))

@@ -7,6 +7,8 @@ from t5flan.config.checks import is_count, is_number
 from t5flan.errors import UserError, nearest
 
 BEAM_SCORINGS = ('huggingface', 't5x')
+WITHOUT_FLAG = ('early_stopping', 'beam_scoring')
+"""Fields that commands have no flag for: gin sets them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Decoding:
         beam_scoring: 'huggingface' for length^alpha as in transformers, or 't5x' for ((5 + length) / 6)^alpha as in
             T5X, where alpha is usually 0.6; see `decoding/beam.py`.
 
+        stop: a continuation ends before the first of these strings, wherever tokens begin and end, like the `until` of
+            lm-evaluation-harness.
+
     Raises:
         UserError: a value is out of range, or beams are combined with sampling.
     """
@@ -49,6 +54,7 @@ class Decoding:
     length_penalty: float = 1.0
     early_stopping: bool | Literal['never'] = False
     beam_scoring: Literal['huggingface', 't5x'] = 'huggingface'
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -68,6 +74,9 @@ class Decoding:
         stops = (True, False, 'never')
         self._require('early_stopping', self.early_stopping in stops, "True, False or 'never'")
         self._check_beams()
+        is_list = isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop)
+        self._require('stop', is_list, 'a list of non-empty strings')
+        object.__setattr__(self, 'stop', tuple(self.stop))
 
     def _check_beams(self) -> None:
         if self.beam_scoring == 't5x':
@@ -82,9 +91,9 @@ class Decoding:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            flag = '--samples' if name == 'num_samples' else f'--{name}'
+            flag = '' if name in WITHOUT_FLAG else '--samples, or ' if name == 'num_samples' else f'--{name}, or '
             value = getattr(self, name)
-            raise UserError(f'{name}={value!r}, expected {expected}. Set {flag}, or Decoding.{name} in your .gin.')
+            raise UserError(f'{name}={value!r}, expected {expected}. Set {flag}Decoding.{name} in your .gin.')
 
     @property
     def greedy(self) -> bool:
@@ -125,6 +134,7 @@ class DecodingSettings(TypedDict, total=False):
     length_penalty: float
     early_stopping: bool | Literal['never']
     beam_scoring: Literal['huggingface', 't5x']
+    stop: tuple[str, ...]
 
 
 GREEDY = Decoding()

@@ -19,8 +19,10 @@ import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding import beam, sampled, steps
 from t5flan.decoding.config import Decoding
+from t5flan.decoding.stopping import CHECK_EVERY, StopStrings
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import START_TOKEN, Model
@@ -37,14 +39,20 @@ class Generation:
     Attributes:
         tokens: int32 [T], the new tokens, including the end of sequence if it was reached.
         log_probs: float32 [T], the model's log-probability of each token (before temperature, top-k and top-p).
-        ended: whether the end of sequence was reached.
+        ended: whether the end of sequence or a stop string was reached.
         score: of a beam, see `decoding/beam.py`; otherwise the sum of `log_probs`.
+        before_stop: the text before the stop string that ended it, or None. `tokens` include the stop string.
     """
 
     tokens: np.ndarray
     log_probs: np.ndarray
     ended: bool
     score: float
+    before_stop: str | None = None
+
+    def text(self, vocabulary: Vocabulary) -> str:
+        """Its text, without the stop string."""
+        return vocabulary.decode(self.tokens) if self.before_stop is None else self.before_stop
 
 
 def generate(
@@ -57,6 +65,7 @@ def generate(
     rows: Sequence[int] | None = None,
     prefix_lm: bool = False,
     known_ids: int | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Generation]]:
     """Returns the continuations of each prompt, in the order of the prompts.
@@ -73,28 +82,41 @@ def generate(
         rows: each prompt's row number in the whole input, which with the seed determines its samples; default 0, 1, ...
         prefix_lm: a decoder reads the prompt in both directions.
         known_ids: the size of the vocabulary; rows of the embedding beyond it are never chosen. Default: all are.
+        decode: token ids -> text, to find `decoding.stop` in.
         progress: called with the number of finished prompts after each batch.
 
     Raises:
-        UserError: max_new_tokens is None, or a prompt contains a token id that the model does not have.
+        UserError: max_new_tokens is None, there are stop strings but no `decode`, or a prompt contains a token id that
+            the model does not have.
     """
     if decoding.max_new_tokens is None:
         raise UserError('max_new_tokens=None, expected an integer of 1 or more. Set max_new_tokens.')
+    if decoding.stop and decode is None:
+        raise UserError(f'stop={decoding.stop!r} needs the text of tokens. Pass decode=vocabulary.decode.')
     _check_prompts(model.config, prompts, start_id)
     if start_id is None:
         starts, prompts = [prompt[0] for prompt in prompts], [prompt[1:] for prompt in prompts]
     else:
         starts = [start_id] * len(prompts)
-    known_ids = model.config.vocab_size if known_ids is None else known_ids
-    program = _Program(model, decoding, eos_id, known_ids, prefix_lm, steps.prepare(model), sharding_lib.placement())
-    run = program.sampled if decoding.num_beams == 1 else program.beams
+    program = _Program(
+        model,
+        decoding,
+        decoding.max_new_tokens,
+        eos_id,
+        model.config.vocab_size if known_ids is None else known_ids,
+        prefix_lm,
+        steps.prepare(model),
+        sharding_lib.placement(),
+        StopStrings(decoding.stop, decode) if decode is not None and decoding.stop else None,
+    )
+    run = program.run_sampled if decoding.num_beams == 1 else program.run_beams
     rows = range(len(prompts)) if rows is None else rows
     batches = _batches(model.config, prompts, rows, starts, decoding.batch_size)
     outputs = ((batch.chosen, run(batch)) for batch in batches)
     results: list[list[Generation]] = [[] for _ in prompts]
     done = 0
     for chosen, output in _one_ahead(outputs):
-        for i, generations in zip(chosen, _generations(jax.device_get(output), eos_id), strict=False):
+        for i, generations in zip(chosen, program.generations(output()), strict=False):
             results[i] = generations
         done += len(chosen)
         if progress is not None:
@@ -173,82 +195,104 @@ def _one_ahead(items: Iterable[T]) -> Iterator[T]:
 class _Output(NamedTuple):
     """What a batch returns, for N continuations of each prompt."""
 
-    tokens_BNT: jax.Array
-    log_probs_BNT: jax.Array
-    lengths_BN: jax.Array
-    scores_BN: jax.Array | None
+    tokens_BNT: Any
+    log_probs_BNT: Any
+    lengths_BN: Any
+    scores_BN: Any  # None: the sums of log_probs
 
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """Runs batches on the device, without waiting for the result."""
+    """Runs batches on the device. Without stop strings it does not wait for the result."""
 
     model: Model
     decoding: Decoding
+    limit: int  # of new tokens
     eos_id: int
     known_ids: int
     prefix_lm: bool
     layers: steps.Layers
     placement: Any
+    stops: StopStrings | None
 
-    @property
-    def _limit(self) -> int:
-        assert self.decoding.max_new_tokens is not None  # checked by `generate`
-        return self.decoding.max_new_tokens
-
-    def sampled(self, batch: _Batch) -> _Output:
+    def run_sampled(self, batch: _Batch) -> Callable[[], _Output]:
         """Greedy decoding, or samples."""
-        decoding = self.decoding
-        choice = sampled.Choice(
-            np.int32(self.eos_id),
-            np.int32(self.known_ids),
-            np.float32(decoding.temperature or 1.0),
-            np.int32(decoding.top_k),
-            np.float32(decoding.top_p),
-        )
+        decoding, placement = self.decoding, self.placement
+        numbers = np.float32(decoding.temperature or 1.0), np.int32(decoding.top_k), np.float32(decoding.top_p)
+        choice = sampled.Choice(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
         loop = sampled.begin(
             self.model,
             *batch[1:],
             choice,
             np.int32(decoding.seed),
             greedy=decoding.greedy,
-            capacity=rounded_length(self._limit),
+            capacity=rounded_length(self.limit),
             num_samples=decoding.num_samples,
             prefix_lm=self.prefix_lm,
-            placement=self.placement,
+            placement=placement,
         )
-        loop = sampled.advance(self.model, self.layers, loop, choice, np.int32(self._limit), placement=self.placement)
-        by_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
-        return _Output(*map(by_prompt, (loop.tokens_BT, loop.log_probs_BT, loop.lengths_B)), None)
 
-    def beams(self, batch: _Batch) -> _Output:
+        def advance(loop: sampled.Loop, until: int) -> sampled.Loop:
+            return sampled.advance(self.model, self.layers, loop, choice, np.int32(until), placement=placement)
+
+        def by_prompt(loop: sampled.Loop) -> _Output:
+            of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
+            return _Output(of_prompt(loop.tokens_BT), of_prompt(loop.log_probs_BT), of_prompt(loop.lengths_B), None)
+
+        loop = advance(loop, self.limit) if self.stops is None else self._until_stops(loop, advance, self.stops)
+        found = loop._replace(cache=None)
+        return lambda: by_prompt(jax.device_get(found))
+
+    def _until_stops(
+        self, loop: sampled.Loop, advance: Callable[[sampled.Loop, int], sampled.Loop], stops: StopStrings
+    ) -> sampled.Loop:
+        """Advances a few tokens at a time and ends the rows whose text has a stop string."""
+        until, checked_B = 0, np.zeros(loop.lengths_B.shape, np.int32)
+        while True:
+            until = min(until + CHECK_EVERY, self.limit)
+            loop = advance(loop, until)
+            tokens_BT, lengths_B, ended_B = jax.device_get((loop.tokens_BT, loop.lengths_B, loop.ended_B))
+            checked_B, stopped_B = stops.shorten(tokens_BT, lengths_B, checked_B)
+            ended_B = ended_B | stopped_B
+            new = (jax.device_put(x, old.sharding) for x, old in ((checked_B, loop.lengths_B), (ended_B, loop.ended_B)))
+            loop = loop._replace(lengths_B=next(new), ended_B=next(new))
+            if until == self.limit or ended_B.all():
+                return loop
+
+    def run_beams(self, batch: _Batch) -> Callable[[], _Output]:
         """Beam search."""
-        decoding = self.decoding
+        decoding, fixed = self.decoding, (self.model, self.layers)
         rules = beam.Rules(decoding.num_beams, decoding.beam_scoring, decoding.early_stopping)
-        limits = beam.Limits(
-            np.int32(self.eos_id), np.int32(self.known_ids), np.float32(decoding.length_penalty), np.int32(self._limit)
+        numbers = np.float32(decoding.length_penalty), np.int32(self.limit)
+        limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
+        static: Any = dict(rules=rules, placement=self.placement)
+        capacity = rounded_length(self.limit)
+        search, candidates = beam.begin(
+            self.model, *batch[1:], limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
         )
-        search = beam.begin(
-            self.model,
-            *batch[1:],
-            limits,
-            rules=rules,
-            capacity=rounded_length(self._limit),
-            prefix_lm=self.prefix_lm,
-            placement=self.placement,
-        )
-        search = beam.advance(self.model, self.layers, search, limits, rules=rules, placement=self.placement)
-        return _Output(*search.ended)
+        if self.stops is None:
+            search = beam.advance(*fixed, search, candidates, limits, **static)
+        while self.stops is not None:
+            tokens_BCT, lengths_BC = jax.device_get((candidates.beams.tokens_BWT, candidates.beams.lengths_BW))
+            stopped_BC = self.stops.stopped(tokens_BCT, lengths_BC)
+            search = beam.settle(search, candidates, stopped_BC, limits, **static)
+            if lengths_BC.max() >= self.limit or not np.any(search.open_B):
+                break
+            search, candidates = beam.propose(*fixed, search, limits, **static)
+        found = search._replace(cache=None)
+        return lambda: _Output(*beam.result(jax.device_get(found), rules))
 
-
-def _generations(output: _Output, eos_id: int) -> Iterator[list[Generation]]:
-    """The continuations of each prompt of a batch, fillers included."""
-    tokens_BNT, log_probs_BNT, lengths_BN, scores_BN = output
-    for b, lengths_N in enumerate(lengths_BN):
-        generations = []
-        for n, length in enumerate(lengths_N):
-            tokens_T, log_probs_T = tokens_BNT[b, n, :length], log_probs_BNT[b, n, :length]
-            score = float(log_probs_T.sum() if scores_BN is None else scores_BN[b, n])
-            if length:  # 0 in an empty place among beams
-                generations.append(Generation(tokens_T, log_probs_T, bool(tokens_T[-1] == eos_id), score))
-        yield generations
+    def generations(self, output: _Output) -> Iterator[list[Generation]]:
+        """The continuations of each prompt of a batch, fillers included."""
+        tokens_BNT, log_probs_BNT, lengths_BN, scores_BN = output
+        for b, lengths_N in enumerate(lengths_BN):
+            generations = []
+            for n, length in enumerate(lengths_N):
+                if not length:  # an empty place among beams
+                    continue
+                tokens_T, log_probs_T = tokens_BNT[b, n, :length], log_probs_BNT[b, n, :length]
+                score = float(log_probs_T.sum() if scores_BN is None else scores_BN[b, n])
+                stop = None if self.stops is None else self.stops.find(tokens_T, length - 1)
+                ended, text = bool(tokens_T[-1] == self.eos_id or stop), stop[1] if stop else None
+                generations.append(Generation(tokens_T, log_probs_T, ended, score, text))
+            yield generations
