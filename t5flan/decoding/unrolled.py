@@ -2,13 +2,17 @@
 
 `Model.decode_step` scans over stacked layers: at every token it slices each layer's parameters and cache out of the
 stack, which on a CPU copies them (T5 1.1 small, 8 rows: 200 MB read and written per token). Here they are sliced, and
-cast to the compute dtype, once before the first batch; the numbers are the same. Compile time grows with the
-number of layers, and the decoder's parameters are in memory twice.
+cast to the compute dtype, once before the first batch; projections of the same input become one product, and caches
+are stored in the order in which products read them. The numbers are the same. Compile time grows with the number of
+layers, and the decoder's parameters are in memory twice.
 
-Shapes: L layers, B rows, M cache slots, S source length, K key-value heads, H head_dim.
+Shapes: L layers, B rows, M cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a
+product.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,15 +20,70 @@ import jax.numpy as jnp
 
 from t5flan.models.attention import KV, LayerCache, Mask, update_cache
 from t5flan.models.cache import Cache, reorder_rows
+from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.stack import DecoderBlock
 
 
 class Layer(NamedTuple):
-    """A layer's parameters."""
+    """A layer's parameters.
+
+    Attributes:
+        block: the block, with empty arrays as kernels.
+        kernels: those of `_products`, matrices in the compute dtype.
+        bias_table_NR: relative bias per head and bucket, or None.
+    """
 
     block: DecoderBlock
+    kernels: tuple[jax.Array, ...]
     bias_table_NR: jax.Array | None
+
+
+class Product(NamedTuple):
+    """Projections of one module that read the same input and are computed as one product."""
+
+    module: Any
+    names: tuple[str, ...]
+
+    def projections(self) -> list[Projection]:
+        """The projections."""
+        return [getattr(self.module, name) for name in self.names]
+
+
+def _products(block: DecoderBlock) -> Iterator[Product]:
+    """The products of a step, in a fixed order. Keys and values of the encoder's output are computed before."""
+    yield Product(block.self_attention, ('query', 'key', 'value'))
+    yield Product(block.self_attention, ('out',))
+    if hasattr(block, 'encoder_decoder_attention'):
+        yield Product(block.encoder_decoder_attention, ('query',))
+        yield Product(block.encoder_decoder_attention, ('out',))
+    yield Product(block.mlp, tuple(block.mlp.inner_names()))
+    yield Product(block.mlp, ('wo',))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A projection as columns of a product; XLA computes the product once for all its parts."""
+
+    kernel: jax.Array
+    dtype: Any
+    num_inputs: int
+    start: int
+    shape: tuple[int, ...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs] in the compute dtype."""
+        rows = x.shape[: x.ndim - self.num_inputs]
+        x_RI = x.reshape(math.prod(rows), -1).astype(self.dtype)
+        inputs = (1,) if _transposed(self.dtype) else (0,)
+        dimensions = (((1,), inputs), ((), ()))
+        y_RO = jax.lax.dot_general(x_RI, self.kernel, dimensions, preferred_element_type=jnp.float32).astype(self.dtype)
+        return y_RO[:, self.start : self.start + math.prod(self.shape)].reshape(*rows, *self.shape)
+
+
+def _transposed(dtype: Any) -> bool:
+    """Whether kernels are stored [O, I], which XLA's 16-bit products on a CPU read faster."""
+    return jnp.dtype(dtype).itemsize == 2
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +94,9 @@ class UnrolledCache:
     Attributes:
         index: the slot of the next token, scalar int32.
         pad_B: how many slots at the left are padding, int32.
-        layers: each layer's keys and values, [B, M, K, H].
-        cross_layers: those of the encoder's output, in the order a step reads them ([B, K, S, H]); empty in a
-            decoder-only model. They may have fewer rows: as many as there are prompts.
+        layers: each layer's keys and values, [B, K, M, H].
+        cross_layers: those of the encoder's output, [B, K, S, H]; empty in a decoder-only model. They may have fewer
+            rows: as many as there are prompts.
         cross_segment_ids_BS: 0 where the encoder's input is padding.
     """
 
@@ -63,29 +122,53 @@ def unroll_layers(model: Model) -> tuple[Layer, ...]:
     table = None if decoder.relpos_bias is None else decoder.relpos_bias.rel_embedding[...]
 
     def layer(i: int) -> Layer:
-        block = jax.tree_util.tree_map_with_path(
-            lambda path, x: x[i].astype(config.dtype) if _is_kernel(path) else x[i], decoder.layers
-        )
-        return Layer(block, table if table is None or not config.relative_bias_per_layer else table[i])
+        block = jax.tree.map(lambda x: x[i], decoder.layers)
+        kernels = tuple(_kernel(product.projections()) for product in _products(block))
+        empty = lambda path, x: jnp.zeros(0, x.dtype) if _is_kernel(path) else x
+        block = jax.tree_util.tree_map_with_path(empty, block)
+        return Layer(block, kernels, table if table is None or not config.relative_bias_per_layer else table[i])
 
     return tuple(layer(i) for i in range(config.num_decoder_layers))
+
+
+def _kernel(projections: list[Projection]) -> jax.Array:
+    """The kernels side by side as one matrix: [I, O], or [O, I] where that is read faster."""
+    matrices = []
+    for projection in projections:
+        kernel = projection.kernel[...].astype(projection.dtype)
+        matrices.append(kernel.reshape(math.prod(kernel.shape[: projection.num_inputs]), -1))
+    kernel_IO = jnp.concatenate(matrices, axis=1)
+    return kernel_IO.T if _transposed(kernel_IO.dtype) else kernel_IO
+
+
+def _assemble(model: Model, layer: Layer) -> DecoderBlock:
+    """The block, whose projections are parts of the products."""
+    block = jax.tree.map(lambda x: x, layer.block)
+    for product, whole, kernel in zip(_products(block), _products(model.decoder.layers), layer.kernels, strict=True):
+        start = 0
+        for name, projection in zip(product.names, whole.projections(), strict=True):
+            shape = projection.kernel[...].shape[1 + projection.num_inputs :]  # after the axis of layers
+            setattr(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
+            start += math.prod(shape)
+    return block
 
 
 def unroll_cache(cache: Cache) -> UnrolledCache:
     """The cache as separate layers."""
     layers = range(cache.k_LBMKH.shape[0])
-    # Heads first in memory too, as products over S or H read them: without the barrier XLA would move the transpose
-    # into the loop and copy the array at every token.
-    cross = [jax.lax.optimization_barrier(_swap_heads(kv)) for i in layers if (kv := cache.cross_kv(i)) is not None]
-    own = tuple((cache.k_LBMKH[i], cache.v_LBMKH[i]) for i in layers)
-    return UnrolledCache(cache.index, cache.pad_B, own, tuple(cross), cache.cross_segment_ids_BS)
+    own = tuple(_swap_heads((cache.k_LBMKH[i], cache.v_LBMKH[i])) for i in layers)
+    cross = tuple(_swap_heads(kv) for i in layers if (kv := cache.cross_kv(i)) is not None)
+    # Heads first in memory too, as products over S, M or H read them: without the barrier XLA would move the transpose
+    # into the loop and copy the arrays at every token.
+    own, cross = jax.lax.optimization_barrier((own, cross))
+    return UnrolledCache(cache.index, cache.pad_B, own, cross, cache.cross_segment_ids_BS)
 
 
 def unrolled_step(
     model: Model, layers: tuple[Layer, ...], cache: UnrolledCache, tokens_B1: jax.Array
 ) -> tuple[jax.Array, UnrolledCache]:
     """`model.decode_step`: reads one more token in each row -> float32 logits [B, V], and the updated cache."""
-    slots = cache.layers[0][0].shape[1]
+    slots = cache.layers[0][0].shape[2]
     seen_BM = (jnp.arange(slots)[None, :] >= cache.pad_B[:, None]).astype(jnp.int32)
     mask = Mask(causal=True, kv_segment_ids_BS=seen_BM)
     cross_mask = None
@@ -93,8 +176,8 @@ def unrolled_step(
         cross_mask = Mask(causal=False, kv_segment_ids_BS=cache.cross_segment_ids_BS)
     x_B1D, updated = model.token_embedder(tokens_B1), []
     for i, (layer, kv) in enumerate(zip(layers, cache.layers, strict=True)):
-        layer_cache = LayerCache(*kv, cache.index)
-        x_B1D, new_kv = layer.block(
+        layer_cache = LayerCache(*kv, cache.index, heads_first=True)
+        x_B1D, new_kv = _assemble(model, layer)(
             x_B1D,
             mask=mask,
             positions_BT=(cache.index - cache.pad_B)[:, None],
@@ -103,7 +186,8 @@ def unrolled_step(
             cross_mask=cross_mask,
             bias_table_NR=layer.bias_table_NR,
         )
-        updated.append(update_cache(layer_cache, new_kv))  # the same write as inside the block: XLA does it once
+        # The same write as inside the block: XLA does it once.
+        updated.append(_swap_heads(update_cache(layer_cache, new_kv)))
     x_B1D = model.decoder.decoder_norm(x_B1D)
     return model.logits(x_B1D)[:, 0], dataclasses.replace(cache, index=cache.index + 1, layers=tuple(updated))
 

@@ -83,7 +83,8 @@ class Cache:
 def reorder_rows(x: jax.Array, parents_BW: jax.Array, axis: int = 0) -> jax.Array:
     """Rows [B * W] on `axis`: row w of each W becomes a copy of row parents_BW[b, w]."""
     x_BW = x.reshape(*x.shape[:axis], *parents_BW.shape, *x.shape[axis + 1 :])
-    gather = jax.vmap(functools.partial(jnp.take, axis=axis), in_axes=(axis, 0), out_axes=axis)
+    take = functools.partial(jnp.take, axis=axis, mode='clip')  # the default also compares every index
+    gather = jax.vmap(take, in_axes=(axis, 0), out_axes=axis)
     return gather(x_BW, parents_BW).reshape(x.shape)
 
 

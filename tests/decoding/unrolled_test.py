@@ -12,7 +12,10 @@ PROMPTS_BP = np.array([[0, 0, 7, 8], [4, 5, 6, 7]], np.int32)
 TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
 
 
-@pytest.mark.parametrize('family, dtype', [('umt5', 'float32'), ('t5_1_0', 'bfloat16'), ('gemma', 'float32')])
+@pytest.mark.parametrize(
+    'family, dtype',
+    [('umt5', 'float32'), ('t5_1_0', 'bfloat16'), ('gemma', 'float32'), ('palm', 'bfloat16'), ('rotary', 'float32')],
+)
 def test_unrolled_equals_scan(family, dtype):
     model = small_model(family, dtype=dtype)
     prompts_BP = PROMPTS_BP[:, ::-1] if family in ENCODER_DECODERS else PROMPTS_BP
@@ -32,8 +35,9 @@ def test_unrolled_equals_scan(family, dtype):
     # Relative to the largest logit: Gemma's logits are about ten times as large as the others'.
     np.testing.assert_allclose(steps, scans, atol=(3e-6 if dtype == 'float32' else 0.01) * np.abs(scans).max())
     assert caches.index == cache.index and len(caches.layers) == 2
-    for layer, (k_BMKH, v_BMKH) in enumerate(caches.layers):
-        for one, other in ((k_BMKH, cache.k_LBMKH[layer]), (v_BMKH, cache.v_LBMKH[layer])):
+    for layer, (k_BKMH, v_BKMH) in enumerate(caches.layers):
+        for one, other in ((k_BKMH, cache.k_LBMKH[layer]), (v_BKMH, cache.v_LBMKH[layer])):
+            one = one.swapaxes(1, 2)
             np.testing.assert_allclose(
                 one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05
             )
