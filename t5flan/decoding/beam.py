@@ -215,7 +215,7 @@ def _settle(search: Search, candidates: Candidates, stopped_BC: Any, limits: Lim
     running = beams.take(places_BW)._replace(scores_BW=sums_BW)
     parents_BW = jnp.take_along_axis(candidates.parents_BC, places_BW, axis=1)
     open_B = search.open_B & _may_improve(running, ended, step, limits, rules)
-    return Search(step, running, ended, open_B, search.cache.reordered(parents_BW))
+    return Search(step, running, ended, open_B, search.cache.reordered(parents_BW, beams.tokens_BWT.shape[2]))
 
 
 def _candidates(search: Search, logits_RV: jax.Array, limits: Limits, rules: Rules) -> Candidates:

@@ -8,14 +8,15 @@ from typing import Any
 import jax
 
 from t5flan import sharding as sharding_lib
-from t5flan.decoding.unrolled import Layer, UnrolledCache, unroll_cache, unroll_layers, unrolled_step
+from t5flan.decoding import unrolled
+from t5flan.decoding.unrolled import UnrolledCache, unroll_cache, unroll_layers, unrolled_step
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 
 UNROLLED_LAYERS = 32
 
-Layers = tuple[Layer, ...] | None
+Layers = unrolled.Layers | None
 """The decoder's layers as separate arrays, or None where a step scans the model's own."""
 AnyCache = Cache | UnrolledCache
 

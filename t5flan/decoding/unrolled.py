@@ -3,7 +3,8 @@
 `Model.decode_step` scans over stacked layers: at every token it slices each layer's parameters and cache out of the
 stack, which on a CPU copies them (T5 1.1 small, 8 rows: 200 MB read and written per token). Here they are sliced, and
 cast to the compute dtype, once before the first batch; projections of the same input become one product, and caches
-are stored in the order in which products read them. The numbers are the same. Compile time grows with the number of
+are stored in the order in which products read them. The numbers are the same, except that a 16-bit compute dtype also
+rounds the kernel of untied logits, which halves the time of that product. Compile time grows with the number of
 layers, and the decoder's parameters are in memory twice.
 
 Shapes: L layers, B rows, M cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a
@@ -70,14 +71,16 @@ class Part:
     num_inputs: int
     start: int
     shape: tuple[int, ...]
+    result: Any = None  # dtype; None: the compute dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *inputs] -> [..., *outputs] in the compute dtype."""
+        """[..., *inputs] -> [..., *outputs]."""
         rows = x.shape[: x.ndim - self.num_inputs]
         x_RI = x.reshape(math.prod(rows), -1).astype(self.dtype)
         inputs = (1,) if _transposed(self.dtype) else (0,)
         dimensions = (((1,), inputs), ((), ()))
-        y_RO = jax.lax.dot_general(x_RI, self.kernel, dimensions, preferred_element_type=jnp.float32).astype(self.dtype)
+        y_RO = jax.lax.dot_general(x_RI, self.kernel, dimensions, preferred_element_type=jnp.float32)
+        y_RO = y_RO.astype(self.result or self.dtype)
         return y_RO[:, self.start : self.start + math.prod(self.shape)].reshape(*rows, *self.shape)
 
 
@@ -111,12 +114,28 @@ class UnrolledCache:
         repeat = lambda x: jnp.repeat(x, count, axis=0)
         return dataclasses.replace(self, pad_B=repeat(self.pad_B), layers=jax.tree.map(repeat, self.layers))
 
-    def reordered(self, parents_BW: jax.Array) -> 'UnrolledCache':
-        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams)."""
-        return dataclasses.replace(self, layers=jax.tree.map(lambda x: reorder_rows(x, parents_BW), self.layers))
+    def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'UnrolledCache':
+        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
+
+        Only the last `new_slots` slots may differ between the rows of a prompt.
+        """
+        layers = reorder_rows(self.layers, parents_BW, self.index, new_slots, rows=0, slots=2)
+        return dataclasses.replace(self, layers=layers)
 
 
-def unroll_layers(model: Model) -> tuple[Layer, ...]:
+class Layers(NamedTuple):
+    """What a step reads of the decoder.
+
+    Attributes:
+        layers: its stack.
+        logits_kernel: of the logits in the compute dtype, if that has 16 bits and embeddings are not tied; or None.
+    """
+
+    layers: tuple[Layer, ...]
+    logits_kernel: jax.Array | None
+
+
+def unroll_layers(model: Model) -> Layers:
     """The decoder's stack as separate layers."""
     config, decoder = model.config, model.decoder
     table = None if decoder.relpos_bias is None else decoder.relpos_bias.rel_embedding[...]
@@ -128,7 +147,10 @@ def unroll_layers(model: Model) -> tuple[Layer, ...]:
         block = jax.tree_util.tree_map_with_path(empty, block)
         return Layer(block, kernels, table if table is None or not config.relative_bias_per_layer else table[i])
 
-    return tuple(layer(i) for i in range(config.num_decoder_layers))
+    logits_kernel = None
+    if not config.tie_embeddings and _transposed(config.dtype):
+        logits_kernel = decoder.logits_dense.kernel[...].astype(config.dtype).T
+    return Layers(tuple(layer(i) for i in range(config.num_decoder_layers)), logits_kernel)
 
 
 def _kernel(projections: list[Projection]) -> jax.Array:
@@ -165,7 +187,7 @@ def unroll_cache(cache: Cache) -> UnrolledCache:
 
 
 def unrolled_step(
-    model: Model, layers: tuple[Layer, ...], cache: UnrolledCache, tokens_B1: jax.Array
+    model: Model, layers: Layers, cache: UnrolledCache, tokens_B1: jax.Array
 ) -> tuple[jax.Array, UnrolledCache]:
     """`model.decode_step`: reads one more token in each row -> float32 logits [B, V], and the updated cache."""
     slots = cache.layers[0][0].shape[2]
@@ -175,7 +197,7 @@ def unrolled_step(
     if cache.cross_segment_ids_BS is not None:
         cross_mask = Mask(causal=False, kv_segment_ids_BS=cache.cross_segment_ids_BS)
     x_B1D, updated = model.token_embedder(tokens_B1), []
-    for i, (layer, kv) in enumerate(zip(layers, cache.layers, strict=True)):
+    for i, (layer, kv) in enumerate(zip(layers.layers, cache.layers, strict=True)):
         layer_cache = LayerCache(*kv, cache.index, heads_first=True)
         x_B1D, new_kv = _assemble(model, layer)(
             x_B1D,
@@ -189,6 +211,11 @@ def unrolled_step(
         # The same write as inside the block: XLA does it once.
         updated.append(_swap_heads(update_cache(layer_cache, new_kv)))
     x_B1D = model.decoder.decoder_norm(x_B1D)
+    if layers.logits_kernel is not None:
+        model = jax.tree.map(lambda x: x, model)
+        shape = layers.logits_kernel.shape[:1]
+        part = Part(layers.logits_kernel, model.config.dtype, 1, 0, shape, jnp.float32)
+        setattr(model.decoder, 'logits_dense', part)  # noqa: B010 (for mypy: a part stands in for a projection)
     return model.logits(x_B1D)[:, 0], dataclasses.replace(cache, index=cache.index + 1, layers=tuple(updated))
 
 

@@ -5,12 +5,16 @@ L layers, B batch, M cache slots (prompt and new tokens), S source length, K key
 
 import dataclasses
 import functools
+import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from t5flan.models.attention import KV, LayerCache, Mask
 from t5flan.sharding import constrain
+
+Arrays = TypeVar('Arrays')
 
 
 @jax.tree_util.register_dataclass
@@ -74,18 +78,41 @@ class Cache:
         k_LBMKH, v_LBMKH = repeat(self.k_LBMKH, axis=1), repeat(self.v_LBMKH, axis=1)
         return dataclasses.replace(self, pad_B=repeat(self.pad_B, axis=0), k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
 
-    def reordered(self, parents_BW: jax.Array) -> 'Cache':
-        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams)."""
-        k_LBMKH, v_LBMKH = (reorder_rows(x, parents_BW, axis=1) for x in (self.k_LBMKH, self.v_LBMKH))
+    def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'Cache':
+        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
+
+        Only the last `new_slots` slots may differ between the rows of a prompt.
+        """
+        arrays = (self.k_LBMKH, self.v_LBMKH)
+        k_LBMKH, v_LBMKH = reorder_rows(arrays, parents_BW, self.index, new_slots, rows=1, slots=2)
         return dataclasses.replace(self, k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
 
 
-def reorder_rows(x: jax.Array, parents_BW: jax.Array, axis: int = 0) -> jax.Array:
-    """Rows [B * W] on `axis`: row w of each W becomes a copy of row parents_BW[b, w]."""
-    x_BW = x.reshape(*x.shape[:axis], *parents_BW.shape, *x.shape[axis + 1 :])
-    take = functools.partial(jnp.take, axis=axis, mode='clip')  # the default also compares every index
-    gather = jax.vmap(take, in_axes=(axis, 0), out_axes=axis)
-    return gather(x_BW, parents_BW).reshape(x.shape)
+def reorder_rows(
+    arrays: Arrays, parents_BW: jax.Array, index: jax.Array, new_slots: int, *, rows: int, slots: int
+) -> Arrays:
+    """Row w of each W of rows [B * W] becomes a copy of row parents_BW[b, w], in the last `new_slots` slots.
+
+    Args:
+        arrays: a pytree of caches of the same shape.
+        index: the first empty slot; what follows is not copied.
+        rows, slots: the axes of rows and slots.
+    """
+    size = math.gcd(new_slots, 16)
+    first = jax.tree.leaves(arrays)[0].shape[slots] - new_slots
+    # The default mode of `take` also compares every index with the bounds.
+    take = jax.vmap(functools.partial(jnp.take, axis=rows, mode='clip'), in_axes=(rows, 0), out_axes=rows)
+
+    def copy_slots(i: jax.Array, x: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(x, first + i * size, size, slots)
+        part_BW = part.reshape(*part.shape[:rows], *parents_BW.shape, *part.shape[rows + 1 :])
+        taken = take(part_BW, parents_BW).reshape(part.shape)
+        return jax.lax.dynamic_update_slice_in_dim(x, taken, first + i * size, slots)
+
+    def body(i: jax.Array, arrays: Arrays) -> Arrays:
+        return jax.tree.map(functools.partial(copy_slots, i), arrays)
+
+    return jax.lax.fori_loop(0, (index - first + size - 1) // size, body, arrays)
 
 
 def pad_kv(prompt_kv: KV, new_slots: int) -> KV:

@@ -8,5 +8,5 @@ def test_many_layers_are_scanned():
     assert steps.unrolls(small_config('palm'))
     many = steps.UNROLLED_LAYERS + 1
     assert not steps.unrolls(small_config('palm', num_decoder_layers=many))
-    assert len(steps.prepare(small_model('palm'))) == 2
+    assert len(steps.prepare(small_model('palm')).layers) == 2
     assert steps.prepare(small_model('palm', num_decoder_layers=many)) is None

@@ -14,7 +14,14 @@ TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
 
 @pytest.mark.parametrize(
     'family, dtype',
-    [('umt5', 'float32'), ('t5_1_0', 'bfloat16'), ('gemma', 'float32'), ('palm', 'bfloat16'), ('rotary', 'float32')],
+    [
+        ('umt5', 'float32'),
+        ('t5_1_0', 'bfloat16'),
+        ('gemma', 'float32'),
+        ('palm', 'bfloat16'),
+        ('t5_1_1', 'bfloat16'),
+        ('rotary', 'float32'),
+    ],
 )
 def test_unrolled_equals_scan(family, dtype):
     model = small_model(family, dtype=dtype)

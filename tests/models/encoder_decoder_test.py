@@ -84,7 +84,7 @@ def test_rows_of_one_prompt_share_the_encoders_output():
     logits_BV, beams = step(model, beams, twice_B1)
     np.testing.assert_allclose(logits_BV[::2], step(model, cache, tokens_B1)[0], atol=2e-5)
     np.testing.assert_allclose(logits_BV[1::2], step(model, cache, tokens_B1[::-1])[0], atol=2e-5)
-    swapped, _ = step(model, beams.reordered(np.array([[1, 0]] * 3)), twice_B1)
+    swapped, _ = step(model, beams.reordered(np.array([[1, 0]] * 3), 2), twice_B1)
     again, _ = step(model, beams, twice_B1.reshape(3, 2)[:, ::-1].reshape(-1, 1))
     np.testing.assert_allclose(swapped[::2], again[1::2], atol=2e-5)
 
