@@ -119,8 +119,8 @@ class UnrolledCache:
 
         Only the last `new_slots` slots may differ between the rows of a prompt.
         """
-        layers = reorder_rows(self.layers, parents_BW, self.index, new_slots, rows=0, slots=2)
-        return dataclasses.replace(self, layers=layers)
+        reorder = lambda x: reorder_rows(x, parents_BW, new_slots, rows=0, slots=2)
+        return dataclasses.replace(self, layers=jax.tree.map(reorder, self.layers))
 
 
 class Layers(NamedTuple):

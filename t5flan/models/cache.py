@@ -5,16 +5,12 @@ L layers, B batch, M cache slots (prompt and new tokens), S source length, K key
 
 import dataclasses
 import functools
-import math
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from t5flan.models.attention import KV, LayerCache, Mask
 from t5flan.sharding import constrain
-
-Arrays = TypeVar('Arrays')
 
 
 @jax.tree_util.register_dataclass
@@ -83,36 +79,31 @@ class Cache:
 
         Only the last `new_slots` slots may differ between the rows of a prompt.
         """
-        arrays = (self.k_LBMKH, self.v_LBMKH)
-        k_LBMKH, v_LBMKH = reorder_rows(arrays, parents_BW, self.index, new_slots, rows=1, slots=2)
+        k_LBMKH, v_LBMKH = (
+            reorder_rows(x, parents_BW, new_slots, rows=1, slots=2) for x in (self.k_LBMKH, self.v_LBMKH)
+        )
         return dataclasses.replace(self, k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
 
 
-def reorder_rows(
-    arrays: Arrays, parents_BW: jax.Array, index: jax.Array, new_slots: int, *, rows: int, slots: int
-) -> Arrays:
-    """Row w of each W of rows [B * W] becomes a copy of row parents_BW[b, w], in the last `new_slots` slots.
+def reorder_rows(x: jax.Array, parents_BW: jax.Array, new_slots: int, *, rows: int, slots: int) -> jax.Array:
+    """Row w of each W of rows [B * W] becomes a copy of row parents_BW[b, w].
 
     Args:
-        arrays: a pytree of caches of the same shape.
-        index: the first empty slot; what follows is not copied.
+        x: a cache.
+        new_slots: only so many slots at the end may differ between the W rows of a prompt.
         rows, slots: the axes of rows and slots.
     """
-    size = math.gcd(new_slots, 16)
-    first = jax.tree.leaves(arrays)[0].shape[slots] - new_slots
     # The default mode of `take` also compares every index with the bounds.
     take = jax.vmap(functools.partial(jnp.take, axis=rows, mode='clip'), in_axes=(rows, 0), out_axes=rows)
 
-    def copy_slots(i: jax.Array, x: jax.Array) -> jax.Array:
-        part = jax.lax.dynamic_slice_in_dim(x, first + i * size, size, slots)
-        part_BW = part.reshape(*part.shape[:rows], *parents_BW.shape, *part.shape[rows + 1 :])
-        taken = take(part_BW, parents_BW).reshape(part.shape)
-        return jax.lax.dynamic_update_slice_in_dim(x, taken, first + i * size, slots)
+    def reorder(x: jax.Array) -> jax.Array:
+        return take(x.reshape(*x.shape[:rows], *parents_BW.shape, *x.shape[rows + 1 :]), parents_BW).reshape(x.shape)
 
-    def body(i: jax.Array, arrays: Arrays) -> Arrays:
-        return jax.tree.map(functools.partial(copy_slots, i), arrays)
-
-    return jax.lax.fori_loop(0, (index - first + size - 1) // size, body, arrays)
+    first = x.shape[slots] - new_slots
+    if first < new_slots:  # writing a part copies it once more
+        return reorder(x)
+    part = reorder(jax.lax.slice_in_dim(x, first, None, axis=slots))
+    return jax.lax.dynamic_update_slice_in_dim(x, part, first, slots)
 
 
 def pad_kv(prompt_kv: KV, new_slots: int) -> KV:
