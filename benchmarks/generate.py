@@ -1,12 +1,13 @@
-"""Speed of greedy decoding with a cache, in tokens per second; every row is decoded to the full length.
+"""Speed of greedy decoding or beam search with a cache, in new tokens per second; rows are decoded to the full length.
 
     python benchmarks/generate.py                              T5 1.1 small, float32, 8 prompts of 128, 64 new tokens
     python benchmarks/generate.py --dtype=bfloat16
+    python benchmarks/generate.py --num_beams=4                beam search; tokens of the best beam count
     python benchmarks/generate.py --model=models/palm_8b --layers=2    any model of gin/models, with fewer layers
     python benchmarks/generate.py --against=transformers       also transformers with torch, in turns
 
 `--against` needs the `convert` extra (torch, transformers). It alternates the two in one run and prints the ratio of
-their medians; quote that, since seconds vary with the machine.
+their medians, and the median of the ratios of neighbouring runs; quote the latter, since seconds vary with the machine.
 """
 
 import argparse
@@ -41,11 +42,11 @@ def our_run(args: argparse.Namespace) -> Callable[[], int]:
     model = jax.jit(lambda key: build_model(config, key))(jax.random.key(0))
     prompts = random_prompts(args.rows, args.inputs, min(config.vocab_size, 32000))
 
-    decoding = Decoding(max_new_tokens=args.new_tokens, batch_size=args.rows)
+    decoding = Decoding(max_new_tokens=args.new_tokens, batch_size=args.rows, num_beams=args.num_beams)
 
     def run() -> int:
         results = generate(model, prompts, decoding, eos_id=NEVER)
-        return sum(len(one.tokens) for samples in results for one in samples)
+        return sum(len(best.tokens) for best, *_ in results)
 
     return run
 
@@ -76,6 +77,7 @@ def transformers_run(args: argparse.Namespace) -> Callable[[], int]:
                 prompts,
                 attention_mask=torch.ones_like(prompts),
                 do_sample=False,
+                num_beams=args.num_beams,
                 use_cache=True,
                 min_new_tokens=args.new_tokens,
                 max_new_tokens=args.new_tokens,
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument('--inputs', type=int, default=128)
     parser.add_argument('--new_tokens', type=int, default=64)
     parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--num_beams', type=int, default=1, help='width of the beam search; 1 is greedy decoding')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--against', choices=['transformers'])
     args = parser.parse_args()
@@ -108,8 +111,9 @@ def main() -> None:
             run()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    method = 'greedy' if args.num_beams == 1 else f'beam {args.num_beams}'
     result = {
-        'setting': f'{args.model} {args.dtype} greedy {args.rows} x {args.inputs} in, {args.new_tokens} new',
+        'setting': f'{args.model} {args.dtype} {method} {args.rows} x {args.inputs} in, {args.new_tokens} new',
         'tokens_per_s': {name: round(tokens[name] / medians[name], 1) for name in runs},
         'median_s': medians,
         'min_s': {name: min(values) for name, values in seconds.items()},
@@ -117,6 +121,8 @@ def main() -> None:
     }
     if args.against:
         result['ratio_of_medians'] = medians['t5flan'] / medians[args.against]
+        ratios = [theirs / ours for ours, theirs in zip(seconds['t5flan'], seconds[args.against], strict=True)]
+        result['times_faster'] = statistics.median(ratios)
     print(json.dumps(result))
 
 

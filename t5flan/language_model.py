@@ -3,6 +3,7 @@
     model = t5flan.load('runs/mine')
     model.generate(['What is 3 + 4?'])                          # ['7']
     model.generate(['Write a poem.'], temperature=0.7, seed=1)  # any field of `Decoding`, or decoding=Decoding(...)
+    model.beams(['What is 3 + 4?'], 4)                          # the 4 best continuations of each text, with scores
     model.score(['What is 3 + 4?'] * 2, ['7', '8'])             # log-likelihoods, nats
     model.logits({'encoder_input_tokens': ..., 'decoder_input_tokens': ...})   # float32 NumPy array [B, T, V]
 
@@ -13,7 +14,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,13 @@ FORMATS = {'encoder_decoder': 'encoder_decoder', 'prefix_lm': 'decoder_only', 'c
 """Format -> the architecture it needs."""
 
 Progress = Callable[[int], None]
+
+
+class ScoredText(NamedTuple):
+    """A continuation and its score."""
+
+    text: str
+    score: float
 
 
 def load(
@@ -200,8 +208,9 @@ class LanguageModel:
         """
         decoding = decoding.replace(**settings)
         decoding.require_one_sample('generate')
-        samples = self.samples(texts, 1, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
-        return [first for (first,) in samples]
+        inputs = [self.input_ids(text) for text in _texts(texts)]
+        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
+        return [best.text(self.vocabulary) for best, *_ in generations]
 
     def samples(
         self,
@@ -218,7 +227,27 @@ class LanguageModel:
         decoding = decoding.replace(**settings).replace(num_samples=count)
         inputs = [self.input_ids(text) for text in _texts(texts)]
         generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
-        return [[self.vocabulary.decode(sample.tokens) for sample in samples] for samples in generations]
+        return [[sample.text(self.vocabulary) for sample in samples] for samples in generations]
+
+    def beams(
+        self,
+        texts: Sequence[str],
+        count: int,
+        max_new_tokens: int | None = None,
+        *,
+        decoding: Decoding = GREEDY,
+        progress: Progress | None = None,
+        **settings: Unpack[DecodingSettings],
+    ) -> list[list[ScoredText]]:
+        """Returns the best continuations of each text that a beam search of width `count` finds, the best first.
+
+        The first is that of `generate` with num_beams=count. See `Decoding` for the score, `length_penalty`,
+        `early_stopping` and `beam_scoring`.
+        """
+        decoding = decoding.replace(**settings).replace(num_beams=count)
+        inputs = [self.input_ids(text) for text in _texts(texts)]
+        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, progress=progress)
+        return [[ScoredText(one.text(self.vocabulary), one.score) for one in beams] for beams in generations]
 
     def chat(
         self,
@@ -250,8 +279,10 @@ class LanguageModel:
         generations = self.generate_ids(
             inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
         )
-        tokens = [one.tokens.tolist() for (one,) in generations]
-        return [self.vocabulary.decode(ids[: ids.index(end)] if end in ids else ids) for ids in tokens]
+        return [
+            self._decoder(end)(best.tokens.tolist()) if best.before_stop is None else best.before_stop
+            for best, *_ in generations
+        ]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[float]:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""
@@ -296,7 +327,7 @@ class LanguageModel:
         end_id: int | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[list[Generation]]:
-        """Returns `num_samples` continuations of each input; see `decoding.generate.generate`.
+        """Returns the samples or beams of each input; see `decoding.generate.generate`.
 
         Args:
             started: inputs of a decoder-only model begin with their start token, as for transformers' `generate`;
@@ -309,20 +340,29 @@ class LanguageModel:
             inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
         if max_new_tokens is None:
             max_new_tokens = decoding.max_new_tokens or self.max_new_tokens
+        if end_id is None:
+            end_id = prompt_format.end_id(self.vocabulary, self.prompt_format or 'plain')
         with sharding_lib.use(self.sharding):
             return generate(
                 self.model,
                 inputs,
                 decoding.replace(max_new_tokens=max_new_tokens),
-                eos_id=prompt_format.end_id(self.vocabulary, self.prompt_format or 'plain')
-                if end_id is None
-                else end_id,
+                eos_id=end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
                 prefix_lm=self.format == 'prefix_lm',
                 known_ids=self.vocabulary.vocab_size,
+                decode=self._decoder(end_id),
                 progress=progress,
             )
+
+    def _decoder(self, end_id: int) -> Callable[[Sequence[int]], str]:
+        """Token ids -> the text before `end_id`."""
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.vocabulary.decode(ids[: ids.index(end_id)] if end_id in ids else ids)
+
+        return decode
 
     def score_ids(
         self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_size: int = 32

@@ -118,6 +118,12 @@ def current() -> Sharding | None:
     return _current[-1] if _current and _current[-1].mesh.size > 1 else None
 
 
+def placement() -> Any:
+    """The mesh and axis rules of the innermost `use()`, hashable: a static argument of programs that depend on them."""
+    sharding = current()
+    return None if sharding is None else (sharding.mesh, tuple(sorted(sharding.rules.items())))
+
+
 def device() -> jax.Device:
     """A device that the program being traced will run on; of the current mesh, which may be compiled for only."""
     sharding = current()

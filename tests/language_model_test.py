@@ -78,6 +78,26 @@ def test_generation_by_text(made):
     assert longest <= LENGTHS['targets'] == model.max_new_tokens
 
 
+def test_beams_by_text(made):
+    model = made['encoder_decoder']
+    beams = model.beams(TEXTS, 3, 5, length_penalty=0.0)
+    assert all(one.score >= other.score for group in beams for one, other in zip(group, group[1:], strict=False))
+    best = model.generate(TEXTS, 5, num_beams=3, length_penalty=0.0)
+    assert best == [group[0].text for group in beams] and all(len(group) == 3 for group in beams)
+    inputs = [model.input_ids(text) for text in TEXTS]
+    (greedy,) = zip(*model.generate_ids(inputs, 5), strict=True)
+    assert all(group[0].score >= one.score - 1e-5 for group, one in zip(beams, greedy, strict=True))
+
+
+def test_generation_ends_before_stop_strings(made):
+    model = made['causal_lm']
+    free = model.generate(TEXTS, 12)
+    stop = [text[2:4] for text in free if len(text) > 4]
+    assert stop
+    cuts = [min([len(text), *(at for one in stop if (at := text.find(one)) >= 0)]) for text in free]
+    assert model.generate(TEXTS, 12, stop=tuple(stop)) == [text[:cut] for text, cut in zip(free, cuts, strict=True)]
+
+
 def test_inputs_end_as_in_training(made):
     assert made['encoder_decoder'].input_ids('a<extra_id_0>') == [100, 258, 1]
     plain = LanguageModel(byte_model('relative'), ByteVocabulary(), 'causal_lm', {'targets': 8})

@@ -34,7 +34,7 @@ def skip_broken(arguments: argparse.Namespace) -> list[str]:
 
 
 def decoding_flags(default: Decoding = GREEDY) -> tuple[Flag, ...]:
-    """--step and a flag for each field of `Decoding`; `default` applies where neither a flag nor gin sets a field."""
+    """--step and a flag for most fields of `Decoding`; `default` applies where neither a flag nor gin sets a field."""
     return (
         STEP,
         Flag('--max_new_tokens', 'limit on new tokens (default: the length of targets in training)', 'N', int),
@@ -42,6 +42,14 @@ def decoding_flags(default: Decoding = GREEDY) -> tuple[Flag, ...]:
         Flag('--top_k', f'sample among the K most likely tokens; 0 is all (default: {default.top_k})', 'K', int),
         Flag('--top_p', f'nucleus (top-p) sampling threshold; 1 is all (default: {default.top_p:g})', 'X', float),
         Flag('--seed', f'seed of the samples (default: {default.seed})', 'N', int),
+        Flag('--num_beams', f'width of a beam search; 1 is none (default: {default.num_beams})', 'N', int),
+        Flag(
+            '--length_penalty',
+            f'power of the length that a beam is ranked by (default: {default.length_penalty:g})',
+            'X',
+            float,
+        ),
+        Flag('--stop', 'end each continuation before this text; may be given several times', 'TEXT', many=True),
         Flag('--batch_size', f'prompts decoded together (default: {default.batch_size})', 'N', int),
     )
 

@@ -1,10 +1,14 @@
 """Settings of decoding. Standard library only."""
 
 import dataclasses
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from t5flan.config.checks import is_count, is_number
 from t5flan.errors import UserError, nearest
+
+BEAM_SCORINGS = ('huggingface', 't5x')
+WITHOUT_FLAG = ('early_stopping', 'beam_scoring')
+"""Fields that commands have no flag for: gin sets them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +27,20 @@ class Decoding:
         num_samples: continuations of each prompt; only `rationales` and `LanguageModel.samples` take more than 1.
         seed: seed of the samples. A row's samples depend on the seed and its row number only, not on its batch.
         batch_size: prompts decoded together, over all devices.
+        num_beams: width of a beam search; 1 is none. The likeliest beam found is the continuation, and
+            `LanguageModel.beams` returns all of them. Needs temperature 0.
+        length_penalty: alpha, the power of a beam's length that its sum of log-probabilities is divided by to rank it:
+            above 0 favors longer ones.
+        early_stopping: a prompt's search stops when its running beams are unlikely to beat the ended ones (False), when
+            they cannot ('never'), or when `num_beams` have ended (True), as in transformers' `generate`.
+        beam_scoring: 'huggingface' for length^alpha as in transformers, or 't5x' for ((5 + length) / 6)^alpha as in
+            T5X, where alpha is usually 0.6; see `decoding/beam.py`.
+
+        stop: a continuation ends before the first of these strings, wherever tokens begin and end, like the `until` of
+            lm-evaluation-harness.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or beams are combined with sampling.
     """
 
     max_new_tokens: int | None = None
@@ -35,6 +50,11 @@ class Decoding:
     num_samples: int = 1
     seed: int = 0
     batch_size: int = 32
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal['never'] = False
+    beam_scoring: Literal['huggingface', 't5x'] = 'huggingface'
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -45,16 +65,35 @@ class Decoding:
         self._require('top_k', is_count(self.top_k, 0), 'an integer of 0 (all tokens) or more')
         self._require('top_p', is_number(self.top_p) and 0 < self.top_p <= 1, 'a number above 0 and at most 1')
         self._require('seed', is_count(self.seed, -(2**31)) and self.seed < 2**31, 'a 32-bit integer')
-        for name in ('num_samples', 'batch_size'):
+        for name in ('num_samples', 'batch_size', 'num_beams'):
             self._require(name, is_count(getattr(self, name), 1), 'an integer of 1 or more')
         limit = self.max_new_tokens
         self._require('max_new_tokens', limit is None or is_count(limit, 1), 'an integer of 1 or more, or None')
+        self._require('length_penalty', is_number(self.length_penalty), 'a number')
+        self._require('beam_scoring', self.beam_scoring in BEAM_SCORINGS, f'one of {", ".join(BEAM_SCORINGS)}')
+        stops = (True, False, 'never')
+        self._require('early_stopping', self.early_stopping in stops, "True, False or 'never'")
+        self._check_beams()
+        is_list = isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop)
+        self._require('stop', is_list, 'a list of non-empty strings')
+        object.__setattr__(self, 'stop', tuple(self.stop))
+
+    def _check_beams(self) -> None:
+        if self.beam_scoring == 't5x':
+            self._require('early_stopping', self.early_stopping is False, "False: T5X's beam search has one rule")
+        if self.num_beams == 1:
+            return
+        for name, expected in (('temperature', 0), ('num_samples', 1)):
+            value = getattr(self, name)
+            if value != expected:
+                given = f'num_beams={self.num_beams} with {name}={value!r}, expected {name}={expected}'
+                raise UserError(f'{given}: beam search does not sample. Set num_beams=1, or {name}={expected}.')
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            flag = '--samples' if name == 'num_samples' else f'--{name}'
+            flag = '' if name in WITHOUT_FLAG else '--samples, or ' if name == 'num_samples' else f'--{name}, or '
             value = getattr(self, name)
-            raise UserError(f'{name}={value!r}, expected {expected}. Set {flag}, or Decoding.{name} in your .gin.')
+            raise UserError(f'{name}={value!r}, expected {expected}. Set {flag}Decoding.{name} in your .gin.')
 
     @property
     def greedy(self) -> bool:
@@ -91,6 +130,11 @@ class DecodingSettings(TypedDict, total=False):
     num_samples: int
     seed: int
     batch_size: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | Literal['never']
+    beam_scoring: Literal['huggingface', 't5x']
+    stop: tuple[str, ...]
 
 
 GREEDY = Decoding()

@@ -1,33 +1,33 @@
-"""Generation: prompts of token ids -> continuations, for both architectures, in one jitted loop with a key-value cache.
+"""Generation: prompts of token ids -> continuations, for both architectures, in jitted loops with a key-value cache.
 
     prompts --sorted by length, padded to few shapes--> start_cache --> [ choose a token, decode_step ] until all end
 
 A row's result does not depend on its neighbours: padding is masked, and its random numbers come from the seed and its
 row number. The loop stops when every row has ended, which may be before `max_new_tokens`.
 
-Shapes: B rows, P prompt length, T new tokens, V vocabulary.
+`decoding/sampled.py` takes one token after the other, `decoding/beam.py` searches with beams.
+
+Shapes: B rows, P prompt length, T new tokens.
 """
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.decoding import unrolled
+from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.decoding import beam, sampled, steps
 from t5flan.decoding.config import Decoding
-from t5flan.decoding.sampling import row_keys, sample
+from t5flan.decoding.stopping import CHECK_EVERY, StopStrings
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import START_TOKEN, Model
 
 SMALLEST_LENGTH = 32
-UNROLLED_LAYERS = 32
 
 T = TypeVar('T')
 
@@ -39,12 +39,20 @@ class Generation:
     Attributes:
         tokens: int32 [T], the new tokens, including the end of sequence if it was reached.
         log_probs: float32 [T], the model's log-probability of each token (before temperature, top-k and top-p).
-        ended: whether the end of sequence was reached.
+        ended: whether the end of sequence or a stop string was reached.
+        score: of a beam, see `decoding/beam.py`; otherwise the sum of `log_probs`.
+        before_stop: the text before the stop string that ended it, or None. `tokens` include the stop string.
     """
 
     tokens: np.ndarray
     log_probs: np.ndarray
     ended: bool
+    score: float
+    before_stop: str | None = None
+
+    def text(self, vocabulary: Vocabulary) -> str:
+        """Its text, without the stop string."""
+        return vocabulary.decode(self.tokens) if self.before_stop is None else self.before_stop
 
 
 def generate(
@@ -57,9 +65,13 @@ def generate(
     rows: Sequence[int] | None = None,
     prefix_lm: bool = False,
     known_ids: int | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Generation]]:
-    """Returns `decoding.num_samples` continuations of each prompt, in the order of the prompts.
+    """Returns the continuations of each prompt, in the order of the prompts.
+
+    These are its `decoding.num_samples` samples, or its beams, the best first. T5X's convention returns fewer than
+    `decoding.num_beams` if fewer have ended.
 
     Args:
         prompts: token ids. For an encoder-decoder, the encoder's input; for a decoder, the tokens before the new ones,
@@ -70,44 +82,42 @@ def generate(
         rows: each prompt's row number in the whole input, which with the seed determines its samples; default 0, 1, ...
         prefix_lm: a decoder reads the prompt in both directions.
         known_ids: the size of the vocabulary; rows of the embedding beyond it are never chosen. Default: all are.
+        decode: token ids -> text, to find `decoding.stop` in.
         progress: called with the number of finished prompts after each batch.
 
     Raises:
-        UserError: max_new_tokens is None, or a prompt contains a token id that the model does not have.
+        UserError: max_new_tokens is None, there are stop strings but no `decode`, or a prompt contains a token id that
+            the model does not have.
     """
     if decoding.max_new_tokens is None:
         raise UserError('max_new_tokens=None, expected an integer of 1 or more. Set max_new_tokens.')
+    if decoding.stop and decode is None:
+        raise UserError(f'stop={decoding.stop!r} needs the text of tokens. Pass decode=vocabulary.decode.')
     _check_prompts(model.config, prompts, start_id)
     if start_id is None:
         starts, prompts = [prompt[0] for prompt in prompts], [prompt[1:] for prompt in prompts]
     else:
         starts = [start_id] * len(prompts)
-    sharding = sharding_lib.current()
-    run = functools.partial(
-        generate_batch,
+    program = _Program(
         model,
-        seed=decoding.seed,
-        max_new_tokens=np.int32(decoding.max_new_tokens),
-        eos_id=np.int32(eos_id),
-        known_ids=np.int32(model.config.vocab_size if known_ids is None else known_ids),
-        temperature=np.float32(decoding.temperature or 1.0),
-        top_k=np.int32(decoding.top_k),
-        top_p=np.float32(decoding.top_p),
-        greedy=decoding.greedy,
-        capacity=rounded_length(decoding.max_new_tokens),
-        num_samples=decoding.num_samples,
-        prefix_lm=prefix_lm,
-        placement=None if sharding is None else (sharding.mesh, tuple(sorted(sharding.rules.items()))),
+        decoding,
+        decoding.max_new_tokens,
+        eos_id,
+        model.config.vocab_size if known_ids is None else known_ids,
+        prefix_lm,
+        steps.prepare(model),
+        sharding_lib.placement(),
+        StopStrings(decoding.stop, decode) if decode is not None and decoding.stop else None,
     )
+    run = program.run_sampled if decoding.num_beams == 1 else program.run_beams
     rows = range(len(prompts)) if rows is None else rows
     batches = _batches(model.config, prompts, rows, starts, decoding.batch_size)
-    outputs = ((batch.chosen, run(batch.tokens_BP, batch.rows_B, batch.starts_B)) for batch in batches)
+    outputs = ((batch.chosen, run(batch)) for batch in batches)
     results: list[list[Generation]] = [[] for _ in prompts]
     done = 0
     for chosen, output in one_ahead(outputs):
-        samples = _generations(jax.device_get(output), eos_id)
-        for place, i in enumerate(chosen):
-            results[i] = samples[place * decoding.num_samples : (place + 1) * decoding.num_samples]
+        for i, generations in zip(chosen, program.generations(output()), strict=False):
+            results[i] = generations
         done += len(chosen)
         if progress is not None:
             progress(done)
@@ -182,113 +192,107 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
     yield from waiting
 
 
-class _Loop(NamedTuple):
-    """State of the decoding loop."""
+class _Output(NamedTuple):
+    """What a batch returns, for N continuations of each prompt."""
 
-    step: jax.Array  # number of tokens written
-    tokens_BT: jax.Array
-    log_probs_BT: jax.Array
-    ended_B: jax.Array
-    cache: Any
-
-
-@functools.partial(jax.jit, static_argnames=('greedy', 'capacity', 'num_samples', 'prefix_lm', 'placement'))
-def generate_batch(
-    model: Model,
-    tokens_BP: jax.Array,
-    rows_B: jax.Array,
-    starts_B: jax.Array,
-    *,
-    seed: jax.Array,
-    max_new_tokens: jax.Array,
-    eos_id: jax.Array,
-    known_ids: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    greedy: bool,
-    capacity: int,
-    num_samples: int,
-    prefix_lm: bool,
-    placement: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Decodes one batch on the device: tokens and log-probabilities [B * num_samples, T], lengths [B * num_samples].
-
-    Args:
-        tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
-        rows_B: row numbers; -1 marks a row that only fills up the batch.
-        starts_B: the first token each row's decoder reads.
-        temperature, top_k, top_p: as in `Decoding`. They are traced: other values do not recompile.
-        capacity: T, the length of the returned arrays; at least `max_new_tokens`.
-        placement: the mesh and axis rules of the enclosing `sharding.use`: the compiled program depends on them.
-    """
-    options = {'prefix_lm': prefix_lm} if model.config.architecture == 'decoder_only' else {}
-    logits_BV, cache = model.start_cache(tokens_BP, capacity, start_id=starts_B, **options)
-    keys_B = None if greedy else sample_keys(seed, rows_B, num_samples)
-    if num_samples > 1:
-        repeated_B = jnp.repeat(jnp.arange(tokens_BP.shape[0]), num_samples)
-        logits_BV, cache, rows_B = logits_BV[repeated_B], cache.take(repeated_B), rows_B[repeated_B]
-
-    def choose(logits_BV: jax.Array, step: jax.Array) -> jax.Array:
-        logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < known_ids, logits_BV, -jnp.inf)
-        if keys_B is None:
-            return first_largest(logits_BV)
-        keys_now_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
-        return sample(logits_BV, keys_now_B, temperature, top_k, top_p)
-
-    def write(loop: _Loop, logits_BV: jax.Array, cache: Any) -> _Loop:
-        chosen_B = choose(logits_BV, loop.step)
-        picked_B = jnp.take_along_axis(logits_BV, chosen_B[:, None], axis=-1)[:, 0]
-        log_probs_B = picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
-        chosen_B = jnp.where(loop.ended_B, 0, chosen_B)
-        log_probs_B = jnp.where(loop.ended_B, 0.0, log_probs_B)
-        put = lambda x_BT, new_B: jax.lax.dynamic_update_slice_in_dim(x_BT, new_B[:, None], loop.step, axis=1)
-        tokens_BT, log_probs_BT = put(loop.tokens_BT, chosen_B), put(loop.log_probs_BT, log_probs_B)
-        return _Loop(loop.step + 1, tokens_BT, log_probs_BT, loop.ended_B | (chosen_B == eos_id), cache)
-
-    decode_step: Callable[[Any, jax.Array], tuple[jax.Array, Any]] = model.decode_step
-    layout: Any = cache
-    if unrolls(model.config):
-        decode_step, layout = unrolled.unroll(model, cache)
-
-    def body(loop: _Loop) -> _Loop:
-        last_B1 = jax.lax.dynamic_slice_in_dim(loop.tokens_BT, loop.step - 1, 1, axis=1)
-        return write(loop, *decode_step(loop.cache, last_B1))
-
-    shape = (rows_B.shape[0], capacity)
-    empty = _Loop(jnp.int32(0), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), rows_B < 0, None)
-    loop = write(empty, logits_BV, layout)  # the first token comes from the prompt's logits
-    loop = jax.lax.while_loop(lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.ended_B), body, loop)
-    # A row's length counts its tokens up to the end of sequence, after which only padding is written.
-    is_end_BT = loop.tokens_BT == eos_id
-    before_end_BT = (jnp.cumsum(is_end_BT, axis=1) - is_end_BT) == 0
-    written_T = jnp.arange(capacity) < loop.step
-    return loop.tokens_BT, loop.log_probs_BT, jnp.sum(before_end_BT & written_T[None, :], axis=1)
+    tokens_BNT: Any
+    log_probs_BNT: Any
+    lengths_BN: Any
+    scores_BN: Any  # None: the sums of log_probs
 
 
-def sample_keys(seed: jax.Array, rows_B: jax.Array, num_samples: int) -> jax.Array:
-    """A key for each sample of each row, [B * num_samples]; sample i has the same key whatever `num_samples` is."""
-    keys_B = row_keys(seed, rows_B)
-    keys_BN = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_samples)))(keys_B)
-    return keys_BN.reshape(-1)
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """Runs batches on the device. Without stop strings it does not wait for the result."""
 
+    model: Model
+    decoding: Decoding
+    limit: int  # of new tokens
+    eos_id: int
+    known_ids: int
+    prefix_lm: bool
+    layers: steps.Layers
+    placement: Any
+    stops: StopStrings | None
 
-def first_largest(logits_BV: jax.Array) -> jax.Array:
-    """Argmax over the last axis, int32, as two reductions: XLA's CPU backend vectorizes these, but not argmax."""
-    largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    index_1V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)[None, :]
-    # NaN equals nothing: such a row returns the last id instead of one outside the vocabulary.
-    return jnp.min(jnp.where(logits_BV == largest_B1, index_1V, logits_BV.shape[-1] - 1), axis=-1)
+    def run_sampled(self, batch: _Batch) -> Callable[[], _Output]:
+        """Greedy decoding, or samples."""
+        decoding, placement = self.decoding, self.placement
+        numbers = np.float32(decoding.temperature or 1.0), np.int32(decoding.top_k), np.float32(decoding.top_p)
+        choice = sampled.Choice(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
+        loop = sampled.begin(
+            self.model,
+            *batch[1:],
+            choice,
+            np.int32(decoding.seed),
+            greedy=decoding.greedy,
+            capacity=rounded_length(self.limit),
+            num_samples=decoding.num_samples,
+            prefix_lm=self.prefix_lm,
+            placement=placement,
+        )
 
+        def advance(loop: sampled.Loop, until: int) -> sampled.Loop:
+            return sampled.advance(self.model, self.layers, loop, choice, np.int32(until), placement=placement)
 
-def unrolls(config: ModelConfig) -> bool:
-    """Whether the decoding step is unrolled over layers: on a CPU, unless compiling that would take long."""
-    return sharding_lib.platform() == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
+        def by_prompt(loop: sampled.Loop) -> _Output:
+            of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
+            return _Output(of_prompt(loop.tokens_BT), of_prompt(loop.log_probs_BT), of_prompt(loop.lengths_B), None)
 
+        loop = advance(loop, self.limit) if self.stops is None else self._until_stops(loop, advance, self.stops)
+        found = loop._replace(cache=None)
+        return lambda: by_prompt(jax.device_get(found))
 
-def _generations(output: tuple[np.ndarray, np.ndarray, np.ndarray], eos_id: int) -> list[Generation]:
-    """One `Generation` for each row of a batch, fillers included."""
-    return [
-        Generation(tokens_T[:length], log_probs_T[:length], bool(length and tokens_T[length - 1] == eos_id))
-        for tokens_T, log_probs_T, length in zip(*output, strict=True)
-    ]
+    def _until_stops(
+        self, loop: sampled.Loop, advance: Callable[[sampled.Loop, int], sampled.Loop], stops: StopStrings
+    ) -> sampled.Loop:
+        """Advances a few tokens at a time and ends the rows whose text has a stop string."""
+        until, checked_B = 0, np.zeros(loop.lengths_B.shape, np.int32)
+        while True:
+            until = min(until + CHECK_EVERY, self.limit)
+            loop = advance(loop, until)
+            tokens_BT, lengths_B, ended_B = jax.device_get((loop.tokens_BT, loop.lengths_B, loop.ended_B))
+            checked_B, stopped_B = stops.shorten(tokens_BT, lengths_B, checked_B)
+            ended_B = ended_B | stopped_B
+            new = (jax.device_put(x, old.sharding) for x, old in ((checked_B, loop.lengths_B), (ended_B, loop.ended_B)))
+            loop = loop._replace(lengths_B=next(new), ended_B=next(new))
+            if until == self.limit or ended_B.all():
+                return loop
+
+    def run_beams(self, batch: _Batch) -> Callable[[], _Output]:
+        """Beam search."""
+        decoding, fixed = self.decoding, (self.model, self.layers)
+        rules = beam.Rules(decoding.num_beams, decoding.beam_scoring, decoding.early_stopping)
+        numbers = np.float32(decoding.length_penalty), np.int32(self.limit)
+        limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
+        static: Any = dict(rules=rules, placement=self.placement)
+        capacity = rounded_length(self.limit)
+        search, candidates = beam.begin(
+            self.model, *batch[1:], limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
+        )
+        if self.stops is None:
+            search = beam.advance(*fixed, search, candidates, limits, **static)
+        while self.stops is not None:
+            tokens_BCT, lengths_BC = jax.device_get((candidates.beams.tokens_BWT, candidates.beams.lengths_BW))
+            stopped_BC = self.stops.stopped(tokens_BCT, lengths_BC)
+            search = beam.settle(search, candidates, stopped_BC, limits, **static)
+            if lengths_BC.max() >= self.limit or not np.any(search.open_B):
+                break
+            search, candidates = beam.propose(*fixed, search, limits, **static)
+        found = search._replace(cache=None)
+        return lambda: _Output(*beam.result(jax.device_get(found), rules))
+
+    def generations(self, output: _Output) -> Iterator[list[Generation]]:
+        """The continuations of each prompt of a batch, fillers included."""
+        tokens_BNT, log_probs_BNT, lengths_BN, scores_BN = output
+        for b, lengths_N in enumerate(lengths_BN):
+            generations = []
+            for n, length in enumerate(lengths_N):
+                if not length:  # an empty place among beams
+                    continue
+                tokens_T, log_probs_T = tokens_BNT[b, n, :length], log_probs_BNT[b, n, :length]
+                score = float(log_probs_T.sum() if scores_BN is None else scores_BN[b, n])
+                stop = None if self.stops is None else self.stops.find(tokens_T, length - 1)
+                ended, text = bool(tokens_T[-1] == self.eos_id or stop), stop[1] if stop else None
+                generations.append(Generation(tokens_T, log_probs_T, ended, score, text))
+            yield generations

@@ -56,7 +56,7 @@ def measure(
         for i, example in enumerate(examples)
     ]
     if needs_predictions(task):
-        texts = [vocabulary.decode(generation.tokens) for generation in generations]
+        texts = [generation.text(vocabulary) for generation in generations]
         predictions = [
             task.postprocess_fn(text, example=example, is_target=False)
             for text, example in zip(texts, examples, strict=True)

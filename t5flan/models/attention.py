@@ -33,17 +33,19 @@ class Mask(NamedTuple):
 class LayerCache(NamedTuple):
     """The KV cache of one layer; the next token goes to slot `cache_index` of M."""
 
-    k_BMKH: jax.Array
+    k_BMKH: jax.Array  # [B, K, M, H] if heads_first
     v_BMKH: jax.Array
     cache_index: jax.Array  # scalar int32
+    heads_first: bool = False  # the order in memory that products over M or H read
 
 
 def update_cache(cache: LayerCache, new_kv: KV) -> KV:
     """The cached keys and values [B, M, K, H], with those of new tokens ([B, T, K, H] each) written to their slots."""
 
-    def write(cached_BMKH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
-        new_BTKH = new_BTKH.astype(cached_BMKH.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(cached_BMKH, new_BTKH, cache.cache_index, axis=1)
+    def write(cached: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+        new, axis = (new_BTKH.swapaxes(1, 2), 2) if cache.heads_first else (new_BTKH, 1)
+        cached = jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), cache.cache_index, axis)
+        return cached.swapaxes(1, 2) if cache.heads_first else cached
 
     return write(cache.k_BMKH, new_kv[0]), write(cache.v_BMKH, new_kv[1])
 

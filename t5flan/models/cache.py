@@ -4,6 +4,7 @@ L layers, B batch, M cache slots (prompt and new tokens), S source length, K key
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +68,42 @@ class Cache:
         """The cache after every layer was updated: `index` points to the next slot."""
         return dataclasses.replace(self, index=self.index + 1)
 
-    def take(self, rows_B: jax.Array) -> 'Cache':
-        """The cache with these rows of the batch, reordered or repeated (beams, several samples of one prompt)."""
-        taken = {}
-        for field in dataclasses.fields(self):
-            x = getattr(self, field.name)
-            if field.name != 'index' and x is not None:
-                taken[field.name] = jnp.take(x, rows_B, axis=1 if 'LB' in field.name else 0)
-        return dataclasses.replace(self, **taken)
+    def repeated(self, count: int) -> 'Cache':
+        """The cache with `count` rows for each row, which share the keys and values of the encoder's output."""
+        repeat = functools.partial(jnp.repeat, repeats=count)
+        k_LBMKH, v_LBMKH = repeat(self.k_LBMKH, axis=1), repeat(self.v_LBMKH, axis=1)
+        return dataclasses.replace(self, pad_B=repeat(self.pad_B, axis=0), k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
+
+    def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'Cache':
+        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
+
+        Only the last `new_slots` slots may differ between the rows of a prompt.
+        """
+        k_LBMKH, v_LBMKH = (
+            reorder_rows(x, parents_BW, new_slots, rows=1, slots=2) for x in (self.k_LBMKH, self.v_LBMKH)
+        )
+        return dataclasses.replace(self, k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
+
+
+def reorder_rows(x: jax.Array, parents_BW: jax.Array, new_slots: int, *, rows: int, slots: int) -> jax.Array:
+    """Row w of each W of rows [B * W] becomes a copy of row parents_BW[b, w].
+
+    Args:
+        x: a cache.
+        new_slots: only so many slots at the end may differ between the W rows of a prompt.
+        rows, slots: the axes of rows and slots.
+    """
+    # The default mode of `take` also compares every index with the bounds.
+    take = jax.vmap(functools.partial(jnp.take, axis=rows, mode='clip'), in_axes=(rows, 0), out_axes=rows)
+
+    def reorder(x: jax.Array) -> jax.Array:
+        return take(x.reshape(*x.shape[:rows], *parents_BW.shape, *x.shape[rows + 1 :]), parents_BW).reshape(x.shape)
+
+    first = x.shape[slots] - new_slots
+    if first < new_slots:  # writing a part copies it once more
+        return reorder(x)
+    part = reorder(jax.lax.slice_in_dim(x, first, None, axis=slots))
+    return jax.lax.dynamic_update_slice_in_dim(x, part, first, slots)
 
 
 def pad_kv(prompt_kv: KV, new_slots: int) -> KV:

@@ -98,18 +98,18 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
-        for name in self._inner_names():
+        for name in self.inner_names():
             setattr(self, name, Projection(config, scope / name, {'embed': config.emb_dim}, {'mlp': config.mlp_dim}))
         self.wo = Projection(config, scope / 'wo', {'mlp': config.mlp_dim}, {'embed': config.emb_dim})
 
-    def _inner_names(self) -> list[str]:
+    def inner_names(self) -> list[str]:
         """'wi', or 'wi_0' and 'wi_1', as in T5X."""
         count = len(self.config.mlp_activations)
         return ['wi'] if count == 1 else [f'wi_{i}' for i in range(count)]
 
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; a `dropout_key` of None turns dropout off."""
-        names = zip(self._inner_names(), self.config.mlp_activations, strict=True)
+        names = zip(self.inner_names(), self.config.mlp_activations, strict=True)
         inner = [_ACTIVATIONS[activation](getattr(self, name)(x_BTD)) for name, activation in names]
         x_BTF = functools.reduce(operator.mul, inner)
         x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))

@@ -86,7 +86,8 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[jax.Array, KV]:
         """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
 
-        With `cache`, x are the tokens after it. `cross_kv` and `cross_mask` are those of the encoder's output.
+        With `cache`, x are the tokens after it. `cross_kv` and `cross_mask` are those of the encoder's output; they may
+        have fewer rows than x, if several rows in turn continue one prompt.
         """
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
@@ -97,9 +98,11 @@ class DecoderBlock(nnx.Module):
         x_BTD = drop('after self_attention', x_BTD, y_BTD)
         if cross_kv is not None and cross_mask is not None:
             normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
+            # Rows of one prompt (its beams or samples) are queries of one row, which reads the prompt's keys once.
+            normed_BTD = normed_BTD.reshape(cross_kv[0].shape[0], -1, x_BTD.shape[-1])
             key = fold(dropout_key, 'encoder_decoder_attention')
             y_BTD = self.encoder_decoder_attention(normed_BTD, cross_kv, cross_mask, dropout_key=key)
-            x_BTD = drop('after encoder_decoder_attention', x_BTD, y_BTD)
+            x_BTD = drop('after encoder_decoder_attention', x_BTD, y_BTD.reshape(x_BTD.shape))
         if not self.config.parallel_block:
             normed_BTD = self.pre_mlp_layer_norm(x_BTD)
         y_BTD = self.mlp(normed_BTD, fold(dropout_key, 'mlp'))

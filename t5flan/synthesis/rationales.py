@@ -225,7 +225,7 @@ def sample(
     for start in range(0, len(prompts), window):
         inputs = [model.input_ids(text) for text in prompts[start : start + window]]
         sampled += [
-            [parse(model.vocabulary.decode(one.tokens), answer_words) if one.ended else Sample('', '') for one in group]
+            [parse(one.text(model.vocabulary), answer_words) if one.ended else Sample('', '') for one in group]
             for group in model.generate_ids(inputs, decoding=decoding, rows=range(start, start + len(inputs)))
         ]
         print(f'{len(sampled)} of {len(prompts)} questions', file=sys.stderr, flush=True)

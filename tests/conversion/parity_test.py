@@ -12,6 +12,7 @@ import pytest
 import t5flan
 from t5flan.conversion import convert, names
 from t5flan.conversion.huggingface_config import table_of
+from t5flan.decoding.config import Decoding
 from t5flan.language_model import LanguageModel
 from t5flan.models.parameters import named_parameters
 
@@ -115,6 +116,42 @@ def test_logits_and_greedy_tokens_are_hugging_faces(source, converted):
         assert written + [0] * (len(row) - len(written)) == row.tolist()
 
 
+SEARCHES = {
+    'beam4': Decoding(num_beams=4),
+    'beam4_lp06_early': Decoding(num_beams=4, length_penalty=0.6, early_stopping=True),
+    'beam4_alt_eos': Decoding(num_beams=4),
+    'beam4_alt_eos_lp06_early': Decoding(num_beams=4, length_penalty=0.6, early_stopping=True),
+    'beam4_alt_eos_lp0_never': Decoding(num_beams=4, length_penalty=0.0, early_stopping='never'),
+}
+
+
+@pytest.mark.parametrize('name', FIXTURES)
+def test_beams_and_their_scores_are_hugging_faces(name, shared, converted):
+    """`alt_eos`: recorded with another end of sequence, which more beams reach."""
+    folder = shared / 'fixtures' / 'hf' / name
+    expected, _ = recorded(folder)
+    model = converted(folder, 'hf')
+    if 'labels' in expected:
+        prompts, skipped = [[int(token) for token in row if token] for row in expected['input_ids']], 1
+    else:
+        rows = zip(expected['left_padded_input_ids'], expected['attention_mask'], strict=True)
+        prompts, skipped = [row[mask > 0].tolist() for row, mask in rows], expected['attention_mask'].shape[1]
+    for search, decoding in SEARCHES.items():
+        if search not in expected:
+            continue
+        eos = int(expected['alt_eos_id']) if 'alt_eos' in search else 1
+        limit = expected[search].shape[-1] - skipped
+        tokens_BWT = expected[search].reshape(len(prompts), -1, limit + skipped)[:, :, skipped:]
+        scores_BW = expected[f'{search}_scores'].reshape(len(prompts), -1)
+        results = model.generate_ids(prompts, limit, decoding=decoding, started='labels' not in expected, end_id=eos)
+        for beams, tokens_WT, scores_W in zip(results, tokens_BWT, scores_BW, strict=True):
+            beams = beams[: len(scores_W)]  # some recordings have the best beam only
+            np.testing.assert_allclose([one.score for one in beams], scores_W, atol=1e-4, rtol=0)
+            for one, row in zip(beams, tokens_WT.tolist(), strict=True):
+                written = one.tokens.tolist()
+                assert written + [eos] * (limit - len(written)) == row
+
+
 @pytest.mark.parametrize('name', ['t5_v1_1', 'umt5'])
 def test_long_inputs_reach_the_far_buckets(name, shared, converted):
     folder = shared / 'fixtures' / 'hf' / name
@@ -136,6 +173,12 @@ def test_logits_and_greedy_tokens_are_t5xs(name, shared, converted):
     assert difference_BT.max() < LOGIT_TOLERANCE
     prompts = [[int(token) for token in row if token] for row in expected['encoder_input_tokens']]
     assert [one.tokens.tolist() for (one,) in model.generate_ids(prompts, 16)] == expected['greedy16'].tolist()
+    t5x = Decoding(num_beams=4, length_penalty=0.6, beam_scoring='t5x')
+    results = model.generate_ids(prompts, 16, decoding=t5x)
+    padded = [[np.pad(one.tokens, (0, 16 - len(one.tokens))) for one in beams[::-1]] for beams in results]
+    np.testing.assert_array_equal(padded, expected['beam4'])  # the best one last
+    scores = [[one.score for one in beams[::-1]] for beams in results]
+    np.testing.assert_allclose(scores, expected['beam4_scores'], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -3,14 +3,14 @@
 import doctest
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t5flan import sharding as sharding_lib
 from t5flan.decoding import generate as generate_lib
+from t5flan.decoding import sampled
 from t5flan.decoding.config import Decoding
-from t5flan.decoding.generate import first_largest, generate
+from t5flan.decoding.generate import generate
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_model
@@ -116,10 +116,10 @@ def test_samples_differ_and_the_first_is_that_of_a_single_one(models):
 def test_changing_the_sampling_settings_does_not_recompile(models):
     model, decoding = models('t5_1_1'), Decoding(max_new_tokens=4, temperature=1.0)
     generate(model, PROMPTS, decoding, eos_id=3)
-    before = generate_lib.generate_batch._cache_size()
+    before = sampled.advance._cache_size()
     generate(model, PROMPTS, decoding.replace(temperature=0.5, top_k=3, top_p=0.5), eos_id=3)
     generate(model, PROMPTS[:3], Decoding(max_new_tokens=7, temperature=2.0, seed=8), eos_id=5)
-    assert generate_lib.generate_batch._cache_size() == before
+    assert sampled.advance._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,6 @@ def test_wrong_prompts_are_reported(models):
         generate(model, PROMPTS, decoding, eos_id=1, start_id=None)
     with pytest.raises(UserError, match='prompt 1 is empty: start_id=None'):
         generate(models('palm'), [[3], []], decoding, eos_id=1, start_id=None)
-
-
-def test_first_largest_is_argmax():
-    logits_BV = np.round(np.random.default_rng(0).normal(size=(50, 8)), 1).astype(np.float32)
-    np.testing.assert_array_equal(first_largest(jnp.asarray(logits_BV)), logits_BV.argmax(-1))
-    assert int(first_largest(jnp.full((1, 4), jnp.nan))[0]) == 3
 
 
 def test_worked_examples():

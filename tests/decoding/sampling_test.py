@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from t5flan.decoding.sampling import filter_logits, row_keys, sample
 
@@ -47,6 +48,21 @@ def test_samples_follow_the_probabilities():
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.03)
     counts = np.bincount(np.asarray(draw(logits_BV, keys_B, 0.5, 2, 1.0)), minlength=4) / 4000
     np.testing.assert_allclose(counts, [25 / 34, 9 / 34, 0, 0], atol=0.03)
+
+
+@pytest.mark.parametrize('temperature, top_k, top_p', [(1.0, 0, 1.0), (0.7, 10, 1.0), (1.3, 0, 0.8), (0.9, 12, 0.9)])
+def test_the_distribution_of_samples_passes_a_chi_square_test(temperature, top_k, top_p):
+    count = 20000
+    logits_V = np.random.default_rng(3).normal(0, 1.5, 24).astype(np.float32)
+    kept = sorted(_kept_by_sorting(logits_V / temperature, top_k, top_p))
+    probs = np.exp(logits_V[kept].astype(np.float64) / temperature)
+    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V)[None, :], (count, 24))
+    tokens_B = np.asarray(draw(logits_BV, row_keys(7, jnp.arange(count)), temperature, top_k, top_p))
+    counts = np.bincount(tokens_B, minlength=24)
+    assert counts[kept].sum() == count
+    assert stats.chisquare(counts[kept], count * probs / probs.sum()).pvalue > 0.001
+    wrong = probs**1.2  # the test notices a temperature that is off by a fifth
+    assert stats.chisquare(counts[kept], count * wrong / wrong.sum()).pvalue < 1e-6
 
 
 def test_a_row_has_the_same_samples_in_any_batch():

@@ -98,7 +98,7 @@ def test_a_model_with_right_answers_scores_100(model):
     class Oracle(LanguageModel):
         def generate_ids(self, inputs, *_, **__):
             answers = [self.vocabulary.encode(f'Because. #{i}') for i in range(len(inputs))]
-            return [[Generation(np.array(tokens), np.zeros(1), True)] for tokens in answers]
+            return [[Generation(np.array(tokens), np.zeros(1), True, 0.0)] for tokens in answers]
 
     oracle = Oracle(model.model, model.vocabulary, model.format, model.feature_lengths)
     result = evaluate_tasks(oracle, ['evaluate_both'])['evaluate_both']

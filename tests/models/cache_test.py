@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,8 +36,13 @@ def test_a_token_is_written_only_to_its_slot_and_layer():
     np.testing.assert_array_equal(written.layer(1).k_BMKH, written.k_LBMKH[1])
 
 
-def test_take_reorders_every_array():
-    cache = cache_of_two_rows().take(np.array([1, 1, 0]))
-    np.testing.assert_array_equal(cache.pad_B, [1, 1, 0])
-    np.testing.assert_array_equal(cache.v_LBMKH[:, 0], cache.v_LBMKH[:, 1])
-    assert cache.k_LBMKH.shape == (2, 3, 5, 1, 2) and cache.index == 3 and cache.cross_kv(0) is None
+def test_beams_repeat_rows_and_reorder_them_within_a_prompt():
+    cache = cache_of_two_rows().repeated(2)
+    np.testing.assert_array_equal(cache.pad_B, [0, 0, 1, 1])
+    marked = dataclasses.replace(cache, k_LBMKH=cache.k_LBMKH + jnp.arange(4)[None, :, None, None, None])
+    parents_BW, rows = np.array([[1, 1], [1, 0]]), np.array([1, 1, 3, 2])
+    np.testing.assert_array_equal(marked.reordered(parents_BW, 5).k_LBMKH, marked.k_LBMKH[:, rows])
+    reordered = marked.reordered(parents_BW, 2)  # the prompt's slots stay
+    np.testing.assert_array_equal(reordered.k_LBMKH[:, :, 3:], marked.k_LBMKH[:, rows, 3:])
+    np.testing.assert_array_equal(reordered.k_LBMKH[:, :, :3], marked.k_LBMKH[:, :, :3])
+    assert cache.k_LBMKH.shape == (2, 4, 5, 1, 2) and cache.cross_kv(0) is None

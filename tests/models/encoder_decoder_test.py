@@ -73,15 +73,20 @@ def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     assert cache.index == 6 and logits_BV.dtype == jnp.float32
 
 
-def test_a_cache_may_be_reordered_between_steps():
+def test_rows_of_one_prompt_share_the_encoders_output():
     model, batch = small_model('t5_1_1'), random_batch('t5_1_1')
-    rows = np.array([2, 0, 0, 1])
     _, cache = jax.jit(lambda model, x: model.start_cache(x, 2))(model, batch['encoder_input_tokens'])
-    step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens)[0])
+    step = jax.jit(lambda model, cache, tokens: model.decode_step(cache, tokens))
     tokens_B1 = batch['decoder_input_tokens'][:, 1:2]
-    np.testing.assert_allclose(
-        step(model, cache.take(rows), tokens_B1[rows]), step(model, cache, tokens_B1)[rows], atol=2e-5
-    )
+    beams = cache.repeated(2)
+    assert beams.k_LBMKH.shape[1] == 6 and beams.cross_k_LBSKH.shape[1] == 3
+    twice_B1 = np.stack([tokens_B1, tokens_B1[::-1]], axis=1).reshape(-1, 1)
+    logits_BV, beams = step(model, beams, twice_B1)
+    np.testing.assert_allclose(logits_BV[::2], step(model, cache, tokens_B1)[0], atol=2e-5)
+    np.testing.assert_allclose(logits_BV[1::2], step(model, cache, tokens_B1[::-1])[0], atol=2e-5)
+    swapped, _ = step(model, beams.reordered(np.array([[1, 0]] * 3), 2), twice_B1)
+    again, _ = step(model, beams, twice_B1.reshape(3, 2)[:, ::-1].reshape(-1, 1))
+    np.testing.assert_allclose(swapped[::2], again[1::2], atol=2e-5)
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -45,7 +45,7 @@ class Speaker:
     def _generation(self, text):
         ended = not text.endswith('…')
         ids = np.array(VOCABULARY.encode(text.rstrip('…')) + [VOCABULARY.eos_id] * ended, np.int32)
-        return Generation(ids, np.zeros(len(ids), np.float32), ended)
+        return Generation(ids, np.zeros(len(ids), np.float32), ended, 0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""Reading a batch of prompts, and the decoding step after it: scanned over layers, or unrolled where that is faster.
+
+Shapes: B rows, P prompt length, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+
+from t5flan import sharding as sharding_lib
+from t5flan.decoding import unrolled
+from t5flan.decoding.unrolled import UnrolledCache, unroll_cache, unroll_layers, unrolled_step
+from t5flan.models.cache import Cache
+from t5flan.models.config import ModelConfig
+from t5flan.models.model import Model
+
+UNROLLED_LAYERS = 32
+
+Layers = unrolled.Layers | None
+"""The decoder's layers as separate arrays, or None where a step scans the model's own."""
+AnyCache = Cache | UnrolledCache
+
+
+def unrolls(config: ModelConfig) -> bool:
+    """Whether the decoding step is unrolled over layers: on a CPU, unless compiling that would take long."""
+    return sharding_lib.platform() == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
+
+
+def prepare(model: Model) -> Layers:
+    """What every step reads, computed once for all batches."""
+    return _unroll_layers(model, sharding_lib.placement()) if unrolls(model.config) else None
+
+
+@jax.jit(static_argnums=1)
+def _unroll_layers(model: Model, placement: Any) -> Layers:
+    return unroll_layers(model)
+
+
+def start(
+    model: Model, tokens_BP: jax.Array, starts_B: jax.Array, capacity: int, prefix_lm: bool
+) -> tuple[jax.Array, AnyCache]:
+    """Reads prompts -> float32 logits [B, V] of the first new token, and the cache.
+
+    Args:
+        tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
+        starts_B: the first token each row's decoder reads.
+        capacity: how many more tokens `step` can read.
+        prefix_lm: a decoder reads the prompt in both directions.
+    """
+    options = {'prefix_lm': prefix_lm} if model.config.architecture == 'decoder_only' else {}
+    logits_BV, cache = model.start_cache(tokens_BP, capacity, start_id=starts_B, **options)
+    return logits_BV, unroll_cache(cache) if unrolls(model.config) else cache
+
+
+def step(model: Model, layers: Layers, cache: Any, tokens_B1: jax.Array) -> tuple[jax.Array, Any]:
+    """Reads one more token in each row -> float32 logits [B, V] of the next token, and the updated cache."""
+    if layers is None:
+        return model.decode_step(cache, tokens_B1)
+    return unrolled_step(model, layers, cache, tokens_B1)
