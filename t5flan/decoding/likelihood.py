@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.decoding.generate import first_largest, one_ahead
+from t5flan.decoding.generate import one_ahead
+from t5flan.decoding.sampled import first_largest
 from t5flan.errors import UserError
 from t5flan.models.cache import Cache
 from t5flan.models.model import START_TOKEN, Model
@@ -128,8 +129,7 @@ def _score(
     batch_size: int,
 ) -> list[tuple[list[_Continuation], tuple[jax.Array, jax.Array]]]:
     """Scores one batch: passes over continuations, and the log-probability and greediness of each."""
-    sharding = sharding_lib.current()
-    placement = None if sharding is None else (sharding.mesh, tuple(sorted(sharding.rules.items())))
+    placement = sharding_lib.placement()
     rows = [_Continuation(row, ids) for row, context in enumerate(contexts) for ids in continuations[context]]
     inputs = _context_arrays(model, contexts, start_id, _rounded_rows(len(contexts)))
     logits_BV, cache = _read_contexts(model, *inputs, prefix_lm=prefix_lm, placement=placement)

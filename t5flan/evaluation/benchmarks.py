@@ -6,6 +6,7 @@ Every row of the predictions holds the exact prompt, so `t5flan score` and other
 stopped resumes after its last whole row.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -235,10 +236,12 @@ def likeliest(
     """The likeliest option of each prompt, its end of sequence not counted; the first of equal ones."""
     pairs = [(prompt, option) for prompt, choices in zip(prompts, options, strict=True) for option in choices]
     inputs = {prompt: model.input_ids(prompt) for prompt in prompts}
-    targets = [answer_ids(model.vocabulary, prompt, option, model.prompt_format)[:-1] for prompt, option in pairs]
-    scores = iter(model.score_ids([inputs[prompt] for prompt, _ in pairs], targets, batch_size))
+    answer = functools.partial(answer_ids, model.vocabulary, prompt_format=model.prompt_format or 'plain')
+    targets = [answer(prompt, option)[:-1] for prompt, option in pairs]
+    found = model.likelihoods([inputs[prompt] for prompt, _ in pairs], targets, batch_size=batch_size)
+    scores = iter([one.log_prob for one in found])
     best = []
     for choices in options:
-        found = [next(scores) for _ in choices]
-        best.append(choices[found.index(max(found))].strip())
+        own = [next(scores) for _ in choices]
+        best.append(choices[own.index(max(own))].strip())
     return best

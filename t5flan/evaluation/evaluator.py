@@ -233,7 +233,7 @@ def _examples(
         format=model.format,
         split=split,
         shuffle=False,
-        instructions=dataclasses.replace(instructions, prompt_format=model.prompt_format),
+        instructions=dataclasses.replace(instructions, prompt_format=model.prompt_format or 'plain'),
     )
     examples = eval_examples(data, model.vocabulary, task, limit)
     if not examples:

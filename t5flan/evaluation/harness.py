@@ -99,7 +99,7 @@ class HarnessModel(TemplateLM):
         self.max_gen_toks, self.seed = _positive('max_gen_toks', max_gen_toks), int(seed)
         model = self.model
         self.apart = model.format == 'encoder_decoder' or (
-            model.prompt_format == 'plain' and model.inputs_end and not model.vocabulary.conventions.add_eos
+            model.prompt_format in (None, 'plain') and model.inputs_end and not model.vocabulary.conventions.add_eos
         )
         self.backend = 'seq2seq' if self.apart else 'causal'  # how TemplateLM encodes a context with its continuation
 

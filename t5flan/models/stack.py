@@ -269,8 +269,9 @@ class Decoder(_Stack):
             cross_mask = Mask(causal=False, kv_segment_ids_BS=of_rows(source_BS))
 
         def body(x_RTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
-            k_BMKH, v_BMKH, index = cache.layer(layer)
-            k_RMKH, v_RMKH = (jnp.pad(of_rows(x), ((0, 0), (0, tokens), (0, 0), (0, 0))) for x in (k_BMKH, v_BMKH))
+            seen = cache.layer(layer)
+            widths = ((0, 0), (0, tokens), (0, 0), (0, 0))
+            k_RMKH, v_RMKH = (jnp.pad(of_rows(x), widths) for x in (seen.k_BMKH, seen.v_BMKH))
             x_RTD, _ = block(
                 x_RTD,
                 mask=mask,
@@ -278,7 +279,7 @@ class Decoder(_Stack):
                 bias_table_NR=table_NR,
                 cross_kv=jax.tree.map(of_rows, cache.cross_kv(layer)),
                 cross_mask=cross_mask,
-                cache=LayerCache(k_RMKH, v_RMKH, index),
+                cache=LayerCache(k_RMKH, v_RMKH, seen.cache_index),
             )
             return x_RTD, None
 

@@ -260,7 +260,7 @@ def test_control_tokens_precede_every_text(monkeypatch, capsys):
     seen = []
 
     class Model:
-        vocabulary, folder, step = types.SimpleNamespace(mode_tokens=('[TOX_LOW]', '[S2S]')), 'run', 1
+        vocabulary, folder, step = types.SimpleNamespace(control_tokens=('[TOX_LOW]', '[S2S]')), 'run', 1
 
         def generate(self, texts, *arguments, **options):
             seen.extend(texts)
