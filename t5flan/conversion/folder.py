@@ -18,6 +18,7 @@ from t5flan.conversion.checkpoint import Checkpoint, Piece, match_arrays, one_dt
 from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.errors import UserError
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints import Description
 
@@ -43,6 +44,12 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
     fix = 'Copy the whole checkpoint again.'
     arrays = match_arrays(folder.where, f'the model of {checkpoints.DESCRIPTION}', fix, expected, stored)
 
+    own = load_vocabulary(root / checkpoints.VOCABULARY) if vocabulary is None else vocabulary
+    known = description.vocabulary.get('fingerprint')
+    if vocabulary is None and known not in (None, own.fingerprint):
+        problem = f'{root / checkpoints.VOCABULARY} is not the vocabulary that the model was trained with'
+        raise UserError(f'{problem}. Put it back, or set --vocabulary.')
+
     def read_one(shape: names.Shape, layer: int | None) -> np.ndarray:
         return arrays[shape.name].read() if layer is None else arrays[shape.name].layer(0, layer)
 
@@ -52,7 +59,7 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
         description.model,
         {name: one_dtype(array.where, name, {array.dtype}) for name, array in arrays.items()},
         read_one,
-        vocabulary or load_vocabulary(root / checkpoints.VOCABULARY),
+        own,
         description.format,
         found,
         description.feature_lengths,

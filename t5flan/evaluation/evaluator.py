@@ -202,7 +202,7 @@ def expand(tasks: Sequence[str], split: str, setting: str = '') -> dict[str, Tas
     """
     expanded: dict[str, Tasks] = {}
     for name in tasks:
-        found = find_mixture(name)
+        found = find_mixture(name, f'{setting}.tasks' if setting else '--tasks')
         inside = sorted(getattr(found, 'tasks', [found]), key=lambda task: task.name)
         expanded[name] = {task.name: task for task in inside if split in task.splits and task.metric_fns}
         if not expanded[name]:

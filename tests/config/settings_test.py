@@ -390,3 +390,19 @@ def test_a_checkpoint_folder_sets_what_gin_does_not(write, tmp_path):
     assert 'broken/t5flan.json is not the description' in error_of(
         lambda: configurables.checkpoint_settings('broken'), UserError
     )
+
+
+def test_a_recipe_replaces_only_what_one_file_gave(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'base.gin').write_text('RATE = 0.1\nDROPOUT = 0.2\nSEED = 3\nModelConfig.dropout_rate = %DROPOUT\n')
+    (tmp_path / 'mine.gin').write_text("include 'base.gin'\nRATE = 0.3\n")
+    (tmp_path / 'recipe.gin').write_text('RATE = 0.4\nSEED = 5\nOTHER = 6\n')
+    settings = configurables.parse(
+        ['mine.gin'], ['RunConfig.seed=%SEED', 'OptimizerConfig.learning_rate=%RATE', 'RunConfig.steps=1']
+    )
+    settings.read(OptimizerConfig)  # what was read before is read again
+    settings.use_recipe('recipe', instead_of='base', values={'DROPOUT': 0.5})
+    assert settings.read(OptimizerConfig).learning_rate == 0.3, "the user's own file wins"
+    assert settings.read(RunConfig).seed == 5
+    text = settings.operative_config()
+    assert 'SEED = 5' in text and 'RATE = 0.3' in text and 'OTHER' not in text

@@ -15,6 +15,7 @@ import pytest
 import t5flan
 from t5flan.__main__ import main
 from t5flan.conversion import convert, names
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.language_model import load
 from tests.saved_model import LENGTHS, byte_model, save_folder
@@ -241,3 +242,12 @@ def test_a_model_of_the_hub_without_network_or_library_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(UserError, match=r"hf:a/b needs huggingface_hub: pip install 't5flan\[hub\]'"):
         convert.as_checkpoint_folder('hf:a/b')
+
+
+def test_a_foreign_vocabulary_in_a_checkpoint_folder_is_refused(tmp_path):
+    save_folder(tmp_path / 'own', byte_model(), steps=(1,))
+    shutil.rmtree(tmp_path / 'own' / 'vocabulary')
+    ByteVocabulary(50).save(tmp_path / 'own' / 'vocabulary')
+    with pytest.raises(UserError, match='is not the vocabulary that the model was trained with. Put it back'):
+        convert.read(tmp_path / 'own', 't5flan')
+    assert convert.read(tmp_path / 'own', 't5flan', 'bytes').vocabulary == ByteVocabulary()

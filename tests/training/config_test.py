@@ -53,3 +53,13 @@ def test_lists_from_gin_become_tuples():
     assert OptimizerConfig(freeze=['encoder/.*']).freeze == ('encoder/.*',)
     assert MeshConfig(rules=[['embed', ['fsdp', 'data']]]).rules == (('embed', ('fsdp', 'data')),)
     hash((OptimizerConfig(freeze=['encoder/.*']), MeshConfig(rules=[['embed', ['fsdp', 'data']]])))
+
+
+def test_the_best_checkpoint_is_kept_by_default_where_there_is_an_evaluation():
+    assert CheckpointConfig().resolved(evaluates=True).best_metric == 'eval/loss'
+    assert CheckpointConfig().resolved(evaluates=False).best_metric is None
+    for given in (None, 'exact_match'):
+        config = CheckpointConfig(best_metric=given)
+        assert config.resolved(evaluates=True) == config
+    with pytest.raises(UserError, match='CheckpointConfig.patience=2, expected None without'):
+        CheckpointConfig(patience=2).resolved(evaluates=False)

@@ -66,3 +66,32 @@ def test_tensorboard_reads_the_same_numbers_and_drops_those_of_a_killed_run(tmp_
     events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars('loss')] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_an_evaluation_is_one_readable_line(tmp_path):
+    stream = io.StringIO()
+    writer = make_writer(tmp_path, stream=stream)
+    writer.write_evaluation(0, {'eval/loss': 3.0, 'eval/accuracy': 0.25})
+    writer.write_evaluation(5, {'eval/loss': 2.0, 'eval/accuracy': 0.5})
+    writer.close()
+    writer = make_writer(tmp_path, start_step=5, stream=stream)  # a resumed run knows the earlier ones
+    tasks = {'eval/loss/a': 2.5, 'eval/accuracy/a': 0.5, 'eval/loss/b': 1.5, 'eval/accuracy/b': 0.6}
+    sample = {'task': 'a', 'input': 'x', 'prediction': 'ü'}
+    writer.write_evaluation(10, {'eval/loss': 2.25, 'eval/accuracy': 0.4, **tasks, 'eval/f1': 12.5}, [sample])
+    writer.close()
+    assert stream.getvalue().splitlines() == [
+        'step 0  eval/loss 3.0000  eval/accuracy 0.2500',
+        'step 5  eval/loss 2.0000 (at step 0 3.0000, best 2.0000 at 5)  eval/accuracy 0.5000',
+        'step 10  eval/loss 2.2500 (at step 0 3.0000, best 2.0000 at 5)  eval/accuracy 0.4000  eval/f1 12.5000',
+        '  loss by task: a 2.5000, b 1.5000',
+    ]
+    assert json.loads((tmp_path / 'samples.jsonl').read_text()) == {'step': 10, **sample}
+    assert read_metrics(tmp_path)[-1]['eval/loss/b'] == 1.5
+
+
+def test_progress_shows_flops_and_memory(tmp_path):
+    stream = io.StringIO()
+    writer = make_writer(tmp_path, stream=stream)
+    writer.progress(1, {'loss': 1.0, 'tflops_per_second_per_device': 0.0521, 'peak_memory_gib': 2.34}, None)
+    writer.close()
+    assert stream.getvalue() == 'step 1/20  loss 1.0000  0.0521 TFLOP/s  2.3 GiB\n'
