@@ -12,6 +12,7 @@ Nothing here needs TensorFlow, SeqIO or gin.
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
@@ -21,15 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.batches.converter import make_batch
 from t5flan.data.vocabulary import chat_template, prompt_format
 from t5flan.data.vocabulary.chat_template import Message
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.prompt_format import answer_ids, prompt_ids
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
-from t5flan.decoding.generate import Generation, generate, rounded_length
-from t5flan.decoding.likelihood import Likelihood, likelihoods
+from t5flan.decoding.generate import Generation, generate
+from t5flan.decoding.likelihood import Likelihood, likelihoods, rolling_windows
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
@@ -293,6 +293,30 @@ class LanguageModel:
         target_ids = [answer(prompt, text) for prompt, text in zip(inputs, targets, strict=True)]
         return self.score_ids(input_ids, target_ids, batch_size)
 
+    def perplexity(self, texts: Sequence[str], window: int = 1024, batch_size: int = 8) -> list[float]:
+        """Returns exp(-mean log p) over the tokens of each text, for a decoder-only model.
+
+        A token is predicted from those before it in its window, at most `window` of them, as in lm-eval's
+        `loglikelihood_rolling`: see `decoding.likelihood.rolling_windows`.
+
+        Raises:
+            UserError: the model is an encoder-decoder, or a text is empty.
+        """
+        if self.format == 'encoder_decoder':
+            raise UserError('perplexity needs a decoder-only model. Use `score` with inputs and targets.')
+        ids = [self.vocabulary.encode(text) for text in _texts(texts)]
+        for i, one in enumerate(ids):
+            if not one:
+                raise UserError(f'text {i} is empty, expected at least one token. Remove it.')
+        start = self.vocabulary.start_id
+        pairs = [(i, *pair) for i, one in enumerate(ids) for pair in rolling_windows(one, start, window)]
+        contexts, windows = [context for _, context, _ in pairs], [target for _, _, target in pairs]
+        found = self.likelihoods(contexts, windows, batch_size=batch_size, started=True)
+        totals = [0.0] * len(ids)
+        for (i, *_), likelihood in zip(pairs, found, strict=True):
+            totals[i] += likelihood.log_prob
+        return [math.exp(-total / len(one)) for total, one in zip(totals, ids)]
+
     def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Model features (T5X's names, e.g. encoder_input_tokens, decoder_input_tokens) -> float32 [B, T, V].
 
@@ -368,16 +392,10 @@ class LanguageModel:
         self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_size: int = 32
     ) -> list[float]:
         """Returns log p(target ids | input ids) in nats. No end of sequence is added."""
-        scores = [0.0] * len(inputs)
-        order = sorted(range(len(inputs)), key=lambda i: -(len(inputs[i]) + len(targets[i])))
-        with sharding_lib.use(self.sharding):
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = self._features([inputs[i] for i in chosen], [targets[i] for i in chosen])
-                scores_B = jax.device_get(_score(self.model, batch))
-                for place, i in enumerate(chosen):
-                    scores[i] = float(scores_B[place])
-        return scores
+        chosen = [i for i, target in enumerate(targets) if len(target)]  # nothing has the probability 1
+        found = self.likelihoods([inputs[i] for i in chosen], [targets[i] for i in chosen], batch_size=batch_size)
+        scores = dict(zip(chosen, found, strict=True))
+        return [scores[i].log_prob if i in scores else 0.0 for i in range(len(inputs))]
 
     def likelihoods(
         self,
@@ -414,39 +432,10 @@ class LanguageModel:
                 progress=progress,
             )
 
-    def _features(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Unpacked model features as in training, padded to few shapes."""
-        if not self.starts:  # the first target of an empty input is predicted from the start token
-            inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]
-        if self.format == 'encoder_decoder':
-            longest = {'inputs': max(map(len, inputs)), 'targets': max(map(len, targets))}
-        else:  # a row holds the input followed by the target
-            longest = {'inputs': 0, 'targets': max(len(a) + len(b) for a, b in zip(inputs, targets))}
-        lengths = {name: rounded_length(length) if length else 0 for name, length in longest.items()}
-        parts = 1 if self.sharding is None else self.sharding.size('batch')
-        empty = -(-(1 << (len(inputs) - 1).bit_length()) // parts) * parts - len(inputs)
-        as_array = lambda ids: np.asarray(ids, np.int32)
-        examples = [[{'inputs': as_array(a), 'targets': as_array(b)}] for a, b in zip(inputs, targets)] + [[]] * empty
-        return make_batch(
-            self.format, lengths, examples, packed=False, start_id=self.vocabulary.start_id, starts=self.starts
-        )
-
 
 @jax.jit
 def _logits(model: Model, batch: Mapping[str, jax.Array]) -> jax.Array:
     return model(batch)
-
-
-@jax.jit
-def _score(model: Model, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Weighted sum of the targets' log-probabilities, [B] float32, with the logits of one row in memory at a time."""
-
-    def row(features: tuple[jax.Array, ...]) -> jax.Array:
-        x_TD, targets_T, weights_T = features
-        log_probs_TV = jax.nn.log_softmax(model.logits(x_TD[None])[0], axis=-1)
-        return jnp.sum(jnp.take_along_axis(log_probs_TV, targets_T[:, None], axis=-1)[:, 0] * weights_T)
-
-    return jax.lax.map(row, (model.hidden(batch), batch['decoder_target_tokens'], batch['decoder_loss_weights']))
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:

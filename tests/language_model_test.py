@@ -203,3 +203,19 @@ def test_loading_needs_no_tensorflow(folder):
     done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_perplexity_is_that_of_all_tokens_whatever_the_window():
+    model = LanguageModel(byte_model('relative'), ByteVocabulary(), 'causal_lm', {'targets': 8})
+    texts = ['The cat', 'x' * 40]
+    expected = [
+        np.exp(-score / len(text))
+        for score, text in zip(model.score_ids([[], []], [model.vocabulary.encode(t) for t in texts]), texts)
+    ]
+    assert model.perplexity(texts) == pytest.approx(expected, rel=1e-5)
+    assert model.perplexity(texts[:1], window=3)[0] != pytest.approx(expected[0], rel=1e-3), 'less context'
+    assert model.perplexity(['ab'], window=1)[0] > 1
+    with pytest.raises(UserError, match='text 1 is empty'):
+        model.perplexity(['a', ''])
+    with pytest.raises(UserError, match='needs a decoder-only model'):
+        LanguageModel(byte_model(), ByteVocabulary(), 'encoder_decoder', LENGTHS).perplexity(['a'])
