@@ -10,6 +10,7 @@ DataConfig.cot reads the file like any other: a .tsv of question, answer and rat
 Collection's fields and the origin of each row. OUTPUT.provenance.json beside it has checkpoint, step, settings, counts.
 """
 
+import collections
 import dataclasses
 import json
 import re
@@ -262,7 +263,7 @@ def same_answer(a: str, b: str) -> bool:
 def choose(
     index: int, question: Question, samples: Sequence[Sample], keep: str, each: int = 1, agreement: float = 0.5
 ) -> list[Kept]:
-    """The samples of one question to keep: different rationales of a single answer, in the order they were sampled."""
+    """The samples of one question to keep: different rationales of a single answer, the most frequent first."""
     groups: list[list[Sample]] = []  # samples with the same answer, in order of their first one
     for one in samples:
         if not (one.answer and one.rationale):
@@ -278,8 +279,9 @@ def choose(
         is_vote = len(group) == max(map(len, groups)) and share >= agreement
         if right is not None if keep == 'right' else is_vote:  # the first of several answers with equal votes
             answer = group[0].answer if right is None else right
-            different = {normalize_space(one.rationale): one.rationale for one in reversed(group)}
-            texts = list(reversed(different.values()))[:each]
+            alike = collections.Counter(normalize_space(one.rationale) for one in group)
+            first = {normalize_space(one.rationale): one.rationale for one in reversed(group)}
+            texts = [first[text] for text, _ in alike.most_common(each)]  # of equal ones the first drawn
             return [Kept(index, answer, text, share, right is not None) for text in texts]
     return []
 

@@ -121,6 +121,17 @@ def test_votes_need_no_answers(monkeypatch, tmp_path, task):
     assert provenance['agreement'] == 0.6 and provenance['counts']['kept_right'] == 0
 
 
+def test_the_most_frequent_rationale_is_kept():
+    question = Question('q', ('7',))
+    drawn = [Sample(text, '7') for text in ('A', 'A ', 'B', 'A', ' A')]
+    assert [one.rationale for one in choose(0, question, drawn, 'right')] == ['A']
+    assert [one.rationale for one in choose(0, question, drawn[::-1], 'vote', each=2)] == [' A', 'B']
+    drawn = [Sample(text, '7') for text in ('C', 'B', 'A', 'B', 'A')]
+    assert [one.rationale for one in choose(0, question, drawn, 'right', each=3)] == ['B', 'A', 'C'], (
+        'the first of equals'
+    )
+
+
 def test_choose():
     question = Question('q', ('12', 'a dozen'))
     drawn = [
