@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     named = []
     if arguments.name:  # show the given name itself, whatever the run file mixes with it
         named = [f'DataConfig.mixture={arguments.name}', 'DataConfig.stages=[]', 'DataConfig.mixed_in={}']
+        arguments.gin = [one for one in arguments.gin if not one.startswith('MIXTURE=')]  # of a copied train command
     settings = configurables.parse(arguments.gin_file, [*arguments.gin, *named, *skip_broken(arguments)])
     only_list = not settings.binds(DataConfig, 'mixture')
     source = take_from_initial_checkpoint(settings)

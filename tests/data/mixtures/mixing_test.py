@@ -76,3 +76,10 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         UserError, match="no task or mixture 'mixing_translate_germn'; the nearest are mixing_translate_german"
     ):
         mixing.find_mixture('mixing_translate_germn')
+
+
+def test_the_start_of_a_name_and_a_part_of_it_find_it():
+    _add('mixing_ni_task139_copa_completion')
+    for part in ('mixing_ni_task1', 'task139_copa'):
+        with pytest.raises(UserError, match='the nearest are mixing_ni_task139_copa_completion'):
+            mixing.find_mixture(part)
