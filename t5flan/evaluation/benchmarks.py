@@ -17,7 +17,8 @@ from t5flan.data.vocabulary.prompt_format import answer_ids
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError, did_you_mean
 from t5flan.evaluation.benchmark_scores import print_scores, summary
-from t5flan.evaluation.inference import WINDOW, Prompt, RowWriter
+from t5flan.evaluation.inference import WINDOW
+from t5flan.evaluation.row_files import Prompt, RowWriter
 from t5flan.evaluation.terminal import Progress
 from t5flan.files import write_json
 from t5flan.language_model import LanguageModel, load

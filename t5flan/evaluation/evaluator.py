@@ -23,6 +23,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, metric_names, metrics_of, needs_predictions
+from t5flan.evaluation.row_files import Prompt
 from t5flan.evaluation.terminal import Progress, print_table
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import LanguageModel, load
@@ -128,8 +129,7 @@ def evaluate_tasks(
     """
     expanded = tasks if isinstance(tasks, Mapping) else expand(tasks, split)
     chosen = {name: task for group in expanded.values() for name, task in group.items()}
-    given = instructions.prompt_format
-    model = model.in_format('auto' if given == 'plain' else given)  # 'plain' is the default, the folder knows better
+    model = model.in_format(prompt_format_of(instructions))
     lengths = feature_lengths or model.feature_lengths
     examples = {name: _examples(model, name, split, limit, instructions, lengths) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}
@@ -145,6 +145,48 @@ def evaluate_tasks(
         if rows is not None:
             rows.extend(task_rows)
     return results
+
+
+def prompt_format_of(instructions: InstructionConfig) -> str:
+    """The format for `LanguageModel.in_format`; 'plain' is the default, and the checkpoint folder knows better."""
+    return 'auto' if instructions.prompt_format == 'plain' else instructions.prompt_format
+
+
+def task_prompts(
+    model: LanguageModel,
+    tasks: Sequence[str],
+    split: str,
+    limit: int | None = None,
+    *,
+    instructions: InstructionConfig = INSTRUCTIONS,
+    feature_lengths: Mapping[str, int] | None = None,
+) -> list[Prompt]:
+    """The inputs of SeqIO tasks and mixtures as prompts of `infer`; a row has task, inputs, target and index.
+
+    Raises:
+        UserError: no such task, or no such split.
+    """
+    prompts: list[Prompt] = []
+    for name in _with_split(tasks, split):
+        for example in _examples(model, name, split, limit, instructions, feature_lengths or model.feature_lengths):
+            text = example.get('inputs_pretokenized', '')
+            row = {'task': name, 'inputs': text, 'target': example['targets_pretokenized'], 'index': len(prompts)}
+            prompts.append(Prompt(len(prompts), text, row, np.asarray(example.get('inputs', ()), np.int64).tolist()))
+    return prompts
+
+
+def _with_split(tasks: Sequence[str], split: str) -> list[str]:
+    """The names of tasks, and of the tasks of mixtures, that have a split."""
+    found: dict[str, Any] = {}
+    for name in tasks:
+        mixture = find_mixture(name, '--task')
+        inside = sorted(getattr(mixture, 'tasks', [mixture]), key=lambda task: task.name)
+        having = {task.name: task for task in inside if split in task.splits}
+        if not having:
+            splits = sorted({known for task in inside for known in task.splits})
+            raise UserError(f'{name} has no split {split!r}; it has {", ".join(splits)}. Set --split.')
+        found |= having
+    return list(found)
 
 
 class GeneratedMetrics:

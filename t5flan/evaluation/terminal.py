@@ -1,7 +1,9 @@
-"""What `t5flan evaluate` prints: its progress and the table."""
+"""What `t5flan evaluate` and `infer` print: their progress and the table."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from t5flan.evaluation.measures import metrics_of
@@ -43,3 +45,34 @@ class Progress:
         elif 10 * done // total > self._tenth:
             self._tenth = 10 * done // total
             print(f'generated {done} of {total}', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def row_progress(before: int, total: int) -> Iterator[Callable[[int], None]]:
+    """Reports rows as they are finished: a bar on a terminal, elsewhere a line for every tenth of them.
+
+    Args:
+        before: rows that an earlier run finished; the rate does not count them.
+
+    Yields:
+        A function of the number of finished rows.
+    """
+    if sys.stderr.isatty():
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn('rows'), rich.TimeRemainingColumn())
+        with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task('rows', total=total, completed=before)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    started, tenth = time.monotonic(), 10 * before // total
+
+    def report(done: int) -> None:
+        nonlocal tenth
+        if 10 * done // total > tenth:
+            tenth = 10 * done // total
+            rate = (done - before) / max(time.monotonic() - started, 1e-9)
+            print(f'{done} of {total} rows, {rate:.1f} per second', file=sys.stderr, flush=True)
+
+    yield report
