@@ -74,14 +74,15 @@ class _Asker:
 
     def record(self) -> Row:
         """What decides an answer besides its row."""
-        from t5flan.training.checkpoints import checkpoint_root, find_step  # imports JAX
+        from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at  # imports JAX
 
-        folder = os.fspath(checkpoint_root(self.checkpoint))
+        folder, step = os.fspath(checkpoint_root(self.checkpoint)), find_step(self.checkpoint, self.step)
         settings = dataclasses.asdict(self.decoding)
         del settings['batch_size']
         return {
             'checkpoint': folder if '://' in folder else os.path.realpath(folder),
-            'step': find_step(self.checkpoint, self.step),
+            'step': step,
+            'saved': saved_at(folder, step),
             **settings,
             'control': list(self.control),
             'chat': self.chat,

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5flan.evaluation.measures import metrics_of
@@ -30,6 +30,32 @@ def print_table(summary: Mapping[str, Any]) -> None:
     cut = [f'{result["cut"]} of {task}' for task, result in summary['tasks'].items() if result.get('cut')]
     if cut:
         print(f'trimmed to the feature lengths: {", ".join(cut)}')
+
+
+def print_steps(found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the metrics of several checkpoints, a line for each: means if there are any, else of the tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if len(found) < 2:
+        return
+    scores = [
+        {f'{group}: {name}': value for group, one in _groups(result).items() for name, value in metrics_of(one).items()}
+        for result in found
+    ]
+    names = list(dict.fromkeys(name for one in scores for name in one))
+    table = Table(title=f'{found[0]["checkpoint"]}, {len(found)} checkpoints', title_justify='left')
+    for column in ('step', *names):
+        table.add_column(column, justify='right', overflow='fold')
+    for result, one in zip(found, scores, strict=True):
+        table.add_row(str(result['step']), *(f'{one[name]:.2f}' if name in one else '' for name in names))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _groups(result: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    if 'benchmarks' in result:
+        return {name: {one['metric']: one['score']} for name, one in result['benchmarks'].items()}
+    return result['means'] or result['tasks']
 
 
 class Progress:
