@@ -30,6 +30,9 @@ from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
 
+SAMPLES = 6
+"""Right answers, and wrong answers, that are kept with the scores of a benchmark."""
+
 Row = dict[str, Any]
 
 
@@ -65,8 +68,9 @@ def evaluate_benchmarks(
 
     Returns:
         Of the last step: checkpoint, limit, settings, step, saved, seconds and `benchmarks`: name -> what
-        `benchmark_scores.summary` returns, with 'exemplars_dropped' (number of exemplars -> prompts that lost so many).
-        If the six benchmarks of `normalized_average` are there, also 'normalized_average' and 'mean'.
+        `benchmark_scores.summary` returns, with 'exemplars_dropped' (number of exemplars -> prompts that lost so many)
+        and 'samples' (right and wrong answers of some tasks). If the six benchmarks of `normalized_average` are there,
+        also 'normalized_average' and 'mean'.
 
     Raises:
         UserError: the checkpoint or a file of a benchmark is wrong, or a question is too long without exemplars.
@@ -83,15 +87,15 @@ def evaluate_benchmarks(
 
     def measured(one: int) -> dict[str, Any] | None:
         saved = saved_at(root, one)
-        if known := results.known(one, saved):
+        file = None if predictions is None else Path(predictions)
+        if file is not None and several:
+            file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
+        if (known := results.known(one, saved)) and (file is None or file.exists()):
             print(f'step {one}: the results are in {json_file} already', file=sys.stderr)
             return known
         model = load_if_there(checkpoint, one)
         if model is None:
             return None
-        file = None if predictions is None else Path(predictions)
-        if file is not None and several:
-            file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
         found = {'step': one, 'saved': saved, **_evaluate(model, benchmarks, asked, decoding, prompt_length, file)}
         results.add(found)
         return found
@@ -128,18 +132,39 @@ def _evaluate(
     found: dict[str, Any] = {'benchmarks': {}}
     for name, benchmark in by_name.items():
         answers = [answer for one, answer in answered if one == name]
-        result = summary(benchmark, score(benchmark, answers))
-        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name]}
+        scores = score(benchmark, answers)
+        result = summary(benchmark, scores)
+        judged = _judged(prompts, answered, name, scores.judged, benchmark.metric)
+        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name], 'samples': judged}
         print_scores(benchmark, result, f'{model.folder}, step {model.step}')
         if lost := sum(dropped[name].values()) - dropped[name].get(0, 0):
             print(f'{lost} of {len(answers)} prompts had to lose exemplars')
     found['seconds'] = round(time.monotonic() - started, 1)
-    scores = {name: result['score'] for name, result in found['benchmarks'].items()}
-    if set(BASELINES) <= set(scores):
-        found['normalized_average'] = normalized_average(scores)
-        found['mean'] = mean([scores[name] for name in BASELINES])
+    means = {name: result['score'] for name, result in found['benchmarks'].items()}
+    if set(BASELINES) <= set(means):
+        found['normalized_average'] = normalized_average(means)
+        found['mean'] = mean([means[name] for name in BASELINES])
         print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
     return found
+
+
+def _judged(
+    prompts: Sequence[Prompt],
+    answered: Sequence[tuple[str, Answer]],
+    name: str,
+    judged: Mapping[tuple[str, int], Mapping[str, float]],
+    metric: str,
+) -> list[Row]:
+    """Right and wrong answers of a benchmark with their prompts, one of each task, if its questions have scores."""
+    chosen: dict[tuple[bool, str], Row] = {}
+    for prompt, (benchmark, answer) in zip(prompts, answered, strict=True):
+        value = judged.get((answer.task, answer.index), {}).get(metric) if benchmark == name else None
+        if value is not None:
+            row = {field: prompt.row[field] for field in ('task', 'index', 'prompt', 'target')}
+            row |= {'prediction': answer.samples[0], 'correct': value >= 1}
+            chosen.setdefault((value >= 1, answer.task), row)
+    by_verdict = ([row for (given, _), row in chosen.items() if given is verdict] for verdict in (True, False))
+    return [row for rows in by_verdict for row in rows[:SAMPLES]]
 
 
 def _questions(

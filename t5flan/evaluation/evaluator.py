@@ -119,7 +119,7 @@ def evaluate(
     found = each_step(chosen, measured)
     if several:
         print_steps(found)
-    return dict(found[-1])
+    return found[-1]
 
 
 def _evaluate_step(request: _Request, step: int, results: StepResults, rows: StepRows) -> dict[str, Any] | None:

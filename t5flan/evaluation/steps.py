@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from t5flan.errors import UsageError, UserError
@@ -100,7 +100,7 @@ def load_if_there(checkpoint: str, step: int) -> LanguageModel | None:
         return None
 
 
-def each_step(steps: Iterator[int], evaluate: Callable[[int], Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
+def each_step(steps: Iterator[int], evaluate: Callable[[int], dict[str, Any] | None]) -> list[dict[str, Any]]:
     """The results of the steps that were there when their turn came.
 
     Args:

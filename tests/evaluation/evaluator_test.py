@@ -189,7 +189,7 @@ def test_rows_hold_the_prompt_that_the_model_reads(model):
     rows = []
     evaluate_tasks(model, ['evaluate_answers'], decoding=Decoding(1), rows=rows)
     assert rows[0]['prompt'] == rows[0]['input'] == TEXTS[0]
-    assert rows[2]['input'] == TEXTS[2] and rows[2]['prompt'] == TEXTS[2][: LENGTHS['inputs'] - 1]
+    assert rows[2]['input'] == TEXTS[2] and rows[2]['prompt'] == TEXTS[2][: LENGTHS['inputs']]
 
 
 def test_the_prompts_of_a_task_are_those_that_evaluate_reads(model):
