@@ -18,7 +18,7 @@ from t5flan.commands.flags import (
     read_run,
 )
 from t5flan.commands.startup import import_tensorflow
-from t5flan.errors import UsageError
+from t5flan.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -40,9 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_run(arguments) if arguments.task else configurables.parse(arguments.gin_file, arguments.gin)
     decoding = read_decoding(settings, arguments, 'infer')
     if arguments.multi_host:
-        import jax
-
-        jax.distributed.initialize()
+        _connect()
     arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     if arguments.chat and not (arguments.prompt or arguments.input or arguments.task):
         for flag in ('output', 'control', 'json', 'shard'):
@@ -64,6 +62,20 @@ def run(arguments: argparse.Namespace) -> None:
         shard=shard,
         **given,
     )
+
+
+def _connect() -> None:
+    """Connects the processes of this job, as RunConfig.multi_host does for a training run."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        why = ' '.join(str(error).split())[:200].rstrip('.')
+        raise UserError(
+            f'--multi_host: the processes of the job cannot be found ({why}). Start them with Slurm, Open MPI or on a '
+            'TPU slice, or start jobs with --shard=I/N.'
+        ) from None
 
 
 def _check(arguments: argparse.Namespace) -> None:
