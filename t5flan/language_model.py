@@ -273,16 +273,34 @@ class LanguageModel:
         """
         decoding = decoding.replace(**settings)
         decoding.require_one_sample('chat')
+        if max_new_tokens is not None:
+            decoding = decoding.replace(max_new_tokens=max_new_tokens)
         inputs = [chat_template.encode(self.vocabulary, turns, tools=tools, reply=True) for turns in conversations]
-        end = self.vocabulary.turn_end_id
-        started = self.format != 'encoder_decoder'
+        replies = self.continuations(inputs, decoding=decoding, rows=rows, progress=progress, chat=True)
+        return [best.text for best, *_ in replies]
+
+    def continuations(
+        self,
+        inputs: Sequence[Sequence[int]],
+        *,
+        decoding: Decoding = GREEDY,
+        rows: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        chat: bool = False,
+    ) -> list[list[ScoredText]]:
+        """Returns every sample or beam of each prompt of ids; the first is that of `generate`, or of `chat`.
+
+        Args:
+            chat: the prompts are conversations that a chat template encoded, and a reply ends with its turn.
+        """
+        end = self.vocabulary.turn_end_id if chat else None
+        started = chat and self.format != 'encoder_decoder'
+        decode = self.vocabulary.decode if end is None else self._decoder(end)
         generations = self.generate_ids(
-            inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
+            inputs, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
         )
-        return [
-            self._decoder(end)(best.tokens.tolist()) if best.before_stop is None else best.before_stop
-            for best, *_ in generations
-        ]
+        text = lambda one: decode(one.tokens.tolist()) if one.before_stop is None else one.before_stop
+        return [[ScoredText(text(one), one.score) for one in group] for group in generations]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[float]:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""

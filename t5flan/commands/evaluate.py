@@ -4,11 +4,17 @@ With --benchmark, it asks the checkpoint the questions of public benchmarks inst
 """
 
 import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import Command, Flag, words
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError
+
+if TYPE_CHECKING:
+    from t5flan.config.settings import Settings
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     decoding = read_decoding(settings, arguments, 'evaluate')
 
     import_tensorflow()
+    steps = _steps(arguments, settings)
     from t5flan.evaluation.evaluator import evaluate
     from t5flan.tasks import register_all
 
@@ -41,12 +48,26 @@ def run(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         limit=arguments.limit,
         step=arguments.step,
+        steps=steps,
         decoding=decoding,
         predictions=arguments.predictions,
         json_file=arguments.json,
         instructions=data.instructions,
         feature_lengths=data.feature_lengths,
     )
+
+
+def _steps(arguments: argparse.Namespace, settings: 'Settings') -> 'Iterator[int] | None':
+    """The steps of --steps, by the settings of the run; None without that flag."""
+    if arguments.steps is None:
+        return None
+    if arguments.step is not None:
+        raise UsageError('--step and --steps both choose checkpoints. Remove one of them')
+    from t5flan.evaluation.steps import chosen_steps
+    from t5flan.training.config import CheckpointConfig, EvaluationConfig
+
+    config = settings.read(CheckpointConfig).resolved(settings.read(EvaluationConfig).every > 0)
+    return chosen_steps(arguments.checkpoint, arguments.steps, config)
 
 
 def _run_benchmarks(arguments: argparse.Namespace) -> None:
@@ -56,7 +77,9 @@ def _run_benchmarks(arguments: argparse.Namespace) -> None:
     for name in ('limit', 'prompt_length'):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise UsageError(f'--{name}={value}, expected 1 or more')
-    decoding = read_decoding(read_run(arguments), arguments, 'evaluate')
+    settings = read_run(arguments)
+    decoding = read_decoding(settings, arguments, 'evaluate')
+    steps = _steps(arguments, settings)
     from t5flan.evaluation.benchmarks import evaluate_benchmarks
 
     evaluate_benchmarks(
@@ -66,6 +89,7 @@ def _run_benchmarks(arguments: argparse.Namespace) -> None:
         tasks=arguments.tasks or (),
         limit=arguments.limit,
         step=arguments.step,
+        steps=steps,
         decoding=decoding,
         prompt_length=arguments.prompt_length,
         predictions=arguments.predictions,
@@ -88,6 +112,11 @@ COMMAND = Command(
         Flag('--benchmark_dir', 'the folder with the files of their releases', 'DIR'),
         Flag('--split', 'split of the tasks (default: validation)', 'NAME', default='validation'),
         Flag('--limit', 'only the first N examples of each task (default: all)', 'N', int),
+        Flag(
+            '--steps',
+            'checkpoints to evaluate: latest, best (by CheckpointConfig.best_metric), all, or steps N,N',
+            'latest|best|all|N,N',
+        ),
         *decoding_flags(),
         Flag(
             '--samples', 'with --benchmark: samples of each question, which vote on its answer (default: 1)', 'N', int
@@ -98,7 +127,7 @@ COMMAND = Command(
             'N',
             int,
         ),
-        Flag('--predictions', 'also write every row to FILE, as JSON Lines; benchmarks resume from it', 'FILE'),
-        JSON,
+        Flag('--predictions', 'also write every row to FILE, as JSON Lines; the same command resumes from it', 'FILE'),
+        dataclasses.replace(JSON, help='also write the result to FILE as JSON; steps and tasks in it are not repeated'),
     ),
 )

@@ -6,10 +6,13 @@ Every row of the predictions holds the exact prompt, so `t5flan score` and other
 stopped resumes after its last whole row.
 """
 
+import dataclasses
 import functools
 import itertools
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,18 @@ from t5flan.data.vocabulary.prompt_format import answer_ids
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError, did_you_mean
 from t5flan.evaluation.benchmark_scores import print_scores, summary
-from t5flan.evaluation.inference import WINDOW, Prompt, RowWriter
-from t5flan.evaluation.terminal import Progress
-from t5flan.files import write_json
-from t5flan.language_model import LanguageModel, load
+from t5flan.evaluation.inference import WINDOW
+from t5flan.evaluation.results import StepResults
+from t5flan.evaluation.row_files import Prompt, RowWriter
+from t5flan.evaluation.steps import each_step, load_if_there
+from t5flan.evaluation.terminal import Progress, print_steps
+from t5flan.language_model import LanguageModel
 from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
+from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
+
+SAMPLES = 6
+"""Right answers, and wrong answers, that are kept with the scores of a benchmark."""
 
 Row = dict[str, Any]
 
@@ -35,28 +44,33 @@ def evaluate_benchmarks(
     tasks: Sequence[str] = (),
     limit: int | None = None,
     step: int | None = None,
+    steps: Iterator[int] | None = None,
     decoding: Decoding = GREEDY,
     prompt_length: int | None = None,
     predictions: str | None = None,
     json_file: str | None = None,
 ) -> dict[str, Any]:
-    """Asks a checkpoint the questions of benchmarks, scores its answers and prints a table for each benchmark.
+    """Asks checkpoints the questions of benchmarks, scores their answers and prints a table for each benchmark.
 
     Args:
         folder: the files of the benchmarks' public releases, in subfolders or all there.
         tasks: only these tasks of the benchmarks; () is all that the folder has.
         limit: only the first N questions of each task; None is all.
+        step: the checkpoint; None is the latest.
+        steps: several checkpoints, see `steps.chosen_steps`; those that a run removes meanwhile are skipped.
         decoding: more than one sample a question vote on its answer (arXiv:2203.11171). Its max_new_tokens, if set,
             replaces the benchmark's.
         prompt_length: tokens that a prompt may have; exemplars are left out of longer ones. None is the length of
             training; a checkpoint of unknown length takes every prompt whole.
-        predictions: a .jsonl file for the answers. If it exists, the run resumes.
-        json_file: also write the result to this file.
+        predictions: a .jsonl file for the answers. If it exists, the run resumes. Of several steps, each has its own:
+            predictions-step100.jsonl.
+        json_file: also write the result to this file. Steps that are there with the same settings are not repeated.
 
     Returns:
-        checkpoint, step, seconds and `benchmarks`: name -> what `benchmark_scores.summary` returns, with
-        'exemplars_dropped' (number of exemplars -> prompts that lost so many). If the six benchmarks of
-        `normalized_average` are there, also 'normalized_average' and 'mean'.
+        Of the last step: checkpoint, limit, settings, step, saved, seconds and `benchmarks`: name -> what
+        `benchmark_scores.summary` returns, with 'exemplars_dropped' (number of exemplars -> prompts that lost so many)
+        and 'samples' (right and wrong answers of some tasks). If the six benchmarks of `normalized_average` are there,
+        also 'normalized_average' and 'mean'.
 
     Raises:
         UserError: the checkpoint or a file of a benchmark is wrong, or a question is too long without exemplars.
@@ -64,7 +78,44 @@ def evaluate_benchmarks(
     asked = _questions(benchmarks, folder, tasks, limit)
     if decoding.num_samples > 1 and decoding.greedy:
         raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
-    model = load(checkpoint, step)
+    settings = {name: value for name, value in dataclasses.asdict(decoding).items() if name != 'batch_size'}
+    settings |= {'benchmarks': list(asked), 'tasks': list(tasks), 'prompt_length': prompt_length}
+    root = os.fspath(checkpoint_root(checkpoint))
+    several = steps is not None
+    results = StepResults(json_file, {'checkpoint': root, 'limit': limit, 'settings': settings}, several=several)
+    chosen = iter([find_step(checkpoint, step)]) if steps is None else steps
+
+    def measured(one: int) -> dict[str, Any] | None:
+        saved = saved_at(root, one)
+        file = None if predictions is None else Path(predictions)
+        if file is not None and several:
+            file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
+        if (known := results.known(one, saved)) and (file is None or file.exists()):
+            print(f'step {one}: the results are in {json_file} already', file=sys.stderr)
+            return known
+        model = load_if_there(checkpoint, one)
+        if model is None:
+            return None
+        found = {'step': one, 'saved': saved, **_evaluate(model, benchmarks, asked, decoding, prompt_length, file)}
+        results.add(found)
+        return found
+
+    header = {'checkpoint': root, 'limit': limit, 'settings': settings}
+    every = [header | one for one in each_step(chosen, measured)]
+    if several:
+        print_steps(every)
+    return every[-1]
+
+
+def _evaluate(
+    model: LanguageModel,
+    benchmarks: Sequence[Benchmark],
+    asked: Mapping[str, list[Question]],
+    decoding: Decoding,
+    prompt_length: int | None,
+    predictions: Path | None,
+) -> dict[str, Any]:
+    """Answers and scores the questions with one checkpoint, and prints the tables."""
     started = time.monotonic()
     prompts: list[Prompt] = []
     dropped: dict[str, dict[int, int]] = {}
@@ -78,23 +129,42 @@ def evaluate_benchmarks(
     questions = list(itertools.chain.from_iterable(asked.values()))
     by_name = {benchmark.name: benchmark for benchmark in benchmarks}
     answered = _answer_all(model, by_name, prompts, questions, decoding, predictions)
-    found: dict[str, Any] = {'checkpoint': model.folder, 'step': model.step, 'limit': limit, 'benchmarks': {}}
+    found: dict[str, Any] = {'benchmarks': {}}
     for name, benchmark in by_name.items():
         answers = [answer for one, answer in answered if one == name]
-        result = summary(benchmark, score(benchmark, answers))
-        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name]}
+        scores = score(benchmark, answers)
+        result = summary(benchmark, scores)
+        judged = _judged(prompts, answered, name, scores.judged, benchmark.metric)
+        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name], 'samples': judged}
         print_scores(benchmark, result, f'{model.folder}, step {model.step}')
         if lost := sum(dropped[name].values()) - dropped[name].get(0, 0):
             print(f'{lost} of {len(answers)} prompts had to lose exemplars')
     found['seconds'] = round(time.monotonic() - started, 1)
-    scores = {name: result['score'] for name, result in found['benchmarks'].items()}
-    if set(BASELINES) <= set(scores):
-        found['normalized_average'] = normalized_average(scores)
-        found['mean'] = mean([scores[name] for name in BASELINES])
+    means = {name: result['score'] for name, result in found['benchmarks'].items()}
+    if set(BASELINES) <= set(means):
+        found['normalized_average'] = normalized_average(means)
+        found['mean'] = mean([means[name] for name in BASELINES])
         print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
-    if json_file is not None:
-        write_json(json_file, found, indent=2)
     return found
+
+
+def _judged(
+    prompts: Sequence[Prompt],
+    answered: Sequence[tuple[str, Answer]],
+    name: str,
+    judged: Mapping[tuple[str, int], Mapping[str, float]],
+    metric: str,
+) -> list[Row]:
+    """Right and wrong answers of a benchmark with their prompts, one of each task, if its questions have scores."""
+    chosen: dict[tuple[bool, str], Row] = {}
+    for prompt, (benchmark, answer) in zip(prompts, answered, strict=True):
+        value = judged.get((answer.task, answer.index), {}).get(metric) if benchmark == name else None
+        if value is not None:
+            row = {field: prompt.row[field] for field in ('task', 'index', 'prompt', 'target')}
+            row |= {'prediction': answer.samples[0], 'correct': value >= 1}
+            chosen.setdefault((value >= 1, answer.task), row)
+    by_verdict = ([row for (given, _), row in chosen.items() if given is verdict] for verdict in (True, False))
+    return [row for rows in by_verdict for row in rows[:SAMPLES]]
 
 
 def _questions(
@@ -182,7 +252,7 @@ def _answer_all(
     prompts: Sequence[Prompt],
     questions: Sequence[Question],
     decoding: Decoding,
-    predictions: str | None,
+    predictions: Path | None,
 ) -> list[tuple[str, Answer]]:
     """The benchmark and the answer of every question, of an earlier run's file or made now."""
     progress, answers = Progress(), []
@@ -191,7 +261,7 @@ def _answer_all(
             answers += _answer(model, benchmarks, chunk, questions, decoding)
             progress(len(answers), len(prompts))
     else:
-        with RowWriter(Path(predictions), prompts, setting='--predictions') as writer:
+        with RowWriter(predictions, prompts, setting='--predictions') as writer:
             while writer.remaining:
                 chunk = next(_chunks(writer.remaining, WINDOW * decoding.batch_size))
                 writer.write(_answer(model, benchmarks, chunk, questions, decoding))

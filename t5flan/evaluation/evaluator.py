@@ -9,8 +9,11 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 import dataclasses
 import itertools
 import json
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,10 +26,13 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, metric_names, metrics_of, needs_predictions
-from t5flan.evaluation.terminal import Progress, print_table
-from t5flan.files import write_json, write_whole
-from t5flan.language_model import LanguageModel, load
+from t5flan.evaluation.results import StepResults, StepRows
+from t5flan.evaluation.row_files import Prompt, record_path
+from t5flan.evaluation.steps import each_step, load_if_there
+from t5flan.evaluation.terminal import Progress, print_steps, print_table
+from t5flan.language_model import LanguageModel
 from t5flan.sharding import Sharding
+from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
 from t5flan.training.config import EvaluationConfig
 
 INSTRUCTIONS = InstructionConfig()
@@ -37,6 +43,31 @@ Tasks = Mapping[str, Any]
 T = TypeVar('T')
 
 
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What is measured at each step."""
+
+    checkpoint: str
+    expanded: Mapping[str, Tasks]
+    split: str
+    limit: int | None
+    decoding: Decoding
+    instructions: InstructionConfig
+    feature_lengths: Mapping[str, int] | None
+
+    def header(self) -> dict[str, Any]:
+        """What decides the results besides the step."""
+        decoding = {name: value for name, value in dataclasses.asdict(self.decoding).items() if name != 'batch_size'}
+        settings = {
+            'limit': self.limit,
+            'decoding': decoding,
+            'instructions': dataclasses.asdict(self.instructions),
+            'feature_lengths': self.feature_lengths and dict(self.feature_lengths),
+        }
+        root = os.fspath(checkpoint_root(self.checkpoint))
+        return json.loads(json.dumps({'checkpoint': root, 'split': self.split, 'settings': settings}))
+
+
 def evaluate(
     checkpoint: str,
     tasks: Sequence[str],
@@ -44,64 +75,94 @@ def evaluate(
     split: str = 'validation',
     limit: int | None = None,
     step: int | None = None,
+    steps: Iterator[int] | None = None,
     decoding: Decoding = GREEDY,
     predictions: str | None = None,
     json_file: str | None = None,
     instructions: InstructionConfig = INSTRUCTIONS,
     feature_lengths: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint folder on tasks and mixtures and prints a table.
+    """Evaluates checkpoints on tasks and mixtures and prints a table for each.
+
+    With a file of results, tasks that it has for the same checkpoint and settings are not evaluated again.
 
     Args:
         tasks: names of SeqIO tasks and mixtures; a mixture stands for all of its tasks, and their mean is reported.
         limit: only the first N examples of each task; None is all.
-        predictions: write every row (task, index, input, target, prediction) to this .jsonl file.
-        json_file: write the table to this file as JSON.
+        step: the checkpoint; None is the latest.
+        steps: several checkpoints, see `steps.chosen_steps`; those that a run removes meanwhile are skipped.
+        predictions: write every row (step, task, index, prompt, input, target, prediction) to this .jsonl file.
+        json_file: write the table to this file as JSON. Without it, it is kept beside the predictions.
         instructions: how instruction tasks build their prompts (few-shot or not, with a rationale or not).
         feature_lengths: longer examples are cut to these; None is the lengths in training.
 
     Returns:
-        The table: checkpoint, step, split, seconds, `tasks` (name -> metrics) and `means` (mixture -> metrics).
+        The table: checkpoint, split, settings, step, saved, seconds, `tasks` (name -> metrics) and `means` (mixture ->
+        metrics); of several steps, the last one's.
 
     Raises:
         UserError: the folder, a task, its split or a setting is wrong, or a task has no metrics.
     """
-    expanded = expand(tasks, split)
     decoding.require_one_sample('evaluate')
-    model = load(checkpoint, step)
+    request = _Request(checkpoint, expand(tasks, split), split, limit, decoding, instructions, feature_lengths)
+    header, several = request.header(), steps is not None
+    kept_in = json_file if json_file is not None or predictions is None else record_path(Path(predictions))
+    results, rows = StepResults(kept_in, header, several=several), StepRows(predictions)
+    chosen = iter([find_step(checkpoint, step)]) if steps is None else steps
+
+    def measured(one: int) -> dict[str, Any] | None:
+        summary = _evaluate_step(request, one, results, rows)
+        if summary is not None:
+            print_table(summary)
+        return summary
+
+    found = each_step(chosen, measured)
+    if several:
+        print_steps(found)
+    return found[-1]
+
+
+def _evaluate_step(request: _Request, step: int, results: StepResults, rows: StepRows) -> dict[str, Any] | None:
+    """The results of one step, of which `results` may have some; None if a run has removed its checkpoint."""
     started = time.monotonic()
-    rows: list[Row] = []
-    results = evaluate_tasks(
-        model,
-        expanded,
-        split,
-        limit,
-        decoding=decoding,
-        instructions=instructions,
-        feature_lengths=feature_lengths,
-        rows=rows,
-        progress=Progress(),
-    )
-    groups = {name: group for name, group in expanded.items() if len(group) > 1}
-    if len(tasks) > 1:
-        groups['all'] = results
-    summary = {
-        'checkpoint': model.folder,
-        'step': model.step,
-        'split': split,
-        'seconds': round(time.monotonic() - started, 1),
-        'tasks': {
-            task: {name: value for name, value in result.items() if name != 'samples'}
-            for task, result in results.items()
-        },
-        'means': {name: mean_metrics([results[task] for task in group]) for name, group in groups.items()},
-    }
-    print_table(summary)
-    if json_file is not None:
-        write_json(json_file, summary, indent=2)
-    if predictions is not None:
-        write_whole(predictions, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-    return summary
+    saved = saved_at(checkpoint_root(request.checkpoint), step)
+    entry = results.known(step, saved)
+    wanted = {name: task for group in request.expanded.values() for name, task in group.items()}
+    before, old_means = entry.get('tasks', {}), entry.get('means', {})
+    known = {name: before[name] for name in wanted if name in before and rows.has(step, name, before[name]['examples'])}
+    missing = {name: {name: task} for name, task in wanted.items() if name not in known}
+    if known:
+        print(f'step {step}: the results of {len(known)} of {len(wanted)} tasks are there already', file=sys.stderr)
+    new: dict[str, Result] = {}
+    new_rows: list[Row] = []
+    if missing:
+        model = load_if_there(request.checkpoint, step)
+        if model is None:
+            return None
+        new = evaluate_tasks(
+            model,
+            missing,
+            request.split,
+            request.limit,
+            decoding=request.decoding,
+            instructions=request.instructions,
+            feature_lengths=request.feature_lengths,
+            rows=new_rows,
+            progress=Progress(),
+        )
+    plain = {task: {key: value for key, value in one.items() if key != 'samples'} for task, one in new.items()}
+    every = before | plain
+    groups = {name: list(group) for name, group in request.expanded.items() if len(group) > 1}
+    if len(request.expanded) > 1:
+        groups['all'] = list(wanted)
+    means = {name: mean_metrics([every[task] for task in group]) for name, group in groups.items()}
+    seconds = round(entry.get('seconds', 0) + time.monotonic() - started, 1)
+    entry = {'step': step, 'saved': saved, 'seconds': seconds, 'tasks': every, 'means': old_means | means}
+    others = [(one['step'], task) for one in results.others(step) for task in one['tasks']]
+    rows.add([{'step': step, **row} for row in new_rows], [*others, *((step, task) for task in every)])
+    results.add(entry)
+    shown = {'tasks': {task: every[task] for task in wanted}, 'means': means}
+    return request.header() | entry | shown
 
 
 def evaluate_tasks(
@@ -128,8 +189,7 @@ def evaluate_tasks(
     """
     expanded = tasks if isinstance(tasks, Mapping) else expand(tasks, split)
     chosen = {name: task for group in expanded.values() for name, task in group.items()}
-    given = instructions.prompt_format
-    model = model.in_format('auto' if given == 'plain' else given)  # 'plain' is the default, the folder knows better
+    model = model.in_format(prompt_format_of(instructions))
     lengths = feature_lengths or model.feature_lengths
     examples = {name: _examples(model, name, split, limit, instructions, lengths) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}
@@ -145,6 +205,48 @@ def evaluate_tasks(
         if rows is not None:
             rows.extend(task_rows)
     return results
+
+
+def prompt_format_of(instructions: InstructionConfig) -> str:
+    """The format for `LanguageModel.in_format`; 'plain' is the default, and the checkpoint folder knows better."""
+    return 'auto' if instructions.prompt_format == 'plain' else instructions.prompt_format
+
+
+def task_prompts(
+    model: LanguageModel,
+    tasks: Sequence[str],
+    split: str,
+    limit: int | None = None,
+    *,
+    instructions: InstructionConfig = INSTRUCTIONS,
+    feature_lengths: Mapping[str, int] | None = None,
+) -> list[Prompt]:
+    """The inputs of SeqIO tasks and mixtures as prompts of `infer`; a row has task, inputs, target and index.
+
+    Raises:
+        UserError: no such task, or no such split.
+    """
+    prompts: list[Prompt] = []
+    for name in _with_split(tasks, split):
+        for example in _examples(model, name, split, limit, instructions, feature_lengths or model.feature_lengths):
+            text = example.get('inputs_pretokenized', '')
+            row = {'task': name, 'inputs': text, 'target': example['targets_pretokenized'], 'index': len(prompts)}
+            prompts.append(Prompt(len(prompts), text, row, np.asarray(example.get('inputs', ()), np.int64).tolist()))
+    return prompts
+
+
+def _with_split(tasks: Sequence[str], split: str) -> list[str]:
+    """The names of tasks, and of the tasks of mixtures, that have a split."""
+    found: dict[str, Any] = {}
+    for name in tasks:
+        mixture = find_mixture(name, '--task')
+        inside = sorted(getattr(mixture, 'tasks', [mixture]), key=lambda task: task.name)
+        having = {task.name: task for task in inside if split in task.splits}
+        if not having:
+            splits = sorted({known for task in inside for known in task.splits})
+            raise UserError(f'{name} has no split {split!r}; it has {", ".join(splits)}. Set --split.')
+        found |= having
+    return list(found)
 
 
 class GeneratedMetrics:

@@ -1,51 +1,100 @@
 """`t5flan infer`: a checkpoint's continuations of prompts on the command line, or of every row of a file.
 
 Needs only the checkpoint folder. With a file, the output grows by whole lines in the order of the input, and running
-the same command again resumes where it was stopped. With several hosts, each writes its share to its own file.
+the same command again resumes where it was stopped. Several jobs, and the processes of each, share the rows; the one
+that finishes last merges their files. See row_files.py.
 """
 
-import itertools
-import json
+import dataclasses
+import functools
 import os
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from t5flan.data.records import rows as rows_lib
-from t5flan.data.records.fields import require_field
-from t5flan.data.records.hub import is_dataset
-from t5flan.data.records.paths import match_files
-from t5flan.data.records.rows import is_rows, plain_text
 from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UsageError, UserError
+from t5flan.evaluation import row_files
+from t5flan.evaluation.row_files import PREDICTION, Part, Prompt, Row, RowWriter
+from t5flan.evaluation.terminal import row_progress
 from t5flan.files import write_json
 
 WINDOW = 4
 """Number of batches that are decoded together, sorted by length, before their rows are written."""
 
-INDEX, PREDICTION = 'index', 'prediction'
-"""The fields that are added to a row, unless the row has fields of that name."""
+ALL = Part()
 
-Row = dict[str, Any]
+ReadPrompts = Callable[[Any], list[Prompt]]
+"""Returns the prompts for a `LanguageModel`."""
 
 
-class Prompt(NamedTuple):
-    """A text to continue and the row it comes from."""
+@dataclasses.dataclass(frozen=True)
+class _Asker:
+    """Asks a model for the answers to prompts, as the flags say."""
 
-    number: int
-    """Number of the row, from 0, which with the seed determines its samples."""
-    text: str
-    row: Row
+    checkpoint: str
+    step: int | None
+    decoding: Decoding
+    control: Sequence[str]
+    chat: bool
+    prompt_format: str | None
+
+    @functools.cached_property
+    def model(self) -> Any:
+        model = load_with_control(self.checkpoint, self.step, self.control)
+        return model if self.prompt_format is None else model.in_format(self.prompt_format)
+
+    @property
+    def several(self) -> bool:
+        """Whether a prompt gets several continuations."""
+        return max(self.decoding.num_samples, self.decoding.num_beams) > 1
+
+    def answers(self, prompts: Sequence[Prompt], progress: Callable[[int], None] | None = None) -> list[Any]:
+        """The text that continues each prompt, or all of its samples or beams as {'text', 'score'}."""
+        found = self.model.continuations(
+            [self._ids(prompt) for prompt in prompts],
+            decoding=self.decoding,
+            rows=[prompt.number for prompt in prompts],
+            progress=progress,
+            chat=self.chat,
+        )
+        if self.several:
+            return [[{'text': text, 'score': score} for text, score in group] for group in found]
+        return [best.text for best, *_ in found]
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        if prompt.ids is not None and not (self.control or self.chat):
+            return prompt.ids
+        text = ''.join((*self.control, prompt.text))
+        if self.chat:
+            return chat_template.encode(self.model.vocabulary, [{'role': 'user', 'content': text}], reply=True)
+        return self.model.input_ids(text)
+
+    def record(self) -> Row:
+        """What decides an answer besides its row."""
+        from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at  # imports JAX
+
+        folder, step = os.fspath(checkpoint_root(self.checkpoint)), find_step(self.checkpoint, self.step)
+        settings = dataclasses.asdict(self.decoding)
+        del settings['batch_size']
+        return {
+            'checkpoint': folder if '://' in folder else os.path.realpath(folder),
+            'step': step,
+            'saved': saved_at(folder, step),
+            **settings,
+            'control': list(self.control),
+            'chat': self.chat,
+            'prompt_format': self.prompt_format,
+        }
 
 
 def infer(
     checkpoint: str,
     *,
     prompts: Sequence[str] = (),
-    input: str | None = None,
+    input: str | ReadPrompts | None = None,
     output: str | None = None,
     field: str = 'inputs',
     control: Sequence[str] = (),
@@ -53,64 +102,112 @@ def infer(
     decoding: Decoding = GREEDY,
     json_file: str | None = None,
     chat: bool = False,
+    shard: Part = ALL,
+    prompt_format: str | None = None,
 ) -> None:
     """Continues `prompts` and prints the texts, or continues every row of `input` and writes them to `output`.
 
     Args:
         checkpoint: the workdir of a run, or one of its steps.
-        input: a file or glob of rows in any format (the text in `field`), or of plain text (one text per line).
+        input: a file or glob of rows in any format or a data set 'hf:NAME' (the text in `field`), plain text (one
+            text per line), or a function from the model to prompts, such as those of a SeqIO task.
         output: a .jsonl file: the rows of the input with 'index' (the line number, from 0) and 'prediction' added, as
             't5flan_index' and 't5flan_prediction' if the rows have fields of these names. The column 'targets' of a
-            table is written as 'target', as in the predictions of `evaluate`.
+            table is written as 'target', as in the predictions of `evaluate`. With more than one sample or beam also
+            'predictions', a list of {'text', 'score'} whose first text is the prediction.
         field: the field of the rows that holds the text; the model sees nothing else of a row.
         control: control or mode tokens of the vocabulary, put before every text in this order.
         json_file: write prompts and continuations to this file as JSON.
         chat: each prompt is a turn of a user, which the chat template of the checkpoint's tokenizer words.
+        shard: the part of the rows that this job answers. Its processes divide the part further; once all parts are
+            complete, they are merged into `output`.
+        prompt_format: how prompts are worded, see `LanguageModel.in_format`; None is as the checkpoint was saved.
 
     Raises:
         UsageError: neither prompts nor an input, or both, or an input without an output.
-        UserError: the checkpoint, the input or a setting is wrong.
+        UserError: the checkpoint, the input or a setting is wrong, or the output is of other rows or settings.
     """
     if bool(prompts) == (input is not None):
         raise UsageError('set either --prompt="..." (once or more) or --input=FILE with --output=FILE')
     if (input is None) != (output is None):
         raise UsageError('--input=FILE and --output=FILE go together')
-    decoding.require_one_sample('infer')
-
-    def continued(model: Any, prompts: Sequence[Prompt]) -> list[str]:
-        texts = [''.join((*control, prompt.text)) for prompt in prompts]
-        if chat:
-            turns = [[{'role': 'user', 'content': text}] for text in texts]
-            return model.chat(turns, decoding=decoding, rows=[prompt.number for prompt in prompts])
-        return model.generate(texts, decoding=decoding, rows=[prompt.number for prompt in prompts])
-
+    if decoding.num_samples > 1 and decoding.greedy:
+        raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
+    asker = _Asker(checkpoint, step, decoding, control, chat, prompt_format)
     if input is None or output is None:
-        model = load_with_control(checkpoint, step, control)
-        written = continued(model, [Prompt(i, text, {}) for i, text in enumerate(prompts)])
-        for text, prediction in zip(prompts, written, strict=True):
-            print(prediction if len(prompts) == 1 else f'{text}\n  -> {prediction}')
-        if json_file is not None:
-            answers = [{'inputs': text, 'prediction': one} for text, one in zip(prompts, written, strict=True)]
-            write_json(json_file, {'checkpoint': model.folder, 'step': model.step, 'rows': answers}, indent=2)
+        _answer_prompts(asker, prompts, json_file)
         return
-    found = read_prompts(input, field)
+    found = row_files.read_prompts(input, field) if isinstance(input, str) else input(asker.model)
     import jax
 
-    host, hosts = jax.process_index(), jax.process_count()
-    path = shard_path(Path(output), host, hosts)
-    with RowWriter(path, found[host::hosts]) as writer:
+    merged, part = row_files.named_part(Path(output), shard)
+    part = part.within(jax.process_index(), jax.process_count())
+    _answer_rows(asker, found, merged, part, always_load=jax.process_count() > 1)
+
+
+def _answer_prompts(asker: _Asker, prompts: Sequence[str], json_file: str | None) -> None:
+    """Prints the continuations of prompts."""
+    answers = asker.answers([Prompt(i, text, {}) for i, text in enumerate(prompts)])
+    rows: list[Row] = []
+    for text, answer in zip(prompts, answers, strict=True):
+        lines = [f'{one["text"]}  ({one["score"]:.3f})' for one in answer] if asker.several else [answer]
+        for line in lines:
+            print(line if len(prompts) == 1 else f'{text}\n  -> {line}')
+        best: Row = (
+            {'prediction': answer[0]['text'], 'predictions': answer} if asker.several else {'prediction': answer}
+        )
+        rows.append({'inputs': text, **best})
+    if json_file is not None:
+        model = asker.model
+        write_json(json_file, {'checkpoint': model.folder, 'step': model.step, 'rows': rows}, indent=2)
+
+
+def _answer_rows(asker: _Asker, prompts: Sequence[Prompt], output: Path, part: Part, always_load: bool) -> None:
+    """Answers the rows of a part that an earlier run has not answered, then merges the parts if all are complete.
+
+    Args:
+        always_load: load the checkpoint even if nothing is left to do: the processes of a job load it together.
+    """
+    path = part.path(output)
+    own = prompts[part.number :: part.count]
+    with RowWriter(path, own, several=asker.several) as writer:
+        if part.count > 1:
+            whole = {'rows': len(prompts), 'input': row_files.fingerprint(prompts)}
+            row_files.check_record(path, {'part': [part.number, part.count], **whole, **asker.record()})
+        if always_load:
+            asker.model  # noqa: B018 (loads it)
         if not writer.remaining:
             print(f'{path} is complete: {len(writer.done)} rows')
-            return
-        if writer.prediction != PREDICTION:
-            print(f'the rows have a field {PREDICTION!r}: the answers go to {writer.prediction!r}', file=sys.stderr)
-        model = load_with_control(checkpoint, step, control)
-        started, before, total = time.monotonic(), len(writer.done), len(writer.done) + len(writer.remaining)
+        else:
+            if part.count == 1:
+                row_files.check_record(path, asker.record())
+            if writer.prediction != PREDICTION:
+                print(f'the rows have a field {PREDICTION!r}: the answers go to {writer.prediction!r}', file=sys.stderr)
+            _write_rest(asker, writer)
+            print(f'{path}: {len(writer.done)} rows')
+    if part.count == 1:
+        row_files.record_path(path).unlink(missing_ok=True)
+        return
+    paths = {other.number: file for other, file in row_files.parts_of(output)}
+    if missing := row_files.missing_rows(paths, len(prompts), part.count):
+        waiting = sorted({row % part.count for row in missing})
+        names = ', '.join(map(str, waiting[:10])) + (', ...' if len(waiting) > 10 else '')
+        print(f'{output} is written when part {names} of {part.count} is complete')
+    else:
+        print(f'{output}: {row_files.merge(output, output)} rows of {part.count} parts')
+
+
+def _write_rest(asker: _Asker, writer: RowWriter) -> None:
+    """Answers the remaining rows, a window of batches at a time."""
+    size, before = WINDOW * asker.decoding.batch_size, len(writer.done)
+    with row_progress(before, before + len(writer.remaining)) as progress:
         while writer.remaining:
-            writer.write(continued(model, writer.remaining[: WINDOW * decoding.batch_size]))
-            rate = (len(writer.done) - before) / (time.monotonic() - started)
-            print(f'{len(writer.done)} of {total} rows, {rate:.1f} per second', file=sys.stderr, flush=True)
-    print(f'{path}: {len(writer.done)} rows')
+            report = functools.partial(_report, progress, len(writer.done))
+            writer.write(asker.answers(writer.remaining[:size], report))
+
+
+def _report(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 def converse(
@@ -166,127 +263,3 @@ def load_with_control(checkpoint: str, step: int | None, control: Sequence[str])
             known = ', '.join(model.vocabulary.control_tokens) or 'none'
             raise UserError(f'--control={token} is not a token of this checkpoint, which has {known}. Set --control.')
     return model
-
-
-def read_prompts(pattern: str, field: str) -> list[Prompt]:
-    """The prompts of a file or glob: `field` of every row of any format, or the lines of plain text.
-
-    A prompt's row gets 'index', the number of its line or row, from 0; blank lines are counted but are no prompts.
-
-    Raises:
-        UserError: a file is missing, empty or damaged, or `field` is missing or not text; names file and row.
-    """
-    prompts: list[Prompt] = []
-    start = 0
-    for path in [pattern] if is_dataset(pattern) else match_files(pattern, '--input'):
-        last = start
-        for number, where, row in _rows(path, field):
-            last = start + number
-            text = require_field(row, field, where, '--field')
-            prompts.append(Prompt(last - 1, text, row))
-        start = last
-    if not prompts:
-        raise UserError(f'{pattern} has no rows. Set --input.')
-    names = {name for prompt in prompts for name in prompt.row}
-    index = free_name(INDEX, names)
-    return [prompt._replace(row={**prompt.row, index: prompt.number}) for prompt in prompts]
-
-
-def _rows(path: str, field: str) -> Iterator[tuple[int, str, Row]]:
-    """(number from 1, place, row) of every row of a file, or of every line that is not blank."""
-    if is_rows(path):
-        for row in rows_lib.read_rows(path):
-            yield row.number, row.where, _with_target(row.value, field) if row.is_cells else row.value
-        return
-    with open(plain_text(path), 'rb') as file:  # only '\n' ends a line, not U+2028
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode('utf-8-sig' if number == 1 else 'utf-8').rstrip('\r\n')
-            except UnicodeDecodeError:
-                raise UserError(f'{path} line {number}: not UTF-8 text. Save the file as UTF-8.') from None
-            if text.strip():
-                yield number, f'{path} line {number}', {field: text}
-
-
-def _with_target(cells: Row, field: str) -> Row:
-    """A line of a table with its column 'targets' as 'target', the name in files of predictions."""
-    if field == 'targets' or 'targets' not in cells or 'target' in cells:
-        return cells
-    return {'target' if name == 'targets' else name: value for name, value in cells.items()}
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, or a name like it that is not taken, so that no column of the user is overwritten.
-
-    >>> free_name('prediction', {'inputs', 'prediction'})
-    't5flan_prediction'
-    """
-    names = itertools.chain([name, f't5flan_{name}'], (f't5flan_{name}_{number}' for number in itertools.count(2)))
-    return next(one for one in names if one not in taken)
-
-
-def shard_path(path: Path, host: int, hosts: int) -> Path:
-    """out.jsonl on a single host, out-00001-of-00004.jsonl on the second of four."""
-    return path if hosts == 1 else path.with_name(f'{path.stem}-{host:05}-of-{hosts:05}{path.suffix}')
-
-
-class RowWriter:
-    """Appends answers to a .jsonl file in the order of `prompts`, and finds out which of them an earlier run wrote.
-
-    Attributes:
-        done: indices of the answered prompts -> their answers.
-        remaining: the other prompts.
-        prediction: the field of the answers.
-        setting: the flag that messages name.
-
-    Raises:
-        UserError: the file holds something other than answers to these prompts.
-    """
-
-    def __init__(self, path: Path, prompts: Sequence[Prompt], setting: str = '--output') -> None:
-        self._path, self._setting = path, setting
-        self.prediction = free_name(PREDICTION, {name for prompt in prompts for name in prompt.row})
-        self.done = self._read(prompts)
-        self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open('ab')
-
-    def _read(self, prompts: Sequence[Prompt]) -> dict[int, Any]:
-        if not self._path.exists():
-            return {}
-        data = self._path.read_bytes()
-        whole = data.rfind(b'\n') + 1
-        by_line = iter(prompts)
-        done: dict[int, Any] = {}
-        for number, line in enumerate(data[:whole].split(b'\n')[:-1], 1):
-            prompt = next(by_line, None)
-            try:
-                row = json.loads(line)
-                prediction = row.pop(self.prediction)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                row = prediction = None
-            if prompt is None or prediction is None or json.dumps(row) != json.dumps(prompt.row):
-                where = f'{self._path}:{number}'
-                raise UserError(
-                    f'{where} does not answer a row of this input. Set another {self._setting}, or remove the file.'
-                )
-            done[prompt.number] = prediction
-        if whole < len(data):  # an incomplete line of a killed run
-            os.truncate(self._path, whole)
-        return done
-
-    def write(self, predictions: Sequence[Any]) -> None:
-        """Appends the answers (a text, or a list of samples) to the next of the remaining prompts; flushes the file."""
-        answered = self.remaining[: len(predictions)]
-        rows = [prompt.row | {self.prediction: text} for prompt, text in zip(answered, predictions, strict=True)]
-        lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        self._file.write(lines.encode('utf-8', 'surrogatepass'))
-        self._file.flush()
-        self.done |= {prompt.number: text for prompt, text in zip(answered, predictions, strict=True)}
-        self.remaining = self.remaining[len(predictions) :]
-
-    def __enter__(self) -> 'RowWriter':
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()

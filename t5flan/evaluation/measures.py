@@ -16,7 +16,7 @@ Result = dict[str, Any]
 """A task's metrics, 'examples' (their number), 'cut' (how many were longer than the features) and 'samples' (rows)."""
 
 Row = dict[str, Any]
-"""An example and what the model made of it: task, index, input, target, prediction, correct, score."""
+"""An example and what the model made of it: task, index, prompt, input, target, prediction, correct, score."""
 
 
 def needs_predictions(task: Any) -> bool:
@@ -50,6 +50,7 @@ def measure(
         {
             'task': task.name,
             'index': i,
+            'prompt': _prompt(vocabulary, example.get('inputs', ())),
             'input': example.get('inputs_pretokenized', ''),
             'target': example['targets_pretokenized'],
         }
@@ -75,6 +76,12 @@ def measure(
         for metric in task.score_metric_fns:
             result |= _numbers(metric(targets, list(scores)))
     return result | {'samples': rows[:SAMPLES]}, rows
+
+
+def _prompt(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
+    """The text that the model reads: cut to the feature length and worded by the prompt format."""
+    read = np.asarray(ids, np.int64).tolist()
+    return vocabulary.spell(read[:-1] if read and read[-1] == vocabulary.eos_id else read)
 
 
 def metric_names(task: Any) -> list[str]:

@@ -1,7 +1,9 @@
-"""What `t5flan evaluate` prints: its progress and the table."""
+"""What `t5flan evaluate` and `infer` print: their progress and the table."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5flan.evaluation.measures import metrics_of
@@ -30,6 +32,32 @@ def print_table(summary: Mapping[str, Any]) -> None:
         print(f'trimmed to the feature lengths: {", ".join(cut)}')
 
 
+def print_steps(found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the metrics of several checkpoints, a line for each: means if there are any, else of the tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if len(found) < 2:
+        return
+    scores = [
+        {f'{group}: {name}': value for group, one in _groups(result).items() for name, value in metrics_of(one).items()}
+        for result in found
+    ]
+    names = list(dict.fromkeys(name for one in scores for name in one))
+    table = Table(title=f'{found[0]["checkpoint"]}, {len(found)} checkpoints', title_justify='left')
+    for column in ('step', *names):
+        table.add_column(column, justify='right', overflow='fold')
+    for result, one in zip(found, scores, strict=True):
+        table.add_row(str(result['step']), *(f'{one[name]:.2f}' if name in one else '' for name in names))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _groups(result: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    if 'benchmarks' in result:
+        return {name: {one['metric']: one['score']} for name, one in result['benchmarks'].items()}
+    return result['means'] or result['tasks']
+
+
 class Progress:
     """Reports `generated 128 of 960`: in place on a terminal, elsewhere as a line for every tenth."""
 
@@ -43,3 +71,34 @@ class Progress:
         elif 10 * done // total > self._tenth:
             self._tenth = 10 * done // total
             print(f'generated {done} of {total}', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def row_progress(before: int, total: int) -> Iterator[Callable[[int], None]]:
+    """Reports rows as they are finished: a bar on a terminal, elsewhere a line for every tenth of them.
+
+    Args:
+        before: rows that an earlier run finished; the rate does not count them.
+
+    Yields:
+        A function of the number of finished rows.
+    """
+    if sys.stderr.isatty():
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn('rows'), rich.TimeRemainingColumn())
+        with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task('rows', total=total, completed=before)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    started, tenth = time.monotonic(), 10 * before // total
+
+    def report(done: int) -> None:
+        nonlocal tenth
+        if 10 * done // total > tenth:
+            tenth = 10 * done // total
+            rate = (done - before) / max(time.monotonic() - started, 1e-9)
+            print(f'{done} of {total} rows, {rate:.1f} per second', file=sys.stderr, flush=True)
+
+    yield report

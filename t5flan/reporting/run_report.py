@@ -2,11 +2,11 @@
 
 Curves come from metrics.jsonl, the model and its settings from t5flan.json and config.gin. Scores and samples come from
 samples.jsonl, and every evaluation*.json and predictions*.jsonl in the folder, as written by
-`t5flan evaluate --json=WORKDIR/evaluation.json --predictions=WORKDIR/predictions.jsonl`. Missing files are skipped.
+`t5flan evaluate --steps=all --json=WORKDIR/evaluation.json --predictions=WORKDIR/predictions.jsonl`, with or without
+--benchmark. Missing files are skipped.
 """
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,9 @@ from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import parameter_count
-from t5flan.reporting.page import Curves, Panel, Sample, Samples, Section, Table, Text, write_report
-
-SAMPLES = 12
-"""Sample predictions shown from each predictions*.jsonl."""
+from t5flan.reporting.evaluation_sections import evaluation_sections, sample_sections
+from t5flan.reporting.page import Curves, Panel, Section, Table, Text, write_report
+from t5flan.reporting.run_files import read_json, read_lines
 
 # Panels in order: title, label -> metric for each curve, y label, logarithmic.
 _PANELS = (
@@ -44,8 +43,8 @@ def report(workdir: str, output: str | None = None) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise UserError(f'{workdir} is not a folder. Give the workdir of a `t5flan train` run.')
-    description = _read_json(folder / 't5flan.json')
-    metrics = _read_lines(folder / 'metrics.jsonl')
+    description = read_json(folder / 't5flan.json')
+    metrics = read_lines(folder / 'metrics.jsonl')
     if not description and not metrics:
         raise UserError(
             f'{workdir} has neither t5flan.json nor metrics.jsonl. Give the workdir of a `t5flan train` run.'
@@ -54,8 +53,8 @@ def report(workdir: str, output: str | None = None) -> Path:
         *_overview(description, metrics),
         *training_sections(metrics),
         *_data(folder),
-        *_evaluations(folder),
-        *_predictions(folder),
+        *evaluation_sections(folder),
+        *sample_sections(folder),
         *_settings(folder, description),
     ]
     last = f', step {metrics[-1]["step"]}' if metrics else ''
@@ -105,47 +104,6 @@ def _ends(metrics: Sequence[Mapping[str, float]], key: str) -> list[float]:
     return [values[0], min(values), max(values), values[-1]]
 
 
-def _evaluations(folder: Path) -> list[Section]:
-    sections: list[Section] = []
-    for path in sorted(folder.glob('evaluation*.json')):
-        summary = _read_json(path)
-        tasks, means = summary.get('tasks', {}), summary.get('means', {})
-        if not isinstance(tasks, dict) or not tasks:
-            continue
-        scores = (name for result in tasks.values() for name, value in result.items() if isinstance(value, float))
-        names = list(dict.fromkeys(scores))
-        rows = [[task, result.get('examples'), *(result.get(name) for name in names)] for task, result in tasks.items()]
-        rows += [[f'mean of {name}', None, *(result.get(metric) for metric in names)] for name, result in means.items()]
-        caption = f'{path.name}: split {summary.get("split")}, step {summary.get("step")}'
-        sections.append(Table('Scores', ['task', 'examples', *names], rows, caption, total=len(means) == 1))
-    return sections
-
-
-def _predictions(folder: Path) -> list[Section]:
-    sections: list[Section] = []
-    for path in [folder / 'samples.jsonl', *sorted(folder.glob('predictions*.jsonl'))]:
-        rows = [row for row in _read_lines(path) if isinstance(row.get('prediction'), str)]
-        by_task: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            by_task.setdefault(str(row.get('task', '')), []).append(row)
-        # Take the first row of each task, then the second, and so on, so that a few samples show many tasks.
-        rounds = itertools.zip_longest(*by_task.values())
-        chosen = [row for rows_of_round in rounds for row in rows_of_round if row is not None][:SAMPLES]
-        samples = [
-            Sample(
-                str(row.get('input', row.get('inputs', ''))),
-                {'model': row['prediction']},
-                row.get('target'),
-                {'model': row['correct']} if isinstance(row.get('correct'), bool) else {},
-                str(row.get('task', '')),
-            )
-            for row in chosen
-        ]
-        title = 'Predictions' if path.name != 'samples.jsonl' else 'Answers at the last evaluation'
-        sections.append(Samples(title, samples, f'{len(samples)} of {len(rows)} rows of {path.name}'))
-    return sections
-
-
 def _overview(description: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> list[Section]:
     """What the run is, in a few rows: parameters, vocabulary, steps, loss, speed and memory."""
     losses = [(row['step'], row['eval/loss']) for row in metrics if isinstance(row.get('eval/loss'), float)]
@@ -173,7 +131,7 @@ def _data(folder: Path) -> list[Section]:
     """The tasks of data.json: their rates, and the examples that the run has read since its last start."""
     rows: list[list[Any]] = []
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # a file of something else
-        for name, task in _read_json(folder / 'data.json')['tasks'].items():
+        for name, task in read_json(folder / 'data.json')['tasks'].items():
             long = task['trimmed'] + task['dropped']
             rows.append([name, 100 * task['rate'], task['examples'], long, 100 * task['share']])
     columns = ['task', 'rate, %', 'examples read', 'too long', 'share of the examples, %']
@@ -190,28 +148,3 @@ def _settings(folder: Path, description: Mapping[str, Any]) -> list[Section]:
     with contextlib.suppress(OSError):
         sections.append(Text('Settings', (folder / 'config.gin').read_text(encoding='utf-8'), code=True))
     return sections
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are JSON objects; skips others, such as a line cut off when the process was killed."""
-    try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except (OSError, ValueError):
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and (path.name != 'metrics.jsonl' or 'step' in row):
-            rows.append(row)
-    return rows

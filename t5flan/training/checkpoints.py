@@ -108,9 +108,32 @@ def saved_steps(folder: PathLike) -> list[int]:
     root = epath.Path(folder) / CHECKPOINTS
     if not root.exists():
         return []
-    return sorted(
-        int(path.name) for path in root.iterdir() if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
-    )
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and _is_complete(path))
+
+
+def _is_complete(path: epath.Path) -> bool:
+    try:
+        return bool(ocp.utils.is_checkpoint_finalized(path))
+    except (OSError, ValueError):
+        if not path.exists():  # a run removed it meanwhile
+            return False
+        raise
+
+
+def saved_at(folder: PathLike, step: int) -> int | None:
+    """When a checkpoint was saved, in nanoseconds since 1970: another run may have a checkpoint of the same step.
+
+    Args:
+        folder: the workdir.
+
+    Returns:
+        The time, or None if the checkpoint does not say or is gone.
+    """
+    path = epath.Path(folder) / CHECKPOINTS / str(step) / '_CHECKPOINT_METADATA'
+    try:
+        return json.loads(path.read_text()).get('init_timestamp_nsecs')
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def latest_step(folder: PathLike) -> int | None:

@@ -1,6 +1,7 @@
 """The command line: errors are one line with the right exit code, and a run from end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -151,6 +152,42 @@ def test_evaluate_infer_and_report_need_only_the_folder(trained, cli):
     assert code == 0 and out.endswith('\n')
     code, out, _ = cli('report', str(first))
     assert code == 0 and '<html' in (first / 'report.html').read_text() and out.strip().endswith('report.html')
+
+
+def test_all_checkpoints_are_evaluated_and_reported(trained, cli, tmp_path):
+    ignored = shutil.ignore_patterns('evaluation*', 'predictions*')
+    folder = shutil.copytree(trained / 'first', tmp_path / 'run', ignore=ignored)
+    given = [f'--checkpoint={folder}', '--tasks=file,practice_add', '--limit=2', '--max_new_tokens=2']
+    given += [f'--json={folder}/evaluation.json', f'--predictions={folder}/predictions.jsonl']
+    code, out, _ = cli('evaluate', *given, '--steps=all')
+    found = json.loads((folder / 'evaluation.json').read_text())
+    assert code == 0 and [one['step'] for one in found['steps']] == [2, 3] and '2 checkpoints' in out
+    code, _, err = cli('evaluate', *given, '--steps=latest')
+    assert code == 0 and 'step 3: the results of 2 of 2 tasks are there already' in err
+    assert cli('evaluate', *given, '--steps=9')[2].endswith('has no step 9; it has 2, 3. Set --steps.\n')
+    assert 'has no best checkpoint: the run had' in cli('evaluate', *given, '--steps=best')[2]
+    with (folder / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 2, "eval/loss": 1.0}\n{"step": 3, "eval/loss": 2.0}\n')
+    code, _, err = cli('evaluate', *given, '--steps=best', "--gin.CheckpointConfig.best_metric='eval/loss'")
+    assert code == 0 and 'step 2: the results of 2 of 2 tasks' in err
+    assert cli('report', str(folder))[0] == 0
+    page = (folder / 'report.html').read_text()
+    for words in ('Scores by checkpoint', '>step 2<', 'Scores over checkpoints', 'answers of predictions.jsonl'):
+        assert words in page, words
+
+
+def test_jobs_share_the_rows_of_a_task_and_are_merged(trained, cli, tmp_path):
+    given = ['infer', f'--checkpoint={trained}/first', '--task=file,practice_add', '--limit=3', '--max_new_tokens=2']
+    whole, shared = tmp_path / 'whole.jsonl', tmp_path / 'shared.jsonl'
+    assert cli(*given, f'--output={whole}')[0] == 0
+    rows = [json.loads(line) for line in whole.open()]
+    assert [row['task'] for row in rows] == ['file'] * 3 + ['practice_add'] * 3 and rows[4]['target']
+    assert cli(*given, f'--output={shared}', '--shard=1/2')[0] == 0
+    code, _, err = cli('infer', f'--merge={shared}')
+    assert code == 1 and '3 of 6 rows of' in err and 'are missing: 0, 2, 4. Run the jobs of part 0 of 2 again' in err
+    assert cli(*given, f'--output={shared}', '--shard=0/2')[0] == 0
+    assert cli('infer', f'--merge={shared}', f'--output={tmp_path}/all.jsonl')[0] == 0
+    assert shared.read_bytes() == whole.read_bytes() == (tmp_path / 'all.jsonl').read_bytes()
 
 
 def test_evaluate_and_infer_reject_a_folder_that_is_not_a_checkpoint(trained, cli):

@@ -196,3 +196,29 @@ def test_the_normalized_average_needs_all_six(checkpoint, data, monkeypatch):
     assert found['normalized_average'] == pytest.approx(
         np.mean([100 * (50 - random) / (100 - random) for random in benchmarks.BASELINES.values()])
     )
+
+
+def test_steps_are_evaluated_once_and_resume(data, tmp_path, capsys, answers):
+    run = save_folder(tmp_path / 'run', byte_model(), steps=(4, 8))
+    out, rows = tmp_path / 'out.json', tmp_path / 'rows.jsonl'
+    rest = ['--benchmark=bbh_direct', '--limit=2', '--steps=all', f'--json={out}', f'--predictions={rows}']
+    assert command(run, data, *rest) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert [one['step'] for one in found['steps']] == [4, 8] and '2 checkpoints' in shown and len(answers) == 8
+    for step in (4, 8):
+        written = [json.loads(line) for line in (tmp_path / f'rows-step{step}.jsonl').open()]
+        assert len(written) == 4 and {row['step'] for row in written} == {step}
+    samples = found['steps'][0]['benchmarks']['bbh_direct']['samples']
+    assert samples and all(row['prompt'] in answers for row in samples)
+    right = [row['prediction'].strip() == row['target'] for row in samples]
+    assert right == [row['correct'] for row in samples] == sorted(right, reverse=True)
+
+    assert command(run, data, *rest) == 0
+    assert len(answers) == 8 and 'step 8: the results are in' in capsys.readouterr().err
+    assert command(run, data, *rest, '--steps=7') == 1
+    assert 'has no step 7; it has 4, 8. Set --steps' in capsys.readouterr().err
+    assert command(run, data, *rest, '--step=4') == 2
+    assert '--step and --steps both choose checkpoints' in capsys.readouterr().err
+    assert command(run, data, *rest, '--steps=best') == 1
+    assert 'has no best checkpoint' in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """SeqIO's metrics of a checkpoint get the predictions and scores that SeqIO's Evaluator would give them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from t5flan.data.vocabulary.seqio_vocabulary import text_features
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.generate import Generation
 from t5flan.errors import UserError
-from t5flan.evaluation.evaluator import evaluate, evaluate_tasks, expand
+from t5flan.evaluation.evaluator import evaluate, evaluate_tasks, expand, task_prompts
 from t5flan.evaluation.measures import mean_metrics
 from t5flan.language_model import LanguageModel
 from t5flan.scoring.metrics import exact_match, log_likelihood
@@ -121,6 +122,83 @@ def test_evaluate_prints_a_table_and_writes_files(model, tmp_path, capsys):
     assert [row['index'] for row in rows] == [0, 1] * 3
     shown = capsys.readouterr().out
     assert 'evaluate_scored' in shown and 'mean of evaluate_mixture' in shown
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    return str(save_folder(tmp_path / 'run', model.model, steps=(4, 8)))
+
+
+def files(tmp_path):
+    return {'json_file': str(tmp_path / 'e.json'), 'predictions': str(tmp_path / 'p.jsonl')}
+
+
+def without_seconds(path):
+    found = json.loads(path.read_text())
+    for one in found.get('steps', [found]):
+        del one['seconds']
+    return found
+
+
+def test_steps_and_tasks_with_results_are_not_evaluated_again(run, tmp_path, monkeypatch, capsys):
+    settings = {'limit': 2, 'decoding': Decoding(max_new_tokens=2), **files(tmp_path)}
+    asked = ['evaluate_both', 'evaluate_scored']
+    whole = evaluate(run, asked, steps=iter([4, 8]), **settings)
+    assert whole['step'] == 8 and '2 checkpoints' in capsys.readouterr().out
+    expected, rows = without_seconds(tmp_path / 'e.json'), (tmp_path / 'p.jsonl').read_text()
+    assert [one['step'] for one in expected['steps']] == [4, 8] and rows.count('"step": 4') == 4
+
+    for name in ('e.json', 'p.jsonl'):
+        (tmp_path / name).unlink()
+    evaluate(run, asked[:1], steps=iter([4]), **settings)  # stopped here
+    calls = []
+    real = LanguageModel.generate_ids
+    monkeypatch.setattr(
+        LanguageModel, 'generate_ids', lambda self, *a, **k: calls.append(self.step) or real(self, *a, **k)
+    )
+    evaluate(run, asked, steps=iter([4, 8]), **settings)
+    assert without_seconds(tmp_path / 'e.json') == expected and (tmp_path / 'p.jsonl').read_text() == rows
+    monkeypatch.setattr('t5flan.evaluation.steps.load', None)
+    evaluate(run, asked, steps=iter([4, 8]), **settings)  # nothing is loaded
+    assert 'step 8: the results of 2 of 2 tasks are there already' in capsys.readouterr().err
+    with pytest.raises(UserError, match=r'e.json has results of another settings.limit \(2, and now 1\)'):
+        evaluate(run, asked, steps=iter([4]), **{**settings, 'limit': 1})
+    assert without_seconds(tmp_path / 'e.json') == expected
+
+
+def test_predictions_alone_keep_the_results_beside_them(run, tmp_path, monkeypatch):
+    settings = {'limit': 1, 'decoding': Decoding(max_new_tokens=2), 'predictions': str(tmp_path / 'p.jsonl')}
+    first = evaluate(run, ['evaluate_both'], **settings)
+    monkeypatch.setattr('t5flan.evaluation.steps.load', None)
+    assert evaluate(run, ['evaluate_both'], **settings)['tasks'] == first['tasks']
+    assert json.loads((tmp_path / 'p.run.json').read_text())['step'] == 8
+
+
+def test_a_step_that_disappears_is_skipped(run, tmp_path, capsys):
+    def steps():
+        yield 4
+        shutil.rmtree(f'{run}/checkpoints/8')
+        yield 8
+
+    evaluate(run, ['evaluate_scored'], limit=1, steps=steps(), json_file=str(tmp_path / 'e.json'))
+    assert [one['step'] for one in json.loads((tmp_path / 'e.json').read_text())['steps']] == [4]
+    assert 'step 8 was removed before it was read: skipped' in capsys.readouterr().err
+
+
+def test_rows_hold_the_prompt_that_the_model_reads(model):
+    rows = []
+    evaluate_tasks(model, ['evaluate_answers'], decoding=Decoding(1), rows=rows)
+    assert rows[0]['prompt'] == rows[0]['input'] == TEXTS[0]
+    assert rows[2]['input'] == TEXTS[2] and rows[2]['prompt'] == TEXTS[2][: LENGTHS['inputs']]
+
+
+def test_the_prompts_of_a_task_are_those_that_evaluate_reads(model):
+    prompts = task_prompts(model, ['evaluate_answers', 'evaluate_mixture'], 'validation', limit=2)
+    assert [(prompt.number, prompt.text) for prompt in prompts[:3]] == [(0, TEXTS[0]), (1, TEXTS[1]), (2, TEXTS[0])]
+    assert prompts[1].row == {'task': 'evaluate_answers', 'inputs': TEXTS[1], 'target': 'Because. #1', 'index': 1}
+    assert list(prompts[1].ids) == model.input_ids(TEXTS[1]) and len(prompts) == 8
+    with pytest.raises(UserError, match="evaluate_train_only has no split 'test'; it has train. Set --split"):
+        task_prompts(model, ['evaluate_train_only'], 'test')
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from t5flan.commands.arguments import parse_arguments
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation import inference as infer_lib
-from t5flan.evaluation.inference import Prompt, RowWriter, converse, infer, read_prompts, shard_path
-from t5flan.language_model import load
+from t5flan.evaluation import row_files
+from t5flan.evaluation.inference import converse, infer
+from t5flan.evaluation.row_files import Part
+from t5flan.language_model import ScoredText, load
 from tests.saved_model import byte_model, save_folder
 
 ROWS = [{'inputs': text, 'id': text[:1]} for text in ('ab', 'longer than it', 'c\u2028d', 'é', 'e')]
@@ -122,20 +124,133 @@ def test_a_file_is_answered_in_order_and_only_once(folder, rows_file, tmp_path, 
     assert 'is complete: 5 rows' in capsys.readouterr().out
 
 
-def test_hosts_share_the_rows(folder, rows_file, tmp_path, monkeypatch):
-    settings = {'input': rows_file, 'decoding': Decoding(max_new_tokens=3, temperature=1.0, seed=4)}
-    infer(folder, output=str(tmp_path / 'one.jsonl'), **settings)
-    shared = []
-    for host in range(2):
-        monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
-        monkeypatch.setattr(jax, 'process_count', lambda: 2)
-        generate = lambda texts, *, rows, decoding: [f'{row}:{text}' for row, text in zip(rows, texts)]
-        loaded = types.SimpleNamespace(generate=generate)
-        monkeypatch.setattr('t5flan.language_model.load', lambda *_, loaded=loaded: loaded)
-        infer(folder, output=str(tmp_path / 'two.jsonl'), **settings)
-        shared.append(rows_of(tmp_path / f'two-{host:05}-of-00002.jsonl'))
-    assert [row['index'] for row in shared[0]] == [0, 2, 4] and [row['index'] for row in shared[1]] == [1, 3]
-    assert shared[1][0]['prediction'] == '1:longer than it'
+class _Stopped(Exception):
+    """Stands for a kill."""
+
+
+class _Counting:
+    """A model that answers with the row and its prompt, and may be killed in the middle of the rows."""
+
+    vocabulary, folder, step = types.SimpleNamespace(control_tokens=()), 'run', 3
+
+    def __init__(self, lasts=10**6):
+        self.lasts, self.read = lasts, 0
+
+    def input_ids(self, text):
+        return list(text.encode())
+
+    def continuations(self, inputs, *, rows, decoding, **_):
+        found = []
+        for row, ids in zip(rows, inputs, strict=True):
+            self.read += 1
+            if self.read > self.lasts:
+                raise _Stopped
+            text = bytes(ids).decode()
+            found.append([ScoredText(f'{text} {row} {i}', -float(i)) for i in range(decoding.num_samples)])
+        return found
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Sets the model that `infer` loads, and the place of its process in a job."""
+
+    def use(model=None, process=0, processes=1):
+        monkeypatch.setattr('t5flan.language_model.load', lambda *_: model or _Counting())
+        monkeypatch.setattr(jax, 'process_index', lambda: process)
+        monkeypatch.setattr(jax, 'process_count', lambda: processes)
+
+    return use
+
+
+@pytest.fixture
+def many_rows(tmp_path):
+    path = tmp_path / 'many.txt'
+    path.write_text(''.join('\n' if i % 5 == 3 else f'line {i}\n' for i in range(23)))  # 19 rows, blank lines between
+    return str(path)
+
+
+@pytest.mark.parametrize('samples', [1, 2])
+@pytest.mark.parametrize('jobs, processes', [(2, 1), (1, 3), (3, 2), (5, 1), (1, 20), (7, 4)])
+def test_jobs_and_processes_write_the_file_of_one(folder, many_rows, tmp_path, counting, jobs, processes, samples):
+    decoding = Decoding(num_samples=samples, temperature=1.0, batch_size=1)
+    counting()
+    infer(folder, input=many_rows, output=str(tmp_path / 'one.jsonl'), decoding=decoding)
+    assert len(rows_of(tmp_path / 'one.jsonl')) == 19
+    output = tmp_path / 'shared.jsonl'
+    for job in reversed(range(jobs)):
+        for process in range(processes):
+            assert not output.exists() or jobs * processes > 19  # a part without rows is complete before it is asked
+            counting(None, process, processes)
+            infer(folder, input=many_rows, output=str(output), decoding=decoding, shard=Part(job, jobs))
+    assert output.read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize('shard', [Part(), Part(0, 2)], ids=['alone', 'shard'])
+def test_killed_and_resumed_is_never_stopped(folder, many_rows, tmp_path, counting, shard):
+    settings = {'input': many_rows, 'decoding': Decoding(batch_size=1)}
+    counting()
+    infer(folder, output=str(tmp_path / 'whole.jsonl'), shard=shard, **settings)
+    output = tmp_path / 'killed.jsonl'
+    for lasts in (0, 5, 4):
+        counting(_Counting(lasts))
+        with pytest.raises(_Stopped):
+            infer(folder, output=str(output), shard=shard, **settings)
+        with shard.path(output).open('ab') as file:
+            file.write(b'{"inputs": "cut in the mid')
+    counting(model := _Counting())
+    infer(folder, output=str(output), shard=shard, **settings)
+    whole = shard.path(tmp_path / 'whole.jsonl')
+    assert shard.path(output).read_bytes() == whole.read_bytes() and 0 < model.read < len(rows_of(whole))
+    assert row_files.record_path(shard.path(output)).exists() == (shard.count > 1)
+
+
+def test_an_output_of_other_settings_is_not_continued(folder, many_rows, tmp_path, counting):
+    settings = {'input': many_rows, 'output': str(tmp_path / 'o.jsonl')}
+    counting(_Counting(6))
+    with pytest.raises(_Stopped):
+        infer(folder, decoding=Decoding(batch_size=1), **settings)
+    counting()
+    with pytest.raises(UserError, match='o.jsonl was begun with seed=0, and now seed=5. Set the former, or another'):
+        infer(folder, decoding=Decoding(batch_size=1, seed=5), **settings)
+    infer(folder, decoding=Decoding(batch_size=8), **settings)  # decides no answer
+    assert len(rows_of(tmp_path / 'o.jsonl')) == 19
+
+
+def test_shards_of_a_real_model_are_merged(folder, rows_file, tmp_path, capsys):
+    decoding = Decoding(max_new_tokens=3, temperature=1.0, seed=4, batch_size=1)
+    infer(folder, input=rows_file, output=str(tmp_path / 'one.jsonl'), decoding=decoding)
+    for job in range(2):
+        output = str(tmp_path / 'two.jsonl')
+        infer(folder, input=rows_file, output=output, decoding=decoding, shard=Part(job, 2))
+        assert ('two.jsonl is written when part 1 of 2 is complete' in capsys.readouterr().out) == (job == 0)
+    assert (tmp_path / 'two.jsonl').read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize(
+    'settings', [{'num_beams': 2}, {'num_samples': 2, 'temperature': 1.0, 'seed': 2}], ids=['beams', 'samples']
+)
+def test_all_beams_and_samples_are_written_with_their_scores(folder, rows_file, tmp_path, settings):
+    decoding = Decoding(max_new_tokens=2, batch_size=1, **settings)
+    infer(folder, input=rows_file, output=str(tmp_path / 'o.jsonl'), decoding=decoding)
+    model, texts = load(folder), [row['inputs'] for row in ROWS]
+    rows = rows_of(tmp_path / 'o.jsonl')
+    written = [[one['text'] for one in row['predictions']] for row in rows]
+    if 'num_beams' in settings:
+        expected = model.beams(texts, 2, decoding=decoding)
+        assert written == [[one.text for one in group] for group in expected]
+        assert rows[0]['predictions'][1]['score'] == pytest.approx(expected[0][1].score, abs=1e-4)
+    else:
+        assert written == model.samples(texts, 2, decoding=decoding)
+    assert [row['prediction'] for row in rows] == [group[0] for group in written]
+
+
+def test_all_samples_of_a_prompt_are_printed(counting, tmp_path, capsys):
+    counting()
+    decoding = Decoding(num_samples=2, temperature=1.0)
+    infer('run', prompts=['ab'], decoding=decoding, json_file=str(tmp_path / 'p.json'))
+    row = json.loads((tmp_path / 'p.json').read_text())['rows'][0]
+    assert row['prediction'] == 'ab 0 0' and row['predictions'][1] == {'text': 'ab 0 1', 'score': -1.0}
+    assert capsys.readouterr().out == 'ab 0 0  (-0.000)\nab 0 1  (-1.000)\n'
 
 
 def test_the_columns_of_the_user_stay_and_no_target_is_a_prompt(folder, tmp_path, capsys):
@@ -152,25 +267,6 @@ def test_the_columns_of_the_user_stay_and_no_target_is_a_prompt(folder, tmp_path
     assert "the answers go to 't5flan_prediction'" in capsys.readouterr().err
     infer(folder, input=str(output), output=str(tmp_path / 'again.jsonl'), decoding=Decoding(max_new_tokens=3))
     assert {'t5flan_index_2', 't5flan_prediction_2'} < {*rows_of(tmp_path / 'again.jsonl')[0]}
-
-
-def test_prompts_of_several_files_and_of_nested_fields(tmp_path):
-    (tmp_path / '1.json').write_text('{"x": {"q": {"text": "one"}}, "y": {"q": {"text": "two"}}}')
-    (tmp_path / '2.csv').write_bytes(b'\xef\xbb\xbfq.text,targets\r\nthree,no\r\n')
-    found = read_prompts(str(tmp_path / '[12].*'), 'q.text')
-    assert [(prompt.number, prompt.text) for prompt in found] == [(0, 'one'), (1, 'two'), (3, 'three')]
-    (tmp_path / 'p.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo')
-    assert [prompt.text for prompt in read_prompts(str(tmp_path / 'p.txt'), 'inputs')] == ['one', 'two']
-
-
-def test_text_lines_are_rows(tmp_path):
-    path = tmp_path / 'p.txt'
-    path.write_bytes('one\r\n\ntwo\u2028still two\n'.encode())
-    assert [prompt.row for prompt in read_prompts(str(path), 'inputs')] == [
-        {'inputs': 'one', 'index': 0},
-        {'inputs': 'two\u2028still two', 'index': 2},
-    ]
-    assert shard_path(path, 0, 1) == path and shard_path(path, 1, 4).name == 'p-00001-of-00004.txt'
 
 
 @pytest.mark.parametrize(
@@ -207,13 +303,36 @@ def test_a_missing_input_and_wrong_usage(tmp_path):
     ):
         with pytest.raises(UsageError):
             infer('x', **wrong)
-    with pytest.raises(UserError, match='num_samples=2, expected 1'):
+    with pytest.raises(UserError, match='num_samples=2 with temperature 0 are all alike. Set --temperature=0.7'):
         infer('x', prompts=['a'], decoding=Decoding(num_samples=2))
 
 
 def run(*argv):
     command, arguments = parse_arguments(['infer', '--checkpoint=x', '--prompt=a', *argv], COMMANDS)
     command.run(arguments)
+
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (
+            ['--checkpoint=x', '--input=a', '--output=b', '--shard=4/4'],
+            'out of range, expected 0/4 to 3/4. Set --shard',
+        ),
+        (['--checkpoint=x', '--input=a', '--output=b', '--shard=0/0'], 'expected N of 1 or more'),
+        (['--checkpoint=x', '--input=a', '--output=b', '--shard=2'], '--shard=2, expected I/N'),
+        (['--checkpoint=x', '--prompt=a', '--shard=0/2'], '--shard divides the rows of --input or --task'),
+        (['--checkpoint=x', '--input=a', '--output=b', '--split=test'], '--split is of --task'),
+        (['--checkpoint=x', '--input=a', '--task=b', '--output=c'], '--task and --input both give the rows'),
+        (['--checkpoint=x', '--task=a', '--limit=0'], '--limit=0, expected 1 or more'),
+        (['--prompt=a'], 'no checkpoint is given: set --checkpoint=DIR'),
+        (['--merge=a.jsonl', '--checkpoint=x'], '--merge only puts files together: it takes --output'),
+    ],
+)
+def test_flags_that_do_not_go_together(argv, words):
+    command, arguments = parse_arguments(['infer', *argv], COMMANDS)
+    with pytest.raises(UsageError, match=words):
+        command.run(arguments)
 
 
 @pytest.mark.parametrize(
@@ -245,26 +364,18 @@ def test_flags_override_gin_and_gin_overrides_the_defaults(monkeypatch, tmp_path
     assert used == [Decoding(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3)]
 
 
-@pytest.mark.parametrize(
-    'line', ['{"index": 0, "inputs": "another", "prediction": "x"}', '{"index": 9, "inputs": "ab"}', 'x']
-)
-def test_the_output_of_another_input_is_not_overwritten(tmp_path, line):
-    output = tmp_path / 'o.jsonl'
-    output.write_text(line + '\n')
-    with pytest.raises(UserError, match='o.jsonl:1 does not answer a row'):
-        RowWriter(output, [Prompt(0, 'ab', {'inputs': 'ab', 'index': 0})])
-    assert output.read_text() == line + '\n' and infer_lib.WINDOW > 1
-
-
 def test_control_tokens_precede_every_text(monkeypatch, capsys):
     seen = []
 
     class Model:
         vocabulary, folder, step = types.SimpleNamespace(control_tokens=('[TOX_LOW]', '[S2S]')), 'run', 1
 
-        def generate(self, texts, *arguments, **options):
-            seen.extend(texts)
-            return ['x'] * len(texts)
+        def input_ids(self, text):
+            seen.append(text)
+            return [1]
+
+        def continuations(self, inputs, **options):
+            return [[ScoredText('x', 0.0)] for _ in inputs]
 
     monkeypatch.setattr('t5flan.language_model.load', lambda *arguments: Model())
     infer('run', prompts=['one', 'two'], control=['[S2S]', '[TOX_LOW]'])

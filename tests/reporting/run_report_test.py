@@ -39,7 +39,7 @@ def test_the_page_shows_everything_in_the_folder(tmp_path):
         'First, lowest, highest and last',
         '<td>add</td>',
         'mean of practice',
-        '12 of 40 rows of predictions.jsonl',
+        '6 of 40 right answers of predictions.jsonl',
         'in 2',
         '# &lt;wide&gt;',
         '[&quot;gelu&quot;, &quot;linear&quot;]',

@@ -95,6 +95,10 @@ class TokenizerJsonVocabulary(Vocabulary):
         known = ids_T[(ids_T != self.start_id) & (ids_T >= 0) & (ids_T < self.base_size)]
         return self._decode_pieces(known.tolist(), first=True)
 
+    def spell(self, ids: Iterable[int]) -> str:
+        """As in `Vocabulary`, with every token as the tokenizer spells it."""
+        return self._decode_pieces([id for id in ids if 0 <= id < self.base_size], first=True)
+
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 

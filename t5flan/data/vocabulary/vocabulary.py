@@ -258,6 +258,13 @@ class Vocabulary(abc.ABC):
             start = cut + 1
         return text
 
+    def spell(self, ids: Iterable[int]) -> str:
+        """All text of a prompt's `ids`; unlike `decode`, ends of sequence inside it are spelled and end nothing."""
+        ids_T = np.asarray(list(ids), np.int64)
+        runs = np.split(ids_T, np.flatnonzero(ids_T == self.eos_id))
+        texts = [self.decode(run[i > 0 :]) for i, run in enumerate(runs)]
+        return (self.special_token(self.eos_id) or '</s>').join(texts)
+
     def _before_eos(self, ids: Iterable[int]) -> np.ndarray:
         """The ids before the first end of sequence. int64 [T]."""
         ids_T = np.asarray(ids if isinstance(ids, (np.ndarray, list, tuple)) else list(ids), dtype=np.int64).reshape(-1)

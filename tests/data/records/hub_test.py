@@ -125,7 +125,7 @@ def test_damage_in_the_middle_of_a_stream(tmp_path):
 
 def test_rationales_prompts_and_a_vocabulary_of_data_sets(tmp_path):
     from t5flan.data.vocabulary import training
-    from t5flan.evaluation.inference import read_prompts
+    from t5flan.evaluation.row_files import read_prompts
     from t5flan.tasks import cot
 
     words = 'the fox ran over a hill and saw an owl in the old tree by the river'
