@@ -26,6 +26,11 @@ from t5flan.tasks.tk_instruct import prompt_parts
 SHOTS = 2
 _FOLDERS = ('natural_instructions_v2', 'natural_instructions', 'natural-instructions')
 _NEXT = re.compile(r'(?:^|\n)\s*(?:Now complete the following example|(?:Positive|Negative) Example \d|Input:)')
+_NEXT_STARTS = (
+    '\nNow complete the following example',
+    '\nInput:',
+    *(f'\n{kind} Example {number}' for kind in ('Positive', 'Negative') for number in range(1, 10)),
+)
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
@@ -57,6 +62,10 @@ class HeldOutInstructions(Benchmark):
             target = {'answers': instance['outputs'], 'category': str(categories[0])}
             questions.append(Question(task, i, tuple(shown), text, target, header, drop_last=True))
         return questions
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """What starts the next example."""
+        return _NEXT_STARTS
 
     def extract(self, completion: str, task: str) -> str | None:
         """The completion up to the next example."""
