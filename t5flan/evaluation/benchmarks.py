@@ -174,8 +174,8 @@ def _settings(model: LanguageModel, benchmark: Benchmark, decoding: Decoding) ->
         names = ('temperature', 'top_k', 'top_p', 'num_samples', 'seed')
         settings |= {name: getattr(decoding, name) for name in names}
     if decoding.num_beams > 1:
-        names = ('num_beams', 'length_penalty', 'early_stopping', 'beam_scoring')
-        settings |= {name: getattr(decoding, name) for name in names}
+        search = ('num_beams', 'length_penalty', 'early_stopping', 'beam_scoring')
+        settings |= {name: getattr(decoding, name) for name in search}
     if decoding.stop:  # the benchmark's own stop strings do not change what an answer scores
         settings['stop'] = list(decoding.stop)
     return settings

@@ -26,10 +26,12 @@ from t5flan.tasks.tk_instruct import prompt_parts
 SHOTS = 2
 _FOLDERS = ('natural_instructions_v2', 'natural_instructions', 'natural-instructions')
 _NEXT = re.compile(r'(?:^|\n)\s*(?:Now complete the following example|(?:Positive|Negative) Example \d|Input:)')
-_NEXT_STARTS = (
-    '\nNow complete the following example',
-    '\nInput:',
-    *(f'\n{kind} Example {number}' for kind in ('Positive', 'Negative') for number in range(1, 10)),
+_STARTS = ('Now complete the following example', 'Positive Example ', 'Negative Example ', 'Input:')
+_STOPS = tuple(
+    f'\n{space}{start}{digit}'
+    for space in ('', ' ')  # Tk-Instruct's layout has one
+    for start in _STARTS
+    for digit in (string.digits if start.endswith('Example ') else [''])
 )
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
@@ -65,7 +67,7 @@ class HeldOutInstructions(Benchmark):
 
     def stop_strings(self, task: str) -> tuple[str, ...]:
         """What starts the next example."""
-        return _NEXT_STARTS
+        return _STOPS
 
     def extract(self, completion: str, task: str) -> str | None:
         """The completion up to the next example."""
