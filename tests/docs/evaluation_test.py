@@ -25,7 +25,8 @@ def test_the_prompt_is_the_one_that_is_asked(title, shared):
     name, task, index = title.split()
     folder = str(shared / 'data')
     question = find(name).questions(folder, task, int(index) + 1)[int(index)]
-    assert PROMPTS[title] == question.prompt() + '\n'
+    prompt = question.prompt().replace('\r\n', '\n') if name == 'mbpp' else question.prompt()
+    assert PROMPTS[title] == prompt + '\n'
 
 
 def test_the_question_of_mmlu_cot_is_worded_as_shown(tmp_path):
