@@ -95,6 +95,33 @@ def test_a_stopped_run_resumes(checkpoint, data, tmp_path, answers, monkeypatch)
         run(decoding=Decoding(max_new_tokens=3))
 
 
+def test_answers_end_at_the_stop_strings_of_the_benchmark_and_of_the_run(checkpoint, data, tmp_path, monkeypatch):
+    """Prompts with the same stop strings are decoded together, in their order."""
+    (data / 'mgsm').mkdir()
+    for code in ('de', 'fr'):
+        (data / 'mgsm' / f'mgsm_{code}.tsv').write_text('1 + 1?\t2\n2 + 2?\t4\n')
+    shown = {str(i): {'q': 'q', 'a': 'a'} for i in range(8)}
+    (data / 'mgsm' / 'exemplars.json').write_text(json.dumps({'MGSM_EXEMPLARS': {'de': shown, 'fr': shown}}))
+    asked = []
+
+    def samples(self, texts, count, limit, *, decoding, rows):
+        asked.append((decoding.stop, list(rows)))
+        return [['2'] for _ in texts]
+
+    monkeypatch.setattr('t5flan.language_model.LanguageModel.samples', samples)
+    rows = tmp_path / 'rows.jsonl'
+    rest = ['--stop=###', f'--predictions={rows}', '--tasks=navigate,web_of_lies,de,fr', '--limit=2']
+    assert command(checkpoint, data, '--benchmark=bbh_direct,mgsm', *rest) == 0
+    questions = ('\nQuestion:', ' Question:', '\nQ:', ' Q:')
+    assert asked == [
+        (('###', '\nQ:', ' Q:'), [0, 1, 2, 3]),
+        (('###', '\nFrage:', ' Frage:', *questions), [4, 5]),
+        (('###', '\nQuestion :', ' Question :', *questions), [6, 7]),
+    ]
+    rest[0] = '--stop=##'
+    assert command(checkpoint, data, '--benchmark=bbh_direct,mgsm', *rest) == 1, 'these answers ended elsewhere'
+
+
 def test_samples_vote(checkpoint, data, tmp_path, answers):
     rows, out = tmp_path / 'rows.jsonl', tmp_path / 'out.json'
     rest = ['--samples=3', '--temperature=0.7', '--tasks=navigate', f'--predictions={rows}', f'--json={out}']
