@@ -59,7 +59,7 @@ def evaluate_benchmarks(
         step: the checkpoint; None is the latest.
         steps: several checkpoints, see `steps.chosen_steps`; those that a run removes meanwhile are skipped.
         decoding: more than one sample a question vote on its answer (arXiv:2203.11171). Its max_new_tokens, if set,
-            replaces the benchmark's.
+            replaces the benchmark's; its stop strings are added to the benchmark's.
         prompt_length: tokens that a prompt may have; exemplars are left out of longer ones. None is the length of
             training; a checkpoint of unknown length takes every prompt whole.
         predictions: a .jsonl file for the answers. If it exists, the run resumes. Of several steps, each has its own:
@@ -243,6 +243,11 @@ def _settings(model: LanguageModel, benchmark: Benchmark, decoding: Decoding) ->
     if not decoding.greedy:
         names = ('temperature', 'top_k', 'top_p', 'num_samples', 'seed')
         settings |= {name: getattr(decoding, name) for name in names}
+    if decoding.num_beams > 1:
+        search = ('num_beams', 'length_penalty', 'early_stopping', 'beam_scoring')
+        settings |= {name: getattr(decoding, name) for name in search}
+    if decoding.stop:  # the benchmark's own stop strings do not change what an answer scores
+        settings['stop'] = list(decoding.stop)
     return settings
 
 
@@ -257,14 +262,14 @@ def _answer_all(
     """The benchmark and the answer of every question, of an earlier run's file or made now."""
     progress, answers = Progress(), []
     if predictions is None:
-        for chunk in _chunks(prompts, WINDOW * decoding.batch_size):
-            answers += _answer(model, benchmarks, chunk, questions, decoding)
+        for chunk in _chunks(prompts, benchmarks, WINDOW * decoding.batch_size):
+            answers += _answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
             progress(len(answers), len(prompts))
     else:
         with RowWriter(predictions, prompts, setting='--predictions') as writer:
             while writer.remaining:
-                chunk = next(_chunks(writer.remaining, WINDOW * decoding.batch_size))
-                writer.write(_answer(model, benchmarks, chunk, questions, decoding))
+                chunk = next(_chunks(writer.remaining, benchmarks, WINDOW * decoding.batch_size))
+                writer.write(_answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding))
                 progress(len(writer.done), len(prompts))
             answers = [writer.done[prompt.number] for prompt in prompts]
     found = []
@@ -275,9 +280,10 @@ def _answer_all(
     return found
 
 
-def _chunks(prompts: Sequence[Prompt], size: int) -> Any:
-    """Parts of at most `size` prompts, each of one benchmark."""
-    for _, group in itertools.groupby(prompts, key=lambda prompt: prompt.row['benchmark']):
+def _chunks(prompts: Sequence[Prompt], benchmarks: Mapping[str, Benchmark], size: int) -> Any:
+    """Parts of at most `size` prompts, each of one benchmark and with the same stop strings."""
+    stops = lambda row: (row['benchmark'], benchmarks[row['benchmark']].stop_strings(row['task']))
+    for _, group in itertools.groupby(prompts, key=lambda prompt: stops(prompt.row)):
         members = list(group)
         for start in range(0, len(members), size):
             yield members[start : start + size]
@@ -285,7 +291,7 @@ def _chunks(prompts: Sequence[Prompt], size: int) -> Any:
 
 def _answer(
     model: LanguageModel,
-    benchmarks: Mapping[str, Benchmark],
+    benchmark: Benchmark,
     prompts: Sequence[Prompt],
     questions: Sequence[Question],
     decoding: Decoding,
@@ -296,6 +302,7 @@ def _answer(
     if asked[0].options:
         return likeliest(model, texts, [question.options for question in asked], decoding.batch_size)
     limit = prompts[0].row['max_new_tokens']
+    decoding = decoding.replace(stop=(*decoding.stop, *benchmark.stop_strings(prompts[0].row['task'])))
     samples = model.samples(texts, decoding.num_samples, limit, decoding=decoding, rows=numbers)
     return samples if decoding.num_samples > 1 else [first for (first,) in samples]
 

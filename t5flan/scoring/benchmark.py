@@ -118,6 +118,14 @@ class Benchmark(abc.ABC):
             UserError: a file is missing, or does not have the layout of the public release.
         """
 
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """Texts that end an answer: `t5flan evaluate` generates nothing after the first of them.
+
+        Only texts after which `extract` ignores everything, so that a completion has the same score with and without
+        what follows them.
+        """
+        return ()
+
     @abc.abstractmethod
     def extract(self, completion: str, task: str) -> str | None:
         """The answer in a completion, or None if it has none."""
@@ -215,6 +223,17 @@ def _group_means(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def mean(values: Sequence[float]) -> float:
     """The mean, 0 of nothing."""
     return math.fsum(values) / len(values) if values else 0.0
+
+
+def after_space(*labels: str) -> tuple[str, ...]:
+    r"""Stop strings for labels that start the next question, on a new line or after a space.
+
+    T5's vocabulary has no newline: models that use it write a space instead.
+
+    >>> after_space('Q:')
+    ('\nQ:', ' Q:')
+    """
+    return tuple(f'{space}{label}' for label in labels for space in ('\n', ' '))
 
 
 def find_folder(folder: str, names: Sequence[str], marks: Sequence[str], benchmark: str) -> Path:

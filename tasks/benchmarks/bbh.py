@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, find_folder
+from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, after_space, find_folder
 from t5flan.scoring.voting import vote
 
 TRIGGER = 'the answer is'
@@ -105,6 +105,10 @@ class BigBenchHard(Benchmark):
         if not found or answer is None:
             raise UserError(f'{path}: an exemplar has no "A: " or no "{TRIGGER}". Get the original file.')
         return f'{question}\nA: {answer}'
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The label of the next question."""
+        return after_space('Q:')
 
     def extract(self, completion: str, task: str) -> str | None:
         """The answer, as the rule of this module says."""

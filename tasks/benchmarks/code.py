@@ -11,6 +11,9 @@ The rule that reads a completion:
    "#", "@" at its start). If its first line lost its indentation, as SentencePiece strips it, it is indented.
 3. MBPP: the program ends at "[DONE]".
 
+Generation ends there too. HumanEval has no such text: what the Codex paper stops at ("\ndef", "\nclass" and others) is
+where an instruction-tuned model starts the function anew. With a pretrained model, set --stop to these strings.
+
 Of n samples a question, pass@k is estimated for k = 1, 10 and 100 up to n. Programs run as scoring/code_execution.py
 describes.
 """
@@ -28,6 +31,7 @@ from t5flan.scoring.code_execution import pass_at_k, run_programs
 
 _FENCE = re.compile(r'```(?:[Pp]ython\d?)?[ \t]*\n(.*?)(?:\n```|$)', re.DOTALL)
 _FUNCTION_END = re.compile(r'\n(?=def |class |if |print|#|@|```|<)')
+_DONE = '[DONE]'
 _KS = (1, 10, 100)
 _SETTING = '--benchmark_dir'
 
@@ -114,14 +118,18 @@ class BasicProgramming(_Programs):
         if missing := [number for number in (2, 3, 4) if number not in problems]:
             raise UserError(f'{path} lacks the exemplars, task_id {missing[0]}. Get the original file.')
         shown = [problems[number] for number in (2, 3, 4)]
-        exemplars = tuple(f'{_worded(one)}{one["code"].strip()}\n[DONE]\n\n' for one in shown)
+        exemplars = tuple(f'{_worded(one)}{one["code"].strip()}\n{_DONE}\n\n' for one in shown)
         asked = [problems[number] for number in sorted(problems) if 11 <= number <= 510]
         target = lambda one: {'tests': one['tests'], 'setup': one['setup']}
         return [Question(task, i, exemplars, _worded(one), target(one)) for i, one in enumerate(asked[:limit])]
 
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The end of a program."""
+        return (_DONE,)
+
     def program(self, completion: str, target: Mapping[str, Any]) -> str:
         """The text up to [DONE], and the tests."""
-        text = (self.extract(completion.partition('[DONE]')[0], self.name) or '').replace('\r', '')
+        text = (self.extract(completion.partition(_DONE)[0], self.name) or '').replace('\r', '')
         return '\n'.join([text, target['setup'].replace('\r', ''), *target['tests']])
 
 

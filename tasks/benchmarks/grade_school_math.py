@@ -26,7 +26,7 @@ from typing import Any
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.rows import read_rows
 from t5flan.errors import UserError
-from t5flan.scoring.benchmark import Benchmark, Question, find_folder
+from t5flan.scoring.benchmark import Benchmark, Question, after_space, find_folder
 from t5flan.scoring.numbers import read_numbers
 
 SHOTS = 8
@@ -43,6 +43,10 @@ class _Math(Benchmark):
 
     def _language(self, task: str) -> dict[str, Any]:
         raise NotImplementedError
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The labels of the next question, in the language itself and in English."""
+        return after_space(*_labels(self._language(task)['question']))
 
     def extract(self, completion: str, task: str) -> str | None:
         """The number that answers the question, as the rule of this module says."""
@@ -146,9 +150,14 @@ def _exemplars(root: Path, code: str) -> tuple[str, ...]:
     return exemplars[:SHOTS]
 
 
+def _labels(prefix: str) -> tuple[str, ...]:
+    """What a question can start with: the language's own label or an English one."""
+    return tuple(dict.fromkeys((prefix.strip(), 'Question:', 'Q:')))
+
+
 def _before_question(completion: str, prefix: str) -> str:
     """The completion up to the next question, which starts a line or follows a space."""
-    pattern = '|'.join({re.escape(word) for word in (prefix.strip(), 'Question:', 'Q:')})
+    pattern = '|'.join(map(re.escape, _labels(prefix)))
     return re.split(rf'(?:^|\s)(?:{pattern})', completion, maxsplit=1)[0]
 
 

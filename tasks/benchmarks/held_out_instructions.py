@@ -26,6 +26,13 @@ from t5flan.tasks.tk_instruct import prompt_parts
 SHOTS = 2
 _FOLDERS = ('natural_instructions_v2', 'natural_instructions', 'natural-instructions')
 _NEXT = re.compile(r'(?:^|\n)\s*(?:Now complete the following example|(?:Positive|Negative) Example \d|Input:)')
+_STARTS = ('Now complete the following example', 'Positive Example ', 'Negative Example ', 'Input:')
+_STOPS = tuple(
+    f'\n{space}{start}{digit}'
+    for space in ('', ' ')  # Tk-Instruct's layout has one
+    for start in _STARTS
+    for digit in (string.digits if start.endswith('Example ') else [''])
+)
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
@@ -57,6 +64,10 @@ class HeldOutInstructions(Benchmark):
             target = {'answers': instance['outputs'], 'category': str(categories[0])}
             questions.append(Question(task, i, tuple(shown), text, target, header, drop_last=True))
         return questions
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """What starts the next example."""
+        return _STOPS
 
     def extract(self, completion: str, task: str) -> str | None:
         """The completion up to the next example."""

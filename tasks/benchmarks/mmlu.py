@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.scoring.benchmark import Benchmark, Question, find_folder
+from t5flan.scoring.benchmark import Benchmark, Question, after_space, find_folder
 
 SHOTS = 5
 LETTERS = 'ABCD'
@@ -65,6 +65,10 @@ class MultitaskUnderstanding(Benchmark):
             exemplars = tuple(f'{word(row)} {row[5]}\n\n' for row in shown[:SHOTS])
         options = tuple(f' {letter}' for letter in LETTERS) if self.style == 'likelihood' else ()
         return [Question(task, i, exemplars, word(row), row[5], header, options) for i, row in enumerate(rows)]
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The labels of the next question."""
+        return after_space('Q:', 'Question:')
 
     def extract(self, completion: str, task: str) -> str | None:
         """The letter, as the rule of this module says."""

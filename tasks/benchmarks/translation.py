@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, find_folder
+from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, after_space, find_folder
 from t5flan.scoring.metrics import corpus_scores
 
 SHOTS = 5
@@ -65,6 +65,10 @@ class Translation(Benchmark):
         exemplars = tuple(f'{word(one)} {other}\n\n' for one, other in pairs[:SHOTS])
         asked = pairs[SHOTS:][:limit]
         return [Question(task, i, exemplars, word(one), other) for i, (one, other) in enumerate(asked)]
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The label of the next sentence."""
+        return after_space(*(f'{language}:' for language in _LANGUAGES.values()))
 
     def extract(self, completion: str, task: str) -> str | None:
         """The first line that is not blank."""

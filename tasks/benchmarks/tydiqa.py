@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from t5flan.errors import UserError
 from t5flan.scoring.answers import clean, normalize_answer
-from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, find_folder
+from t5flan.scoring.benchmark import Answer, Benchmark, Metrics, Question, after_space, find_folder
 from t5flan.scoring.metrics import token_f1
 from t5flan.scoring.voting import vote
 
@@ -66,6 +66,10 @@ class TypologicallyDiverse(Benchmark):
             shown, items = items[0], items[1:]
         exemplar = f'{_worded(shown)} {shown.answers[0]}\n\n'
         return [Question(task, i, (exemplar,), _worded(one), one.answers) for i, one in enumerate(items[:limit])]
+
+    def stop_strings(self, task: str) -> tuple[str, ...]:
+        """The labels of the next passage or question."""
+        return after_space('Passage:', 'Question:')
 
     def extract(self, completion: str, task: str) -> str | None:
         """The first line that is not blank."""

@@ -95,6 +95,33 @@ def test_a_stopped_run_resumes(checkpoint, data, tmp_path, answers, monkeypatch)
         run(decoding=Decoding(max_new_tokens=3))
 
 
+def test_answers_end_at_the_stop_strings_of_the_benchmark_and_of_the_run(checkpoint, data, tmp_path, monkeypatch):
+    """Prompts with the same stop strings are decoded together, in their order."""
+    (data / 'mgsm').mkdir()
+    for code in ('de', 'fr'):
+        (data / 'mgsm' / f'mgsm_{code}.tsv').write_text('1 + 1?\t2\n2 + 2?\t4\n')
+    shown = {str(i): {'q': 'q', 'a': 'a'} for i in range(8)}
+    (data / 'mgsm' / 'exemplars.json').write_text(json.dumps({'MGSM_EXEMPLARS': {'de': shown, 'fr': shown}}))
+    asked = []
+
+    def samples(self, texts, count, limit, *, decoding, rows):
+        asked.append((decoding.stop, list(rows)))
+        return [['2'] for _ in texts]
+
+    monkeypatch.setattr('t5flan.language_model.LanguageModel.samples', samples)
+    rows = tmp_path / 'rows.jsonl'
+    rest = ['--stop=###', f'--predictions={rows}', '--tasks=navigate,web_of_lies,de,fr', '--limit=2']
+    assert command(checkpoint, data, '--benchmark=bbh_direct,mgsm', *rest) == 0
+    questions = ('\nQuestion:', ' Question:', '\nQ:', ' Q:')
+    assert asked == [
+        (('###', '\nQ:', ' Q:'), [0, 1, 2, 3]),
+        (('###', '\nFrage:', ' Frage:', *questions), [4, 5]),
+        (('###', '\nQuestion :', ' Question :', *questions), [6, 7]),
+    ]
+    rest[0] = '--stop=##'
+    assert command(checkpoint, data, '--benchmark=bbh_direct,mgsm', *rest) == 1, 'these answers ended elsewhere'
+
+
 def test_samples_vote(checkpoint, data, tmp_path, answers):
     rows, out = tmp_path / 'rows.jsonl', tmp_path / 'out.json'
     rest = ['--samples=3', '--temperature=0.7', '--tasks=navigate', f'--predictions={rows}', f'--json={out}']
@@ -153,6 +180,57 @@ def test_bad_input_is_reported_in_one_line(checkpoint, data, capsys, rest, code,
     assert command(checkpoint, data, *rest) == code
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+TEST, DEV, PROMPT = 'mmlu/test/virology_test.csv', 'mmlu/dev/virology_dev.csv', 'bbh/cot-prompts/navigate.txt'
+
+
+@pytest.mark.parametrize(
+    ('benchmark', 'file', 'content', 'message'),
+    [
+        ('mmlu_direct', TEST, None, 'has no test/*_test.csv or mmlu/test/*_test.csv'),
+        ('mmlu_direct', DEV, None, 'virology_dev.csv: no such file. Set --benchmark_dir'),
+        ('mmlu_direct', DEV, '', 'virology_dev.csv has no rows'),
+        ('mmlu_likelihood', TEST, '', 'virology_test.csv has no rows'),
+        ('mmlu_likelihood', TEST, 'q,1,2,A\n', 'row 1 has 4 columns, expected question, A, B, C, D and the letter'),
+        ('mmlu_direct', TEST, 'question,A,B,C,D,answer\n', "row 1 has 6 columns and ends with 'answer', expected"),
+        ('mmlu_direct', TEST, 'q,1,2,3,4,E\n', "ends with 'E'"),
+        ('mmlu_cot', TEST, 'q,1,2,3,4,A\n', 'mmlu-cot.json: no such file, the exemplars of mmlu_cot'),
+        ('bbh_direct', 'bbh/navigate.json', '{"examples": [{"question": "x"}]}', 'is not a file of BIG-Bench Hard'),
+        ('bbh_direct', 'bbh/navigate.json', '{"examples": []}', 'has no examples'),
+        ('bbh_direct', 'bbh/navigate.json', '<html>', 'is not a file of BIG-Bench Hard'),
+        ('bbh_cot', PROMPT, None, 'no such file, the exemplars of navigate. Copy cot-prompts there'),
+        ('bbh_cot', PROMPT, '', 'has 0 exemplars after its instruction and "-----", expected 3'),
+        ('bbh_direct', PROMPT, 'canary\n-----\nAnswer.\n\nQ: a\n\nQ: b\n\nQ: c\n', 'an exemplar has no "A: "'),
+        ('gsm8k', 'gsm8k/test.jsonl', '{"question": "x"}\n', "no field 'answer'"),
+        ('gsm8k', 'gsm8k/test.jsonl', '', 'gsm8k/test.jsonl is empty'),
+        ('human_eval', 'human_eval/HumanEval.jsonl', '{"prompt": "x"}\n', "no field 'test'"),
+        ('human_eval', 'human_eval/HumanEval.jsonl', '', 'HumanEval.jsonl is empty'),
+        ('mbpp', 'mbpp/mbpp.jsonl', '{"task_id": 11}\n', "no field 'text'"),
+        ('tydiqa', 'tydiqa/english_tydiqa_dev.json', '{"data": [{}]}', 'is not SQuAD 1.1 JSON with answers'),
+        ('tydiqa', 'tydiqa/english_tydiqa_dev.json', '{"data": []}', 'has no questions'),
+        ('mgsm', 'mgsm/mgsm_de.tsv', 'Wie viel?\t5\n', 'has no exemplars.py, the exemplars of MGSM'),
+        (
+            'translation',
+            'parallel/deu-eng.tsv',
+            'Guten Tag.\tGood day.\n',
+            'has 1 pairs, expected 5 exemplars and more',
+        ),
+        ('natural_instructions', 'natural_instructions/tasks/task1.json', '{}', 'has no splits/default/test_tasks.txt'),
+    ],
+)
+def test_bad_files_are_reported_in_one_line(checkpoint, data, answers, capsys, benchmark, file, content, message):
+    """Missing subjects, wrong columns, no exemplars: before anything is generated, with the file and how to fix it."""
+    path = data / file
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert command(checkpoint, data, f'--benchmark={benchmark}') == 1 and not answers
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and error.startswith('t5flan: ') and 'Traceback' not in error
+    assert any(fix in error for fix in ('Set ', 'Get the', 'Copy ')), 'says how to fix it'
 
 
 def test_a_prompt_that_is_too_long_is_reported_before_anything_is_generated(checkpoint, data, answers, capsys):

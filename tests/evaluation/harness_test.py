@@ -300,8 +300,9 @@ QUICK = (
     'chat_system',
 )
 # Single precision is too coarse here: after the start token, whose activations are huge, rounding moves one
-# log-probability by hundredths. The values are those of transformers in float64: task, doc_id, idx -> nats.
-FLOAT64 = {('bbh_movie_text_mc', 11, 7): -62.3227, ('bbh_movie_text_mc', 16, 5): -38.2993}
+# log-probability by hundredths. The values are those of transformers in float64, with RMSNorm and rotary angles, which
+# it computes in float32, in float64 too (as they are: -62.3228 and -38.2994): task, doc_id, idx -> nats.
+FLOAT64 = {('bbh_movie_text_mc', 11, 7): -62.3210, ('bbh_movie_text_mc', 16, 5): -38.2995}
 
 
 @pytest.fixture(scope='module')
