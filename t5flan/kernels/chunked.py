@@ -32,7 +32,7 @@ _TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
 _TILE_ROWS = 256
 # Keys of a part of a tile where causal attention leaves out the keys after its queries. A tile of all keys of a long
 # row leaves the cache of a CPU, and half of its logits are masked.
-_KEYS_OF_A_PART = 1024
+_KEYS_OF_A_PART = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
 def _skips_keys(spec: AttentionSpec, operands: Operands, platform: str) -> bool:
     """Whether the forward pass leaves out the keys after a block of queries: in long causal rows on a CPU."""
     other = operands.bias_NW, operands.keep_BNS, operands.prefix_BS
-    long = operands.k_BSKH.shape[1] >= 2 * _KEYS_OF_A_PART
+    long = operands.k_BSKH.shape[1] >= 4 * _KEYS_OF_A_PART
     return platform == 'cpu' and spec.causal and long and all(x is None for x in other)
 
 
@@ -156,10 +156,10 @@ def _forward_in_parts(
         first = jnp.minimum(i * size, keys - size)  # the last part overlaps the one before, whose keys are masked
         key_P = first + _count(size)
         of_part = lambda x_BS: None if x_BS is None else lax.dynamic_slice_in_dim(x_BS, first, size, axis=1)
-        seen = dict(kv_segment_ids_BS=of_part(operands.kv_segment_ids_BS), key_seen_BS=of_part(operands.key_seen_BS))
-        read = lambda x: lax.dynamic_slice(
-            x, (place.row, place.kv_head, first, 0), (1, kv_heads, size, x.shape[-1])
-        )[0]
+        seen: Any = dict(
+            kv_segment_ids_BS=of_part(operands.kv_segment_ids_BS), key_seen_BS=of_part(operands.key_seen_BS)
+        )
+        read = lambda x: lax.dynamic_slice(x, (place.row, place.kv_head, first, 0), (1, kv_heads, size, x.shape[-1]))[0]
         v_KPH = read(v_BKSH)
         tile = jnp.where((as_key(key_P) <= as_query(query_C)) & (as_key(key_P) >= i * size), 0.0, MASKED)
         products_KMP = _dot(spec, q_KMH, read(k_BKSH), 2, 2)
