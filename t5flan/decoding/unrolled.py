@@ -163,10 +163,10 @@ def _kernel(projections: list[Projection]) -> jax.Array:
     return kernel_IO.T if _transposed(kernel_IO.dtype) else kernel_IO
 
 
-def _assemble(model: Model, layer: Layer) -> DecoderBlock:
-    """The block, whose projections are parts of the products."""
+def _assemble(stack: DecoderBlock, layer: Layer) -> DecoderBlock:
+    """The block of `layer`, whose projections are parts of the products."""
     block = jax.tree.map(lambda x: x, layer.block)
-    for product, whole, kernel in zip(_products(block), _products(model.decoder.layers), layer.kernels, strict=True):
+    for product, whole, kernel in zip(_products(block), _products(stack), layer.kernels, strict=True):
         start = 0
         for name, projection in zip(product.names, whole.projections(), strict=True):
             shape = projection.kernel[...].shape[1 + projection.num_inputs :]  # after the axis of layers
@@ -192,24 +192,14 @@ def unrolled_step(
     """`model.decode_step`: reads one more token in each row -> float32 logits [B, V], and the updated cache."""
     slots = cache.layers[0][0].shape[2]
     seen_BM = (jnp.arange(slots)[None, :] >= cache.pad_B[:, None]).astype(jnp.int32)
-    mask = Mask(causal=True, kv_segment_ids_BS=seen_BM)
-    cross_mask = None
-    if cache.cross_segment_ids_BS is not None:
-        cross_mask = Mask(causal=False, kv_segment_ids_BS=cache.cross_segment_ids_BS)
+    masks = seen_BM, cache.cross_segment_ids_BS
+    # Only shapes are read of the stack.
+    step_of_layer = jax.jit(lambda *arrays: _layer_step(model.decoder.layers, *arrays))
     x_B1D, updated = model.token_embedder(tokens_B1), []
     for i, (layer, kv) in enumerate(zip(layers.layers, cache.layers, strict=True)):
-        layer_cache = LayerCache(*kv, cache.index, heads_first=True)
-        x_B1D, new_kv = _assemble(model, layer)(
-            x_B1D,
-            mask=mask,
-            positions_BT=(cache.index - cache.pad_B)[:, None],
-            cache=layer_cache,
-            cross_kv=_swap_heads(cache.cross_layers[i]) if cache.cross_layers else None,
-            cross_mask=cross_mask,
-            bias_table_NR=layer.bias_table_NR,
-        )
-        # The same write as inside the block: XLA does it once.
-        updated.append(_swap_heads(update_cache(layer_cache, new_kv)))
+        cross_kv = cache.cross_layers[i] if cache.cross_layers else None
+        x_B1D, kv = step_of_layer(layer, x_B1D, kv, cross_kv, cache.index, cache.pad_B, masks)
+        updated.append(kv)
     x_B1D = model.decoder.decoder_norm(x_B1D)
     if layers.logits_kernel is not None:
         model = jax.tree.map(lambda x: x, model)
@@ -217,6 +207,35 @@ def unrolled_step(
         part = Part(layers.logits_kernel, model.config.dtype, 1, 0, shape, jnp.float32)
         setattr(model.decoder, 'logits_dense', part)  # noqa: B010 (for mypy: a part stands in for a projection)
     return model.logits(x_B1D)[:, 0], dataclasses.replace(cache, index=cache.index + 1, layers=tuple(updated))
+
+
+def _layer_step(
+    stack: DecoderBlock,
+    layer: Layer,
+    x_B1D: jax.Array,
+    kv: KV,
+    cross_kv: KV | None,
+    index: jax.Array,
+    pad_B: jax.Array,
+    masks: tuple[jax.Array, jax.Array | None],
+) -> tuple[jax.Array, KV]:
+    """One layer's output and updated cache [B, K, M, H]. As a function of its own it is traced once for all layers.
+
+    `masks` are the segments of the cache's slots [B, M] and of the encoder's output [B, S].
+    """
+    seen_BM, cross_ids_BS = masks
+    cache = LayerCache(*kv, index, heads_first=True)
+    x_B1D, new_kv = _assemble(stack, layer)(
+        x_B1D,
+        mask=Mask(causal=True, kv_segment_ids_BS=seen_BM),
+        positions_BT=(index - pad_B)[:, None],
+        cache=cache,
+        cross_kv=None if cross_kv is None else _swap_heads(cross_kv),
+        cross_mask=None if cross_ids_BS is None else Mask(causal=False, kv_segment_ids_BS=cross_ids_BS),
+        bias_table_NR=layer.bias_table_NR,
+    )
+    # The same write as inside the block: XLA does it once.
+    return x_B1D, _swap_heads(update_cache(cache, new_kv))
 
 
 def _swap_heads(keys_values: KV) -> KV:

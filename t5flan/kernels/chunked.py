@@ -30,6 +30,9 @@ from t5flan.kernels.relative_bias import bias_tile, bias_vector
 # again.
 _TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
 _TILE_ROWS = 256
+# Keys of a part of a tile where causal attention leaves out the keys after its queries. A tile of all keys of a long
+# row leaves the cache of a CPU, and half of its logits are masked.
+_KEYS_OF_A_PART = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class TileSpec(AttentionSpec):
     blocks: int  # of queries; with more than one, keys are read, and their gradients summed, repeatedly
     kv_heads: int  # of a tile, K; divides all key-value heads
     share: int  # G
+    part: int = 0  # keys of a part in the forward pass, which leaves out those after the queries; 0: all keys at once
 
     @property
     def heads(self) -> int:
@@ -66,8 +70,16 @@ def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
         bias_NW = bias_vector(operands.bias_NW, spec.bias, queries + padding, keys, operands.q_offset)
         operands = operands._replace(bias_NW=bias_NW)
     blocks, share = (queries + padding) // block, heads // kv_heads
-    tile_spec = TileSpec(**vars(spec), block=block, blocks=blocks, kv_heads=tile_kv_heads, share=share)
+    part = _KEYS_OF_A_PART if blocks > 1 and _skips_keys(spec, operands, sharding.platform()) else 0
+    tile_spec = TileSpec(**vars(spec), block=block, blocks=blocks, kv_heads=tile_kv_heads, share=share, part=part)
     return _attention(tile_spec, operands)[:, :queries]
+
+
+def _skips_keys(spec: AttentionSpec, operands: Operands, platform: str) -> bool:
+    """Whether the forward pass leaves out the keys after a block of queries: in long causal rows on a CPU."""
+    other = operands.bias_NW, operands.keep_BNS, operands.prefix_BS
+    long = operands.k_BSKH.shape[1] >= 4 * _KEYS_OF_A_PART
+    return platform == 'cpu' and spec.causal and long and all(x is None for x in other)
 
 
 def _tile_size(queries: int, keys: int, heads: int, kv_heads: int, platform: str) -> tuple[int, int]:
@@ -100,10 +112,15 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
     k, v = (_arrange_keys(spec, x) for x in (operands.k_BSKH, operands.v_BSKH))
 
     def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, j, 0), False)
+        tile = None
+        if not spec.part:
+            tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, j, 0), False)
 
         def row(y_BTNH: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
             place = _place(spec, j, b)
+            if spec.part:
+                y_KMH, lse_KM = _forward_in_parts(spec, operands, k, v, place)
+                return _write_queries(spec, y_BTNH, y_KMH, place), lse_KM
             q_KMH = _read_queries(spec, operands.q_BTNH, place)
             v_KSH = _read_keys(spec, v, place)
             products_KMS = _dot(spec, q_KMH, _read_keys(spec, k, place), 2, 2)
@@ -120,6 +137,46 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
         return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
     return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _steps(spec, operands))
+
+
+def _forward_in_parts(
+    spec: TileSpec, operands: Operands, k_BKSH: jax.Array, v_BKSH: jax.Array, place: _Place
+) -> tuple[jax.Array, jax.Array]:
+    """The output [K, M, H] and lse [K, M] of a causal tile, by parts of the keys up to its last query.
+
+    A running maximum and sum join the softmax of the parts, as in Flash attention.
+    """
+    q_KMH = _read_queries(spec, operands.q_BTNH, place)
+    keys, size, (kv_heads, rows, _) = k_BKSH.shape[2], spec.part, q_KMH.shape
+    query_C = place.query + operands.q_offset + _count(spec.block)
+    as_query, as_key = _axes(False)
+
+    def part(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        largest_KM1, sum_KM1, y_KMH = state
+        first = jnp.minimum(i * size, keys - size)  # the last part overlaps the one before, whose keys are masked
+        key_P = first + _count(size)
+        of_part = lambda x_BS: None if x_BS is None else lax.dynamic_slice_in_dim(x_BS, first, size, axis=1)
+        seen: Any = dict(
+            kv_segment_ids_BS=of_part(operands.kv_segment_ids_BS), key_seen_BS=of_part(operands.key_seen_BS)
+        )
+        read = lambda x: lax.dynamic_slice(x, (place.row, place.kv_head, first, 0), (1, kv_heads, size, x.shape[-1]))[0]
+        v_KPH = read(v_BKSH)
+        tile = jnp.where((as_key(key_P) <= as_query(query_C)) & (as_key(key_P) >= i * size), 0.0, MASKED)
+        products_KMP = _dot(spec, q_KMH, read(k_BKSH), 2, 2)
+        logits = _logits(spec, products_KMP, tile, operands._replace(**seen), place, transposed=False)[0]
+        logits_KMP = logits.reshape(products_KMP.shape)
+        new_KM1 = jnp.maximum(largest_KM1, jnp.max(logits_KMP, axis=-1, keepdims=True))
+        weights_KMP, decay_KM1 = jnp.exp(logits_KMP - new_KM1), jnp.exp(largest_KM1 - new_KM1)
+        sum_KM1 = sum_KM1 * decay_KM1 + jnp.sum(weights_KMP, axis=-1, keepdims=True)
+        y_KMH = y_KMH * decay_KM1 + _dot(spec, weights_KMP.astype(v_KPH.dtype), v_KPH, 2, 1)
+        return new_KM1, sum_KM1, y_KMH
+
+    parts = jnp.clip(-(-(query_C[-1] + 1) // size), 0, -(-keys // size))
+    zeros_KM1 = jnp.zeros((kv_heads, rows, 1), jnp.float32)
+    start = zeros_KM1 + LEAST_MAXIMUM, zeros_KM1, jnp.zeros(q_KMH.shape, jnp.float32)
+    largest_KM1, sum_KM1, y_KMH = lax.fori_loop(0, parts, part, start)
+    sum_KM1 = jnp.where(sum_KM1 > 0.0, sum_KM1, 1.0)
+    return y_KMH / sum_KM1, (largest_KM1 + jnp.log(sum_KM1))[..., 0]
 
 
 def _backward(

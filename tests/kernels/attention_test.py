@@ -113,6 +113,34 @@ def test_tiles_of_every_size_match_the_reference(tile, monkeypatch):
     assert_near(output_and_gradients(*arrays, 'chunked', **options), reference(*arrays, options), 1e-5)
 
 
+LONG_CASES = {
+    'causal': dict(kv_heads=2, scale=0.3),
+    'padding': dict(kv_segment_ids_BS=(SEGMENTS > 1).astype(np.int32), soft_cap=2.0),
+    'packed': dict(q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS),
+    'later queries': dict(queries=11, q_offset=7, kv_heads=1),
+    'queries before the keys': dict(q_offset=-9),
+}
+
+
+@pytest.mark.parametrize('part', [3, 5])
+@pytest.mark.parametrize('case', LONG_CASES)
+def test_long_causal_rows_are_read_in_parts(case, part, monkeypatch):
+    monkeypatch.setattr(chunked, '_KEYS_OF_A_PART', part)
+    options = dict(LONG_CASES[case], causal=True)
+    arrays = inputs(**{name: options.pop(name) for name in ('kv_heads', 'queries') if name in options})
+    assert_near(output_and_gradients(*arrays, 'chunked', **options), reference(*arrays, options), 1e-5)
+
+
+def test_long_causal_rows_do_not_read_the_keys_after_the_queries(monkeypatch):
+    monkeypatch.setattr(chunked, '_KEYS_OF_A_PART', 4)
+    q_BTNH, k_BSKH, v_BSKH, *_ = inputs()
+    unread = [x.at[:, 16:].set(np.nan) for x in (k_BSKH, v_BSKH)]  # blocks of eight queries: 0, 8 and 16
+    y_BTNH = attend(q_BTNH, *unread, causal=True, implementation='chunked')
+    expected_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, causal=True, implementation='chunked')
+    np.testing.assert_array_equal(y_BTNH[:, :16], expected_BTNH[:, :16])
+    assert np.isnan(y_BTNH[:, 16:]).all()
+
+
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_no_gradient_from_a_later_key_or_another_example(program):
     q, k, v, table, _ = inputs(batch=1)
