@@ -157,6 +157,7 @@ def test_evaluate_infer_and_report_need_only_the_folder(trained, cli):
 def test_all_checkpoints_are_evaluated_and_reported(trained, cli, tmp_path):
     ignored = shutil.ignore_patterns('evaluation*', 'predictions*')
     folder = shutil.copytree(trained / 'first', tmp_path / 'run', ignore=ignored)
+    assert cli('train', f'--workdir={folder}', '--gin.STEPS=3')[0] == 0  # if no other test has
     given = [f'--checkpoint={folder}', '--tasks=file,practice_add', '--limit=2', '--max_new_tokens=2']
     given += [f'--json={folder}/evaluation.json', f'--predictions={folder}/predictions.jsonl']
     code, out, _ = cli('evaluate', *given, '--steps=all')
