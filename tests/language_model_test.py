@@ -89,6 +89,16 @@ def test_beams_by_text(made):
     assert all(group[0].score >= one.score - 1e-5 for group, one in zip(beams, greedy, strict=True))
 
 
+def test_continuations_are_those_of_texts_with_their_scores(made):
+    model, texts = made['causal_lm'], ['ab', 'xyz']
+    inputs = [model.input_ids(text) for text in texts]
+    decoding = Decoding(max_new_tokens=3, num_samples=2, temperature=1.0, seed=3)
+    found = model.continuations(inputs, decoding=decoding, rows=[5, 9])
+    assert [[one.text for one in group] for group in found] == model.samples(texts, 2, decoding=decoding, rows=[5, 9])
+    generations = model.generate_ids(inputs, decoding=decoding, rows=[5, 9])
+    assert [[one.score for one in group] for group in found] == [[one.score for one in group] for group in generations]
+
+
 def test_generation_ends_before_stop_strings(made):
     model = made['causal_lm']
     free = model.generate(TEXTS, 12)

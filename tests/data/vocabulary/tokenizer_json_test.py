@@ -51,6 +51,7 @@ def test_sentinels_and_decoding_up_to_the_end(vocabulary):
     words = vocabulary.encode('words')
     assert vocabulary.decode([256, *words, 257, *words]) == 'words', 'without the start token, up to the end'
     assert vocabulary.decode([*words, 9999, -1]) == 'words'
+    assert vocabulary.spell([256, *words, 257, *words, 9999]) == '<s>words</s>words'
 
 
 def test_saved_and_loaded_are_equal(vocabulary, tmp_path):

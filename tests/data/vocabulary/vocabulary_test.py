@@ -47,6 +47,13 @@ def test_special_tokens_in_text(trained):
     assert trained.decode(ids) == text
 
 
+def test_a_prompt_is_spelled_with_the_ends_inside_it(trained):
+    for vocabulary, text in ((trained, 'a <extra_id_0>'), (ByteVocabulary(), 'a b')):
+        ids = [*vocabulary.encode(text), vocabulary.eos_id, *vocabulary.encode('b')]
+        assert vocabulary.spell(ids) == f'{text}</s>b' and vocabulary.decode(ids) == text
+        assert vocabulary.spell([]) == '' and vocabulary.spell(np.array(ids[:2])) == vocabulary.decode(ids[:2])
+
+
 def test_any_ids_of_a_model_can_be_decoded(trained):
     words = trained.encode('the fox')
     assert trained.decode(np.array([*words, 0, 0, trained.eos_id, 5, 6])) == 'the fox'
