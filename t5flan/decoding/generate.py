@@ -3,7 +3,8 @@
     prompts --sorted by length, padded to few shapes--> start_cache --> [ choose a token, decode_step ] until all end
 
 A row's result does not depend on its neighbours: padding is masked, and its random numbers come from the seed and its
-row number. The loop stops when every row has ended, which may be before `max_new_tokens`.
+row number. The loop stops when every row has ended, which may be before `max_new_tokens`; on a CPU, a large batch goes
+on with fewer rows once half of them have ended (`decoding/compaction.py`).
 
 `decoding/sampled.py` takes one token after the other, `decoding/beam.py` searches with beams.
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.decoding import beam, sampled, steps
+from t5flan.decoding import beam, compaction, sampled, steps
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.stopping import CHECK_EVERY, StopStrings
 from t5flan.errors import UserError
@@ -235,29 +236,41 @@ class _Program:
         def advance(loop: sampled.Loop, until: int) -> sampled.Loop:
             return sampled.advance(self.model, self.layers, loop, choice, np.int32(until), placement=placement)
 
-        def by_prompt(loop: sampled.Loop) -> _Output:
+        def by_prompt(tokens_BT: Any, log_probs_BT: Any, lengths_B: Any) -> _Output:
             of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
-            return _Output(of_prompt(loop.tokens_BT), of_prompt(loop.log_probs_BT), of_prompt(loop.lengths_B), None)
+            return _Output(of_prompt(tokens_BT), of_prompt(log_probs_BT), of_prompt(lengths_B), None)
 
-        loop = advance(loop, self.limit) if self.stops is None else self._until_stops(loop, advance, self.stops)
-        found = loop._replace(cache=None)
-        return lambda: by_prompt(jax.device_get(found))
+        if self.stops is not None or compaction.is_useful(len(batch.tokens_BP), self.limit):
+            results = self._in_parts(loop, advance)
+            return lambda: by_prompt(*results)
+        loop = advance(loop, self.limit)
+        found = loop.tokens_BT, loop.log_probs_BT, loop.lengths_B
+        return lambda: by_prompt(*jax.device_get(found))
 
-    def _until_stops(
-        self, loop: sampled.Loop, advance: Callable[[sampled.Loop, int], sampled.Loop], stops: StopStrings
-    ) -> sampled.Loop:
-        """Advances a few tokens at a time and ends the rows whose text has a stop string."""
+    def _in_parts(self, loop: sampled.Loop, advance: Callable[[sampled.Loop, int], sampled.Loop]) -> compaction.Results:
+        """Advances a few tokens at a time, ends rows whose text has a stop string, and drops rows that have ended."""
+        batch = compaction.Compaction(loop, self.decoding.num_samples, self.limit)
+        every = compaction.CHECK_EVERY if self.stops is None else CHECK_EVERY
         until, checked_B = 0, np.zeros(loop.lengths_B.shape, np.int32)
         while True:
-            until = min(until + CHECK_EVERY, self.limit)
+            until = min(until + every, self.limit)
             loop = advance(loop, until)
-            tokens_BT, lengths_B, ended_B = jax.device_get((loop.tokens_BT, loop.lengths_B, loop.ended_B))
-            checked_B, stopped_B = stops.shorten(tokens_BT, lengths_B, checked_B)
-            ended_B = ended_B | stopped_B
-            new = (jax.device_put(x, old.sharding) for x, old in ((checked_B, loop.lengths_B), (ended_B, loop.ended_B)))
-            loop = loop._replace(lengths_B=next(new), ended_B=next(new))
-            if until == self.limit or ended_B.all():
-                return loop
+            if self.stops is not None:
+                loop = self._end_at_stops(loop, checked_B, batch.places_R)
+            if until == self.limit or np.asarray(loop.ended_B).all():
+                return batch.results(loop)
+            loop = batch.shrink(loop, until)
+
+    def _end_at_stops(self, loop: sampled.Loop, checked_B: np.ndarray, places_R: np.ndarray) -> sampled.Loop:
+        """Ends the rows whose text has a stop string. `checked_B` counts the tokens searched, and is updated."""
+        assert self.stops is not None
+        tokens_RT, lengths_R, ended_R = jax.device_get((loop.tokens_BT, loop.lengths_B, loop.ended_B))
+        lengths_R, stopped_R = self.stops.shorten(tokens_RT, lengths_R, checked_B[places_R])
+        checked_B[places_R] = lengths_R
+        return loop._replace(
+            lengths_B=jax.device_put(lengths_R, loop.lengths_B.sharding),
+            ended_B=jax.device_put(ended_R | stopped_R, loop.ended_B.sharding),
+        )
 
     def run_beams(self, batch: _Batch) -> Callable[[], _Output]:
         """Beam search."""

@@ -95,6 +95,14 @@ def advance(
     return jax.lax.while_loop(lambda loop: (loop.step < until) & ~jnp.all(loop.ended_B), body, loop)
 
 
+@jax.jit
+def keep(loop: Loop, rows_R: jax.Array, prompts_Q: jax.Array) -> Loop:
+    """The loop with only the rows `rows_R`, those of the prompts `prompts_Q`."""
+    state = {name: x for name, x in loop._asdict().items() if name not in ('step', 'cache')}
+    rows: Any = jax.tree.map(lambda x: x[rows_R], state)
+    return Loop(step=loop.step, cache=loop.cache.taken(rows_R, prompts_Q), **rows)
+
+
 def _write(loop: Loop, logits_BV: jax.Array, cache: Any, choice: Choice) -> Loop:
     """Chooses the next token of each row."""
     chosen_B = _choose(loop, logits_BV, choice)

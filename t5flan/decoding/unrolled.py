@@ -114,6 +114,12 @@ class UnrolledCache:
         repeat = lambda x: jnp.repeat(x, count, axis=0)
         return dataclasses.replace(self, pad_B=repeat(self.pad_B), layers=jax.tree.map(repeat, self.layers))
 
+    def taken(self, rows_R: jax.Array, prompts_Q: jax.Array) -> 'UnrolledCache':
+        """The cache of only the rows `rows_R`, those of the prompts `prompts_Q`."""
+        layers = jax.tree.map(lambda x: x[rows_R], self.layers)
+        cross_layers, ids_BS = jax.tree.map(lambda x: x[prompts_Q], (self.cross_layers, self.cross_segment_ids_BS))
+        return UnrolledCache(self.index, self.pad_B[rows_R], layers, cross_layers, ids_BS)
+
     def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'UnrolledCache':
         """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
 

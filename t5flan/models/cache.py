@@ -74,6 +74,19 @@ class Cache:
         k_LBMKH, v_LBMKH = repeat(self.k_LBMKH, axis=1), repeat(self.v_LBMKH, axis=1)
         return dataclasses.replace(self, pad_B=repeat(self.pad_B, axis=0), k_LBMKH=k_LBMKH, v_LBMKH=v_LBMKH)
 
+    def taken(self, rows_R: jax.Array, prompts_Q: jax.Array) -> 'Cache':
+        """The cache of only the rows `rows_R`, those of the prompts `prompts_Q`."""
+        of_prompts = lambda x, axis: None if x is None else jnp.take(x, prompts_Q, axis=axis)
+        return dataclasses.replace(
+            self,
+            pad_B=self.pad_B[rows_R],
+            k_LBMKH=self.k_LBMKH[:, rows_R],
+            v_LBMKH=self.v_LBMKH[:, rows_R],
+            cross_k_LBSKH=of_prompts(self.cross_k_LBSKH, 1),
+            cross_v_LBSKH=of_prompts(self.cross_v_LBSKH, 1),
+            cross_segment_ids_BS=of_prompts(self.cross_segment_ids_BS, 0),
+        )
+
     def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'Cache':
         """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
 
