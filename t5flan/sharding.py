@@ -40,6 +40,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'kv': (),
+    'rank': (),  # of adapters
     'relpos_buckets': (),
     'layers': (),
 }

@@ -1,0 +1,67 @@
+"""Settings of adapters: `RunConfig.adapter = @Lora()` chooses one. Standard library only.
+
+Each is a frozen dataclass whose fields are gin bindings (`Lora.rank = 16`). An invalid value raises a `UserError` at
+construction.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from t5flan.config.checks import is_count, is_number, require, require_count, require_patterns, require_positive
+
+QUERY_AND_VALUE = ('.*attention/(query|value)/kernel',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation (https://arxiv.org/abs/2106.09685): a kernel W becomes W + alpha / rank * A B.
+
+    A is drawn uniformly, as in PEFT, and B is zero, so that the adapted model begins as the base.
+
+    Attributes:
+        rank: columns of A and rows of B.
+        alpha: the product is scaled by alpha / rank.
+        rslora: scale by alpha / sqrt(rank) instead (https://arxiv.org/abs/2312.03732).
+        targets: regular expressions of the kernels to adapt; each matches whole parameter paths
+            ('decoder/.*/(query|value)/kernel').
+        rank_pattern: regular expression -> the rank of the kernels that it matches; the first that matches applies.
+        alpha_pattern: the same for alpha.
+        bias: also train a vector that is added to the output of B (PEFT's `lora_bias`).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    targets: tuple[str, ...] = QUERY_AND_VALUE
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require_count(f'{name}.rank', self.rank)
+        require_positive(f'{name}.alpha', self.alpha)
+        require(isinstance(self.bias, bool), f'{name}.bias', self.bias, 'True or False')
+        require(isinstance(self.rslora, bool), f'{name}.rslora', self.rslora, 'True or False')
+        _check_targets(self)
+        for field, kind, holds in (
+            ('rank_pattern', 'integers of 1 or more', lambda x: is_count(x, 1)),
+            ('alpha_pattern', 'numbers above 0', lambda x: is_number(x) and x > 0),
+        ):
+            given: Mapping[str, Any] = getattr(self, field)
+            require_patterns(f'{name}.{field}', list(given))
+            require(all(map(holds, given.values())), f'{name}.{field}', given, f'regular expressions to {kind}')
+
+
+Adapter = Lora
+"""The settings of one adapter of any method."""
+METHODS: Mapping[str, type] = {kind.__name__: kind for kind in (Lora,)}
+
+
+def _check_targets(settings: Any) -> None:
+    """Requires `targets` to be at least one regular expression, and stores them as a tuple."""
+    setting = f'{type(settings).__name__}.targets'
+    require_patterns(setting, settings.targets)
+    require(len(settings.targets) > 0, setting, settings.targets, 'at least one regular expression')
+    object.__setattr__(settings, 'targets', tuple(settings.targets))
