@@ -1,9 +1,9 @@
 """What all adapters share: `apply` an adapter to a model, take its parameters out, and put others in.
 
-    model = apply(base, Lora(rank=8), jax.random.key(0))    # a model with more parameters
-    arrays = adapter_arrays(model)                          # those of the adapter alone, by name
-    model = with_arrays(model, arrays)
-    plain = merge(model)                                    # an ordinary model again
+model = apply(base, Lora(rank=8), jax.random.key(0))    # a model with more parameters
+arrays = adapter_arrays(model)                          # those of the adapter alone, by name
+model = with_arrays(model, arrays)
+plain = merge(model)                                    # an ordinary model again
 """
 
 import hashlib

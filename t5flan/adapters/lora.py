@@ -41,7 +41,7 @@ class LoraProjection(AdaptedProjection):
             self.lora_bias = scope.parameter('lora_bias', outputs, out_axes, zeros)
 
     def low_rank(self, x: jax.Array) -> jax.Array:
-        """scale * (x A) B, and the bias: [..., *inputs] -> [..., *outputs] in the compute dtype."""
+        """The low-rank product and the bias: [..., *inputs] -> [..., *outputs] in the compute dtype."""
         a, b = (parameter[...].astype(self.dtype) for parameter in (self.lora_a, self.lora_b))
         # The scale multiplies the smallest of the arrays.
         h = jnp.tensordot(x.astype(self.dtype), a, self.num_inputs) * jnp.asarray(self.scale, self.dtype)

@@ -51,7 +51,7 @@ def replace_projections(model: Model, targets: Sequence[str], setting: str, scop
         UserError: a target matches no kernel of a projection.
     """
     model = jax.tree.map(lambda x: x, model)  # new modules, the same arrays
-    found = {f'{path}/kernel': where for path, *where in projections(model)}
+    found = {f'{path}/kernel': (parent, name) for path, parent, name in projections(model)}
     for path in matching(targets, found, setting):
         parent, name = found[path]
         projection, place = getattr(parent, name), scope

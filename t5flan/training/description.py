@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
+from t5flan.adapters.config import Adapter
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
@@ -21,8 +24,10 @@ INITIAL_FIELDS = ('relative_bias_init',)
 """Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
 
 
-def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
-    """The description of a run for its checkpoint folder."""
+def describe(
+    model: ModelConfig, data: DataConfig, vocabulary: Vocabulary, adapter: Mapping[str, Any] | None = None
+) -> checkpoints.Description:
+    """The description of a run for its checkpoint folder; `adapter` is from `adapter_record`."""
     order = ['mixture', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate']
     order += ['denoisers', 'mixtures', 'stages', 'mixed_in']
     settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
@@ -34,7 +39,29 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
         data={name: settings[name] for name in order}
         | {'batch_size': data.batch_size, 'streams': data.stream_count}
         | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
+        adapter=adapter,
     )
+
+
+def adapter_record(workdir: str, settings: Adapter | None, source: str | None) -> dict[str, Any] | None:
+    """What t5flan.json says about an adapter: its settings, and which base it belongs to.
+
+    Args:
+        source: the initial checkpoint, the base of a new adapter; a run that resumes keeps its own.
+
+    Raises:
+        UserError: a new adapter has no base.
+    """
+    if settings is None:
+        return None
+    fields = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they read back from the file
+    record = {'method': type(settings).__name__, 'settings': fields}
+    if checkpoints.latest_step(workdir) is not None:
+        return dict(checkpoints.read_description(workdir).adapter or {}) | record
+    if source is None:
+        problem = f'RunConfig.adapter=@{record["method"]}(), but there is no model to adapt'
+        raise UserError(f'{problem}. Set CheckpointConfig.initialize_from to a checkpoint folder.')
+    return record | checkpoints.base_record(source, workdir)
 
 
 def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
@@ -86,12 +113,18 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', sou
     order = {name: value for name, value in old.data.items() if name != 'batch_size'}  # its position is in examples
     pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in order.items()]
     pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
+    pairs += [('RunConfig.adapter', _adapter_settings(old), _adapter_settings(new))]
     for setting, before, now in pairs:
         if before != now:
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
     return _changed_settings(workdir, gin) + _context_lines(workdir, new)
+
+
+def _adapter_settings(description: checkpoints.Description) -> Any:
+    record = description.adapter
+    return None if record is None else (record['method'], record['settings'])
 
 
 def _context_lines(folder: str | None, new: checkpoints.Description) -> list[str]:

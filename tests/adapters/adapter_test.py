@@ -45,10 +45,10 @@ def base_model(config: ModelConfig):
     return jax.jit(lambda: build_model(config, jax.random.key(0)))()
 
 
-def moved(model, key=jax.random.key(5)):
+def moved(model):
     """The model with random numbers added to its adapter, as after training."""
     arrays = adapters.adapter_arrays(model)
-    keys = jax.random.split(key, len(arrays))
+    keys = jax.random.split(jax.random.key(5), len(arrays))
     return adapters.with_arrays(
         model, {name: x + 0.1 * jax.random.normal(k, x.shape) for (name, x), k in zip(arrays.items(), keys)}
     )
@@ -147,7 +147,7 @@ def test_a_fingerprint_depends_on_every_bit_and_its_place():
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        (dict(targets=['.*attention/q/kernel']), "Lora.targets contains .* nearest are .*attention/.*/kernel"),
+        (dict(targets=['.*attention/q/kernel']), 'Lora.targets contains .* nearest are .*attention/.*/kernel'),
         (dict(rank=33), r'Lora.rank=33, but .* is a matrix of 32 x 32, expected a rank of 32 or less'),
         (dict(rank=0), 'Lora.rank=0, expected an integer of 1 or more'),
         (dict(alpha=0), 'Lora.alpha=0, expected a number above 0'),
