@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5flan.adapters import lora
-from t5flan.adapters.config import METHODS, Adapter, Lora
+from t5flan.adapters import dora, ia3, lora
+from t5flan.adapters.config import METHODS, Adapter, Dora, Ia3, Lora
 from t5flan.adapters.projection import merge
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
@@ -25,7 +25,7 @@ from t5flan.models.parameters import Scope, named_parameters
 
 __all__ = ['adapter_arrays', 'apply', 'base_names', 'fingerprint', 'from_record', 'merge', 'with_arrays']
 
-_ADAPT: Mapping[type, Any] = {Lora: lora.adapt}
+_ADAPT: Mapping[type, Any] = {Lora: lora.adapt, Dora: dora.adapt, Ia3: ia3.adapt}
 
 
 def apply(model: Model, settings: Adapter, key: jax.Array) -> Model:

@@ -54,9 +54,44 @@ class Lora:
             require(all(map(holds, given.values())), f'{name}.{field}', given, f'regular expressions to {kind}')
 
 
-Adapter = Lora
+@dataclasses.dataclass(frozen=True)
+class Dora(Lora):
+    """Weight-decomposed low-rank adaptation (https://arxiv.org/abs/2402.09353): LoRA changes the direction only.
+
+    The columns of W + alpha / rank * A B are scaled to lengths that are trained, at first those of W's columns.
+
+    Attributes:
+        rank, alpha, rslora, targets, rank_pattern, alpha_pattern: as of `Lora`.
+        bias: False; DoRA has none.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.bias, 'Dora.bias', self.bias, 'False')
+
+
+@dataclasses.dataclass(frozen=True)
+class Ia3:
+    """(IA)3 (https://arxiv.org/abs/2205.05638): a trained vector rescales activations; it begins as ones.
+
+    Attributes:
+        targets: regular expressions of the kernels whose outputs are rescaled; each matches whole parameter paths.
+        input_targets: the same for kernels whose inputs are rescaled.
+    """
+
+    targets: tuple[str, ...] = ('.*attention/(key|value)/kernel',)
+    input_targets: tuple[str, ...] = ('.*/mlp/wo/kernel',)
+
+    def __post_init__(self) -> None:
+        for field in ('targets', 'input_targets'):
+            require_patterns(f'Ia3.{field}', getattr(self, field))
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        require(bool(self.targets or self.input_targets), 'Ia3.targets', self.targets, 'a regular expression')
+
+
+Adapter = Lora | Dora | Ia3
 """The settings of one adapter of any method."""
-METHODS: Mapping[str, type] = {kind.__name__: kind for kind in (Lora,)}
+METHODS: Mapping[str, type] = {kind.__name__: kind for kind in (Lora, Dora, Ia3)}
 
 
 def _check_targets(settings: Any) -> None:

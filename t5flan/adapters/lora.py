@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.config import Lora
-from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections
+from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
@@ -46,7 +46,9 @@ class LoraProjection(AdaptedProjection):
         # The scale multiplies the smallest of the arrays.
         h = jnp.tensordot(x.astype(self.dtype), a, self.num_inputs) * jnp.asarray(self.scale, self.dtype)
         y = jnp.tensordot(h, b, 1)
-        return y + self.scale * self.lora_bias[...].astype(self.dtype) if hasattr(self, 'lora_bias') else y
+        if not hasattr(self, 'lora_bias'):
+            return y
+        return y + self.scale * with_leading_axes(self.lora_bias[...].astype(self.dtype), y.ndim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""

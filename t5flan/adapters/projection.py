@@ -55,6 +55,8 @@ def replace_projections(model: Model, targets: Sequence[str], setting: str, scop
     for path in matching(targets, found, setting):
         parent, name = found[path]
         projection, place = getattr(parent, name), scope
+        if isinstance(projection, AdaptedProjection):
+            raise UserError(f'{setting} names {path}, which has an adapter already. Set {setting} in your .gin.')
         for part in path.split('/')[:-1]:
             place /= part
         if is_stacked(projection):
@@ -96,6 +98,11 @@ def one_layer(projection: Projection) -> tuple[tuple[int, ...], tuple[str, ...]]
     """Shape and logical axes of one layer's kernel."""
     first = 1 if is_stacked(projection) else 0
     return tuple(projection.kernel.shape[first:]), tuple(projection.kernel.get_metadata('axes')[first:])
+
+
+def with_leading_axes(x: jax.Array, ndim: int) -> jax.Array:
+    """`x` with axes of size 1 before its own, `ndim` in all, so that it can be combined with such an array."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
 def merge(model: Model) -> Model:
