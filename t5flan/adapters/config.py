@@ -89,9 +89,51 @@ class Ia3:
         require(bool(self.targets or self.input_targets), 'Ia3.targets', self.targets, 'a regular expression')
 
 
-Adapter = Lora | Dora | Ia3
+@dataclasses.dataclass(frozen=True)
+class PromptTuning:
+    """Prompt tuning (https://arxiv.org/abs/2104.08691): trained vectors before the encoder's input.
+
+    They begin as embeddings of random tokens. Rows are not packed, and the model is an encoder-decoder.
+
+    Attributes:
+        tokens: how many vectors are read.
+        rows: how many are stored; PEFT stores twice as many as a model reads. None = as many as `tokens`.
+    """
+
+    tokens: int = 20
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        require_count('PromptTuning.tokens', self.tokens)
+        enough = self.rows is None or is_count(self.rows, self.tokens)
+        require(enough, 'PromptTuning.rows', self.rows, f'an integer of {self.tokens} (PromptTuning.tokens) or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixTuning:
+    """Prefix tuning (https://arxiv.org/abs/2101.00190): trained keys and values in each layer of the decoder.
+
+    Its self-attention reads them before its own. Rows are not packed, and the model is an encoder-decoder.
+
+    Attributes:
+        tokens: how many keys and values a layer reads.
+        shared: two layers read the same keys and values, as in PEFT for T5: layer i has those of layer 2 i modulo the
+            number of layers.
+    """
+
+    tokens: int = 20
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        require_count('PrefixTuning.tokens', self.tokens)
+        require(isinstance(self.shared, bool), 'PrefixTuning.shared', self.shared, 'True or False')
+
+
+Adapter = Lora | Dora | Ia3 | PromptTuning | PrefixTuning
 """The settings of one adapter of any method."""
-METHODS: Mapping[str, type] = {kind.__name__: kind for kind in (Lora, Dora, Ia3)}
+METHODS: Mapping[str, type] = {kind.__name__: kind for kind in (Lora, Dora, Ia3, PromptTuning, PrefixTuning)}
+UNPACKED = (PromptTuning, PrefixTuning)
+"""Methods that need DataConfig.pack=False: what they add belongs to a row, not to an example packed into it."""
 
 
 def _check_targets(settings: Any) -> None:

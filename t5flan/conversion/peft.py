@@ -1,11 +1,13 @@
 """PEFT's adapter folders (adapter_config.json, adapter_model.safetensors) <-> t5flan's. torch is not needed.
 
-t5flan, one layer                        PEFT
-query/lora_a [D, R]                      base_model.model.….q.lora_A.weight [R, D]
-query/lora_b [R, N, H]                   base_model.model.….q.lora_B.weight [N H, R]
-query/lora_bias [N, H]                   base_model.model.….q.lora_B.bias [N H]
-query/dora_magnitude [N, H]              base_model.model.….q.lora_magnitude_vector [N H]
-key/ia3 [K, H], wo/ia3 [F]               base_model.model.….k.ia3_l [K H, 1], ….wo.ia3_l [1, F]
+t5flan, one layer                        PEFT, after 'base_model.model.' and the name of the module
+query/lora_a [D, R]                      lora_A.weight [R, D]
+query/lora_b [R, N, H]                   lora_B.weight [N H, R]
+query/lora_bias [N, H]                   lora_B.bias [N H]
+query/dora_magnitude [N, H]              lora_magnitude_vector [N H]
+key/ia3 [K, H], wo/ia3 [F]               ia3_l [K H, 1], ia3_l [1, F]
+prompt [P, D]                            prompt_embeddings [P, D], without a module
+decoder/prefix [2 L, P, K, H]            prompt_embeddings [P, 2 L K H], without a module
 """
 
 import json
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5flan.adapters.adapter import adapter_arrays
-from t5flan.adapters.config import Adapter, Dora, Ia3, Lora
+from t5flan.adapters.config import Adapter, Dora, Ia3, Lora, PrefixTuning, PromptTuning
 from t5flan.conversion import adapter_folder, names
 from t5flan.conversion.checkpoint import match_arrays
 from t5flan.conversion.huggingface_config import family_of, read_json, table_of
@@ -29,6 +31,7 @@ from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+_VIRTUAL = 'prompt_embeddings'
 _PREFIX = 'base_model.model.'
 _SUFFIXES = {
     'lora_a': 'lora_A.weight',
@@ -62,6 +65,8 @@ def read(folder: Path, base: str) -> PeftAdapter:
     for name in _UNSUPPORTED:
         if fields.get(name):
             raise UserError(f'{folder / CONFIG}: {name}={fields[name]!r} is not supported. Train without it.')
+    if fields.get('peft_type') in ('PROMPT_TUNING', 'PREFIX_TUNING'):
+        return _read_virtual_tokens(folder, fields, stored, config)
     modules = _modules(config, base)
     settings = _settings(folder, fields, stored, modules)
     model = adapter_folder.abstract_adapted(config, settings)
@@ -89,17 +94,74 @@ def write(folder: Path, where: str) -> None:
         raise UserError(f'{where} holds a whole model, not an adapter. Set --to=hf.')
     settings, arrays = adapter_folder.read_arrays(where)
     config = description.model
-    pieces = _pieces(config, where, arrays)
-    layout = {piece.name: (piece.shape, np.dtype(np.float32)) for piece in pieces.values()}
-    writer = FolderWriter(folder, dict(sorted(layout.items())), 2**62)
-    for (name, layer), piece in pieces.items():
-        array = arrays[name] if layer is None else arrays[name][layer]
-        writer.write(piece.name, _theirs(array.astype(np.float32), piece))
+    if isinstance(settings, PromptTuning | PrefixTuning):
+        theirs, fields = _virtual_tokens(settings, arrays, config)
+    else:
+        theirs, fields = {}, _fields(config, where, settings, arrays)
+        for (name, layer), piece in _pieces(config, where, arrays).items():
+            array = arrays[name] if layer is None else arrays[name][layer]
+            theirs[piece.name] = _theirs(array.astype(np.float32), piece)
+    writer = FolderWriter(folder, {name: (x.shape, x.dtype) for name, x in sorted(theirs.items())}, 2**62)
+    for name, array in theirs.items():
+        writer.write(name, array)
     writer.close()
     os.rename(folder / 'model.safetensors', folder / WEIGHTS)
     kept = Path(checkpoints.checkpoint_root(where)) / CONFIG
-    fields = json.loads(kept.read_text()) if kept.is_file() else _fields(config, where, settings, arrays)
+    fields = json.loads(kept.read_text()) if kept.is_file() else fields
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
+
+
+def _read_virtual_tokens(
+    folder: Path, fields: Mapping[str, Any], stored: Mapping[str, Stored], config: ModelConfig
+) -> PeftAdapter:
+    """Reads a prompt or a prefix, which PEFT stores as one array, `prompt_embeddings`."""
+    tokens, layers = fields['num_virtual_tokens'], config.num_decoder_layers
+    settings: Adapter
+    if fields['peft_type'] == 'PROMPT_TUNING':
+        settings = PromptTuning(tokens, rows=tokens * (fields.get('num_transformer_submodules') or 1))
+        shape: tuple[int, ...] = (settings.rows or tokens, config.emb_dim)
+    else:
+        if fields.get('prefix_projection'):
+            raise UserError(f'{folder / CONFIG}: prefix_projection=True is not supported. Train without it.')
+        settings = PrefixTuning(tokens, shared=True)
+        shape = (tokens, 2 * layers * config.kv_heads * config.head_dim)
+    [name] = adapter_arrays(adapter_folder.abstract_adapted(config, settings))
+    fix = 'Set --base to the model it was trained on.'
+    array = match_arrays(str(folder / WEIGHTS), CONFIG, fix, {name: (_VIRTUAL, [shape])}, stored)[name].read()
+    if isinstance(settings, PrefixTuning):
+        array = array.reshape(tokens, 2 * layers, config.kv_heads, config.head_dim).swapaxes(0, 1)
+    return PeftAdapter(settings, {name: np.ascontiguousarray(array.astype(np.float32))}, dict(fields))
+
+
+def _virtual_tokens(
+    settings: PromptTuning | PrefixTuning, arrays: Mapping[str, np.ndarray], config: ModelConfig
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A prompt or a prefix as PEFT stores it, and the content of adapter_config.json.
+
+    Raises:
+        UserError: PEFT has no such prefix.
+    """
+    [array] = arrays.values()
+    fields = {
+        'base_model_name_or_path': None,
+        'inference_mode': True,
+        'task_type': 'SEQ_2_SEQ_LM',
+        'num_virtual_tokens': settings.tokens,
+        'num_transformer_submodules': 2,
+        'num_layers': config.num_decoder_layers,
+        'num_attention_heads': config.num_heads,
+        'token_dim': config.emb_dim,
+    }
+    if isinstance(settings, PromptTuning):
+        if len(array) == settings.tokens:
+            array = np.concatenate([array, array])  # PEFT reads the first half
+        return {_VIRTUAL: array}, fields | {'peft_type': 'PROMPT_TUNING', 'prompt_tuning_init': 'RANDOM'}
+    if not settings.shared:
+        problem = 'PrefixTuning.shared=False, but in PEFT two layers of T5 share a prefix'
+        raise UserError(f'{problem}: it cannot be written. Train with PrefixTuning.shared=True.')
+    flat = np.ascontiguousarray(array.swapaxes(0, 1)).reshape(settings.tokens, -1)
+    fields |= {'peft_type': 'PREFIX_TUNING', 'encoder_hidden_size': config.emb_dim, 'prefix_projection': False}
+    return {_VIRTUAL: flat}, fields
 
 
 def _read_weights(folder: Path) -> dict[str, Stored]:
@@ -137,8 +199,10 @@ def _settings(
         outputs = tuple(re.escape(path) for path in sorted(found) if path not in on_inputs)
         return Ia3(targets=outputs, input_targets=tuple(map(re.escape, sorted(on_inputs))))
     if kind != 'LORA':
-        problem = f'{folder / CONFIG}: peft_type={kind!r} is not supported, expected LORA or IA3'
-        raise UserError(f'{problem}. Convert an adapter of one of these methods.')
+        known = 'LORA, IA3, PROMPT_TUNING or PREFIX_TUNING'
+        raise UserError(
+            f'{folder / CONFIG}: peft_type={kind!r} is not supported, expected {known}. Convert one of these.'
+        )
     ranks = {}
     for path, module in found.items():
         array = stored.get(f'{_PREFIX}{module}.lora_A.weight')
@@ -222,7 +286,7 @@ def _theirs(array: np.ndarray, piece: _Piece) -> np.ndarray:
     return array.reshape(piece.shape)
 
 
-def _fields(config: ModelConfig, where: str, settings: Adapter, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(config: ModelConfig, where: str, settings: Lora | Ia3, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The content of adapter_config.json; base_model_name_or_path is for the user to set."""
     modules = _modules(config, where)
     adapted = {f'{name.rpartition("/")[0]}/kernel' for name in arrays}

@@ -29,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan import sharding as sharding_lib
-from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record, merge
+from t5flan.adapters.adapter import adapter_arrays, apply, can_merge, fingerprint, from_record, merge
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -276,14 +276,19 @@ def read_meta(folder: PathLike, step: int) -> dict[str, Any]:
 
 
 def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None = None) -> Any:
-    """The parameters alone, for evaluation, generation and initializing another run; an adapter is merged.
+    """The parameters alone, for evaluation, generation and initializing another run.
+
+    An adapter is merged into its base; if kernels cannot hold it, the model has it beside its parameters.
 
     Raises:
         UserError: there is no such checkpoint, or its parameters have other names or shapes.
     """
     root, found = checkpoint_root(folder), find_step(folder, step)
-    if read_description(root).adapter is None:
+    record = read_description(root).adapter
+    if record is None:
         return _restore_item(root, found, 'parameters', abstract_model)
+    if not can_merge(from_record(record)):
+        return restore_adapted(root, abstract_model, found)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_model)
     return jax.jit(merge, out_shardings=shardings)(restore_adapted(root, abstract_model, found))
 
@@ -318,6 +323,10 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
 def base_record(source: PathLike, folder: PathLike) -> dict[str, Any]:
     """Where the base of a new adapter in `folder` is: its path and step; its fingerprint is known once it is read."""
     root, step = checkpoint_root(source), find_step(source)
+    known = read_description(root).adapter
+    if known is not None and not can_merge(from_record(known)):
+        problem = f'{os.fspath(source)} is an adapter of the method {known["method"]}, which cannot be merged'
+        raise UserError(f'{problem}: it cannot be the base of another. Name its own base.')
     paths = {'base': os.fspath(root)}
     if '://' not in f'{root}{folder}':
         paths = {'base': os.path.abspath(root), 'base_from_here': os.path.relpath(root, folder)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from t5flan.adapters.config import Adapter
+from t5flan.adapters.config import UNPACKED, Adapter
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
@@ -41,6 +41,13 @@ def describe(
         | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
         adapter=adapter,
     )
+
+
+def check_packing(adapter: Adapter | None, data: DataConfig) -> None:
+    """Requires unpacked rows where an adapter needs them."""
+    if isinstance(adapter, UNPACKED) and data.pack:
+        problem = f'RunConfig.adapter=@{type(adapter).__name__}(), but DataConfig.pack=True'
+        raise UserError(f'{problem}: what it adds would be seen by one example of a row. Set DataConfig.pack=False.')
 
 
 def adapter_record(workdir: str, settings: Adapter | None, source: str | None) -> dict[str, Any] | None:

@@ -100,6 +100,7 @@ def train(
     data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
+    description_lib.check_packing(run.adapter, data)
     record = description_lib.adapter_record(workdir, run.adapter, checkpoints.initialize_from)
     description = description_lib.describe(model, data, vocabulary, record)
     told = description_lib.check_workdir(workdir, description, gin, checkpoints.initialize_from)

@@ -13,6 +13,7 @@ from t5flan.conversion.safetensors_files import read_header
 from t5flan.errors import UserError
 
 ADAPTERS = {'peft_lora': 't5_v1_1', 'peft_lora_llama': 'llama', 'peft_dora': 't5_v1_1', 'peft_ia3': 't5_v1_1'}
+ADAPTERS |= {'peft_prompt': 't5_v1_1', 'peft_prefix': 't5_v1_1'}
 every_adapter = pytest.mark.parametrize('name', ADAPTERS)
 
 
@@ -49,6 +50,17 @@ def test_logits_are_pefts(name, converted, shared):
     expected = dict(np.load(shared / 'fixtures' / 'hf' / name / 'expected.npz'))
     model = t5flan.load(converted(name)[0])
     np.testing.assert_allclose(model.logits(features(expected)), expected['logits'], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['peft_prompt', 'peft_prefix', 'peft_lora'])
+def test_greedy_tokens_are_pefts(name, converted, shared):
+    expected = np.load(shared / 'fixtures' / 'hf' / name / 'expected.npz')
+    model = t5flan.load(converted(name)[0])
+    prompts = [[int(token) for token in row if token] for row in expected['input_ids']]
+    rows = expected['greedy'][:, 1:]  # without the start token, which transformers returns
+    for (result,), row in zip(model.generate_ids(prompts, rows.shape[1]), rows, strict=True):
+        written = result.tokens.tolist()
+        assert written + [0] * (len(row) - len(written)) == row.tolist()
 
 
 @every_adapter
@@ -90,7 +102,7 @@ def test_a_merged_adapter_is_a_whole_model(converted, shared, tmp_path):
         ('pickle', r'adapter_model.bin, a pickle file: loading one can run any code'),
         ('no weights', r'has no adapter_model.safetensors'),
         ('other base', r'has no array of a layer of the base'),
-        ('method', r"peft_type='VERA' is not supported, expected LORA or IA3"),
+        ('method', r"peft_type='VERA' is not supported, expected LORA, IA3, PROMPT_TUNING"),
         ('modules_to_save', r"modules_to_save=\['lm_head'\] is not supported"),
         ('missing', r'lacks base_model.model.*lora_magnitude_vector'),
     ],
