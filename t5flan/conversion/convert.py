@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from t5flan.conversion import adapter_folder, huggingface, names, peft, t5x
 from t5flan.conversion import folder as own_folder
+from t5flan.conversion import huggingface, names, t5x
+from t5flan.conversion.adapters import folder as adapter_folder
+from t5flan.conversion.adapters import peft
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.run_both import compare_logits
 from t5flan.conversion.t5x import KnownModels, Settings

@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import traverse_util
 
-from t5flan.conversion import adapter_folder, names
+from t5flan.conversion import names
+from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import Checkpoint, Piece, match_arrays, one_dtype
 from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
 from t5flan.data.vocabulary.loading import load_vocabulary

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -24,10 +23,8 @@ INITIAL_FIELDS = ('relative_bias_init',)
 """Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
 
 
-def describe(
-    model: ModelConfig, data: DataConfig, vocabulary: Vocabulary, adapter: Mapping[str, Any] | None = None
-) -> checkpoints.Description:
-    """The description of a run for its checkpoint folder; `adapter` is from `adapter_record`."""
+def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:
+    """The description of a run for its checkpoint folder."""
     order = ['mixture', 'split', 'seed', 'shuffle', 'pack', 'too_long', 'concatenate']
     order += ['denoisers', 'mixtures', 'stages', 'mixed_in']
     settings = json.loads(json.dumps(dataclasses.asdict(data)))  # as they read back from the file
@@ -39,36 +36,36 @@ def describe(
         data={name: settings[name] for name in order}
         | {'batch_size': data.batch_size, 'streams': data.stream_count}
         | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
-        adapter=adapter,
     )
 
 
-def check_packing(adapter: Adapter | None, data: DataConfig) -> None:
-    """Requires unpacked rows where an adapter needs them."""
-    if isinstance(adapter, UNPACKED) and data.pack:
-        problem = f'RunConfig.adapter=@{type(adapter).__name__}(), but DataConfig.pack=True'
-        raise UserError(f'{problem}: what it adds would be seen by one example of a row. Set DataConfig.pack=False.')
-
-
-def adapter_record(workdir: str, settings: Adapter | None, source: str | None) -> dict[str, Any] | None:
-    """What t5flan.json says about an adapter: its settings, and which base it belongs to.
+def with_adapter(
+    description: checkpoints.Description, settings: Adapter | None, workdir: str, source: str | None
+) -> checkpoints.Description:
+    """`description` with an adapter: its settings, and which base it belongs to.
 
     Args:
         source: the initial checkpoint, the base of a new adapter; a run that resumes keeps its own.
 
     Raises:
-        UserError: a new adapter has no base.
+        UserError: a new adapter has no base, or rows are packed and must not be.
     """
     if settings is None:
-        return None
+        return description
+    given = f'RunConfig.adapter=@{type(settings).__name__}()'
+    if isinstance(settings, UNPACKED) and description.data['pack']:
+        problem = f'{given}, but DataConfig.pack=True: what it adds would be seen by one example of a row'
+        raise UserError(f'{problem}. Set DataConfig.pack=False.')
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they read back from the file
-    record = {'method': type(settings).__name__, 'settings': fields}
+    record: dict[str, Any] = {'method': type(settings).__name__, 'settings': fields}
     if checkpoints.latest_step(workdir) is not None:
-        return dict(checkpoints.read_description(workdir).adapter or {}) | record
-    if source is None:
-        problem = f'RunConfig.adapter=@{record["method"]}(), but there is no model to adapt'
-        raise UserError(f'{problem}. Set CheckpointConfig.initialize_from to a checkpoint folder.')
-    return record | checkpoints.base_record(source, workdir)
+        record = dict(checkpoints.read_description(workdir).adapter or {}) | record
+    elif source is None:
+        fix = 'Set CheckpointConfig.initialize_from to a checkpoint folder.'
+        raise UserError(f'{given}, but there is no model to adapt. {fix}')
+    else:
+        record |= checkpoints.base_record(source, workdir)
+    return dataclasses.replace(description, adapter=record)
 
 
 def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:

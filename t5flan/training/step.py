@@ -17,7 +17,7 @@ from t5flan.adapters.adapter import adapter_arrays, apply, base_names
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import logical_axes
+from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.losses import LossSums, cross_entropy
 from t5flan.training.optimizer import Optimizer, make_optimizer, state_axes, with_parameters
@@ -191,6 +191,11 @@ class Trainer:
         """A new adapter, if there is one, and optimizer state for the parameters of `model`, which are donated."""
         create = lambda model: create_state(self._adapted(model), self._optimizer)
         return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=0)(model)
+
+    def count(self, state: TrainState) -> str:
+        """How many parameters there are, and with an adapter how many of them are trained, for the log."""
+        trained = '' if self.adapter is None else f'{parameter_count(self.saved(state).model):,} trained of '
+        return f'{trained}{parameter_count(state.model):,} parameters'
 
     def saved(self, state: TrainState) -> TrainState:
         """What a checkpoint holds: the state; with an adapter, of the model only the adapter, as a nested dict."""

@@ -30,7 +30,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError, did_you_mean
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import named_parameters, parameter_count
+from t5flan.models.parameters import named_parameters
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
@@ -100,9 +100,8 @@ def train(
     data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
-    description_lib.check_packing(run.adapter, data)
-    record = description_lib.adapter_record(workdir, run.adapter, checkpoints.initialize_from)
-    description = description_lib.describe(model, data, vocabulary, record)
+    description = description_lib.describe(model, data, vocabulary)
+    description = description_lib.with_adapter(description, run.adapter, workdir, checkpoints.initialize_from)
     told = description_lib.check_workdir(workdir, description, gin, checkpoints.initialize_from)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
@@ -119,9 +118,7 @@ def train(
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
-        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-        trained = '' if record is None else f'{parameter_count(trainer.saved(state).model):,} trained of '
-        writer.log(f'{trained}{parameter_count(state.model):,} parameters on {devices}, {origin}')
+        writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')
         lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
         for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)

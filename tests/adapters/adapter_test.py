@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5flan.adapters import adapter as adapters
-from t5flan.adapters.config import Dora, Ia3, Lora
+from t5flan.adapters.config import Dora, Ia3, Lora, PrefixTuning, PromptTuning
 from t5flan.errors import UserError
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
@@ -93,6 +93,37 @@ def test_only_the_adapter_is_trained(config, settings):
     assert all(np.any(np.asarray(after[name]) != np.asarray(x)) for name, x in new.items()), 'a part was not trained'
     moments = parameter_count(state.opt_state)
     assert moments <= 2 * parameter_count(new) + 2, 'the optimizer holds more than the moments of the adapter'
+
+
+@pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
+def test_a_prompt_or_prefix_is_trained_alone(settings):
+    base, state, _ = trained(ENCODER_DECODER, settings)
+    after = named_parameters(state.model)
+    for name, before in named_parameters(base).items():
+        np.testing.assert_array_equal(before, after[name], err_msg=name)
+    new = adapters.adapter_arrays(adapters.apply(base, settings, jax.random.key(1)))
+    assert len(new) == 1 and all(np.all(np.asarray(after[name]) != np.asarray(x)) for name, x in new.items())
+    with pytest.raises(UserError, match='needs an encoder-decoder, but the model is decoder_only'):
+        adapters.apply(base_model(DECODER), settings, jax.random.key(1))
+
+
+@pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
+def test_decoding_reads_the_prompt_or_prefix_as_a_forward_pass_does(settings):
+    model = adapters.apply(base_model(ENCODER_DECODER), settings, jax.random.key(1))
+    batch = make_batch(ENCODER_DECODER)
+    tokens_BT = batch['decoder_input_tokens'].at[:, 0].set(0)
+    expected = jax.jit(lambda model: model(batch | {'decoder_input_tokens': tokens_BT}))(model)
+
+    @jax.jit
+    def decode(model):
+        logits, cache = model.start_cache(batch['encoder_input_tokens'], 4)
+        found = [logits]
+        for t in range(1, 4):
+            logits, cache = model.decode_step(cache, tokens_BT[:, t : t + 1])
+            found.append(logits)
+        return jnp.stack(found, axis=1)
+
+    np.testing.assert_allclose(decode(model), expected[:, :4], atol=1e-4)
 
 
 @every_method

@@ -12,7 +12,7 @@ import pytest
 import t5flan
 from t5flan import tasks
 from t5flan.adapters.adapter import adapter_arrays
-from t5flan.adapters.config import Lora
+from t5flan.adapters.config import Lora, PromptTuning
 from t5flan.conversion import convert
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask
@@ -146,3 +146,6 @@ def test_other_settings_do_not_resume_and_a_base_is_required(tmp_path, folders):
         train(str(workdir), **changed | {'run': run})
     with pytest.raises(UserError, match=r'RunConfig.adapter=@Lora\(\), but there is no model to adapt'):
         train(str(tmp_path), **changed | {'checkpoints': CheckpointConfig(every=2)})
+    run = dataclasses.replace(changed['run'], adapter=PromptTuning())
+    with pytest.raises(UserError, match=r'RunConfig.adapter=@PromptTuning\(\), but DataConfig.pack=True'):
+        train(str(tmp_path), **changed | {'run': run})

@@ -22,7 +22,8 @@ import numpy as np
 
 from t5flan.adapters.adapter import adapter_arrays
 from t5flan.adapters.config import Adapter, Dora, Ia3, Lora, PrefixTuning, PromptTuning
-from t5flan.conversion import adapter_folder, names
+from t5flan.conversion import names
+from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import match_arrays
 from t5flan.conversion.huggingface_config import family_of, read_json, table_of
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_header

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.conversion import convert, peft
+from t5flan.conversion import convert
+from t5flan.conversion.adapters import peft
 from t5flan.conversion.safetensors_files import read_header
 from t5flan.errors import UserError
 
