@@ -69,6 +69,8 @@ def read(folder: Path, base: str) -> PeftAdapter:
     if fields.get('peft_type') in ('PROMPT_TUNING', 'PREFIX_TUNING'):
         return _read_virtual_tokens(folder, fields, stored, config)
     modules = _modules(config, base)
+    if fields.get('peft_type') == 'ADALORA':
+        return _read_adalora(folder, fields, stored, config, modules)
     settings = _settings(folder, fields, stored, modules)
     model = adapter_folder.abstract_adapted(config, settings)
     pieces = _pieces(config, base, adapter_arrays(model))
@@ -110,6 +112,42 @@ def write(folder: Path, where: str) -> None:
     kept = Path(checkpoints.checkpoint_root(where)) / CONFIG
     fields = json.loads(kept.read_text()) if kept.is_file() else fields
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
+
+
+def _read_adalora(
+    folder: Path,
+    fields: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    config: ModelConfig,
+    modules: Mapping[tuple[str, int | None], str],
+) -> PeftAdapter:
+    """Reads AdaLoRA (https://arxiv.org/abs/2303.10512) as LoRA: ranks that were pruned away are zero.
+
+    PEFT computes x W + alpha / (init_r + 1e-5) * (x A^T * E) B^T.
+    """
+    rank = fields['init_r']
+    paths = {path for (path, _), module in modules.items() if f'{_PREFIX}{module}.lora_A' in stored}
+    settings = Lora(rank, float(fields['lora_alpha']), targets=tuple(sorted(map(re.escape, paths))))
+    own = adapter_arrays(adapter_folder.abstract_adapted(config, settings))
+    expected = {}
+    for (path, layer), module in modules.items():
+        matrix = names.shapes(config)[path].matrix
+        if path in paths and matrix is not None:
+            for part, shape in {'A': (-1, matrix[0]), 'B': (matrix[1], -1), 'E': (-1, 1)}.items():
+                allowed = [tuple(r if size < 0 else size for size in shape) for r in range(rank, -1, -1)]
+                expected[path, layer, part] = (f'{_PREFIX}{module}.lora_{part}', allowed)
+    fix = 'Copy the folder again, or set --base to the model it was trained on.'
+    found = match_arrays(str(folder / WEIGHTS), CONFIG, fix, expected, stored)
+    arrays = {name: np.zeros(x.shape, np.float32) for name, x in own.items()}
+    for path, layer, part in found:
+        if part == 'A':
+            a, b, e = (found[path, layer, other].read() for other in 'ABE')
+            kept, place = len(a), () if layer is None else (layer,)
+            up = arrays[path.removesuffix('kernel') + 'lora_b'][place]
+            up[:kept] = b.T.reshape(kept, *up.shape[1:])
+            down = arrays[path.removesuffix('kernel') + 'lora_a'][place]
+            down[..., :kept] = (a * e * (rank / (rank + 1e-5))).T.reshape(*down.shape[:-1], kept)
+    return PeftAdapter(settings, arrays, dict(fields))
 
 
 def _read_virtual_tokens(
@@ -200,7 +238,7 @@ def _settings(
         outputs = tuple(re.escape(path) for path in sorted(found) if path not in on_inputs)
         return Ia3(targets=outputs, input_targets=tuple(map(re.escape, sorted(on_inputs))))
     if kind != 'LORA':
-        known = 'LORA, IA3, PROMPT_TUNING or PREFIX_TUNING'
+        known = 'LORA, ADALORA, IA3, PROMPT_TUNING or PREFIX_TUNING'
         raise UserError(
             f'{folder / CONFIG}: peft_type={kind!r} is not supported, expected {known}. Convert one of these.'
         )

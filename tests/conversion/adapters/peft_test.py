@@ -16,6 +16,7 @@ from t5flan.errors import UserError
 ADAPTERS = {'peft_lora': 't5_v1_1', 'peft_lora_llama': 'llama', 'peft_dora': 't5_v1_1', 'peft_ia3': 't5_v1_1'}
 ADAPTERS |= {'peft_prompt': 't5_v1_1', 'peft_prefix': 't5_v1_1'}
 every_adapter = pytest.mark.parametrize('name', ADAPTERS)
+CONVERTED = ADAPTERS | {'peft_adalora': 't5_v1_1'}
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +31,7 @@ def converted(tmp_path_factory, shared):
 
     @functools.cache
     def convert_one(name):
-        base = base_of(ADAPTERS[name])
+        base = base_of(CONVERTED[name])
         folder = tmp_path_factory.mktemp('adapter') / name
         convert.main(str(shared / 'fixtures' / 'hf' / name), str(folder), 'peft', 't5flan', base=str(base))
         return folder, base
@@ -46,7 +47,7 @@ def features(expected):
     return {ours: expected.get(theirs, start).astype(np.int32) for ours, theirs in names.items()}
 
 
-@every_adapter
+@pytest.mark.parametrize('name', CONVERTED)
 def test_logits_are_pefts(name, converted, shared):
     expected = dict(np.load(shared / 'fixtures' / 'hf' / name / 'expected.npz'))
     model = t5flan.load(converted(name)[0])
@@ -103,7 +104,7 @@ def test_a_merged_adapter_is_a_whole_model(converted, shared, tmp_path):
         ('pickle', r'adapter_model.bin, a pickle file: loading one can run any code'),
         ('no weights', r'has no adapter_model.safetensors'),
         ('other base', r'has no array of a layer of the base'),
-        ('method', r"peft_type='VERA' is not supported, expected LORA, IA3, PROMPT_TUNING"),
+        ('method', r"peft_type='VERA' is not supported, expected LORA, ADALORA, IA3, PROMPT_TUNING"),
         ('modules_to_save', r"modules_to_save=\['lm_head'\] is not supported"),
         ('missing', r'lacks base_model.model.*lora_magnitude_vector'),
     ],
