@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from t5flan import mesh
+from t5flan.adapters import config as adapters_config
 from t5flan.config import renames
 from t5flan.config.gin_files import exists, read_text
 from t5flan.config.settings import Settings
@@ -28,7 +29,7 @@ from t5flan.training import config as training_config
 _DATA_MODULES = (data_config, corpus_config, mixture_config, instruction_config)
 CONFIGURABLES: dict[str, type] = {
     value.__name__: value
-    for module in (model_config, *_DATA_MODULES, training_config, decoding_config, mesh)
+    for module in (model_config, *_DATA_MODULES, training_config, adapters_config, decoding_config, mesh)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 }

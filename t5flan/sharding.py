@@ -40,6 +40,8 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'kv': (),
+    'rank': (),  # of adapters
+    'prompt': (),
     'relpos_buckets': (),
     'layers': (),
 }

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.flags import own_checkpoint
 from t5flan.errors import UsageError
 
 
@@ -43,11 +44,15 @@ def run(arguments: argparse.Namespace) -> None:
         allow_nan=arguments.allow_nan,
         check=arguments.check,
         logits=arguments.logits,
+        base=arguments.base and own_checkpoint(arguments.base),
+        merge=arguments.merge,
         add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
     )
 
 
-SOURCE_HELP = 'a Hugging Face folder (save_pretrained), a T5X checkpoint (local or gs://), or a t5flan workdir'
+SOURCE_HELP = (
+    'a Hugging Face folder (save_pretrained), a T5X checkpoint (local or gs://), a t5flan workdir, or an adapter'
+)
 COMMAND = Command(
     'convert',
     'converts checkpoints between Hugging Face, T5X and t5flan',
@@ -57,14 +62,16 @@ COMMAND = Command(
     flags=(
         Flag('SRC', SOURCE_HELP, 'SRC', required=True),
         Flag('DST', 'new folder to write', 'DST', required=True),
-        Flag('--from', 'format of SRC: hf, t5x or t5flan', 'FORMAT', required=True),
-        Flag('--to', 'format of DST: hf, t5x or t5flan', 'FORMAT', required=True),
+        Flag('--from', 'format of SRC: hf, t5x, t5flan or peft', 'FORMAT', required=True),
+        Flag('--to', 'format of DST: hf, t5x, t5flan or peft', 'FORMAT', required=True),
         Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),
         Flag('--dtype', "round to float32, bfloat16 or float16 (default: keep each array's type)", 'NAME'),
         Flag('--add_tokens', 'add tokens, separated by commas, with rows of the embedding: [NLU],[NLG]', 'A,B', words),
         Flag('--add_sentinels', 'add the sentinels <extra_id_0> to <extra_id_N-1> (default: 0)', 'N', int, 0),
         Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
+        Flag('--base', 'the model that an adapter of PEFT belongs to: a workdir or a Hugging Face folder', 'DIR'),
+        Flag('--merge', 'write an adapter of PEFT as a whole model, merged into --base', type=bool),
         Flag('--allow_nan', 'convert arrays that contain NaN', type=bool),
     ),
 )

@@ -12,14 +12,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from t5flan.conversion import folder as own_folder
 from t5flan.conversion import huggingface, names, t5x
+from t5flan.conversion.adapters import folder as adapter_folder
+from t5flan.conversion.adapters import peft
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.run_both import compare_logits
 from t5flan.conversion.t5x import KnownModels, Settings
@@ -31,7 +33,9 @@ from t5flan.files import cache_folder
 from t5flan.models.config import ModelConfig
 from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
 
-FORMATS = ('hf', 't5x', 't5flan')
+FORMATS = ('hf', 't5x', 't5flan', 'peft')
+Written = TypeVar('Written')
+
 HUB = 'hf:'
 """Marks the name of a model of the Hugging Face hub."""
 _SPARE = 2**26  # bytes for small files and folders
@@ -52,6 +56,8 @@ def main(
     logits: bool = False,
     shard_size: int = huggingface.SHARD_SIZE,
     add_tokens: Sequence[str] = (),
+    base: str | None = None,
+    merge: bool = False,
 ) -> None:
     """Converts a checkpoint and prints what was assumed and what could not be kept.
 
@@ -68,11 +74,16 @@ def main(
         logits: with `check`, also compares the logits of both models (needs transformers and torch).
         shard_size: bytes per safetensors file, at most.
         add_tokens: tokens to add to the vocabulary, with rows in embedding and logits.
+        base: the checkpoint folder of the model that an adapter of PEFT belongs to.
+        merge: write an adapter of PEFT as a whole model, merged into its base.
 
     Raises:
         UserError: a file is invalid or cannot be written; nothing is left behind.
     """
-    checkpoint = read(source, from_, vocabulary, known_models, settings)
+    if to == 'peft' or (from_ == 'peft' and to == 't5flan' and not merge):
+        convert_adapter(source, destination, from_, base)
+        return
+    checkpoint = read(source, from_, vocabulary, known_models, settings, base)
     if dtype is not None:
         checkpoint = checkpoint.cast(dtype)
     if add_tokens:
@@ -106,6 +117,7 @@ def read(
     vocabulary: str | None = None,
     known_models: KnownModels = list,
     settings: Settings | None = None,
+    base: str | None = None,
 ) -> Checkpoint:
     """Opens the checkpoint at `where`, in one of FORMATS; see `main` for the arguments.
 
@@ -118,17 +130,54 @@ def read(
         chosen = ByteVocabulary() if vocabulary == 'bytes' else load_vocabulary(vocabulary)
     if format == 't5x':
         return t5x.read(where, chosen, known_models, settings)
+    if format == 'peft':
+        found = peft.read(Path(where), _required(base, where))
+        return adapter_folder.merged(own_folder.read(_required(base, where)), found.settings, found.arrays, where)
     checkpoint = huggingface.read(Path(where), chosen) if format == 'hf' else own_folder.read(where, vocabulary=chosen)
     if settings is None:
         return checkpoint
-    found = checkpoint.config
-    config = settings(found.to_dict())
-    changed = _first_difference(found, config)
+    known = checkpoint.config
+    config = settings(known.to_dict())
+    changed = _first_difference(known, config)
     if changed is not None:
         given = f'--gin.ModelConfig.{changed}={getattr(config, changed)!r}'
-        problem = f'{given}, but the model of {where} has {getattr(found, changed)!r}'
+        problem = f'{given}, but the model of {where} has {getattr(known, changed)!r}'
         raise UserError(f'{problem}. Remove it (only {", ".join(RUN_FIELDS)} may be set).')
     return dataclasses.replace(checkpoint, config=config)
+
+
+def convert_adapter(source: str, destination: str, from_: str, base: str | None) -> None:
+    """Converts an adapter between PEFT's format and t5flan's, without its base; see `main` for the arguments.
+
+    Raises:
+        UserError: `source` is not an adapter, or `destination` exists or cannot be written.
+    """
+    if from_ not in ('peft', 't5flan'):
+        raise UserError(f'{source} is a whole model in the format {from_}, not an adapter. Set --from=t5flan.')
+    target = Path(destination)
+    if os.path.lexists(target):
+        raise UserError(f'{destination} exists already: nothing is overwritten. Name another folder, or remove it.')
+    if from_ == 't5flan':
+        _write_whole(target, lambda partial: peft.write(partial, source))
+        print(f'{destination}: an adapter, as peft; set base_model_name_or_path in its {peft.CONFIG}')
+        return
+    found = peft.read(Path(source), _required(base, source))
+    kept = {peft.CONFIG: (Path(source) / peft.CONFIG).read_bytes()}
+    if found.config['peft_type'] == 'ADALORA':
+        print('note: AdaLoRA is converted to LoRA; its schedule of ranks is not kept')
+        kept = {}
+    folder = _required(base, source)
+    _write_whole(target, lambda partial: adapter_folder.write(partial, folder, found.settings, found.arrays, kept))
+    size = sum(array.size for array in found.arrays.values())
+    print(f'{destination}: {size:,} parameters, an adapter of {folder}, as t5flan')
+
+
+def _required(base: str | None, where: str) -> str:
+    if base is None:
+        raise UserError(
+            f'{where} is an adapter of PEFT, and its base is not given. Set --base to its checkpoint folder.'
+        )
+    return base
 
 
 def write(
@@ -148,12 +197,22 @@ def write(
     if needed > free:
         problem = f'{target} needs {needed / 2**30:.1f} GiB, but {parent} has {free / 2**30:.1f} GiB free'
         raise UserError(f'{problem}. Free some space, or name a folder on another disk.')
+
+    def write_into(folder: Path) -> list[str]:
+        if format == 'hf':
+            return huggingface.write(checkpoint, folder, allow_nan, shard_size)
+        return (t5x.write if format == 't5x' else own_folder.write)(checkpoint, folder, allow_nan)
+
+    return _write_whole(target, write_into)
+
+
+def _write_whole(target: Path, write_into: Callable[[Path], Written]) -> Written:
+    """Calls `write_into(a new folder)`, which gets the name `target` if nothing fails, and returns its result."""
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.partial-', dir=parent))
     try:
-        if format == 'hf':
-            notes = huggingface.write(checkpoint, partial, allow_nan, shard_size)
-        else:
-            notes = (t5x.write if format == 't5x' else own_folder.write)(checkpoint, partial, allow_nan)
+        notes = write_into(partial)
         partial.chmod(0o755)
         os.rename(partial, target)  # fails if a non-empty folder has appeared
     except OSError as error:

@@ -14,6 +14,7 @@ import tensorstore as ts
 from flax import traverse_util
 
 from t5flan.conversion import names
+from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import Checkpoint, Piece, match_arrays, one_dtype
 from t5flan.conversion.zarr_arrays import UNSYNCED, Folder, chunks, write_rows
 from t5flan.data.vocabulary.loading import load_vocabulary
@@ -36,6 +37,11 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
     """
     root = checkpoints.checkpoint_root(where)
     description = checkpoints.read_description(root)
+    if description.adapter is not None:
+        base = read(f'{checkpoints.base_folder(root, description)}', description.adapter['step'], vocabulary)
+        return dataclasses.replace(
+            adapter_folder.merged(base, *adapter_folder.read_arrays(where), where), step=checkpoints.find_step(where)
+        )
     found = checkpoints.find_step(where, step)
     step_folder = root / checkpoints.CHECKPOINTS / str(found)
     folder = Folder(f'{step_folder}/parameters')

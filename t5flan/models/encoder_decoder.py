@@ -34,10 +34,19 @@ class EncoderDecoder(Model):
         Segment ids and positions are those of packed rows; without segment ids, token 0 is padding.
         """
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
-        positions_BS = positions_of(tokens_BS) if encoder_positions_BS is None else jnp.asarray(encoder_positions_BS)
-        mask = Mask(False, encoder_segment_ids_BS, _source_segments(tokens_BS, encoder_segment_ids_BS))
-        x_BSD = self.token_embedder(tokens_BS)
+        x_BSD = self.embed_source(tokens_BS)
+        positions_BS = encoder_positions_BS
+        positions_BS = positions_of(x_BSD[..., 0]) if positions_BS is None else jnp.asarray(positions_BS)
+        mask = Mask(False, encoder_segment_ids_BS, self.source_segments(tokens_BS, encoder_segment_ids_BS))
         return self.encoder(x_BSD, mask=mask, positions_BS=positions_BS, dropout_key=dropout_key)
+
+    def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
+        """What the encoder reads: the embedded tokens [B, S, D]; adapters may put more before them."""
+        return self.token_embedder(tokens_BS)
+
+    def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
+        """The segment of each position of the encoder, int32 [B, S]; 0 is padding."""
+        return (tokens_BS > 0).astype(jnp.int32) if segment_ids_BS is None else jnp.asarray(segment_ids_BS)
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Normed hidden states [B, T, D] of the decoder, in the compute dtype. Dropout is on exactly if there is a key.
@@ -51,7 +60,7 @@ class EncoderDecoder(Model):
         source_ids_BS, source_positions_BS = batch.get('encoder_segment_ids'), batch.get('encoder_positions')
         encoded_BSD = self.encode(source_BS, source_ids_BS, source_positions_BS, dropout_key=encoder_key)
         segment_ids_BT = batch.get('decoder_segment_ids')  # unpacked: None, since padding follows all tokens
-        source_ids_BS = _source_segments(source_BS, source_ids_BS)
+        source_ids_BS = self.source_segments(source_BS, source_ids_BS)
         x_BTD, _ = self.decoder(
             self.token_embedder(tokens_BT),
             mask=Mask(True, segment_ids_BT, segment_ids_BT),
@@ -80,10 +89,7 @@ class EncoderDecoder(Model):
         project = jax.vmap(lambda attention: attention.project_kv(encoded_BSD))
         cross_k, cross_v = project(self.decoder.layers.encoder_decoder_attention)
         empty = jnp.zeros((layers, rows, 0, self.config.kv_heads, self.config.head_dim), self.config.dtype)
-        index, pad_B, kv = jnp.int32(0), jnp.zeros(rows, jnp.int32), pad_kv((empty, empty), 1 + max_decode_len)
-        cache = Cache(index, pad_B, *kv, cross_k, cross_v, _source_segments(source_BS, None))
+        first = self.decoder.first_kv(rows) or (empty, empty)
+        index, pad_B, kv = jnp.int32(first[0].shape[2]), jnp.zeros(rows, jnp.int32), pad_kv(first, 1 + max_decode_len)
+        cache = Cache(index, pad_B, *kv, cross_k, cross_v, self.source_segments(source_BS, None))
         return self.decode_step(cache, jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (rows,))[:, None])
-
-
-def _source_segments(tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
-    return (tokens_BS > 0).astype(jnp.int32) if segment_ids_BS is None else jnp.asarray(segment_ids_BS)

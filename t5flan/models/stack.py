@@ -225,6 +225,7 @@ class Decoder(_Stack):
                 bias_table_NR=table_NR,
                 cross_kv=None if encoded_BSD is None else block.encoder_decoder_attention.project_kv(encoded_BSD),
                 cross_mask=cross_mask,
+                cache=self.first_cache(layer, *x_BTD.shape[:2]),
                 dropout_key=fold(dropout_key, layer),
             )
             return x_BTD, new_kv if return_kv else None
@@ -232,6 +233,14 @@ class Decoder(_Stack):
         x_BTD = dropout(x_BTD, config.dropout_rate, fold(dropout_key, 'embedded'))
         x_BTD, kv = self._run_layers(body, x_BTD, config.num_decoder_layers)
         return dropout(self.decoder_norm(x_BTD), config.dropout_rate, fold(dropout_key, 'normed')), kv
+
+    def first_kv(self, rows: int) -> KV | None:
+        """Keys and values before the first token, two of [L, B, P, K, H]; None unless an adapter has some."""
+        return None
+
+    def first_cache(self, layer: jax.Array, rows: int, length: int) -> LayerCache | None:
+        """One layer's cache of `first_kv`, with room for `length` more tokens."""
+        return None
 
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Embedding of the token after those in the cache -> its hidden state [B, 1, D], and the updated cache."""

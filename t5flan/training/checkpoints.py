@@ -6,7 +6,7 @@
       huggingface/              config and tokenizer files of the Hugging Face folder that the model came from
       config.gin                the operative gin
       checkpoints/STEP/
-        parameters/             by T5X's names: encoder/layers/attention/query/kernel …
+        parameters/             by T5X's names: encoder/layers/attention/query/kernel …; of an adapter only its own
         optimizer/              the optimizer's state
         meta/                   step, seed, data position
 
@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan import sharding as sharding_lib
+from t5flan.adapters.adapter import adapter_arrays, apply, can_merge, fingerprint, from_record, merge
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -57,6 +58,7 @@ class Description:
         step: the step to load by default; None is the latest.
         started_in: the folder in which the run was started, absolute and seen from the workdir: relative paths of its
             settings begin there.
+        adapter: if the folder holds an adapter, its method and settings, and path, step and fingerprint of its base.
     """
 
     model: ModelConfig
@@ -66,10 +68,13 @@ class Description:
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
     started_in: Sequence[str] = ()
+    adapter: Mapping[str, Any] | None = None
 
     def write(self, folder: PathLike) -> None:
         """Writes t5flan.json atomically."""
         fields = dataclasses.asdict(self) | {'model': self.model.to_dict()}
+        if self.adapter is None:
+            del fields['adapter']
         write_json(epath.Path(folder) / DESCRIPTION, fields, indent=2)
 
 
@@ -296,10 +301,99 @@ def read_meta(folder: PathLike, step: int) -> dict[str, Any]:
 def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None = None) -> Any:
     """The parameters alone, for evaluation, generation and initializing another run.
 
+    An adapter is merged into its base; if kernels cannot hold it, the model has it beside its parameters.
+
     Raises:
         UserError: there is no such checkpoint, or its parameters have other names or shapes.
     """
-    return _restore_item(checkpoint_root(folder), find_step(folder, step), 'parameters', abstract_model)
+    root, found = checkpoint_root(folder), find_step(folder, step)
+    record = read_description(root).adapter
+    if record is None:
+        return _restore_item(root, found, 'parameters', abstract_model)
+    if not can_merge(from_record(record)):
+        return restore_adapted(root, abstract_model, found)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_model)
+    return jax.jit(merge, out_shardings=shardings)(restore_adapted(root, abstract_model, found))
+
+
+def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = None) -> Any:
+    """The model of an adapter's folder, with the adapter beside the parameters of its base.
+
+    Args:
+        abstract_model: the base; shapes, dtypes and shardings.
+
+    Raises:
+        UserError: the base is not there or not the adapter's, or the adapter does not fit it.
+    """
+    root, found = checkpoint_root(folder), find_step(folder, step)
+    description = read_description(root)
+    settings = from_record(description.adapter or {})
+    base = restore_base(root, description, abstract_model)
+    placed = jax.tree.leaves(abstract_model)[0].sharding
+    if isinstance(placed, jax.sharding.NamedSharding):
+        placed = jax.sharding.NamedSharding(placed.mesh, jax.sharding.PartitionSpec())
+    abstract = jax.eval_shape(lambda model: apply(model, settings, jax.random.key(0)), abstract_model)
+    arrays = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in adapter_arrays(abstract).items()
+    }
+    saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'))
+    return jax.tree.unflatten(
+        jax.tree.structure(abstract),
+        [(named_parameters(base) | named_parameters(saved))[name] for name in named_parameters(abstract)],
+    )
+
+
+def base_record(source: PathLike, folder: PathLike) -> dict[str, Any]:
+    """Where the base of a new adapter in `folder` is: its path and step; its fingerprint is known once it is read."""
+    root, step = checkpoint_root(source), find_step(source)
+    known = read_description(root).adapter
+    if known is not None and not can_merge(from_record(known)):
+        problem = f'{os.fspath(source)} is an adapter of the method {known["method"]}, which cannot be merged'
+        raise UserError(f'{problem}: it cannot be the base of another. Name its own base.')
+    paths = {'base': os.fspath(root)}
+    if '://' not in f'{root}{folder}':
+        paths = {'base': os.path.abspath(root), 'base_from_here': os.path.relpath(root, folder)}
+    return paths | {'step': step, 'fingerprint': None}
+
+
+def base_folder(folder: PathLike, description: Description) -> epath.Path:
+    """The checkpoint folder of an adapter's base: where it was, or as far from `folder` as it was.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    record = description.adapter or {}
+    places = [epath.Path(record['base'])]
+    if 'base_from_here' in record:
+        places.append(epath.Path(os.path.normpath(os.path.join(folder, record['base_from_here']))))
+    for place in places:
+        if (place / DESCRIPTION).exists():
+            return place
+    problem = f'{os.fspath(folder)} is an adapter of {places[0]}, which is not there'
+    raise UserError(f'{problem}. Put it back, or set adapter.base in {os.fspath(folder)}/{DESCRIPTION}.')
+
+
+def restore_base(folder: PathLike, description: Description, abstract_model: Any) -> Any:
+    """The parameters of an adapter's base.
+
+    Raises:
+        UserError: they are not there, or are not the ones the adapter was trained with.
+    """
+    record = description.adapter or {}
+    base = base_folder(folder, description)
+    model = restore_parameters(base, abstract_model, record['step'])
+    if record['fingerprint'] not in (None, fingerprint(model)):
+        problem = f'{os.fspath(folder)} is an adapter of another base: the parameters of {base} have changed'
+        raise UserError(f'{problem}. Put the ones it was trained with back, or train the adapter again.')
+    return model
+
+
+def write_fingerprint(folder: PathLike, description: Description, model: Any) -> None:
+    """Adds the fingerprint of its base to the description of a new adapter."""
+    record = description.adapter or {}
+    known = record['fingerprint'] or fingerprint(model)  # on every host: the parameters may be spread over them
+    if record['fingerprint'] is None and jax.process_index() == 0:
+        dataclasses.replace(description, adapter={**record, 'fingerprint': known}).write(folder)
 
 
 def restore_grown_parameters(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from t5flan.adapters.config import Adapter
 from t5flan.config.checks import is_count, is_number, require, require_one_of, require_patterns, require_share
 
 OPTIMIZERS = ('adafactor', 'adamw')
@@ -213,6 +214,8 @@ class RunConfig:
         log_every: steps between rows of metrics.jsonl and progress lines; a row holds the metrics of its own step.
         multi_host: connects to the other hosts of a TPU slice or GPU cluster first (`jax.distributed`).
         epochs: passes over the training data; if set, they determine the number of steps, whatever `steps` says.
+        adapter: train this adapter, such as @Lora(), beside the parameters of CheckpointConfig.initialize_from, which
+            stay as they are; None = train the parameters.
     """
 
     steps: int
@@ -220,6 +223,7 @@ class RunConfig:
     log_every: int = 10
     multi_host: bool = False
     epochs: float | None = None
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         _require(self, _POSITIVE, 'epochs', optional=True)

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 from etils import epath
 
+from t5flan.adapters.config import UNPACKED, Adapter
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
@@ -35,6 +37,35 @@ def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> ch
         | {'batch_size': data.batch_size, 'streams': data.stream_count}
         | {f'instructions.{name}': value for name, value in settings['instructions'].items()},
     )
+
+
+def with_adapter(
+    description: checkpoints.Description, settings: Adapter | None, workdir: str, source: str | None
+) -> checkpoints.Description:
+    """`description` with an adapter: its settings, and which base it belongs to.
+
+    Args:
+        source: the initial checkpoint, the base of a new adapter; a run that resumes keeps its own.
+
+    Raises:
+        UserError: a new adapter has no base, or rows are packed and must not be.
+    """
+    if settings is None:
+        return description
+    given = f'RunConfig.adapter=@{type(settings).__name__}()'
+    if isinstance(settings, UNPACKED) and description.data['pack']:
+        problem = f'{given}, but DataConfig.pack=True: what it adds would be seen by one example of a row'
+        raise UserError(f'{problem}. Set DataConfig.pack=False.')
+    fields = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they read back from the file
+    record: dict[str, Any] = {'method': type(settings).__name__, 'settings': fields}
+    if checkpoints.latest_step(workdir) is not None:
+        record = dict(checkpoints.read_description(workdir).adapter or {}) | record
+    elif source is None:
+        fix = 'Set CheckpointConfig.initialize_from to a checkpoint folder.'
+        raise UserError(f'{given}, but there is no model to adapt. {fix}')
+    else:
+        record |= checkpoints.base_record(source, workdir)
+    return dataclasses.replace(description, adapter=record)
 
 
 def continued(workdir: str, data: DataConfig, vocabulary: Vocabulary, source: str | None) -> DataConfig:
@@ -86,12 +117,18 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', sou
     order = {name: value for name, value in old.data.items() if name != 'batch_size'}  # its position is in examples
     pairs += [(f'DataConfig.{name}', value, new.data.get(name)) for name, value in order.items()]
     pairs += [('DataConfig.vocabulary', old.vocabulary['fingerprint'], new.vocabulary['fingerprint'])]
+    pairs += [('RunConfig.adapter', _adapter_settings(old), _adapter_settings(new))]
     for setting, before, now in pairs:
         if before != now:
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
     return _changed_settings(workdir, gin) + _context_lines(workdir, new)
+
+
+def _adapter_settings(description: checkpoints.Description) -> Any:
+    record = description.adapter
+    return None if record is None else (record['method'], record['settings'])
 
 
 def _context_lines(folder: str | None, new: checkpoints.Description) -> list[str]:

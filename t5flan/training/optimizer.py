@@ -99,19 +99,22 @@ def with_parameters(model: Any, parameters: Mapping[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
-def make_optimizer(config: OptimizerConfig, axes: Any, total_steps: int) -> Optimizer:
+def make_optimizer(
+    config: OptimizerConfig, axes: Any, total_steps: int, base: frozenset[str] = frozenset()
+) -> Optimizer:
     """The optimizer of a run.
 
     Args:
         config: the settings.
         axes: `models.parameters.logical_axes(model)`: a tree like the model, with a tuple of axes at each leaf.
         total_steps: the run's steps, over which a schedule without `decay_steps` decays.
+        base: paths that are not trained because an adapter is.
 
     Raises:
         UserError: a pattern of `freeze` or `no_weight_decay` matches no parameter, or all parameters are frozen.
     """
     flat_axes = _named_axes(axes)
-    frozen = matching_paths(config.freeze, flat_axes, 'OptimizerConfig.freeze')
+    frozen = base | matching_paths(config.freeze, flat_axes, 'OptimizerConfig.freeze')
     trained = frozenset(flat_axes) - frozen
     if not trained:
         raise UserError(f'OptimizerConfig.freeze={list(config.freeze)} freezes every parameter. Leave some to train.')

@@ -1,21 +1,27 @@
-"""The training step and the evaluation step, as pure functions of (state, batch).
+"""The training step and the evaluation step, as pure functions of (state, batch), and both jitted, in `Trainer`.
 
 Everything random is folded from the seed, the step and the microbatch, so a step depends on nothing but its arguments.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 
-from t5flan import sharding
+from t5flan import sharding as sharding_lib
+from t5flan.adapters.adapter import adapter_arrays, apply, base_names
 from t5flan.errors import UserError
-from t5flan.training.config import LossConfig, OptimizerConfig
+from t5flan.models.build import abstract_model, build_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import logical_axes, parameter_count
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.losses import LossSums, cross_entropy
-from t5flan.training.optimizer import Optimizer, with_parameters
-from t5flan.training.state import TrainState
+from t5flan.training.optimizer import Optimizer, make_optimizer, state_axes, with_parameters
+from t5flan.training.state import TrainState, create_state
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -115,7 +121,7 @@ def _accumulate(
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
-        return sharding.constrain(x, (None, *sharding.batch_axes(x.ndim - 1)))
+        return sharding_lib.constrain(x, (None, *sharding_lib.batch_axes(x.ndim - 1)))
 
     batch_parts = jax.tree.map(split, dict(batch))
     first = jax.tree.map(lambda x: x[0], batch_parts)
@@ -125,3 +131,74 @@ def _accumulate(
         return jax.tree.map(jnp.add, total, gradients_and_sums(*part)), None
 
     return jax.lax.scan(body, zeros, (batch_parts, jnp.arange(parts)))[0]
+
+
+class Trainer:
+    """The jitted steps and the state they work on, placed on the mesh. Make and use it inside `sharding.use(...)`.
+
+    Attributes:
+        adapter: the settings of the adapter that is trained, or None.
+        abstract_base: shape, dtype and sharding of every parameter of the model without its adapter.
+        abstract_state: the same of every array of the state.
+        state_shardings: the shardings alone.
+        train_step: (state, batch) -> (state, metrics), see `make_train_step`; the given state is donated.
+        eval_step: (model, batch) -> sums, see `make_eval_step`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        run: RunConfig,
+        sharding: sharding_lib.Sharding,
+    ):
+        self.sharding, self.adapter = sharding, run.adapter
+        self._model_config, self._seed = model, run.seed
+        base = abstract_model(model)
+        axes = logical_axes(jax.eval_shape(self._adapted, base))
+        names = frozenset() if run.adapter is None else base_names(model)
+        self._optimizer = make_optimizer(optimizer, axes, run.steps, names)
+        abstract = jax.eval_shape(self._create)
+        place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)
+        self.state_shardings = TrainState(
+            step=sharding.replicated(),
+            model=place(abstract.model, axes),
+            opt_state=place(abstract.opt_state, state_axes(abstract.opt_state, axes)),
+        )
+        placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+        self.abstract_base = jax.tree.map(placed, base, place(base, logical_axes(base)))
+        self.abstract_state: TrainState = jax.tree.map(placed, abstract, self.state_shardings)
+        self.train_step = jax.jit(
+            make_train_step(optimizer, loss, self._optimizer, run.seed),
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, None),
+        )
+        self.eval_step = jax.jit(make_eval_step(loss))
+
+    def _create(self) -> TrainState:
+        model = build_model(self._model_config, jax.random.key(self._seed))
+        return create_state(self._adapted(model), self._optimizer)
+
+    def _adapted(self, model: Any) -> Any:
+        return model if self.adapter is None else apply(model, self.adapter, jax.random.key(self._seed))
+
+    def new_state(self) -> TrainState:
+        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
+        return jax.jit(self._create, out_shardings=self.state_shardings)()
+
+    def state_with(self, model: Any) -> TrainState:
+        """A new adapter, if there is one, and optimizer state for the parameters of `model`, which are donated."""
+        create = lambda model: create_state(self._adapted(model), self._optimizer)
+        return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=0)(model)
+
+    def count(self, state: TrainState) -> str:
+        """How many parameters there are, and with an adapter how many of them are trained, for the log."""
+        trained = '' if self.adapter is None else f'{parameter_count(self.saved(state).model):,} trained of '
+        return f'{trained}{parameter_count(state.model):,} parameters'
+
+    def saved(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds: the state; with an adapter, of the model only the adapter, as a nested dict."""
+        if self.adapter is None:
+            return state
+        return dataclasses.replace(state, model=unflatten_dict(adapter_arrays(state.model), sep='/'))

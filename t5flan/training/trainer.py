@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.adapters.adapter import with_arrays
 from t5flan.data import skipped
 from t5flan.data.batches.epochs import steps_of_epochs
 from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
@@ -28,17 +29,15 @@ from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError, did_you_mean
 from t5flan.mesh import MeshConfig
-from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import logical_axes, parameter_count
+from t5flan.models.parameters import named_parameters
 from t5flan.preemption import Preemption
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import MetricWriter, read_metrics
-from t5flan.training.optimizer import make_optimizer, state_axes
-from t5flan.training.state import TrainState, create_state
-from t5flan.training.step import make_eval_step, make_train_step
+from t5flan.training.state import TrainState
+from t5flan.training.step import Trainer
 from t5flan.training.throughput import Throughput, peak_memory
 
 MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
@@ -102,6 +101,7 @@ def train(
     sharding = sharding_lib.create_sharding(mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     description = description_lib.describe(model, data, vocabulary)
+    description = description_lib.with_adapter(description, run.adapter, workdir, checkpoints.initialize_from)
     told = description_lib.check_workdir(workdir, description, gin, checkpoints.initialize_from)
     evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
     evaluator.check(checkpoints)
@@ -118,8 +118,7 @@ def train(
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
-        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-        writer.log(f'{parameter_count(state.model):,} parameters on {devices}, {origin}')
+        writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')
         lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
         for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)
@@ -141,7 +140,7 @@ class Loop:
     """Takes the steps of a run; after a step it writes metrics, saves and evaluates where due."""
 
     run: RunConfig
-    trainer: 'Trainer'
+    trainer: Trainer
     pipeline: TrainPipeline
     evaluator: 'Evaluator'
     manager: checkpoints_lib.CheckpointManager
@@ -207,7 +206,7 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], position: Position) -> None:
         self._check_finite(step, metrics)
-        self.manager.save(state, {'seed': self.run.seed, 'position': gather_position(position)})
+        self.manager.save(self.trainer.saved(state), {'seed': self.run.seed, 'position': gather_position(position)})
         self.throughput.pause()
 
     def _is_over(self, step: int) -> bool:
@@ -266,58 +265,6 @@ class Loop:
             f'stopped by {signal_name} at step {step} of {self.run.steps}; the state is saved in '
             f'{self.manager.workdir}. Run the same command to resume.'
         )
-
-
-class Trainer:
-    """The jitted steps and the state they work on, placed on the mesh. Make and use it inside `sharding.use(...)`.
-
-    Attributes:
-        abstract_state: shape, dtype and sharding of every array of the state.
-        state_shardings: the shardings alone.
-        train_step: (state, batch) -> (state, metrics), see `make_train_step`; the given state is donated.
-        eval_step: (model, batch) -> sums, see `make_eval_step`.
-    """
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        optimizer: OptimizerConfig,
-        loss: LossConfig,
-        run: RunConfig,
-        sharding: sharding_lib.Sharding,
-    ):
-        self.sharding = sharding
-        self._model_config, self._seed = model, run.seed
-        axes = logical_axes(abstract_model(model))
-        self._optimizer = make_optimizer(optimizer, axes, run.steps)
-        abstract = jax.eval_shape(self._create)
-        place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)
-        self.state_shardings = TrainState(
-            step=sharding.replicated(),
-            model=place(abstract.model, axes),
-            opt_state=place(abstract.opt_state, state_axes(abstract.opt_state, axes)),
-        )
-        self.abstract_state: TrainState = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.state_shardings
-        )
-        self.train_step = jax.jit(
-            make_train_step(optimizer, loss, self._optimizer, run.seed),
-            donate_argnums=0,
-            out_shardings=(self.state_shardings, None),
-        )
-        self.eval_step = jax.jit(make_eval_step(loss))
-
-    def _create(self) -> TrainState:
-        return create_state(build_model(self._model_config, jax.random.key(self._seed)), self._optimizer)
-
-    def new_state(self) -> TrainState:
-        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
-        return jax.jit(self._create, out_shardings=self.state_shardings)()
-
-    def state_with(self, model: Any) -> TrainState:
-        """A new optimizer state for the parameters of `model`, which are donated."""
-        create = lambda model: create_state(model, self._optimizer)
-        return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=0)(model)
 
 
 class Evaluator:
@@ -444,6 +391,8 @@ def restore_or_initialize(
     Returns:
         The state, the data position (None: the beginning), and where the state comes from, for the log.
     """
+    if trainer.adapter is not None:
+        return start_adapter(trainer, manager, vocabulary)
     if manager.latest_step is not None:
         state, meta = manager.restore(trainer.abstract_state)
         return state, meta['position'], f'resuming from step {int(state.step)} of {manager.workdir}'
@@ -476,6 +425,29 @@ def restore_or_initialize(
     else:
         state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
     return state, None, f'initialized ({items}) from step {step} of {source}'
+
+
+def start_adapter(
+    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
+) -> tuple[TrainState, Position | None, str]:
+    """The state of a run that trains an adapter: its base, and a new adapter or that of its latest checkpoint.
+
+    Raises:
+        UserError: the base is not there, is not the one the adapter was trained with, or has another vocabulary.
+    """
+    workdir, description = manager.workdir, checkpoints_lib.read_description(manager.workdir)
+    base = checkpoints_lib.base_folder(workdir, description)
+    if checkpoints_lib.read_description(base).vocabulary['fingerprint'] != vocabulary.fingerprint:
+        problem = f'RunConfig.adapter is set, but DataConfig.vocabulary is not the vocabulary of {base}'
+        raise UserError(f'{problem}: an adapter adds no tokens. Remove DataConfig.vocabulary and added_tokens.')
+    model = checkpoints_lib.restore_base(workdir, description, trainer.abstract_base)
+    checkpoints_lib.write_fingerprint(workdir, description, model)
+    state = trainer.state_with(model)
+    if manager.latest_step is None:
+        return state, None, f'a new {type(trainer.adapter).__name__} adapter of {base}'
+    saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
+    state = dataclasses.replace(saved, model=with_arrays(state.model, named_parameters(saved.model)))
+    return state, meta['position'], f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'
 
 
 def gather_position(position: Position) -> Position:

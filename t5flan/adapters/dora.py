@@ -1,0 +1,64 @@
+"""DoRA, weight-decomposed low-rank adaptation (https://arxiv.org/abs/2402.09353).
+
+    y = m / |V| * (x V)        V = W + scale * A B; |V| is the length of each column; m is trained
+
+As in the paper (section 4.3) and in PEFT, |V| counts as a constant in the gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5flan.adapters.config import Dora
+from t5flan.adapters.lora import LoraProjection, check_rank, rank_and_scale
+from t5flan.adapters.projection import is_stacked, replace_projections, with_leading_axes
+from t5flan.models.layers import Projection
+from t5flan.models.model import Model
+from t5flan.models.parameters import Scope
+
+
+class DoraProjection(LoraProjection):
+    """A projection whose columns have trained lengths, and directions that a low-rank product changes."""
+
+    def __init__(self, base: Projection, scope: Scope, rank: int, scale: float):
+        super().__init__(base, scope, rank, scale)
+        stacked = is_stacked(base)
+        axes = base.kernel.get_metadata('axes')
+        first = 1 if stacked else 0
+        inputs = tuple(range(first, first + base.num_inputs))
+        kept = tuple(name for i, name in enumerate(axes) if i not in inputs)
+        self.dora_magnitude = nnx.Param(_lengths(base.kernel[...], inputs), axes=kept)
+
+    def _scales(self) -> jax.Array:
+        """The factor m / |V| of each column of one layer, float32 [*outputs]."""
+        lengths = _lengths(super().merged_kernel(), tuple(range(self.num_inputs)))
+        return self.dora_magnitude[...] / jax.lax.stop_gradient(lengths)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs] in the compute dtype."""
+        y = super().__call__(x)
+        return y * with_leading_axes(self._scales().astype(self.dtype), y.ndim)
+
+    def merged_kernel(self) -> jax.Array:
+        """V with columns of length m, float32."""
+        return super().merged_kernel() * with_leading_axes(self._scales(), self.kernel.ndim)
+
+
+def _lengths(kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+    """The lengths of a kernel's columns, summed over its axes `inputs`."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), inputs))
+
+
+def adapt(model: Model, settings: Dora, scope: Scope) -> Model:
+    """The model with DoRA on the projections that `settings.targets` name; its base arrays are the given ones.
+
+    Raises:
+        UserError: a target matches nothing, or a rank is above that of its kernel.
+    """
+
+    def make(path: str, projection: Projection, place: Scope) -> DoraProjection:
+        rank, scale = rank_and_scale(settings, path)
+        check_rank(settings, rank, path, projection)
+        return DoraProjection(projection, place, rank, scale)
+
+    return replace_projections(model, settings.targets, 'Dora.targets', scope, make)

@@ -1,0 +1,126 @@
+"""Replaces projections of a model by adapted ones, and merges adapted ones back into plain kernels.
+
+    before                                    after, with LoRA
+    decoder/layers/mlp/wo/kernel [L, F, D]    decoder/layers/mlp/wo/kernel [L, F, D]
+                                              decoder/layers/mlp/wo/lora_a [L, F, R]
+                                              decoder/layers/mlp/wo/lora_b [L, R, D]
+
+An adapted model is an ordinary model with more parameters: it is scanned, sharded and differentiated like any other.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from t5flan.errors import UserError
+from t5flan.models.build import abstract_model
+from t5flan.models.layers import Projection
+from t5flan.models.model import Model
+from t5flan.models.parameters import Scope, named_parameters, replace_parameters
+
+
+class AdaptedProjection(Projection):
+    """Base class of projections with an adapter: the kernel of `base`, and parameters of the method's own."""
+
+    def __init__(self, base: Projection):
+        self.dtype = base.dtype
+        self.num_inputs = base.num_inputs
+        self.kernel = base.kernel
+
+    def merged_kernel(self) -> jax.Array:
+        """The kernel of one layer, [*inputs, *outputs], with the adapter merged into it."""
+        raise NotImplementedError
+
+
+Make = Callable[[str, Projection, Scope], AdaptedProjection]
+
+
+def replace_projections(model: Model, targets: Sequence[str], setting: str, scope: Scope, make: Make) -> Model:
+    """A copy of `model`, the same arrays, in which `make(path, projection, scope)` replaces each targeted projection.
+
+    Args:
+        targets: regular expressions; each matches whole paths of kernels.
+        setting: where the targets come from, for messages: 'Lora.targets'.
+        scope: the position of the model; `make` gets that of the projection, where it creates parameters.
+
+    Raises:
+        UserError: a target matches no kernel of a projection.
+    """
+    model = jax.tree.map(lambda x: x, model)  # new modules, the same arrays
+    found = {f'{path}/kernel': (parent, name) for path, parent, name in projections(model)}
+    for path in matching(targets, found, setting):
+        parent, name = found[path]
+        projection, place = getattr(parent, name), scope
+        if isinstance(projection, AdaptedProjection):
+            raise UserError(f'{setting} names {path}, which has an adapter already. Set {setting} in your .gin.')
+        for part in path.split('/')[:-1]:
+            place /= part
+        if is_stacked(projection):
+            place = place.stacked(projection.kernel.shape[0])
+        setattr(parent, name, make(path, projection, place))
+    return model
+
+
+def projections(module: nnx.Module, path: str = '') -> Iterator[tuple[str, nnx.Module, str]]:
+    """Every projection of a module, as (its path, the module that holds it, its name there)."""
+    for name, value in sorted(vars(module).items()):
+        here = f'{path}/{name}' if path else name
+        if isinstance(value, Projection):
+            yield here, module, name
+        elif isinstance(value, nnx.Module):
+            yield from projections(value, here)
+
+
+def matching(patterns: Sequence[str], paths: Sequence[str] | Any, setting: str) -> list[str]:
+    """The paths that some pattern matches as a whole, in their own order.
+
+    Raises:
+        UserError: a pattern matches no path; the message names the nearest ones.
+    """
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            near = difflib.get_close_matches(pattern, sorted(paths), n=3, cutoff=0.0)
+            problem = f'{setting} contains {pattern!r}, which matches no kernel that can be adapted'
+            raise UserError(f'{problem}; the nearest are {", ".join(near)}. Set {setting} in your .gin.')
+    return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)]
+
+
+def is_stacked(projection: Projection) -> bool:
+    """Whether its parameters have a leading axis of layers."""
+    return projection.kernel.get_metadata('axes')[0] == 'layers'
+
+
+def one_layer(projection: Projection) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape and logical axes of one layer's kernel."""
+    first = 1 if is_stacked(projection) else 0
+    return tuple(projection.kernel.shape[first:]), tuple(projection.kernel.get_metadata('axes')[first:])
+
+
+def with_leading_axes(x: jax.Array, ndim: int) -> jax.Array:
+    """`x` with axes of size 1 before its own, `ndim` in all, so that it can be combined with such an array."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+def can_merge(settings: Any) -> bool:
+    """Whether the kernels can hold an adapter with these settings."""
+    return hasattr(settings, 'targets') and not getattr(settings, 'bias', False)
+
+
+def merge(model: Model) -> Model:
+    """The plain model that computes the same: adapters are merged into the kernels. Sums are float32.
+
+    Raises:
+        UserError: the adapter has parts that no kernel can hold.
+    """
+    plain = abstract_model(model.config)
+    arrays = dict(named_parameters(model))
+    for path, parent, name in projections(model):
+        projection = getattr(parent, name)
+        if isinstance(projection, AdaptedProjection):
+            merged = type(projection).merged_kernel
+            arrays[f'{path}/kernel'] = (jax.vmap(merged) if is_stacked(projection) else merged)(projection)
+    return replace_parameters(plain, {name: arrays[name] for name in named_parameters(plain)})

@@ -1,0 +1,1 @@
+"""Adapters: t5flan's own folders and PEFT's."""

@@ -1,0 +1,132 @@
+"""t5flan's folder of an adapter: read with the adapter merged into its base, and written.
+
+As everywhere in conversion, the base is read one layer at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from t5flan.adapters.adapter import adapter_arrays, apply, can_merge, fingerprint, from_record
+from t5flan.adapters.config import Adapter
+from t5flan.adapters.projection import AdaptedProjection, projections
+from t5flan.conversion.checkpoint import Checkpoint, match_arrays
+from t5flan.conversion.names import Shape
+from t5flan.conversion.zarr_arrays import Folder
+from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.errors import UserError
+from t5flan.files import write_whole
+from t5flan.models.build import abstract_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import named_parameters
+from t5flan.training import checkpoints
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def abstract_adapted(config: ModelConfig, settings: Adapter) -> Any:
+    """The model with an adapter, as shapes.
+
+    Raises:
+        UserError: the settings do not fit the model.
+    """
+    return jax.eval_shape(lambda model: apply(model, settings, jax.random.key(0)), abstract_model(config))
+
+
+def read_arrays(where: str) -> tuple[Adapter, dict[str, np.ndarray]]:
+    """The settings and the arrays of an adapter's folder.
+
+    Raises:
+        UserError: an array is missing or has another shape.
+    """
+    description = checkpoints.read_description(where)
+    settings = from_record(description.adapter or {})
+    root, step = checkpoints.checkpoint_root(where), checkpoints.find_step(where)
+    folder = Folder(f'{root / checkpoints.CHECKPOINTS / str(step)}/parameters')
+    own = adapter_arrays(abstract_adapted(description.model, settings))
+    expected = {name: (name, [x.shape]) for name, x in own.items()}
+    stored = {name.replace('.', '/'): folder.open(name) for name in folder.array_names()}
+    source = f'the adapter of {checkpoints.DESCRIPTION}'
+    found = match_arrays(folder.where, source, 'Copy the whole checkpoint again.', expected, stored)
+    return settings, {name: array.read() for name, array in found.items()}
+
+
+def merged(base: Checkpoint, settings: Adapter, arrays: Arrays, where: str) -> Checkpoint:
+    """The base with the adapter merged into its kernels, which keep their dtypes.
+
+    Raises:
+        UserError: the adapter has parts that no kernel can hold.
+    """
+    model = abstract_adapted(base.config, settings)
+    adapted: dict[str, AdaptedProjection] = {}
+    for path, parent, name in projections(model):
+        if isinstance(projection := getattr(parent, name), AdaptedProjection):
+            adapted[f'{path}/kernel'] = projection
+    if not can_merge(settings):
+        problem = f'{where}: an adapter of the method {type(settings).__name__} has no kernel to be merged into'
+        raise UserError(f'{problem}. Use the folder itself with `t5flan evaluate` and `t5flan infer`.')
+
+    def read(shape: Shape, layer: int | None) -> np.ndarray:
+        kernel = base.read(shape, layer)
+        if shape.name not in adapted:
+            return kernel
+        projection, path = adapted[shape.name], shape.name.rpartition('/')[0]
+        values = {'kernel': kernel.astype(np.float32)}
+        for part in named_parameters(projection).keys() - values.keys():
+            values[part] = arrays[f'{path}/{part}'][() if layer is None else layer]
+        leaves = [values[part] for part in named_parameters(projection)]
+        one = jax.tree.unflatten(jax.tree.structure(projection), leaves)
+        return np.asarray(_merge(one)).astype(kernel.dtype)
+
+    return dataclasses.replace(base, where=where, read=read)
+
+
+@jax.jit
+def _merge(projection: AdaptedProjection) -> jax.Array:
+    return projection.merged_kernel()
+
+
+def write(folder: Path, base: str, settings: Adapter, arrays: Arrays, extras: Mapping[str, bytes]) -> None:
+    """Writes a folder that holds an adapter, with one step, 0; the folder exists and is empty.
+
+    Args:
+        base: the checkpoint folder of the base, named in t5flan.json.
+        extras: files to keep unchanged, by name.
+
+    Raises:
+        UserError: the base is not a checkpoint folder.
+    """
+    root = checkpoints.checkpoint_root(base)
+    description = checkpoints.read_description(root)
+    vocabulary = load_vocabulary(root / checkpoints.VOCABULARY)
+    vocabulary.save(folder / checkpoints.VOCABULARY)
+    model = checkpoints.restore_parameters(base, _on_one_device(description.model))
+    place = checkpoints.base_record(base, folder) | {'fingerprint': fingerprint(model)}
+    fields = dataclasses.asdict(settings)
+    record = {'method': type(settings).__name__, 'settings': fields} | place
+    dataclasses.replace(description, adapter=record, step=None).write(folder)
+    kept = root / checkpoints.HUGGING_FACE
+    for file in kept.iterdir() if kept.exists() else ():
+        write_whole(folder / checkpoints.HUGGING_FACE / file.name, file.read_bytes())
+    for name, content in extras.items():
+        write_whole(folder / name, content)
+    handler = ocp.CompositeCheckpointHandler(
+        parameters=ocp.PyTreeCheckpointHandler(use_ocdbt=False), meta=ocp.JsonCheckpointHandler()
+    )
+    tree = traverse_util.unflatten_dict(dict(arrays), sep='/')
+    with ocp.Checkpointer(handler) as checkpointer:
+        items = ocp.args.Composite(parameters=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave({'step': 0}))
+        checkpointer.save((folder / checkpoints.CHECKPOINTS / '0').absolute(), items)
+
+
+@functools.cache
+def _on_one_device(config: ModelConfig) -> Any:
+    placed = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), abstract_model(config))

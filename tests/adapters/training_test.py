@@ -1,0 +1,151 @@
+"""Training an adapter: small checkpoints that name their base, exact resume, and every command takes the folder."""
+
+import dataclasses
+import json
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import t5flan
+from t5flan import tasks
+from t5flan.adapters.adapter import adapter_arrays
+from t5flan.adapters.config import Lora, PromptTuning
+from t5flan.conversion import convert
+from t5flan.data.config import DataConfig
+from t5flan.data.corpus_config import FileTask
+from t5flan.errors import UserError
+from t5flan.mesh import MeshConfig
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import named_parameters
+from t5flan.training import checkpoints as checkpoints_lib
+from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
+from t5flan.training.metric_writer import read_metrics
+from t5flan.training.trainer import train
+
+MODEL = ModelConfig(
+    architecture='decoder_only',
+    vocab_size=384,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_decoder_layers=2,
+    dropout_rate=0.1,
+    dtype='float32',
+)
+BATCH = {'decoder_input_tokens': np.arange(1, 21, dtype=np.int32).reshape(2, 10)}
+
+
+@pytest.fixture(scope='module')
+def settings(tmp_path_factory):
+    """Arguments of train(): two steps, saved at the end."""
+    path = tmp_path_factory.mktemp('data') / 'reverse.jsonl'
+    rng = random.Random(0)
+    rows = [rng.choices(['ant', 'bee', 'cat', 'dog'], k=rng.randint(1, 5)) for _ in range(200)]
+    texts = [{'inputs': ' '.join(row), 'targets': ' '.join(row[::-1])} for row in rows]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in texts))
+    data = DataConfig(
+        mixture='reverse_adapter_test',
+        batch_size=8,
+        feature_lengths={'inputs': 40, 'targets': 40},
+        format='causal_lm',
+        vocabulary='bytes',
+        extra_ids=0,
+        file_tasks=(FileTask(name='reverse_adapter_test', train=str(path), validation=str(path)),),
+    )
+    tasks.register_all(data)
+    return dict(
+        model=MODEL,
+        data=data,
+        run=RunConfig(steps=2, log_every=1),
+        optimizer=OptimizerConfig(name='adamw', learning_rate=0.01),
+        checkpoints=CheckpointConfig(every=2, keep=5),
+        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+    )
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory, settings):
+    """(the base, its state, the adapter's workdir, its state, its settings): four steps of LoRA, saved every two."""
+    root = tmp_path_factory.mktemp('runs')
+    base_state = train(str(root / 'base'), **settings)
+    changed = settings | {
+        'run': RunConfig(steps=4, log_every=1, adapter=Lora(rank=2)),
+        'checkpoints': CheckpointConfig(every=2, keep=5, initialize_from=str(root / 'base')),
+        'evaluation': EvaluationConfig(every=4, batches=1),
+    }
+    state = train(str(root / 'lora'), **changed)
+    return root / 'base', base_state, root / 'lora', state, changed
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def size_of(folder):
+    return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+
+
+def test_only_the_adapter_is_trained_and_saved(folders):
+    base, base_state, workdir, state, _ = folders
+    after = named_parameters(state.model)
+    for name, x in named_parameters(base_state.model).items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(after[name]), err_msg=name)
+    losses = [row['loss'] for row in read_metrics(workdir) if 'loss' in row]
+    assert losses[-1] < losses[0]
+    assert [row['step'] for row in read_metrics(workdir) if 'eval/loss' in row] == [0, 4]
+    saved = json.loads((workdir / 'checkpoints' / '4' / 'parameters' / '_METADATA').read_text())['tree_metadata']
+    assert len(saved) == len(adapter_arrays(state.model)) and 'kernel' not in str(saved)
+
+
+def test_a_resumed_adapter_has_the_same_bits(tmp_path, folders):
+    base, _, workdir, state, changed = folders
+    shutil.copytree(base, tmp_path / 'base')  # the pair may move together
+    again = shutil.copytree(workdir, tmp_path / 'lora')
+    shutil.rmtree(again / 'checkpoints' / '4')
+    resumed = train(str(again), **changed)
+    assert_same_bits(resumed, state)
+
+
+def test_the_folder_loads_and_converts_like_a_model(tmp_path, folders):
+    _, _, workdir, state, _ = folders
+    expected = np.asarray(jax.jit(lambda model: model(BATCH))(jax.device_get(state.model)))
+    np.testing.assert_allclose(t5flan.load(workdir).logits(BATCH), expected, atol=1e-5)
+    assert t5flan.load(workdir, step=2).step == 2
+    convert.write(convert.read(workdir, 't5flan'), tmp_path / 'merged', 't5flan')
+    merged = t5flan.load(tmp_path / 'merged')
+    np.testing.assert_allclose(merged.logits(BATCH), expected, atol=1e-5)
+    assert checkpoints_lib.read_description(tmp_path / 'merged').adapter is None
+
+
+def test_another_base_is_refused(tmp_path, folders, settings):
+    base, _, workdir, _, changed = folders
+    shutil.copytree(workdir, tmp_path / 'lora')
+    other = settings | {'run': RunConfig(steps=2, seed=1)}
+    train(str(tmp_path / 'other'), **other)
+    path = tmp_path / 'lora' / 't5flan.json'
+    fields = json.loads(path.read_text())
+    fields['adapter']['base'] = str(tmp_path / 'other')
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match='lora is an adapter of another base: the parameters of .*other have changed'):
+        t5flan.load(tmp_path / 'lora')
+    fields['adapter'] |= {'base': str(tmp_path / 'gone'), 'base_from_here': '../gone'}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match='is an adapter of .*gone, which is not there'):
+        t5flan.load(tmp_path / 'lora')
+
+
+def test_other_settings_do_not_resume_and_a_base_is_required(tmp_path, folders):
+    _, _, workdir, _, changed = folders
+    run = dataclasses.replace(changed['run'], adapter=Lora(rank=3))
+    with pytest.raises(UserError, match="holds a run with RunConfig.adapter=.*'rank': 2.*given is .*'rank': 3"):
+        train(str(workdir), **changed | {'run': run})
+    with pytest.raises(UserError, match=r'RunConfig.adapter=@Lora\(\), but there is no model to adapt'):
+        train(str(tmp_path), **changed | {'checkpoints': CheckpointConfig(every=2)})
+    run = dataclasses.replace(changed['run'], adapter=PromptTuning())
+    with pytest.raises(UserError, match=r'RunConfig.adapter=@PromptTuning\(\), but DataConfig.pack=True'):
+        train(str(tmp_path), **changed | {'run': run})
