@@ -57,3 +57,11 @@ def test_the_settings_are_those_of_the_benchmark(row):
 
 def test_the_settings_are_complete():
     assert [row[0] for row in table('`--benchmark`')] == list(BENCHMARKS)
+
+
+def test_every_benchmark_has_a_result_inside_its_interval():
+    rows = table('`--benchmark` | other arguments')
+    assert [row[0] for row in rows] == [name for name in BENCHMARKS if name != 'mmlu_cot'], 'needs a file of Flan'
+    for name, _, questions, score, interval, seconds in rows:
+        low, high = map(float, interval.split(' to ') if interval else (score, score))
+        assert low <= float(score) <= high and int(questions) > 0 and float(seconds) > 0, name
