@@ -23,6 +23,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
     if arguments.add_sentinels < 0:
         raise UsageError(f'--add_sentinels={arguments.add_sentinels}, expected a number of 0 or more')
+    if formats[0] != 'peft' and (arguments.base or arguments.merge):
+        raise UsageError(f'--base and --merge are for an adapter of PEFT, but --from={formats[0]}')
+    if 'peft' in formats and (arguments.check or arguments.logits):
+        raise UsageError('--check and --logits compare whole models, but --from or --to is peft')
     given = configurables.parse(arguments.gin_file, arguments.gin)
 
     def settings(found: dict[str, Any]) -> ModelConfig:

@@ -343,13 +343,21 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
     )
 
 
+def check_is_model(folder: PathLike) -> None:
+    """Requires parameters that training can start from: a whole model, or an adapter that merges into its base.
+
+    Raises:
+        UserError: `folder` holds another adapter.
+    """
+    record = read_description(folder).adapter
+    if record is not None and not can_merge(from_record(record)):
+        problem = f'{os.fspath(folder)} is an adapter of the method {record["method"]}, which cannot be merged'
+        raise UserError(f'{problem}. Set CheckpointConfig.initialize_from to its base, {record["base"]}.')
+
+
 def base_record(source: PathLike, folder: PathLike) -> dict[str, Any]:
     """Where the base of a new adapter in `folder` is: its path and step; its fingerprint is known once it is read."""
     root, step = checkpoint_root(source), find_step(source)
-    known = read_description(root).adapter
-    if known is not None and not can_merge(from_record(known)):
-        problem = f'{os.fspath(source)} is an adapter of the method {known["method"]}, which cannot be merged'
-        raise UserError(f'{problem}: it cannot be the base of another. Name its own base.')
     paths = {'base': os.fspath(root)}
     if '://' not in f'{root}{folder}':
         paths = {'base': os.path.abspath(root), 'base_from_here': os.path.relpath(root, folder)}

@@ -48,8 +48,10 @@ def with_adapter(
         source: the initial checkpoint, the base of a new adapter; a run that resumes keeps its own.
 
     Raises:
-        UserError: a new adapter has no base, or rows are packed and must not be.
+        UserError: a new adapter has no base, `source` cannot be trained further, or rows are packed and must not be.
     """
+    if source is not None and checkpoints.latest_step(workdir) is None:
+        checkpoints.check_is_model(source)
     if settings is None:
         return description
     given = f'RunConfig.adapter=@{type(settings).__name__}()'

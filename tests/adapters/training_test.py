@@ -139,6 +139,33 @@ def test_another_base_is_refused(tmp_path, folders, settings):
         t5flan.load(tmp_path / 'lora')
 
 
+@pytest.mark.slow
+def test_a_prompt_trains_resumes_and_loads(tmp_path, settings):
+    changed = settings | {
+        'model': dataclasses.replace(MODEL, architecture='encoder_decoder', num_encoder_layers=1, num_decoder_layers=1),
+        'data': dataclasses.replace(settings['data'], format='encoder_decoder', pack=False),
+        'mesh': MeshConfig(data=8),
+    }
+    train(str(tmp_path / 'base'), **changed)
+    changed |= {
+        'checkpoints': CheckpointConfig(every=2, initialize_from=str(tmp_path / 'base')),
+        'run': RunConfig(steps=4, adapter=PromptTuning(tokens=3)),
+    }
+    state = train(str(tmp_path / 'prompt'), **changed)
+    shutil.rmtree(tmp_path / 'prompt' / 'checkpoints' / '4')
+    assert_same_bits(train(str(tmp_path / 'prompt'), **changed), state)
+    batch = BATCH | {'encoder_input_tokens': BATCH['decoder_input_tokens']}
+    expected = np.asarray(jax.jit(lambda model: model(batch))(jax.device_get(state.model)))
+    model = t5flan.load(tmp_path / 'prompt')
+    np.testing.assert_allclose(model.logits(batch), expected, atol=1e-5)
+    assert len(model.generate(['ant'], max_new_tokens=2)) == 1
+    with pytest.raises(UserError, match='has no kernel to be merged into'):
+        convert.read(tmp_path / 'prompt', 't5flan')
+    changed['checkpoints'] = CheckpointConfig(initialize_from=str(tmp_path / 'prompt'))
+    with pytest.raises(UserError, match='is an adapter of the method PromptTuning, which cannot be merged'):
+        train(str(tmp_path / 'more'), **changed | {'run': RunConfig(steps=2)})
+
+
 def test_other_settings_do_not_resume_and_a_base_is_required(tmp_path, folders):
     _, _, workdir, _, changed = folders
     run = dataclasses.replace(changed['run'], adapter=Lora(rank=3))
