@@ -149,12 +149,12 @@ COMMAND = Command(
         Flag('--field', 'field of the rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
         Flag(
             '--shard',
-            'answer only rows I, I+N, I+2N, ... (I from 0), in a file of their own beside --output, which the last '
-            'of the N jobs writes',
+            'job I of N (from 0) answers rows I, I+N, I+2N, ... in a file of its own beside --output; the last job to '
+            'finish merges the files into --output',
             'I/N',
         ),
-        Flag('--multi_host', 'divide the rows further among the processes of this job (`jax.distributed`)', type=bool),
-        Flag('--merge', 'put the files of jobs with --output=FILE together, as FILE or as --output', 'FILE'),
+        Flag('--multi_host', 'the processes of this job divide its rows further (`jax.distributed`)', type=bool),
+        Flag('--merge', 'merge the files that jobs with --output=FILE wrote, into --output (default: FILE)', 'FILE'),
         Flag('--chat', "word each prompt with the tokenizer's chat template; alone, talk in the terminal", type=bool),
         CONTROL,
         *decoding_flags(),

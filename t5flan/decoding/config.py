@@ -24,7 +24,8 @@ class Decoding:
         top_k: sample among the k most likely tokens; 0 is all.
         top_p: nucleus sampling threshold (Holtzman et al. 2020, arXiv:1904.09751): sample among the most likely tokens
             whose probabilities, after temperature and top_k, sum to top_p; 1 is all.
-        num_samples: continuations of each prompt; only `rationales` and `LanguageModel.samples` take more than 1.
+        num_samples: continuations of each prompt; more than 1 for `infer`, `rationales`, `evaluate --benchmark` and
+            `LanguageModel.samples`.
         seed: seed of the samples. A row's samples depend on the seed and its row number only, not on its batch.
         batch_size: prompts decoded together, over all devices.
         num_beams: width of a beam search; 1 is none. The likeliest beam found is the continuation, and

@@ -44,11 +44,12 @@ def print_steps(found: Sequence[Mapping[str, Any]]) -> None:
         for result in found
     ]
     names = list(dict.fromkeys(name for one in scores for name in one))
-    table = Table(title=f'{found[0]["checkpoint"]}, {len(found)} checkpoints', title_justify='left')
+    table = Table()
     for column in ('step', *names):
         table.add_column(column, justify='right', overflow='fold')
     for result, one in zip(found, scores, strict=True):
         table.add_row(str(result['step']), *(f'{one[name]:.2f}' if name in one else '' for name in names))
+    print(f'{found[0]["checkpoint"]}, {len(found)} checkpoints')
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
