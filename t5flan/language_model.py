@@ -10,6 +10,7 @@
 Nothing here needs TensorFlow, SeqIO or gin.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -70,14 +71,6 @@ def load(
     root = checkpoints.checkpoint_root(folder)
     description = checkpoints.read_description(root)
     found = checkpoints.find_step(folder, step)
-    path = root / checkpoints.VOCABULARY
-    vocabulary = load_vocabulary(path)
-    expected = description.vocabulary.get('fingerprint')
-    if expected is not None and expected != vocabulary.fingerprint:
-        raise UserError(
-            f'{path} ({vocabulary.vocab_size} ids) is not the vocabulary the checkpoint was trained with '
-            f'({description.vocabulary.get("size")} ids). Restore that one.'
-        )
     sharding = _local_sharding(mesh)
     changes: dict[str, Any] = {} if dtype is None else {'dtype': dtype}
     abstract = abstract_model(dataclasses.replace(description.model, **changes))
@@ -87,7 +80,10 @@ def load(
     else:
         shardings = sharding_lib.tree_shardings(sharding, abstract, logical_axes(abstract))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    model = checkpoints.restore_parameters(root, abstract, found)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the vocabulary is read meanwhile
+        restored = pool.submit(checkpoints.restore_parameters, root, abstract, found)
+        vocabulary = _read_vocabulary(root, description)
+        model = restored.result()
     return LanguageModel(
         model,
         vocabulary,
@@ -98,6 +94,19 @@ def load(
         found,
         description.data.get('instructions.prompt_format', 'plain' if description.data else None),
     )
+
+
+def _read_vocabulary(root: Any, description: checkpoints.Description) -> Vocabulary:
+    """The vocabulary in a checkpoint folder, which must be the one of its description."""
+    path = root / checkpoints.VOCABULARY
+    vocabulary = load_vocabulary(path)
+    expected = description.vocabulary.get('fingerprint')
+    if expected is not None and expected != vocabulary.fingerprint:
+        raise UserError(
+            f'{path} ({vocabulary.vocab_size} ids) is not the vocabulary the checkpoint was trained with '
+            f'({description.vocabulary.get("size")} ids). Restore that one.'
+        )
+    return vocabulary
 
 
 def _local_sharding(mesh: MeshConfig | None) -> sharding_lib.Sharding | None:

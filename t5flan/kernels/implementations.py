@@ -9,11 +9,9 @@ import jax
 from t5flan import sharding
 from t5flan.errors import UserError
 from t5flan.kernels.chunked import chunked_attention
-from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.reference import reference_attention
 from t5flan.kernels.sharded import local_length, on_devices
-from t5flan.kernels.tpu import flash as flash_tpu
 
 # Tiles are used from this many logits per head: on a CPU where they were measured to be faster, elsewhere (where whole
 # arrays run faster) where whole ones would take much memory. Kernels are used from 1 MiB of logits a head: four times
@@ -64,9 +62,26 @@ def _kernel(implementation: str, platform: str) -> str | None:
 
 def unsupported_reason(implementation: str, spec: AttentionSpec, operands: Operands) -> str | None:
     """Why the requested or else the platform's kernel does not support this device or these arrays; None if it does."""
-    if _kernel(implementation, sharding.platform()) == 'flash_gpu':
-        return flash_gpu.unsupported_reason(sharding.device(), spec, operands)
-    return flash_tpu.unsupported_reason(spec, operands)
+    kernel = _kernel(implementation, sharding.platform())
+    if kernel is None:
+        return None
+    if kernel == 'flash_gpu':
+        return _flash_gpu().unsupported_reason(sharding.device(), spec, operands)
+    return _flash_tpu().unsupported_reason(spec, operands)
+
+
+def _flash_gpu() -> Any:
+    """`kernels/gpu/flash.py`, imported on first use: Pallas takes a quarter of a second, and a CPU does not need it."""
+    from t5flan.kernels.gpu import flash
+
+    return flash
+
+
+def _flash_tpu() -> Any:
+    """`kernels/tpu/flash.py`, imported on first use."""
+    from t5flan.kernels.tpu import flash
+
+    return flash
 
 
 def _xla(spec: AttentionSpec, operands: Operands) -> jax.Array:
@@ -79,7 +94,17 @@ def _chunked(spec: AttentionSpec, operands: Operands) -> jax.Array:
     return on_devices(functools.partial(chunked_attention, spec), operands)
 
 
-def _flash(
+def _run_flash_tpu(spec: AttentionSpec, operands: Operands) -> jax.Array:
+    kernel = _flash_tpu()
+    return _run_flash('flash_tpu', kernel.flash_attention, kernel.choose_blocks, spec, operands)
+
+
+def _run_flash_gpu(spec: AttentionSpec, operands: Operands) -> jax.Array:
+    kernel = _flash_gpu()
+    return _run_flash('flash_gpu', kernel.flash_attention, kernel.choose_tiling, spec, operands)
+
+
+def _run_flash(
     name: str, attention: Callable, choose_blocks: Callable, spec: AttentionSpec, operands: Operands
 ) -> jax.Array:
     def run(operands: Operands) -> jax.Array:
@@ -92,7 +117,7 @@ def _flash(
 PROGRAMS: dict[str, Callable[[AttentionSpec, Operands], jax.Array]] = {
     'xla': _xla,
     'chunked': _chunked,
-    'flash_tpu': functools.partial(_flash, 'flash_tpu', flash_tpu.flash_attention, flash_tpu.choose_blocks),
-    'flash_gpu': functools.partial(_flash, 'flash_gpu', flash_gpu.flash_attention, flash_gpu.choose_tiling),
+    'flash_tpu': _run_flash_tpu,
+    'flash_gpu': _run_flash_gpu,
 }
 IMPLEMENTATIONS = ('auto', *PROGRAMS)
