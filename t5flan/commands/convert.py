@@ -12,13 +12,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Converts a checkpoint from one format to another."""
     from t5flan import configurables
     from t5flan.config.gin_files import packaged_files
-    from t5flan.conversion.convert import FORMATS, main
+    from t5flan.conversion.convert import FORMATS, PEFT, main
     from t5flan.models.config import ModelConfig
 
     formats = [getattr(arguments, name) for name in ('from', 'to')]
     for name, value in zip(('from', 'to'), formats):
-        if value not in FORMATS:
-            raise UsageError(f'--{name}={value} is not one of {", ".join(FORMATS)}')
+        if value not in (*FORMATS, PEFT):
+            raise UsageError(f'--{name}={value} is not one of {", ".join((*FORMATS, PEFT))}')
     if arguments.dtype not in (None, 'float32', 'bfloat16', 'float16'):
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
     if arguments.add_sentinels < 0:

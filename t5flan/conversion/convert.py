@@ -33,7 +33,10 @@ from t5flan.files import cache_folder
 from t5flan.models.config import ModelConfig
 from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
 
-FORMATS = ('hf', 't5x', 't5flan', 'peft')
+FORMATS = ('hf', 't5x', 't5flan')
+"""Formats of whole models."""
+PEFT = 'peft'
+"""The format of adapters."""
 Written = TypeVar('Written')
 
 HUB = 'hf:'
@@ -63,7 +66,7 @@ def main(
 
     Args:
         source, destination: SRC and DST.
-        from_, to: their formats, of FORMATS.
+        from_, to: their formats, of FORMATS, or PEFT.
         vocabulary: 'bytes' or a SentencePiece model, used instead of the source's vocabulary.
         dtype: the dtype to which numbers are rounded; None keeps each array's dtype.
         settings: maps the fields of a ModelConfig that were found to the ModelConfig, with the user's settings: what a
@@ -119,7 +122,7 @@ def read(
     settings: Settings | None = None,
     base: str | None = None,
 ) -> Checkpoint:
-    """Opens the checkpoint at `where`, in one of FORMATS; see `main` for the arguments.
+    """Opens the checkpoint at `where`, in one of FORMATS or PEFT; see `main` for the arguments.
 
     Raises:
         UserError: it cannot be read, or `settings` change the model.

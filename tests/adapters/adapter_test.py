@@ -95,6 +95,7 @@ def test_only_the_adapter_is_trained(config, settings):
     assert moments <= 2 * parameter_count(new) + 2, 'the optimizer holds more than the moments of the adapter'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
 def test_a_prompt_or_prefix_is_trained_alone(settings):
     base, state, _ = trained(ENCODER_DECODER, settings)
@@ -136,6 +137,7 @@ def test_merged_equals_unmerged(config, settings):
     np.testing.assert_allclose(adapted, plain, atol=1e-5 * np.abs(adapted).max(), rtol=0)
 
 
+@pytest.mark.slow
 @trained_methods
 def test_scanned_equals_unrolled(settings):
     _, scanned, _ = trained(DECODER, settings)
@@ -145,6 +147,7 @@ def test_scanned_equals_unrolled(settings):
         np.testing.assert_allclose(x, unrolled_arrays[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @both_models
 def test_a_step_of_lora_computes_no_gradient_of_the_base(config):
     """A full step takes about three times the forward pass; without gradients of the kernels, about two."""

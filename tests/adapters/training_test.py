@@ -38,6 +38,8 @@ MODEL = ModelConfig(
 )
 BATCH = {'decoder_input_tokens': np.arange(1, 21, dtype=np.int32).reshape(2, 10)}
 
+pytestmark = pytest.mark.slow  # every run compiles its steps
+
 
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory):
@@ -139,7 +141,6 @@ def test_another_base_is_refused(tmp_path, folders, settings):
         t5flan.load(tmp_path / 'lora')
 
 
-@pytest.mark.slow
 def test_a_prompt_trains_resumes_and_loads(tmp_path, settings):
     changed = settings | {
         'model': dataclasses.replace(MODEL, architecture='encoder_decoder', num_encoder_layers=1, num_decoder_layers=1),

@@ -37,7 +37,13 @@ def _small(family):
 
 
 @pytest.mark.parametrize(
-    'family, samples, unrolled', [('t5_1_1', 2, True), ('palm', 1, True), ('t5_1_1', 1, False), ('palm', 2, False)]
+    'family, samples, unrolled',
+    [
+        ('t5_1_1', 2, True),
+        ('palm', 1, True),
+        pytest.param('t5_1_1', 1, False, marks=pytest.mark.slow),
+        pytest.param('palm', 2, False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_rows_that_remain_go_on_as_in_the_whole_batch(family, samples, unrolled, heights, monkeypatch):
     if not unrolled:

@@ -27,7 +27,7 @@ def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
     names = [*tasks, *mixtures]
     longer = sorted(one for one in names if name and one.startswith(name))
     inside = sorted(one for one in names if name and name in one)
-    near = (longer or difflib.get_close_matches(name, names, 3, 0.5) or inside)[:3]
+    near = (longer or inside or difflib.get_close_matches(name, names, 3, 0.5))[:3]
     hint = f'the nearest are {", ".join(near)}' if near else f'{len(names)} are registered'
     fix = f'Set {setting}, or DataConfig.modules to the module that registers it.'
     raise UserError(f'no task or mixture {name!r}; {hint}. {fix}')
