@@ -32,9 +32,18 @@ METHODS = {
 }
 METHODS |= {'dora': Dora(rank=3, targets=['.*attention/out/kernel', '.*/wi_0/kernel']), 'ia3': Ia3()}
 both_models = pytest.mark.parametrize('config', [ENCODER_DECODER, DECODER], ids=['encoder-decoder', 'decoder'])
+
+
+def _quick_lora(methods):
+    """All methods as parameters, of which only LoRA is in the quick suite."""
+    slow = {True: (), False: pytest.mark.slow}
+    return [pytest.param(settings, id=name, marks=slow[name == 'lora']) for name, settings in methods.items()]
+
+
 TRAINED = {name: METHODS[name] for name in ('lora', 'dora', 'ia3')}
-trained_methods = pytest.mark.parametrize('settings', TRAINED.values(), ids=TRAINED.keys())
+trained_methods = pytest.mark.parametrize('settings', _quick_lora(TRAINED))
 every_method = pytest.mark.parametrize('settings', METHODS.values(), ids=METHODS.keys())
+lora_quickly = pytest.mark.parametrize('settings', _quick_lora(METHODS))
 
 
 def make_batch(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
@@ -127,7 +136,7 @@ def test_decoding_reads_the_prompt_or_prefix_as_a_forward_pass_does(settings):
     np.testing.assert_allclose(decode(model), expected[:, :4], atol=1e-4)
 
 
-@every_method
+@lora_quickly
 @both_models
 def test_merged_equals_unmerged(config, settings):
     model = moved(adapters.apply(base_model(config), settings, jax.random.key(1)))

@@ -16,6 +16,7 @@ from tests.models.small_models import small_model
 from tests.vocabulary import SYSTEM, bpe_folder, bpe_vocabulary
 
 pytest.importorskip('tokenizers', reason='the extra convert is not installed')
+SLOW = pytest.mark.slow
 ROWS = [{'inputs': f'{i} and 1', 'targets': str(i + 1)} for i in range(60)]
 LLAMA: dict = {
     'vocab_size': 290,
@@ -152,7 +153,10 @@ def test_an_export_has_the_files_of_the_import(folder, trained, tmp_path):
     assert fields['max_position_embeddings'] == 64 and fields['pad_token_id'] == 2 and fields['eos_token_id'] == [1, 3]
 
 
-@pytest.mark.parametrize('run_file', ['continue_causal_lm', 'continue_prefix_lm', 'continue_ul2'])
+@pytest.mark.parametrize(
+    'run_file',
+    [pytest.param('continue_causal_lm', marks=SLOW), pytest.param('continue_prefix_lm', marks=SLOW), 'continue_ul2'],
+)
 def test_continued_pretraining(folder, cli, tmp_path, run_file):
     source = tmp_path / 'grown'
     argv = ['--from=hf', '--to=t5flan', '--add_sentinels=30', '--add_tokens=[NLU],[NLG],[S2S]']

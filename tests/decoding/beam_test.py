@@ -89,7 +89,9 @@ def same(beams, others, atol=1e-5):
 
 
 @pytest.mark.parametrize('decoding', SEARCHES, ids=['plain', 'early', 'never', 't5x'])
-@pytest.mark.parametrize('family', ['t5_1_1', 'relative', 'palm'])
+@pytest.mark.parametrize(
+    'family', ['t5_1_1', pytest.param('relative', marks=pytest.mark.slow), pytest.param('palm', marks=pytest.mark.slow)]
+)
 def test_beams_are_those_of_a_slow_search(family, decoding):
     model, eos = model_of(family), an_end(family)
     results = generate(model, PROMPTS, decoding, eos_id=eos)
@@ -106,6 +108,7 @@ def test_beams_are_those_of_a_slow_search(family, decoding):
     assert ended == {True, False} or decoding.early_stopping is not True
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours():
     model, eos, decoding = model_of('t5_1_1'), an_end('t5_1_1'), SEARCHES[1]
     together = generate(model, PROMPTS, decoding, eos_id=eos)
@@ -114,6 +117,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     same(generate(model, PROMPTS, decoding.replace(batch_size=1), eos_id=eos), together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'family, mesh',
     [('t5_1_1', MeshConfig(data=2, fsdp=2, tensor=2)), ('relative', MeshConfig(data=2, context=2, tensor=2))],
@@ -125,6 +129,7 @@ def test_a_mesh_does_not_change_the_result(family, mesh):
         same(generate(model, PROMPTS, SEARCHES[0], eos_id=eos), plain)
 
 
+@pytest.mark.slow
 def test_a_scanned_step_gives_the_same_beams(monkeypatch):
     model, eos = model_of('t5_1_1'), an_end('t5_1_1')
     plain = generate(model, PROMPTS, SEARCHES[0], eos_id=eos)

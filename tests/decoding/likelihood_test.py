@@ -106,6 +106,7 @@ def test_the_start_token_is_inserted_unless_inputs_have_it(made, format):
         assert values(plain.likelihoods([[]], [[40]])) == pytest.approx(values(model.likelihoods([[]], [[40]])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format', ['encoder_decoder', 'causal_lm'])
 def test_a_mesh_gives_the_same(made, format):
     model = made[format]

@@ -415,7 +415,7 @@ def mid_save(workdir):
     return lambda: any('tmp' in path.name for path in (workdir / 'checkpoints').glob('5*'))
 
 
-@pytest.mark.parametrize('moment', [mid_step, mid_save])
+@pytest.mark.parametrize('moment', [mid_step, pytest.param(mid_save, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, settings, unbroken, moment):
     process = start(tmp_path, settings)
     wait_for(process, moment(tmp_path))
