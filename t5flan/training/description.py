@@ -167,7 +167,10 @@ def _changed_settings(workdir: str, gin: str) -> list[str]:
     if not file.exists():
         return []
     old, new = _values(file.read_text()), _values(gin)
-    changed = [(name, old[name], new[name]) for name in old if name in new and old[name] != new[name]]
+    paths = ('DataConfig.vocabulary',)  # its content is compared, wherever it is
+    changed = [
+        (name, old[name], new[name]) for name in old if name in new and old[name] != new[name] and name not in paths
+    ]
     return [f'changed since the last start: {name} was {before}, is {now}' for name, before, now in changed]
 
 
