@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import jax
 
-from benchmarks.train_step import random_batch, seconds
+from benchmarks.train_step import argument_parser, in_turns, random_batch, setting
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.config import METHODS, Adapter
@@ -50,28 +50,16 @@ def make_step(args: argparse.Namespace, adapter: Adapter | None) -> tuple[Callab
 
 def main() -> None:
     """Prints one line of JSON: medians over `--steps` steps, after two warm-up steps."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--model', default='models/t5_1_1_small')
-    parser.add_argument('--rows', type=int, default=8)
-    parser.add_argument('--inputs', type=int, default=512)
-    parser.add_argument('--targets', type=int, default=114)
-    parser.add_argument('--dtype', default='float32')
-    parser.add_argument('--remat', default='none')
+    parser = argument_parser(__doc__.split('\n')[0])
     parser.add_argument('--adapters', nargs='+', default=['Lora'], choices=sorted(METHODS))
-    parser.add_argument('--steps', type=int, default=5)
     args = parser.parse_args()
     steps, facts = {}, {}
     for name in ['full', *args.adapters]:
         steps[name], facts[name] = make_step(args, None if name == 'full' else METHODS[name]())
-    for one in steps.values():
-        one(), one()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.steps):
-        for name, one in steps.items():
-            times[name].append(seconds(one))
+    times = in_turns(steps, args.steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     result = {
-        'setting': f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})',
+        'setting': setting(args),
         'median_s': medians,
         'ratio_to_full': {name: medians[name] / medians['full'] for name in args.adapters},
         'facts': facts,

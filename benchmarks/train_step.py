@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -110,32 +110,49 @@ def seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Prints one line of JSON: medians over `--steps` steps, after two warm-up steps."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def in_turns(steps: Mapping[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
+    """Wall-clock seconds of `count` calls of each function, which take turns after two warm-up calls."""
+    for one in steps.values():
+        one(), one()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(count):
+        for name, one in steps.items():
+            times[name].append(seconds(one))
+    return times
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark of training steps."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--model', default='models/t5_1_1_small')
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--inputs', type=int, default=512)
     parser.add_argument('--targets', type=int, default=114)
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--remat', default='none')
+    parser.add_argument('--steps', type=int, default=5)
+    return parser
+
+
+def setting(args: argparse.Namespace) -> str:
+    """Model and sizes, for the printed result."""
+    return f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})'
+
+
+def main() -> None:
+    """Prints one line of JSON: medians over `--steps` steps, after two warm-up steps."""
+    parser = argument_parser(__doc__.split('\n')[0])
     parser.add_argument('--attention', default='auto')
     parser.add_argument('--microbatches', type=int, default=1)
-    parser.add_argument('--steps', type=int, default=5)
     parser.add_argument('--against', choices=['transformers'])
     parser.add_argument('--torch_compile', action='store_true')
     args = parser.parse_args()
     step, facts = our_step(args)
     steps = {'t5flan': step} | ({'transformers': transformers_step(args)} if args.against else {})
-    for one in steps.values():
-        one(), one()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.steps):
-        for name, one in steps.items():
-            times[name].append(seconds(one))
+    times = in_turns(steps, args.steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     result = {
-        'setting': f'{args.model} {args.dtype} remat={args.remat} {args.rows}x({args.inputs},{args.targets})',
+        'setting': setting(args),
         'median_s': medians,
         'min_s': {n: min(v) for n, v in times.items()},
         'max_s': {n: max(v) for n, v in times.items()},

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5flan.adapters.config import Dora
-from t5flan.adapters.lora import LoraProjection, check_rank, rank_and_scale
-from t5flan.adapters.projection import is_stacked, replace_projections, with_leading_axes
+from t5flan.adapters.lora import LoraProjection, adapt_low_rank
+from t5flan.adapters.projection import is_stacked, with_leading_axes
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
@@ -55,10 +55,4 @@ def adapt(model: Model, settings: Dora, scope: Scope) -> Model:
     Raises:
         UserError: a target matches nothing, or a rank is above that of its kernel.
     """
-
-    def make(path: str, projection: Projection, place: Scope) -> DoraProjection:
-        rank, scale = rank_and_scale(settings, path)
-        check_rank(settings, rank, path, projection)
-        return DoraProjection(projection, place, rank, scale)
-
-    return replace_projections(model, settings.targets, 'Dora.targets', scope, make)
+    return adapt_low_rank(model, settings, scope, DoraProjection)

@@ -5,8 +5,10 @@
 R rank. One layer's W is [*inputs, *outputs], A [*inputs, R], B [R, *outputs].
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -98,10 +100,20 @@ def adapt(model: Model, settings: Lora, scope: Scope) -> Model:
     Raises:
         UserError: a target matches nothing, or a rank is above that of its kernel.
     """
+    kind = functools.partial(LoraProjection, bias=settings.bias)
+    return adapt_low_rank(model, settings, scope, kind)
+
+
+def adapt_low_rank(model: Model, settings: Lora, scope: Scope, kind: Callable[..., LoraProjection]) -> Model:
+    """The model with `kind(projection, scope, rank, scale)` on the projections that `settings.targets` name.
+
+    Raises:
+        UserError: a target matches nothing, or a rank is above that of its kernel.
+    """
 
     def make(path: str, projection: Projection, place: Scope) -> LoraProjection:
         rank, scale = rank_and_scale(settings, path)
         check_rank(settings, rank, path, projection)
-        return LoraProjection(projection, place, rank, scale, bias=settings.bias)
+        return kind(projection, place, rank, scale)
 
-    return replace_projections(model, settings.targets, 'Lora.targets', scope, make)
+    return replace_projections(model, settings.targets, f'{type(settings).__name__}.targets', scope, make)

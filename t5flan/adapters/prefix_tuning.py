@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan.adapters.config import PrefixTuning
-from t5flan.errors import UserError
+from t5flan.adapters.projection import encoder_decoder
 from t5flan.models.attention import KV, LayerCache
-from t5flan.models.encoder_decoder import EncoderDecoder
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
 from t5flan.models.stack import Decoder
@@ -58,9 +57,6 @@ def adapt(model: Model, settings: PrefixTuning, scope: Scope) -> Model:
     Raises:
         UserError: the model is not an encoder-decoder.
     """
-    if not isinstance(model, EncoderDecoder):
-        problem = f'PrefixTuning needs an encoder-decoder, but the model is {model.config.architecture}'
-        raise UserError(f'{problem}. Set ADAPTER=@Lora() instead.')
-    model = jax.tree.map(lambda x: x, model)
+    model = jax.tree.map(lambda x: x, encoder_decoder(model, settings))
     model.decoder = PrefixedDecoder(model.decoder, scope / 'decoder', settings)
     return model

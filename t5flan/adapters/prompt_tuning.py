@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.config import PromptTuning
+from t5flan.adapters.projection import encoder_decoder
 from t5flan.errors import UserError
 from t5flan.models.encoder_decoder import EncoderDecoder
 from t5flan.models.model import Model
@@ -52,7 +53,4 @@ def adapt(model: Model, settings: PromptTuning, scope: Scope) -> Model:
     Raises:
         UserError: the model is not an encoder-decoder.
     """
-    if not isinstance(model, EncoderDecoder):
-        problem = f'PromptTuning needs an encoder-decoder, but the model is {model.config.architecture}'
-        raise UserError(f'{problem}. Set ADAPTER=@Lora() instead.')
-    return PromptedEncoderDecoder(model, scope, settings)
+    return PromptedEncoderDecoder(encoder_decoder(model, settings), scope, settings)

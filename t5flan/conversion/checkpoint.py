@@ -12,7 +12,9 @@ import numpy as np
 from t5flan.conversion.names import Shape, all_pieces, shapes
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import named_axes
 
 Key = TypeVar('Key')
 Piece = tuple[Shape, int | None, np.ndarray]
@@ -28,7 +30,6 @@ T5_FIELDS: Mapping[str, Any] = {
     'logits_soft_cap': None,
 }
 """Fields of ModelConfig that have this value in every T5."""
-_VOCAB_AXIS = {'token_embedder/embedding': 0, 'decoder/logits_dense/kernel': 1}
 _READ_AHEAD = 2**28  # bytes; a larger array is not read ahead, so that only one is in memory
 _NAN_CHUNK = 2**24  # numbers checked at a time
 
@@ -88,13 +89,13 @@ class Checkpoint:
         vocabulary = self.vocabulary.with_added_tokens(tokens)
         first, end, rows = self.vocabulary.vocab_size, vocabulary.vocab_size, self.config.vocab_size
         config = dataclasses.replace(self.config, vocab_size=rows if end <= rows else -(-end // 128) * 128)
-        old, read = shapes(self.config), self.read
+        old, read, axes = shapes(self.config), self.read, named_axes(abstract_model(self.config))
 
         def read_grown(shape: Shape, layer: int | None) -> np.ndarray:
             array = read(old[shape.name], layer)
-            if shape.name not in _VOCAB_AXIS:
+            if 'vocab' not in axes[shape.name]:  # embedding and logits, which have no axis of layers
                 return array
-            axis = _VOCAB_AXIS[shape.name]
+            axis = axes[shape.name].index('vocab')
             mean = array.astype(np.float32).mean(axis, keepdims=True).astype(array.dtype)
             grown = np.concatenate([array, np.repeat(mean, config.vocab_size - rows, axis)], axis)
             new = (slice(None),) * axis + (slice(first, end),)

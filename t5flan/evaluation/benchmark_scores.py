@@ -6,13 +6,13 @@ A row of the file is an answer: {"task": "boolean_expressions", "prediction": ".
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5flan.data.records.fields import find_field, require_field, require_text
 from t5flan.data.records.rows import read_rows
 from t5flan.errors import UserError, did_you_mean
+from t5flan.evaluation.terminal import print_scores
 from t5flan.files import write_json
 from t5flan.scoring.benchmark import ALL, Answer, Benchmark, Scores, score
 from t5flan.scoring.statistics import bootstrap_interval, compare
@@ -38,7 +38,7 @@ def score_file(
     """
     scores = score(benchmark, read_predictions(predictions, benchmark))
     found = {'predictions': predictions, **summary(benchmark, scores)}
-    print_scores(benchmark, found, predictions)
+    print_result(benchmark, found, predictions)
     if baseline is not None:
         other = score(benchmark, read_predictions(baseline, benchmark, '--baseline'))
         values = _values(benchmark, scores)
@@ -124,23 +124,10 @@ def _values(benchmark: Benchmark, scores: Scores) -> dict[tuple[str, int], float
     return {key: 100 * one[benchmark.metric] for key, one in scores.judged.items() if benchmark.metric in one}
 
 
-def print_scores(benchmark: Benchmark, found: Mapping[str, Any], title: str) -> None:
-    """Prints a result as a table: a line for every task, then the averages."""
-    from rich.console import Console
-    from rich.table import Table
-
-    metrics = list(dict.fromkeys(name for one in found['tasks'].values() for name in one if name != 'examples'))
-    table = Table(title=f'{benchmark.name}: {title}', title_justify='left')
-    table.add_column('task', overflow='fold')
-    for column in ('examples', *metrics):
-        table.add_column(column, justify='right')
-    cells = lambda one: [f'{one[name]:.2f}' if name in one else '' for name in metrics]
-    for task, one in found['tasks'].items():
-        table.add_row(task, str(one['examples']), *cells(one))
-    table.add_section()
-    for category, one in found['averages'].items():
-        table.add_row(f'mean of {category} ({one["tasks"]})', '', *cells(one), style='bold')
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+def print_result(benchmark: Benchmark, found: Mapping[str, Any], title: str) -> None:
+    """Prints a result: a table with a line for every task and the averages, then the score and its interval."""
+    averages = {f'{category} ({one["tasks"]})': one for category, one in found['averages'].items()}
+    print_scores(f'{benchmark.name}: {title}', found['tasks'], averages)
     low, high = found['interval']
     if high > low:
         shown = f'mean of {found["reported"]}, 95 % interval {low:.2f} to {high:.2f}'

@@ -19,7 +19,7 @@ from typing import Any
 from t5flan.data.vocabulary.prompt_format import answer_ids
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError, did_you_mean
-from t5flan.evaluation.benchmark_scores import print_scores, summary
+from t5flan.evaluation.benchmark_scores import print_result, summary
 from t5flan.evaluation.inference import WINDOW
 from t5flan.evaluation.results import StepResults
 from t5flan.evaluation.row_files import Prompt, RowWriter
@@ -136,7 +136,7 @@ def _evaluate(
         result = summary(benchmark, scores)
         judged = _judged(prompts, answered, name, scores.judged, benchmark.metric)
         found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name], 'samples': judged}
-        print_scores(benchmark, result, f'{model.folder}, step {model.step}')
+        print_result(benchmark, result, f'{model.folder}, step {model.step}')
         if lost := sum(dropped[name].values()) - dropped[name].get(0, 0):
             print(f'{lost} of {len(answers)} prompts had to lose exemplars')
     found['seconds'] = round(time.monotonic() - started, 1)

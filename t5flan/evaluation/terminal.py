@@ -11,25 +11,31 @@ from t5flan.evaluation.measures import metrics_of
 
 def print_table(summary: Mapping[str, Any]) -> None:
     """Prints the summary of `evaluate` as a table."""
+    title = f'{summary["checkpoint"]}, step {summary["step"]}, {summary["split"]}'
+    print_scores(title, summary['tasks'], summary['means'])
+    cut = [f'{result["cut"]} of {task}' for task, result in summary['tasks'].items() if result.get('cut')]
+    if cut:
+        print(f'trimmed to the feature lengths: {", ".join(cut)}')
+
+
+def print_scores(title: str, tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a table: a line of metrics for every task, then for the mean of each group."""
     from rich.console import Console
     from rich.table import Table
 
-    metrics = list(dict.fromkeys(name for result in summary['tasks'].values() for name in metrics_of(result)))
-    table = Table(title=f'{summary["checkpoint"]}, step {summary["step"]}, {summary["split"]}', title_justify='left')
+    metrics = list(dict.fromkeys(name for result in tasks.values() for name in metrics_of(result)))
+    table = Table(title=title, title_justify='left')
     table.add_column('task', overflow='fold')
     for column in ('examples', *metrics):
         table.add_column(column, justify='right')
     cells = lambda result: [f'{result[name]:.2f}' if name in result else '' for name in metrics]
-    for task, result in summary['tasks'].items():
+    for task, result in tasks.items():
         table.add_row(task, str(result['examples']), *cells(result))
-    if summary['means']:
+    if means:
         table.add_section()
-    for mixture, means in summary['means'].items():
-        table.add_row(f'mean of {mixture}', '', *cells(means), style='bold')
+    for group, result in means.items():
+        table.add_row(f'mean of {group}', '', *cells(result), style='bold')
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    cut = [f'{result["cut"]} of {task}' for task, result in summary['tasks'].items() if result.get('cut')]
-    if cut:
-        print(f'trimmed to the feature lengths: {", ".join(cut)}')
 
 
 def print_steps(found: Sequence[Mapping[str, Any]]) -> None:

@@ -91,7 +91,11 @@ class MetricWriter:
             f'{name} {value:.4f}' for name, value in measured.items() if name != 'eval/loss' and name not in by_task
         ]
         self.log('  '.join([f'step {step}  eval/loss {loss:.4f}{compared}', *others]))
-        losses = [f'{name[10:]} {value:.4f}' for name, value in by_task.items() if name.startswith('eval/loss/')]
+        losses = [
+            f'{name.removeprefix("eval/loss/")} {value:.4f}'
+            for name, value in by_task.items()
+            if name.startswith('eval/loss/')
+        ]
         if losses:
             self.log(f'  loss by task: {", ".join(losses)}')
 
