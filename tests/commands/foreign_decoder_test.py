@@ -1,5 +1,6 @@
 """A decoder from Hugging Face through every command: what its folder knows need not be said again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 import t5flan
 from t5flan.conversion import convert, names
 from t5flan.conversion.checkpoint import Checkpoint
+from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.models.parameters import named_parameters
@@ -210,6 +212,11 @@ def test_new_rows_are_the_mean_of_the_old(folder):
         np.testing.assert_allclose(
             np.take(new, range(290, 384), axis), np.repeat(old.mean(axis, keepdims=True), 94, axis)
         )
+    few = dataclasses.replace(before, vocabulary=ByteVocabulary(0))  # its new ids have rows already, which were padding
+    shape = names.shapes(before.config)['token_embedder/embedding']
+    old, new = before.read(shape, None), few.with_added_tokens(['<a>']).read(shape, None)
+    assert few.vocabulary.vocab_size == 259 and np.array_equal(np.delete(new, 259, 0), np.delete(old, 259, 0))
+    np.testing.assert_allclose(new[259], old.mean(0), rtol=1e-5, atol=1e-7)
     with pytest.raises(UserError, match='expected a non-empty string'):
         before.with_added_tokens([''])
 
