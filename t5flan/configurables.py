@@ -3,17 +3,19 @@
     settings = configurables.parse(['runs/finetune'], ['MIXTURE=practice', 'ModelConfig.dropout_rate=0.05'])
     model = settings.read(ModelConfig)
 
-Nothing here imports JAX or TensorFlow: a wrong setting is reported before either is loaded.
+Nothing here imports JAX or TensorFlow: a wrong setting is reported before either is loaded. The file of an adapter's
+method, which needs JAX, is imported when the method is named.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from t5flan import mesh
-from t5flan.adapters import config as adapters_config
+from t5flan.adapters.config import METHODS
 from t5flan.config import renames
 from t5flan.config.gin_files import exists, read_text
 from t5flan.config.settings import Settings
@@ -27,13 +29,14 @@ from t5flan.models.config import ModelConfig
 from t5flan.training import config as training_config
 
 _DATA_MODULES = (data_config, corpus_config, mixture_config, instruction_config)
-CONFIGURABLES: dict[str, type] = {
+_SETTINGS: dict[str, type] = {
     value.__name__: value
-    for module in (model_config, *_DATA_MODULES, training_config, adapters_config, decoding_config, mesh)
+    for module in (model_config, *_DATA_MODULES, training_config, decoding_config, mesh)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == module.__name__
 }
-"""The dataclasses of every settings module, by the name that gin files use."""
+CONFIGURABLES: Mapping[str, type] = ChainMap(cast(Any, METHODS), _SETTINGS)
+"""The dataclasses of every settings module and the methods of adapters, by the name that gin files use."""
 
 RENAMED_CLASSES = {'Blend': 'Mixture'}
 """Old -> present names, understood for one release; each class lists its renamed fields in `RENAMED`."""
@@ -58,7 +61,7 @@ def training_settings(given: Settings) -> dict[str, Any]:
 
 def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> Settings:
     """Reads gin files, then bindings (`NAME=value`), over all configurables; see `Settings`."""
-    return Settings(gin_files, gin_bindings, CONFIGURABLES.values(), RENAMED_CLASSES)
+    return Settings(gin_files, gin_bindings, _SETTINGS.values(), RENAMED_CLASSES, METHODS)
 
 
 def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] | None:

@@ -14,24 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5flan.adapters import dora, ia3, lora, prefix_tuning, prompt_tuning
-from t5flan.adapters.config import METHODS, Adapter, Dora, Ia3, Lora, PrefixTuning, PromptTuning
-from t5flan.adapters.projection import can_merge, merge
+from t5flan.adapters.config import METHODS, Adapter
+from t5flan.adapters.projection import merge
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope, named_parameters
 
-__all__ = ['adapter_arrays', 'apply', 'can_merge', 'base_names', 'fingerprint', 'from_record', 'merge', 'with_arrays']
-
-_ADAPT: Mapping[type, Any] = {
-    Lora: lora.adapt,
-    Dora: dora.adapt,
-    Ia3: ia3.adapt,
-    PromptTuning: prompt_tuning.adapt,
-    PrefixTuning: prefix_tuning.adapt,
-}
+__all__ = ['adapter_arrays', 'apply', 'base_names', 'fingerprint', 'from_record', 'merge', 'with_arrays']
 
 
 def apply(model: Model, settings: Adapter, key: jax.Array) -> Model:
@@ -43,7 +34,7 @@ def apply(model: Model, settings: Adapter, key: jax.Array) -> Model:
     Raises:
         UserError: the settings do not fit the model.
     """
-    return _ADAPT[type(settings)](model, settings, Scope(key))
+    return settings.adapt(model, Scope(key))
 
 
 def base_names(config: ModelConfig) -> frozenset[str]:

@@ -118,11 +118,6 @@ def with_leading_axes(x: jax.Array, ndim: int) -> jax.Array:
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
-def can_merge(settings: Any) -> bool:
-    """Whether the kernels can hold an adapter with these settings."""
-    return hasattr(settings, 'targets') and not getattr(settings, 'bias', False)
-
-
 def merge(model: Model) -> Model:
     """The plain model that computes the same: adapters are merged into the kernels. Sums are float32.
 

@@ -88,7 +88,10 @@ def item_type(annotation: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words: 'int or None', 'list of str', 'dict of str to int'."""
+    """An annotation in words: 'int or None', 'list of str', 'dict of str to int'.
+
+    A base class of settings may say in `IN_WORDS` what is expected of it.
+    """
     members = options(annotation)
     if len(members) > 1:
         return ' or '.join(describe(member) for member in members)
@@ -102,7 +105,7 @@ def describe(annotation: Any) -> str:
     if _is_mapping_type(annotation):
         return f'dict of {describe(arguments[0])} to {describe(arguments[1])}' if arguments else 'dict'
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f'@{annotation.__name__}()'
+        return str(vars(annotation).get('IN_WORDS', f'@{annotation.__name__}()'))
     return {type(None): 'None', Any: 'anything', bool: 'True or False'}.get(annotation) or annotation.__name__
 
 

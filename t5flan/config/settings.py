@@ -13,6 +13,7 @@ release (renames.py). There is no global state.
 
 import dataclasses
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ class Settings:
         gin_files: paths, or names of packaged files ('runs/finetune').
         gin_bindings: `NAME=value`, as after `--gin.` on the command line.
         configurables: the dataclasses that can be set.
+        imported_later: more of them by name, which are looked up when they are named: their files are slow to import.
         renamed_classes: old -> present name of dataclasses that were renamed.
 
     Raises:
@@ -70,8 +72,10 @@ class Settings:
         gin_bindings: Iterable[str],
         configurables: Iterable[type],
         renamed_classes: Names,
+        imported_later: Mapping[str, type] = types.MappingProxyType({}),
     ) -> None:
         self._configurables = {cls.__name__: cls for cls in configurables}
+        self._imported_later = imported_later
         self._renamed_classes = renamed_classes
         self._nested = {  # (class, field) -> the class of settings that the field is
             (name, field.name): annotation.__name__
@@ -244,7 +248,7 @@ class Settings:
             self._macro_values.setdefault(value.name, expanded)
             return expanded
         if isinstance(value, gin_syntax.Reference):
-            return self.read(self._configurables[value.name], command, value.scope)
+            return self.read(self._class(value.name), command, value.scope)
         item = annotations.item_type(annotation)
         if isinstance(value, (list, tuple)):
             return type(value)(self._expand(one, item, command) for one in value)
@@ -303,7 +307,7 @@ class Settings:
     def _find_field(self, selector: str, name: str, origin: str) -> tuple[type, str, Any]:
         """The class, the present field name and the annotation of `selector.name`."""
         setting = f'{selector}.{name}'
-        cls = self._configurables.get(self._current_class(selector))
+        cls = self._class(self._current_class(selector))
         field = renames.current_name(cls, name)
         known = {} if cls is None else {one.name: annotation for one, annotation in annotations.fields(cls)}
         if cls is None or field not in known:
@@ -313,6 +317,12 @@ class Settings:
             renames.warn(setting, f'{cls.__name__}.{field}')
         return cls, field, known[field]
 
+    def _class(self, name: str) -> Any:
+        """The configurable of this name, or None."""
+        if name not in self._configurables and name in self._imported_later:
+            self._configurables[name] = self._imported_later[name]
+        return self._configurables.get(name)
+
     def _current_class(self, name: str) -> str:
         if name in self._renamed_classes:
             renames.warn(name, self._renamed_classes[name])
@@ -321,8 +331,9 @@ class Settings:
     def _checked(self, reference: gin_syntax.Reference, origin: str) -> gin_syntax.Reference:
         """The reference under the present name of its class."""
         name = self._current_class(reference.name)
-        if name not in self._configurables:
-            near = nearest(name, self._configurables)
+        known = {*self._configurables, *self._imported_later}
+        if name not in known:
+            near = nearest(name, sorted(known))
             raise UsageError(f'{origin}: there is no @{name}{f": did you mean @{near}()?" if near else ""}')
         if not reference.called:
             raise UsageError(f'{origin}: write @{name}() with parentheses')
@@ -338,6 +349,9 @@ class Settings:
                 raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}; {files}')
 
     def _did_you_mean(self, name: str, macros: Iterable[str] = ()) -> str:
+        near = nearest(name.partition('.')[0], [*self._configurables, *self._imported_later])
+        if near:
+            self._class(near)  # among those that are imported later, only this one is
         classes = self._configurables.values()
         settings = [f'{cls.__name__}.{field.name}' for cls in classes for field, _ in annotations.fields(cls)]
         near = nearest(name, [*macros, *settings])

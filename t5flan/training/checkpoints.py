@@ -29,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan import sharding as sharding_lib
-from t5flan.adapters.adapter import adapter_arrays, apply, can_merge, fingerprint, from_record, merge
+from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record, merge
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -310,7 +310,7 @@ def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None =
     record = read_description(root).adapter
     if record is None:
         return _restore_item(root, found, 'parameters', abstract_model)
-    if not can_merge(from_record(record)):
+    if not from_record(record).mergeable:
         return restore_adapted(root, abstract_model, found)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_model)
     return jax.jit(merge, out_shardings=shardings)(restore_adapted(root, abstract_model, found))
@@ -350,7 +350,7 @@ def check_is_model(folder: PathLike) -> None:
         UserError: `folder` holds another adapter.
     """
     record = read_description(folder).adapter
-    if record is not None and not can_merge(from_record(record)):
+    if record is not None and not from_record(record).mergeable:
         problem = f'{os.fspath(folder)} is an adapter of the method {record["method"]}, which cannot be merged'
         raise UserError(f'{problem}. Set CheckpointConfig.initialize_from to its base, {record["base"]}.')
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from t5flan.adapters.config import UNPACKED, Adapter
+from t5flan.adapters.config import Adapter
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
@@ -55,7 +55,7 @@ def with_adapter(
     if settings is None:
         return description
     given = f'RunConfig.adapter=@{type(settings).__name__}()'
-    if isinstance(settings, UNPACKED) and description.data['pack']:
+    if description.data['pack'] and not settings.packed:
         problem = f'{given}, but DataConfig.pack=True: what it adds would be seen by one example of a row'
         raise UserError(f'{problem}. Set DataConfig.pack=False.')
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they read back from the file

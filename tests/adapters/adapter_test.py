@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from t5flan.adapters import adapter as adapters
-from t5flan.adapters.config import Dora, Ia3, Lora, PrefixTuning, PromptTuning
+from t5flan.adapters.methods.dora import Dora
+from t5flan.adapters.methods.ia3 import Ia3
+from t5flan.adapters.methods.lora import Lora
+from t5flan.adapters.methods.prefix_tuning import PrefixTuning
+from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.errors import UserError
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig

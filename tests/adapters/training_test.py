@@ -12,7 +12,8 @@ import pytest
 import t5flan
 from t5flan import tasks
 from t5flan.adapters.adapter import adapter_arrays
-from t5flan.adapters.config import Lora, PromptTuning
+from t5flan.adapters.methods.lora import Lora
+from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import convert
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask

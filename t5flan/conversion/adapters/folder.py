@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from t5flan.adapters.adapter import adapter_arrays, apply, can_merge, fingerprint, from_record
+from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record
 from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import AdaptedProjection, projections
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays
@@ -69,7 +69,7 @@ def merged(base: Checkpoint, settings: Adapter, arrays: Arrays, where: str) -> C
     for path, parent, name in projections(model):
         if isinstance(projection := getattr(parent, name), AdaptedProjection):
             adapted[f'{path}/kernel'] = projection
-    if not can_merge(settings):
+    if not settings.mergeable:
         problem = f'{where}: an adapter of the method {type(settings).__name__} has no kernel to be merged into'
         raise UserError(f'{problem}. Use the folder itself with `t5flan evaluate` and `t5flan infer`.')
 

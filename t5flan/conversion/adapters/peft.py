@@ -21,7 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5flan.adapters.adapter import adapter_arrays
-from t5flan.adapters.config import Adapter, Dora, Ia3, Lora, PrefixTuning, PromptTuning
+from t5flan.adapters.config import Adapter
+from t5flan.adapters.methods.dora import Dora
+from t5flan.adapters.methods.ia3 import Ia3
+from t5flan.adapters.methods.lora import Lora
+from t5flan.adapters.methods.prefix_tuning import PrefixTuning
+from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import names
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import match_arrays
@@ -99,6 +104,8 @@ def write(folder: Path, where: str) -> None:
     config = description.model
     if isinstance(settings, PromptTuning | PrefixTuning):
         theirs, fields = _virtual_tokens(settings, arrays, config)
+    elif not isinstance(settings, Lora | Ia3):
+        raise UserError(f'PEFT has no adapter like {type(settings).__name__}, the method of {where}. Set --to=t5flan.')
     else:
         theirs, fields = {}, _fields(config, where, settings, arrays)
         for (name, layer), piece in _pieces(config, where, arrays).items():

@@ -5,16 +5,37 @@
 As in the paper (section 4.3) and in PEFT, |V| counts as a constant in the gradient.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5flan.adapters.config import Dora
-from t5flan.adapters.lora import LoraProjection, adapt_low_rank
+from t5flan.adapters.methods.lora import Lora, LoraProjection
 from t5flan.adapters.projection import is_stacked, with_leading_axes
+from t5flan.config.checks import require
 from t5flan.models.layers import Projection
-from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class Dora(Lora):
+    """Weight-decomposed low-rank adaptation (https://arxiv.org/abs/2402.09353): LoRA changes the direction only.
+
+    The columns of W + alpha / rank * A B are scaled to lengths that are trained, at first those of W's columns.
+
+    Attributes:
+        rank, alpha, rslora, targets, rank_pattern, alpha_pattern: as of `Lora`.
+        bias: False; DoRA has none.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.bias, 'Dora.bias', self.bias, 'False')
+
+    def make(self, projection: Projection, scope: Scope, rank: int, scale: float) -> 'DoraProjection':
+        """One adapted projection."""
+        return DoraProjection(projection, scope, rank, scale)
 
 
 class DoraProjection(LoraProjection):
@@ -47,12 +68,3 @@ class DoraProjection(LoraProjection):
 def _lengths(kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
     """The lengths of a kernel's columns, summed over its axes `inputs`."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), inputs))
-
-
-def adapt(model: Model, settings: Dora, scope: Scope) -> Model:
-    """The model with DoRA on the projections that `settings.targets` name; its base arrays are the given ones.
-
-    Raises:
-        UserError: a target matches nothing, or a rank is above that of its kernel.
-    """
-    return adapt_low_rank(model, settings, scope, DoraProjection)

@@ -4,14 +4,55 @@ y = (x W) * l        keys and values
 y = (x * l) W        the last projection of the MLP, whose input is the inner activation
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from t5flan.adapters.config import Ia3
+from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
+from t5flan.config.checks import require, require_patterns
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class Ia3(Adapter):
+    """(IA)3 (https://arxiv.org/abs/2205.05638): a trained vector rescales activations; it begins as ones.
+
+    Attributes:
+        targets: regular expressions of the kernels whose outputs are rescaled; each matches whole parameter paths.
+        input_targets: the same for kernels whose inputs are rescaled.
+    """
+
+    targets: tuple[str, ...] = ('.*attention/(key|value)/kernel',)
+    input_targets: tuple[str, ...] = ('.*/mlp/wo/kernel',)
+
+    def __post_init__(self) -> None:
+        for field in ('targets', 'input_targets'):
+            require_patterns(f'Ia3.{field}', getattr(self, field))
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        require(bool(self.targets or self.input_targets), 'Ia3.targets', self.targets, 'a regular expression')
+
+    @property
+    def mergeable(self) -> bool:
+        """True: rows or columns of the kernels are rescaled."""
+        return True
+
+    def adapt(self, model: Model, scope: Scope) -> Model:
+        """The model with vectors that rescale the outputs of `targets` and the inputs of `input_targets`.
+
+        Raises:
+            UserError: a target matches nothing.
+        """
+        for field, on_inputs in (('targets', False), ('input_targets', True)):
+
+            def make(_: str, projection: Projection, place: Scope, on_inputs: bool = on_inputs) -> Ia3Projection:
+                return Ia3Projection(projection, place, on_inputs=on_inputs)
+
+            model = replace_projections(model, getattr(self, field), f'Ia3.{field}', scope, make)
+        return model
 
 
 class Ia3Projection(AdaptedProjection):
@@ -38,18 +79,3 @@ class Ia3Projection(AdaptedProjection):
         if self.on_inputs:
             scales = jnp.expand_dims(scales, tuple(range(scales.ndim, scales.ndim + outputs)))
         return self.kernel[...] * with_leading_axes(scales, self.kernel.ndim)
-
-
-def adapt(model: Model, settings: Ia3, scope: Scope) -> Model:
-    """The model with (IA)3 on the projections that the settings name; its base arrays are the given ones.
-
-    Raises:
-        UserError: a target matches nothing.
-    """
-    for field, on_inputs in (('targets', False), ('input_targets', True)):
-
-        def make(_: str, projection: Projection, place: Scope, on_inputs: bool = on_inputs) -> Ia3Projection:
-            return Ia3Projection(projection, place, on_inputs=on_inputs)
-
-        model = replace_projections(model, getattr(settings, field), f'Ia3.{field}', scope, make)
-    return model

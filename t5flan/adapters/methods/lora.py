@@ -5,20 +5,86 @@
 R rank. One layer's W is [*inputs, *outputs], A [*inputs, R], B [R, *outputs].
 """
 
-import functools
+import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from t5flan.adapters.config import Lora
+from t5flan.adapters.config import QUERY_AND_VALUE, Adapter, check_targets
 from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
+from t5flan.config.checks import is_count, is_number, require, require_count, require_patterns, require_positive
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora(Adapter):
+    """Low-rank adaptation (https://arxiv.org/abs/2106.09685): a kernel W becomes W + alpha / rank * A B.
+
+    A is drawn uniformly, as in PEFT, and B is zero, so that the adapted model begins as the base.
+
+    Attributes:
+        rank: columns of A and rows of B.
+        alpha: the product is scaled by alpha / rank.
+        rslora: scale by alpha / sqrt(rank) instead (https://arxiv.org/abs/2312.03732).
+        targets: regular expressions of the kernels to adapt; each matches whole parameter paths
+            ('decoder/.*/(query|value)/kernel').
+        rank_pattern: regular expression -> the rank of the kernels that it matches; the first that matches applies.
+        alpha_pattern: the same for alpha.
+        bias: also train a vector that is added to the output of B (PEFT's `lora_bias`).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    targets: tuple[str, ...] = QUERY_AND_VALUE
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require_count(f'{name}.rank', self.rank)
+        require_positive(f'{name}.alpha', self.alpha)
+        require(isinstance(self.bias, bool), f'{name}.bias', self.bias, 'True or False')
+        require(isinstance(self.rslora, bool), f'{name}.rslora', self.rslora, 'True or False')
+        check_targets(self)
+        for field, kind, holds in (
+            ('rank_pattern', 'integers of 1 or more', lambda x: is_count(x, 1)),
+            ('alpha_pattern', 'numbers above 0', lambda x: is_number(x) and x > 0),
+        ):
+            given: Mapping[str, Any] = getattr(self, field)
+            require_patterns(f'{name}.{field}', list(given))
+            require(all(map(holds, given.values())), f'{name}.{field}', given, f'regular expressions to {kind}')
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the kernels can hold it: they cannot hold a bias."""
+        return not self.bias
+
+    def adapt(self, model: Model, scope: Scope) -> Model:
+        """The model with low-rank products on the projections that `targets` name.
+
+        Raises:
+            UserError: a target matches nothing, or a rank is above that of its kernel.
+        """
+
+        def make(path: str, projection: Projection, place: Scope) -> LoraProjection:
+            rank, scale = rank_and_scale(self, path)
+            check_rank(self, rank, path, projection)
+            return self.make(projection, place, rank, scale)
+
+        return replace_projections(model, self.targets, f'{type(self).__name__}.targets', scope, make)
+
+    def make(self, projection: Projection, scope: Scope, rank: int, scale: float) -> 'LoraProjection':
+        """One adapted projection."""
+        return LoraProjection(projection, scope, rank, scale, bias=self.bias)
 
 
 def uniform_fan_in(num_inputs: int) -> jax.nn.initializers.Initializer:
@@ -92,28 +158,3 @@ def check_rank(settings: Lora, rank: int, path: str, projection: Projection) -> 
         name = type(settings).__name__
         problem = f'{name}.rank={rank}, but {path} is a matrix of {rows} x {columns}'
         raise UserError(f'{problem}, expected a rank of {min(rows, columns)} or less. Set {name}.rank in your .gin.')
-
-
-def adapt(model: Model, settings: Lora, scope: Scope) -> Model:
-    """The model with LoRA on the projections that `settings.targets` name; its base arrays are the given ones.
-
-    Raises:
-        UserError: a target matches nothing, or a rank is above that of its kernel.
-    """
-    kind = functools.partial(LoraProjection, bias=settings.bias)
-    return adapt_low_rank(model, settings, scope, kind)
-
-
-def adapt_low_rank(model: Model, settings: Lora, scope: Scope, kind: Callable[..., LoraProjection]) -> Model:
-    """The model with `kind(projection, scope, rank, scale)` on the projections that `settings.targets` name.
-
-    Raises:
-        UserError: a target matches nothing, or a rank is above that of its kernel.
-    """
-
-    def make(path: str, projection: Projection, place: Scope) -> LoraProjection:
-        rank, scale = rank_and_scale(settings, path)
-        check_rank(settings, rank, path, projection)
-        return kind(projection, place, rank, scale)
-
-    return replace_projections(model, settings.targets, f'{type(settings).__name__}.targets', scope, make)

@@ -3,15 +3,49 @@
 B batch, S source length, P vectors, D emb_dim, V vocabulary.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
-from t5flan.adapters.config import PromptTuning
+from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import encoder_decoder
+from t5flan.config.checks import is_count, require, require_count
 from t5flan.errors import UserError
 from t5flan.models.encoder_decoder import EncoderDecoder
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTuning(Adapter):
+    """Prompt tuning (https://arxiv.org/abs/2104.08691): trained vectors before the encoder's input.
+
+    They begin as embeddings of random tokens. Rows are not packed, and the model is an encoder-decoder.
+
+    Attributes:
+        tokens: how many vectors are read.
+        rows: how many are stored; PEFT stores twice as many as a model reads. None = as many as `tokens`.
+    """
+
+    packed: ClassVar[bool] = False
+
+    tokens: int = 20
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        require_count('PromptTuning.tokens', self.tokens)
+        enough = self.rows is None or is_count(self.rows, self.tokens)
+        require(enough, 'PromptTuning.rows', self.rows, f'an integer of {self.tokens} (PromptTuning.tokens) or more')
+
+    def adapt(self, model: Model, scope: Scope) -> Model:
+        """The model with a prompt.
+
+        Raises:
+            UserError: the model is not an encoder-decoder.
+        """
+        return PromptedEncoderDecoder(encoder_decoder(model, self), scope, self)
 
 
 class PromptedEncoderDecoder(EncoderDecoder):
@@ -45,12 +79,3 @@ class PromptedEncoderDecoder(EncoderDecoder):
             raise UserError('PromptTuning got packed rows, expected one example in a row. Set DataConfig.pack=False.')
         segment_ids_BS = super().source_segments(tokens_BS, None)
         return jnp.pad(segment_ids_BS, ((0, 0), (self.tokens, 0)), constant_values=1)
-
-
-def adapt(model: Model, settings: PromptTuning, scope: Scope) -> Model:
-    """The model with a prompt; its base arrays are the given ones.
-
-    Raises:
-        UserError: the model is not an encoder-decoder.
-    """
-    return PromptedEncoderDecoder(encoder_decoder(model, settings), scope, settings)

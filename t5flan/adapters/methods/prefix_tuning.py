@@ -4,16 +4,52 @@ B batch, T length, P prefix length, L layers, K key-value heads, H head_dim. The
 the first token has position P, as in PEFT.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5flan.adapters.config import PrefixTuning
+from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import encoder_decoder
+from t5flan.config.checks import require, require_count
 from t5flan.models.attention import KV, LayerCache
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
 from t5flan.models.stack import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixTuning(Adapter):
+    """Prefix tuning (https://arxiv.org/abs/2101.00190): trained keys and values in each layer of the decoder.
+
+    Its self-attention reads them before its own. Rows are not packed, and the model is an encoder-decoder.
+
+    Attributes:
+        tokens: how many keys and values a layer reads.
+        shared: two layers read the same keys and values, as in PEFT for T5: layer i has those of layer 2 i modulo the
+            number of layers.
+    """
+
+    packed: ClassVar[bool] = False
+
+    tokens: int = 20
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        require_count('PrefixTuning.tokens', self.tokens)
+        require(isinstance(self.shared, bool), 'PrefixTuning.shared', self.shared, 'True or False')
+
+    def adapt(self, model: Model, scope: Scope) -> Model:
+        """The model with a prefix.
+
+        Raises:
+            UserError: the model is not an encoder-decoder.
+        """
+        model = jax.tree.map(lambda x: x, encoder_decoder(model, self))  # new modules, the same arrays
+        model.decoder = PrefixedDecoder(model.decoder, scope / 'decoder', self)
+        return model
 
 
 class PrefixedDecoder(Decoder):
@@ -49,14 +85,3 @@ class PrefixedDecoder(Decoder):
         kv = (x[layer] for x in self.first_kv(rows))
         k_BMKH, v_BMKH = (jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0))) for x in kv)
         return LayerCache(k_BMKH, v_BMKH, jnp.int32(self.prefix.shape[1]))
-
-
-def adapt(model: Model, settings: PrefixTuning, scope: Scope) -> Model:
-    """The model with a prefix; its base arrays are the given ones.
-
-    Raises:
-        UserError: the model is not an encoder-decoder.
-    """
-    model = jax.tree.map(lambda x: x, encoder_decoder(model, settings))
-    model.decoder = PrefixedDecoder(model.decoder, scope / 'decoder', settings)
-    return model
