@@ -21,7 +21,7 @@ from t5flan.sharding import constrain, platform
 # recompute. (T5X's policy saves every product without batch axes, and with it each layer's whole relative bias.)
 PROJECTION = 'projection'
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': functools.partial(jax.nn.gelu, approximate=True),
     'relu': jax.nn.relu,
     'silu': jax.nn.silu,
@@ -110,7 +110,7 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; a `dropout_key` of None turns dropout off."""
         names = zip(self.inner_names(), self.config.mlp_activations, strict=True)
-        inner = [_ACTIVATIONS[activation](getattr(self, name)(x_BTD)) for name, activation in names]
+        inner = [ACTIVATIONS[activation](getattr(self, name)(x_BTD)) for name, activation in names]
         x_BTF = functools.reduce(operator.mul, inner)
         x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))
         return self.wo(dropout(x_BTF, self.config.dropout_rate, dropout_key))
