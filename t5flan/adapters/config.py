@@ -49,6 +49,30 @@ class Adapter(abc.ABC):
             UserError: the settings do not fit the model.
         """
 
+    def in_step(self, model: Any, key: Any) -> Any:
+        """The model whose loss a training step minimises, a function of the adapted model; by default the model itself.
+
+        Args:
+            key: a `jax.Array`, another one in each step.
+        """
+        return model
+
+    def penalty(self, model: Any) -> Any:
+        """What training adds to the loss per token, a `jax.Array` float32 []; None adds nothing."""
+        return None
+
+    def wrap_optimizer(self, optimizer: Any, steps: int) -> Any:
+        """The `optax.GradientTransformation` of a run; its state is saved. By default the given one.
+
+        Args:
+            optimizer: the one of OptimizerConfig, over the nested dict of the adapter's parameters.
+            steps: the steps of the run.
+
+        Raises:
+            UserError: the settings do not fit the steps.
+        """
+        return optimizer
+
 
 _FILES = {
     ''.join(word.capitalize() for word in file.name.split('_')): f'{__package__}.methods.{file.name}'

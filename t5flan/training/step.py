@@ -14,9 +14,11 @@ from flax.traverse_util import unflatten_dict
 
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, base_names
+from t5flan.adapters.config import Adapter
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
+from t5flan.models.layers import fold
 from t5flan.models.parameters import logical_axes, parameter_count
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.losses import LossSums, cross_entropy
@@ -25,16 +27,18 @@ from t5flan.training.state import TrainState, create_state
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+_Sums = tuple[LossSums, jax.Array | None]  # of the loss, and what an adapter adds to it
 
 
 def make_train_step(
-    config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer, seed: int
+    config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer, seed: int, adapter: Adapter | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the function (state, batch) -> (state after one update, metrics).
 
     Metrics are float32 scalars: `loss`, which is minimised, its parts `cross_entropy`, `z_loss` and `label_smoothing`,
     and `accuracy`, each per weighted token of the batch; `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of
-    the gradient before clipping; and `learning_rate`.
+    the gradient before clipping; and `learning_rate`. An adapter may add a term to the loss, `adapter_penalty`, which
+    `loss` does not contain.
 
     Raises:
         UserError: when traced, if `config.microbatches` does not divide the rows of the batch.
@@ -48,22 +52,29 @@ def make_train_step(
         # The loss weights are divided instead of the gradients, which saves a pass over the large ones.
         scale = 1.0 / divisor if loss.normalize else 1.0
 
-        def objective(parameters: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, LossSums]:
-            sums = loss_sums(with_parameters(state.model, parameters), part, scale * loss_weights(part), loss, key)
-            return sums.loss, sums
+        def objective(parameters: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, _Sums]:
+            model, penalty = with_parameters(state.model, parameters), None
+            if adapter is not None:
+                penalty = adapter.penalty(model)
+                model = adapter.in_step(model, fold(dropout_key, 'adapter'))
+            sums = loss_sums(model, part, scale * loss_weights(part), loss, key)
+            if penalty is None:
+                return sums.loss, (sums, None)
+            penalty *= scale * divisor / config.microbatches  # as much of it as of the loss
+            return sums.loss + penalty, (sums, penalty)
 
-        def gradients_and_sums(part: Batch, index: jax.Array | int) -> tuple[Any, LossSums]:
+        def gradients_and_sums(part: Batch, index: jax.Array | int) -> tuple[Any, _Sums]:
             key = jax.random.fold_in(dropout_key, index) if state.model.config.dropout_rate else None
             gradients, sums = jax.grad(objective, has_aux=True)(parameters, part, key)
             return optimizer.constrain(gradients), sums
 
         if config.microbatches == 1:
-            gradients, sums = gradients_and_sums(batch, 0)
+            gradients, (sums, penalty) = gradients_and_sums(batch, 0)
         else:
-            gradients, sums = _accumulate(gradients_and_sums, batch, config.microbatches)
+            gradients, (sums, penalty) = _accumulate(gradients_and_sums, batch, config.microbatches)
         updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
         model = with_parameters(state.model, optax.apply_updates(parameters, updates))
-        per_token = per_token_sums(sums)
+        per_token = per_token_sums(sums) | ({} if penalty is None else {'adapter_penalty': penalty})
         metrics = {name: value / (scale * divisor) for name, value in per_token.items()}
         metrics |= {'tokens': tokens, 'grad_norm': optax.global_norm(gradients)}
         metrics['learning_rate'] = optimizer.schedule(state.step)
@@ -108,8 +119,8 @@ def loss_weights(batch: Batch) -> jax.Array:
 
 
 def _accumulate(
-    gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, LossSums]], batch: Batch, parts: int
-) -> tuple[Any, LossSums]:
+    gradients_and_sums: Callable[[Batch, jax.Array], tuple[Any, _Sums]], batch: Batch, parts: int
+) -> tuple[Any, _Sums]:
     """Gradients and sums over the batch, computed in `parts` microbatches one after the other.
 
     Microbatch i has rows i, i + parts, …: every device has rows of each microbatch, so no row is moved.
@@ -159,6 +170,9 @@ class Trainer:
         axes = logical_axes(jax.eval_shape(self._adapted, base))
         names = frozenset() if run.adapter is None else base_names(model)
         self._optimizer = make_optimizer(optimizer, axes, run.steps, names)
+        if run.adapter is not None:
+            wrapped = run.adapter.wrap_optimizer(self._optimizer.transformation, run.steps)
+            self._optimizer = dataclasses.replace(self._optimizer, transformation=wrapped)
         abstract = jax.eval_shape(self._create)
         place = lambda tree, names: sharding_lib.tree_shardings(sharding, tree, names)
         self.state_shardings = TrainState(
@@ -170,7 +184,7 @@ class Trainer:
         self.abstract_base = jax.tree.map(placed, base, place(base, logical_axes(base)))
         self.abstract_state: TrainState = jax.tree.map(placed, abstract, self.state_shardings)
         self.train_step = jax.jit(
-            make_train_step(optimizer, loss, self._optimizer, run.seed),
+            make_train_step(optimizer, loss, self._optimizer, run.seed, run.adapter),
             donate_argnums=0,
             out_shardings=(self.state_shardings, None),
         )
