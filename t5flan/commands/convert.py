@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--base and --merge are for an adapter of PEFT, but --from={formats[0]}')
     if 'peft' in formats and (arguments.check or arguments.logits):
         raise UsageError('--check and --logits compare whole models, but --from or --to is peft')
+    if arguments.rank is not None and formats != ['t5flan', 't5flan']:
+        raise UsageError(f'--rank={arguments.rank} is for an adapter of DyLora: set --from=t5flan --to=t5flan')
     given = configurables.parse(arguments.gin_file, arguments.gin)
 
     def settings(found: dict[str, Any]) -> ModelConfig:
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         logits=arguments.logits,
         base=arguments.base and own_checkpoint(arguments.base),
         merge=arguments.merge,
+        rank=arguments.rank,
         add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
     )
 
@@ -76,6 +79,7 @@ COMMAND = Command(
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
         Flag('--base', 'the model that an adapter of PEFT belongs to: a workdir or a Hugging Face folder', 'DIR'),
         Flag('--merge', 'write an adapter of PEFT as a whole model, merged into --base', type=bool),
+        Flag('--rank', 'write an adapter of DyLora as one of Lora with this rank', 'N', int),
         Flag('--allow_nan', 'convert arrays that contain NaN', type=bool),
     ),
 )

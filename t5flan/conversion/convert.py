@@ -61,6 +61,7 @@ def main(
     add_tokens: Sequence[str] = (),
     base: str | None = None,
     merge: bool = False,
+    rank: int | None = None,
 ) -> None:
     """Converts a checkpoint and prints what was assumed and what could not be kept.
 
@@ -79,10 +80,14 @@ def main(
         add_tokens: tokens to add to the vocabulary, with rows in embedding and logits.
         base: the checkpoint folder of the model that an adapter of PEFT belongs to.
         merge: write an adapter of PEFT as a whole model, merged into its base.
+        rank: write an adapter of DyLoRA as one of LoRA with this rank.
 
     Raises:
         UserError: a file is invalid or cannot be written; nothing is left behind.
     """
+    if rank is not None:
+        cut_adapter(source, destination, rank)
+        return
     if to == 'peft' or (from_ == 'peft' and to == 't5flan' and not merge):
         convert_adapter(source, destination, from_, base)
         return
@@ -157,9 +162,7 @@ def convert_adapter(source: str, destination: str, from_: str, base: str | None)
     """
     if from_ not in ('peft', 't5flan'):
         raise UserError(f'{source} is a whole model in the format {from_}, not an adapter. Set --from=t5flan.')
-    target = Path(destination)
-    if os.path.lexists(target):
-        raise UserError(f'{destination} exists already: nothing is overwritten. Name another folder, or remove it.')
+    target = _new_folder(destination)
     if from_ == 't5flan':
         _write_whole(target, lambda partial: peft.write(partial, source))
         print(f'{destination}: an adapter, as peft; set base_model_name_or_path in its {peft.CONFIG}')
@@ -173,6 +176,24 @@ def convert_adapter(source: str, destination: str, from_: str, base: str | None)
     _write_whole(target, lambda partial: adapter_folder.write(partial, folder, found.settings, found.arrays, kept))
     size = sum(array.size for array in found.arrays.values())
     print(f'{destination}: {size:,} parameters, an adapter of {folder}, as t5flan')
+
+
+def cut_adapter(source: str, destination: str, rank: int) -> None:
+    """Writes the first `rank` columns and rows of a DyLoRA adapter as a LoRA adapter of the same base.
+
+    Raises:
+        UserError: `source` is not an adapter of DyLoRA, the rank is above its own, or `destination` exists.
+    """
+    target = _new_folder(destination)
+    base, settings, arrays = adapter_folder.read_cut(source, rank)
+    _write_whole(target, lambda partial: adapter_folder.write(partial, base, settings, arrays, {}))
+    print(f'{destination}: {sum(x.size for x in arrays.values()):,} parameters, an adapter of {base}, as t5flan')
+
+
+def _new_folder(destination: str) -> Path:
+    if os.path.lexists(destination):
+        raise UserError(f'{destination} exists already: nothing is overwritten. Name another folder, or remove it.')
+    return Path(destination)
 
 
 def _required(base: str | None, where: str) -> str:

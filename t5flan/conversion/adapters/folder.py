@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record
 from t5flan.adapters.config import Adapter
+from t5flan.adapters.methods.dy_lora import DyLora
 from t5flan.adapters.projection import AdaptedProjection, projections
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays
 from t5flan.conversion.names import Shape
@@ -56,6 +57,25 @@ def read_arrays(where: str) -> tuple[Adapter, dict[str, np.ndarray]]:
     source = f'the adapter of {checkpoints.DESCRIPTION}'
     found = match_arrays(folder.where, source, 'Copy the whole checkpoint again.', expected, stored)
     return settings, {name: array.read() for name, array in found.items()}
+
+
+def read_cut(where: str, rank: int) -> tuple[str, Adapter, dict[str, np.ndarray]]:
+    """An adapter of DyLoRA, cut to a rank: the checkpoint folder of its base, and the settings and arrays of LoRA.
+
+    Raises:
+        UserError: the folder holds something else, or the rank is above that of the adapter.
+    """
+    root = checkpoints.checkpoint_root(where)
+    description = checkpoints.read_description(root)
+    settings, arrays = read_arrays(where) if description.adapter is not None else (None, {})
+    if not isinstance(settings, DyLora):
+        found = 'a whole model' if settings is None else f'an adapter of the method {type(settings).__name__}'
+        raise UserError(f'--rank={rank} is for an adapter of DyLora, but {where} is {found}. Remove --rank.')
+    cut = settings.at_rank(rank)
+    shapes = {name: x.shape for name, x in adapter_arrays(abstract_adapted(description.model, cut)).items()}
+    arrays = {name: np.ascontiguousarray(x[tuple(map(slice, shapes[name]))]) for name, x in arrays.items()}
+    step = (description.adapter or {})['step']
+    return f'{checkpoints.base_folder(root, description)}/{checkpoints.CHECKPOINTS}/{step}', cut, arrays
 
 
 def merged(base: Checkpoint, settings: Adapter, arrays: Arrays, where: str) -> Checkpoint:
