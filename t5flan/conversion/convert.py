@@ -169,9 +169,6 @@ def convert_adapter(source: str, destination: str, from_: str, base: str | None)
         return
     found = peft.read(Path(source), _required(base, source))
     kept = {peft.CONFIG: (Path(source) / peft.CONFIG).read_bytes()}
-    if found.config['peft_type'] == 'ADALORA':
-        print('note: AdaLoRA is converted to LoRA; its schedule of ranks is not kept')
-        kept = {}
     folder = _required(base, source)
     _write_whole(target, lambda partial: adapter_folder.write(partial, folder, found.settings, found.arrays, kept))
     size = sum(array.size for array in found.arrays.values())

@@ -12,6 +12,7 @@ import pytest
 import t5flan
 from t5flan import tasks
 from t5flan.adapters.adapter import adapter_arrays
+from t5flan.adapters.config import METHODS
 from t5flan.adapters.methods.lora import Lora
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import convert
@@ -140,6 +141,20 @@ def test_another_base_is_refused(tmp_path, folders, settings):
     path.write_text(json.dumps(fields))
     with pytest.raises(UserError, match='is an adapter of .*gone, which is not there'):
         t5flan.load(tmp_path / 'lora')
+
+
+@pytest.mark.parametrize('name', [name for name in METHODS if METHODS[name].packed and name != 'Lora'])
+def test_every_method_trains_resumes_and_loads(name, tmp_path, folders):
+    _, base_state, _, _, changed = folders
+    changed = changed | {'run': RunConfig(steps=4, adapter=METHODS[name]()), 'evaluation': EvaluationConfig()}
+    state = train(str(tmp_path / 'run'), **changed)
+    after = named_parameters(state.model)
+    for path, x in named_parameters(base_state.model).items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(after[path]), err_msg=path)
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4')
+    assert_same_bits(train(str(tmp_path / 'run'), **changed), state)
+    expected = np.asarray(jax.jit(lambda model: model(BATCH))(jax.device_get(state.model)))
+    np.testing.assert_allclose(t5flan.load(tmp_path / 'run').logits(BATCH), expected, atol=1e-5)
 
 
 def test_a_prompt_trains_resumes_and_loads(tmp_path, settings):

@@ -77,7 +77,7 @@ class Lora(Adapter):
 
         def make(path: str, projection: Projection, place: Scope) -> LoraProjection:
             rank, scale = rank_and_scale(self, path)
-            check_rank(self, rank, path, projection)
+            check_rank(f'{type(self).__name__}.rank', rank, path, projection)
             return self.make(projection, place, rank, scale)
 
         return replace_projections(model, self.targets, f'{type(self).__name__}.targets', scope, make)
@@ -146,7 +146,7 @@ def rank_and_scale(settings: Lora, path: str) -> tuple[int, float]:
     return rank, alpha / math.sqrt(rank) if settings.rslora else alpha / rank
 
 
-def check_rank(settings: Lora, rank: int, path: str, projection: Projection) -> None:
+def check_rank(setting: str, rank: int, path: str, projection: Projection) -> None:
     """Requires the rank to be at most that of the kernel.
 
     Raises:
@@ -155,6 +155,5 @@ def check_rank(settings: Lora, rank: int, path: str, projection: Projection) -> 
     shape, _ = one_layer(projection)
     rows, columns = math.prod(shape[: projection.num_inputs]), math.prod(shape[projection.num_inputs :])
     if rank > min(rows, columns):
-        name = type(settings).__name__
-        problem = f'{name}.rank={rank}, but {path} is a matrix of {rows} x {columns}'
-        raise UserError(f'{problem}, expected a rank of {min(rows, columns)} or less. Set {name}.rank in your .gin.')
+        problem = f'{setting}={rank}, but {path} is a matrix of {rows} x {columns}'
+        raise UserError(f'{problem}, expected a rank of {min(rows, columns)} or less. Set {setting} in your .gin.')

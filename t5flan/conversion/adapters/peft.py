@@ -6,6 +6,7 @@ query/lora_b [R, N, H]                   lora_B.weight [N H, R]
 query/lora_bias [N, H]                   lora_B.bias [N H]
 query/dora_magnitude [N, H]              lora_magnitude_vector [N H]
 key/ia3 [K, H], wo/ia3 [F]               ia3_l [K H, 1], ia3_l [1, F]
+lora_a, lora_e, lora_b of AdaLoRA        see peft_adalora.py
 prompt [P, D]                            prompt_embeddings [P, D], without a module
 decoder/prefix [2 L, P, K, H]            prompt_embeddings [P, 2 L K H], without a module
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from t5flan.adapters.adapter import adapter_arrays
 from t5flan.adapters.config import Adapter
+from t5flan.adapters.methods.ada_lora import AdaLora
 from t5flan.adapters.methods.dora import Dora
 from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.adapters.methods.lora import Lora
@@ -29,6 +31,7 @@ from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import names
 from t5flan.conversion.adapters import folder as adapter_folder
+from t5flan.conversion.adapters import peft_adalora
 from t5flan.conversion.checkpoint import match_arrays
 from t5flan.conversion.huggingface_config import family_of, read_json, table_of
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_header
@@ -75,14 +78,15 @@ def read(folder: Path, base: str) -> PeftAdapter:
         return _read_virtual_tokens(folder, fields, stored, config)
     modules = _modules(config, base)
     if fields.get('peft_type') == 'ADALORA':
-        return _read_adalora(folder, fields, stored, config, modules)
+        adalora, arrays = peft_adalora.read(str(folder / WEIGHTS), fields, stored, config, modules)
+        return PeftAdapter(adalora, arrays, fields)
     settings = _settings(folder, fields, stored, modules)
     model = adapter_folder.abstract_adapted(config, settings)
     pieces = _pieces(config, base, adapter_arrays(model))
     expected = {key: (piece.name, [piece.shape]) for key, piece in pieces.items()}
     fix = f'Copy the folder again, or set --base to the model it was trained on (given is {base}).'
     found = match_arrays(str(folder / WEIGHTS), CONFIG, fix, expected, stored)
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {}
     for name, leaf in adapter_arrays(model).items():
         layers = [pieces[key] for key in pieces if key[0] == name]
         parts = [_ours(found[name, piece.layer].read(), piece) for piece in layers]
@@ -104,6 +108,10 @@ def write(folder: Path, where: str) -> None:
     config = description.model
     if isinstance(settings, PromptTuning | PrefixTuning):
         theirs, fields = _virtual_tokens(settings, arrays, config)
+    elif isinstance(settings, AdaLora):
+        modules, step = _modules(config, where), checkpoints.find_step(where)
+        theirs, fields = peft_adalora.write(settings, arrays, modules, step)
+        fields |= _shared_fields(config, modules, arrays)
     elif not isinstance(settings, Lora | Ia3):
         raise UserError(f'PEFT has no adapter like {type(settings).__name__}, the method of {where}. Set --to=t5flan.')
     else:
@@ -119,42 +127,6 @@ def write(folder: Path, where: str) -> None:
     kept = Path(checkpoints.checkpoint_root(where)) / CONFIG
     fields = json.loads(kept.read_text()) if kept.is_file() else fields
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
-
-
-def _read_adalora(
-    folder: Path,
-    fields: Mapping[str, Any],
-    stored: Mapping[str, Stored],
-    config: ModelConfig,
-    modules: Mapping[tuple[str, int | None], str],
-) -> PeftAdapter:
-    """Reads AdaLoRA (https://arxiv.org/abs/2303.10512) as LoRA: ranks that were pruned away are zero.
-
-    PEFT computes x W + alpha / (init_r + 1e-5) * (x A^T * E) B^T.
-    """
-    rank = fields['init_r']
-    paths = {path for (path, _), module in modules.items() if f'{_PREFIX}{module}.lora_A' in stored}
-    settings = Lora(rank, float(fields['lora_alpha']), targets=tuple(sorted(map(re.escape, paths))))
-    own = adapter_arrays(adapter_folder.abstract_adapted(config, settings))
-    expected = {}
-    for (path, layer), module in modules.items():
-        matrix = names.shapes(config)[path].matrix
-        if path in paths and matrix is not None:
-            for part, shape in {'A': (-1, matrix[0]), 'B': (matrix[1], -1), 'E': (-1, 1)}.items():
-                allowed = [tuple(r if size < 0 else size for size in shape) for r in range(rank, -1, -1)]
-                expected[path, layer, part] = (f'{_PREFIX}{module}.lora_{part}', allowed)
-    fix = 'Copy the folder again, or set --base to the model it was trained on.'
-    found = match_arrays(str(folder / WEIGHTS), CONFIG, fix, expected, stored)
-    arrays = {name: np.zeros(x.shape, np.float32) for name, x in own.items()}
-    for path, layer, part in found:
-        if part == 'A':
-            a, b, e = (found[path, layer, other].read() for other in 'ABE')
-            kept, place = len(a), () if layer is None else (layer,)
-            up = arrays[path.removesuffix('kernel') + 'lora_b'][place]
-            up[:kept] = b.T.reshape(kept, *up.shape[1:])
-            down = arrays[path.removesuffix('kernel') + 'lora_a'][place]
-            down[..., :kept] = (a * e * (rank / (rank + 1e-5))).T.reshape(*down.shape[:-1], kept)
-    return PeftAdapter(settings, arrays, dict(fields))
 
 
 def _read_virtual_tokens(
@@ -335,18 +307,11 @@ def _theirs(array: np.ndarray, piece: _Piece) -> np.ndarray:
 def _fields(config: ModelConfig, where: str, settings: Lora | Ia3, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The content of adapter_config.json; base_model_name_or_path is for the user to set."""
     modules = _modules(config, where)
-    adapted = {f'{name.rpartition("/")[0]}/kernel' for name in arrays}
-    of = lambda paths: sorted(module for (path, _), module in modules.items() if path in paths)
-    fields: dict[str, Any] = {
-        'base_model_name_or_path': None,
-        'inference_mode': True,
-        'task_type': 'CAUSAL_LM' if config.architecture == 'decoder_only' else 'SEQ_2_SEQ_LM',
-        'target_modules': _shortest(of(adapted), list(modules.values())),
-    }
+    adapted, fields = _adapted_paths(arrays), _shared_fields(config, modules, arrays)
     if isinstance(settings, Ia3):
         patterns = settings.input_targets
         inner = {path for path in adapted if any(re.fullmatch(pattern, path) for pattern in patterns)}
-        return fields | {'peft_type': 'IA3', 'feedforward_modules': _shortest(of(inner), list(modules.values()))}
+        return fields | {'peft_type': 'IA3', 'feedforward_modules': _names_of(inner, modules)}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for (path, _), module in modules.items():
@@ -367,6 +332,27 @@ def _fields(config: ModelConfig, where: str, settings: Lora | Ia3, arrays: Mappi
         'rank_pattern': ranks,
         'alpha_pattern': alphas,
     }
+
+
+def _adapted_paths(arrays: Mapping[str, Any]) -> set[str]:
+    return {f'{name.rpartition("/")[0]}/kernel' for name in arrays}
+
+
+def _shared_fields(
+    config: ModelConfig, modules: Mapping[tuple[str, int | None], str], arrays: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What adapter_config.json says of every method that adapts kernels."""
+    return {
+        'base_model_name_or_path': None,
+        'inference_mode': True,
+        'task_type': 'CAUSAL_LM' if config.architecture == 'decoder_only' else 'SEQ_2_SEQ_LM',
+        'target_modules': _names_of(_adapted_paths(arrays), modules),
+    }
+
+
+def _names_of(paths: set[str], modules: Mapping[tuple[str, int | None], str]) -> list[str]:
+    """The modules of these kernels, in the shortest form."""
+    return _shortest(sorted(name for (path, _), name in modules.items() if path in paths), list(modules.values()))
 
 
 def _shortest(chosen: list[str], every: list[str]) -> list[str]:

@@ -14,9 +14,8 @@ from t5flan.conversion.safetensors_files import read_header
 from t5flan.errors import UserError
 
 ADAPTERS = {'peft_lora': 't5_v1_1', 'peft_lora_llama': 'llama', 'peft_dora': 't5_v1_1', 'peft_ia3': 't5_v1_1'}
-ADAPTERS |= {'peft_prompt': 't5_v1_1', 'peft_prefix': 't5_v1_1'}
+ADAPTERS |= {'peft_prompt': 't5_v1_1', 'peft_prefix': 't5_v1_1', 'peft_adalora': 't5_v1_1'}
 every_adapter = pytest.mark.parametrize('name', ADAPTERS)
-CONVERTED = ADAPTERS | {'peft_adalora': 't5_v1_1'}
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +30,7 @@ def converted(tmp_path_factory, shared):
 
     @functools.cache
     def convert_one(name):
-        base = base_of(CONVERTED[name])
+        base = base_of(ADAPTERS[name])
         folder = tmp_path_factory.mktemp('adapter') / name
         convert.main(str(shared / 'fixtures' / 'hf' / name), str(folder), 'peft', 't5flan', base=str(base))
         return folder, base
@@ -47,7 +46,7 @@ def features(expected):
     return {ours: expected.get(theirs, start).astype(np.int32) for ours, theirs in names.items()}
 
 
-@pytest.mark.parametrize('name', CONVERTED)
+@every_adapter
 def test_logits_are_pefts(name, converted, shared):
     expected = dict(np.load(shared / 'fixtures' / 'hf' / name / 'expected.npz'))
     model = t5flan.load(converted(name)[0])
