@@ -18,7 +18,6 @@ from flax import nnx
 
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
-from t5flan.models.encoder_decoder import EncoderDecoder
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope, named_parameters, replace_parameters
@@ -88,18 +87,6 @@ def matching(patterns: Sequence[str], paths: Sequence[str] | Any, setting: str) 
             problem = f'{setting} contains {pattern!r}, which matches no kernel that can be adapted'
             raise UserError(f'{problem}; the nearest are {", ".join(near)}. Set {setting} in your .gin.')
     return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)]
-
-
-def encoder_decoder(model: Model, settings: Any) -> EncoderDecoder:
-    """The model itself.
-
-    Raises:
-        UserError: it is a decoder, for which the method of `settings` is not defined.
-    """
-    if isinstance(model, EncoderDecoder):
-        return model
-    problem = f'{type(settings).__name__} needs an encoder-decoder, but the model is {model.config.architecture}'
-    raise UserError(f'{problem}. Set ADAPTER=@Lora() instead.')
 
 
 def is_stacked(projection: Projection) -> bool:

@@ -12,7 +12,7 @@ from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import Projection
 from t5flan.models.parameters import Scope, fan_in
-from t5flan.models.positions import rotate
+from t5flan.models.positions import before_tokens, rotate
 from t5flan.sharding import constrain
 
 KV = tuple[jax.Array, jax.Array]  # keys and values, k_BSKH and v_BSKH
@@ -39,8 +39,24 @@ class LayerCache(NamedTuple):
     heads_first: bool = False  # the order in memory that products over M or H read
 
 
-def update_cache(cache: LayerCache, new_kv: KV) -> KV:
+class FirstKV(NamedTuple):
+    """Keys and values of P virtual tokens, which stand before the first token of each row."""
+
+    k_BPKH: jax.Array
+    v_BPKH: jax.Array
+    pad_B: jax.Array | None = None  # how many tokens at the left of a row are padding
+
+    @property
+    def cache_index(self) -> int:
+        """The slot of the first token."""
+        return self.k_BPKH.shape[1]
+
+
+def update_cache(cache: LayerCache | FirstKV, new_kv: KV) -> KV:
     """The cached keys and values [B, M, K, H], with those of new tokens ([B, T, K, H] each) written to their slots."""
+    if isinstance(cache, FirstKV):
+        k_BMKH, v_BMKH = (before_tokens(*kv, cache.pad_B) for kv in zip(cache[:2], new_kv, strict=True))
+        return k_BMKH, v_BMKH
 
     def write(cached: jax.Array, new_BTKH: jax.Array) -> jax.Array:
         new, axis = (new_BTKH.swapaxes(1, 2), 2) if cache.heads_first else (new_BTKH, 1)

@@ -24,9 +24,16 @@ class DecoderOnly(Model):
         tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
         segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
         seen_BT = None if prefix_BT is None else jnp.asarray(prefix_BT) > 0
-        mask, x_BTD = Mask(True, segment_ids_BT, segment_ids_BT, seen_BT), self.token_embedder(tokens_BT)
-        positions_BT = jnp.asarray(batch.get('decoder_positions', positions_of(tokens_BT)))
+        mask, x_BTD = Mask(True, segment_ids_BT, segment_ids_BT, seen_BT), self.embed(tokens_BT)
+        positions_BT = jnp.asarray(batch.get('decoder_positions', positions_of(x_BTD[..., 0])))
         return self.decoder(x_BTD, mask=mask, dropout_key=dropout_key, positions_BT=positions_BT)[0]
+
+    def embed(self, tokens_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
+        """What the decoder reads: the embedded tokens [B, T, D]; adapters may put more before them.
+
+        `pad_B` tells how many tokens at the left of each row are padding.
+        """
+        return self.token_embedder(tokens_BT)
 
     def start_cache(
         self,
@@ -63,10 +70,11 @@ class DecoderOnly(Model):
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)))
         is_start_BT = positions_of(tokens_BT) == pad_B[:, None]
         tokens_BT = jnp.where(is_start_BT, jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT)
-        real_BT = positions_of(tokens_BT) >= pad_B[:, None]
+        x_BTD = self.embed(tokens_BT, pad_B)
+        positions_BT = positions_of(x_BTD[..., 0]) - pad_B[:, None]
+        real_BT, positions_BT = positions_BT >= 0, jnp.maximum(positions_BT, 0)
         mask = Mask(True, kv_segment_ids_BS=real_BT.astype(jnp.int32), prefix_BS=real_BT if prefix_lm else None)
-        x_BTD, positions_BT = self.token_embedder(tokens_BT), jnp.maximum(positions_of(tokens_BT) - pad_B[:, None], 0)
-        x_BTD, kv = self.decoder(x_BTD, mask=mask, return_kv=True, positions_BT=positions_BT)
+        x_BTD, kv = self.decoder(x_BTD, mask=mask, return_kv=True, positions_BT=positions_BT, pad_B=pad_B)
         assert kv is not None  # because of return_kv
-        cache = Cache(jnp.int32(tokens_BT.shape[1]), pad_B, *pad_kv(kv, max_decode_len))
+        cache = Cache(jnp.int32(kv[0].shape[2]), pad_B, *pad_kv(kv, max_decode_len))
         return self.logits(x_BTD[:, -1:])[:, 0], cache

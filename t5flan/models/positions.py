@@ -1,6 +1,6 @@
-"""Positions: T5's relative bias table and rotary embedding.
+"""Positions: T5's relative bias table, rotary embedding, and what an adapter puts before the first token.
 
-B batch, T length, N heads, H head_dim, L layers.
+B batch, T length, P virtual tokens, N heads, H head_dim, L layers.
 """
 
 import jax
@@ -37,3 +37,19 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
     sin, cos = jnp.sin(angle_BT1H), jnp.cos(angle_BT1H)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def before_tokens(first_BP: jax.Array, x_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
+    """Puts P virtual tokens before the tokens of each row: [B, P, ...] and [B, T, ...] -> [B, P + T, ...].
+
+    Padding at the left, pad_B[b] tokens of row b, stays at the left: with one token of padding, [p q] and [0 a b] become
+    [0 p q a b].
+    """
+    if pad_B is None:
+        return jnp.concatenate([first_BP, x_BT], axis=1)
+    first, length, more = first_BP.shape[1], x_BT.shape[1], (1,) * (x_BT.ndim - 2)
+    place_BM = jnp.arange(first + length, dtype=jnp.int32)[None, :] - pad_B[:, None]  # among the row's own, P + T - pad
+    place_BM = place_BM.reshape(*place_BM.shape, *more)
+    virtual = jnp.take_along_axis(first_BP, jnp.clip(place_BM, 0, first - 1), axis=1)
+    tokens = jnp.pad(x_BT, ((0, 0), (first, 0), *((0, 0) for _ in more)))
+    return jnp.where((place_BM >= 0) & (place_BM < first), virtual, tokens)

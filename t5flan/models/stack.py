@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5flan.kernels.operands import SAVED_NAMES
-from t5flan.models.attention import KV, Attention, LayerCache, Mask, update_cache
+from t5flan.models.attention import KV, Attention, FirstKV, LayerCache, Mask, update_cache
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
@@ -81,7 +81,7 @@ class DecoderBlock(nnx.Module):
         bias_table_NR: Table = None,
         cross_kv: KV | None = None,
         cross_mask: Mask | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | FirstKV | None = None,
         dropout_key: Key = None,
     ) -> tuple[jax.Array, KV]:
         """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
@@ -210,10 +210,12 @@ class Decoder(_Stack):
         cross_mask: Mask | None = None,
         dropout_key: Key = None,
         return_kv: bool = False,
+        pad_B: jax.Array | None = None,
     ) -> tuple[jax.Array, KV | None]:
         """[B, T, D] -> [B, T, D], and if `return_kv` the keys and values of every layer, two of [L, B, T, K, H].
 
-        `encoded_BSD` and `cross_mask` are those of the encoder's output. Dropout is on exactly if there is a key.
+        `encoded_BSD` and `cross_mask` are those of the encoder's output, `pad_B` tells how many tokens at the left of a
+        row are padding. Dropout is on exactly if there is a key.
         """
         config = self.config
 
@@ -225,7 +227,7 @@ class Decoder(_Stack):
                 bias_table_NR=table_NR,
                 cross_kv=None if encoded_BSD is None else block.encoder_decoder_attention.project_kv(encoded_BSD),
                 cross_mask=cross_mask,
-                cache=self.first_cache(layer, *x_BTD.shape[:2]),
+                cache=self.first_cache(layer, x_BTD.shape[0], pad_B),
                 dropout_key=fold(dropout_key, layer),
             )
             return x_BTD, new_kv if return_kv else None
@@ -238,8 +240,8 @@ class Decoder(_Stack):
         """Keys and values before the first token, two of [L, B, P, K, H]; None unless an adapter has some."""
         return None
 
-    def first_cache(self, layer: jax.Array, rows: int, length: int) -> LayerCache | None:
-        """One layer's cache of `first_kv`, with room for `length` more tokens."""
+    def first_cache(self, layer: jax.Array, rows: int, pad_B: jax.Array | None) -> FirstKV | None:
+        """One layer's part of `first_kv`, for rows with this much padding at the left."""
         return None
 
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

@@ -142,11 +142,3 @@ def test_wrong_settings_are_one_clear_line(settings, words):
     with pytest.raises(UserError, match=words) as error:
         adapters.apply(base_model(ENCODER_DECODER), Lora(**settings), jax.random.key(0))
     assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
-def test_a_prompt_or_prefix_of_a_decoder_is_refused(settings):
-    with pytest.raises(
-        UserError, match=f'{type(settings).__name__} needs an encoder-decoder, but the model is decoder'
-    ):
-        adapters.apply(base_model(DECODER), settings, jax.random.key(0))
