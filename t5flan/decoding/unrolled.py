@@ -145,9 +145,10 @@ def unroll_layers(model: Model) -> Layers:
     """The decoder's stack as separate layers."""
     config, decoder = model.config, model.decoder
     table = None if decoder.relpos_bias is None else decoder.relpos_bias.rel_embedding[...]
+    stack = decoder.stacked_layers()
 
     def layer(i: int) -> Layer:
-        block = jax.tree.map(lambda x: x[i], decoder.layers)
+        block = jax.tree.map(lambda x: x[i], stack)
         kernels = tuple(_kernel(product.projections()) for product in _products(block))
         empty = lambda path, x: jnp.zeros(0, x.dtype) if _is_kernel(path) else x
         block = jax.tree_util.tree_map_with_path(empty, block)

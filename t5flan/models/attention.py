@@ -134,4 +134,11 @@ class Attention(nnx.Module):
             dropout_key=dropout_key,
             implementation=config.attention,
         )
+        more_BTNH = self.more_values(q_BTNH)
+        if more_BTNH is not None:
+            y_BTNH = y_BTNH + more_BTNH
         return self.out(constrain(y_BTNH, ('batch', 'length', 'act_heads', 'kv')))
+
+    def more_values(self, q_BTNH: jax.Array) -> jax.Array | None:
+        """Added to what the queries read, [B, T, N, H]; None unless an adapter has something to read."""
+        return None

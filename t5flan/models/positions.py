@@ -42,7 +42,7 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
 def before_tokens(first_BP: jax.Array, x_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
     """Puts P virtual tokens before the tokens of each row: [B, P, ...] and [B, T, ...] -> [B, P + T, ...].
 
-    Padding at the left, pad_B[b] tokens of row b, stays at the left: with one token of padding, [p q] and [0 a b] become
+    Padding at the left, pad_B[b] tokens of row b, stays there: with one token of padding, [p q] and [0 a b] become
     [0 p q a b].
     """
     if pad_B is None:

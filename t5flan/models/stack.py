@@ -152,6 +152,10 @@ class _Stack(nnx.Module):
     layers: Any  # one block, whose parameters have a leading axis of layers
     relpos_bias: RelativeTable | None
 
+    def stacked_layers(self) -> Any:
+        """The layers that run: one block, whose arrays have a leading axis of layers."""
+        return self.layers
+
     def _run_layers(self, body: Callable, carry: Any, layers: int, *, differentiated: bool = True) -> tuple[Any, Any]:
         """`run_layers` with `body(carry, layer_number, block, bias_table_NR)`."""
         table = None if self.relpos_bias is None else self.relpos_bias.rel_embedding[...]
@@ -161,7 +165,7 @@ class _Stack(nnx.Module):
             block, table_NR = parameters
             return body(carry, layer, block, shared if table_NR is None else table_NR)
 
-        stacked = self.layers, per_layer
+        stacked = self.stacked_layers(), per_layer
         return run_layers(self.config, run_block, carry, stacked, layers, differentiated=differentiated)
 
 

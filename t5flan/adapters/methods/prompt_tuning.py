@@ -27,8 +27,8 @@ from t5flan.models.positions import before_tokens
 class PromptTuning(Adapter):
     """Prompt tuning (https://arxiv.org/abs/2104.08691): trained vectors before the input.
 
-    That is the input of the encoder, or of a decoder-only model. They begin as embeddings of random tokens. Rows are not
-    packed.
+    That is the input of the encoder, or of a decoder-only model. The vectors begin as embeddings of random tokens. Rows
+    are not packed.
 
     Attributes:
         tokens: how many vectors are read.
