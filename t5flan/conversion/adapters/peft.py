@@ -7,8 +7,7 @@ query/lora_bias [N, H]                   lora_B.bias [N H]
 query/dora_magnitude [N, H]              lora_magnitude_vector [N H]
 key/ia3 [K, H], wo/ia3 [F]               ia3_l [K H, 1], ia3_l [1, F]
 lora_a, lora_e, lora_b of AdaLoRA        see peft_adalora.py
-prompt [P, D]                            prompt_embeddings [P, D], without a module
-decoder/prefix [2 L, P, K, H]            prompt_embeddings [P, 2 L K H], without a module
+prompts and prefixes                     see peft_virtual_tokens.py
 """
 
 import json
@@ -26,12 +25,11 @@ from t5flan.adapters.config import Adapter
 from t5flan.adapters.methods.ada_lora import AdaLora
 from t5flan.adapters.methods.dora import Dora
 from t5flan.adapters.methods.ia3 import Ia3
+from t5flan.adapters.methods.llama_adapter import LlamaAdapter
 from t5flan.adapters.methods.lora import Lora
-from t5flan.adapters.methods.prefix_tuning import PrefixTuning
-from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import names
 from t5flan.conversion.adapters import folder as adapter_folder
-from t5flan.conversion.adapters import peft_adalora
+from t5flan.conversion.adapters import peft_adalora, peft_virtual_tokens
 from t5flan.conversion.checkpoint import match_arrays
 from t5flan.conversion.huggingface_config import family_of, read_json, table_of
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_header
@@ -40,7 +38,6 @@ from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-_VIRTUAL = 'prompt_embeddings'
 _PREFIX = 'base_model.model.'
 _SUFFIXES = {
     'lora_a': 'lora_A.weight',
@@ -70,22 +67,24 @@ def read(folder: Path, base: str) -> PeftAdapter:
     if not (folder / CONFIG).is_file():
         raise UserError(f'{folder} has no {CONFIG}. Give a folder written by save_pretrained of PEFT.')
     fields = read_json(folder / CONFIG)
-    stored = _read_weights(folder)
+    stored, where = _read_weights(folder), str(folder / WEIGHTS)
     for name in _UNSUPPORTED:
         if fields.get(name):
             raise UserError(f'{folder / CONFIG}: {name}={fields[name]!r} is not supported. Train without it.')
-    if fields.get('peft_type') in ('PROMPT_TUNING', 'PREFIX_TUNING'):
-        return _read_virtual_tokens(folder, fields, stored, config)
+    if fields.get('peft_type') in ('PROMPT_TUNING', 'P_TUNING', 'PREFIX_TUNING'):
+        return PeftAdapter(*peft_virtual_tokens.read_virtual_tokens(where, fields, stored, config), fields)
     modules = _modules(config, base)
+    if fields.get('peft_type') == 'ADAPTION_PROMPT':
+        return PeftAdapter(*peft_virtual_tokens.read_gated_prompts(where, fields, stored, config, modules), fields)
     if fields.get('peft_type') == 'ADALORA':
-        adalora, arrays = peft_adalora.read(str(folder / WEIGHTS), fields, stored, config, modules)
+        adalora, arrays = peft_adalora.read(where, fields, stored, config, modules)
         return PeftAdapter(adalora, arrays, fields)
     settings = _settings(folder, fields, stored, modules)
     model = adapter_folder.abstract_adapted(config, settings)
     pieces = _pieces(config, base, adapter_arrays(model))
     expected = {key: (piece.name, [piece.shape]) for key, piece in pieces.items()}
     fix = f'Copy the folder again, or set --base to the model it was trained on (given is {base}).'
-    found = match_arrays(str(folder / WEIGHTS), CONFIG, fix, expected, stored)
+    found = match_arrays(where, CONFIG, fix, expected, stored)
     arrays = {}
     for name, leaf in adapter_arrays(model).items():
         layers = [pieces[key] for key in pieces if key[0] == name]
@@ -106,8 +105,10 @@ def write(folder: Path, where: str) -> None:
         raise UserError(f'{where} holds a whole model, not an adapter. Set --to=hf.')
     settings, arrays = adapter_folder.read_arrays(where)
     config = description.model
-    if isinstance(settings, PromptTuning | PrefixTuning):
-        theirs, fields = _virtual_tokens(settings, arrays, config)
+    if isinstance(settings, peft_virtual_tokens.VirtualTokens):
+        theirs, fields = peft_virtual_tokens.virtual_tokens(settings, arrays, config)
+    elif isinstance(settings, LlamaAdapter):
+        theirs, fields = peft_virtual_tokens.gated_prompts(settings, arrays, config, _modules(config, where))
     elif isinstance(settings, AdaLora):
         modules, step = _modules(config, where), checkpoints.find_step(where)
         theirs, fields = peft_adalora.write(settings, arrays, modules, step)
@@ -127,59 +128,6 @@ def write(folder: Path, where: str) -> None:
     kept = Path(checkpoints.checkpoint_root(where)) / CONFIG
     fields = json.loads(kept.read_text()) if kept.is_file() else fields
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
-
-
-def _read_virtual_tokens(
-    folder: Path, fields: Mapping[str, Any], stored: Mapping[str, Stored], config: ModelConfig
-) -> PeftAdapter:
-    """Reads a prompt or a prefix, which PEFT stores as one array, `prompt_embeddings`."""
-    tokens, layers = fields['num_virtual_tokens'], config.num_decoder_layers
-    settings: Adapter
-    if fields['peft_type'] == 'PROMPT_TUNING':
-        settings = PromptTuning(tokens, rows=tokens * (fields.get('num_transformer_submodules') or 1))
-        shape: tuple[int, ...] = (settings.rows or tokens, config.emb_dim)
-    else:
-        if fields.get('prefix_projection'):
-            raise UserError(f'{folder / CONFIG}: prefix_projection=True is not supported. Train without it.')
-        settings = PrefixTuning(tokens, shared=True)
-        shape = (tokens, 2 * layers * config.kv_heads * config.head_dim)
-    [name] = adapter_arrays(adapter_folder.abstract_adapted(config, settings))
-    fix = 'Set --base to the model it was trained on.'
-    array = match_arrays(str(folder / WEIGHTS), CONFIG, fix, {name: (_VIRTUAL, [shape])}, stored)[name].read()
-    if isinstance(settings, PrefixTuning):
-        array = array.reshape(tokens, 2 * layers, config.kv_heads, config.head_dim).swapaxes(0, 1)
-    return PeftAdapter(settings, {name: np.ascontiguousarray(array.astype(np.float32))}, dict(fields))
-
-
-def _virtual_tokens(
-    settings: PromptTuning | PrefixTuning, arrays: Mapping[str, np.ndarray], config: ModelConfig
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A prompt or a prefix as PEFT stores it, and the content of adapter_config.json.
-
-    Raises:
-        UserError: PEFT has no such prefix.
-    """
-    [array] = arrays.values()
-    fields = {
-        'base_model_name_or_path': None,
-        'inference_mode': True,
-        'task_type': 'SEQ_2_SEQ_LM',
-        'num_virtual_tokens': settings.tokens,
-        'num_transformer_submodules': 2,
-        'num_layers': config.num_decoder_layers,
-        'num_attention_heads': config.num_heads,
-        'token_dim': config.emb_dim,
-    }
-    if isinstance(settings, PromptTuning):
-        if len(array) == settings.tokens:
-            array = np.concatenate([array, array])  # PEFT reads the first half
-        return {_VIRTUAL: array}, fields | {'peft_type': 'PROMPT_TUNING', 'prompt_tuning_init': 'RANDOM'}
-    if not settings.shared:
-        problem = 'PrefixTuning.shared=False, but in PEFT two layers of T5 share a prefix'
-        raise UserError(f'{problem}: it cannot be written. Train with PrefixTuning.shared=True.')
-    flat = np.ascontiguousarray(array.swapaxes(0, 1)).reshape(settings.tokens, -1)
-    fields |= {'peft_type': 'PREFIX_TUNING', 'encoder_hidden_size': config.emb_dim, 'prefix_projection': False}
-    return {_VIRTUAL: flat}, fields
 
 
 def _read_weights(folder: Path) -> dict[str, Stored]:
@@ -217,7 +165,7 @@ def _settings(
         outputs = tuple(re.escape(path) for path in sorted(found) if path not in on_inputs)
         return Ia3(targets=outputs, input_targets=tuple(map(re.escape, sorted(on_inputs))))
     if kind != 'LORA':
-        known = 'LORA, ADALORA, IA3, PROMPT_TUNING or PREFIX_TUNING'
+        known = 'LORA, ADALORA, IA3, PROMPT_TUNING, P_TUNING, PREFIX_TUNING or ADAPTION_PROMPT'
         raise UserError(
             f'{folder / CONFIG}: peft_type={kind!r} is not supported, expected {known}. Convert one of these.'
         )
