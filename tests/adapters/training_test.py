@@ -14,6 +14,8 @@ from t5flan import tasks
 from t5flan.adapters.adapter import adapter_arrays
 from t5flan.adapters.config import METHODS
 from t5flan.adapters.methods.lora import Lora
+from t5flan.adapters.methods.p_tuning import PTuning
+from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import convert
 from t5flan.data.config import DataConfig
@@ -157,18 +159,30 @@ def test_every_method_trains_resumes_and_loads(name, tmp_path, folders):
     np.testing.assert_allclose(t5flan.load(tmp_path / 'run').logits(BATCH), expected, atol=1e-5)
 
 
-def test_a_prompt_trains_resumes_and_loads(tmp_path, settings):
-    changed = settings | {
-        'model': dataclasses.replace(MODEL, architecture='encoder_decoder', num_encoder_layers=1, num_decoder_layers=1),
-        'data': dataclasses.replace(settings['data'], format='encoder_decoder', pack=False),
-        'mesh': MeshConfig(data=8),
-    }
+@pytest.mark.parametrize(
+    ('adapter', 'format', 'mesh'),
+    [
+        (PromptTuning(tokens=3), 'encoder_decoder', MeshConfig(data=8)),
+        (PrefixTuning(tokens=3), 'prefix_lm', MeshConfig(data=2, fsdp=2, tensor=2)),
+        (PTuning(tokens=3, encoder='lstm'), 'causal_lm', MeshConfig(data=2, context=4)),
+    ],
+    ids=['prompt', 'prefix', 'p-tuning'],
+)
+def test_virtual_tokens_train_resume_and_load(tmp_path, settings, adapter, format, mesh):
+    name, model = type(adapter).__name__, dataclasses.replace(MODEL, num_decoder_layers=1)
+    if format == 'encoder_decoder':
+        model = dataclasses.replace(model, architecture='encoder_decoder', num_encoder_layers=1)
+    data = dataclasses.replace(settings['data'], format=format, pack=False)
+    changed = settings | {'model': model, 'data': data, 'mesh': mesh}
     train(str(tmp_path / 'base'), **changed)
     changed |= {
         'checkpoints': CheckpointConfig(every=2, initialize_from=str(tmp_path / 'base')),
-        'run': RunConfig(steps=4, adapter=PromptTuning(tokens=3)),
+        'run': RunConfig(steps=4, adapter=adapter),
     }
     state = train(str(tmp_path / 'prompt'), **changed)
+    base = t5flan.load(tmp_path / 'base').model
+    for path, x in named_parameters(base).items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(named_parameters(state.model)[path]), err_msg=path)
     shutil.rmtree(tmp_path / 'prompt' / 'checkpoints' / '4')
     assert_same_bits(train(str(tmp_path / 'prompt'), **changed), state)
     batch = BATCH | {'encoder_input_tokens': BATCH['decoder_input_tokens']}
@@ -179,7 +193,7 @@ def test_a_prompt_trains_resumes_and_loads(tmp_path, settings):
     with pytest.raises(UserError, match='has no kernel to be merged into'):
         convert.read(tmp_path / 'prompt', 't5flan')
     changed['checkpoints'] = CheckpointConfig(initialize_from=str(tmp_path / 'prompt'))
-    with pytest.raises(UserError, match='is an adapter of the method PromptTuning, which cannot be merged'):
+    with pytest.raises(UserError, match=f'is an adapter of the method {name}, which cannot be merged'):
         train(str(tmp_path / 'more'), **changed | {'run': RunConfig(steps=2)})
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan.adapters.config import Adapter
+from t5flan.adapters.methods.prompt_tuning import unless_packed
 from t5flan.config.checks import require, require_count
 from t5flan.errors import UserError
 from t5flan.models.attention import KV, FirstKV, Mask
@@ -78,10 +79,13 @@ class PrefixedDecoder(Decoder):
     ) -> tuple[jax.Array, KV | None]:
         """As of `Decoder`; the keys and values are those of the prefix and of x, two of [L, B, P + T, K, H].
 
+        Packed rows of a decoder-only model become NaN: their later examples would not see the prefix.
+
         Raises:
-            UserError: rows are packed.
+            UserError: rows of an encoder-decoder are packed.
         """
-        if mask.q_segment_ids_BT is not None:
+        segment_ids_BT = mask.q_segment_ids_BT
+        if segment_ids_BT is not None and self.config.architecture == 'encoder_decoder':
             raise UserError('PrefixTuning got packed rows, expected one example in a row. Set DataConfig.pack=False.')
         tokens, rows = self.prefix.shape[1], x_BTD.shape[0]
 
@@ -91,6 +95,7 @@ class PrefixedDecoder(Decoder):
         kv_ids_BM, seen_BM = with_prefix(mask.kv_segment_ids_BS), with_prefix(mask.prefix_BS)
         mask = mask._replace(kv_segment_ids_BS=kv_ids_BM, prefix_BS=seen_BM)
         x_BTD, kv = super().__call__(x_BTD, mask=mask, positions_BT=positions_BT + tokens, pad_B=pad_B, **options)
+        x_BTD = unless_packed(x_BTD, segment_ids_BT)
         if kv is None:
             return x_BTD, None
         together = jax.vmap(lambda first, new: before_tokens(first, new, pad_B))

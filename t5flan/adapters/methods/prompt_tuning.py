@@ -75,7 +75,8 @@ class PromptedEncoderDecoder(EncoderDecoder):
         Raises:
             UserError: rows are packed.
         """
-        _require_one_example(segment_ids_BS)
+        if segment_ids_BS is not None:
+            raise UserError('a prompt got packed rows, expected one example in a row. Set DataConfig.pack=False.')
         segment_ids_BS = super().source_segments(tokens_BS, None)
         return jnp.pad(segment_ids_BS, ((0, 0), (self.tokens, 0)), constant_values=1)
 
@@ -91,16 +92,16 @@ class PromptedDecoderOnly(DecoderOnly):
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Normed hidden states [B, T, D] of the tokens, in the compute dtype; see `DecoderOnly`.
 
-        Raises:
-            UserError: rows are packed.
+        Packed rows, whose later examples would not see the prompt, become NaN.
         """
-        _require_one_example(batch.get('decoder_segment_ids'))
-        widths, features = ((0, 0), (self.tokens, 0)), dict(batch)
+        features, segment_ids_BT = dict(batch), batch.get('decoder_segment_ids')
         features.pop('decoder_positions', None)  # those of rows that are not packed are 0, 1, 2, ...
-        if 'decoder_causal_attention' in features:
-            prefix_BT = jnp.asarray(features['decoder_causal_attention'])
-            features['decoder_causal_attention'] = jnp.pad(prefix_BT, widths, constant_values=1)
-        return super().hidden(features, dropout_key=dropout_key)[:, self.tokens :]
+        for name in ('decoder_segment_ids', 'decoder_causal_attention'):
+            if name in features:
+                x_BT = jnp.asarray(features[name])
+                features[name] = jnp.pad(x_BT, ((0, 0), (self.tokens, 0)), constant_values=1)
+        x_BTD = super().hidden(features, dropout_key=dropout_key)[:, self.tokens :]
+        return unless_packed(x_BTD, segment_ids_BT)
 
     def embed(self, tokens_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
         """The prompt and the embedded tokens, [B, P + T, D]. The prompt is not scaled as embeddings may be."""
@@ -115,9 +116,12 @@ def _vectors(prompt: Any, tokens: int, x_BTD: jax.Array) -> jax.Array:
     return jnp.broadcast_to(prompt_PD[None], (x_BTD.shape[0], *prompt_PD.shape))
 
 
-def _require_one_example(segment_ids_BT: jax.Array | None) -> None:
-    if segment_ids_BT is not None:
-        raise UserError('a prompt got packed rows, expected one example in a row. Set DataConfig.pack=False.')
+def unless_packed(x_BTD: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
+    """The states of rows with one example; those of rows with more become NaN, so that they cannot go unnoticed."""
+    if segment_ids_BT is None:
+        return x_BTD
+    is_packed_B = jnp.max(jnp.asarray(segment_ids_BT), axis=1) > 1
+    return jnp.where(is_packed_B[:, None, None], jnp.nan, x_BTD)
 
 
 def with_prompt(model: Model, tokens: int, prompt: Any) -> Model:

@@ -39,7 +39,3 @@ def test_wrong_settings_are_one_clear_line():
         PrefixTuning(tokens=0)
     with pytest.raises(UserError, match='PrefixTuning.shared=True, but the model is decoder_only'):
         adapters.apply(small_model('palm'), PrefixTuning(shared=True), jax.random.key(1))
-    model = adapters.apply(small_model('palm'), PrefixTuning(tokens=3), jax.random.key(1))
-    packed = {name: np.ones((1, 4), np.int32) for name in ('decoder_input_tokens', 'decoder_segment_ids')}
-    with pytest.raises(UserError, match=r'got packed rows, expected one example in a row. Set DataConfig.pack=False'):
-        model.hidden(packed)

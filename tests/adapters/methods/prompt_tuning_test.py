@@ -88,9 +88,21 @@ def test_wrong_settings_are_one_clear_line():
         PromptTuning(tokens=0)
     with pytest.raises(UserError, match='PromptTuning.rows=2, expected an integer of 3'):
         PromptTuning(tokens=3, rows=2)
-    rows = np.ones((1, 4), np.int32)
-    for family, features in (('palm', ('decoder',)), ('t5_1_1', ('encoder', 'decoder'))):
-        model = adapters.apply(small_model(family), PromptTuning(tokens=3), jax.random.key(1))
-        packed = {f'{name}_{kind}': rows for name in features for kind in ('input_tokens', 'segment_ids')}
-        with pytest.raises(UserError, match=r'got packed rows, expected one example in a row. Set DataConfig.pack'):
-            model.hidden(packed)
+
+
+@pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
+def test_packed_rows_are_refused_or_cannot_go_unnoticed(settings):
+    """A decoder's rows have segment ids in any case; those of a single example change nothing."""
+    model, batch = adapted('palm', settings, num_decoder_layers=1), whole_rows(prefix_lm=False)
+    tokens_BT = batch['decoder_input_tokens']
+    one = np.where(np.arange(9)[None] < 6, 1, 0) * np.ones_like(tokens_BT)
+    batch |= {'decoder_positions': np.arange(9)[None] * one, 'decoder_segment_ids': one}
+    expected = logits_of(model, {'decoder_input_tokens': tokens_BT})
+    np.testing.assert_allclose(logits_of(model, batch)[:, :6], expected[:, :6], atol=1e-5)
+    batch['decoder_segment_ids'] = one + (np.arange(4) == 2)[:, None] * (np.arange(9) == 5)[None]
+    assert np.isnan(logits_of(model, batch)).all(axis=(1, 2)).tolist() == [False, False, True, False]
+
+    model = adapters.apply(small_model('t5_1_1'), settings, jax.random.key(1))
+    names = [f'{stack}_{kind}' for stack in ('encoder', 'decoder') for kind in ('input_tokens', 'segment_ids')]
+    with pytest.raises(UserError, match='got packed rows, expected one example in a row. Set DataConfig.pack=False'):
+        model.hidden({name: np.ones((1, 4), np.int32) for name in names})

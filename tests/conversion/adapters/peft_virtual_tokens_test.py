@@ -118,7 +118,7 @@ def test_outputs_are_pefts(kind, base, tmp_path, shared):
 
     @torch.no_grad()
     def outputs(model):
-        """Logits and greedy tokens, by forward passes: PEFT's cached `generate` differs from them with transformers 5."""
+        """Logits and greedy tokens, by forward passes, from which PEFT's cached `generate` differs (transformers 5)."""
         logits, row = model(input_ids=tokens).logits.numpy()[:, -tokens.shape[1] :], tokens
         for _ in range(6):
             row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], dim=1)
