@@ -66,7 +66,7 @@ def virtual_tokens(
         UserError: PEFT has no such prefix.
     """
     apart = config.architecture == 'encoder_decoder'
-    fields = {
+    fields: dict[str, Any] = {
         'base_model_name_or_path': None,
         'inference_mode': True,
         'task_type': 'SEQ_2_SEQ_LM' if apart else 'CAUSAL_LM',

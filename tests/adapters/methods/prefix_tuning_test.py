@@ -14,7 +14,10 @@ from tests.models.small_models import small_model
 
 @pytest.mark.parametrize(
     ('family', 'prefix_lm'),
-    [('relative', False), ('gemma', True), pytest.param('palm', False, marks=pytest.mark.slow)],
+    [
+        ('gemma', True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [('relative', False), ('palm', False)]),
+    ],
 )
 def test_decoding_reads_the_prefix_as_a_forward_pass_does(family, prefix_lm):
     assert_cached_equals_whole(adapted(family, PrefixTuning(tokens=3)), prefix_lm)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from t5flan.adapters import adapter as adapters
+from t5flan.adapters.methods.llama_adapter import LlamaAdapter
+from t5flan.adapters.methods.p_tuning import PTuning
 from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
@@ -18,13 +20,13 @@ TOKENS = np.array([7, 40, 9])
 
 @pytest.mark.parametrize(
     ('family', 'prefix_lm'),
-    [('relative', True), ('gemma', False), pytest.param('palm', True, marks=pytest.mark.slow)],
+    [('relative', True), *(pytest.param(*case, marks=pytest.mark.slow) for case in [('gemma', False), ('palm', True)])],
 )
 def test_decoding_reads_the_prompt_as_a_forward_pass_does(family, prefix_lm):
     assert_cached_equals_whole(adapted(family, PromptTuning(tokens=3)), prefix_lm)
 
 
-@pytest.mark.parametrize('prefix_lm', [False, True])
+@pytest.mark.parametrize('prefix_lm', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_embeddings_of_tokens_act_as_these_tokens(prefix_lm):
     """The rows [start, a, b] after the vectors of three tokens are the rows [three tokens, start, a, b]."""
     model = small_model('palm')
@@ -42,8 +44,16 @@ def test_embeddings_of_tokens_act_as_these_tokens(prefix_lm):
     np.testing.assert_allclose(logits_of(prompted, batch), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('settings', [PromptTuning(tokens=3), PrefixTuning(tokens=3)], ids=['prompt', 'prefix'])
-@pytest.mark.parametrize('format', ['causal_lm', pytest.param('prefix_lm', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ('settings', 'format'),
+    [
+        (PrefixTuning(tokens=3), 'causal_lm'),
+        pytest.param(PromptTuning(tokens=3), 'prefix_lm', marks=pytest.mark.slow),
+        pytest.param(PTuning(tokens=3), 'causal_lm', marks=pytest.mark.slow),
+        pytest.param(LlamaAdapter(tokens=3), 'prefix_lm', marks=pytest.mark.slow),
+    ],
+    ids=['prefix', 'prompt', 'p-tuning', 'llama-adapter'],
+)
 def test_generation_and_scores_are_those_of_whole_rows(settings, format):
     model = LanguageModel(
         adapted('palm', settings, vocab_size=260, num_decoder_layers=1), ByteVocabulary(), format, prompt_format='plain'
