@@ -38,8 +38,11 @@ def read_virtual_tokens(
     """Reads a prompt or a prefix, which PEFT stores as one array; `fields` are those of the configuration.
 
     What a network computed (P-tuning, prefix_projection) is stored without the network.
+
+    Raises:
+        UserError: a field is missing, or the array does not fit the model.
     """
-    tokens, layers = fields['num_virtual_tokens'], config.num_decoder_layers
+    tokens, layers = _required(where, fields, 'num_virtual_tokens'), config.num_decoder_layers
     rows = tokens * (fields.get('num_transformer_submodules') or 1)
     settings: Adapter
     if fields['peft_type'] == 'PREFIX_TUNING':
@@ -55,6 +58,12 @@ def read_virtual_tokens(
     if isinstance(settings, PrefixTuning):
         array = array.reshape(tokens, 2 * layers, config.kv_heads, config.head_dim).swapaxes(0, 1)
     return settings, {name: np.ascontiguousarray(array.astype(np.float32))}
+
+
+def _required(where: str, fields: Mapping[str, Any], name: str) -> Any:
+    if fields.get(name) is None:
+        raise UserError(f'{where}: its adapter_config.json lacks {name}. Copy the folder again.')
+    return fields[name]
 
 
 def virtual_tokens(
@@ -121,7 +130,8 @@ def read_gated_prompts(
     Raises:
         UserError: the base is an encoder-decoder, or has fewer layers.
     """
-    settings = LlamaAdapter(fields['adapter_len'], fields['adapter_layers'])
+    tokens, layers = (_required(where, fields, name) for name in ('adapter_len', 'adapter_layers'))
+    settings = LlamaAdapter(tokens, layers)
     names = _gated_names(settings, config, modules)
     shapes = {'adaption_prompt': (1, settings.tokens, config.emb_dim), 'adaption_gate': (1,)}
     expected = {(part, i): (f'{name}.{part}', [shape]) for part, shape in shapes.items() for i, name in names.items()}

@@ -75,17 +75,19 @@ def test_there_and_back_is_the_same_file(kind, base, tmp_path):
         assert json.loads((back / peft.CONFIG).read_text()).items() >= fields.items()
 
 
-@pytest.mark.parametrize('change', ['layers', 'tokens', 'encoder-decoder'])
+@pytest.mark.parametrize('change', ['layers', 'tokens', 'no tokens', 'encoder-decoder'])
 def test_an_adapter_that_does_not_fit_is_one_clear_line(change, base, tmp_path, shared):
     config = checkpoints.read_description(base).model
-    kind = 'PREFIX_TUNING' if change == 'tokens' else 'ADAPTION_PROMPT'
+    kind = 'PREFIX_TUNING' if 'tokens' in change else 'ADAPTION_PROMPT'
     fields, _ = written_by_hand(tmp_path / 'theirs', kind, config)
-    changed = {'layers': {'adapter_layers': 99}, 'tokens': {'num_virtual_tokens': 0}}.get(change, {})
+    changed = {'tokens': {'num_virtual_tokens': 0}, 'no tokens': {'num_virtual_tokens': None}}
+    changed = (changed | {'layers': {'adapter_layers': 99}}).get(change, {})
     (tmp_path / 'theirs' / peft.CONFIG).write_text(json.dumps(fields | changed))
     if change == 'encoder-decoder':
         convert.write(convert.read(shared / 'fixtures' / 'hf' / 't5_v1_1', 'hf'), tmp_path / 't5', 't5flan')
         base = tmp_path / 't5'
     words = {'layers': r'LlamaAdapter.layers=99, but the decoder has \d+ layers', 'tokens': 'PrefixTuning.tokens=0'}
+    words['no tokens'] = 'adapter_config.json lacks num_virtual_tokens'
     with pytest.raises(UserError, match=words.get(change, 'ADAPTION_PROMPT for decoder-only models, but the base is')):
         convert.main(str(tmp_path / 'theirs'), str(tmp_path / 'ours'), 'peft', 't5flan', base=str(base))
 
