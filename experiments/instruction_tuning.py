@@ -1,338 +1,366 @@
-"""Measures what instructions bring: a small pretrained model is finetuned in three ways and evaluated on unseen tasks.
+"""Finetunes a pretrained chat model on instructions, fully and with adapters, and evaluates it on unseen tasks.
 
-    python experiments/instruction_tuning.py --workdir=runs/instruction_tuning --text='data/books/*.txt' \
-        --natural_instructions=data/natural_instructions --cot=data/cot
+    python experiments/instruction_tuning.py --workdir=runs/instruction_tuning --checkpoint=runs/smollm2 \
+        --natural_instructions=data/natural_instructions --cot=data/cot --chat=data/chat --gsm8k=data/gsm8k/test.jsonl
 
-The model has the architecture of T5 1.1 (4.7 million parameters without embeddings) and is pretrained once with span
-corruption on the text. It is then finetuned, with every seed, on
+An arm is a method (METHODS), a share of chain of thought in the training mixture, and a seed. Each is trained on as
+many rows of Natural Instructions, sets with rationales and conversations, and evaluated, as is the untouched model:
 
-    plain     the bare input of an instance or question and its output, without instructions
-    direct    the same instances in their tasks' definitions and wordings, answers only
-    cot       the same, with a rationale before the answer for half of the questions that have one
+    zero_shot, two_shot   held-out tasks of Natural Instructions, by category; the exemplars are other rows of the task
+    direct, rationale     reasoning questions without and with "Let's think step by step."
 
-Held out completely: the tasks of Natural Instructions' official test list and HELD_OUT. Every finetuned model and the
-pretrained one are evaluated zero-shot on the held-out tasks with instructions, `plain` also without; on the sets with
-rationales also with the sentence that asks for one; and on the validation split of their training tasks. Two baselines
-ignore the instructions: one copies the input, one always gives the task's most frequent answer.
+`instruction_data.py` has the data and the prompts, `instruction_scores.py` the scores. Every training and evaluation is
+a t5flan command, which is printed first; --jobs=N runs N arms at once. A stopped run continues when started again with
+the same flags, and what is finished is skipped. --prepare_only writes WORKDIR/data, which later runs need instead of
+the data folders. Prints tables and writes results.json, table.md and figure.png.
 
-A stopped run continues when started again. Prints a table of means and standard deviations over the seeds, and writes
-results.json. Every step is a t5flan command, which is printed first.
+The defaults take about three hours on two cores. A GPU takes more rows and steps (docs/instruction_tuning.md).
 """
 
 import argparse
-import collections
+import concurrent.futures
+import dataclasses
 import json
-import statistics
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from t5flan.data.config import DataConfig
-from t5flan.data.mixtures.mixing import find_mixture
+from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.errors import UserError
 from t5flan.files import write_json, write_whole
-from t5flan.language_model import load
-from t5flan.scoring.metrics import exact_match, squad
-from t5flan.tasks import register_all
 
-from runs import is_trained, markdown, run
+import instruction_scores as scores
+from instruction_data import prepare, read_rows
+from runs import Children, is_trained
 
-HELD_OUT = (
-    'ni_task363_sst2_polarity_classification', 'ni_task868_mawps_singleop_question_answering', 'cot_strategyqa',
-    'cot_qasc',
-)  # fmt: skip
-ARMS = ('plain', 'direct', 'cot')
-LENGTHS = {'inputs': 384, 'targets': 96}
-ZERO_SHOT = {'few_shot': 0, 'inverted': 0, 'negative_examples': 0}
-CAP = 1000
 
-MODEL = """
-include 'models/t5_1_1_small.gin'
-ModelConfig.vocab_size = 8064
-ModelConfig.emb_dim = 256
-ModelConfig.num_heads = 4
-ModelConfig.mlp_dim = 512
-ModelConfig.num_encoder_layers = 3
-ModelConfig.num_decoder_layers = 3
-"""
-PRETRAIN = """
-include 'runs/pretrain_files.gin'
-FEATURE_LENGTHS = {lengths}
-BATCH_SIZE = 8
-OptimizerConfig.schedule = 'linear'
-WARMUP_STEPS = {warmup}
-OptimizerConfig.final_ratio = 0.2
-LEARNING_RATE = 1e-2
-EvaluationConfig.every = 0
-CheckpointConfig.every = 500
-"""
-FINETUNE = """
+class Method(NamedTuple):
+    """A way to finetune: its name, its adapter in gin, and a learning rate that is common for it."""
+
+    label: str
+    adapter: str
+    learning_rate: float
+
+
+METHODS = {
+    'full': Method('full finetuning', 'None', 5e-5),
+    'lora': Method('LoRA', '@Lora()', 2e-4),
+    'dora': Method('DoRA', '@Dora()', 2e-4),
+    'ia3': Method('(IA)³', '@Ia3()', 5e-3),
+}
+BEFORE = 'before'
+CHAT_RATE = 0.1
+SMOKE = {
+    'seeds': 1, 'methods': 'full,lora', 'steps': 2, 'batch_size': 2, 'input_tokens': 96, 'target_tokens': 32,
+    'tasks': 2, 'rows': 3, 'reasoning_rows': 3, 'cot_rows': 50, 'prompt_tokens': 300, 'max_new_tokens': 8,
+}  # fmt: skip
+"""What --smoke sets: the whole experiment in a few minutes, for nothing but to see that it runs."""
+
+MIXTURE = """
 include 'runs/instruct.gin'
+NATURAL_INSTRUCTIONS_DIR = '{data}/natural_instructions'
+COT_DIR = '{data}/cot'
+CHAT_FILES = ['{data}/chat/*']
 MIXTURE = 'training'
-FEATURE_LENGTHS = {lengths}
-BATCH_SIZE = 8
-LEARNING_RATE = 2e-3
-DROPOUT = 0.05
-EvaluationConfig.every = 0
-CheckpointConfig.every = 500
 Mixture.name = 'training'
-Mixture.by_examples = {parts}
-Mixture.cap = {cap}
-Mixture.exclude = {without}
+Mixture.rates = {rates}
 DataConfig.mixtures = [@Mixture()]
+InstructionConfig.max_exemplars = 2
+InstructionConfig.inverted = 0.0
+InstructionConfig.chat_format = 'template'
+
+FEATURE_LENGTHS = {lengths}
+BATCH_SIZE = {batch_size}
+STEPS = {steps}
+SCHEDULE = 'linear'
+WARMUP_STEPS = {warmup}
+RunConfig.log_every = {log_every}
+EvaluationConfig.every = 0
+CheckpointConfig.every = {save_every}
+CheckpointConfig.keep = 1
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', default='runs/instruction_tuning')
-    parser.add_argument('--text', required=True, help='.txt files to pretrain on')
-    parser.add_argument('--natural_instructions', required=True, help='a folder of Super-NaturalInstructions')
-    parser.add_argument('--cot', required=True, help="a folder of FLAN's chain-of-thought sets")
-    parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--pretrain_steps', type=int, default=800)
-    parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('--examples', type=int, default=60, help='evaluated per held-out task')
-    arguments = parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One training run."""
+
+    method: str
+    cot_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f'{self.method}-cot{self.cot_rate:g}-seed{self.seed}'
+
+    def label(self, main_rate: float) -> str:
+        """Of its row in the table; the arms of all seeds share it."""
+        label = METHODS[self.method].label
+        if self.cot_rate == main_rate:
+            return label
+        return f'{label}, {self.cot_rate:.0%} CoT' if self.cot_rate else f'{label}, without CoT'
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
     root = Path(arguments.workdir)
-    root.mkdir(parents=True, exist_ok=True)
-
-    held_out = prepare(root, arguments)
-    pretrain(root, arguments)
-    results = {**baselines(root, held_out), 'nothing': {0: evaluate(root, 'pretrained', held_out, arguments)}}
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            finetune(root, arm, seed, held_out, arguments)
-            results.setdefault(arm, {})[seed] = evaluate(root, f'{arm}_{seed}', held_out, arguments)
-            report = {'arguments': vars(arguments), 'held_out': held_out, 'results': results}
-            write_json(root / 'results.json', report)
-            print(table(results), flush=True)
-
-
-# -- Data --------------------------------------------------------------------------------------------------------------
+    try:
+        prepared = prepare_data(root, arguments)
+        check_settings(root, arguments)
+        if arguments.prepare_only:
+            print(f'{root / "data"} is complete')
+            return
+        failed = [] if arguments.report_only else run_all(root, arguments, prepared)
+        report(root, arguments, prepared)
+    except UserError as error:
+        raise SystemExit(f'error: {error}') from None
+    if failed:
+        raise SystemExit(f'error: {", ".join(failed)} failed; see {root}/logs. Fix the cause and start again.')
 
 
-def data_config(arguments: argparse.Namespace, mixture: str = '-') -> DataConfig:
-    files = {'natural_instructions': arguments.natural_instructions, 'cot': arguments.cot}
-    return DataConfig(mixture, 1, LENGTHS, 'bytes', **files)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--workdir', default='runs/instruction_tuning')
+    add('--checkpoint', required=True, help='a converted chat model (`t5flan convert`)')
+    add('--natural_instructions', help='a folder of Super-NaturalInstructions')
+    add('--cot', help="a folder of FLAN's chain-of-thought sets")
+    add('--chat', help='a folder of conversations (.json, .jsonl)')
+    add('--gsm8k', help="GSM8K's test.jsonl (default: without GSM8K's questions)")
+    add('--methods', default='full,lora,dora,ia3', help=f'of {", ".join(METHODS)} (default: %(default)s)')
+    add('--seeds', type=int, default=2)
+    add('--cot_rate', type=float, default=0.3, help='share of the sets with rationales (default: %(default)s)')
+    add('--rates', default='0', help='more such shares for --rate_methods; 0 is without (default: %(default)s)')
+    add('--rate_methods', default='full', help='methods that are also trained with --rates (default: %(default)s)')
+    add('--steps', type=int, default=40)
+    add('--batch_size', type=int, default=4, help='packed rows of a step (default: %(default)s)')
+    add('--input_tokens', type=int, default=256)
+    add('--target_tokens', type=int, default=96, help='a row holds both (default: %(default)s)')
+    add('--dtype', default='float32', help='of the computation in training (default: %(default)s)')
+    add('--tasks', type=int, default=12, help='held-out tasks of Natural Instructions (default: %(default)s)')
+    add('--rows', type=int, default=8, help='questions of each (default: %(default)s)')
+    add('--reasoning_rows', type=int, default=16, help='questions of each reasoning set (default: %(default)s)')
+    add('--cot_rows', type=int, default=2000, help='training rows of each set with rationales (default: %(default)s)')
+    add('--prompt_tokens', type=int, default=1024, help='questions with longer prompts are left out')
+    add('--max_new_tokens', type=int, default=96)
+    add('--decoding_batch', type=int, default=32, help='prompts decoded together (default: %(default)s)')
+    add('--jobs', type=int, default=1, help='arms at once (default: %(default)s)')
+    add('--prepare_only', action='store_true', help='write WORKDIR/data and stop')
+    add('--report_only', action='store_true', help='write the tables of what is finished')
+    add('--smoke', action='store_true', help='two steps and three rows of everything')
+    arguments = parser.parse_args(argv)
+    if arguments.smoke:
+        vars(arguments).update(SMOKE)
+    for flag in ('methods', 'rate_methods'):
+        if unknown := set(words(getattr(arguments, flag))) - set(METHODS):
+            parser.error(f'--{flag} has {", ".join(sorted(unknown))}, expected of {", ".join(METHODS)}')
+    return arguments
 
 
-def prepare(root: Path, arguments: argparse.Namespace) -> list[str]:
-    """Writes the bare inputs of all tasks as .jsonl files and trains the vocabulary; returns the held-out tasks."""
-    register_all(data_config(arguments))
-    names_of = lambda mixture: [task.name for task in find_mixture(mixture).tasks]
-    held_out = [*names_of('natural_instructions_test'), *HELD_OUT]
-    names = [*names_of('natural_instructions'), *names_of('cot')]
-    (root / 'plain').mkdir(exist_ok=True)
-    for name in names:
-        write_plain(root, name, name in held_out, arguments.examples)
-    vocabulary = root / 'vocabulary.model'
-    if not vocabulary.exists():
-        inputs = [arguments.text, *(str(plain_file(root, name)) for name in names if name not in held_out)]
-        files = [f'--input={path}' for path in inputs]
-        run('vocabulary', *files, '--size=8000', f'--output={vocabulary}', '--mode_tokens=')
-    return held_out
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(',') if word.strip()]
 
 
-def plain_file(root: Path, name: str) -> Path:
-    return root / 'plain' / f'{name}.jsonl'
+def arms_of(arguments: argparse.Namespace) -> list[Arm]:
+    """Every training run: first all arms of a seed, so that a stopped experiment has whole seeds."""
+    methods = words(arguments.methods)
+    pairs = [(method, arguments.cot_rate) for method in methods]
+    pairs += [(method, float(rate)) for method in words(arguments.rate_methods) for rate in words(arguments.rates)]
+    pairs = list(dict.fromkeys((method, rate) for method, rate in pairs if method in methods))
+    return [Arm(method, rate, seed) for seed in range(arguments.seeds) for method, rate in pairs]
 
 
-def write_plain(root: Path, name: str, held_out: bool, examples: int) -> None:
-    """Writes inputs and outputs without instructions; for a held-out task those that are evaluated."""
-    if plain_file(root, name).exists():
-        return
-    records = find_mixture(name).source.records(split_of(name) if held_out else 'train')
-    rows = [records[i] for i in range(min(len(records), examples) if held_out else len(records))]
-    pair = lambda row: (row['input'], row['outputs'][0]) if 'outputs' in row else (row['question'], row['answer'])
-    lines = (json.dumps({'inputs': inputs, 'targets': targets}) + '\n' for inputs, targets in map(pair, rows))
-    write_whole(plain_file(root, name), ''.join(lines))
+# -- Stages ------------------------------------------------------------------------------------------------------------
 
 
-def split_of(name: str) -> str:
-    """The evaluated split of a held-out task: its test split, or the one that training would use."""
-    splits = find_mixture(name).splits
-    return 'test' if 'test' in splits else 'train'
+def prepare_data(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes WORKDIR/data, or reads it if it is complete."""
+    sizes = {
+        name: getattr(arguments, name) for name in ('tasks', 'rows', 'reasoning_rows', 'cot_rows', 'prompt_tokens')
+    }
+    sources = {name: getattr(arguments, name) for name in ('natural_instructions', 'cot', 'chat', 'gsm8k')}
+    vocabulary = load_vocabulary(Path(arguments.checkpoint) / 'vocabulary')
+    return prepare(root / 'data', sources, sizes, lambda text: len(vocabulary.encode(text)))
 
 
-# -- Runs --------------------------------------------------------------------------------------------------------------
+def check_settings(root: Path, arguments: argparse.Namespace) -> None:
+    """Refuses to continue a run with settings that would make its parts differ."""
+    names = ('steps', 'batch_size', 'input_tokens', 'target_tokens', 'dtype', 'max_new_tokens')
+    settings = {name: getattr(arguments, name) for name in names}
+    path = root / 'settings.json'
+    if not path.exists():
+        write_json(path, settings)
+    before = json.loads(path.read_text('utf-8'))
+    if changed := [name for name in names if before.get(name) != settings[name]]:
+        was = ', '.join(f'--{name}={before.get(name)}' for name in changed)
+        raise UserError(f'{root} was started with {was}. Set the same, or another --workdir.')
 
 
-def pretrain(root: Path, arguments: argparse.Namespace) -> None:
-    gin = root / 'pretrain.gin'
-    gin.write_text(MODEL + PRETRAIN.format(lengths=LENGTHS, warmup=arguments.pretrain_steps // 20))
-    if not is_trained(root / 'pretrained', arguments.pretrain_steps):
-        run(
+def run_all(root: Path, arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> list[str]:
+    """Trains and evaluates every arm, --jobs at once; returns the names of those that failed."""
+    write_whole(root / 'evaluation.gin', evaluation_gin(root / 'data', list(prepared['evaluations']), arguments))
+    children, failed = Children(), []
+    chains = {BEFORE: lambda: evaluate(children, root, BEFORE, arguments.checkpoint, arguments)}
+    for arm in arms_of(arguments):
+        chains[arm.name] = lambda arm=arm: run_arm(children, root, arm, arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
+    pool = concurrent.futures.ThreadPoolExecutor(arguments.jobs)
+    try:
+        futures = {pool.submit(timed, name, chain): name for name, chain in chains.items()}
+        for future in concurrent.futures.as_completed(futures):
+            if not future.result():
+                failed.append(futures[future])
+    except BaseException:
+        children.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def timed(name: str, chain: Any) -> bool:
+    """Runs an arm's commands and prints how long they took."""
+    started = time.monotonic()
+    is_done = chain()
+    print(f'{name}: {"done" if is_done else "FAILED"} after {time.monotonic() - started:.0f} s', flush=True)
+    return is_done
+
+
+def run_arm(children: Children, root: Path, arm: Arm, arguments: argparse.Namespace) -> bool:
+    """Trains and evaluates an arm; what is there already is skipped."""
+    if is_evaluated(root, arm.name):
+        return True
+    workdir = root / 'runs' / arm.name
+    if not is_trained(workdir, arguments.steps):
+        gin = root / f'training-cot{arm.cot_rate:g}.gin'
+        write_whole(gin, training_gin(root / 'data', arm.cot_rate, arguments))
+        method = METHODS[arm.method]
+        code = children.run(
+            root / 'logs' / f'{arm.name}.log',
             'train',
-            f'--workdir={root}/pretrained',
+            f'--workdir={workdir}',
             f'--gin_file={gin}',
-            f'--gin.TEXT_FILES={arguments.text}',
-            f'--gin.VOCABULARY={root}/vocabulary.model',
-            f'--gin.STEPS={arguments.pretrain_steps}',
-            '--gin.RunConfig.log_every=100',
+            f'--gin.INITIALIZE_FROM={arguments.checkpoint}',
+            f'--gin.ADAPTER={method.adapter}',
+            f'--gin.LEARNING_RATE={method.learning_rate}',
+            f'--gin.SEED={arm.seed}',
+            f'--gin.ModelConfig.dtype={arguments.dtype}',
         )
+        if code or not is_trained(workdir, arguments.steps):
+            return False
+    return evaluate(children, root, arm.name, str(workdir), arguments)
 
 
-def finetune(root: Path, arm: str, seed: int, held_out: Sequence[str], arguments: argparse.Namespace) -> None:
-    workdir = root / f'{arm}_{seed}'
-    if is_trained(workdir, arguments.steps):
-        return
-    gin = root / f'{arm}.gin'
-    settings = []
-    if arm == 'plain':
-        gin.write_text(plain_gin(root, held_out))
-    else:
-        parts = ['natural_instructions', 'cot']
-        gin.write_text(FINETUNE.format(lengths=LENGTHS, cap=CAP, parts=parts, without=list(held_out)))
-        settings = [
-            f'--gin.NATURAL_INSTRUCTIONS_DIR={arguments.natural_instructions}',
-            f'--gin.COT_DIR={arguments.cot}',
-            *(f'--gin.InstructionConfig.{name}={value}' for name, value in ZERO_SHOT.items()),
-            f'--gin.InstructionConfig.rationale={0.5 if arm == "cot" else 0}',
-        ]
-    run(
-        'train',
-        f'--workdir={workdir}',
-        f'--gin_file={gin}',
-        f'--gin.INITIALIZE_FROM={root}/pretrained',
-        f'--gin.STEPS={arguments.steps}',
-        f'--gin.SEED={seed}',
-        '--gin.RunConfig.log_every=100',
-        *settings,
+def evaluate(children: Children, root: Path, name: str, checkpoint: str, arguments: argparse.Namespace) -> bool:
+    """Evaluates a checkpoint on all held-out questions, in one process; True if the results are there."""
+    if not is_evaluated(root, name):
+        children.run(
+            root / 'logs' / f'{name}.log',
+            'evaluate',
+            f'--checkpoint={checkpoint}',
+            f'--gin_file={root}/evaluation.gin',
+            '--tasks=file_tasks',
+            '--split=test',
+            f'--max_new_tokens={arguments.max_new_tokens}',
+            f'--batch_size={arguments.decoding_batch}',
+            f'--predictions={root}/evaluations/{name}.jsonl',
+            f'--json={root}/evaluations/{name}.json',
+        )
+    return is_evaluated(root, name)
+
+
+def is_evaluated(root: Path, name: str) -> bool:
+    """Whether an arm's predictions are complete: `evaluate` writes the .json last."""
+    return all((root / 'evaluations' / f'{name}{suffix}').is_file() for suffix in ('.json', '.jsonl'))
+
+
+# -- Settings in gin ---------------------------------------------------------------------------------------------------
+
+
+def training_gin(data: Path, cot_rate: float, arguments: argparse.Namespace) -> str:
+    """The mixture and the schedule of all arms with this share of chain of thought."""
+    others = {'natural_instructions': 1 - CHAT_RATE, 'chat': CHAT_RATE}
+    rates = {name: round(rate * (1 - cot_rate), 4) for name, rate in others.items()}
+    return MIXTURE.format(
+        data=data,
+        rates=rates | ({'cot': cot_rate} if cot_rate else {}),
+        lengths={'inputs': arguments.input_tokens, 'targets': arguments.target_tokens},
+        batch_size=arguments.batch_size,
+        steps=arguments.steps,
+        warmup=max(1, arguments.steps // 20),
+        log_every=max(1, arguments.steps // 10),
+        save_every=max(1, arguments.steps // 2),
     )
 
 
-def plain_gin(root: Path, held_out: Sequence[str]) -> str:
-    """The same mixture, of file tasks."""
-    lines, tasks = [], []
-    for number, path in enumerate(sorted((root / 'plain').glob('*.jsonl'))):
-        if path.stem not in held_out:
-            lines += [f"f{number}/FileTask.name = 'plain_{path.stem}'", f"f{number}/FileTask.train = '{path}'"]
-            tasks.append(f'@f{number}/FileTask()')
-    head = FINETUNE.format(lengths=LENGTHS, cap=CAP, parts=['plain_*'], without=[])
-    return '\n'.join([head, *lines, f'DataConfig.file_tasks = [{", ".join(tasks)}]', ''])
-
-
-# -- Evaluation --------------------------------------------------------------------------------------------------------
-
-
-def evaluations(held_out: Sequence[str], run_name: str) -> Iterator[tuple[str, list[str], str, dict[str, Any]]]:
-    """(name of the evaluation, tasks, split, InstructionConfig) for a model."""
-    natural = [name for name in held_out if name.startswith('ni_')]
-    for split in ('test', 'train'):
-        if tasks := [name for name in natural if split_of(name) == split]:
-            yield f'natural_{split}', tasks, split, {'rationale': 0}
-    cot = [name for name in held_out if name.startswith('cot_')]
-    yield 'cot_direct', cot, 'train', {'rationale': 0}
-    yield 'cot_rationale', cot, 'train', {'rationale': 1}
-    if run_name.startswith('plain'):
-        yield 'plain', [*natural, *cot], 'test', {}
-    if run_name != 'pretrained':
-        yield 'training', ['training'], 'validation', {'rationale': 0}
-
-
-def evaluate(
-    root: Path, name: str, held_out: Sequence[str], arguments: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """{evaluation: {'exact_match', 'f1', 'tasks', 'nats'}}, means over the tasks, in percent."""
-    found: dict[str, Any] = {}
-    folders = [
-        f'--gin.DataConfig.natural_instructions={arguments.natural_instructions}',
-        f'--gin.DataConfig.cot={arguments.cot}',
+def evaluation_gin(data: Path, names: list[str], arguments: argparse.Namespace) -> str:
+    """A file task for each evaluation; nothing of the training data is read."""
+    lines = []
+    for number, name in enumerate(names):
+        lines.append(f"t{number}/FileTask.name = '{name}'")
+        lines += [f"t{number}/FileTask.{split} = '{data}/evaluation/{name}.jsonl'" for split in ('train', 'test')]
+    lengths = {'inputs': arguments.prompt_tokens + 64, 'targets': arguments.max_new_tokens}
+    lines += [
+        f'DataConfig.file_tasks = [{", ".join(f"@t{number}/FileTask()" for number in range(len(names)))}]',
+        f'DataConfig.feature_lengths = {lengths}  # 64 for the chat template',
+        'DataConfig.mixtures = []',
+        *(f'DataConfig.{source} = None' for source in ('natural_instructions', 'cot', 'chat')),
     ]
-    for what, tasks, split, settings in evaluations(held_out, name):
-        out = root / 'answers' / f'{name}_{what}.json'
-        if not out.exists():
-            out.parent.mkdir(exist_ok=True)
-            names = [f'held_out_{task}' for task in tasks] if what == 'plain' else tasks
-            run(
-                'evaluate',
-                f'--checkpoint={root}/{name}',
-                f'--tasks={",".join(names)}',
-                f'--split={split}',
-                f'--limit={arguments.examples if what != "training" else max(1, arguments.examples // 20)}',
-                *(plain_tests(root, held_out) if what == 'plain' else folders),
-                *(f'--gin.InstructionConfig.{key}={value}' for key, value in (ZERO_SHOT | settings).items()),
-                f'--json={out}',
-                f'--predictions={out.with_suffix(".jsonl")}',
-            )
-        for task, metrics in json.loads(out.read_text())['tasks'].items():
-            kind = f'plain_{task.removeprefix("held_out_")[:2]}' if what == 'plain' else what
-            kind = 'natural' if what.startswith('natural') else kind
-            found.setdefault(kind, {})[task] = {key: metrics[key] for key in ('exact_match', 'f1') if key in metrics}
-    made = {what: {'tasks': tasks} | mean(list(tasks.values())) for what, tasks in found.items()}
-    for what, files in (('natural', ['natural_test', 'natural_train']), ('cot_direct', ['cot_direct'])):
-        made[what]['nats'] = nats(root, name, files)
-    return made
+    return '\n'.join([*lines, ''])
 
 
-def nats(root: Path, name: str, files: Sequence[str]) -> float:
-    """The loss of the right answers after prompts with instructions, in nats per token (end of sequence included)."""
-    rows = [
-        json.loads(line)
-        for file in files
-        if (path := root / 'answers' / f'{name}_{file}.jsonl').exists()
-        for line in path.read_text('utf-8').splitlines()
-    ]
-    model = load(root / name)
-    inputs, targets = [row['input'] for row in rows], [row['target'] for row in rows]
-    tokens = sum(len(model.vocabulary.encode(target)) + 1 for target in targets)
-    return -sum(model.score(inputs, targets)) / tokens
+# -- Report ------------------------------------------------------------------------------------------------------------
 
 
-def plain_tests(root: Path, held_out: Sequence[str]) -> list[str]:
-    gin = root / 'plain_tests.gin'
-    lines = [f"t{i}/FileTask.name = 'held_out_{name}'" for i, name in enumerate(held_out)]
-    for split in ('train', 'test'):
-        lines += [f"t{i}/FileTask.{split} = '{plain_file(root, name)}'" for i, name in enumerate(held_out)]
-    tasks = ', '.join(f'@t{i}/FileTask()' for i in range(len(held_out)))
-    gin.write_text('\n'.join([*lines, f'DataConfig.file_tasks = [{tasks}]', 'DataConfig.mixtures = []', '']))
-    return [f'--gin_file={gin}']
+def report(root: Path, arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> None:
+    """Prints and writes the tables of all arms whose evaluations are there."""
+    evaluations = prepared['evaluations']
+    questions = {name: read_rows(root / 'data' / 'evaluation' / f'{name}.jsonl') for name in evaluations}
+    arms = scores.baselines(questions, evaluations)
+    finished = {arm.name: arm.label(arguments.cot_rate) for arm in arms_of(arguments)}
+    for name, label in {BEFORE: BEFORE, **finished}.items():
+        if is_evaluated(root, name):
+            arms.setdefault(label, []).append(read_scores(root, name, questions, evaluations))
+    summary = scores.summarize(arms, evaluations)
+    text = scores.table(summary)
+    content = {
+        'arguments': vars(arguments),
+        'learning_rates': {name: method.learning_rate for name, method in METHODS.items()},
+        'data': {name: prepared[name] for name in ('held_out', 'trained', 'evaluations', 'sizes')},
+        'seeds': {arm: len(runs) for arm, runs in arms.items()},
+        'summary': {arm: {name: value._asdict() for name, value in one.items()} for arm, one in summary.items()},
+        'differences from before': scores.differences(arms, BEFORE, evaluations) if BEFORE in arms else {},
+    }
+    write_json(root / 'results.json', content)
+    write_whole(root / 'table.md', f'{text}\n')
+    scores.draw(summary, root / 'figure.png')
+    print(f'\n{text}\n\nSee {root}/results.json, table.md and figure.png')
 
 
-def baselines(root: Path, held_out: Sequence[str]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Scores of copying the bare input and of giving a task's most frequent answer."""
-    found: dict[str, dict[str, dict[str, Any]]] = {'copying': {}, 'most frequent answer': {}}
-    for name in held_out:
-        rows = [json.loads(line) for line in plain_file(root, name).read_text('utf-8').splitlines()]
-        targets = [row['targets'] for row in rows]
-        top = collections.Counter(targets).most_common(1)[0][0]
-        for who, answers in (('copying', [row['inputs'] for row in rows]), ('most frequent answer', [top] * len(rows))):
-            what = 'natural' if name.startswith('ni_') else 'cot_direct'
-            found[who].setdefault(what, {})[name] = exact_match(targets, answers) | squad(targets, answers)
-    summary = lambda tasks: {'tasks': tasks} | mean(list(tasks.values()))
-    return {who: {0: {what: summary(tasks) for what, tasks in kinds.items()}} for who, kinds in found.items()}
+def read_scores(
+    root: Path, name: str, questions: Mapping[str, list[scores.Row]], evaluations: Mapping[str, Any]
+) -> scores.Scores:
+    """The value of each question of an arm.
 
-
-def mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for one in metrics for name in one)
-    return {name: statistics.mean(one[name] for one in metrics if name in one) for name in names}
-
-
-COLUMNS = (
-    ('training tasks: EM', 'training', 'exact_match'),
-    ('NI held out, with instructions: EM', 'natural', 'exact_match'),
-    ('F1', 'natural', 'f1'),
-    ('nats per token', 'natural', 'nats'),
-    ('bare: EM', 'plain_ni', 'exact_match'),
-    ('CoT sets held out, direct: EM', 'cot_direct', 'exact_match'),
-    ('nats per token', 'cot_direct', 'nats'),
-    ('with rationale: EM', 'cot_rationale', 'exact_match'),
-    ('bare: EM', 'plain_co', 'exact_match'),
-)
-
-
-def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Markdown: a row for each way of finetuning, with mean and standard deviation over the seeds."""
-    rows = []
-    for arm, seeds in results.items():
-        cells = []
-        for _, what, metric in COLUMNS:
-            values = [found[what][metric] for found in seeds.values() if metric in found.get(what, {})]
-            digits = 2 if metric == 'nats' else 1
-            spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
-            cells.append(f'{statistics.mean(values):.{digits}f}{spread}' if values else '')
-        rows.append([arm, *cells])
-    return markdown(['finetuned on, or baseline', *(title for title, _, _ in COLUMNS)], rows)
+    Raises:
+        UserError: its predictions are of other questions.
+    """
+    predicted: dict[str, dict[int, str]] = {}
+    path = root / 'evaluations' / f'{name}.jsonl'
+    for row in read_rows(path):
+        predicted.setdefault(row['task'], {})[row['index']] = row['prediction']
+    found: scores.Scores = {}
+    for task, one in evaluations.items():
+        rows = questions[task]
+        if sorted(predicted.get(task, {})) != list(range(len(rows))):
+            raise UserError(f'{path} has not one prediction for each question of {task}. Remove it to evaluate again.')
+        texts = [predicted[task][i] for i in range(len(rows))]
+        found[task] = scores.score_rows(one['kind'], one['task'], rows, texts)
+    return found
 
 
 if __name__ == '__main__':

@@ -1,6 +1,9 @@
 """Shared by the experiments: t5flan commands that are printed before they run, and Markdown tables."""
 
 import shlex
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +15,38 @@ def run(*argv: str) -> None:
     print(f'$ t5flan {shlex.join(argv)}', flush=True)
     if code := main(argv):
         raise SystemExit(code)
+
+
+class Children:
+    """t5flan commands that run as processes of their own, from several threads."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, log: Path, *argv: str) -> int:
+        """Prints and runs a command, whose output is added to `log`; returns its exit status, 1 after `stop`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open('a', encoding='utf-8') as output:
+            with self._lock:
+                if self._stopped:
+                    return 1
+                print(f'$ t5flan {shlex.join(argv)} >> {shlex.quote(str(log))}', flush=True)
+                command = [sys.executable, '-m', 't5flan', *argv]
+                child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+                self._running.add(child)
+            code = child.wait()
+        with self._lock:
+            self._running.discard(child)
+        return code
+
+    def stop(self) -> None:
+        """Ends the running commands, and starts no others."""
+        with self._lock:
+            self._stopped = True
+            for child in self._running:
+                child.terminate()
 
 
 def is_trained(workdir: Path, steps: int) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.preprocessing.examples import Context, Example
+from t5flan.data.vocabulary.prompt_format import tokens_around
 from t5flan.tasks.natural_instructions_files import TaskFile
 
 LAYOUT = 'tk_instruct'
@@ -41,8 +42,9 @@ def follow_tk_instruct(
     for number, (text, ids, target, context) in enumerate(zip(texts, encoded, targets, contexts, strict=True)):
         head, shown, question = prompts[number]
         limit = context.feature_lengths.get('inputs') or math.inf
-        if vocabulary is not None and ids is not None and len(ids) + 1 > limit:
-            shown = _fitting(head, shown, question, vocabulary, limit)
+        around = 0 if vocabulary is None else tokens_around(vocabulary, context.instructions.prompt_format)
+        if vocabulary is not None and ids is not None and len(ids) + around > limit:
+            shown = _fitting(head, shown, question, vocabulary, limit - around)
             text = head + ''.join(sum(shown, [])) + question
             ids = vocabulary.encode(text)
         made = {'inputs': text} if ids is None else {'inputs': np.array(ids, np.int32), 'inputs_pretokenized': text}
@@ -84,7 +86,7 @@ def _fitting(
         before = head + ''.join(' '.join(one) for one in kept)  # so it is counted there
         kept.append([])
         for one in kind:
-            if len(vocabulary.encode(f'{before}{" ".join(kept[-1])}{one}{question}')) + 1 > limit:
+            if len(vocabulary.encode(f'{before}{" ".join(kept[-1])}{one}{question}')) > limit:
                 break
             kept[-1].append(one)
     return kept

@@ -42,6 +42,7 @@ from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, Result
 from t5flan.data.prompting.templates import ExemplarLayout, Family, OptionLayout, Template
 from t5flan.data.records.file_rows import Records
+from t5flan.data.vocabulary.prompt_format import tokens_around
 from t5flan.errors import UserError
 
 Item = dict[str, Any]
@@ -357,8 +358,9 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
     """Tokenizes prompts; drops exemplars and shortens questions until they fit in feature_lengths['inputs'].
 
     Returns:
-        For each prompt {'inputs': int32 [S], 'inputs_pretokenized': text, 'shortened': bool}, with room for an end of
-        sequence; without a vocabulary {'inputs': text, 'shortened': False}, and nothing is dropped.
+        For each prompt {'inputs': int32 [S], 'inputs_pretokenized': text, 'shortened': bool}, with room for what the
+        prompt format adds (an end of sequence, or the turns of a chat template); without a vocabulary {'inputs': text,
+        'shortened': False}, and nothing is dropped.
     """
     made: list[dict[str, Any]] = [{} for _ in prompts]
     vocabulary = contexts[0].vocabulary if contexts else None
@@ -368,13 +370,13 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
             made[i] = {'inputs': prompt.text(), 'shortened': False}
         return made
     for i, prompt in waiting:
-        if prompt.exemplars and (limit := contexts[i].feature_lengths.get('inputs')):
-            prompt.keep(limit - 1)
+        if prompt.exemplars:
+            prompt.keep(_room(contexts[i]))
     while waiting:
         texts = [prompt.text() for _, prompt in waiting]
         again = []
         for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
-            excess = len(ids) + 1 - (contexts[i].feature_lengths.get('inputs') or math.inf)
+            excess = len(ids) - _room(contexts[i])
             if excess > 0 and (prompt.drop(excess) or prompt.shorten(excess, len(ids))):
                 again.append((i, prompt))
             else:
@@ -382,6 +384,12 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
                 made[i] = {'inputs': inputs, 'inputs_pretokenized': text, 'shortened': prompt.shortened}
         waiting = again
     return made
+
+
+def _room(context: Context) -> float:
+    """The tokens that the text of a prompt may have."""
+    around = tokens_around(context.vocabulary, context.instructions.prompt_format)
+    return (context.feature_lengths.get('inputs') or math.inf) - around
 
 
 def pick(choices: Sequence[Any], draw: float) -> Any:

@@ -7,6 +7,7 @@ r"""How rows of a decoder-only model join a prompt and its answer.
 A run records its format, so that inference does the same.
 """
 
+import functools
 from collections.abc import Sequence
 
 from t5flan.data.vocabulary import chat_template
@@ -24,6 +25,31 @@ def prompt_ids(vocabulary: Vocabulary, text: str, prompt_format: str) -> list[in
     if prompt_format == 'newline':
         return vocabulary.encode(f'{text}\n')
     return [*vocabulary.encode(text), vocabulary.eos_id]
+
+
+def tokens_around(vocabulary: Vocabulary, prompt_format: str) -> int:
+    """How many tokens the prompt format adds to those of a prompt's text."""
+    return 1 if prompt_format == 'plain' else _tokens_around(vocabulary, prompt_format)
+
+
+@functools.lru_cache(maxsize=16)
+def _tokens_around(vocabulary: Vocabulary, prompt_format: str) -> int:
+    return len(prompt_ids(vocabulary, 'a', prompt_format)) - len(vocabulary.encode('a'))
+
+
+def fitting_prompt_ids(vocabulary: Vocabulary, text: str, prompt_format: str, limit: int) -> tuple[list[int], bool]:
+    """`prompt_ids` of at most `limit` ids, and whether the text was cut.
+
+    The end of the text is cut, and not the ids that the format writes after it: an answer without them in front is one
+    that no prompt asks for. One id of the text stays, so that a limit below what the format writes is exceeded.
+    """
+    ids = prompt_ids(vocabulary, text, prompt_format)
+    kept = vocabulary.encode(text) if len(ids) > limit else []
+    is_cut = False
+    while len(ids) > limit and len(kept) > 1:
+        kept, is_cut = kept[: max(1, len(kept) - (len(ids) - limit))], True
+        ids = prompt_ids(vocabulary, vocabulary.spell(kept), prompt_format)
+    return ids, is_cut
 
 
 def answer_ids(vocabulary: Vocabulary, prompt: str, answer: str, prompt_format: str) -> list[int]:

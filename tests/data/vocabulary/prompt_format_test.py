@@ -1,6 +1,7 @@
 """t5flan/data/vocabulary/prompt_format.py: training and inference join a prompt and its answer in the same way."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from t5flan.data.preprocessing.features import STARTED
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.vocabulary import chat_template
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.data.vocabulary.prompt_format import answer_ids, end_id, prompt_ids
+from t5flan.data.vocabulary.prompt_format import answer_ids, end_id, fitting_prompt_ids, prompt_ids, tokens_around
 from t5flan.errors import UserError
 from t5flan.language_model import LanguageModel
 from tests.saved_model import LENGTHS, byte_model
@@ -58,6 +59,26 @@ def test_chat_rows_are_what_the_template_writes(folder, name, prompt, answer):
     # Where a piece spans the place between prompt and answer, it is cut: generation starts from the prompt alone.
     text = lambda ids: vocabulary.decode([i for i in ids if i != vocabulary.eos_id])
     assert text(whole).startswith(text(ids)) and (ids == whole[: len(ids)] or name == 'llama3')
+
+
+@pytest.mark.parametrize('name', [*TEMPLATES, 'newline'])
+def test_a_long_prompt_loses_text_and_not_the_turns_around_it(folder, name):
+    """Else the answer would come right after a piece of the question, where inference never asks for it."""
+    vocabulary = BYTES if name == 'newline' else bpe_vocabulary(folder, TEMPLATES[name])
+    prompt_format = 'newline' if name == 'newline' else 'chat'
+    text = ' '.join(['How many 日本 words are in this text?'] * 4)
+    whole, around = prompt_ids(vocabulary, text, prompt_format), tokens_around(vocabulary, prompt_format)
+    pairs = zip(reversed(whole), reversed(prompt_ids(vocabulary, 'a', prompt_format)))
+    end = whole[len(whole) - len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]) :]
+    assert end
+    for limit in (around + 20, len(whole) - 1, len(whole)):
+        ids, is_cut = fitting_prompt_ids(vocabulary, text, prompt_format, limit)
+        assert len(ids) <= limit and ids[-len(end) :] == end and is_cut == (limit < len(whole))
+        context = Context(vocabulary, {'inputs': limit}, instructions=InstructionConfig(prompt_format=prompt_format))
+        [[made]] = run_block([tokenize, append_eos], [{'inputs': text, 'targets': 'x'}], [context])
+        assert made['inputs'].tolist() == ids and made.get('shortened', False) == is_cut
+    ids, is_cut = fitting_prompt_ids(vocabulary, text, prompt_format, 1)
+    assert is_cut and 1 < len(ids) <= around + 20 and ids[-len(end) :] == end
 
 
 def test_a_vocabulary_without_a_template_is_one_line():
