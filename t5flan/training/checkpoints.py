@@ -30,6 +30,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record, merge
+from t5flan.adapters.config import Adapter
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -325,10 +326,18 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
     Raises:
         UserError: the base is not there or not the adapter's, or the adapter does not fit it.
     """
+    root = checkpoint_root(folder)
+    base = restore_base(root, read_description(root), abstract_model)
+    settings, saved = restore_adapter(folder, abstract_model, step)
+    abstract = jax.eval_shape(lambda model: apply(model, settings, jax.random.key(0)), abstract_model)
+    leaves = named_parameters(base) | saved
+    return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in named_parameters(abstract)])
+
+
+def restore_adapter(folder: PathLike, abstract_model: Any, step: int | None = None) -> tuple[Adapter, dict[str, Any]]:
+    """The settings of an adapter and its arrays by name; for the arguments and errors see `restore_adapted`."""
     root, found = checkpoint_root(folder), find_step(folder, step)
-    description = read_description(root)
-    settings = from_record(description.adapter or {})
-    base = restore_base(root, description, abstract_model)
+    settings = from_record(read_description(root).adapter or {})
     placed = jax.tree.leaves(abstract_model)[0].sharding
     if isinstance(placed, jax.sharding.NamedSharding):
         placed = jax.sharding.NamedSharding(placed.mesh, jax.sharding.PartitionSpec())
@@ -337,10 +346,7 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in adapter_arrays(abstract).items()
     }
     saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'))
-    return jax.tree.unflatten(
-        jax.tree.structure(abstract),
-        [(named_parameters(base) | named_parameters(saved))[name] for name in named_parameters(abstract)],
-    )
+    return settings, named_parameters(saved)
 
 
 def check_is_model(folder: PathLike) -> None:
