@@ -345,7 +345,8 @@ def restore_adapter(folder: PathLike, abstract_model: Any, step: int | None = No
     arrays = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in adapter_arrays(abstract).items()
     }
-    saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'))
+    where = f'the adapter of {DESCRIPTION}'
+    saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'), where)
     return settings, named_parameters(saved)
 
 
@@ -455,14 +456,14 @@ def to_names(tree: Any) -> dict[str, Any]:
     return unflatten_dict(named_parameters(tree), sep='/')
 
 
-def _restore_item(folder: PathLike, step: int, item: str, abstract: Any) -> Any:
+def _restore_item(folder: PathLike, step: int, item: str, abstract: Any, setting: str = 'ModelConfig') -> Any:
     path = _absolute(epath.Path(folder) / CHECKPOINTS / str(step) / item)
     target = to_names(abstract)
     if not target:  # an optimizer without state
         return abstract
     handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would look for the step's metadata one folder up
     try:
-        _check_names(path, handler.metadata(path).tree, target)
+        _check_names(path, handler.metadata(path).tree, target, setting)
         restored = handler.restore(
             path,
             args=ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
@@ -477,7 +478,7 @@ def _absolute(path: epath.Path) -> epath.Path:
     return path if '://' in str(path) else path.absolute()
 
 
-def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
+def _check_names(path: epath.Path, saved: Any, target: Any, setting: str) -> None:
     """Requires the checkpoint's arrays to be those of the model; the error names the first that differs."""
     saved_shapes, target_shapes = (
         {name: list(leaf.shape) for name, leaf in named_parameters(tree).items()} for tree in (saved, target)
@@ -486,7 +487,7 @@ def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
         given, expected = saved_shapes.get(name), target_shapes.get(name)
         if given != expected:
             describe = lambda shape: 'absent' if shape is None else f'of shape {shape}'
-            setting = 'OptimizerConfig' if path.name == 'optimizer' else 'ModelConfig'
+            setting = 'OptimizerConfig' if path.name == 'optimizer' else setting
             raise UserError(
                 f'{path}: {name} is {describe(given)} in the checkpoint, {describe(expected)} in this run. '
                 f'Set {setting} to its values when the checkpoint was written.'

@@ -86,7 +86,7 @@ def test_rows_of_a_file_name_their_adapters(folders, tmp_path, capsys):
         (['--adapters=de'], '--adapters=de, expected NAME=DIR'),
         (['--adapters=de=a,de=b'], '--adapters=de=b, expected NAME=DIR with names that differ'),
         (['--adapter=de'], '--adapter=de is not known: no --adapters are given'),
-        (['--adapters=de=a', '--adapter=ed'], '--adapter=ed is not known: --adapters has de; did you mean de'),
+        (['--adapters=de=a', '--adapter=dee'], '--adapter=dee is not known: --adapters has de; did you mean de'),
     ],
 )
 def test_wrong_flags_are_one_line(folders, flags, words):
@@ -115,7 +115,10 @@ def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
         folder = write_adapter(tmp_path / 'adapter', base, PromptTuning(tokens=2))
         words = "the adapter 'x' has the method PromptTuning, which cannot be chosen by row, expected LoRA, DoRA"
     if case == 'missing':
-        folder, words = str(shutil.copytree(paths['de'], tmp_path / 'adapter')), 'lora_b is of shape .*, absent in'
+        folder, words = (
+            str(shutil.copytree(paths['de'], tmp_path / 'adapter')),
+            'wi_1/lora_a is of shape .*, absent in .* Set the adapter of t5flan.json',
+        )
         fields = json.loads((tmp_path / 'adapter' / 't5flan.json').read_text())
         fields['adapter']['settings'] = dataclasses.asdict(Lora(rank=2, targets=['.*/mlp/wi_0/kernel']))
         (tmp_path / 'adapter' / 't5flan.json').write_text(json.dumps(fields))
