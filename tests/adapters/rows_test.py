@@ -65,6 +65,8 @@ def test_a_row_has_the_logits_of_its_adapter_alone(format):
         expected = alone[name].logits(batch)[row]
         np.testing.assert_allclose(found[row], expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
         assert name is None or np.abs(expected - base.logits(batch)[row]).max() > 0.01
+    none = choice.index(None)
+    np.testing.assert_array_equal(found[none], base.logits(batch)[none])
     np.testing.assert_array_equal(together.logits(batch), base.logits(batch))
 
 
