@@ -6,9 +6,9 @@
     python -m benchmarks.adapters --against=peft               alternates with the same LoRA of PEFT on transformers
 
 Full finetuning uses Adafactor and adapters AdamW, as the packaged run files do. Steps of all of them take turns in one
-process. Quote the ratios of medians: seconds drift with the load of the machine. `--flops` compiles each step again with
-unrolled layers, because XLA counts the body of a loop once; it takes minutes. `--against=peft` needs torch and PEFT, and
-its model is T5 1.1 small.
+process. Quote the ratios of medians: seconds drift with the load of the machine. `--flops` compiles each step again,
+with unrolled layers, because XLA counts the body of a loop once; it takes minutes. `--against=peft` needs torch and
+PEFT, and its model is T5 1.1 small.
 """
 
 import argparse

@@ -72,24 +72,21 @@ class RowProjection(AdaptedProjection):
         chosen_B = getattr(self, _CHOICE)[...]
         chosen_B = jnp.repeat(chosen_B, x.shape[0] // len(chosen_B), total_repeat_length=x.shape[0])
 
-        def of_rows(name: str, ndim: int) -> jax.Array | None:
-            if not hasattr(self, name):
-                return None
+        def of_rows(name: str, ndim: int) -> jax.Array:
             values = getattr(self, name)[...][chosen_B].astype(self.dtype)
             return values.reshape(len(chosen_B), *[1] * (ndim - values.ndim), *values.shape[1:])
 
         x = x.astype(self.dtype)
-        if (inputs := of_rows('rows_inputs', x.ndim)) is not None:
-            x = x * inputs
+        if hasattr(self, 'rows_inputs'):
+            x = x * of_rows('rows_inputs', x.ndim)
         y = super().__call__(x)
         if hasattr(self, 'rows_a'):
             a, b = (getattr(self, name)[...].astype(self.dtype) for name in ('rows_a', 'rows_b'))
             h = jnp.tensordot(x, a, self.num_inputs)
             y = y + jnp.tensordot(h * of_rows('rows_own', h.ndim), b, 1)
-        if (bias := of_rows('rows_bias', y.ndim)) is not None:
-            y = y + bias
-        outputs = of_rows('rows_outputs', y.ndim)
-        return y if outputs is None else y * outputs
+        if hasattr(self, 'rows_bias'):
+            y = y + of_rows('rows_bias', y.ndim)
+        return y * of_rows('rows_outputs', y.ndim) if hasattr(self, 'rows_outputs') else y
 
 
 def stack(base: Model, adapters: Mapping[str, tuple[Adapter, Mapping[str, Any]]]) -> Model:
