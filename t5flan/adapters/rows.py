@@ -104,7 +104,7 @@ def stack(base: Model, adapters: Mapping[str, tuple[Adapter, Mapping[str, Any]]]
         inside = {name.rpartition('/')[0] for name in adapter_arrays(adapted)} <= own.keys()
         if not inside or any(one is None for one in terms.values()):
             problem = f'the adapter {name!r} has the method {type(settings).__name__}, which cannot be chosen by row'
-            raise UserError(f'{problem}, expected LoRA, DoRA or (IA)3. Load its folder alone.')
+            raise UserError(f'{problem}, expected a LoRA (also DoRA, AdaLoRA, DyLoRA) or (IA)3. Load its folder alone.')
         found[name] = {path: one for path, one in terms.items() if one is not None}
     model = jax.tree.map(lambda x: x, base)  # new modules, the same arrays
     for path, parent, last in list(projections(model)):

@@ -14,7 +14,7 @@ from t5flan.mesh import MeshConfig
 from t5flan.models.parameters import named_parameters
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.step import Trainer
-from tests.adapters.adapter_test import DECODER, ENCODER_DECODER, base_model, make_batch
+from tests.adapters.properties import DECODER, ENCODER_DECODER, base_model, make_batch
 
 
 def run(config, settings, base_dtype, steps=3):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from t5flan.adapters import adapter as adapters
+from t5flan.adapters.methods.ada_lora import AdaLora
 from t5flan.adapters.methods.dora import Dora
+from t5flan.adapters.methods.dy_lora import DyLora
 from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.adapters.methods.lora import Lora
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
@@ -16,7 +18,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.decoding import compaction
 from t5flan.errors import UserError
 from t5flan.language_model import LanguageModel
-from tests.adapters.adapter_test import moved
+from tests.adapters.properties import moved
 from tests.saved_model import byte_model
 
 SETTINGS = {
@@ -158,6 +160,24 @@ def test_a_prompt_cannot_be_chosen_by_row():
     arrays = jax.eval_shape(lambda: adapters.adapter_arrays(adapters.apply(base, settings, jax.random.key(0))))
     with pytest.raises(UserError, match="the adapter 'a' has the method PromptTuning, which cannot be chosen by row"):
         stack(base, {'a': (settings, arrays)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('settings', [AdaLora(init_rank=3, target_rank=2), DyLora(rank=3)], ids=['adalora', 'dylora'])
+def test_other_low_rank_methods(settings):
+    base = models('causal_lm')[0].model
+    alone = moved(adapters.apply(base, settings, jax.random.key(0)))
+    together = stack(
+        base,
+        {
+            'de': (SETTINGS['es'], adapters.adapter_arrays(models('causal_lm')[2]['es'].model)),
+            'x': (settings, adapters.adapter_arrays(alone)),
+        },
+    )
+    batch = {'decoder_input_tokens': np.arange(3, 21, dtype=np.int32).reshape(2, 9)}
+    found = choose(together, np.array([0, 2], np.int32))(batch)
+    np.testing.assert_array_equal(found[0], base(batch)[0])
+    np.testing.assert_allclose(found[1], alone(batch)[1], atol=2e-5)
 
 
 def test_choosing_changes_only_the_choice():

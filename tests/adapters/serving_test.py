@@ -18,7 +18,7 @@ from t5flan.commands.arguments import parse_arguments
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.errors import UsageError, UserError
 from t5flan.mesh import MeshConfig
-from tests.adapters.adapter_test import moved
+from tests.adapters.properties import moved
 from tests.saved_model import byte_model, save_folder
 
 SETTINGS = {'de': Lora(rank=2, targets=['.*/mlp/.*/kernel']), 'fr': Ia3()}
@@ -113,7 +113,7 @@ def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
         words = 'is an adapter of another base, .*other, not of .*base: their parameters differ'
     if case == 'prompt':
         folder = write_adapter(tmp_path / 'adapter', base, PromptTuning(tokens=2))
-        words = "the adapter 'x' has the method PromptTuning, which cannot be chosen by row, expected LoRA, DoRA"
+        words = "the adapter 'x' has the method PromptTuning, which cannot be chosen by row, expected a LoRA .also DoRA"
     if case == 'missing':
         folder, words = (
             str(shutil.copytree(paths['de'], tmp_path / 'adapter')),

@@ -17,7 +17,7 @@ from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import convert
 from t5flan.conversion.adapters import folder as adapter_folder
-from tests.adapters.adapter_test import moved
+from tests.adapters.properties import moved
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-4
