@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,9 +67,8 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
     return step, facts
 
 
-def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
-    """The same step of T5 1.1 small in transformers, with Adafactor in float32; compiled with --torch_compile."""
-    import torch
+def transformers_model() -> Any:
+    """T5 1.1 small in transformers, with new parameters and without dropout."""
     import transformers
 
     config = transformers.T5Config(
@@ -86,7 +86,15 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
         pad_token_id=0,
         eos_token_id=1,
     )
-    model = transformers.T5ForConditionalGeneration(config).train()
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
+    """The same step of T5 1.1 small in transformers, with Adafactor in float32; compiled with --torch_compile."""
+    import torch
+    import transformers
+
+    model = transformers_model().train()
     optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)

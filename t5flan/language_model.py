@@ -23,14 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.adapters.rows import choose
 from t5flan.data.vocabulary import chat_template, prompt_format
 from t5flan.data.vocabulary.chat_template import Message
-from t5flan.data.vocabulary.loading import load_vocabulary
+from t5flan.data.vocabulary.loading import load_saved_vocabulary
 from t5flan.data.vocabulary.prompt_format import answer_ids, prompt_ids
 from t5flan.data.vocabulary.vocabulary import Vocabulary
+from t5flan.decoding.adapters import Choice, adapter_numbers, add_adapters, choice_of
 from t5flan.decoding.config import GREEDY, SAMPLING, Decoding, DecodingSettings
 from t5flan.decoding.generate import Generation, generate
-from t5flan.decoding.likelihood import Likelihood, likelihoods, rolling_windows
+from t5flan.decoding.likelihood import Ids, Likelihood, likelihoods, rolling_windows
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model
@@ -53,7 +55,11 @@ class ScoredText(NamedTuple):
 
 
 def load(
-    folder: str | os.PathLike[str], step: int | None = None, mesh: MeshConfig | None = None, dtype: str | None = None
+    folder: str | os.PathLike[str],
+    step: int | None = None,
+    mesh: MeshConfig | None = None,
+    dtype: str | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> 'LanguageModel':
     """Reads a checkpoint folder: parameters, configuration, vocabulary.
 
@@ -63,10 +69,11 @@ def load(
         mesh: how this host's devices share the parameters. Default: every accelerator holds all parameters and takes
             its share of the batch. A model too large for one device needs MeshConfig(fsdp=...) or (tensor=...).
         dtype: the compute dtype ('bfloat16' on an accelerator); default: that of the checkpoint.
+        adapters: name -> folder of an adapter of this model: each prompt may choose one by name.
 
     Raises:
-        UserError: the folder is not a checkpoint folder, it has no complete checkpoint or not that step, or its
-            vocabulary is not the one the model was trained with.
+        UserError: the folder is not a checkpoint folder, it has no complete checkpoint or not that step, its
+            vocabulary is not the one the model was trained with, or an adapter is not one of this model.
     """
     root = checkpoints.checkpoint_root(folder)
     description = checkpoints.read_description(root)
@@ -82,8 +89,10 @@ def load(
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the vocabulary is read meanwhile
         restored = pool.submit(checkpoints.restore_parameters, root, abstract, found)
-        vocabulary = _read_vocabulary(root, description)
+        vocabulary = load_saved_vocabulary(root / checkpoints.VOCABULARY, description.vocabulary)
         model = restored.result()
+    if adapters:
+        model = add_adapters(model, os.fspath(folder), adapters, sharding)
     return LanguageModel(
         model,
         vocabulary,
@@ -93,20 +102,8 @@ def load(
         os.fspath(root),
         found,
         description.data.get('instructions.prompt_format', 'plain' if description.data else None),
+        tuple(adapters or ()),
     )
-
-
-def _read_vocabulary(root: Any, description: checkpoints.Description) -> Vocabulary:
-    """The vocabulary in a checkpoint folder, which must be the one of its description."""
-    path = root / checkpoints.VOCABULARY
-    vocabulary = load_vocabulary(path)
-    expected = description.vocabulary.get('fingerprint')
-    if expected is not None and expected != vocabulary.fingerprint:
-        raise UserError(
-            f'{path} ({vocabulary.vocab_size} ids) is not the vocabulary the checkpoint was trained with '
-            f'({description.vocabulary.get("size")} ids). Restore that one.'
-        )
-    return vocabulary
 
 
 def _local_sharding(mesh: MeshConfig | None) -> sharding_lib.Sharding | None:
@@ -121,7 +118,8 @@ class LanguageModel:
     """A model with the vocabulary and the format it was trained with.
 
     The methods that generate take any field of `Decoding` as a keyword, `decoding=Decoding(...)`, or both: keywords
-    win. An unknown keyword or a value out of range is a UserError.
+    win. An unknown keyword or a value out of range is a UserError. If adapters were loaded, `adapter` is the name of
+    one for all rows, or a list with a name or None (the base alone) for each row.
 
     Attributes:
         model: the parameters.
@@ -133,6 +131,7 @@ class LanguageModel:
         folder, step: the checkpoint the parameters come from, if any.
         prompt_format: how its rows join prompt and answer, see `InstructionConfig.prompt_format`. A converted
             checkpoint has None: prompts are then as for transformers' `generate`.
+        adapters: the names of its adapters.
 
     Raises:
         UserError: the format does not fit the model's architecture, or the vocabulary is larger than its embedding.
@@ -146,6 +145,7 @@ class LanguageModel:
     folder: str | None = None
     step: int | None = None
     prompt_format: str | None = None
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         architecture = self.model.config.architecture
@@ -202,6 +202,7 @@ class LanguageModel:
         *,
         decoding: Decoding = GREEDY,
         rows: Sequence[int] | None = None,
+        adapter: Choice = None,
         progress: Progress | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[str]:
@@ -212,13 +213,15 @@ class LanguageModel:
             max_new_tokens: as in `Decoding`.
             decoding: see `Decoding`; default: greedy.
             rows: each text's row number, which with the seed determines its samples; default: 0, 1, 2, ...
+            adapter: the name of an adapter for all texts, or one for each; None is the base alone.
             progress: called with the number of finished texts after each batch.
             **settings: fields of `decoding` to replace.
         """
         decoding = decoding.replace(**settings)
         decoding.require_one_sample('generate')
         inputs = [self.input_ids(text) for text in _texts(texts)]
-        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
+        given: dict[str, Any] = dict(rows=rows, adapter=adapter, progress=progress)
+        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, **given)
         return [best.text(self.vocabulary) for best, *_ in generations]
 
     def samples(
@@ -229,13 +232,15 @@ class LanguageModel:
         *,
         decoding: Decoding = SAMPLING,
         rows: Sequence[int] | None = None,
+        adapter: Choice = None,
         progress: Progress | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[list[str]]:
         """Returns `count` samples for each text; the first is that of `generate` with the same settings."""
         decoding = decoding.replace(**settings).replace(num_samples=count)
         inputs = [self.input_ids(text) for text in _texts(texts)]
-        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, rows=rows, progress=progress)
+        given: dict[str, Any] = dict(rows=rows, adapter=adapter, progress=progress)
+        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, **given)
         return [[sample.text(self.vocabulary) for sample in samples] for samples in generations]
 
     def beams(
@@ -245,6 +250,7 @@ class LanguageModel:
         max_new_tokens: int | None = None,
         *,
         decoding: Decoding = GREEDY,
+        adapter: Choice = None,
         progress: Progress | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[list[ScoredText]]:
@@ -255,7 +261,8 @@ class LanguageModel:
         """
         decoding = decoding.replace(**settings).replace(num_beams=count)
         inputs = [self.input_ids(text) for text in _texts(texts)]
-        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, progress=progress)
+        given: dict[str, Any] = dict(adapter=adapter, progress=progress)
+        generations = self.generate_ids(inputs, max_new_tokens, decoding=decoding, **given)
         return [[ScoredText(one.text(self.vocabulary), one.score) for one in beams] for beams in generations]
 
     def chat(
@@ -266,6 +273,7 @@ class LanguageModel:
         tools: Sequence[Any] | None = None,
         decoding: Decoding = GREEDY,
         rows: Sequence[int] | None = None,
+        adapter: Choice = None,
         progress: Progress | None = None,
         **settings: Unpack[DecodingSettings],
     ) -> list[str]:
@@ -274,7 +282,7 @@ class LanguageModel:
         Args:
             conversations: the turns so far, such as [{'role': 'user', 'content': 'What is 3 + 4?'}].
             tools: JSON schemas of functions that the template may list.
-            max_new_tokens: as in `generate`, like `decoding`, `rows` and `progress`.
+            max_new_tokens: as in `generate`, like `decoding`, `rows`, `adapter` and `progress`.
             **settings: fields of `decoding` to replace.
 
         Raises:
@@ -285,7 +293,8 @@ class LanguageModel:
         if max_new_tokens is not None:
             decoding = decoding.replace(max_new_tokens=max_new_tokens)
         inputs = [chat_template.encode(self.vocabulary, turns, tools=tools, reply=True) for turns in conversations]
-        replies = self.continuations(inputs, decoding=decoding, rows=rows, progress=progress, chat=True)
+        given: dict[str, Any] = dict(rows=rows, adapter=adapter, progress=progress)
+        replies = self.continuations(inputs, decoding=decoding, **given, chat=True)
         return [best.text for best, *_ in replies]
 
     def continuations(
@@ -294,6 +303,7 @@ class LanguageModel:
         *,
         decoding: Decoding = GREEDY,
         rows: Sequence[int] | None = None,
+        adapter: Choice = None,
         progress: Progress | None = None,
         chat: bool = False,
     ) -> list[list[ScoredText]]:
@@ -305,22 +315,25 @@ class LanguageModel:
         end = self.vocabulary.turn_end_id if chat else None
         started = chat and self.format != 'encoder_decoder'
         decode = self.vocabulary.decode if end is None else self._decoder(end)
-        generations = self.generate_ids(
-            inputs, decoding=decoding, rows=rows, progress=progress, started=started, end_id=end
-        )
+        given: dict[str, Any] = dict(rows=rows, adapter=adapter, progress=progress)
+        generations = self.generate_ids(inputs, decoding=decoding, **given, started=started, end_id=end)
         text = lambda one: decode(one.tokens.tolist()) if one.before_stop is None else one.before_stop
         return [[ScoredText(text(one), one.score) for one in group] for group in generations]
 
-    def score(self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[float]:
+    def score(
+        self, inputs: Sequence[str], targets: Sequence[str], batch_size: int = 32, *, adapter: Choice = None
+    ) -> list[float]:
         """Returns log p(target | input) in nats: the sum over the target's tokens and its end of sequence."""
         if len(_texts(inputs)) != len(_texts(targets)):
             raise UserError(f'score got {len(inputs)} inputs and {len(targets)} targets, expected the same number.')
         input_ids = [self.input_ids(text) for text in inputs]
         answer = functools.partial(answer_ids, self.vocabulary, prompt_format=self.prompt_format or 'plain')
         target_ids = [answer(prompt, text) for prompt, text in zip(inputs, targets, strict=True)]
-        return self.score_ids(input_ids, target_ids, batch_size)
+        return self.score_ids(input_ids, target_ids, batch_size, adapter=adapter)
 
-    def perplexity(self, texts: Sequence[str], window: int = 1024, batch_size: int = 8) -> list[float]:
+    def perplexity(
+        self, texts: Sequence[str], window: int = 1024, batch_size: int = 8, *, adapter: Choice = None
+    ) -> list[float]:
         """Returns exp(-mean log p) over the tokens of each text, for a decoder-only model.
 
         A token is predicted from those before it in its window, at most `window` of them, as in lm-eval's
@@ -338,13 +351,14 @@ class LanguageModel:
         start = self.vocabulary.start_id
         pairs = [(i, *pair) for i, one in enumerate(ids) for pair in rolling_windows(one, start, window)]
         contexts, windows = [context for _, context, _ in pairs], [target for _, _, target in pairs]
-        found = self.likelihoods(contexts, windows, batch_size=batch_size, started=True)
+        chosen = choice_of(adapter, [i for i, *_ in pairs], len(ids))
+        found = self.likelihoods(contexts, windows, batch_size=batch_size, started=True, adapter=chosen)
         totals = [0.0] * len(ids)
         for (i, *_), likelihood in zip(pairs, found, strict=True):
             totals[i] += likelihood.log_prob
         return [math.exp(-total / len(one)) for total, one in zip(totals, ids)]
 
-    def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def logits(self, batch: Mapping[str, np.ndarray], *, adapter: Choice = None) -> np.ndarray:
         """Model features (T5X's names, e.g. encoder_input_tokens, decoder_input_tokens) -> float32 [B, T, V].
 
         Raises:
@@ -354,8 +368,10 @@ class LanguageModel:
         for name in needed:
             if name not in batch:
                 raise UserError(f'logits needs the model feature {name!r}; the batch has {sorted(batch)}.')
+        numbers = adapter_numbers(self.adapters, adapter, len(batch['decoder_input_tokens']))
+        model = self.model if numbers is None else choose(self.model, np.array(numbers, np.int32))
         with sharding_lib.use(self.sharding):
-            return np.asarray(_logits(self.model, {name: jnp.asarray(x) for name, x in batch.items()}), np.float32)
+            return np.asarray(_logits(model, {name: jnp.asarray(x) for name, x in batch.items()}), np.float32)
 
     # -- Ids in, ids out --------------------------------------------------------------------------------------------
 
@@ -373,6 +389,7 @@ class LanguageModel:
         *,
         decoding: Decoding = GREEDY,
         rows: Sequence[int] | None = None,
+        adapter: Choice = None,
         progress: Progress | None = None,
         started: bool = False,
         end_id: int | None = None,
@@ -401,6 +418,7 @@ class LanguageModel:
                 eos_id=end_id,
                 start_id=None if started else self.vocabulary.start_id,
                 rows=rows,
+                adapters=adapter_numbers(self.adapters, adapter, len(inputs)),
                 prefix_lm=self.format == 'prefix_lm',
                 known_ids=self.vocabulary.vocab_size,
                 decode=self._decoder(end_id),
@@ -416,11 +434,13 @@ class LanguageModel:
         return decode
 
     def score_ids(
-        self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_size: int = 32
+        self, inputs: Sequence[Ids], targets: Sequence[Ids], batch_size: int = 32, *, adapter: Choice = None
     ) -> list[float]:
         """Returns log p(target ids | input ids) in nats. No end of sequence is added."""
         chosen = [i for i, target in enumerate(targets) if len(target)]  # nothing has the probability 1
-        found = self.likelihoods([inputs[i] for i in chosen], [targets[i] for i in chosen], batch_size=batch_size)
+        names = choice_of(adapter, chosen, len(inputs))
+        given: dict[str, Any] = dict(batch_size=batch_size, adapter=names)
+        found = self.likelihoods([inputs[i] for i in chosen], [targets[i] for i in chosen], **given)
         scores = dict(zip(chosen, found, strict=True))
         return [scores[i].log_prob if i in scores else 0.0 for i in range(len(inputs))]
 
@@ -431,6 +451,7 @@ class LanguageModel:
         *,
         batch_size: int = 32,
         started: bool = False,
+        adapter: Choice = None,
         progress: Progress | None = None,
     ) -> list[Likelihood]:
         """Returns log p(target ids | input ids), and whether greedy decoding writes the target, for each pair.
@@ -454,6 +475,7 @@ class LanguageModel:
                 inputs,
                 targets,
                 start_id=start_id,
+                adapters=adapter_numbers(self.adapters, adapter, len(inputs)),
                 prefix_lm=self.format == 'prefix_lm',
                 batch_size=batch_size,
                 progress=progress,

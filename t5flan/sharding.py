@@ -41,6 +41,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
     'kv_heads': ('tensor',),
     'kv': (),
     'rank': (),  # of adapters
+    'adapters': (),
     'prompt': (),
     'relpos_buckets': (),
     'layers': (),

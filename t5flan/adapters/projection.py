@@ -11,7 +11,7 @@ An adapted model is an ordinary model with more parameters: it is scanned, shard
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -23,13 +23,42 @@ from t5flan.models.model import Model
 from t5flan.models.parameters import Scope, named_parameters, replace_parameters
 
 
+class Terms(NamedTuple):
+    """An adapted projection in general: y = outputs * (W (inputs * x) + (x A) B + bias). What is None is left out.
+
+    Arrays of one layer: `a` [*inputs, R], `b` [R, *outputs], `inputs` [*inputs], `outputs` and `bias` [*outputs].
+    """
+
+    a: Any = None
+    b: Any = None
+    inputs: Any = None
+    outputs: Any = None
+    bias: Any = None
+
+
 class AdaptedProjection(Projection):
-    """Base class of projections with an adapter: the kernel of `base`, and parameters of the method's own."""
+    """Base class of projections with an adapter: the kernel of `base`, and parameters of the method's own.
+
+    Attributes:
+        reads_kernel: whether `__call__` needs the kernel besides its product with the input.
+        product: computes that product in the place of the kernel; `decoding/unrolled.py` sets it.
+    """
+
+    reads_kernel = False
+    product: Callable[[jax.Array], jax.Array] | None = None
 
     def __init__(self, base: Projection):
         self.dtype = base.dtype
         self.num_inputs = base.num_inputs
         self.kernel = base.kernel
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The product with the kernel of the base alone."""
+        return super().__call__(x) if self.product is None else self.product(x)
+
+    def terms(self) -> Terms | None:
+        """The adapter of one layer, to be chosen for each row of a batch; None if the method has no such form."""
+        return None
 
     def merged_kernel(self) -> jax.Array:
         """The kernel of one layer, [*inputs, *outputs], with the adapter merged into it."""

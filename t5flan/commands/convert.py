@@ -23,8 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
     if arguments.add_sentinels < 0:
         raise UsageError(f'--add_sentinels={arguments.add_sentinels}, expected a number of 0 or more')
-    if formats[0] != 'peft' and (arguments.base or arguments.merge):
-        raise UsageError(f'--base and --merge are for an adapter of PEFT, but --from={formats[0]}')
+    _check_adapters(arguments, *formats)
     if 'peft' in formats and (arguments.check or arguments.logits):
         raise UsageError('--check and --logits compare whole models, but --from or --to is peft')
     if arguments.rank is not None and formats != ['t5flan', 't5flan']:
@@ -53,8 +52,27 @@ def run(arguments: argparse.Namespace) -> None:
         base=arguments.base and own_checkpoint(arguments.base),
         merge=arguments.merge,
         rank=arguments.rank,
+        combine=arguments.combine,
         add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
     )
+
+
+def _check_adapters(arguments: argparse.Namespace, from_: str, to: str) -> None:
+    """Requires the flags of adapters to have an effect."""
+    if arguments.combine is None:
+        if from_ != 'peft' and (arguments.base or arguments.merge):
+            raise UsageError(f'--base and --merge are for an adapter of PEFT, but --from={from_}')
+        return
+    from t5flan.adapters.combine import CONVENTIONS
+
+    if arguments.combine not in CONVENTIONS:
+        raise UsageError(f'--combine={arguments.combine} is not one of {", ".join(CONVENTIONS)}')
+    if from_ != 't5flan' or arguments.base:
+        raise UsageError('--combine reads adapters of t5flan, which name their base. Set --from=t5flan, without --base')
+    if to != 't5flan' and not arguments.merge:
+        raise UsageError(f'--combine writes an adapter of t5flan, but --to={to}. Set --to=t5flan, or --merge')
+    if not arguments.merge and (arguments.dtype or arguments.add_tokens or arguments.add_sentinels or arguments.check):
+        raise UsageError('--dtype, --add_tokens, --add_sentinels and --check are for whole models. Set --merge')
 
 
 SOURCE_HELP = (
@@ -78,8 +96,13 @@ COMMAND = Command(
         Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
         Flag('--base', 'the model that an adapter of PEFT belongs to: a workdir or a Hugging Face folder', 'DIR'),
-        Flag('--merge', 'write an adapter of PEFT as a whole model, merged into --base', type=bool),
         Flag('--rank', 'write an adapter of DyLora as one of Lora with this rank', 'N', int),
+        Flag(
+            '--combine',
+            "SRC is adapters with weights, 'DIR:0.7,DIR:0.3': write their sum, 'cat' (exact, ranks add up) or 'linear'",
+            'HOW',
+        ),
+        Flag('--merge', 'write an adapter of PEFT, or the sum of --combine, merged into its base', type=bool),
         Flag('--allow_nan', 'convert arrays that contain NaN', type=bool),
     ),
 )

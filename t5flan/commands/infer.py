@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from t5flan.commands.flags import (
     read_run,
 )
 from t5flan.commands.startup import import_tensorflow
-from t5flan.errors import UsageError, UserError
+from t5flan.errors import UsageError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         _merge(arguments)
         return
     _check(arguments)
+    adapters = _adapters(arguments)
     shard = ALL if arguments.shard is None else read_part(arguments.shard)
     settings = read_run(arguments) if arguments.task else configurables.parse(arguments.gin_file, arguments.gin)
     decoding = read_decoding(settings, arguments, 'infer')
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         _connect()
     arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     if arguments.chat and not (arguments.prompt or arguments.input or arguments.task):
-        for flag in ('output', 'control', 'json', 'shard'):
+        for flag in ('output', 'control', 'json', 'shard', 'adapters'):
             if getattr(arguments, flag):
                 raise UsageError(f'--{flag} needs --prompt or --input; --chat alone is a conversation in the terminal')
         converse(arguments.checkpoint, step=arguments.step, decoding=decoding)
@@ -60,8 +62,25 @@ def run(arguments: argparse.Namespace) -> None:
         json_file=arguments.json,
         chat=arguments.chat,
         shard=shard,
+        adapters=adapters,
+        adapter=arguments.adapter,
         **given,
     )
+
+
+def _adapters(arguments: argparse.Namespace) -> dict[str, str]:
+    """Name -> folder of --adapters, of which --adapter is one."""
+    found: dict[str, str] = {}
+    for given in arguments.adapters or ():
+        name, _, folder = given.partition('=')
+        if not name or not folder or name in found:
+            raise UsageError(f'--adapters={given}, expected NAME=DIR with names that differ, such as de=runs/de')
+        found[name] = os.path.expanduser(folder)
+    if arguments.adapter is not None and arguments.adapter not in found:
+        hint = did_you_mean(arguments.adapter, found) or '.'
+        known = f'--adapters has {", ".join(found)}{hint}' if found else 'no --adapters are given.'
+        raise UsageError(f'--adapter={arguments.adapter} is not known: {known} Set --adapters=NAME=DIR')
+    return found
 
 
 def _connect() -> None:
@@ -119,7 +138,7 @@ def _task_prompts(arguments: argparse.Namespace, settings: 'Settings') -> dict[s
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    for name in ('checkpoint', 'prompt', 'input', 'task', 'shard', 'json', 'multi_host'):
+    for name in ('checkpoint', 'prompt', 'input', 'task', 'shard', 'json', 'multi_host', 'adapters', 'adapter'):
         if getattr(arguments, name):
             raise UsageError(f'--merge only puts files together: it takes --output, not --{name}')
     from t5flan.evaluation.row_files import merge
@@ -157,6 +176,13 @@ COMMAND = Command(
         Flag('--merge', 'merge the files that jobs with --output=FILE wrote, into --output (default: FILE)', 'FILE'),
         Flag('--chat', "word each prompt with the tokenizer's chat template; alone, talk in the terminal", type=bool),
         CONTROL,
+        Flag(
+            '--adapters',
+            "adapters of --checkpoint that share its parameters; a row's field 'adapter' names its own",
+            'NAME=DIR,...',
+            words,
+        ),
+        Flag('--adapter', 'the adapter of prompts, and of rows without this field (default: none)', 'NAME'),
         *decoding_flags(),
         Flag('--samples', 'samples of each prompt, all written with their scores (default: 1)', 'N', int),
         JSON,

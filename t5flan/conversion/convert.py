@@ -20,8 +20,8 @@ import numpy as np
 
 from t5flan.conversion import folder as own_folder
 from t5flan.conversion import huggingface, names, t5x
+from t5flan.conversion.adapters import combined, peft
 from t5flan.conversion.adapters import folder as adapter_folder
-from t5flan.conversion.adapters import peft
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.run_both import compare_logits
 from t5flan.conversion.t5x import KnownModels, Settings
@@ -62,6 +62,7 @@ def main(
     base: str | None = None,
     merge: bool = False,
     rank: int | None = None,
+    combine: str | None = None,
 ) -> None:
     """Converts a checkpoint and prints what was assumed and what could not be kept.
 
@@ -79,8 +80,10 @@ def main(
         shard_size: bytes per safetensors file, at most.
         add_tokens: tokens to add to the vocabulary, with rows in embedding and logits.
         base: the checkpoint folder of the model that an adapter of PEFT belongs to.
-        merge: write an adapter of PEFT as a whole model, merged into its base.
         rank: write an adapter of DyLoRA as one of LoRA with this rank.
+        merge: write an adapter of PEFT, or a combined one, as a whole model, merged into its base.
+        combine: 'cat' or 'linear': `source` is adapters of one base with their weights, 'DIR:0.7,DIR:0.3', and the
+            result is their sum; see `adapters.combine`.
 
     Raises:
         UserError: a file is invalid or cannot be written; nothing is left behind.
@@ -91,7 +94,10 @@ def main(
     if to == 'peft' or (from_ == 'peft' and to == 't5flan' and not merge):
         convert_adapter(source, destination, from_, base)
         return
-    checkpoint = read(source, from_, vocabulary, known_models, settings, base)
+    if combine is not None and not merge:
+        combine_adapters(source, destination, combine)
+        return
+    checkpoint = read(source, from_, vocabulary, known_models, settings, base, combine)
     if dtype is not None:
         checkpoint = checkpoint.cast(dtype)
     if add_tokens:
@@ -126,6 +132,7 @@ def read(
     known_models: KnownModels = list,
     settings: Settings | None = None,
     base: str | None = None,
+    combine: str | None = None,
 ) -> Checkpoint:
     """Opens the checkpoint at `where`, in one of FORMATS or PEFT; see `main` for the arguments.
 
@@ -133,6 +140,9 @@ def read(
         UserError: it cannot be read, or `settings` change the model.
     """
     where = os.fspath(where)
+    if combine is not None:
+        sum_ = combined.read(where, combine)
+        return adapter_folder.merged(own_folder.read(sum_.base), sum_.settings, sum_.arrays, where)
     chosen: Any = None
     if vocabulary is not None:
         chosen = ByteVocabulary() if vocabulary == 'bytes' else load_vocabulary(vocabulary)
@@ -191,6 +201,19 @@ def _new_folder(destination: str) -> Path:
     if os.path.lexists(destination):
         raise UserError(f'{destination} exists already: nothing is overwritten. Name another folder, or remove it.')
     return Path(destination)
+
+
+def combine_adapters(sources: str, destination: str, convention: str) -> None:
+    """Writes the sum of adapters as an adapter's folder; see `main` for the arguments.
+
+    Raises:
+        UserError: the adapters do not compose, or `destination` exists or cannot be written.
+    """
+    target = _new_folder(destination)
+    found = combined.read(sources, convention)
+    _write_whole(target, lambda partial: adapter_folder.write(partial, *found, {}))
+    size = sum(array.size for array in found.arrays.values())
+    print(f'{destination}: {size:,} parameters, the sum of adapters of {found.base}, as t5flan')
 
 
 def _required(base: str | None, where: str) -> str:

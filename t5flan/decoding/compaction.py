@@ -54,6 +54,11 @@ class Compaction:
         shape = loop.tokens_BT.shape
         self._results = Results(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(rows, np.int32))
 
+    @property
+    def prompts_Q(self) -> np.ndarray:
+        """The place in the batch of the prompt of each `num_samples` rows of the loop."""
+        return self.places_R[:: self.num_samples] // self.num_samples
+
     def shrink(self, loop: sampled.Loop, step: int) -> sampled.Loop:
         """The loop after `step` tokens with half of its prompts or fewer, if so few have not ended."""
         if not self._useful or self.limit - step < LEAST_TOKENS:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.adapters.rows import choose
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding import beam, compaction, sampled, steps
 from t5flan.decoding.config import Decoding
@@ -64,6 +65,7 @@ def generate(
     eos_id: int,
     start_id: int | None = START_TOKEN,
     rows: Sequence[int] | None = None,
+    adapters: Sequence[int] | None = None,
     prefix_lm: bool = False,
     known_ids: int | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
@@ -81,6 +83,7 @@ def generate(
         eos_id: ends a row; it is kept as the last token.
         start_id: the decoder's first token; None takes the first token of each prompt (decoder-only models).
         rows: each prompt's row number in the whole input, which with the seed determines its samples; default 0, 1, ...
+        adapters: the number of each prompt's adapter in a model of `adapters.rows.stack`, 0 for none; default: none.
         prefix_lm: a decoder reads the prompt in both directions.
         known_ids: the size of the vocabulary; rows of the embedding beyond it are never chosen. Default: all are.
         decode: token ids -> text, to find `decoding.stop` in.
@@ -112,7 +115,7 @@ def generate(
     )
     run = program.run_sampled if decoding.num_beams == 1 else program.run_beams
     rows = range(len(prompts)) if rows is None else rows
-    batches = _batches(model.config, prompts, rows, starts, decoding.batch_size)
+    batches = _batches(model.config, prompts, rows, starts, adapters, decoding.batch_size)
     outputs = ((batch.chosen, run(batch)) for batch in batches)
     results: list[list[Generation]] = [[] for _ in prompts]
     done = 0
@@ -144,10 +147,16 @@ class _Batch(NamedTuple):
     tokens_BP: Any
     rows_B: Any
     starts_B: Any
+    adapters_B: np.ndarray | None
 
 
 def _batches(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequence[int], starts: Sequence[int], batch_size: int
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    starts: Sequence[int],
+    adapters: Sequence[int] | None,
+    batch_size: int,
 ) -> Iterator[_Batch]:
     """Batches in few shapes, the longest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -167,7 +176,11 @@ def _batches(
         arrays = (tokens_BP, rows_B, starts_B)
         if sharding is not None:
             arrays = tuple(jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape)) for x in arrays)
-        yield _Batch(chosen, *arrays)
+        adapters_B = None
+        if adapters is not None:
+            adapters_B = np.zeros(height, np.int32)
+            adapters_B[: len(chosen)] = [adapters[i] for i in chosen]
+        yield _Batch(chosen, *arrays, adapters_B)
 
 
 def rounded_length(length: int) -> int:
@@ -216,14 +229,24 @@ class _Program:
     placement: Any
     stops: StopStrings | None
 
+    def for_rows(self, adapters_B: np.ndarray | None) -> '_Program':
+        """The program for a batch whose rows have these adapters."""
+        if adapters_B is None:
+            return self
+        model, layers = choose((self.model, self.layers), adapters_B)
+        return dataclasses.replace(self, model=model, layers=layers)
+
     def run_sampled(self, batch: _Batch) -> Callable[[], _Output]:
         """Greedy decoding, or samples."""
         decoding, placement = self.decoding, self.placement
         numbers = np.float32(decoding.temperature or 1.0), np.int32(decoding.top_k), np.float32(decoding.top_p)
         choice = sampled.Choice(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
+        whole = self.for_rows(batch.adapters_B)
         loop = sampled.begin(
-            self.model,
-            *batch[1:],
+            whole.model,
+            batch.tokens_BP,
+            batch.rows_B,
+            batch.starts_B,
             choice,
             np.int32(decoding.seed),
             greedy=decoding.greedy,
@@ -233,8 +256,9 @@ class _Program:
             placement=placement,
         )
 
-        def advance(loop: sampled.Loop, until: int) -> sampled.Loop:
-            return sampled.advance(self.model, self.layers, loop, choice, np.int32(until), placement=placement)
+        def advance(loop: sampled.Loop, until: int, prompts_Q: Any = slice(None)) -> sampled.Loop:
+            own = whole if batch.adapters_B is None else self.for_rows(batch.adapters_B[prompts_Q])
+            return sampled.advance(own.model, own.layers, loop, choice, np.int32(until), placement=placement)
 
         def by_prompt(tokens_BT: Any, log_probs_BT: Any, lengths_B: Any) -> _Output:
             of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
@@ -247,14 +271,14 @@ class _Program:
         found = loop.tokens_BT, loop.log_probs_BT, loop.lengths_B
         return lambda: by_prompt(*jax.device_get(found))
 
-    def _in_parts(self, loop: sampled.Loop, advance: Callable[[sampled.Loop, int], sampled.Loop]) -> compaction.Results:
+    def _in_parts(self, loop: sampled.Loop, advance: Callable[..., sampled.Loop]) -> compaction.Results:
         """Advances a few tokens at a time, ends rows whose text has a stop string, and drops rows that have ended."""
         batch = compaction.Compaction(loop, self.decoding.num_samples, self.limit)
         every = compaction.CHECK_EVERY if self.stops is None else CHECK_EVERY
         until, checked_B = 0, np.zeros(loop.lengths_B.shape, np.int32)
         while True:
             until = min(until + every, self.limit)
-            loop = advance(loop, until)
+            loop = advance(loop, until, batch.prompts_Q)
             if self.stops is not None:
                 loop = self._end_at_stops(loop, checked_B, batch.places_R)
             if until == self.limit or np.asarray(loop.ended_B).all():
@@ -274,14 +298,16 @@ class _Program:
 
     def run_beams(self, batch: _Batch) -> Callable[[], _Output]:
         """Beam search."""
-        decoding, fixed = self.decoding, (self.model, self.layers)
+        own = self.for_rows(batch.adapters_B)
+        decoding, fixed = self.decoding, (own.model, own.layers)
         rules = beam.Rules(decoding.num_beams, decoding.beam_scoring, decoding.early_stopping)
         numbers = np.float32(decoding.length_penalty), np.int32(self.limit)
         limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
         static: Any = dict(rules=rules, placement=self.placement)
         capacity = rounded_length(self.limit)
+        arrays = batch.tokens_BP, batch.rows_B, batch.starts_B
         search, candidates = beam.begin(
-            self.model, *batch[1:], limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
+            own.model, *arrays, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
         )
         if self.stops is None:
             search = beam.advance(*fixed, search, candidates, limits, **static)

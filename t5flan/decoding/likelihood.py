@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5flan import sharding as sharding_lib
+from t5flan.adapters.rows import choose
 from t5flan.decoding.generate import one_ahead
 from t5flan.decoding.sampled import first_largest
 from t5flan.errors import UserError
@@ -55,6 +56,7 @@ def likelihoods(
     continuations: Sequence[Ids],
     *,
     start_id: int = START_TOKEN,
+    adapters: Sequence[int] | None = None,
     prefix_lm: bool = False,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
@@ -66,6 +68,7 @@ def likelihoods(
             continuation, a start token included.
         continuations: token ids. No end of sequence is added.
         start_id: the first token that the decoder of an encoder-decoder reads.
+        adapters: the number of each pair's adapter in a model of `adapters.rows.stack`, 0 for none; default: none.
         prefix_lm: a decoder reads the context in both directions.
         batch_size: distinct contexts that are read together.
         progress: called with the number of finished continuations after each batch.
@@ -74,10 +77,11 @@ def likelihoods(
         UserError: a continuation or a decoder's context is empty, or contains an id that the model does not have.
     """
     _check(model, contexts, continuations)
-    found: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    found: dict[_Context, dict[tuple[int, ...], list[int]]] = {}
     for i, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-        found.setdefault(tuple(context), {}).setdefault(tuple(continuation), []).append(i)
-    order = sorted(found, key=lambda context: (-len(context), context))
+        one = _Context(tuple(context), None if adapters is None else adapters[i])
+        found.setdefault(one, {}).setdefault(tuple(continuation), []).append(i)
+    order = sorted(found, key=lambda context: (-len(context.ids), context))
     results: list[Likelihood | None] = [None] * len(contexts)
     batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     scored = ((chosen, _score(model, chosen, found, start_id, prefix_lm, batch_size)) for chosen in batches)
@@ -85,11 +89,11 @@ def likelihoods(
     for chosen, passes in one_ahead(scored):
         total: dict[_Continuation, tuple[float, bool]] = {}
         for rows, output in passes:
-            for one, log_prob, is_greedy in zip(rows, *jax.device_get(output)):
-                before = total.get(one, (0.0, True))
-                total[one] = before[0] + float(log_prob), before[1] and bool(is_greedy)
-        for one, (log_prob, is_greedy) in total.items():
-            for i in found[chosen[one.row]][one.ids]:
+            for row, log_prob, is_greedy in zip(rows, *jax.device_get(output)):
+                before = total.get(row, (0.0, True))
+                total[row] = before[0] + float(log_prob), before[1] and bool(is_greedy)
+        for row, (log_prob, is_greedy) in total.items():
+            for i in found[chosen[row.row]][row.ids]:
                 results[i] = Likelihood(log_prob, is_greedy)
                 done += 1
         if progress is not None:
@@ -113,6 +117,13 @@ def rolling_windows(ids: Ids, first_id: int, max_length: int) -> Iterator[tuple[
         yield ids[max(0, end - 1 - max_length) : start], ids[start:end]
 
 
+class _Context(NamedTuple):
+    """A context, and the number of its adapter; None in a model without any."""
+
+    ids: tuple[int, ...]
+    adapter: int | None
+
+
 class _Continuation(NamedTuple):
     """A continuation, and the row of its context in the batch."""
 
@@ -122,8 +133,8 @@ class _Continuation(NamedTuple):
 
 def _score(
     model: Model,
-    contexts: Sequence[tuple[int, ...]],
-    continuations: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]],
+    contexts: Sequence[_Context],
+    continuations: dict[_Context, dict[tuple[int, ...], list[int]]],
     start_id: int,
     prefix_lm: bool,
     batch_size: int,
@@ -131,8 +142,12 @@ def _score(
     """Scores one batch: passes over continuations, and the log-probability and greediness of each."""
     placement = sharding_lib.placement()
     rows = [_Continuation(row, ids) for row, context in enumerate(contexts) for ids in continuations[context]]
-    inputs = _context_arrays(model, contexts, start_id, _rounded_rows(len(contexts)))
-    logits_BV, cache = _read_contexts(model, *inputs, prefix_lm=prefix_lm, placement=placement)
+    inputs = _context_arrays(model, [context.ids for context in contexts], start_id, _rounded_rows(len(contexts)))
+    adapters_B = None
+    if contexts[0].adapter is not None:
+        adapters_B = _filled([context.adapter or 0 for context in contexts], len(inputs[0]))
+    reader = model if adapters_B is None else choose(model, adapters_B)
+    logits_BV, cache = _read_contexts(reader, *inputs, prefix_lm=prefix_lm, placement=placement)
     firsts = _filled([one.ids[0] for one in rows], _power_of_two(len(rows)))
     places = _filled([one.row for one in rows], _power_of_two(len(rows)))
     passes = [(rows, _score_first(logits_BV, places, firsts))]
@@ -146,7 +161,9 @@ def _score(
         for r, one in enumerate(now):
             tokens_RT[r, : len(one.ids) - 1], targets_RT[r, : len(one.ids) - 1] = one.ids[:-1], one.ids[1:]
         places = _filled([one.row for one in now], height)
-        passes.append((now, _score_rest(model, cache, places, tokens_RT, targets_RT, placement=placement)))
+        adapters_R = None if adapters_B is None else adapters_B[places]
+        arrays = (places, tokens_RT, targets_RT, adapters_R)
+        passes.append((now, _score_rest(model, cache, *arrays, placement=placement)))
     return passes
 
 
@@ -183,14 +200,25 @@ def _score_first(logits_BV: jax.Array, rows_R: jax.Array, targets_R: jax.Array) 
 
 @functools.partial(jax.jit, static_argnames='placement')
 def _score_rest(
-    model: Model, cache: Cache, rows_R: jax.Array, tokens_RT: jax.Array, targets_RT: jax.Array, *, placement: Any
+    model: Model,
+    cache: Cache,
+    rows_R: jax.Array,
+    tokens_RT: jax.Array,
+    targets_RT: jax.Array,
+    adapters_R: jax.Array | None,
+    *,
+    placement: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and greediness [R] of the tokens after the first; a target of -1 is padding."""
-    x_RTD = model.decoder.read_after(model.token_embedder(tokens_RT), cache, rows_R)
+    reader = model if adapters_R is None else choose(model, adapters_R)
+    x_RTD = reader.decoder.read_after(reader.token_embedder(tokens_RT), cache, rows_R)
 
-    def chunk(one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x_CD, targets_C = one
-        logits_CV = model.logits(x_CD[None])[0]
+    def chunk(one: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        x_CD, targets_C, adapters_C = one
+        if adapters_C is None:
+            logits_CV = model.logits(x_CD[None])[0]
+        else:  # the logits may have adapters too
+            logits_CV = choose(model, adapters_C).logits(x_CD[:, None])[:, 0]
         picked_C = jnp.take_along_axis(logits_CV, jnp.maximum(targets_C, 0)[:, None], axis=-1)[:, 0]
         return picked_C - jax.nn.logsumexp(logits_CV, axis=-1), first_largest(logits_CV) == targets_C
 
@@ -199,7 +227,10 @@ def _score_rest(
     pad = -count % size
     x_NCD = jnp.pad(x_RTD.reshape(count, -1), ((0, pad), (0, 0))).reshape(-1, size, x_RTD.shape[-1])
     targets_NC = jnp.pad(targets_RT.reshape(count), (0, pad), constant_values=-1).reshape(-1, size)
-    log_probs_NC, best_NC = jax.lax.map(chunk, (x_NCD, targets_NC))
+    adapters_NC = None
+    if adapters_R is not None:
+        adapters_NC = jnp.pad(jnp.repeat(adapters_R, targets_RT.shape[1]), (0, pad)).reshape(-1, size)
+    log_probs_NC, best_NC = jax.lax.map(chunk, (x_NCD, targets_NC, adapters_NC))
     log_probs_RT, best_RT = (y.reshape(-1)[:count].reshape(targets_RT.shape) for y in (log_probs_NC, best_NC))
     real_RT = targets_RT >= 0
     return jnp.sum(jnp.where(real_RT, log_probs_RT, 0.0), axis=1), jnp.all(best_RT | ~real_RT, axis=1)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t5flan.adapters.projection import AdaptedProjection
 from t5flan.models.attention import KV, LayerCache, Mask, update_cache
 from t5flan.models.cache import Cache, reorder_rows
 from t5flan.models.layers import Projection
@@ -151,7 +152,11 @@ def unroll_layers(model: Model) -> Layers:
         block = jax.tree.map(lambda x: x[i], stack)
         kernels = tuple(_kernel(product.projections()) for product in _products(block))
         empty = lambda path, x: jnp.zeros(0, x.dtype) if _is_kernel(path) else x
-        block = jax.tree_util.tree_map_with_path(empty, block)
+        whole, block = block, jax.tree_util.tree_map_with_path(empty, block)
+        for product, old in zip(_products(block), _products(whole), strict=True):
+            for projection, given in zip(product.projections(), old.projections(), strict=True):
+                if isinstance(given, AdaptedProjection) and given.reads_kernel:
+                    projection.kernel = given.kernel
         return Layer(block, kernels, table if table is None or not config.relative_bias_per_layer else table[i])
 
     logits_kernel = None
@@ -177,9 +182,18 @@ def _assemble(stack: DecoderBlock, layer: Layer) -> DecoderBlock:
         start = 0
         for name, projection in zip(product.names, whole.projections(), strict=True):
             shape = projection.kernel[...].shape[1 + projection.num_inputs :]  # after the axis of layers
-            setattr(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
+            _set_product(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
             start += math.prod(shape)
     return block
+
+
+def _set_product(module: Any, name: str, part: Part) -> None:
+    """Puts a part in the place of a projection, or of its kernel if it has an adapter, which stays."""
+    projection = getattr(module, name)
+    if isinstance(projection, AdaptedProjection):
+        projection.product = part
+    else:
+        setattr(module, name, part)
 
 
 def unroll_cache(cache: Cache) -> UnrolledCache:
@@ -212,7 +226,7 @@ def unrolled_step(
         model = jax.tree.map(lambda x: x, model)
         shape = layers.logits_kernel.shape[:1]
         part = Part(layers.logits_kernel, model.config.dtype, 1, 0, shape, jnp.float32)
-        setattr(model.decoder, 'logits_dense', part)  # noqa: B010 (for mypy: a part stands in for a projection)
+        _set_product(model.decoder, 'logits_dense', part)
     return model.logits(x_B1D)[:, 0], dataclasses.replace(cache, index=cache.index + 1, layers=tuple(updated))
 
 

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import GREEDY, Decoding
-from t5flan.errors import UsageError, UserError
+from t5flan.errors import UsageError, UserError, did_you_mean
 from t5flan.evaluation import row_files
 from t5flan.evaluation.row_files import PREDICTION, Part, Prompt, Row, RowWriter
 from t5flan.evaluation.terminal import row_progress
@@ -25,6 +25,8 @@ WINDOW = 4
 """Number of batches that are decoded together, sorted by length, before their rows are written."""
 
 ALL = Part()
+ADAPTER = 'adapter'
+"""The field of a row that names its adapter."""
 
 ReadPrompts = Callable[[Any], list[Prompt]]
 """Returns the prompts for a `LanguageModel`."""
@@ -40,10 +42,12 @@ class _Asker:
     control: Sequence[str]
     chat: bool
     prompt_format: str | None
+    adapters: Mapping[str, str]
+    adapter: str | None
 
     @functools.cached_property
     def model(self) -> Any:
-        model = load_with_control(self.checkpoint, self.step, self.control)
+        model = load_with_control(self.checkpoint, self.step, self.control, self.adapters)
         return model if self.prompt_format is None else model.in_format(self.prompt_format)
 
     @property
@@ -57,6 +61,7 @@ class _Asker:
             [self._ids(prompt) for prompt in prompts],
             decoding=self.decoding,
             rows=[prompt.number for prompt in prompts],
+            adapter=[self._adapter_of(prompt) for prompt in prompts] if self.adapters else None,
             progress=progress,
             chat=self.chat,
         )
@@ -72,22 +77,46 @@ class _Asker:
             return chat_template.encode(self.model.vocabulary, [{'role': 'user', 'content': text}], reply=True)
         return self.model.input_ids(text)
 
+    def _adapter_of(self, prompt: Prompt) -> str | None:
+        """The row's own adapter, or that of rows without the field; an empty cell of a table is none."""
+        name = prompt.row.get(ADAPTER, self.adapter) or None
+        if name is not None and name not in self.adapters:
+            hint = did_you_mean(str(name), self.adapters) or '.'
+            known = f'--adapters has {", ".join(self.adapters)}{hint}'
+            raise UserError(f'row {prompt.number} has {ADAPTER}={name!r}; {known} Set --adapters, or change the row.')
+        return name
+
+    def check_adapters(self, prompts: Sequence[Prompt]) -> None:
+        """Requires the adapter of every row to be known.
+
+        Raises:
+            UserError: one is not.
+        """
+        for prompt in prompts if self.adapters else ():
+            self._adapter_of(prompt)
+
     def record(self) -> Row:
         """What decides an answer besides its row."""
-        from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at  # imports JAX
-
-        folder, step = os.fspath(checkpoint_root(self.checkpoint)), find_step(self.checkpoint, self.step)
+        adapters = {name: _saved(folder, None) for name, folder in self.adapters.items()}
         settings = dataclasses.asdict(self.decoding)
         del settings['batch_size']
         return {
-            'checkpoint': folder if '://' in folder else os.path.realpath(folder),
-            'step': step,
-            'saved': saved_at(folder, step),
+            **_saved(self.checkpoint, self.step),
             **settings,
+            **({'adapters': adapters, 'adapter': self.adapter} if adapters else {}),
             'control': list(self.control),
             'chat': self.chat,
             'prompt_format': self.prompt_format,
         }
+
+
+def _saved(checkpoint: str, step: int | None) -> Row:
+    """Which parameters a folder holds."""
+    from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at  # imports JAX
+
+    folder, step = os.fspath(checkpoint_root(checkpoint)), find_step(checkpoint, step)
+    where = folder if '://' in folder else os.path.realpath(folder)
+    return {'checkpoint': where, 'step': step, 'saved': saved_at(folder, step)}
 
 
 def infer(
@@ -104,6 +133,8 @@ def infer(
     chat: bool = False,
     shard: Part = ALL,
     prompt_format: str | None = None,
+    adapters: Mapping[str, str] | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Continues `prompts` and prints the texts, or continues every row of `input` and writes them to `output`.
 
@@ -122,6 +153,8 @@ def infer(
         shard: the part of the rows that this job answers. Its processes divide the part further; once all parts are
             complete, they are merged into `output`.
         prompt_format: how prompts are worded, see `LanguageModel.in_format`; None is as the checkpoint was saved.
+        adapters: name -> folder of an adapter of the checkpoint. The field 'adapter' of a row names its own.
+        adapter: the adapter of the rows without this field; None is the checkpoint alone.
 
     Raises:
         UsageError: neither prompts nor an input, or both, or an input without an output.
@@ -133,11 +166,12 @@ def infer(
         raise UsageError('--input=FILE and --output=FILE go together')
     if decoding.num_samples > 1 and decoding.greedy:
         raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
-    asker = _Asker(checkpoint, step, decoding, control, chat, prompt_format)
+    asker = _Asker(checkpoint, step, decoding, control, chat, prompt_format, adapters or {}, adapter)
     if input is None or output is None:
         _answer_prompts(asker, prompts, json_file)
         return
     found = row_files.read_prompts(input, field) if isinstance(input, str) else input(asker.model)
+    asker.check_adapters(found)
     import jax
 
     merged, part = row_files.named_part(Path(output), shard)
@@ -249,7 +283,9 @@ def converse(
         turns = [*asked, {'role': 'assistant', 'content': reply}]
 
 
-def load_with_control(checkpoint: str, step: int | None, control: Sequence[str]) -> Any:
+def load_with_control(
+    checkpoint: str, step: int | None, control: Sequence[str], adapters: Mapping[str, str] | None = None
+) -> Any:
     """Loads a checkpoint and checks that its vocabulary has the control tokens: spelled in letters they have no effect.
 
     Raises:
@@ -257,7 +293,7 @@ def load_with_control(checkpoint: str, step: int | None, control: Sequence[str])
     """
     from t5flan.language_model import load  # imports JAX: wrong usage is reported before
 
-    model = load(checkpoint, step)
+    model = load(checkpoint, step, None, None, adapters)
     for token in control:
         if token not in model.vocabulary.control_tokens:
             known = ', '.join(model.vocabulary.control_tokens) or 'none'

@@ -30,6 +30,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record, merge
+from t5flan.adapters.config import Adapter
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -325,10 +326,18 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
     Raises:
         UserError: the base is not there or not the adapter's, or the adapter does not fit it.
     """
+    root = checkpoint_root(folder)
+    base = restore_base(root, read_description(root), abstract_model)
+    settings, saved = restore_adapter(folder, abstract_model, step)
+    abstract = jax.eval_shape(lambda model: apply(model, settings, jax.random.key(0)), abstract_model)
+    leaves = named_parameters(base) | saved
+    return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in named_parameters(abstract)])
+
+
+def restore_adapter(folder: PathLike, abstract_model: Any, step: int | None = None) -> tuple[Adapter, dict[str, Any]]:
+    """The settings of an adapter and its arrays by name; for the arguments and errors see `restore_adapted`."""
     root, found = checkpoint_root(folder), find_step(folder, step)
-    description = read_description(root)
-    settings = from_record(description.adapter or {})
-    base = restore_base(root, description, abstract_model)
+    settings = from_record(read_description(root).adapter or {})
     placed = jax.tree.leaves(abstract_model)[0].sharding
     if isinstance(placed, jax.sharding.NamedSharding):
         placed = jax.sharding.NamedSharding(placed.mesh, jax.sharding.PartitionSpec())
@@ -336,11 +345,9 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
     arrays = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in adapter_arrays(abstract).items()
     }
-    saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'))
-    return jax.tree.unflatten(
-        jax.tree.structure(abstract),
-        [(named_parameters(base) | named_parameters(saved))[name] for name in named_parameters(abstract)],
-    )
+    where = f'the adapter of {DESCRIPTION}'
+    saved = _restore_item(root, found, 'parameters', unflatten_dict(arrays, sep='/'), where)
+    return settings, named_parameters(saved)
 
 
 def check_is_model(folder: PathLike) -> None:
@@ -449,14 +456,14 @@ def to_names(tree: Any) -> dict[str, Any]:
     return unflatten_dict(named_parameters(tree), sep='/')
 
 
-def _restore_item(folder: PathLike, step: int, item: str, abstract: Any) -> Any:
+def _restore_item(folder: PathLike, step: int, item: str, abstract: Any, setting: str = 'ModelConfig') -> Any:
     path = _absolute(epath.Path(folder) / CHECKPOINTS / str(step) / item)
     target = to_names(abstract)
     if not target:  # an optimizer without state
         return abstract
     handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would look for the step's metadata one folder up
     try:
-        _check_names(path, handler.metadata(path).tree, target)
+        _check_names(path, handler.metadata(path).tree, target, setting)
         restored = handler.restore(
             path,
             args=ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
@@ -471,7 +478,7 @@ def _absolute(path: epath.Path) -> epath.Path:
     return path if '://' in str(path) else path.absolute()
 
 
-def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
+def _check_names(path: epath.Path, saved: Any, target: Any, setting: str) -> None:
     """Requires the checkpoint's arrays to be those of the model; the error names the first that differs."""
     saved_shapes, target_shapes = (
         {name: list(leaf.shape) for name, leaf in named_parameters(tree).items()} for tree in (saved, target)
@@ -480,7 +487,7 @@ def _check_names(path: epath.Path, saved: Any, target: Any) -> None:
         given, expected = saved_shapes.get(name), target_shapes.get(name)
         if given != expected:
             describe = lambda shape: 'absent' if shape is None else f'of shape {shape}'
-            setting = 'OptimizerConfig' if path.name == 'optimizer' else 'ModelConfig'
+            setting = 'OptimizerConfig' if path.name == 'optimizer' else setting
             raise UserError(
                 f'{path}: {name} is {describe(given)} in the checkpoint, {describe(expected)} in this run. '
                 f'Set {setting} to its values when the checkpoint was written.'

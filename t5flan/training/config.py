@@ -216,6 +216,9 @@ class RunConfig:
         epochs: passes over the training data; if set, they determine the number of steps, whatever `steps` says.
         adapter: train this adapter, such as @Lora(), beside the parameters of CheckpointConfig.initialize_from, which
             stay as they are; None = train the parameters.
+        base_dtype: dtype in memory of the parameters beside an adapter. 'bfloat16' halves them: they are rounded after
+            they are read, and computations are as ModelConfig.dtype says. The adapter, its optimizer state and merged
+            models are float32, and the adapter's checkpoints name the parameters that were read.
     """
 
     steps: int
@@ -224,8 +227,12 @@ class RunConfig:
     multi_host: bool = False
     epochs: float | None = None
     adapter: Adapter | None = None
+    base_dtype: str = 'float32'
 
     def __post_init__(self) -> None:
+        require_one_of('RunConfig.base_dtype', self.base_dtype, ('float32', 'bfloat16'))
+        if self.adapter is None:
+            require_one_of('RunConfig.base_dtype without RunConfig.adapter', self.base_dtype, ('float32',))
         _require(self, _POSITIVE, 'epochs', optional=True)
         _require(self, _COUNT_FROM_1, 'steps', 'log_every')
         _require(self, _COUNT, 'seed')

@@ -19,7 +19,7 @@ from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import fold
-from t5flan.models.parameters import logical_axes, parameter_count
+from t5flan.models.parameters import logical_axes, named_parameters, parameter_count
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.losses import LossSums, cross_entropy
 from t5flan.training.optimizer import Optimizer, make_optimizer, state_axes, with_parameters
@@ -165,7 +165,7 @@ class Trainer:
         sharding: sharding_lib.Sharding,
     ):
         self.sharding, self.adapter = sharding, run.adapter
-        self._model_config, self._seed = model, run.seed
+        self._model_config, self._seed, self._base_dtype = model, run.seed, run.base_dtype
         base = abstract_model(model)
         axes = logical_axes(jax.eval_shape(self._adapted, base))
         names = frozenset() if run.adapter is None else base_names(model)
@@ -195,16 +195,28 @@ class Trainer:
         return create_state(self._adapted(model), self._optimizer)
 
     def _adapted(self, model: Any) -> Any:
-        return model if self.adapter is None else apply(model, self.adapter, jax.random.key(self._seed))
+        """The model with a new adapter, if there is one, and its own parameters in RunConfig.base_dtype."""
+        if self.adapter is None:
+            return model
+        model = apply(model, self.adapter, jax.random.key(self._seed))
+        names = base_names(self._model_config)
+        leaves = [
+            leaf.astype(self._base_dtype) if name in names else leaf for name, leaf in named_parameters(model).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
     def new_state(self) -> TrainState:
         """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
         return jax.jit(self._create, out_shardings=self.state_shardings)()
 
     def state_with(self, model: Any) -> TrainState:
-        """A new adapter, if there is one, and optimizer state for the parameters of `model`, which are donated."""
+        """A new adapter, if there is one, and optimizer state for the parameters of `model`.
+
+        They are donated, unless RunConfig.base_dtype changes them.
+        """
         create = lambda model: create_state(self._adapted(model), self._optimizer)
-        return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=0)(model)
+        donated = 0 if self._base_dtype == 'float32' else ()  # others have no place in the result
+        return jax.jit(create, out_shardings=self.state_shardings, donate_argnums=donated)(model)
 
     def count(self, state: TrainState) -> str:
         """How many parameters there are, and with an adapter how many of them are trained, for the log."""

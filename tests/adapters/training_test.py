@@ -207,3 +207,22 @@ def test_other_settings_do_not_resume_and_a_base_is_required(tmp_path, folders):
     run = dataclasses.replace(changed['run'], adapter=PromptTuning())
     with pytest.raises(UserError, match=r'RunConfig.adapter=@PromptTuning\(\), but DataConfig.pack=True'):
         train(str(tmp_path), **changed | {'run': run})
+
+
+def test_a_rounded_base_resumes_exactly_and_is_named_by_its_own_parameters(tmp_path, folders):
+    base, base_state, workdir, state, changed = folders
+    shutil.copytree(base, tmp_path / 'base')
+    changed = changed | {'run': dataclasses.replace(changed['run'], base_dtype='bfloat16')}
+    changed['checkpoints'] = dataclasses.replace(changed['checkpoints'], initialize_from=str(tmp_path / 'base'))
+    rounded = train(str(tmp_path / 'lora'), **changed)
+    losses = [[row['loss'] for row in read_metrics(folder) if 'loss' in row] for folder in (tmp_path / 'lora', workdir)]
+    np.testing.assert_allclose(*losses, rtol=1e-2)
+    records = [checkpoints_lib.read_description(folder).adapter for folder in (tmp_path / 'lora', workdir)]
+    assert records[0]['fingerprint'] == records[1]['fingerprint']
+    shutil.rmtree(tmp_path / 'lora' / 'checkpoints' / '4')
+    assert_same_bits(train(str(tmp_path / 'lora'), **changed), rounded)
+    loaded = named_parameters(t5flan.load(tmp_path / 'lora').model)
+    for name, x in named_parameters(base_state.model).items():
+        assert loaded[name].dtype == np.float32
+        if '/query/' not in name and '/value/' not in name:
+            np.testing.assert_array_equal(np.asarray(loaded[name]), np.asarray(x), err_msg=name)

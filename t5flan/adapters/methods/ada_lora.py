@@ -25,7 +25,7 @@ import optax
 
 from t5flan.adapters.config import QUERY_AND_VALUE, Adapter, check_targets
 from t5flan.adapters.methods.lora import check_rank
-from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
+from t5flan.adapters.projection import AdaptedProjection, Terms, one_layer, replace_projections, with_leading_axes
 from t5flan.config.checks import is_count, is_number, require, require_count, require_positive
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
@@ -231,6 +231,10 @@ class AdaLoraProjection(AdaptedProjection):
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         a, b = (factor.astype(self.dtype) for factor in self._factors())
         return super().__call__(x) + jnp.tensordot(jnp.tensordot(x.astype(self.dtype), a, self.num_inputs), b, 1)
+
+    def terms(self) -> Terms:
+        """The two factors."""
+        return Terms(*self._factors())
 
     def merged_kernel(self) -> jax.Array:
         """W + scale * A diag(e) B, float32."""

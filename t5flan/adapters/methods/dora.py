@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5flan.adapters.methods.lora import Lora, LoraProjection
-from t5flan.adapters.projection import is_stacked, with_leading_axes
+from t5flan.adapters.projection import Terms, is_stacked, with_leading_axes
 from t5flan.config.checks import require
 from t5flan.models.layers import Projection
 from t5flan.models.parameters import Scope
@@ -41,6 +41,8 @@ class Dora(Lora):
 class DoraProjection(LoraProjection):
     """A projection whose columns have trained lengths, and directions that a low-rank product changes."""
 
+    reads_kernel = True
+
     def __init__(self, base: Projection, scope: Scope, rank: int, scale: float):
         super().__init__(base, scope, rank, scale)
         stacked = is_stacked(base)
@@ -59,6 +61,10 @@ class DoraProjection(LoraProjection):
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         y = super().__call__(x)
         return y * with_leading_axes(self._scales().astype(self.dtype), y.ndim)
+
+    def terms(self) -> Terms:
+        """LoRA's, and the scales of the outputs."""
+        return super().terms()._replace(outputs=self._scales())
 
     def merged_kernel(self) -> jax.Array:
         """V with columns of length m, float32."""

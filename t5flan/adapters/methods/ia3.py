@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.config import Adapter
-from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
+from t5flan.adapters.projection import AdaptedProjection, Terms, one_layer, replace_projections, with_leading_axes
 from t5flan.config.checks import require, require_patterns
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
@@ -72,6 +72,10 @@ class Ia3Projection(AdaptedProjection):
             return super().__call__(x.astype(self.dtype) * with_leading_axes(scales, x.ndim))
         y = super().__call__(x)
         return y * with_leading_axes(scales, y.ndim)
+
+    def terms(self) -> Terms:
+        """The vector, on the inputs or on the outputs."""
+        return Terms(inputs=self.ia3[...]) if self.on_inputs else Terms(outputs=self.ia3[...])
 
     def merged_kernel(self) -> jax.Array:
         """The kernel with its rows or columns rescaled, float32."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.config import QUERY_AND_VALUE, Adapter, check_targets
-from t5flan.adapters.projection import AdaptedProjection, one_layer, replace_projections, with_leading_axes
+from t5flan.adapters.projection import AdaptedProjection, Terms, one_layer, replace_projections, with_leading_axes
 from t5flan.config.checks import is_count, is_number, require, require_count, require_patterns, require_positive
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
@@ -121,6 +121,11 @@ class LoraProjection(AdaptedProjection):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         return super().__call__(x) + self.low_rank(x)
+
+    def terms(self) -> Terms:
+        """A, and B and the bias with the scale."""
+        bias = self.scale * self.lora_bias[...] if hasattr(self, 'lora_bias') else None
+        return Terms(self.lora_a[...], self.scale * self.lora_b[...], bias=bias)
 
     def merged_kernel(self) -> jax.Array:
         """W + scale * A B, float32.

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
@@ -41,6 +41,21 @@ def load_vocabulary(
         UserError: the vocabulary is missing or unreadable, or its description has other mode tokens.
     """
     return _load(spec, extra_ids, mode_tokens).with_added_tokens(added_tokens)
+
+
+def load_saved_vocabulary(path: os.PathLike[str], expected: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary in a checkpoint folder, which must be the one with the size and fingerprint of its description.
+
+    Raises:
+        UserError: it is unreadable or another one.
+    """
+    vocabulary = load_vocabulary(path)
+    if expected.get('fingerprint') not in (None, vocabulary.fingerprint):
+        raise UserError(
+            f'{path} ({vocabulary.vocab_size} ids) is not the vocabulary the checkpoint was trained with '
+            f'({expected.get("size")} ids). Restore that one.'
+        )
+    return vocabulary
 
 
 def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -> Vocabulary:

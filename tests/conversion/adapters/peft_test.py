@@ -10,7 +10,7 @@ import pytest
 import t5flan
 from t5flan.conversion import convert
 from t5flan.conversion.adapters import peft
-from t5flan.conversion.safetensors_files import read_header
+from t5flan.conversion.safetensors_files import FolderWriter, read_header
 from t5flan.errors import UserError
 
 ADAPTERS = {'peft_lora': 't5_v1_1', 'peft_lora_llama': 'llama', 'peft_dora': 't5_v1_1', 'peft_ia3': 't5_v1_1'}
@@ -106,6 +106,7 @@ def test_a_merged_adapter_is_a_whole_model(converted, shared, tmp_path):
         ('method', r"peft_type='VERA' is not supported, expected LORA, ADALORA, IA3, PROMPT_TUNING"),
         ('modules_to_save', r"modules_to_save=\['lm_head'\] is not supported"),
         ('missing', r'lacks base_model.model.*lora_magnitude_vector'),
+        ('other shapes', r'lora_A.weight.* has shape \[4, 31\].*set --base to the model it was trained on'),
     ],
 )
 def test_a_faulty_adapter_is_one_clear_line(change, words, converted, shared, tmp_path):
@@ -116,6 +117,14 @@ def test_a_faulty_adapter_is_one_clear_line(change, words, converted, shared, tm
         (folder / peft.WEIGHTS).rename(folder / 'adapter_model.bin')
     elif change == 'no weights':
         (folder / peft.WEIGHTS).unlink()
+    elif change == 'other shapes':
+        before = read_header(folder / peft.WEIGHTS)
+        arrays = {name: x.read()[..., :-1] if '.lora_A.' in name else x.read() for name, x in before.items()}
+        writer = FolderWriter(folder, {name: (x.shape, x.dtype) for name, x in arrays.items()}, 2**62)
+        for name, array in arrays.items():
+            writer.write(name, np.ascontiguousarray(array))
+        writer.close()
+        (folder / 'model.safetensors').rename(folder / peft.WEIGHTS)
     changed = {'method': {'peft_type': 'VERA'}, 'modules_to_save': {'modules_to_save': ['lm_head']}}
     changed['missing'] = {'use_dora': True}
     (folder / peft.CONFIG).write_text(json.dumps(fields | changed.get(change, {})))
