@@ -369,14 +369,15 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
         for i, prompt in waiting:
             made[i] = {'inputs': prompt.text(), 'shortened': False}
         return made
-    for i, prompt in waiting:
+    room = _room(contexts[0])  # the same for all: a call has the prompts of one task
+    for _, prompt in waiting:
         if prompt.exemplars:
-            prompt.keep(_room(contexts[i]))
+            prompt.keep(room)
     while waiting:
         texts = [prompt.text() for _, prompt in waiting]
         again = []
         for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
-            excess = len(ids) - _room(contexts[i])
+            excess = len(ids) - room
             if excess > 0 and (prompt.drop(excess) or prompt.shorten(excess, len(ids))):
                 again.append((i, prompt))
             else:

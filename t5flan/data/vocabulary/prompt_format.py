@@ -7,7 +7,6 @@ r"""How rows of a decoder-only model join a prompt and its answer.
 A run records its format, so that inference does the same.
 """
 
-import functools
 from collections.abc import Sequence
 
 from t5flan.data.vocabulary import chat_template
@@ -29,11 +28,8 @@ def prompt_ids(vocabulary: Vocabulary, text: str, prompt_format: str) -> list[in
 
 def tokens_around(vocabulary: Vocabulary, prompt_format: str) -> int:
     """How many tokens the prompt format adds to those of a prompt's text."""
-    return 1 if prompt_format == 'plain' else _tokens_around(vocabulary, prompt_format)
-
-
-@functools.lru_cache(maxsize=16)
-def _tokens_around(vocabulary: Vocabulary, prompt_format: str) -> int:
+    if prompt_format == 'plain':
+        return 1
     return len(prompt_ids(vocabulary, 'a', prompt_format)) - len(vocabulary.encode('a'))
 
 

@@ -3,6 +3,7 @@
 Needs the `tokenizers` library (extra `convert`), which is imported when a file is read.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -130,7 +131,12 @@ class TokenizerJsonVocabulary(Vocabulary):
         return self._content
 
     def _identity(self) -> tuple:
-        return ('tokenizer_json', json.dumps(json.loads(self._content), sort_keys=True), self.eos_id, self.start_id)
+        return 'tokenizer_json', self._canonical, self.eos_id, self.start_id
+
+    @functools.cached_property
+    def _canonical(self) -> str:
+        """The file in one spelling. It has megabytes, and every hash and comparison of the vocabulary asks for it."""
+        return json.dumps(json.loads(self._content), sort_keys=True)
 
 
 def _valid(text: str) -> str:

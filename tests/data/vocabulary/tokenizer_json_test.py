@@ -1,5 +1,7 @@
 """t5flan/data/vocabulary/tokenizer_json.py: a tokenizer.json encodes text, spelled special tokens and sentinels."""
 
+import json
+
 import pytest
 
 from t5flan.data.vocabulary.loading import load_vocabulary
@@ -59,6 +61,13 @@ def test_saved_and_loaded_are_equal(vocabulary, tmp_path):
     loaded = load_vocabulary(tmp_path)
     assert loaded == vocabulary and loaded.fingerprint == vocabulary.fingerprint
     assert loaded.content == vocabulary.content and (loaded.eos_id, loaded.start_id) == (257, 256)
+
+
+def test_comparing_and_hashing_parse_the_file_once(vocabulary, monkeypatch):
+    other = TokenizerJsonVocabulary(None, vocabulary.eos_id, vocabulary.start_id, content=vocabulary.content + b' ')
+    assert hash(other) == hash(vocabulary) and other == vocabulary
+    monkeypatch.setattr(json, 'loads', None)  # parsing a file of megabytes for every prompt took most of the time
+    assert hash(other) == hash(vocabulary) and other == vocabulary and {vocabulary: 1}[other] == 1
 
 
 def test_one_line_for_a_bad_file(tmp_path):
