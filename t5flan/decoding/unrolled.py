@@ -7,8 +7,8 @@ are stored in the order in which products read them. The numbers are the same, e
 rounds the kernel of untied logits, which halves the time of that product. Compile time grows with the number of
 layers, and the decoder's parameters are in memory twice.
 
-Shapes: L layers, B rows, M cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a
-product.
+Shapes: L layers, B prompts, W rows of a prompt (its beams or samples), R = B W rows, P slots of the prompt, T new steps,
+M = P + T W cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a product.
 """
 
 import dataclasses
@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.projection import AdaptedProjection
-from t5flan.models.attention import KV, LayerCache, Mask, update_cache
-from t5flan.models.cache import Cache, reorder_rows
+from t5flan.kernels.cached import cached_attention
+from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
+from t5flan.models.attention import KV, Attention, LayerCache, Mask, update_cache
+from t5flan.models.cache import Cache
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.stack import DecoderBlock
@@ -93,41 +95,121 @@ def _transposed(dtype: Any) -> bool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UnrolledCache:
-    """A `Cache` whose layers are separate arrays.
+    """A `Cache` whose layers are separate arrays, and which W rows (the beams or samples of a prompt) may share.
+
+    The slots of the prompt come first. Then each step has W slots, one for each of the W rows: where a beam was copied
+    from another, it reads the other's slots, and nothing is moved.
 
     Attributes:
-        index: the slot of the next token, scalar int32.
+        index: the slot of the next token if W were 1, scalar int32: the number of steps so far and of prompt slots.
         pad_B: how many slots at the left are padding, int32.
-        layers: each layer's keys and values, [B, K, M, H].
-        cross_layers: those of the encoder's output, [B, K, S, H]; empty in a decoder-only model. They may have fewer
-            rows: as many as there are prompts.
+        layers: each layer's keys and values, [B, K, P + T W, H].
+        branches_BWT: int32: the token of row w at new step t is in slot branches_BWT[b, w, t] of the step's W.
+        cross_layers: keys and values of the encoder's output, [B, K, S, H]; empty in a decoder-only model.
         cross_segment_ids_BS: 0 where the encoder's input is padding.
     """
 
     index: jax.Array
     pad_B: jax.Array
     layers: tuple[KV, ...]
+    branches_BWT: jax.Array
     cross_layers: tuple[KV, ...]
     cross_segment_ids_BS: jax.Array | None
 
+    @property
+    def prompt_slots(self) -> int:
+        """P."""
+        _, width, steps = self.branches_BWT.shape
+        return self.layers[0][0].shape[2] - width * steps
+
     def repeated(self, count: int) -> 'UnrolledCache':
-        """The cache with `count` rows for each row, which share the keys and values of the encoder's output."""
-        repeat = lambda x: jnp.repeat(x, count, axis=0)
-        return dataclasses.replace(self, pad_B=repeat(self.pad_B), layers=jax.tree.map(repeat, self.layers))
+        """The cache of a prompt for `count` rows of each row; none of them has new tokens yet."""
+        batch, _, steps = self.branches_BWT.shape
+        widths = (0, 0), (0, 0), (0, (count - 1) * steps), (0, 0)
+        layers = jax.tree.map(lambda x: jnp.pad(x, widths), self.layers)
+        branches_BWT = jnp.broadcast_to(jnp.arange(count)[None, :, None], (batch, count, steps))
+        return dataclasses.replace(self, layers=layers, branches_BWT=branches_BWT)
 
     def taken(self, rows_R: jax.Array, prompts_Q: jax.Array) -> 'UnrolledCache':
-        """The cache of only the rows `rows_R`, those of the prompts `prompts_Q`."""
-        layers = jax.tree.map(lambda x: x[rows_R], self.layers)
-        cross_layers, ids_BS = jax.tree.map(lambda x: x[prompts_Q], (self.cross_layers, self.cross_segment_ids_BS))
-        return UnrolledCache(self.index, self.pad_B[rows_R], layers, cross_layers, ids_BS)
+        """The cache of only the prompts `prompts_Q`, with all of their rows `rows_R`."""
+        parts = self.pad_B, self.layers, self.branches_BWT, self.cross_layers, self.cross_segment_ids_BS
+        return UnrolledCache(self.index, *jax.tree.map(lambda x: x[prompts_Q], parts))
 
     def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'UnrolledCache':
-        """The cache of rows [B * W] in which row w of each W becomes a copy of row parents_BW[b, w] (beams).
+        """The cache in which row w of each W goes on from row parents_BW[b, w] (beams)."""
+        branches_BWT = jnp.take_along_axis(self.branches_BWT, parents_BW[:, :, None], axis=1)
+        # Of its new tokens, every row writes its own slot.
+        own_W = jnp.arange(parents_BW.shape[1], dtype=jnp.int32)
+        is_new_T = self.prompt_slots + jnp.arange(branches_BWT.shape[2]) >= self.index
+        return dataclasses.replace(self, branches_BWT=jnp.where(is_new_T[None, None, :], own_W[None, :, None], branches_BWT))
 
-        Only the last `new_slots` slots may differ between the rows of a prompt.
-        """
-        reorder = lambda x: reorder_rows(x, parents_BW, new_slots, rows=0, slots=2)
-        return dataclasses.replace(self, layers=jax.tree.map(reorder, self.layers))
+    def next_slot(self) -> jax.Array:
+        """The first of the W slots of the next step."""
+        return self.prompt_slots + (self.index - self.prompt_slots) * self.branches_BWT.shape[1]
+
+    def distances(self) -> jax.Array:
+        """How far the token in each slot is from the next one: slot's position - query's, int32 [P + T W]."""
+        _, width, steps = self.branches_BWT.shape
+        new = self.prompt_slots + jnp.repeat(jnp.arange(steps, dtype=jnp.int32), width)
+        return jnp.concatenate([jnp.arange(self.prompt_slots, dtype=jnp.int32), new]) - self.index
+
+    def seen(self) -> jax.Array:
+        """Which slots the next token of each row sees, bool [B, W, P + T W]."""
+        batch, width, steps = self.branches_BWT.shape
+        prompt_BP = jnp.arange(self.prompt_slots)[None, :] >= self.pad_B[:, None]
+        prompt_BWP = jnp.broadcast_to(prompt_BP[:, None], (batch, width, self.prompt_slots))
+        branch_BWTW = self.branches_BWT[..., None] == jnp.arange(width)[None, None, None, :]
+        seen_BWM = jnp.concatenate([prompt_BWP, branch_BWTW.reshape(batch, width, -1)], axis=-1)
+        return seen_BWM & (self.distances() <= 0)[None, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepAttention:
+    """Stands in for the `Attention` of a block in a step: the T = W rows of a prompt are queries to one cache.
+
+    Attributes:
+        attention: whose projections are `Part`s.
+        seen_BTM: which slots a row sees, bool.
+        buckets_M: the bucket of each slot's distance; None without relative bias.
+    """
+
+    attention: Attention
+    seen_BTM: jax.Array
+    buckets_M: jax.Array | None = None
+
+    def project_kv(self, x_R1D: jax.Array, positions_R1: jax.Array | None = None) -> KV:
+        """Keys and values of the new tokens, in the order of their slots: two of [B, W, K, H]."""
+        k_R1KH, v_R1KH = self.attention.project_kv(x_R1D, positions_R1)
+        by_prompt = (self.seen_BTM.shape[0], -1, *k_R1KH.shape[2:])
+        return k_R1KH.reshape(by_prompt), v_R1KH.reshape(by_prompt)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        kv: KV,
+        mask: Mask,
+        *,
+        positions_BT: jax.Array | None = None,
+        bias_table_NR: jax.Array | None = None,
+        q_offset: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """As `Attention.__call__`; it has its own mask. x may be [B, T, D] or [B T, 1, D]."""
+        config = self.attention.config
+        q_BTNH = self.attention.rotated_query(x_BTD, positions_BT)
+        q_BTNH = q_BTNH.reshape(self.seen_BTM.shape[0], -1, *q_BTNH.shape[2:])
+        bias_NM = None
+        if bias_table_NR is not None and self.buckets_M is not None:
+            bias_NM = bias_table_NR[:, self.buckets_M]
+        y_BTNH = cached_attention(
+            q_BTNH,
+            *_swap_heads(kv),
+            self.seen_BTM,
+            bias_NM=bias_NM,
+            scale=config.attention_scale,
+            soft_cap=config.attention_soft_cap,
+        )
+        return self.attention.out(y_BTNH).reshape(x_BTD.shape)
 
 
 class Layers(NamedTuple):
@@ -175,8 +257,10 @@ def _kernel(projections: list[Projection]) -> jax.Array:
     return kernel_IO.T if _transposed(kernel_IO.dtype) else kernel_IO
 
 
-def _assemble(stack: DecoderBlock, layer: Layer) -> DecoderBlock:
-    """The block of `layer`, whose projections are parts of the products."""
+def _assemble(
+    stack: DecoderBlock, layer: Layer, seen: tuple[jax.Array, jax.Array | None], buckets_M: jax.Array | None
+) -> DecoderBlock:
+    """The block of `layer`, whose projections are parts of the products. `seen` is as in `_layer_step`."""
     block = jax.tree.map(lambda x: x, layer.block)
     for product, whole, kernel in zip(_products(block), _products(stack), layer.kernels, strict=True):
         start = 0
@@ -184,6 +268,12 @@ def _assemble(stack: DecoderBlock, layer: Layer) -> DecoderBlock:
             shape = projection.kernel[...].shape[1 + projection.num_inputs :]  # after the axis of layers
             _set_product(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
             start += math.prod(shape)
+    seen_BWM, cross_seen_B1S = seen
+    # By `setattr` for mypy: these stand in for modules of another class.
+    setattr(block, 'self_attention', StepAttention(block.self_attention, seen_BWM, buckets_M))  # noqa: B010
+    if cross_seen_B1S is not None:
+        across = StepAttention(block.encoder_decoder_attention, cross_seen_B1S)
+        setattr(block, 'encoder_decoder_attention', across)  # noqa: B010
     return block
 
 
@@ -196,30 +286,35 @@ def _set_product(module: Any, name: str, part: Part) -> None:
         setattr(module, name, part)
 
 
-def unroll_cache(cache: Cache) -> UnrolledCache:
-    """The cache as separate layers."""
+def unroll_cache(cache: Cache, new_slots: int) -> UnrolledCache:
+    """The cache as separate layers, before any of its `new_slots` is filled."""
     layers = range(cache.k_LBMKH.shape[0])
     own = tuple(_swap_heads((cache.k_LBMKH[i], cache.v_LBMKH[i])) for i in layers)
     cross = tuple(_swap_heads(kv) for i in layers if (kv := cache.cross_kv(i)) is not None)
     # Heads first in memory too, as products over S, M or H read them: without the barrier XLA would move the transpose
     # into the loop and copy the arrays at every token.
     own, cross = jax.lax.optimization_barrier((own, cross))
-    return UnrolledCache(cache.index, cache.pad_B, own, cross, cache.cross_segment_ids_BS)
+    branches_B1T = jnp.zeros((cache.pad_B.shape[0], 1, new_slots), jnp.int32)
+    return UnrolledCache(cache.index, cache.pad_B, own, branches_B1T, cross, cache.cross_segment_ids_BS)
 
 
 def unrolled_step(
     model: Model, layers: Layers, cache: UnrolledCache, tokens_B1: jax.Array
 ) -> tuple[jax.Array, UnrolledCache]:
     """`model.decode_step`: reads one more token in each row -> float32 logits [B, V], and the updated cache."""
-    slots = cache.layers[0][0].shape[2]
-    seen_BM = (jnp.arange(slots)[None, :] >= cache.pad_B[:, None]).astype(jnp.int32)
-    masks = seen_BM, cache.cross_segment_ids_BS
+    config, ids_BS = model.config, cache.cross_segment_ids_BS
+    seen = cache.seen(), None if ids_BS is None else ids_BS[:, None, :] > 0
+    buckets_M = None
+    if model.decoder.relpos_bias is not None:
+        bias = RelativeBias(False, config.relative_buckets, config.relative_max_distance)
+        buckets_M = relative_buckets(cache.distances(), bias)
+    positions_B1 = jnp.repeat(cache.index - cache.pad_B, cache.branches_BWT.shape[1])[:, None]
     # Only shapes are read of the stack.
     step_of_layer = jax.jit(lambda *arrays: _layer_step(model.decoder.layers, *arrays))
     x_B1D, updated = model.token_embedder(tokens_B1), []
     for i, (layer, kv) in enumerate(zip(layers.layers, cache.layers, strict=True)):
         cross_kv = cache.cross_layers[i] if cache.cross_layers else None
-        x_B1D, kv = step_of_layer(layer, x_B1D, kv, cross_kv, cache.index, cache.pad_B, masks)
+        x_B1D, kv = step_of_layer(layer, x_B1D, kv, cross_kv, cache.next_slot(), positions_B1, seen, buckets_M)
         updated.append(kv)
     x_B1D = model.decoder.decoder_norm(x_B1D)
     if layers.logits_kernel is not None:
@@ -233,30 +328,30 @@ def unrolled_step(
 def _layer_step(
     stack: DecoderBlock,
     layer: Layer,
-    x_B1D: jax.Array,
+    x_R1D: jax.Array,
     kv: KV,
     cross_kv: KV | None,
-    index: jax.Array,
-    pad_B: jax.Array,
-    masks: tuple[jax.Array, jax.Array | None],
+    slot: jax.Array,
+    positions_R1: jax.Array,
+    seen: tuple[jax.Array, jax.Array | None],
+    buckets_M: jax.Array | None,
 ) -> tuple[jax.Array, KV]:
     """One layer's output and updated cache [B, K, M, H]. As a function of its own it is traced once for all layers.
 
-    `masks` are the segments of the cache's slots [B, M] and of the encoder's output [B, S].
+    `seen` are the cache's slots that each row sees [B, W, M], and those of the encoder's output [B, 1, S].
     """
-    seen_BM, cross_ids_BS = masks
-    cache = LayerCache(*kv, index, heads_first=True)
-    x_B1D, new_kv = _assemble(stack, layer)(
-        x_B1D,
-        mask=Mask(causal=True, kv_segment_ids_BS=seen_BM),
-        positions_BT=(index - pad_B)[:, None],
+    cache, all_of_them = LayerCache(*kv, slot, heads_first=True), Mask(causal=False)
+    x_R1D, new_kv = _assemble(stack, layer, seen, buckets_M)(
+        x_R1D,
+        mask=all_of_them,
+        positions_BT=positions_R1,
         cache=cache,
         cross_kv=None if cross_kv is None else _swap_heads(cross_kv),
-        cross_mask=None if cross_ids_BS is None else Mask(causal=False, kv_segment_ids_BS=cross_ids_BS),
+        cross_mask=None if cross_kv is None else all_of_them,
         bias_table_NR=layer.bias_table_NR,
     )
     # The same write as inside the block: XLA does it once.
-    return x_B1D, _swap_heads(update_cache(cache, new_kv))
+    return x_R1D, _swap_heads(update_cache(cache, new_kv))
 
 
 def _swap_heads(keys_values: KV) -> KV:

@@ -90,6 +90,11 @@ class Attention(nnx.Module):
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
 
+    def rotated_query(self, x_BTD: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
+        """The queries of a sequence (rotated, if positions are rotary), [B, T, N, H]."""
+        q_BTNH = self._rotate(self.query(x_BTD), positions_BT)
+        return constrain(q_BTNH, ('batch', 'length', 'act_heads', 'kv'))
+
     def _rotate(self, x_BTNH: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
         if not self.rotary:
             return x_BTNH
@@ -117,7 +122,7 @@ class Attention(nnx.Module):
             q_offset: the key index of the first query; 0 unless there is a cache.
         """
         config = self.config
-        q_BTNH = constrain(self._rotate(self.query(x_BTD), positions_BT), ('batch', 'length', 'act_heads', 'kv'))
+        q_BTNH = self.rotated_query(x_BTD, positions_BT)
         bias = None
         if bias_table_NR is not None:
             bias = RelativeBias(self.bidirectional, config.relative_buckets, config.relative_max_distance)
