@@ -115,7 +115,7 @@ def generate(
     )
     run = program.run_sampled if decoding.num_beams == 1 else program.run_beams
     rows = range(len(prompts)) if rows is None else rows
-    batches = _batches(model.config, prompts, rows, starts, adapters, decoding.batch_size)
+    batches = _batches(model.config, prompts, rows, starts, adapters, decoding)
     outputs = ((batch.chosen, run(batch)) for batch in batches)
     results: list[list[Generation]] = [[] for _ in prompts]
     done = 0
@@ -144,6 +144,7 @@ def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], start_
 
 class _Batch(NamedTuple):
     chosen: list[int]  # indices of the prompts
+    new_slots: int  # of the cache, for new tokens
     tokens_BP: Any
     rows_B: Any
     starts_B: Any
@@ -156,17 +157,22 @@ def _batches(
     rows: Sequence[int],
     starts: Sequence[int],
     adapters: Sequence[int] | None,
-    batch_size: int,
+    decoding: Decoding,
 ) -> Iterator[_Batch]:
-    """Batches in few shapes, the longest prompts first."""
+    """Batches in few shapes, the longest prompts first. All have the same height: a new one would compile anew."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        height = min(batch_size, 1 << (len(chosen) - 1).bit_length())
-        height = -(-height // parts) * parts
+    height = min(decoding.batch_size, 1 << max(0, len(order) - 1).bit_length())
+    height = -(-height // parts) * parts
+    least = new_slots = rounded_length(decoding.max_new_tokens or 1)
+    slots = 0
+    for start in range(0, len(order), decoding.batch_size):
+        chosen = order[start : start + decoding.batch_size]
         tokens_BP = np.zeros((height, rounded_length(len(prompts[chosen[0]]))), np.int32)
+        if config.architecture == 'decoder_only' and decoding.num_samples == 1:
+            slots = _cache_slots(tokens_BP.shape[1] + least, slots)
+            new_slots = slots - tokens_BP.shape[1]
         rows_B, starts_B = np.full(height, -1, np.int32), np.full(height, START_TOKEN, np.int32)
         for place, i in enumerate(chosen):
             prompt = np.asarray(prompts[i], np.int32)
@@ -180,7 +186,16 @@ def _batches(
         if adapters is not None:
             adapters_B = np.zeros(height, np.int32)
             adapters_B[: len(chosen)] = [adapters[i] for i in chosen]
-        yield _Batch(chosen, *arrays, adapters_B)
+        yield _Batch(chosen, new_slots, *arrays, adapters_B)
+
+
+def _cache_slots(needed: int, previous: int) -> int:
+    """The slots of a batch's cache: as in the previous batch, unless that has more than twice as many as are needed.
+
+    >>> _cache_slots(256, 0), _cache_slots(320, 576), _cache_slots(192, 576)
+    (256, 576, 192)
+    """
+    return previous if needed <= previous <= 2 * needed else needed
 
 
 def rounded_length(length: int) -> int:
@@ -251,6 +266,7 @@ class _Program:
             np.int32(decoding.seed),
             greedy=decoding.greedy,
             capacity=rounded_length(self.limit),
+            new_slots=batch.new_slots,
             num_samples=decoding.num_samples,
             prefix_lm=self.prefix_lm,
             placement=placement,

@@ -46,7 +46,9 @@ class Loop(NamedTuple):
     cache: Any
 
 
-@functools.partial(jax.jit, static_argnames=('greedy', 'capacity', 'num_samples', 'prefix_lm', 'placement'))
+@functools.partial(
+    jax.jit, static_argnames=('greedy', 'capacity', 'new_slots', 'num_samples', 'prefix_lm', 'placement')
+)
 def begin(
     model: Model,
     tokens_BP: jax.Array,
@@ -57,6 +59,7 @@ def begin(
     *,
     greedy: bool,
     capacity: int,
+    new_slots: int,
     num_samples: int,
     prefix_lm: bool,
     placement: Any = None,
@@ -69,9 +72,10 @@ def begin(
         starts_B: the first token each row's decoder reads.
         seed: of the samples.
         capacity: T, the length of the arrays; at least the number of new tokens.
+        new_slots: of the cache for new tokens; at least T.
         placement: `sharding.placement()`, which the compiled program depends on.
     """
-    logits_BV, cache = steps.start(model, tokens_BP, starts_B, capacity, prefix_lm)
+    logits_BV, cache = steps.start(model, tokens_BP, starts_B, new_slots, prefix_lm)
     keys_B = None if greedy else sample_keys(seed, rows_B, num_samples)
     if num_samples > 1:
         logits_BV, rows_B = jnp.repeat(logits_BV, num_samples, axis=0), jnp.repeat(rows_B, num_samples)

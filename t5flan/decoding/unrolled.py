@@ -7,8 +7,8 @@ are stored in the order in which products read them. The numbers are the same, e
 rounds the kernel of untied logits, which halves the time of that product. Compile time grows with the number of
 layers, and the decoder's parameters are in memory twice.
 
-Shapes: L layers, B prompts, W rows of a prompt (its beams or samples), R = B W rows, P slots of the prompt, T new steps,
-M = P + T W cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a product.
+Shapes: L layers, B prompts, W rows of a prompt (its beams or samples), R = B W rows, P slots of the prompt, T new
+steps, M = P + T W cache slots, S source length, K key-value heads, H head_dim, I inputs and O outputs of a product.
 """
 
 import dataclasses
@@ -141,7 +141,9 @@ class UnrolledCache:
         # Of its new tokens, every row writes its own slot.
         own_W = jnp.arange(parents_BW.shape[1], dtype=jnp.int32)
         is_new_T = self.prompt_slots + jnp.arange(branches_BWT.shape[2]) >= self.index
-        return dataclasses.replace(self, branches_BWT=jnp.where(is_new_T[None, None, :], own_W[None, :, None], branches_BWT))
+        return dataclasses.replace(
+            self, branches_BWT=jnp.where(is_new_T[None, None, :], own_W[None, :, None], branches_BWT)
+        )
 
     def next_slot(self) -> jax.Array:
         """The first of the W slots of the next step."""
@@ -209,7 +211,7 @@ class StepAttention:
             scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
         )
-        return self.attention.out(y_BTNH).reshape(x_BTD.shape)
+        return self.attention.out(y_BTNH.reshape(*x_BTD.shape[:2], *y_BTNH.shape[2:]))
 
 
 class Layers(NamedTuple):

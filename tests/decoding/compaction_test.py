@@ -50,7 +50,7 @@ def test_the_rows_that_remain_go_on_as_in_the_whole_batch(family, samples, unrol
         monkeypatch.setattr(steps, 'UNROLLED_LAYERS', 0)
     model = _small(family)
     layers, choice = steps.prepare(model), sampled.Choice(VOCABULARY, VOCABULARY, np.float32(1), 0, np.float32(1))
-    options = dict(greedy=samples == 1, capacity=LIMIT, num_samples=samples, prefix_lm=False)
+    options = dict(greedy=samples == 1, capacity=LIMIT, new_slots=LIMIT, num_samples=samples, prefix_lm=False)
     placement = None if unrolled else 'scanned'  # part of the key under which a program is kept
     ended_B = np.repeat(np.arange(8) % 3 > 0, samples)  # prompts 0, 3 and 6 run
 

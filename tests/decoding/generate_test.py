@@ -10,10 +10,10 @@ from t5flan import sharding as sharding_lib
 from t5flan.decoding import generate as generate_lib
 from t5flan.decoding import sampled
 from t5flan.decoding.config import Decoding
-from t5flan.decoding.generate import generate
+from t5flan.decoding.generate import _batches, generate
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
-from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_model
+from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_config, small_model
 
 CASES = [('t5_1_1', False), ('relative', False), ('relative', True), ('palm', False)]
 PROMPTS = [[5, 9, 2], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 4], [33, 60]]
@@ -151,6 +151,23 @@ def test_batches_keep_the_order_and_report_progress(models):
         ((alone,),) = generate(model, [prompt], decoding.replace(batch_size=32), eos_id=NO_END)
         assert alone.tokens.tolist() == result.tokens.tolist()
     assert generate(model, [], decoding, eos_id=NO_END) == []
+
+
+@pytest.mark.parametrize(
+    'family, settings, new_slots',
+    [
+        ('gemma', {}, [64, 320, 64, 128, 64]),  # caches of 576, 576, 192, 192 and 96 slots
+        ('gemma', {'num_samples': 2, 'temperature': 1.0}, [64] * 5),  # the samples of a prompt share its slots
+        ('t5_1_1', {}, [64] * 5),
+    ],
+)
+def test_the_batches_of_a_call_have_few_shapes(family, settings, new_slots):
+    prompts = [[3] * length for length in (40, 230, 120, 60, 200, 250, 390, 30, 20)]
+    decoding = Decoding(max_new_tokens=40, batch_size=2, **settings)
+    batches = list(_batches(small_config(family), prompts, range(9), [0] * 9, None, decoding))
+    assert [batch.tokens_BP.shape for batch in batches] == [(2, 512), (2, 256), (2, 128), (2, 64), (2, 32)]
+    assert [batch.new_slots for batch in batches] == new_slots
+    assert (batches[-1].rows_B[1:] == -1).all()
 
 
 def test_wrong_prompts_are_reported(models):
