@@ -211,6 +211,9 @@ class StepAttention:
             scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
         )
+        more_BTNH = self.attention.more_values(q_BTNH)
+        if more_BTNH is not None:
+            y_BTNH = y_BTNH + more_BTNH
         return self.attention.out(y_BTNH.reshape(*x_BTD.shape[:2], *y_BTNH.shape[2:]))
 
 
