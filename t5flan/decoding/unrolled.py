@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from t5flan.adapters.projection import AdaptedProjection
 from t5flan.kernels.cached import cached_attention
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
-from t5flan.models.attention import KV, Attention, LayerCache, Mask, update_cache
+from t5flan.models.attention import KV, Attention, Mask
 from t5flan.models.cache import Cache
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
@@ -103,9 +103,9 @@ class UnrolledCache:
     Attributes:
         index: the slot of the next token if W were 1, scalar int32: the number of steps so far and of prompt slots.
         pad_B: how many slots at the left are padding, int32.
-        layers: each layer's keys and values, [B, K, P + T W, H].
+        layers: each layer's keys [B, K, H, M] and values [B, K, M, H], in the order in which products read them.
         branches_BWT: int32: the token of row w at new step t is in slot branches_BWT[b, w, t] of the step's W.
-        cross_layers: keys and values of the encoder's output, [B, K, S, H]; empty in a decoder-only model.
+        cross_layers: those of the encoder's output, [B, K, H, S] and [B, K, S, H]; empty in a decoder-only model.
         cross_segment_ids_BS: 0 where the encoder's input is padding.
     """
 
@@ -120,13 +120,14 @@ class UnrolledCache:
     def prompt_slots(self) -> int:
         """P."""
         _, width, steps = self.branches_BWT.shape
-        return self.layers[0][0].shape[2] - width * steps
+        return self.layers[0][0].shape[3] - width * steps
 
     def repeated(self, count: int) -> 'UnrolledCache':
         """The cache of a prompt for `count` rows of each row; none of them has new tokens yet."""
         batch, _, steps = self.branches_BWT.shape
-        widths = (0, 0), (0, 0), (0, (count - 1) * steps), (0, 0)
-        layers = jax.tree.map(lambda x: jnp.pad(x, widths), self.layers)
+        none, more = (0, 0), (0, (count - 1) * steps)
+        pad = lambda kv: (jnp.pad(kv[0], (none, none, none, more)), jnp.pad(kv[1], (none, none, more, none)))
+        layers = tuple(map(pad, self.layers))
         branches_BWT = jnp.broadcast_to(jnp.arange(count)[None, :, None], (batch, count, steps))
         return dataclasses.replace(self, layers=layers, branches_BWT=branches_BWT)
 
@@ -163,6 +164,20 @@ class UnrolledCache:
         branch_BWTW = self.branches_BWT[..., None] == jnp.arange(width)[None, None, None, :]
         seen_BWM = jnp.concatenate([prompt_BWP, branch_BWTW.reshape(batch, width, -1)], axis=-1)
         return seen_BWM & (self.distances() <= 0)[None, None, :]
+
+
+class StepCache(NamedTuple):
+    """One layer of an `UnrolledCache`; the next W tokens go to slots `cache_index` and after it."""
+
+    k_BKHM: jax.Array
+    v_BKMH: jax.Array
+    cache_index: jax.Array
+
+    def updated(self, new_kv: KV) -> KV:
+        """The cached keys [B, K, H, M] and values [B, K, M, H], with the new ones ([B, W, K, H]) in their slots."""
+        write = jax.lax.dynamic_update_slice_in_dim
+        k_BKHW, v_BKWH = _keys_last(tuple(x.astype(self.k_BKHM.dtype) for x in new_kv))
+        return write(self.k_BKHM, k_BKHW, self.cache_index, 3), write(self.v_BKMH, v_BKWH, self.cache_index, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +220,7 @@ class StepAttention:
             bias_NM = bias_table_NR[:, self.buckets_M]
         y_BTNH = cached_attention(
             q_BTNH,
-            *_swap_heads(kv),
+            *kv,
             self.seen_BTM,
             bias_NM=bias_NM,
             scale=config.attention_scale,
@@ -294,10 +309,9 @@ def _set_product(module: Any, name: str, part: Part) -> None:
 def unroll_cache(cache: Cache, new_slots: int) -> UnrolledCache:
     """The cache as separate layers, before any of its `new_slots` is filled."""
     layers = range(cache.k_LBMKH.shape[0])
-    own = tuple(_swap_heads((cache.k_LBMKH[i], cache.v_LBMKH[i])) for i in layers)
-    cross = tuple(_swap_heads(kv) for i in layers if (kv := cache.cross_kv(i)) is not None)
-    # Heads first in memory too, as products over S, M or H read them: without the barrier XLA would move the transpose
-    # into the loop and copy the arrays at every token.
+    own = tuple(_keys_last((cache.k_LBMKH[i], cache.v_LBMKH[i])) for i in layers)
+    cross = tuple(_keys_last(kv) for i in layers if (kv := cache.cross_kv(i)) is not None)
+    # Without the barrier XLA would move the transpose into the loop and copy the arrays at every token.
     own, cross = jax.lax.optimization_barrier((own, cross))
     branches_B1T = jnp.zeros((cache.pad_B.shape[0], 1, new_slots), jnp.int32)
     return UnrolledCache(cache.index, cache.pad_B, own, branches_B1T, cross, cache.cross_segment_ids_BS)
@@ -341,27 +355,27 @@ def _layer_step(
     seen: tuple[jax.Array, jax.Array | None],
     buckets_M: jax.Array | None,
 ) -> tuple[jax.Array, KV]:
-    """One layer's output and updated cache [B, K, M, H]. As a function of its own it is traced once for all layers.
+    """One layer's output and updated keys and values. As a function of its own it is traced once for all layers.
 
     `seen` are the cache's slots that each row sees [B, W, M], and those of the encoder's output [B, 1, S].
     """
-    cache, all_of_them = LayerCache(*kv, slot, heads_first=True), Mask(causal=False)
+    cache, all_of_them = StepCache(*kv, slot), Mask(causal=False)
     x_R1D, new_kv = _assemble(stack, layer, seen, buckets_M)(
         x_R1D,
         mask=all_of_them,
         positions_BT=positions_R1,
         cache=cache,
-        cross_kv=None if cross_kv is None else _swap_heads(cross_kv),
+        cross_kv=cross_kv,
         cross_mask=None if cross_kv is None else all_of_them,
         bias_table_NR=layer.bias_table_NR,
     )
     # The same write as inside the block: XLA does it once.
-    return x_R1D, _swap_heads(update_cache(cache, new_kv))
+    return x_R1D, cache.updated(new_kv)
 
 
-def _swap_heads(keys_values: KV) -> KV:
-    """[B, S, K, H] <-> [B, K, S, H]."""
-    return keys_values[0].swapaxes(1, 2), keys_values[1].swapaxes(1, 2)
+def _keys_last(kv: KV) -> KV:
+    """Keys and values [B, S, K, H] -> keys [B, K, H, S] and values [B, K, S, H]."""
+    return kv[0].transpose(0, 2, 3, 1), kv[1].swapaxes(1, 2)
 
 
 def _is_kernel(path: tuple[Any, ...]) -> bool:

@@ -3,7 +3,7 @@
 B batch, T query length, S key length, M cache slots, D emb_dim, N heads, K key-value heads, H head_dim.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -30,13 +30,32 @@ class Mask(NamedTuple):
     prefix_BS: jax.Array | None = None
 
 
+class Before(Protocol):
+    """Keys and values before those of a block's own tokens."""
+
+    @property
+    def cache_index(self) -> int | jax.Array:
+        """How many slots are before the first of the tokens."""
+
+    def updated(self, new_kv: KV) -> KV:
+        """All keys and values, with those of the tokens ([B, T, K, H] each) in their slots."""
+
+
 class LayerCache(NamedTuple):
     """The KV cache of one layer; the next token goes to slot `cache_index` of M."""
 
-    k_BMKH: jax.Array  # [B, K, M, H] if heads_first
+    k_BMKH: jax.Array
     v_BMKH: jax.Array
     cache_index: jax.Array  # scalar int32
-    heads_first: bool = False  # the order in memory that products over M or H read
+
+    def updated(self, new_kv: KV) -> KV:
+        """The cached keys and values, two of [B, M, K, H], with those of new tokens ([B, T, K, H]) in their slots."""
+
+        def write(cached_BMKH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+            new_BTKH = new_BTKH.astype(cached_BMKH.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(cached_BMKH, new_BTKH, self.cache_index, axis=1)
+
+        return write(self.k_BMKH, new_kv[0]), write(self.v_BMKH, new_kv[1])
 
 
 class FirstKV(NamedTuple):
@@ -51,19 +70,10 @@ class FirstKV(NamedTuple):
         """The slot of the first token."""
         return self.k_BPKH.shape[1]
 
-
-def update_cache(cache: LayerCache | FirstKV, new_kv: KV) -> KV:
-    """The cached keys and values [B, M, K, H], with those of new tokens ([B, T, K, H] each) written to their slots."""
-    if isinstance(cache, FirstKV):
-        k_BMKH, v_BMKH = (before_tokens(*kv, cache.pad_B) for kv in zip(cache[:2], new_kv, strict=True))
+    def updated(self, new_kv: KV) -> KV:
+        """Those of the virtual tokens and of the others, two of [B, P + T, K, H]."""
+        k_BMKH, v_BMKH = (before_tokens(*kv, self.pad_B) for kv in zip(self[:2], new_kv, strict=True))
         return k_BMKH, v_BMKH
-
-    def write(cached: jax.Array, new_BTKH: jax.Array) -> jax.Array:
-        new, axis = (new_BTKH.swapaxes(1, 2), 2) if cache.heads_first else (new_BTKH, 1)
-        cached = jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), cache.cache_index, axis)
-        return cached.swapaxes(1, 2) if cache.heads_first else cached
-
-    return write(cache.k_BMKH, new_kv[0]), write(cache.v_BMKH, new_kv[1])
 
 
 class Attention(nnx.Module):
@@ -116,7 +126,7 @@ class Attention(nnx.Module):
         """Attends from the queries of x to keys and values: [B, T, D] -> [B, T, D].
 
         Args:
-            kv: from `project_kv`, or with a cache from `update_cache`.
+            kv: from `project_kv`, or from `updated` of what is before.
             positions_BT: of the queries; required if positions are rotary.
             bias_table_NR: relative bias per head and bucket, or None.
             q_offset: the key index of the first query; 0 unless there is a cache.

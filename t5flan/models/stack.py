@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5flan.kernels.operands import SAVED_NAMES
-from t5flan.models.attention import KV, Attention, FirstKV, LayerCache, Mask, update_cache
+from t5flan.models.attention import KV, Attention, Before, FirstKV, LayerCache, Mask
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
@@ -81,7 +81,7 @@ class DecoderBlock(nnx.Module):
         bias_table_NR: Table = None,
         cross_kv: KV | None = None,
         cross_mask: Mask | None = None,
-        cache: LayerCache | FirstKV | None = None,
+        cache: Before | None = None,
         dropout_key: Key = None,
     ) -> tuple[jax.Array, KV]:
         """[B, T, D] -> [B, T, D], and the keys and values of x ([B, T, K, H] each).
@@ -92,7 +92,7 @@ class DecoderBlock(nnx.Module):
         drop = functools.partial(_residual, self.config, dropout_key)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         new_kv = self.self_attention.project_kv(normed_BTD, positions_BT)
-        kv, q_offset = (new_kv, 0) if cache is None else (update_cache(cache, new_kv), cache.cache_index)
+        kv, q_offset = (new_kv, 0) if cache is None else (cache.updated(new_kv), cache.cache_index)
         where: dict[str, Any] = dict(positions_BT=positions_BT, bias_table_NR=bias_table_NR, q_offset=q_offset)
         y_BTD = self.self_attention(normed_BTD, kv, mask, **where, dropout_key=fold(dropout_key, 'self_attention'))
         x_BTD = drop('after self_attention', x_BTD, y_BTD)

@@ -42,9 +42,9 @@ def test_unrolled_equals_scan(family, dtype):
     # Relative to the largest logit: Gemma's logits are about ten times as large as the others'.
     np.testing.assert_allclose(steps, scans, atol=(3e-6 if dtype == 'float32' else 0.01) * np.abs(scans).max())
     assert caches.index == cache.index and len(caches.layers) == 2
-    for layer, (k_BKMH, v_BKMH) in enumerate(caches.layers):
-        for one, other in ((k_BKMH, cache.k_LBMKH[layer]), (v_BKMH, cache.v_LBMKH[layer])):
-            one = one.swapaxes(1, 2)
+    for layer, (k_BKHM, v_BKMH) in enumerate(caches.layers):
+        keys, values = k_BKHM.transpose(0, 3, 1, 2), v_BKMH.swapaxes(1, 2)
+        for one, other in ((keys, cache.k_LBMKH[layer]), (values, cache.v_LBMKH[layer])):
             np.testing.assert_allclose(
                 one.astype(float), other.astype(float), atol=1e-5 if dtype == 'float32' else 0.05
             )

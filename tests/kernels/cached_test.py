@@ -1,4 +1,4 @@
-"""Attention to a cache that is stored heads first equals `attend()`."""
+"""Attention to a cache as decoding stores it equals `attend()`."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_equals_attend_for_the_masks_that_attend_has(heads, kv_heads, biased, so
     )
     found = cached_attention(
         q_BTNH,
-        k_BSKH.swapaxes(1, 2),
+        k_BSKH.transpose(0, 2, 3, 1),
         v_BSKH.swapaxes(1, 2),
         jnp.asarray((ids_BS > 0) & (np.arange(7) <= offset))[:, None],
         bias_NM=table_NR[:, relative_buckets(np.arange(7) - offset, bias)] if biased else None,
@@ -49,9 +49,9 @@ def test_equals_attend_for_the_masks_that_attend_has(heads, kv_heads, biased, so
 
 def test_queries_of_one_row_may_see_different_slots():
     draw = lambda number, *shape: jax.random.normal(jax.random.key(number), shape)
-    q_BTNH, k_BKMH, v_BKMH = draw(0, 2, 3, 4, 8), draw(1, 2, 2, 5, 8), draw(2, 2, 2, 5, 8)
+    q_BTNH, k_BKHM, v_BKMH = draw(0, 2, 3, 4, 8), draw(1, 2, 2, 8, 5), draw(2, 2, 2, 5, 8)
     seen_BTM = jax.random.bernoulli(jax.random.key(3), 0.6, (2, 3, 5))
-    together = cached_attention(q_BTNH, k_BKMH, v_BKMH, seen_BTM)
+    together = cached_attention(q_BTNH, k_BKHM, v_BKMH, seen_BTM)
     for t in range(3):
-        alone = cached_attention(q_BTNH[:, t : t + 1], k_BKMH, v_BKMH, seen_BTM[:, t : t + 1])
+        alone = cached_attention(q_BTNH[:, t : t + 1], k_BKHM, v_BKMH, seen_BTM[:, t : t + 1])
         np.testing.assert_allclose(together[:, t : t + 1], alone, atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5flan.models.attention import Attention, LayerCache, Mask, update_cache
+from t5flan.models.attention import Attention, LayerCache, Mask
 from t5flan.models.parameters import Scope
 from tests.models.small_models import small_config
 
@@ -77,7 +77,7 @@ def test_one_query_with_a_cache_matches_the_full_sequence(position):
     new_kv = attention.project_kv(x_BTD[:, at : at + 1], positions_BT[:, at : at + 1])
     row_B1D = attention(
         x_BTD[:, at : at + 1],
-        update_cache(LayerCache(*cached, jnp.int32(at)), new_kv),
+        LayerCache(*cached, jnp.int32(at)).updated(new_kv),
         Mask(causal=True),
         positions_BT=positions_BT[:, at : at + 1],
         bias_table_NR=table_NR,
