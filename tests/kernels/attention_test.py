@@ -32,6 +32,7 @@ def small_tiles(monkeypatch):
     """Tiles of eight queries, so that short inputs have several and the last one is padded."""
     monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 1)
     monkeypatch.setattr(chunked, '_TILE_ROWS', 1)
+    monkeypatch.setattr(chunked, '_ROWS_IN_PARTS', 1)
 
 
 def inputs(kv_heads=N, queries=T, keys=S, batch=B, seed=0, buckets=32):
@@ -397,8 +398,7 @@ def test_the_choice_is_logged_once(caplog):
 def test_tile_sizes(monkeypatch):
     monkeypatch.setitem(chunked._TILE_LOGITS, 'cpu', 100 * 1000)
     monkeypatch.setitem(chunked._TILE_LOGITS, 'other', 1000 * 1000)
-    monkeypatch.setattr(chunked, '_TILE_ROWS', 64)
-    tile = functools.partial(chunked._tile_size, platform='cpu')
+    tile = functools.partial(chunked._tile_size, platform='cpu', rows=64)
     assert tile(100, 1000, 6, 6) == (100, 1)
     assert tile(10, 1000, 12, 12) == (10, 6)  # ten would fit, six divide the heads
     assert tile(10, 1000, 12, 2) == (10, 1)
@@ -407,7 +407,7 @@ def test_tile_sizes(monkeypatch):
     assert tile(1024, 10**6, 6, 6) == (64, 1)  # no fewer rows, however long the keys
     assert tile(1024, 10**6, 6, 1) == (16, 1)  # six heads of ten queries, rounded up
     assert tile(1024, 10**6, 64, 1) == (8, 1)
-    assert chunked._tile_size(100, 1000, 6, 6, 'tpu') == (100, 6)
+    assert chunked._tile_size(100, 1000, 6, 6, 'tpu', 64) == (100, 6)
 
 
 BAD = {
