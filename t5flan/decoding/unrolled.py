@@ -176,7 +176,7 @@ class StepCache(NamedTuple):
     def updated(self, new_kv: KV) -> KV:
         """The cached keys [B, K, H, M] and values [B, K, M, H], with the new ones ([B, W, K, H]) in their slots."""
         write = jax.lax.dynamic_update_slice_in_dim
-        k_BKHW, v_BKWH = _keys_last(tuple(x.astype(self.k_BKHM.dtype) for x in new_kv))
+        k_BKHW, v_BKWH = (x.astype(self.k_BKHM.dtype) for x in _keys_last(new_kv))
         return write(self.k_BKHM, k_BKHW, self.cache_index, 3), write(self.v_BKMH, v_BKWH, self.cache_index, 2)
 
 
