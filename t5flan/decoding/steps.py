@@ -49,7 +49,7 @@ def start(
     """
     options = {'prefix_lm': prefix_lm} if model.config.architecture == 'decoder_only' else {}
     logits_BV, cache = model.start_cache(tokens_BP, capacity, start_id=starts_B, **options)
-    return logits_BV, unroll_cache(cache, capacity) if unrolls(model.config) else cache
+    return logits_BV, unroll_cache(model.config, cache, capacity) if unrolls(model.config) else cache
 
 
 def step(model: Model, layers: Layers, cache: Any, tokens_B1: jax.Array) -> tuple[jax.Array, Any]:

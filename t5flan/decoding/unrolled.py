@@ -24,6 +24,7 @@ from t5flan.kernels.cached import cached_attention
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
 from t5flan.models.attention import KV, Attention, Mask
 from t5flan.models.cache import Cache
+from t5flan.models.config import ModelConfig
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 from t5flan.models.stack import DecoderBlock
@@ -306,11 +307,15 @@ def _set_product(module: Any, name: str, part: Part) -> None:
         setattr(module, name, part)
 
 
-def unroll_cache(cache: Cache, new_slots: int) -> UnrolledCache:
+def unroll_cache(config: ModelConfig, cache: Cache, new_slots: int) -> UnrolledCache:
     """The cache as separate layers, before any of its `new_slots` is filled."""
     layers = range(cache.k_LBMKH.shape[0])
     own = tuple(_keys_last((cache.k_LBMKH[i], cache.v_LBMKH[i])) for i in layers)
     cross = tuple(_keys_last(kv) for i in layers if (kv := cache.cross_kv(i)) is not None)
+    if config.num_heads == config.kv_heads:
+        # XLA's CPU computes the product of a cache with a single query in float32, and would convert all of a 16-bit
+        # cache at every token. The numbers are the same.
+        own, cross = jax.tree.map(lambda x: x.astype(jnp.float32), (own, cross))
     # Without the barrier XLA would move the transpose into the loop and copy the arrays at every token.
     own, cross = jax.lax.optimization_barrier((own, cross))
     branches_B1T = jnp.zeros((cache.pad_B.shape[0], 1, new_slots), jnp.int32)

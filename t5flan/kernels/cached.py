@@ -24,7 +24,7 @@ def cached_attention(
 
     Args:
         q_BTNH: queries; all T of a row read the row's keys, once.
-        k_BKHM: cached keys of the same dtype, and v_BKMH their values.
+        k_BKHM: cached keys, and v_BKMH their values: of the same dtype, or of one that holds it.
         allowed_BTM: which slot a query sees, bool; B and T may be 1.
         bias_NM: relative bias of each slot, or None.
         scale: factor of the products of queries and keys.
@@ -33,7 +33,7 @@ def cached_attention(
     (batch, queries, heads, size), kv_heads = q_BTNH.shape, k_BKHM.shape[1]
     split = (batch, queries, kv_heads, heads // kv_heads, size)
     q_BKXH = q_BTNH.reshape(split).transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, size)
-    logits_BKXM = _product(q_BKXH, k_BKHM) * scale
+    logits_BKXM = _product(q_BKXH.astype(k_BKHM.dtype), k_BKHM) * scale
     if soft_cap is not None:
         logits_BKXM = soft_cap * jnp.tanh(logits_BKXM / soft_cap)
     logits_BKTGM = logits_BKXM.reshape(batch, kv_heads, queries, heads // kv_heads, -1)
@@ -41,7 +41,7 @@ def cached_attention(
         logits_BKTGM += bias_NM.reshape(1, kv_heads, 1, -1, bias_NM.shape[-1])
     logits_BKTGM = jnp.where(allowed_BTM[:, None, :, None], logits_BKTGM, MASKED)
     weights_BKXM = jax.nn.softmax(logits_BKTGM, axis=-1).reshape(logits_BKXM.shape)
-    y_BKXH = _product(weights_BKXM.astype(v_BKMH.dtype), v_BKMH)
+    y_BKXH = _product(weights_BKXM.astype(q_BTNH.dtype).astype(v_BKMH.dtype), v_BKMH)
     y_BTKGH = y_BKXH.reshape(batch, kv_heads, queries, heads // kv_heads, size).transpose(0, 2, 1, 3, 4)
     y_BTKGH = jnp.where(jnp.any(allowed_BTM, axis=-1)[:, :, None, None, None], y_BTKGH, 0.0)
     return y_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

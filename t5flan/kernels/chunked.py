@@ -31,8 +31,8 @@ from t5flan.kernels.relative_bias import bias_tile, bias_vector
 _TILE_LOGITS = {'cpu': 500_000, 'other': 16_000_000}
 _TILE_ROWS = 256
 # Where causal attention leaves out the keys after the queries of a tile, it is read in parts of so many keys: a tile of
-# all keys of a long row leaves the cache of a CPU, and half of its logits are masked. Such a tile has more rows, to make
-# the products of a part worth their start: it takes a third less time than one of 256 rows at 8,192 keys.
+# all keys of a long row leaves the cache of a CPU, and half of its logits are masked. Such a tile has more rows, which
+# makes the products of a part worth their start: at 8,192 keys it takes a third less time than one of 256 rows.
 _KEYS_OF_A_PART = 512
 _ROWS_IN_PARTS = 768
 

@@ -30,7 +30,7 @@ def test_unrolled_equals_scan(family, dtype):
     def both(model, prompts_BP, tokens_BT):
         _, cache = model.start_cache(prompts_BP, 3)
         scans, steps = [], []
-        layers, caches = unroll_layers(model), unroll_cache(cache, 3)
+        layers, caches = unroll_layers(model), unroll_cache(model.config, cache, 3)
         for t in range(3):
             logits_BV, cache = model.decode_step(cache, tokens_BT[:, t : t + 1])
             scans.append(logits_BV)

@@ -44,7 +44,7 @@ def assert_cached_equals_whole(model, prefix_lm: bool = False) -> None:
     @jax.jit
     def decode(model):
         logits_BV, cache = model.start_cache(prompts_BP, 3, prefix_lm=prefix_lm)
-        layers, caches = unroll_layers(model), unroll_cache(cache, 3)
+        layers, caches = unroll_layers(model), unroll_cache(model.config, cache, 3)
         scanned, unrolled = [logits_BV], [logits_BV]
         for t in range(3):
             tokens_B1 = jnp.asarray(NEW_BT[:, t : t + 1])
