@@ -78,6 +78,7 @@ def test_generation_by_text(made):
     assert longest <= LENGTHS['targets'] == model.max_new_tokens
 
 
+@pytest.mark.slow
 def test_beams_by_text(made):
     model = made['encoder_decoder']
     beams = model.beams(TEXTS, 3, 5, length_penalty=0.0)

@@ -56,7 +56,7 @@ def last_choice(format: str) -> list[str | None]:
     return [*CHOICE[:-1], 'pt'] if 'pt' in models(format)[1].adapters else CHOICE
 
 
-@formats
+@pytest.mark.parametrize('format', ['causal_lm', pytest.param('encoder_decoder', marks=pytest.mark.slow)])
 def test_a_row_has_the_logits_of_its_adapter_alone(format):
     base, together, alone = models(format)
     choice, rng = last_choice(format), np.random.default_rng(0)

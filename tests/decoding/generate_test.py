@@ -15,7 +15,8 @@ from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_config, small_model
 
-CASES = [('t5_1_1', False), ('relative', False), ('relative', True), ('palm', False)]
+CASES = [('t5_1_1', False), ('relative', False), ('relative', True)]
+SLOW_CASES = [pytest.param('palm', False, marks=pytest.mark.slow)]
 PROMPTS = [[5, 9, 2], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 4], [33, 60]]
 NO_END = VOCABULARY  # an id that no model generates
 
@@ -58,7 +59,7 @@ def _slowly(model, prompt, count, prefix_lm):
     return tokens, log_probs
 
 
-@pytest.mark.parametrize('family, prefix_lm', CASES)
+@pytest.mark.parametrize('family, prefix_lm', [*CASES, *SLOW_CASES])
 def test_greedy_is_argmax_of_the_whole_model(models, family, prefix_lm):
     model = models(family)
     results = generate(model, PROMPTS, Decoding(max_new_tokens=8), eos_id=NO_END, prefix_lm=prefix_lm)

@@ -17,6 +17,7 @@ from t5flan.sharding import create_sharding
 from tests.saved_model import byte_model
 
 FORMATS = {'encoder_decoder': 't5_1_1', 'prefix_lm': 'gemma', 'causal_lm': 'relative'}
+MAYBE_SLOW = ['encoder_decoder', pytest.param('prefix_lm', marks=pytest.mark.slow), 'causal_lm']
 # Two questions of several options, one of a single token among them; a context twice; an option twice; id 0 as a word.
 INPUTS = [[5, 9, 2]] * 3 + [[7, 0, 8, 30, 31, 32, 33, 34, 35, 36, 37]] * 2 + [[0, 9]] + [[5, 9, 2]] * 2
 TARGETS = [[40], [41, 42, 43], list(range(50, 70)), [40, 41], [42], [44, 0], [41, 42, 43], [45, 46]]
@@ -54,7 +55,7 @@ def values(found: list[Likelihood]) -> list[float]:
     return [one.log_prob for one in found]
 
 
-@pytest.mark.parametrize('format', FORMATS)
+@pytest.mark.parametrize('format', MAYBE_SLOW)
 def test_shared_contexts_give_what_whole_rows_give(made, format, monkeypatch):
     model = made[format]
     if format == 'encoder_decoder':  # whose encoder reads 0 as padding
@@ -74,7 +75,7 @@ def test_shared_contexts_give_what_whole_rows_give(made, format, monkeypatch):
     np.testing.assert_allclose(alone, values(expected)[:2], rtol=1e-4)
 
 
-@pytest.mark.parametrize('format', FORMATS)
+@pytest.mark.parametrize('format', MAYBE_SLOW)
 def test_what_greedy_decoding_writes_is_greedy(made, format):
     model, inputs = made[format], [[5, 9, 2], [11, 12]]
     written = [one.tokens.tolist() for (one,) in model.generate_ids(inputs, 6)]

@@ -18,8 +18,8 @@ TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
         ('umt5', 'float32'),
         ('t5_1_0', 'bfloat16'),
         ('gemma', 'float32'),
-        ('palm', 'bfloat16'),
-        ('t5_1_1', 'bfloat16'),
+        pytest.param('palm', 'bfloat16', marks=pytest.mark.slow),
+        pytest.param('t5_1_1', 'bfloat16', marks=pytest.mark.slow),
         ('rotary', 'float32'),
     ],
 )

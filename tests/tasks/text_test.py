@@ -77,7 +77,9 @@ def test_documents_are_held_out_whole():
     assert sum(chunks) >= len(text.stdlib_documents())
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize(
+    'objective', [pytest.param(name, marks=[pytest.mark.slow] if name == 'prefix_lm' else []) for name in OBJECTIVES]
+)
 def test_the_documentation_trains_every_objective(objective):
     settings = config(f'stdlib_docs_{objective}', format=format_of(objective))
     pipeline = TrainPipeline(settings, VOCABULARY)

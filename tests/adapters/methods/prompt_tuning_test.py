@@ -47,7 +47,7 @@ def test_embeddings_of_tokens_act_as_these_tokens(prefix_lm):
 @pytest.mark.parametrize(
     ('settings', 'format'),
     [
-        (PrefixTuning(tokens=3), 'causal_lm'),
+        pytest.param(PrefixTuning(tokens=3), 'causal_lm', marks=pytest.mark.slow),
         pytest.param(PromptTuning(tokens=3), 'prefix_lm', marks=pytest.mark.slow),
         pytest.param(PTuning(tokens=3), 'causal_lm', marks=pytest.mark.slow),
         pytest.param(LlamaAdapter(tokens=3), 'prefix_lm', marks=pytest.mark.slow),

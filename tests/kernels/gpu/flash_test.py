@@ -134,9 +134,8 @@ def test_sums_by_distance(reach, offset):
     assert all(np.sum(distance == d) == block for d in near)
 
 
-@pytest.mark.parametrize(
-    'mesh, kv_heads', [pytest.param((1, 2, 4), 4, marks=pytest.mark.slow), ((2, 2, 2), 1)], ids=str
-)
+@pytest.mark.parametrize('mesh, kv_heads', [((1, 2, 4), 4), ((2, 2, 2), 1)], ids=str)
+@pytest.mark.slow  # the TPU kernel's test is quick
 def test_eight_devices_match_one(mesh, kv_heads):
     check_eight_devices(FLASH, mesh, kv_heads, length=70, head_dim=16)
 
