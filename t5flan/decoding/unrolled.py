@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from t5flan.adapters.projection import AdaptedProjection
 from t5flan.kernels.cached import cached_attention
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
-from t5flan.models.attention import KV, Attention, Mask
+from t5flan.models.attention import KV, Mask
 from t5flan.models.cache import Cache
 from t5flan.models.config import ModelConfig
 from t5flan.models.layers import Projection
@@ -175,62 +175,39 @@ class StepCache(NamedTuple):
     cache_index: jax.Array
 
     def updated(self, new_kv: KV) -> KV:
-        """The cached keys [B, K, H, M] and values [B, K, M, H], with the new ones ([B, W, K, H]) in their slots."""
+        """The cached keys [B, K, H, M] and values [B, K, M, H], with the new ones ([B W, 1, K, H]) in their slots."""
         write = jax.lax.dynamic_update_slice_in_dim
-        k_BKHW, v_BKWH = (x.astype(self.k_BKHM.dtype) for x in _keys_last(new_kv))
+        by_prompt = lambda x: x.reshape(self.k_BKHM.shape[0], -1, *x.shape[2:]).astype(self.k_BKHM.dtype)
+        k_BKHW, v_BKWH = _keys_last((by_prompt(new_kv[0]), by_prompt(new_kv[1])))
         return write(self.k_BKHM, k_BKHW, self.cache_index, 3), write(self.v_BKMH, v_BKWH, self.cache_index, 2)
 
 
 @dataclasses.dataclass(frozen=True)
-class StepAttention:
-    """Stands in for the `Attention` of a block in a step: the T = W rows of a prompt are queries to one cache.
+class StepReader:
+    """How an `Attention` reads keys and values in a step: the T = W rows of a prompt are queries to one cache.
 
     Attributes:
-        attention: whose projections are `Part`s.
         seen_BTM: which slots a row sees, bool.
         buckets_M: the bucket of each slot's distance; None without relative bias.
     """
 
-    attention: Attention
     seen_BTM: jax.Array
     buckets_M: jax.Array | None = None
 
-    def project_kv(self, x_R1D: jax.Array, positions_R1: jax.Array | None = None) -> KV:
-        """Keys and values of the new tokens, in the order of their slots: two of [B, W, K, H]."""
-        k_R1KH, v_R1KH = self.attention.project_kv(x_R1D, positions_R1)
-        by_prompt = (self.seen_BTM.shape[0], -1, *k_R1KH.shape[2:])
-        return k_R1KH.reshape(by_prompt), v_R1KH.reshape(by_prompt)
-
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        kv: KV,
-        mask: Mask,
-        *,
-        positions_BT: jax.Array | None = None,
-        bias_table_NR: jax.Array | None = None,
-        q_offset: int | jax.Array = 0,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """As `Attention.__call__`; it has its own mask. x may be [B, T, D] or [B T, 1, D]."""
-        config = self.attention.config
-        q_BTNH = self.attention.rotated_query(x_BTD, positions_BT)
-        q_BTNH = q_BTNH.reshape(self.seen_BTM.shape[0], -1, *q_BTNH.shape[2:])
+    def __call__(self, config: ModelConfig, q: jax.Array, kv: KV, bias_table_NR: jax.Array | None) -> jax.Array:
+        """Queries [B, T, N, H] or [B T, 1, N, H] -> what they read, in the shape and dtype of q."""
         bias_NM = None
         if bias_table_NR is not None and self.buckets_M is not None:
             bias_NM = bias_table_NR[:, self.buckets_M]
         y_BTNH = cached_attention(
-            q_BTNH,
+            q.reshape(self.seen_BTM.shape[0], -1, *q.shape[2:]),
             *kv,
             self.seen_BTM,
             bias_NM=bias_NM,
             scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
         )
-        more_BTNH = self.attention.more_values(q_BTNH)
-        if more_BTNH is not None:
-            y_BTNH = y_BTNH + more_BTNH
-        return self.attention.out(y_BTNH.reshape(*x_BTD.shape[:2], *y_BTNH.shape[2:]))
+        return y_BTNH.reshape(q.shape)
 
 
 class Layers(NamedTuple):
@@ -290,11 +267,9 @@ def _assemble(
             _set_product(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
             start += math.prod(shape)
     seen_BWM, cross_seen_B1S = seen
-    # By `setattr` for mypy: these stand in for modules of another class.
-    setattr(block, 'self_attention', StepAttention(block.self_attention, seen_BWM, buckets_M))  # noqa: B010
+    block.self_attention.reader = StepReader(seen_BWM, buckets_M)
     if cross_seen_B1S is not None:
-        across = StepAttention(block.encoder_decoder_attention, cross_seen_B1S)
-        setattr(block, 'encoder_decoder_attention', across)  # noqa: B010
+        block.encoder_decoder_attention.reader = StepReader(cross_seen_B1S)
     return block
 
 

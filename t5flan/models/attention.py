@@ -3,6 +3,7 @@
 B batch, T query length, S key length, M cache slots, D emb_dim, N heads, K key-value heads, H head_dim.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -77,7 +78,14 @@ class FirstKV(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without bias vectors; grouped-query or multi-query by `num_kv_heads`."""
+    """Multi-head attention without bias vectors; grouped-query or multi-query by `num_kv_heads`.
+
+    Attributes:
+        reader: in the place of `attend()`: (config, queries, keys and values, bias table) -> what the queries read. A
+            decoding step that stores its cache in another way has one.
+    """
+
+    reader: Callable[[ModelConfig, jax.Array, KV, jax.Array | None], jax.Array] | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope, *, bidirectional: bool, across: bool = False):
         """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from another sequence."""
@@ -99,11 +107,6 @@ class Attention(nnx.Module):
         k_BSKH = self._rotate(k_BSKH, positions_BS)
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
-
-    def rotated_query(self, x_BTD: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
-        """The queries of a sequence (rotated, if positions are rotary), [B, T, N, H]."""
-        q_BTNH = self._rotate(self.query(x_BTD), positions_BT)
-        return constrain(q_BTNH, ('batch', 'length', 'act_heads', 'kv'))
 
     def _rotate(self, x_BTNH: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
         if not self.rotary:
@@ -132,23 +135,26 @@ class Attention(nnx.Module):
             q_offset: the key index of the first query; 0 unless there is a cache.
         """
         config = self.config
-        q_BTNH = self.rotated_query(x_BTD, positions_BT)
-        bias = None
-        if bias_table_NR is not None:
-            bias = RelativeBias(self.bidirectional, config.relative_buckets, config.relative_max_distance)
-        y_BTNH = attend(
-            q_BTNH,
-            *kv,
-            bias_table=bias_table_NR,
-            bias=bias,
-            q_offset=q_offset,
-            **mask._asdict(),
-            scale=config.attention_scale,
-            soft_cap=config.attention_soft_cap,
-            dropout_rate=0.0 if dropout_key is None else config.dropout_rate,
-            dropout_key=dropout_key,
-            implementation=config.attention,
-        )
+        q_BTNH = constrain(self._rotate(self.query(x_BTD), positions_BT), ('batch', 'length', 'act_heads', 'kv'))
+        if self.reader is not None:
+            y_BTNH = self.reader(config, q_BTNH, kv, bias_table_NR)
+        else:
+            bias = None
+            if bias_table_NR is not None:
+                bias = RelativeBias(self.bidirectional, config.relative_buckets, config.relative_max_distance)
+            y_BTNH = attend(
+                q_BTNH,
+                *kv,
+                bias_table=bias_table_NR,
+                bias=bias,
+                q_offset=q_offset,
+                **mask._asdict(),
+                scale=config.attention_scale,
+                soft_cap=config.attention_soft_cap,
+                dropout_rate=0.0 if dropout_key is None else config.dropout_rate,
+                dropout_key=dropout_key,
+                implementation=config.attention,
+            )
         more_BTNH = self.more_values(q_BTNH)
         if more_BTNH is not None:
             y_BTNH = y_BTNH + more_BTNH

@@ -10,6 +10,7 @@ from t5flan.errors import UserError
 from t5flan.models.layers import MLP
 from t5flan.models.parameters import Scope
 from tests.adapters import properties
+from tests.adapters.methods.virtual_tokens import adapted, assert_cached_equals_whole
 from tests.adapters.properties import DECODER, ENCODER_DECODER, base_model
 
 PARALLEL = Bottleneck(size=5, kind='parallel', sublayers=('mlp',), activation='gelu', scale=4.0)
@@ -80,3 +81,8 @@ def test_wrong_settings_are_one_clear_line(settings, words):
     with pytest.raises(UserError, match=words) as error:
         Bottleneck(**settings)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['series', 'parallel'])
+def test_decoding_reads_it_as_a_forward_pass_does(kind):
+    assert_cached_equals_whole(adapted('relative', Bottleneck(size=4, kind=kind)))
