@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.train_step import argument_parser, in_turns, random_batch, setting, transformers_model
+from benchmarks.train_step import argument_parser, in_turns, random_batch, setting, torch_step, transformers_model
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.config import METHODS, Adapter
@@ -97,19 +97,7 @@ def peft_step(args: argparse.Namespace, *, compiled: bool) -> Step:
     )
     model = peft.get_peft_model(transformers_model(), config).train()
     optimizer = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=2e-4, weight_decay=0.0)
-    batch = random_batch(32000, args.rows, args.inputs, args.targets)
-    inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
-    labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
-    forward = lambda: model(input_ids=inputs, labels=labels).loss
-    if compiled:
-        forward = torch.compile(forward)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-
-    return step
+    return torch_step(model, optimizer, args, compiled=compiled)
 
 
 def markdown(names: list[str], medians: dict[str, float], facts: dict[str, Facts]) -> str:

@@ -91,16 +91,22 @@ def transformers_model() -> Any:
 
 def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
     """The same step of T5 1.1 small in transformers, with Adafactor in float32; compiled with --torch_compile."""
-    import torch
     import transformers
 
     model = transformers_model().train()
     optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
+    return torch_step(model, optimizer, args, compiled=args.torch_compile)
+
+
+def torch_step(model: Any, optimizer: Any, args: argparse.Namespace, *, compiled: bool) -> Callable[[], None]:
+    """A function that trains a T5 in PyTorch for one step, always on the same random batch."""
+    import torch
+
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
     labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
     forward = lambda: model(input_ids=inputs, labels=labels).loss
-    if args.torch_compile:
+    if compiled:
         forward = torch.compile(forward)
 
     def step() -> None:

@@ -1,25 +1,14 @@
 """docs/tutorials/lora_on_a_laptop.md: every command of the page, on the real model, with the promised results."""
 
 import json
-import shlex
-import subprocess
-import sys
 
 import pytest
 
-from tests.docs.markdown import ROOT, blocks, commands
+from tests.docs.markdown import ROOT, blocks, commands, run
 
 TEXT = (ROOT / 'docs' / 'tutorials' / 'lora_on_a_laptop.md').read_text(encoding='utf-8')
 FILE, PEFT, MERGED = (block.text for block in blocks(TEXT) if block.language == 'python')
 pytestmark = pytest.mark.slow
-
-
-def t5flan(line: str) -> str:
-    """What a command of the page prints; it must succeed."""
-    words = shlex.split(line)
-    run = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True)
-    assert run.returncode == 0, f'{line}\n{run.stderr[-2000:]}'
-    return run.stdout + run.stderr
 
 
 def test_the_page(smollm2, tmp_path, monkeypatch):
@@ -30,7 +19,7 @@ def test_the_page(smollm2, tmp_path, monkeypatch):
     (tmp_path / 'SmolLM2-135M').symlink_to(smollm2)
     names = {'__name__': 'page'}
     exec(FILE, names)
-    printed = {line: t5flan(line) for line in commands(TEXT)}
+    printed = {line: run(line) for line in commands(TEXT)}
     by_start = lambda start: next(text for line, text in printed.items() if line.startswith(start))
     assert 'Paris' in by_start('t5flan infer --checkpoint=runs/smollm2')
     assert '460,800 trained of 134,975,808 parameters' in by_start('t5flan train')

@@ -1,6 +1,9 @@
-"""Reading the pages of the documentation: files, code blocks, command lines."""
+"""Reading the pages of the documentation: files, code blocks, command lines; and running a command."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,3 +49,11 @@ def inline_commands(text: str) -> list[str]:
     """`t5flan ...` within the prose of a page."""
     prose = re.sub(r'^```.*?^```$|^ {4}.*$', '', text, flags=re.MULTILINE | re.DOTALL)
     return [' '.join(match[1].split()) for match in re.finditer(r'`(t5flan [^`]+)`', prose)]
+
+
+def run(line: str) -> str:
+    """What a command of the page prints; it must succeed."""
+    words = shlex.split(line)
+    done = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True)
+    assert done.returncode == 0, f'{line}\n{done.stderr[-2000:]}'
+    return done.stdout + done.stderr

@@ -1,26 +1,15 @@
 """docs/tutorials/real_model.md: every command of the page, on the real model, with the results that it promises."""
 
 import json
-import shlex
-import subprocess
-import sys
 
 import pytest
 
-from tests.docs.markdown import ROOT, blocks, commands
+from tests.docs.markdown import ROOT, blocks, commands, run
 
 TEXT = (ROOT / 'docs' / 'tutorials' / 'real_model.md').read_text(encoding='utf-8')
 COMMANDS = [line for line in commands(TEXT) if 'books/' not in line]  # the others need no file that the page lacks
 PYTHON = [block.text for block in blocks(TEXT) if block.language == 'python']
 pytestmark = pytest.mark.slow
-
-
-def t5flan(line: str) -> str:
-    """What a command of the page prints; it must succeed."""
-    words = shlex.split(line)
-    run = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True)
-    assert run.returncode == 0, f'{line}\n{run.stderr[-2000:]}'
-    return run.stdout + run.stderr
 
 
 def test_the_page(smollm2, tmp_path, monkeypatch):
@@ -30,7 +19,7 @@ def test_the_page(smollm2, tmp_path, monkeypatch):
     (tmp_path / 'SmolLM2-135M').symlink_to(smollm2)
     names = {'__name__': 'page'}
     exec(PYTHON[0], names)
-    printed = {line: t5flan(line) for line in COMMANDS}
+    printed = {line: run(line) for line in COMMANDS}
     by_start = lambda start: next(text for line, text in printed.items() if line.startswith(start))
     assert 'Paris' in by_start('t5flan infer --checkpoint=runs/smollm2')
     assert 'runs/smollm2/vocabulary (49,152 ids)' in by_start('t5flan mixture')
