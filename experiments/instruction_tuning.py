@@ -140,7 +140,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add('--batch_size', type=int, default=4, help='packed rows of a step (default: %(default)s)')
     add('--input_tokens', type=int, default=256)
     add('--target_tokens', type=int, default=96, help='a row holds both (default: %(default)s)')
-    add('--dtype', default='float32', help='of the computation in training (default: %(default)s)')
+    add('--dtype', default='float32', help='of the computation (default: %(default)s)')
     add('--tasks', type=int, default=12, help='held-out tasks of Natural Instructions (default: %(default)s)')
     add('--rows', type=int, default=8, help='questions of each (default: %(default)s)')
     add('--reasoning_rows', type=int, default=16, help='questions of each reasoning set (default: %(default)s)')
@@ -305,6 +305,7 @@ def evaluation_gin(data: Path, names: list[str], arguments: argparse.Namespace) 
         lines += [f"t{number}/FileTask.{split} = '{data}/evaluation/{name}.jsonl'" for split in ('train', 'test')]
     lengths = {'inputs': arguments.prompt_tokens + 64, 'targets': arguments.max_new_tokens}
     lines += [
+        f"ModelConfig.dtype = '{arguments.dtype}'  # that of training, for the untouched model too",
         f'DataConfig.file_tasks = [{", ".join(f"@t{number}/FileTask()" for number in range(len(names)))}]',
         f'DataConfig.feature_lengths = {lengths}  # 64 for the chat template',
         'DataConfig.mixtures = []',
