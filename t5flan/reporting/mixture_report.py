@@ -177,7 +177,7 @@ def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     if in_bytes or not vocabulary.sentinel_ids or 'inputs' not in example:
         return {}
     kept = [np.asarray(example[name])[np.asarray(example[name]) != vocabulary.eos_id] for name in ('inputs', 'targets')]
-    inputs_T = kept[0][~np.isin(kept[0], [vocabulary.mode_token_id(token) for token in vocabulary.mode_tokens])]
+    inputs_T = kept[0][~np.isin(kept[0], vocabulary.marker_ids)]
     sentinels = [set(x_T[np.isin(x_T, vocabulary.sentinel_ids)].tolist()) for x_T in (inputs_T, kept[1])]
     if not sentinels[0] or not sentinels[0] <= sentinels[1]:
         return {}
