@@ -195,7 +195,7 @@ def _read_contexts(
 
 @jax.jit
 def _score_first(logits_BV: jax.Array, rows_R: jax.Array, targets_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each continuation's first token, and whether it is the most likely one. [R]"""
+    """Log-probability of each continuation's first token, and whether it is the most likely one; [R] each."""
     log_probs_B, best_B = logits_BV - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True), first_largest(logits_BV)
     return log_probs_B[rows_R, targets_R], best_B[rows_R] == targets_R
 
@@ -211,7 +211,7 @@ def _score_rest(
     *,
     placement: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability, and number of right tokens, of the tokens after the first; a target of -1 is padding. [R]"""
+    """Log-probability, and number of right tokens, of the tokens after the first; a target of -1 is padding."""
     reader = model if adapters_R is None else choose(model, adapters_R)
     x_RTD = reader.decoder.read_after(reader.token_embedder(tokens_RT), cache, rows_R)
 

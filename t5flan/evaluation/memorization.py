@@ -261,7 +261,7 @@ def exposures(log_prob: float, references: Sequence[float]) -> dict[str, float]:
 
 
 def _skew_normal_log_tail(value: float, sample: Sequence[float]) -> float:
-    """log P(X >= value) of the skew-normal distribution with the moments of a sample."""
+    """Natural logarithm of P(X >= value) of the skew-normal distribution with the moments of a sample."""
     from scipy.stats import norm, skewnorm  # takes a while to import
 
     values = np.asarray(sample, np.float64)

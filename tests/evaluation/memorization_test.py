@@ -10,8 +10,8 @@ import pytest
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
-from t5flan.errors import UsageError, UserError
 from t5flan.decoding.likelihood import Likelihood
+from t5flan.errors import UsageError, UserError
 from t5flan.evaluation.memorization import Measured, Probe, exposures, make_canaries, memorization, scores
 from tests.saved_model import byte_model, save_folder
 

@@ -123,6 +123,10 @@ class Vocabulary(abc.ABC):
         """Whether characters without a piece become the unknown id; not with byte fallback."""
         return False
 
+    def lacks(self, character: str) -> bool:
+        """Whether a character has no piece: it becomes the unknown id or, with byte fallback, bytes."""
+        return self.loses_text and self.unk_id in self.encode_literally([character])[0]
+
     @property
     def vocab_size(self) -> int:
         """Pieces, sentinels, mode tokens and added tokens; a model's embedding has at least this many rows."""
@@ -154,7 +158,7 @@ class Vocabulary(abc.ABC):
     def marker_ids(self) -> tuple[int, ...]:
         """The ids that no objective may mask, in rising order: mode tokens, those that DataConfig.mode_tokens names.
 
-        Other added tokens ('\\n', '<table>') are words of the text.
+        Other added tokens (a newline, '<table>') are words of the text.
         """
         return tuple(sorted({self._id_of_special[token] for token in (*self.mode_tokens, *self._markers)}))
 
