@@ -108,6 +108,29 @@ def postprocess(text: str, is_target: bool = False, **_: object) -> str:
     return extract_answer(text)
 
 
+def parts(mixture: str) -> dict[str, dict[str, Any]]:
+    """What a published mixture has here, by submixture; {} for any other mixture.
+
+    Returns:
+        {submixture: {'share', 'published' (number of data sets), 'here' (their tasks), 'missing': {data set: why}}}.
+        The numbers of niv2 and cot are those of the files that are given.
+    """
+    import seqio
+
+    table, found = load_table(), {}
+    for name, share in table.mixtures.get(mixture, {}).items():
+        part = table.submixtures[name]
+        known = part.mixture and part.mixture in seqio.MixtureRegistry.names()
+        tasks = [task.name for task in seqio.MixtureRegistry.get(part.mixture).tasks] if known else []
+        here = tasks if part.mixture else [row.task for row in table.of(name)]
+        lost = {row.name: row.reason for row in table.left_out if row.submixture in (name, *part.holds)}
+        if part.mixture and not known:
+            lost['all'] = f'no files are given; set {part.setting}'
+        published = None if part.mixture else len(here) + len(lost)
+        found[name] = {'share': share, 'published': published, 'here': here, 'missing': lost}
+    return found
+
+
 def missing(mixture: str) -> list[str]:
     """Why a mixture is incomplete, compared with the published one: a line per missing part, then per reason."""
     import seqio
