@@ -89,7 +89,8 @@ class DataConfig:
     """A folder of the published Flan collection's rows: flan_zs_opt_train.jsonl.gz and so on become the mixtures
     'flan_collection' and 'flan_collection_SUBMIXTURE'."""
     flan_redistribute: bool = False
-    """'flan_collection': whether the submixtures that are there share the rate of those that are not. False stops."""
+    """'flan2022', 'flan2022_paper' and 'flan_collection': whether the submixtures that are there share the rate of
+    those that are not. False stops a run that lacks one."""
     skip_broken: bool = False
     """Skips and reports tasks, rows and conversations that cannot be used, instead of stopping (--skip_broken)."""
 

@@ -12,7 +12,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.errors import UserError
 from t5flan.tasks import register_all
 from t5flan.tasks.flan import collection
-from t5flan.tasks.flan.mixtures import parts
+from t5flan.tasks.flan.mixtures import parts, require_complete
 from t5flan.tasks.flan.table import load_table
 
 NAMES = ('flan_zs_opt_train', 'flan_fs_noopt_train', 't0_zs_noopt_train', 'niv2_zs_opt_train', 'dialog_zs_opt_train')
@@ -69,6 +69,14 @@ def test_a_missing_submixture_stops_unless_rates_are_shared(folder, tmp_path_fac
             collection.find(str(wrong))
     with pytest.raises(UserError, match='DataConfig.tfds_data_dir=.*no such folder'):
         register_all(config(other, 'flan_collection_t0_sf', tfds_data_dir=str(other / 'none')))
+
+
+def test_a_run_on_a_part_of_flan_is_asked_for():
+    line = r'flan2022 lacks .*cot \(5%\): no files are given. Set .*DataConfig.cot, or DataConfig.flan_redistribute'
+    with pytest.raises(UserError, match=line):
+        require_complete(['practice', 'flan2022'], False)
+    require_complete(['practice', 'flan2022'], True)
+    require_complete(['practice', 't0_sf'], False)
 
 
 def test_the_parts_of_a_published_mixture():
