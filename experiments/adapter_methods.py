@@ -190,7 +190,10 @@ def report(root: Path, arguments: argparse.Namespace) -> None:
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
             hits = [100.0 * (row['prediction'].strip() == row['target'].strip()) for row in rows]
-            results[name] = {'exact_match': statistics.mean(hits), 'interval': bootstrap_interval([[[hit] for hit in hits]])}
+            results[name] = {
+                'exact_match': statistics.mean(hits),
+                'interval': bootstrap_interval([[[hit] for hit in hits]]),
+            }
             results[name] |= {} if name == BEFORE else training_facts(root, name)
     titles = ['method', 'trained', 'learning rate', 's / step', 'peak memory', 'held-out loss', 'exact match']
     text = markdown(titles, [cells(name, result) for name, result in results.items()])
