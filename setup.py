@@ -55,7 +55,7 @@ setup(
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
         'metrics': ['rouge-score>=0.1.2', 'sacrebleu>=2.4'],  # of FileTask.metrics
-        'dedup': ['datasketch>=1.6'],
+        'dedup': [],  # deduplicate needs no package of its own any more; the extra stays for old install lines
         'hub': ['datasets>=4.0', 'huggingface_hub>=1.0'],  # hf:NAME; earlier versions run code of the data set
         'eval': ['lm-eval>=0.4.10', 'tqdm>=4.66'],  # t5flan lm_eval
         'dev': [

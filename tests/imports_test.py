@@ -38,6 +38,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 """'FILE: function' -> why it may be longer."""
 _MIRROR = 'a test file for each source file, and what these share'
 FULL_FOLDERS = {
+    'benchmarks': 'one file per measurement',
     't5flan/commands': 'one file per command, so that adding a command touches no other file',
     'tests/models': _MIRROR,
     'tests/training': _MIRROR,

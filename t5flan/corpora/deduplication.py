@@ -1,164 +1,256 @@
-"""Removes texts that repeat an earlier text of a corpus, in one pass.
+"""Removes what repeats in a corpus: boilerplate, copies of whole texts or of their paragraphs, and copied passages.
 
-Exact duplicates have the same words, regardless of white space. Near duplicates share at least a threshold of their
-word n-grams (Jaccard similarity), as estimated by MinHash with candidates from locality-sensitive hashing (Broder 1997;
-Lee et al., arXiv:2107.06499, who find that models then repeat training text ten times less often). MinHash is
-datasketch's.
+    deduplicate(['crawl/*.jsonl'], 'crawl_once.jsonl', cuts=Cuts(boilerplate=100, substring=200))
+
+The steps, in this order, each over the texts that the one before left:
+
+1. `Cuts.boilerplate`: lines that many texts have are cut from all of them.
+2. Exact copies (regardless of white space) and near copies (see near_duplicates.py) of an earlier text are removed.
+   With `Cuts.compare` these are copies of paragraphs or lines, and each text gets back those that are left.
+3. `Cuts.substring`: passages that occurred before are cut (see passages.py).
+
+The inputs are read once for each step and once for writing, so no text stays in memory.
 """
 
+import array
+import collections
+import contextlib
 import dataclasses
-import itertools
 import json
 import os
-import re
-import zlib
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
-from t5flan.data.corpus_config import TEXT_UNITS
+import numpy as np
+
+from t5flan.corpora.near_duplicates import NearStore, Rules, exact_repeats
+from t5flan.corpora.passages import Boilerplate, RepeatedPassages
+from t5flan.corpora.texts import PARTS, Text, check_output, match_inputs, read_texts, split_text, write_row
+from t5flan.corpora.words import hash_ngrams, hash_words
 from t5flan.data.randomness import stable_hash
-from t5flan.data.records.fields import require_field
-from t5flan.data.records.hub import is_dataset
-from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
-from t5flan.data.records.text_files import match_texts, plain_texts
 from t5flan.errors import UserError
 from t5flan.files import open_whole
 
-_WHOLE = 2**62  # characters: documents are not cut
-_BATCH = 64
-# Each Chinese or Japanese character is a word, as there are no spaces.
-_WORDS = re.compile(r'[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+')
+_SHOWN = 100  # lines of boilerplate and passages in the report
+_NEW = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """What counts as a duplicate.
+class Cuts:
+    """What is compared, and what is cut out of texts.
 
     Raises:
         UserError: a value is out of range.
     """
 
-    threshold: float = 0.8
-    """Similarity from which a text is a near duplicate; 1 finds exact duplicates only."""
-    ngram: int = 5
-    """Words per n-gram."""
-    permutations: int = 128
-    """Permutations of MinHash; the error of the estimate is about 1 / sqrt(permutations)."""
+    compare: str = 'text'
+    """What is removed if it is a copy: a whole 'text', or a 'paragraph' or 'line' of it."""
+    min_length: int = 0
+    """Characters; shorter texts, paragraphs and lines are never removed."""
+    boilerplate: int = 0
+    """Lines that at least this many texts have are cut; 0 cuts none."""
+    substring: int = 0
+    """Passages of at least this many characters that occurred before are cut; 0 cuts none."""
+    memory: float = 2.0
+    """GiB that the search for passages may sort at once; with less, it reads the inputs more often."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise UserError(f'--threshold={self.threshold} must be above 0 and at most 1. Set --threshold.')
-        if self.ngram < 1 or self.permutations < 2:
-            given = f'--ngram={self.ngram} --permutations={self.permutations}'
-            raise UserError(f'{given} must be at least 1 and 2. Set --ngram or --permutations.')
+        if self.compare not in PARTS:
+            raise UserError(f'--compare={self.compare} is not one of {", ".join(PARTS)}. Set --compare.')
+        if self.min_length < 0:
+            raise UserError(f'--min_length={self.min_length} must be at least 0. Set --min_length.')
+        if self.boilerplate < 0 or self.boilerplate == 1:
+            raise UserError(f'--boilerplate={self.boilerplate} must be 0 (off) or at least 2. Set --boilerplate.')
+        if self.substring and self.substring < 10:
+            raise UserError(f'--substring={self.substring} must be 0 (off) or at least 10. Set --substring.')
+        if not self.memory > 0:
+            raise UserError(f'--memory={self.memory} must be above 0. Set --memory.')
 
 
 def deduplicate(
-    patterns: Sequence[str], output: str, field: str = 'text', unit: str = 'document', rules: Rules = Rules()
+    patterns: Sequence[str],
+    output: str,
+    field: str = 'text',
+    unit: str = 'document',
+    rules: Rules | None = None,
+    cuts: Cuts | None = None,
+    report_file: str | None = None,
 ) -> dict[str, Any]:
-    """Writes the texts without duplicates to `output`, a .jsonl file, with the other fields of their rows.
+    """Writes the texts without what repeats to `output`, a .jsonl file, with the other fields of their rows.
 
     Args:
-        patterns: paths or globs of .txt and .jsonl files, in order.
-        field: the key of the text in .jsonl files.
+        patterns: paths or globs of files of text and rows, in order.
+        field: the key of the text in rows; 'question.text' is the key 'text' of the object 'question'.
         unit: what is one text in a .txt file: 'document', 'paragraph' or 'line'.
+        report_file: where the report is written; its list 'removed' then has no more than 100 in memory.
 
     Returns:
-        {'texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'rules', 'removed': [{'text', 'why': 'exact'
-        or 'near', 'of', 'similarity', 'begins'}]}; 'text' and 'of' are places such as 'a.jsonl line 3'.
+        {'texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'rules', 'cuts', 'removed': [{'text', 'why':
+        'exact' or 'near', 'of', 'similarity', 'begins'}]}; 'text' and 'of' are places such as 'a.jsonl line 3'. With
+        cuts, 'texts' counts what is compared, 'documents' and 'documents_kept' count rows, and 'boilerplate' and
+        'passages' tell what was cut.
 
     Raises:
-        UserError: an input is missing or malformed, the output is not a .jsonl file or is an input, or datasketch is
-            not installed.
+        UserError: an input is missing or malformed, or the output is not a .jsonl file or is an input.
     """
-    if unit not in TEXT_UNITS:
-        raise UserError(f'--unit={unit} is not one of {", ".join(TEXT_UNITS)}. Set --unit.')
-    paths = [path for pattern in patterns for path in match_texts(pattern, '--input')]
-    files = [path for path in paths if not is_dataset(path)]
-    is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in files)
-    if is_input or not output.endswith('.jsonl'):
-        raise UserError(f'--output={output} must be a .jsonl file and not one of the inputs. Set --output.')
-    seen = Seen(rules)
-    counts = dict.fromkeys(('texts', 'kept', 'exact', 'near', 'characters', 'characters_kept'), 0)
-    report: dict[str, Any] = {**counts, 'rules': dataclasses.asdict(rules), 'removed': []}
-    with open_whole(output) as file:
-        for batch in _batches(_texts(paths, field, unit)):
-            repeated = seen.add([(where, row[field]) for where, row in batch])
-            for (where, row), found in zip(batch, repeated, strict=True):
-                report['texts'] += 1
-                report['characters'] += len(row[field])
-                if found is None:
-                    report['kept'] += 1
-                    report['characters_kept'] += len(row[field])
-                    file.write(json.dumps(row, ensure_ascii=False) + '\n')
-                else:
-                    report[found['why']] += 1
-                    report['removed'].append({'text': where, **found, 'begins': row[field][:80]})
-    return report
+    paths = match_inputs(patterns, unit)
+    check_output(output, paths)
+    folder = os.path.dirname(output) or '.'
+    if '://' not in output:
+        os.makedirs(folder, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        where = None if '://' in output else folder
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.deduplicate-', dir=where))
+        corpus = _Corpus(paths, field, unit, rules or Rules(), cuts or Cuts(), scratch)
+        file = stack.enter_context(open_whole(output, 'wb'))
+        listed = stack.enter_context(_Report(report_file)) if report_file else None
+        return corpus.write(file, listed)
 
 
-class Seen:
-    """The texts so far; finds out whether another text repeats one of them."""
+class _Report:
+    """Writes a report while its list 'removed' is found, so that the list need not fit in memory."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._exact: dict[int, str] = {}
-        self._hashes: dict[str, Any] = {}
-        if rules.threshold < 1:
-            try:
-                from datasketch import MinHash, MinHashLSH
-            except ImportError:
-                raise UserError("datasketch is missing: pip install 't5flan[dedup]', or set --threshold=1.") from None
-            self._bulk = MinHash.bulk
-            self._near = MinHashLSH(threshold=rules.threshold, num_perm=rules.permutations)
+    def __init__(self, path: str) -> None:
+        self._file = open_whole(path, 'wb')
+        self._count = 0
 
-    def add(self, texts: Sequence[tuple[str, str]]) -> list[dict[str, Any] | None]:
-        """For each (place, text) its duplicate, {'why', 'of', 'similarity'}; None if it is new, and then added."""
-        if self._rules.threshold < 1:
-            shingles = [ngrams(text, self._rules.ngram) for _, text in texts]
-            hashes = self._bulk(shingles, num_perm=self._rules.permutations, hashfunc=zlib.crc32)
-        else:
-            hashes = [None] * len(texts)
-        return [self._add(where, text, minhash) for (where, text), minhash in zip(texts, hashes, strict=True)]
+    def __enter__(self) -> '_Report':
+        self._out = self._file.__enter__()
+        self._out.write(b'{"removed": [')
+        return self
 
-    def _add(self, where: str, text: str, minhash: Any) -> dict[str, Any] | None:
-        key = stable_hash(' '.join(text.split()))
-        if key in self._exact:
-            return {'why': 'exact', 'of': self._exact[key], 'similarity': 1.0}
-        if minhash is not None:
-            alike = [(self._hashes[of].jaccard(minhash), of) for of in self._near.query(minhash)]
-            similarity, of = max(alike, default=(0.0, ''))
-            if similarity >= self._rules.threshold:
-                return {'why': 'near', 'of': of, 'similarity': round(float(similarity), 3)}
-            self._near.insert(where, minhash)
-            self._hashes[where] = minhash
-        self._exact[key] = where
-        return None
+    def add(self, removed: dict[str, Any]) -> None:
+        self._out.write((b',\n' if self._count else b'\n') + _json(removed))
+        self._count += 1
+
+    def finish(self, report: dict[str, Any]) -> None:
+        rest = {name: value for name, value in report.items() if name != 'removed'}
+        self._out.write(b'\n],\n' + _json(rest)[1:] + b'\n')
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
 
-def ngrams(text: str, size: int) -> list[bytes]:
-    """The word n-grams of a text in lower case; a shorter text is one n-gram.
-
-    >>> ngrams('To be, or not', 3)
-    [b'to be or', b'be or not']
-    """
-    words = _WORDS.findall(text.lower())
-    starts = range(max(1, len(words) - size + 1))
-    return [' '.join(words[start : start + size]).encode('utf-8', 'surrogatepass') for start in starts]
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode('utf-8', 'backslashreplace')
 
 
-def _texts(paths: Sequence[str], field: str, unit: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of every text."""
-    for path in paths:
-        if is_plain_text(path):
-            for number, (_, _, text) in enumerate(plain_texts(plain_text(path), unit, _WHOLE, named=path), 1):
-                yield f'{path} {unit} {number}', {field: text}
-            continue
-        for row in read_rows(path):
-            require_field(row.value, field, row.where, '--field')
-            yield row.where, row.value
+class _Corpus:
+    """The texts of files and what is decided about each; reading them again applies the decisions."""
 
+    def __init__(self, paths: Sequence[str], field: str, unit: str, rules: Rules, cuts: Cuts, scratch: str) -> None:
+        self._paths, self._field, self._unit, self._rules, self._cuts = paths, field, unit, rules, cuts
+        self._boilerplate: Boilerplate | None = None
+        if cuts.boilerplate:
+            texts = lambda: (text.text for text in read_texts(paths, field, unit))
+            self._boilerplate = Boilerplate(texts, cuts.boilerplate, cuts.min_length)
+        self._characters = 0
+        self._compare(scratch)
 
-def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(items, _BATCH)):
-        yield batch
+    def _texts(self) -> Iterator[tuple[Text, str]]:
+        """(text, what is left of it) after boilerplate has been cut."""
+        if self._boilerplate is not None:
+            self._boilerplate.restart()
+        for text in read_texts(self._paths, self._field, self._unit):
+            yield text, text.text if self._boilerplate is None else self._boilerplate.cut(text.text)
+
+    def _compare(self, scratch: str) -> None:
+        """Decides which texts, or which parts of texts, are copies of which."""
+        rules, least = self._rules, self._cuts.min_length
+        near = NearStore(scratch, rules) if rules.threshold < 1 else None
+        keys = array.array('Q')
+        none = np.zeros(0, np.uint64)
+        for _, left in self._texts():
+            for part in split_text(left, self._cuts.compare):
+                plain = ' '.join(part.split())
+                is_compared = len(plain) >= least and (bool(plain) or self._cuts.compare == 'text')
+                # What is not compared has a key of its own: no copy has it.
+                keys.append(stable_hash(plain if is_compared else f'\0{len(keys)}'))
+                if near is not None:
+                    near.add(hash_ngrams(hash_words(part), rules.ngram) if is_compared else none)
+                self._characters += len(part)
+        self._of = exact_repeats(np.frombuffer(keys, np.uint64)) if keys else np.zeros(0, np.int64)
+        self._is_exact = self._of != np.arange(len(self._of))
+        self._similarity = np.ones(len(self._of), np.float32)
+        found = near.find_repeats(self._is_exact) if near is not None else {}
+        copies = self._of.copy()
+        self._of[~self._is_exact] = _NEW
+        for text, (of, alike) in found.items():
+            self._of[text], self._similarity[text] = of, alike
+        # An exact copy of a text that was removed repeats what that text repeats.
+        others = np.flatnonzero(self._is_exact)
+        others = others[self._of[copies[others]] != _NEW]
+        self._similarity[others] = self._similarity[copies[others]]
+        self._of[others], self._is_exact[others] = self._of[copies[others]], False
+
+    def _left(self, report: dict[str, Any] | None = None, listed: _Report | None = None) -> Iterator[tuple[Text, str]]:
+        """(text, what is left of it) without copies; counts and lists them in the report."""
+        is_original = np.zeros(len(self._of), bool)
+        is_original[self._of[self._of != _NEW]] = True
+        places: dict[int, str] = {}
+        number = -1
+        for text, left in self._texts():
+            kept = []
+            parts = split_text(left, self._cuts.compare)
+            for place, part in enumerate(parts, 1):
+                number += 1
+                where = text.where if self._cuts.compare == 'text' else f'{text.where} {self._cuts.compare} {place}'
+                if is_original[number]:
+                    places[number] = where
+                of = int(self._of[number])
+                if of == _NEW:
+                    kept.append(part)
+                elif report is not None:
+                    why = 'exact' if self._is_exact[number] else 'near'
+                    alike = round(float(self._similarity[number]), 3)
+                    found = {'text': where, 'why': why, 'of': places[of], 'similarity': alike, 'begins': part[:80]}
+                    report[why] += 1
+                    if listed is None or len(report['removed']) < _SHOWN:
+                        report['removed'].append(found)
+                    if listed is not None:
+                        listed.add(found)
+            if report is not None:
+                report['texts'] += len(parts)
+                report['kept'] += len(kept)
+                report['documents'] += 1
+                report['characters'] += len(text.text)
+            if kept:
+                whole = ''.join(kept)
+                yield text, whole if len(kept) == len(parts) else whole.strip('\n')
+
+    def write(self, file: IO[bytes], listed: _Report | None) -> dict[str, Any]:
+        """Writes what is left of the texts; returns the report."""
+        counts = ('texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'documents', 'documents_kept')
+        settings = {'rules': dataclasses.asdict(self._rules), 'cuts': dataclasses.asdict(self._cuts)}
+        report: dict[str, Any] = {**dict.fromkeys(counts, 0), **settings, 'removed': []}
+        passages: RepeatedPassages | None = None
+        if self._cuts.substring:
+            left_texts = lambda: (left for _, left in self._left())
+            memory = int(self._cuts.memory * 2**30)
+            passages = RepeatedPassages(left_texts, self._cuts.substring, self._characters, memory)
+        cut: collections.Counter[str] = collections.Counter()
+        shown: list[dict[str, Any]] = []
+        for text, left in self._left(report, listed):
+            if passages is not None:
+                left, spans = passages.cut(left)
+                cut['passages'] += len(spans)
+                cut['characters'] += sum(map(len, spans))
+                for span in spans[: max(0, _SHOWN - len(shown))]:
+                    shown.append({'text': text.where, 'characters': len(span), 'begins': span[:80]})
+            if left.strip() or left == text.text:
+                report['documents_kept'] += 1
+                report['characters_kept'] += len(left)
+                write_row(file, text, self._field, left)
+        if self._boilerplate is not None:
+            lines, characters = self._boilerplate.lines, self._boilerplate.characters
+            report['boilerplate'] = {
+                'lines': lines,
+                'characters': characters,
+                'most': self._boilerplate.most(_SHOWN),
+            }
+        if passages is not None:
+            report['passages'] = {'passages': cut['passages'], 'characters': cut['characters'], 'first': shown}
+        if listed is not None:
+            listed.finish(report)
+        return report

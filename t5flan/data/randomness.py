@@ -63,11 +63,11 @@ class Permutation:
     def _network(self, x: np.ndarray) -> np.ndarray:
         left, right = x >> self._half_bits, x & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_scramble(right + key) & self._mask)
+            left, right = right, left ^ (scramble(right + key) & self._mask)
         return (left << self._half_bits) | right
 
 
-def _scramble(x: np.ndarray) -> np.ndarray:
+def scramble(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every bit of the result depends on every bit of x (uint64, wrapping)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -7,7 +7,7 @@ import pytest
 
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
-from t5flan.corpora.deduplication import Rules, deduplicate, ngrams
+from t5flan.corpora.deduplication import Cuts, Rules, deduplicate
 from t5flan.errors import UserError
 
 RNG = random.Random(0)
@@ -47,7 +47,6 @@ def test_exact_duplicates_need_no_library(tmp_path):
 
 
 def test_near_duplicates_are_found_and_others_kept(tmp_path):
-    pytest.importorskip('datasketch', reason='datasketch is not installed: pip install t5flan[dedup]')
     originals = [text() for _ in range(200)]
     near = [changed(one, 3) for one in originals[:50]]  # 7 of 196 n-grams: Jaccard 0.93
     far = [changed(one, 80) for one in originals[50:100]]  # 84 of 196: 0.4
@@ -76,9 +75,51 @@ def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
     ]
 
 
-def test_characters_without_spaces_are_words():
-    assert ngrams('吾輩は猫', 2) == ['吾 輩'.encode(), '輩 は'.encode(), 'は 猫'.encode()]
-    assert ngrams('Naïve words', 5) == ['naïve words'.encode()] and ngrams('', 3) == [b'']
+def texts_of(path):
+    return [json.loads(line)['text'] for line in open(path, encoding='utf-8')]
+
+
+@pytest.mark.parametrize('threshold', [0.8, 1])
+def test_texts_without_words_are_compared_exactly(tmp_path, threshold):
+    texts = ['!!!', '???', '😀', '😀😀', '…', '', '!!!', '😀']
+    path = write(tmp_path / 'a.jsonl', [{'text': one} for one in texts])
+    report = deduplicate([path], str(tmp_path / 'o.jsonl'), rules=Rules(threshold))
+    assert texts_of(tmp_path / 'o.jsonl') == texts[:6] and (report['exact'], report['near']) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    'pair',
+    [
+        ('दिन में पानी पीना', 'दान मे पानि पीने'),  # the same consonants with other vowels
+        ('กินข้าวที่นี่', 'กันขาวท่นุ่'),
+        ('كَتَبَ وَلَد دَرْس', 'كُتِبَ وُلِد دُرُس'),
+    ],
+)
+def test_combining_marks_make_texts_different(tmp_path, pair):
+    path = write(tmp_path / 'a.jsonl', [{'text': one} for one in pair])
+    assert deduplicate([path], str(tmp_path / 'o.jsonl'))['kept'] == 2
+
+
+def test_an_exact_copy_of_a_near_duplicate_repeats_its_original(tmp_path):
+    original = text()
+    near = changed(original, 2)
+    path = write(tmp_path / 'a.jsonl', [{'text': one} for one in (original, near, near, original)])
+    report = deduplicate([path], str(tmp_path / 'o.jsonl'))
+    assert [(one['why'], one['of'].split()[-1]) for one in report['removed']] == [('near', '1')] * 2 + [('exact', '1')]
+    assert texts_of(tmp_path / 'o.jsonl') == [original]
+
+
+@pytest.mark.parametrize('line', ['{"text": 3}', '{"text": "cut off', '{"body": "x"}'])
+def test_an_error_leaves_no_file(tmp_path, line):
+    (tmp_path / 'a.jsonl').write_text('{"text": "a b c"}\n' * 100 + line)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'o.jsonl').write_text('before')
+    for cuts in (Cuts(), Cuts(boilerplate=2, substring=10)):
+        with pytest.raises(UserError, match='line 101'):
+            report = str(tmp_path / 'out' / 'report.json')
+            deduplicate([f'{tmp_path}/a.jsonl'], str(tmp_path / 'out' / 'o.jsonl'), cuts=cuts, report_file=report)
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['o.jsonl']
+    assert (tmp_path / 'out' / 'o.jsonl').read_text() == 'before'
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,15 @@ def find_field(row: Mapping[str, Any], field: str, where: str, setting: str) -> 
     raise UserError(f"{where}: no field '{field}'; the fields are {', '.join(names) or 'none'}{near} Set {setting}.")
 
 
+def replace_field(row: dict[str, Any], field: str, value: Any) -> None:
+    """Sets the value of a field that `find_field` finds."""
+    if field in row:
+        row[field] = value
+    else:
+        outer, _, inner = field.partition('.')
+        row[outer] = {**row[outer], inner: value}
+
+
 def require_field(row: Mapping[str, Any], field: str, where: str, setting: str) -> str:
     """The text of a field; raises a UserError if it is missing or not text."""
     return require_text(find_field(row, field, where, setting), field, where, setting)
