@@ -18,6 +18,7 @@ from t5flan.data.randomness import scramble, stable_hash
 _BASE = 0x5851F42D4C957F2D  # odd, so that it has an inverse modulo 2**64
 _BLOCK = 2**18  # windows hashed at once
 _MERGE = 2**21  # lines counted at once
+_MOST_BITS = 28  # of a table of bytes
 _BYTES = 24  # per window while a part is sorted
 
 Texts = Callable[[], Iterable[str]]
@@ -105,6 +106,10 @@ class RepeatedPassages:
         self.parts = max(1, -(-characters * _BYTES // memory))
         self._repeated = np.sort(np.concatenate([self._find(texts(), part) for part in range(self.parts)]))
         self._is_seen = np.zeros(len(self._repeated), bool)
+        # Most windows repeat nothing: a table of the hashes' first bits saves searching for them.
+        self._shift = np.uint64(64 - min(_MOST_BITS, len(self._repeated).bit_length() + 4))
+        self._is_possible = np.zeros(2 ** (64 - int(self._shift)), bool)
+        self._is_possible[self._repeated >> self._shift] = True
 
     def _find(self, texts: Iterable[str], part: int) -> np.ndarray:
         """The hashes of windows that occur at least twice, among those of one part."""
@@ -121,14 +126,15 @@ class RepeatedPassages:
         """(start, end) of the passages of the next text to cut, in order."""
         copied, kept = [], []
         for start, hashes_W in _windows(text, self._length) if len(self._repeated) else ():
-            places_W = np.searchsorted(self._repeated, hashes_W)
-            places_W[places_W == len(self._repeated)] = 0
-            at_H = np.flatnonzero(self._repeated[places_W] == hashes_W)
+            at_H = np.flatnonzero(self._is_possible[hashes_W >> self._shift])
+            numbers_H = np.searchsorted(self._repeated, hashes_W[at_H])
+            numbers_H[numbers_H == len(self._repeated)] = 0
+            is_found_H = self._repeated[numbers_H] == hashes_W[at_H]
+            at_H, numbers_H = at_H[is_found_H], numbers_H[is_found_H]
             if not len(at_H):
                 continue
-            order_H = np.argsort(places_W[at_H], kind='stable')
-            at_H = at_H[order_H]
-            numbers_H = places_W[at_H]
+            order_H = np.argsort(numbers_H, kind='stable')
+            at_H, numbers_H = at_H[order_H], numbers_H[order_H]
             is_first_H = np.concatenate([[True], numbers_H[1:] != numbers_H[:-1]])
             is_new_H = is_first_H & ~self._is_seen[numbers_H]
             self._is_seen[numbers_H] = True

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -75,8 +76,12 @@ def test_text_files_by_paragraph_and_the_command(tmp_path, capsys):
     ]
 
 
+def rows_of(path):
+    return list(map(json.loads, Path(path).read_text('utf-8').splitlines()))
+
+
 def texts_of(path):
-    return [json.loads(line)['text'] for line in open(path, encoding='utf-8')]
+    return [row['text'] for row in rows_of(path)]
 
 
 @pytest.mark.parametrize('threshold', [0.8, 1])
@@ -122,6 +127,59 @@ def test_an_error_leaves_no_file(tmp_path, line):
     assert (tmp_path / 'out' / 'o.jsonl').read_text() == 'before'
 
 
+@pytest.mark.parametrize('compare', ['paragraph', 'line'])
+def test_parts_are_put_back_into_their_texts(tmp_path, compare):
+    between = {'paragraph': '\n\n', 'line': '\n'}[compare]
+    one, two, three = text(30), text(30), text(30)
+    texts = [between.join(parts) for parts in ((one, two, 'Yes.'), (two, three, 'Yes.'), (one, two), (three.upper(),))]
+    path = write(tmp_path / 'a.jsonl', [{'id': i, 'text': one} for i, one in enumerate(texts)])
+    output = str(tmp_path / 'o.jsonl')
+    report = deduplicate([path], output, cuts=Cuts(compare, min_length=10))
+    rows = rows_of(output)
+    assert rows == [{'id': 0, 'text': texts[0]}, {'id': 1, 'text': between.join([three, 'Yes.'])}]
+    assert (report['documents'], report['documents_kept'], report['texts'], report['kept']) == (4, 2, 9, 5)
+    assert report['removed'][0]['text'] == f'{path} line 2 {compare} 1'
+    assert report['removed'][0]['of'] == f'{path} line 1 {compare} 2'
+
+
+def test_nested_fields_and_several_globs(tmp_path):
+    for name, body in (('a', 'one two'), ('b', 'one  two'), ('c', 'three')):
+        write(tmp_path / f'{name}.jsonl', [{'id': name, 'page': {'body': body, 'title': 't'}}])
+    write(tmp_path / 'd.json', [{'id': 'd', 'page.body': 'three four'}])
+    (tmp_path / 'd.json').write_text('[{"id": "d", "page.body": "three four"}]')
+    patterns = [f'{tmp_path}/[ab].jsonl', f'{tmp_path}/c.jsonl', f'{tmp_path}/d.json']
+    output = str(tmp_path / 'o.jsonl')
+    report = deduplicate(patterns, output, 'page.body', rules=Rules(threshold=1))
+    rows = rows_of(output)
+    assert [row['id'] for row in rows] == ['a', 'c', 'd'] and report['exact'] == 1
+    assert rows[0] == {'id': 'a', 'page': {'body': 'one two', 'title': 't'}}
+
+
+def test_boilerplate_and_passages_are_cut(tmp_path):
+    notice = 'Copyright by nobody; all of this may be copied, sold and read aloud to children and to pets.'
+    rows = [{'page': {'body': f'Menu | Home\n{text(40)} {number} {notice} {text(5)}'}} for number in range(5)]
+    path, output = write(tmp_path / 'a.jsonl', rows), str(tmp_path / 'o.jsonl')
+    cuts = Cuts(boilerplate=5, substring=60)
+    report = deduplicate([path], output, 'page.body', cuts=cuts, report_file=str(tmp_path / 'report.json'))
+    left = [row['page']['body'] for row in rows_of(output)]
+    assert len(left) == 5 and not any('Menu' in one for one in left)
+    assert [notice in one for one in left] == [True] + [False] * 4
+    assert report['boilerplate']['most'] == [{'line': 'Menu | Home', 'times': 5}]
+    assert report['passages']['passages'] == 4
+    assert (
+        report['characters'] - report['characters_kept'] == 5 * len('Menu | Home\n') + report['passages']['characters']
+    )
+    assert json.loads((tmp_path / 'report.json').read_text()) == report
+
+
+def test_the_list_of_a_report_need_not_fit_in_memory(tmp_path):
+    path = write(tmp_path / 'a.jsonl', [{'text': 'same'}] * 1000)
+    report = deduplicate([path], str(tmp_path / 'o.jsonl'), report_file=str(tmp_path / 'report.json'))
+    written = json.loads((tmp_path / 'report.json').read_text())
+    assert len(written['removed']) == 999 and written['removed'][:100] == report['removed']
+    assert {**written, 'removed': 0} == {**report, 'removed': 0}
+
+
 @pytest.mark.parametrize(
     'options,line',
     [
@@ -136,6 +194,9 @@ def test_bad_input_is_one_line(tmp_path, options, line):
     output = str(tmp_path / options.pop('output', 'out.jsonl'))
     with pytest.raises(UserError, match=line):
         deduplicate([path], output, rules=Rules(threshold=1), **options)
+    for wrong in (dict(compare='word'), dict(min_length=-1), dict(boilerplate=1), dict(substring=3), dict(memory=0)):
+        with pytest.raises(UserError, match=f'--{next(iter(wrong))}='):
+            Cuts(**wrong)
     for wrong in (dict(threshold=0), dict(threshold=1.5), dict(ngram=0), dict(permutations=1)):
         with pytest.raises(UserError, match='--'):
             Rules(**wrong)
