@@ -6,6 +6,7 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 from t5flan.commands import (
     cache,
     convert,
+    decontaminate,
     deduplicate,
     evaluate,
     infer,
@@ -32,6 +33,7 @@ _MODULES = (
     mixture,
     cache,
     convert,
+    decontaminate,
     deduplicate,
     memorization,
     vocabulary,

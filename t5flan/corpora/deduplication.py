@@ -16,7 +16,6 @@ import array
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,22 @@ import numpy as np
 
 from t5flan.corpora.near_duplicates import NearStore, Rules, exact_repeats
 from t5flan.corpora.passages import Boilerplate, RepeatedPassages
-from t5flan.corpora.texts import PARTS, Text, check_output, match_inputs, read_texts, split_text, write_row
+from t5flan.corpora.texts import (
+    PARTS,
+    SHOWN,
+    ReportFile,
+    Text,
+    check_output,
+    match_inputs,
+    read_texts,
+    split_text,
+    write_row,
+)
 from t5flan.corpora.words import hash_ngrams, hash_words
 from t5flan.data.randomness import stable_hash
 from t5flan.errors import UserError
 from t5flan.files import open_whole
 
-_SHOWN = 100  # lines of boilerplate and passages in the report
 _NEW = -1
 
 
@@ -104,36 +112,8 @@ def deduplicate(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.deduplicate-', dir=where))
         corpus = _Corpus(paths, field, unit, rules or Rules(), cuts or Cuts(), scratch)
         file = stack.enter_context(open_whole(output, 'wb'))
-        listed = stack.enter_context(_Report(report_file)) if report_file else None
+        listed = stack.enter_context(ReportFile(report_file)) if report_file else None
         return corpus.write(file, listed)
-
-
-class _Report:
-    """Writes a report while its list 'removed' is found, so that the list need not fit in memory."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open_whole(path, 'wb')
-        self._count = 0
-
-    def __enter__(self) -> '_Report':
-        self._out = self._file.__enter__()
-        self._out.write(b'{"removed": [')
-        return self
-
-    def add(self, removed: dict[str, Any]) -> None:
-        self._out.write((b',\n' if self._count else b'\n') + _json(removed))
-        self._count += 1
-
-    def finish(self, report: dict[str, Any]) -> None:
-        rest = {name: value for name, value in report.items() if name != 'removed'}
-        self._out.write(b'\n],\n' + _json(rest)[1:] + b'\n')
-
-    def __exit__(self, *error: Any) -> None:
-        self._file.__exit__(*error)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode('utf-8', 'backslashreplace')
 
 
 class _Corpus:
@@ -184,7 +164,9 @@ class _Corpus:
         self._similarity[others] = self._similarity[copies[others]]
         self._of[others], self._is_exact[others] = self._of[copies[others]], False
 
-    def _left(self, report: dict[str, Any] | None = None, listed: _Report | None = None) -> Iterator[tuple[Text, str]]:
+    def _left(
+        self, report: dict[str, Any] | None = None, listed: ReportFile | None = None
+    ) -> Iterator[tuple[Text, str]]:
         """(text, what is left of it) without copies; counts and lists them in the report."""
         is_original = np.zeros(len(self._of), bool)
         is_original[self._of[self._of != _NEW]] = True
@@ -206,7 +188,7 @@ class _Corpus:
                     alike = round(float(self._similarity[number]), 3)
                     found = {'text': where, 'why': why, 'of': places[of], 'similarity': alike, 'begins': part[:80]}
                     report[why] += 1
-                    if listed is None or len(report['removed']) < _SHOWN:
+                    if listed is None or len(report['removed']) < SHOWN:
                         report['removed'].append(found)
                     if listed is not None:
                         listed.add(found)
@@ -219,7 +201,7 @@ class _Corpus:
                 whole = ''.join(kept)
                 yield text, whole if len(kept) == len(parts) else whole.strip('\n')
 
-    def write(self, file: IO[bytes], listed: _Report | None) -> dict[str, Any]:
+    def write(self, file: IO[bytes], listed: ReportFile | None) -> dict[str, Any]:
         """Writes what is left of the texts; returns the report."""
         counts = ('texts', 'kept', 'exact', 'near', 'characters', 'characters_kept', 'documents', 'documents_kept')
         settings = {'rules': dataclasses.asdict(self._rules), 'cuts': dataclasses.asdict(self._cuts)}
@@ -236,7 +218,7 @@ class _Corpus:
                 left, spans = passages.cut(left)
                 cut['passages'] += len(spans)
                 cut['characters'] += sum(map(len, spans))
-                for span in spans[: max(0, _SHOWN - len(shown))]:
+                for span in spans[: max(0, SHOWN - len(shown))]:
                     shown.append({'text': text.where, 'characters': len(span), 'begins': span[:80]})
             if left.strip() or left == text.text:
                 report['documents_kept'] += 1
@@ -247,7 +229,7 @@ class _Corpus:
             report['boilerplate'] = {
                 'lines': lines,
                 'characters': characters,
-                'most': self._boilerplate.most(_SHOWN),
+                'most': self._boilerplate.most(SHOWN),
             }
         if passages is not None:
             report['passages'] = {'passages': cut['passages'], 'characters': cut['characters'], 'first': shown}

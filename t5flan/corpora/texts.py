@@ -12,8 +12,11 @@ from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.rows import is_plain_text, plain_text, read_rows
 from t5flan.data.records.text_files import match_texts, plain_texts
 from t5flan.errors import UserError
+from t5flan.files import open_whole
 
 _WHOLE = 2**62  # characters: documents are not cut
+SHOWN = 100
+"""Entries of a list that a report shows if the list itself is written to a file."""
 PARTS = ('text', 'paragraph', 'line')
 _ENDS = {'paragraph': re.compile(r'\n[ \t]*\r?\n\s*'), 'line': re.compile(r'\n')}
 
@@ -79,4 +82,34 @@ def write_row(file: IO[bytes], text: Text, field: str, changed: str) -> None:
     """Writes the row of a text as a line of JSON, with the text as it was changed."""
     if changed != text.text:
         replace_field(text.row, field, changed)
-    file.write(json.dumps(text.row, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n')
+    file.write(_json(text.row) + b'\n')
+
+
+class ReportFile:
+    """Writes a report while its list 'removed' is found, so that the list need not fit in memory."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open_whole(path, 'wb')
+        self._count = 0
+
+    def __enter__(self) -> 'ReportFile':
+        self._out = self._file.__enter__()
+        self._out.write(b'{"removed": [')
+        return self
+
+    def add(self, removed: dict[str, Any]) -> None:
+        """Writes one entry of the list."""
+        self._out.write((b',\n' if self._count else b'\n') + _json(removed))
+        self._count += 1
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Writes the rest of the report."""
+        rest = {name: value for name, value in report.items() if name != 'removed'}
+        self._out.write(b'\n],\n' + _json(rest)[1:] + b'\n')
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode('utf-8', 'backslashreplace')
