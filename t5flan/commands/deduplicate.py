@@ -3,6 +3,7 @@
 import argparse
 
 from t5flan.commands.arguments import Command, Flag
+from t5flan.errors import UsageError
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -14,7 +15,15 @@ def run(arguments: argparse.Namespace) -> None:
     cuts = Cuts(
         arguments.compare, arguments.min_length, arguments.boilerplate, arguments.substring, memory=arguments.memory
     )
-    report = deduplicate(arguments.input, arguments.output, arguments.field, arguments.unit, rules, cuts, path)
+    given = (arguments.input, arguments.output, arguments.field, arguments.unit, rules)
+    if arguments.pipeline_options:
+        from t5flan.corpora.beam_deduplication import deduplicate_with_beam
+
+        if cuts != Cuts(memory=cuts.memory):
+            raise UsageError('--pipeline_options works without --compare, --min_length, --boilerplate and --substring')
+        report = deduplicate_with_beam(*given, path, arguments.pipeline_options)
+    else:
+        report = deduplicate(*given, cuts, path)
     for one in report['removed'][: arguments.shown]:
         print(f'{one["text"]}: {one["why"]}, {one["similarity"]:.0%} of {one["of"]}: {one["begins"]!r}')
     for name, what in (('boilerplate', 'lines'), ('passages', 'passages')):
@@ -22,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f'cut {report[name][what]:,} {what} ({report[name]["characters"]:,} characters) of {name}')
     compared = f'{cuts.compare}s'
     print(
-        f'{arguments.output}: kept {report["kept"]:,} of {report["texts"]:,} {compared}, '
+        f'{report.get("files", arguments.output)}: kept {report["kept"]:,} of {report["texts"]:,} {compared}, '
         f'{report["characters_kept"]:,} of {report["characters"]:,} characters; removed {report["exact"]:,} exact and '
         f'{report["near"]:,} near duplicates, listed in {path}'
     )
@@ -41,6 +50,10 @@ MEMORY_HELP = 'GiB that --substring may sort at once; with less, it reads the in
 THRESHOLD_HELP = 'share of common n-grams that makes two texts near duplicates; 1: exact only (default: 0.8)'
 NGRAM_HELP = 'n-gram length in words; in characters where a script has no spaces (default: 5)'
 PERMUTATIONS_HELP = 'MinHash permutations; more miss fewer duplicates but take longer (default: 128)'
+OPTIONS_HELP = (
+    'run with Beam, e.g. --pipeline_options=--runner=DataflowRunner; may be given several times; writes one file for '
+    'each input file (default: run on this machine)'
+)
 COMMAND = Command(
     'deduplicate',
     'removes exact and near duplicates, boilerplate and repeated passages from a text corpus, with a report',
@@ -59,6 +72,7 @@ COMMAND = Command(
         Flag('--boilerplate', BOILERPLATE_HELP, 'N', int, 0),
         Flag('--substring', SUBSTRING_HELP, 'N', int, 0),
         Flag('--memory', MEMORY_HELP, 'X', float, 2.0),
+        Flag('--pipeline_options', OPTIONS_HELP, 'OPTION', many=True),
         Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', int, 10),
         Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE'),
     ),
