@@ -211,6 +211,7 @@ def main() -> None:
             command = [sys.executable, __file__, '--alone', f'--documents={count}', f'--steps={steps}']
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results.setdefault('cost', []).append(json.loads(done.stdout.splitlines()[-1]))
+            print(f'{count} {steps}: {done.stdout.strip()}', file=sys.stderr)
     if sizes:
         show(results['cost'])
     if arguments.json:

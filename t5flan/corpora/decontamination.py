@@ -23,6 +23,9 @@ from t5flan.data.records.text_files import match_texts
 from t5flan.errors import UserError
 from t5flan.files import open_whole
 
+_MOST_BITS = 28  # of a table of bytes
+_END = np.array([0x6A09E667F3BCC908], np.uint64)  # after each text, so that no n-gram goes from one to the next
+
 Example = tuple[str, list[str]]
 """The place of an example, and its texts."""
 
@@ -191,25 +194,30 @@ class _Index:
         keys_K, owners_K = np.concatenate(keys), np.concatenate(owners)
         order_K = np.argsort(keys_K, kind='stable')
         self._keys, self._owners = keys_K[order_K], owners_K[order_K]
+        # Most n-grams are in no set: a table of the hashes' first bits saves searching for them.
+        self._shift = np.uint64(64 - min(_MOST_BITS, len(keys_K).bit_length() + 4))
+        self._is_possible = np.zeros(2 ** (64 - int(self._shift)), bool)
+        self._is_possible[self._keys >> self._shift] = True
         self._is_found = np.zeros(len(names), bool)
 
-    def _matches(self, texts: Iterable[str]) -> Iterator[tuple[str, int, int, int]]:
-        """(text, first word, words, number of the n-gram) of each n-gram in common."""
-        for text in texts:
-            words_W = hash_words(text)
-            for size in self._sizes if len(words_W) >= self._sizes[0] else ():
-                if size > len(words_W):
-                    break
-                hashes_G = hash_ngrams(words_W, size)
-                numbers_G = np.minimum(np.searchsorted(self._keys, hashes_G), len(self._keys) - 1)
-                for at in np.flatnonzero(self._keys[numbers_G] == hashes_G).tolist():
-                    yield text, at, size, int(numbers_G[at])
+    def _matches(self, texts: Iterable[str]) -> Iterator[tuple[int, int, int]]:
+        """(number of the n-gram, its first word, its words) of each n-gram in common; each text ends with `_END`."""
+        words_W = np.concatenate([part_W for text in texts for part_W in (hash_words(text), _END)] or [_END])
+        for size in self._sizes:
+            if size >= len(words_W):
+                break
+            hashes_G = hash_ngrams(words_W, size)
+            at_H = np.flatnonzero(self._is_possible[hashes_G >> self._shift])
+            numbers_H = np.minimum(np.searchsorted(self._keys, hashes_G[at_H]), len(self._keys) - 1)
+            is_found_H = self._keys[numbers_H] == hashes_G[at_H]
+            for number, at in zip(numbers_H[is_found_H].tolist(), at_H[is_found_H].tolist(), strict=True):
+                yield number, at, size
 
     def leave_out_frequent(self, examples: Iterable[list[str]], most: int) -> None:
         """Leaves out the n-grams that more than `most` training examples have."""
         counts_K = np.zeros(len(self._keys), np.int64)
         for texts in examples:
-            counts_K[list({number for *_, number in self._matches(texts)})] += 1
+            counts_K[list({number for number, _, _ in self._matches(texts)})] += 1
         first_K = np.searchsorted(self._keys, self._keys)  # a key is counted where it first stands
         is_kept_K = counts_K[first_K] <= most
         self._keys, self._owners = self._keys[is_kept_K], self._owners[is_kept_K]
@@ -218,9 +226,9 @@ class _Index:
 
     def find(self, where: str, texts: Sequence[str]) -> list[dict[str, Any]]:
         """The most similar example of each evaluation set with which a training example overlaps."""
-        shared: dict[int, tuple[str, int, int]] = {}
-        for text, at, size, number in self._matches(texts):
-            shared.setdefault(number, (text, at, size))
+        shared: dict[int, tuple[int, int]] = {}
+        for number, at, size in self._matches(texts):
+            shared.setdefault(number, (at, size))
         if not shared:
             return []
         numbers = np.array(list(shared))
@@ -235,22 +243,19 @@ class _Index:
         for owner, count in zip(owners[is_enough].tolist(), common[is_enough].tolist(), strict=True):
             if count > best.get(self._names[owner], (0, 0))[0]:
                 best[self._names[owner]] = (count, owner)
-        return [self._match(where, name, owner, count, shared) for name, (count, owner) in best.items()]
-
-    def _match(
-        self, where: str, name: str, owner: int, count: int, shared: dict[int, tuple[str, int, int]]
-    ) -> dict[str, Any]:
-        """Counts and describes an overlap."""
-        entry = self.report[name]
-        entry['removed'] += 1
-        ends = {number: np.searchsorted(self._keys, self._keys[number], 'right') for number in shared}
-        first = next(number for number, end in ends.items() if owner in self._owners[number:end])
-        text, at, size = shared[first]
-        ngram = ' '.join(words_of(text)[at : at + size])
-        match = {'text': where, 'of': self._places[owner], 'ngrams': count, 'ngram': ngram}
-        if len(entry['matches']) < SHOWN:
-            entry['matches'].append(match)
-        return {'evaluation': name, **match}
+        found = []
+        for name, (count, owner) in best.items():
+            of = zip(shared.values(), numbers.tolist(), ends.tolist(), strict=True)
+            at, size = next(span for span, start, end in of if owner in self._owners[start:end])
+            words = [word for text in texts for word in (*words_of(text), '')]
+            ngram = ' '.join(words[at : at + size])
+            match = {'text': where, 'of': self._places[owner], 'ngrams': count, 'ngram': ngram}
+            entry = self.report[name]
+            entry['removed'] += 1
+            if len(entry['matches']) < SHOWN:
+                entry['matches'].append(match)
+            found.append({'evaluation': name, **match})
+        return found
 
     def finish(self) -> None:
         """Counts the evaluation examples that were found."""
