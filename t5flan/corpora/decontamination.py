@@ -167,11 +167,19 @@ class _Index:
         self._overlap = overlap
         self.report: dict[str, dict[str, Any]] = {}
         self._places: list[str] = []
-        sizes, names, keys, owners, counts = set(), [], [], [], []
+        sizes: set[int] = set()
+        names, keys, owners, counts = [], [], [], []
         for evaluation in evaluations:
             if evaluation.name in self.report:
                 raise UserError(f'{evaluation.setting}={evaluation.name} is given twice. Remove one.')
-            entry = {'examples': 0, 'too_short': 0, 'found': 0, 'share': 0.0, 'removed': 0, 'matches': []}
+            entry: dict[str, Any] = {
+                'examples': 0,
+                'too_short': 0,
+                'found': 0,
+                'share': 0.0,
+                'removed': 0,
+                'matches': [],
+            }
             self.report[evaluation.name] = entry
             for where, texts in evaluation.examples:
                 words = [words_W for words_W in map(hash_words, texts) if len(words_W) >= overlap.min_words]

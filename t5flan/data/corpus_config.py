@@ -95,7 +95,8 @@ class Control:
         require_share('Control.share', self.share)
         is_weight = checks.is_number(self.loss_weight) and self.loss_weight >= 0
         require(is_weight, 'Control.loss_weight', self.loss_weight, 'a number of 0 or more')
-        rising = sorted(set(self.thresholds)) == [*self.thresholds]
+        numbers = all(map(checks.is_number, self.thresholds))
+        rising = numbers and sorted(set(self.thresholds)) == [*self.thresholds]
         count = len(self.tokens)
         expected = f'{count - 1} rising numbers, one fewer than Control.tokens={self.tokens}'
         require(0 < count == len(self.thresholds) + 1 and rising, 'Control.thresholds', self.thresholds, expected)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5flan.config.checks import is_number
 from t5flan.data.corpus_config import TextFiles
 from t5flan.data.randomness import stable_hash
 from t5flan.data.records import hub
@@ -157,7 +158,7 @@ def require_score(row: dict[str, Any], key: str, where: str) -> float:
     value: object = row
     for part in key.split('.'):
         value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or not is_number(value):  # NaN is none either
         found, names = str(value)[:40], ', '.join(map(str, row))
         raise UserError(f"{where}: no number at '{key}' (found {found}); the fields are {names}. Set Control.field.")
     return float(value)

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from t5flan.data.corpus_config import TextFiles
+from t5flan.data.corpus_config import Control, TextFiles
 from t5flan.data.records.fields import require_field
-from t5flan.data.records.text_files import chunk_text, is_held_out, open_text
+from t5flan.data.records.text_files import chunk_text, is_held_out, open_text, require_score
 from t5flan.errors import UserError
 
 
@@ -101,3 +101,18 @@ def test_a_missing_field_is_answered_with_the_existing_ones():
         require_field({'question': 'a', 'answer': 'b'}, 'inputs', 'f.jsonl line 3', 'FileTask.input_field')
     with pytest.raises(UserError, match=r"field 'answer' is int \(42\), it must be text"):
         require_field({'answer': 42}, 'answer', 'f.jsonl line 3', 'FileTask.target_field')
+
+
+@pytest.mark.parametrize('score', ['0.5', None, True, float('nan'), float('inf'), [0.5], {}])
+def test_a_score_is_a_number(score):
+    with pytest.raises(UserError, match=r"a line 3: no number at 'toxicity'.*Set Control.field"):
+        require_score({'toxicity': score}, 'toxicity', 'a line 3')
+    with pytest.raises(UserError, match='the fields are text'):
+        require_score({'text': 'x'}, 'toxicity', 'a line 3')
+    assert require_score({'prompt': {'toxicity': 1}}, 'prompt.toxicity', 'a line 3') == 1.0
+
+
+@pytest.mark.parametrize('thresholds', [(0.7, 0.3), (0.5, 0.5), (0.3, 'x'), (0.3, float('nan')), (0.3,), (True, 2)])
+def test_thresholds_that_overlap_are_refused(thresholds):
+    with pytest.raises(UserError, match='Control.thresholds'):
+        Control('toxicity', ('[LOW]', '[MID]', '[HIGH]'), thresholds)
