@@ -61,7 +61,7 @@ def deduplicate_with_beam(
     _check_beam()
     rules = rules or Rules()
     paths = [path for pattern in patterns for path in _match(pattern, unit)]
-    check_output(output, [path for path in paths if '://' not in path])
+    check_output(output, [path for path in paths if '://' not in path], report_file)
     stem = output.removesuffix('.jsonl')
     scratch = to_path(f'{stem}.parts')
     if scratch.exists():

@@ -31,11 +31,12 @@ Example = tuple[str, list[str]]
 
 
 class Evaluation(NamedTuple):
-    """An evaluation set: its name in the report, its examples, and the flag that gave it."""
+    """An evaluation set: its name in the report, its examples, the flag that gave it, and its files."""
 
     name: str
     examples: Iterable[Example]
     setting: str = '--evaluation'
+    files: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def evaluation_files(pattern: str, fields: Sequence[str] = ()) -> Evaluation:
     """
     paths = match_texts(pattern, '--evaluation')
     read = lambda: ((text.where, texts) for text, texts in _read(paths, fields, 'paragraph', '--evaluation_fields'))
-    return Evaluation(pattern, read())
+    return Evaluation(pattern, read(), files=paths)
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -118,7 +119,7 @@ def decontaminate(
     """
     overlap = overlap or Overlap()
     paths = match_inputs(patterns, unit)
-    check_output(output, paths)
+    check_output(output, [*paths, *(file for evaluation in evaluations for file in evaluation.files)], report_file)
     index = _Index(evaluations, overlap)
     read = lambda: _read(paths, fields, unit, '--fields')
     if overlap.frequent:

@@ -16,6 +16,7 @@ import array
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -72,8 +73,8 @@ class Cuts:
             raise UserError(f'--boilerplate={self.boilerplate} must be 0 (off) or at least 2. Set --boilerplate.')
         if self.substring and self.substring < 10:
             raise UserError(f'--substring={self.substring} must be 0 (off) or at least 10. Set --substring.')
-        if not self.memory > 0:
-            raise UserError(f'--memory={self.memory} must be above 0. Set --memory.')
+        if not 0 < self.memory < math.inf:
+            raise UserError(f'--memory={self.memory} must be a number above 0. Set --memory.')
 
 
 def deduplicate(
@@ -103,7 +104,7 @@ def deduplicate(
         UserError: an input is missing or malformed, or the output is not a .jsonl file or is an input.
     """
     paths = match_inputs(patterns, unit)
-    check_output(output, paths)
+    check_output(output, paths, report_file)
     folder = os.path.dirname(output) or '.'
     if '://' not in output:
         os.makedirs(folder, exist_ok=True)

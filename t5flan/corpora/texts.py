@@ -42,12 +42,13 @@ def match_inputs(patterns: Sequence[str], unit: str = 'document') -> list[str]:
     return [path for pattern in patterns for path in match_texts(pattern, '--input')]
 
 
-def check_output(output: str, inputs: Sequence[str], flag: str = '--output') -> None:
-    """Raises a UserError if the output is not a .jsonl file, or is one of the inputs."""
-    files = [path for path in inputs if not is_dataset(path)]
-    is_input = os.path.exists(output) and any(os.path.samefile(output, path) for path in files)
-    if is_input or not output.endswith('.jsonl'):
-        raise UserError(f'{flag}={output} must be a .jsonl file and not one of the inputs. Set {flag}.')
+def check_output(output: str, inputs: Sequence[str], report_file: str | None = None) -> None:
+    """Raises a UserError if the output is not a .jsonl file, or one file would overwrite another or an input."""
+    files = {os.path.realpath(path) for path in inputs if not is_dataset(path)}
+    if os.path.realpath(output) in files or not output.endswith('.jsonl'):
+        raise UserError(f'--output={output} must be a .jsonl file and not one of the inputs. Set --output.')
+    if report_file is not None and os.path.realpath(report_file) in {*files, os.path.realpath(output)}:
+        raise UserError(f'--json={report_file} must not be one of the inputs or the output. Set --json.')
 
 
 def read_texts(paths: Sequence[str], field: str, unit: str) -> Iterator[Text]:

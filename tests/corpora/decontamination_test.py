@@ -151,6 +151,10 @@ def test_settings_out_of_range_and_sets_given_twice(tmp_path):
         decontaminate([exam], str(tmp_path / 'o.jsonl'), [evaluation_files(exam)] * 2)
     with pytest.raises(UserError, match='not one of the inputs'):
         decontaminate([exam], exam, [evaluation_files(exam)])
+    train, exam_again = write(tmp_path / 'train.jsonl', kept(exam) * 2), f'{tmp_path}/./exam.jsonl'
+    with pytest.raises(UserError, match='not one of the inputs'):
+        decontaminate([train], exam_again, [evaluation_files(exam)])
+    with pytest.raises(UserError, match='--json=.*exam.jsonl must not be one of the inputs'):
+        decontaminate([train], str(tmp_path / 'o.jsonl'), [evaluation_files(exam)], report_file=exam_again)
     with pytest.raises(UserError, match='--frequent=1 leaves no n-gram'):
-        train = write(tmp_path / 'train.jsonl', kept(exam) * 2)
         decontaminate([train], str(tmp_path / 'o.jsonl'), [evaluation_files(exam)], overlap=Overlap(frequent=1))

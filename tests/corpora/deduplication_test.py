@@ -194,7 +194,14 @@ def test_bad_input_is_one_line(tmp_path, options, line):
     output = str(tmp_path / options.pop('output', 'out.jsonl'))
     with pytest.raises(UserError, match=line):
         deduplicate([path], output, rules=Rules(threshold=1), **options)
-    for wrong in (dict(compare='word'), dict(min_length=-1), dict(boilerplate=1), dict(substring=3), dict(memory=0)):
+    for wrong in (
+        dict(compare='word'),
+        dict(min_length=-1),
+        dict(boilerplate=1),
+        dict(substring=3),
+        dict(memory=0),
+        dict(memory=float('inf')),
+    ):
         with pytest.raises(UserError, match=f'--{next(iter(wrong))}='):
             Cuts(**wrong)
     for wrong in (dict(threshold=0), dict(threshold=1.5), dict(ngram=0), dict(permutations=1)):
