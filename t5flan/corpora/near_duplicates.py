@@ -9,7 +9,7 @@ with the n-grams themselves, so the bands are chosen to miss next to nothing.
     repeated = store.find_repeats()                           # {text: (the earlier text, similarity)}
 
 A text takes about 1 KB in files of the folder (n-grams, MinHash values and band keys). In memory it takes 8 bytes, 16
-more while one band after the other is sorted, and 16 for each band that it shares with another text.
+more while one band after the other is sorted, and 28 for each band that it shares with another text.
 """
 
 import array
@@ -159,8 +159,8 @@ class NearStore:
             return {}
         numbers_N = np.frombuffer(self._numbers, np.int64)
         is_in_N = np.ones(len(numbers_N), bool) if is_left_out is None else ~is_left_out[numbers_N]
-        found = dict(self._repeats(*self._shared(np.flatnonzero(is_in_N))))
-        return {int(numbers_N[place]): (int(numbers_N[of]), alike) for place, (of, alike) in found.items()}
+        found = self._repeats(*self._shared(np.flatnonzero(is_in_N)))
+        return {int(numbers_N[place]): (int(numbers_N[of]), alike) for place, of, alike in found}
 
     def _shared(self, places_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(places of texts, numbers of buckets): each membership in a bucket of two or more, sorted by text."""
@@ -172,13 +172,13 @@ class NearStore:
             is_next_M = np.concatenate([[False], keys_M[1:] == keys_M[:-1]])  # the same key as the one before
             is_in_M = is_next_M | np.concatenate([is_next_M[1:], [False]])
             members.append(places_M[order_M[is_in_M]].astype(np.int64))
-            buckets.append(np.cumsum(~is_next_M)[is_in_M] + count)
-            count += len(keys_M)
+            buckets.append((np.cumsum(is_in_M & ~is_next_M) - 1)[is_in_M] + count)
+            count += int((is_in_M & ~is_next_M).sum())
         members_P, buckets_P = np.concatenate(members), np.concatenate(buckets)
         order_P = np.argsort(members_P, kind='stable')
         return members_P[order_P], buckets_P[order_P]
 
-    def _repeats(self, members_P: np.ndarray, buckets_P: np.ndarray) -> Iterator[tuple[int, tuple[int, float]]]:
+    def _repeats(self, members_P: np.ndarray, buckets_P: np.ndarray) -> Iterator[tuple[int, int, float]]:
         """Goes through texts that share a bucket in order; only texts that repeat none are compared with later ones."""
         if not len(members_P):
             return
@@ -187,11 +187,19 @@ class NearStore:
         ends_N = np.frombuffer(self._ends, np.int64)
         threshold = self._rules.threshold
         error = (threshold * (1 - threshold) / self._minhash.size) ** 0.5
-        first: dict[int, list[int]] = {}  # bucket -> the texts in it that repeat none
+        # The texts of each bucket that repeat none, as chains of memberships: the last one, and the one before each.
+        last = array.array('q', [-1]) * (int(buckets_P.max()) + 1)
+        before = array.array('q', [-1]) * len(members_P)
         cuts = np.flatnonzero(np.diff(members_P)) + 1
         for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(members_P)], strict=True):
             place, own = int(members_P[start]), buckets_P[start:end].tolist()
-            near = sorted({other for bucket in own for other in first.get(bucket, ())})
+            near_places = set()
+            for bucket in own:
+                at = last[bucket]
+                while at >= 0:
+                    near_places.add(int(members_P[at]))
+                    at = before[at]
+            near = sorted(near_places)
             best, of = 0.0, -1
             if near:
                 estimates = (values[near] == values[place]).mean(axis=1)
@@ -201,10 +209,10 @@ class NearStore:
                         alike = similarity(mine_G, ngrams[ends_N[other] : ends_N[other + 1]])
                         best, of = max((best, of), (alike, other), key=lambda found: found[0])
             if best >= threshold:
-                yield place, (of, best)
+                yield place, of, best
             else:
-                for bucket in own:
-                    first.setdefault(bucket, []).append(place)
+                for at, bucket in enumerate(own, start):
+                    before[at], last[bucket] = last[bucket], at
 
 
 def exact_repeats(keys_N: np.ndarray) -> np.ndarray:
