@@ -14,6 +14,7 @@ more while one band after the other is sorted, and 28 for each band that it shar
 
 import array
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -159,8 +160,10 @@ class NearStore:
             return {}
         numbers_N = np.frombuffer(self._numbers, np.int64)
         is_in_N = np.ones(len(numbers_N), bool) if is_left_out is None else ~is_left_out[numbers_N]
-        found = self._repeats(*self._shared(np.flatnonzero(is_in_N)))
-        return {int(numbers_N[place]): (int(numbers_N[of]), alike) for place, of, alike in found}
+        shared = self._shared(np.flatnonzero(is_in_N))
+        with open(self._folder / 'values', 'rb') as values, open(self._folder / 'ngrams', 'rb') as ngrams:
+            found = self._repeats(*shared, values, ngrams)
+            return {int(numbers_N[place]): (int(numbers_N[of]), alike) for place, of, alike in found}
 
     def _shared(self, places_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(places of texts, numbers of buckets): each membership in a bucket of two or more, sorted by text."""
@@ -178,15 +181,17 @@ class NearStore:
         order_P = np.argsort(members_P, kind='stable')
         return members_P[order_P], buckets_P[order_P]
 
-    def _repeats(self, members_P: np.ndarray, buckets_P: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    def _repeats(
+        self, members_P: np.ndarray, buckets_P: np.ndarray, values: BinaryIO, ngrams: BinaryIO
+    ) -> Iterator[tuple[int, int, float]]:
         """Goes through texts that share a bucket in order; only texts that repeat none are compared with later ones."""
         if not len(members_P):
             return
-        values = np.memmap(self._folder / 'values', np.uint32, 'r').reshape(-1, self._minhash.size)
-        ngrams = np.memmap(self._folder / 'ngrams', np.uint32, 'r')
-        ends_N = np.frombuffer(self._ends, np.int64)
+        size = self._minhash.size
+        read_values = lambda place: _read(values, place * size, (place + 1) * size)
+        read_ngrams = lambda place: _read(ngrams, self._ends[place], self._ends[place + 1])
         threshold = self._rules.threshold
-        error = (threshold * (1 - threshold) / self._minhash.size) ** 0.5
+        error = (threshold * (1 - threshold) / size) ** 0.5
         # The texts of each bucket that repeat none, as chains of memberships: the last one, and the one before each.
         last = array.array('q', [-1]) * (int(buckets_P.max()) + 1)
         before = array.array('q', [-1]) * len(members_P)
@@ -202,17 +207,22 @@ class NearStore:
             near = sorted(near_places)
             best, of = 0.0, -1
             if near:
-                estimates = (values[near] == values[place]).mean(axis=1)
-                mine_G = ngrams[ends_N[place] : ends_N[place + 1]]
+                estimates = (np.stack([*map(read_values, near)]) == read_values(place)).mean(axis=1)
+                mine_G = read_ngrams(place)
                 for other, estimate in zip(near, estimates.tolist(), strict=True):
                     if estimate >= threshold - _TOLERANCE * error:
-                        alike = similarity(mine_G, ngrams[ends_N[other] : ends_N[other + 1]])
+                        alike = similarity(mine_G, read_ngrams(other))
                         best, of = max((best, of), (alike, other), key=lambda found: found[0])
             if best >= threshold:
                 yield place, of, best
             else:
                 for at, bucket in enumerate(own, start):
                     before[at], last[bucket] = last[bucket], at
+
+
+def _read(file: BinaryIO, start: int, end: int) -> np.ndarray:
+    """Some numbers of a file. A memory map would count all of the file as memory of this process."""
+    return np.frombuffer(os.pread(file.fileno(), 4 * (end - start), 4 * start), np.uint32)
 
 
 def exact_repeats(keys_N: np.ndarray) -> np.ndarray:
