@@ -9,7 +9,7 @@ with the n-grams themselves, so the bands are chosen to miss next to nothing.
     repeated = store.find_repeats()                           # {text: (the earlier text, similarity)}
 
 A text takes about 1 KB in files of the folder (n-grams, MinHash values and band keys). In memory it takes 8 bytes, 16
-more while one band after the other is sorted, and 28 for each band that it shares with another text.
+more while one band after the other is sorted, and about 30 for each band that it shares with another text.
 """
 
 import array
@@ -174,10 +174,11 @@ class NearStore:
             keys_M = keys_M[order_M]
             is_next_M = np.concatenate([[False], keys_M[1:] == keys_M[:-1]])  # the same key as the one before
             is_in_M = is_next_M | np.concatenate([is_next_M[1:], [False]])
-            members.append(places_M[order_M[is_in_M]].astype(np.int64))
-            buckets.append((np.cumsum(is_in_M & ~is_next_M) - 1)[is_in_M] + count)
+            members.append(places_M[order_M[is_in_M]].astype(np.int32))
+            buckets.append((np.cumsum(is_in_M & ~is_next_M, dtype=np.int32) + np.int32(count - 1))[is_in_M])
             count += int((is_in_M & ~is_next_M).sum())
         members_P, buckets_P = np.concatenate(members), np.concatenate(buckets)
+        members, buckets = [], []
         order_P = np.argsort(members_P, kind='stable')
         return members_P[order_P], buckets_P[order_P]
 
