@@ -4,10 +4,12 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 """
 
 from t5flan.commands import (
+    backtranslate,
     cache,
     convert,
     deduplicate,
     evaluate,
+    evol_instruct,
     infer,
     lm_eval,
     memorization,
@@ -16,6 +18,7 @@ from t5flan.commands import (
     rationales,
     report,
     score,
+    self_instruct,
     train,
     vocabulary,
 )
@@ -28,6 +31,9 @@ _MODULES = (
     lm_eval,
     infer,
     rationales,
+    self_instruct,
+    evol_instruct,
+    backtranslate,
     report,
     mixture,
     cache,
