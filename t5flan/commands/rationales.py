@@ -15,11 +15,14 @@ def run(arguments: argparse.Namespace) -> None:
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     import_tensorflow()
-    from t5flan.synthesis.rationales import rationales
+    from t5flan.synthesis.rationales import Filters, rationales
     from t5flan.tasks import register_all
-    from t5flan.tasks.cot import answer_words
+    from t5flan.tasks.cot import answer_words, open_rows
 
     register_all(data)
+    given = arguments.exemplars
+    exemplars = open_rows({'train': given, 'validation': given}, 'train', None) if given else []
+    filters = Filters(arguments.min_words, arguments.max_words, arguments.repetition, arguments.copying)
     rationales(
         arguments.checkpoint,
         arguments.task,
@@ -31,6 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
         agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
+        exemplars=[exemplars[i] for i in range(len(exemplars))],
+        filters=filters,
+        score=arguments.score,
+        draws=arguments.draws,
         step=arguments.step,
         decoding=decoding,
         json_file=arguments.json,
@@ -55,6 +62,13 @@ COMMAND = Command(
         Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
         Flag('--limit', 'only the first N questions (default: all)', 'N', int),
         Flag('--trigger', "sentence that asks for a rationale (default: InstructionConfig's, if needed)", 'TEXT'),
+        Flag('--exemplars', 'solved questions put before each prompt: a .tsv or .jsonl of DataConfig.cot', 'FILE'),
+        Flag('--min_words', 'reject shorter rationales (default: 3)', 'N', int, 3),
+        Flag('--max_words', 'reject longer rationales (default: 400)', 'N', int, 400),
+        Flag('--repetition', 'largest share of 4-word runs that repeat an earlier one (default: 0.5)', 'X', float, 0.5),
+        Flag('--copying', 'largest share of 5-word runs copied from the question (default: 0.8)', 'X', float, 0.8),
+        Flag('--score', "add each kept rationale's log-likelihood by the model, nats per token (.jsonl)", type=bool),
+        Flag('--draws', 'also write every draw and what became of it', 'FILE'),
         *decoding_flags(SAMPLING),
         JSON,
     ),
