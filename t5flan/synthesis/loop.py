@@ -1,6 +1,6 @@
 """The loop of `self_instruct`, `evol_instruct` and `backtranslate`: rounds of candidates until enough are accepted.
 
-    round 0, 1, ...: a method asks the model, and gives a verdict on each candidate: a row, or the filter that rejects it
+    round 0, 1, ...: a method asks the model; its verdict on a candidate is a row, or the filter that rejects it
     until `count` rows are accepted, the method has no more candidates, or the model only repeats itself
 
 The random numbers of a draw come from the seed and its place (stage, round, number); answers are kept in a journal, so
@@ -21,7 +21,7 @@ from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json
 from t5flan.language_model import LanguageModel, load
-from t5flan.synthesis.journal import Journal, Row, finished, fingerprint, open_run
+from t5flan.synthesis.journal import Journal, Row, fingerprint, finished, open_run
 from t5flan.synthesis.seeds import Task
 from t5flan.training.checkpoints import saved_at
 from t5flan.version import __version__
@@ -108,7 +108,7 @@ class Run:
         return [Draw(*one) for one in self.journal.recall(key, ask)]
 
     def scores(self, stage: str, requests: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """log p(answer | request) by the model, in nats."""
+        """Returns log p(answer | request) by the model, in nats."""
         if not requests:
             return []
         key = f'{stage} {fingerprint([list(requests), list(answers)])}'

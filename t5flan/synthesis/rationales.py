@@ -31,7 +31,7 @@ from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import LanguageModel, load
 from t5flan.scoring.answers import TRIGGER, extract_answer
-from t5flan.synthesis.journal import Journal, finished, fingerprint, open_run
+from t5flan.synthesis.journal import Journal, fingerprint, finished, open_run
 from t5flan.synthesis.loop import model_fields
 from t5flan.synthesis.rationale_choice import (
     Filters,
@@ -69,7 +69,7 @@ def rationales(
     trigger: str | None = None,
     answer_words: Sequence[str] = (TRIGGER,),
     exemplars: Sequence[Exemplar] = (),
-    filters: Filters = Filters(),
+    filters: Filters | None = None,
     score: bool = False,
     draws: str | None = None,
     step: int | None = None,
@@ -88,7 +88,7 @@ def rationales(
             for prompts that do not ask for one.
         answer_words: the phrases that announce an answer, one for each language, beside the usual ones.
         exemplars: solved questions that come before each prompt.
-        filters: which rationales are rejected.
+        filters: which rationales are rejected; None is the default of `Filters`.
         score: also write the log-likelihood of each kept rationale by the model itself.
         draws: also write every draw and what became of it to this .jsonl file.
         decoding: its num_samples is the number of rationales sampled for each question.
@@ -100,7 +100,8 @@ def rationales(
         UsageError: a setting is out of range.
         UserError: no such checkpoint, task or split, the output is of another run, or no rationale was kept.
     """
-    _check_settings(output, keep, each, agreement, score, draws, decoding)
+    choice = Choice(keep, each, agreement, Filters() if filters is None else filters, score)
+    _check_settings(output, choice, draws, decoding)
     questions, whole = read_questions(task, split, limit, answer_words)
     model = load(checkpoint, step).in_format('auto')
     prompts = [with_exemplars(prompt_of(question, trigger), exemplars) for question in questions]
@@ -115,38 +116,14 @@ def rationales(
         'max_new_tokens': decoding.max_new_tokens or model.max_new_tokens,
         'exemplars': len(exemplars),
     }
-    choosing = {
-        'keep': keep,
-        'each': each,
-        **({'agreement': agreement} if keep == 'vote' else {}),
-        'filters': dataclasses.asdict(filters),
-        'score': score,
-    }
-    path = Path(output)
-    found = finished(path, {**drawing, **choosing})
+    path, settings = Path(output), {**drawing, **choice.settings()}
+    found = finished(path, settings)
     if found is None:
         asks = {'whole_prompts': whole, 'prompts_ask': whole and all(question.asks for question in questions)}
-        made = {'made_by': f't5flan {__version__}', **drawing, **choosing, **asks}
+        made = {'made_by': f't5flan {__version__}', **settings, **asks}
         with open_run(path, {**drawing, 'batch_size': decoding.batch_size}) as journal:
-            samples = [
-                [_filtered(one, question, filters) for one in group]
-                for question, group in zip(
-                    questions, sample(model, questions, prompts, decoding, answer_words, journal), strict=True
-                )
-            ]
-            kept = [
-                one
-                for index, (question, group) in enumerate(zip(questions, samples, strict=True))
-                for one in choose(index, question, group, keep, each, agreement)
-            ]
-            if draws is not None:
-                write_draws(Path(draws), questions, samples, kept)
-            found = json.loads(json.dumps({**made, 'counts': count(questions, samples, kept)}))
-            if not kept:
-                raise UserError(
-                    f'{task}: none of {decoding.num_samples} rationales for each of {len(questions)} questions was kept '
-                    f'({found["counts"]}). Most likely {why_none(samples, found["counts"])}.'
-                )
+            samples = sample(model, questions, prompts, decoding, answer_words, journal)
+            found, kept = _choose_all(questions, samples, choice, made, draws)
             kept = _scored(model, prompts, kept, journal) if score else kept
             journal.finish(lines_of(path, questions, kept, task), found)
     counts = found['counts']
@@ -160,21 +137,63 @@ def rationales(
     return found
 
 
-def _check_settings(
-    output: str, keep: str, each: int, agreement: float, score: bool, draws: str | None, decoding: Decoding
-) -> None:
-    if keep not in KEEP:
-        raise UsageError(f'--keep={keep}, expected {" or ".join(KEEP)}')
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is kept, as in `rationales`."""
+
+    keep: str
+    each: int
+    agreement: float
+    filters: Filters
+    score: bool
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of the provenance."""
+        fields = dataclasses.asdict(self)
+        return fields if self.keep == 'vote' else {name: x for name, x in fields.items() if name != 'agreement'}
+
+
+def _choose_all(
+    questions: Sequence[Question],
+    samples: Sequence[Sequence[Sample]],
+    choice: Choice,
+    made: Mapping[str, Any],
+    draws: str | None,
+) -> tuple[dict[str, Any], list[Kept]]:
+    """The provenance and the kept rationales; raises a UserError if there are none."""
+    filtered = [
+        [_filtered(one, question, choice.filters) for one in group]
+        for question, group in zip(questions, samples, strict=True)
+    ]
+    kept = [
+        one
+        for index, (question, group) in enumerate(zip(questions, filtered, strict=True))
+        for one in choose(index, question, group, choice.keep, choice.each, choice.agreement)
+    ]
+    if draws is not None:
+        write_draws(Path(draws), questions, filtered, kept)
+    counts = count(questions, filtered, kept)
+    if not kept:
+        raise UserError(
+            f'{made["task"]}: none of {made["samples"]} rationales for each of {len(questions)} questions was kept '
+            f'({counts}). Most likely {why_none(filtered, counts)}.'
+        )
+    return json.loads(json.dumps({**made, 'counts': counts})), kept
+
+
+def _check_settings(output: str, choice: Choice, draws: str | None, decoding: Decoding) -> None:
+    if choice.keep not in KEEP:
+        raise UsageError(f'--keep={choice.keep}, expected {" or ".join(KEEP)}')
     if not output.endswith(SUFFIXES):
         raise UsageError(f'--output={output}, expected a file name that ends in {" or ".join(SUFFIXES)}')
-    if score and not output.endswith('.jsonl'):
+    if choice.score and not output.endswith('.jsonl'):
         raise UsageError(f'--score with --output={output}: a .tsv has no column for it. Set --output=....jsonl')
     if draws is not None and (not draws.endswith('.jsonl') or Path(draws) == Path(output)):
         raise UsageError(f'--draws={draws}, expected another file name than --output that ends in .jsonl')
-    if each < 1:
-        raise UsageError(f'--each={each}, expected an integer of 1 or more')
-    if not 0 < agreement <= 1:
-        raise UsageError(f'--agreement={agreement}, expected a number above 0 and at most 1')
+    if choice.each < 1:
+        raise UsageError(f'--each={choice.each}, expected an integer of 1 or more')
+    if not 0 < choice.agreement <= 1:
+        raise UsageError(f'--agreement={choice.agreement}, expected a number above 0 and at most 1')
     if decoding.num_samples > 1 and decoding.greedy:
         raise UsageError(
             f'--temperature=0 returns the same rationale {decoding.num_samples} times: set it above 0, or --samples=1'

@@ -154,9 +154,9 @@ def one_line(text: str) -> str:
 
 
 def items(draw: Draw) -> list[str]:
-    """The items of a continued list; the last one counts only if the model ended it.
+    r"""The items of a continued list; the last one counts only if the model ended it.
 
-    >>> items(Draw(' Name a fruit.\\n10. Name a tree.\\n11. Na', False))
+    >>> items(Draw(' Name a fruit.\n10. Name a tree.\n11. Na', False))
     ['Name a fruit.', 'Name a tree.']
     """
     parts = _ITEM.split(draw.text)[::2]
@@ -165,7 +165,7 @@ def items(draw: Draw) -> list[str]:
 
 
 def _labelled(instruction: str, draw: Draw) -> tuple[Instance, bool] | str:
-    """The instance of a classification task from 'LABEL\\nInput: INPUT'."""
+    """The instance of a classification task, from its label, 'Input:' in a new line, and the input."""
     label, found, given = draw.text.partition('\nInput:')
     label, given = one_line(label), given.strip()
     if not found or not label or not given:
