@@ -41,7 +41,10 @@ class Speaker:
         texts = [VOCABULARY.decode(ids) for ids in inputs]
         self.asked += texts
         return [
-            [self._generation(self._say(int(text.split()[3]), i)) for i in range(decoding.num_samples)]
+            [
+                self._generation(self._say(int(text.rpartition('How much is ')[2].split()[0]), i))
+                for i in range(decoding.num_samples)
+            ]
             for text in texts
         ]
 
@@ -318,8 +321,7 @@ def test_exemplars_draws_and_scores(monkeypatch, tmp_path, task):
     monkeypatch.setattr(
         Speaker, 'score_ids', lambda _, inputs, targets: [-2.0 * len(one) for one in targets], raising=False
     )
-    say = lambda n, i: right_at_sample_3()(int(speaker.asked[-1].split('Q: How much is ')[2].split()[0]), i)
-    speaker = Speaker(say)
+    speaker = Speaker(right_at_sample_3())
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     path, draws = tmp_path / 'x.jsonl', tmp_path / 'draws.jsonl'
     given = dict(decoding=SAMPLING.replace(num_samples=4, batch_size=1), limit=1)
