@@ -1,6 +1,7 @@
 """`t5flan rationales`: samples rationales for a task, with the files and modules of the checkpoint's run registered."""
 
 import argparse
+from typing import Any
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
@@ -20,8 +21,10 @@ def run(arguments: argparse.Namespace) -> None:
     from t5flan.tasks.cot import answer_words, open_rows
 
     register_all(data)
-    given = arguments.exemplars
-    exemplars = open_rows({'train': given, 'validation': given}, 'train', None) if given else []
+    solved: list[Any] = []
+    if given := arguments.exemplars:
+        rows = open_rows({'train': given, 'validation': given}, 'train', None)
+        solved = [rows[i] for i in range(len(rows))]
     filters = Filters(arguments.min_words, arguments.max_words, arguments.repetition, arguments.copying)
     rationales(
         arguments.checkpoint,
@@ -34,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
-        exemplars=[exemplars[i] for i in range(len(exemplars))],
+        exemplars=solved,
         filters=filters,
         score=arguments.score,
         draws=arguments.draws,

@@ -314,8 +314,9 @@ def write_draws(
     for index, (question, group) in enumerate(zip(questions, samples, strict=True)):
         for number, one in enumerate(group):
             right = bool(one.answer) and any(same_answer(one.answer, answer) for answer in question.answers)
-            verdict = 'kept' if (index, one.rationale) in chosen else one.fault or ('not kept' if one.answer else '')
-            verdict = verdict or ('no answer' if one.ended else 'did not end')
+            verdict = 'kept' if (index, one.rationale) in chosen else one.fault or 'not kept'
+            if not (one.rationale and one.answer):
+                verdict = 'no rationale' if one.answer else 'no answer' if one.ended else 'did not end'
             row = {'index': index, 'draw': number, 'source': question.text, 'text': one.text, 'answer': one.answer}
             row |= {'rationale': one.rationale, 'right': right, 'verdict': verdict}
             lines.append(json.dumps(row, ensure_ascii=False) + '\n')

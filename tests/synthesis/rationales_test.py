@@ -330,7 +330,7 @@ def test_exemplars_draws_and_scores(monkeypatch, tmp_path, task):
     [row] = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
     assert row['log_likelihood'] == -2.0
     rows = [json.loads(line) for line in draws.read_text('utf-8').splitlines()]
-    assert [row['verdict'] for row in rows] == ['not kept', 'not kept', 'did not end', 'kept']
+    assert [row['verdict'] for row in rows] == ['too short', 'no rationale', 'did not end', 'kept']
     assert [row['right'] for row in rows] == [False, True, False, True] and rows[2]['text'] == '0 and 1'
 
 
