@@ -4,12 +4,13 @@ import argparse
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SAMPLING, SEEDS
+from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS
+from t5flan.decoding.config import CANDIDATES
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes instructions for texts."""
-    decoding = read_decoding(read_run(arguments), arguments, 'backtranslate', SAMPLING)
+    decoding = read_decoding(read_run(arguments), arguments, 'backtranslate', CANDIDATES)
     from t5flan.synthesis.backtranslate import backtranslate
 
     backtranslate(
@@ -42,7 +43,7 @@ COMMAND = Command(
         Flag('--most_words', 'reject longer texts (default: 300)', 'N', int, 300),
         SEEDS,
         PATIENCE,
-        *decoding_flags(SAMPLING),
+        *decoding_flags(CANDIDATES),
         JSON,
     ),
 )

@@ -4,12 +4,13 @@ import argparse
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.commands.self_instruct import COUNT, OUTPUT, PATIENCE, SAMPLING, SEEDS
+from t5flan.commands.self_instruct import COUNT, OUTPUT, PATIENCE, SEEDS
+from t5flan.decoding.config import CANDIDATES
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Rewrites tasks with Evol-Instruct."""
-    decoding = read_decoding(read_run(arguments), arguments, 'evol_instruct', SAMPLING)
+    decoding = read_decoding(read_run(arguments), arguments, 'evol_instruct', CANDIDATES)
     from t5flan.synthesis.evol_instruct import evol_instruct
 
     evol_instruct(
@@ -38,7 +39,7 @@ COMMAND = Command(
         SEEDS,
         Flag('--depth', 'rewrite a task at most N times (default: 4)', 'N', int, 4),
         PATIENCE,
-        *decoding_flags(SAMPLING),
+        *decoding_flags(CANDIDATES),
         JSON,
     ),
 )

@@ -4,10 +4,8 @@ import argparse
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.decoding.config import Decoding
+from t5flan.decoding.config import CANDIDATES
 
-SAMPLING = Decoding(temperature=0.7, batch_size=32, max_new_tokens=256)
-"""As in `t5flan.synthesis.loop`, which imports JAX."""
 SEEDS = Flag('--seeds', 'a file of tasks to start from: instruction, instances (default: 26 packaged ones)', 'FILE')
 COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', int, 200)
 OUTPUT = Flag('--output', 'a .jsonl file; its provenance is written beside it', 'FILE', required=True)
@@ -16,7 +14,7 @@ PATIENCE = Flag('--patience', 'stop if under 1 % of the candidates of N rounds w
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes tasks with Self-Instruct."""
-    decoding = read_decoding(read_run(arguments), arguments, 'self_instruct', SAMPLING)
+    decoding = read_decoding(read_run(arguments), arguments, 'self_instruct', CANDIDATES)
     from t5flan.synthesis.self_instruct import self_instruct
 
     self_instruct(
@@ -37,5 +35,5 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan self_instruct --checkpoint=runs/mine --count=200 --output=new_tasks.jsonl',
-    flags=(CHECKPOINT, OUTPUT, COUNT, SEEDS, PATIENCE, *decoding_flags(SAMPLING), JSON),
+    flags=(CHECKPOINT, OUTPUT, COUNT, SEEDS, PATIENCE, *decoding_flags(CANDIDATES), JSON),
 )

@@ -13,11 +13,11 @@ from typing import Any
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.rows import read_rows
 from t5flan.data.records.text_files import match_texts
-from t5flan.decoding.config import Decoding
+from t5flan.decoding.config import CANDIDATES, Decoding
 from t5flan.errors import UserError
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, copied, instruction_fault, length_fault, without_quotes
-from t5flan.synthesis.loop import SAMPLING, Run, Verdict
+from t5flan.synthesis.loop import Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, chosen, read_seeds
 from t5flan.synthesis.self_instruct import one_line
 
@@ -131,7 +131,7 @@ def backtranslate(
     count: int | None = None,
     seeds: str | None = None,
     most_words: int = 300,
-    decoding: Decoding = SAMPLING,
+    decoding: Decoding = CANDIDATES,
     patience: int = 5,
     step: int | None = None,
     json_file: str | None = None,

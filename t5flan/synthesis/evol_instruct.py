@@ -12,10 +12,10 @@ parents of eliminated tasks stay, and are tried again.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5flan.decoding.config import Decoding
+from t5flan.decoding.config import CANDIDATES, Decoding
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, instruction_fault, output_fault, without_quotes
-from t5flan.synthesis.loop import SAMPLING, Run, Verdict
+from t5flan.synthesis.loop import Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, generator, read_seeds, request
 
 _WORDING = PROMPTS['evol_instruct']
@@ -107,7 +107,7 @@ def evol_instruct(
     count: int = 200,
     seeds: str | None = None,
     depth: int = 4,
-    decoding: Decoding = SAMPLING,
+    decoding: Decoding = CANDIDATES,
     patience: int = 5,
     step: int | None = None,
     json_file: str | None = None,

@@ -26,8 +26,6 @@ from t5flan.synthesis.seeds import Task
 from t5flan.training.checkpoints import saved_at
 from t5flan.version import __version__
 
-SAMPLING = Decoding(temperature=0.7, batch_size=32, max_new_tokens=256)
-"""The default of these commands. Answers are not sampled: they are greedy."""
 LEAST_ACCEPTED = 0.01
 """A run stops if a smaller share of the candidates of the last `patience` rounds was accepted."""
 

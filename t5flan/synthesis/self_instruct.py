@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5flan.decoding.config import Decoding
+from t5flan.decoding.config import CANDIDATES, Decoding
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, instruction_fault, output_fault, without_quotes
-from t5flan.synthesis.loop import SAMPLING, Draw, Run, Verdict
+from t5flan.synthesis.loop import Draw, Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, chosen, generator, read_seeds, request
 
 _WORDING = PROMPTS['self_instruct']
@@ -186,7 +186,7 @@ def self_instruct(
     *,
     count: int = 200,
     seeds: str | None = None,
-    decoding: Decoding = SAMPLING,
+    decoding: Decoding = CANDIDATES,
     patience: int = 5,
     step: int | None = None,
     json_file: str | None = None,

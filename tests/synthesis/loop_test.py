@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from t5flan.decoding.config import CANDIDATES
 from t5flan.errors import UsageError, UserError
 from t5flan.synthesis import journal as journal_lib
 from t5flan.synthesis import loop
@@ -14,7 +15,7 @@ from t5flan.synthesis.backtranslate import read_texts
 from t5flan.synthesis.evol_instruct import OPERATIONS, evol_instruct
 from t5flan.synthesis.filters import Pool, instruction_fault
 from t5flan.synthesis.journal import journal_path, provenance_path
-from t5flan.synthesis.loop import SAMPLING, Draw
+from t5flan.synthesis.loop import Draw
 from t5flan.synthesis.seeds import read_seeds
 from t5flan.synthesis.self_instruct import SelfInstruct, items, self_instruct
 from t5flan.tasks import chat
@@ -161,7 +162,7 @@ def test_settings_out_of_range(tmp_path):
     for settings, pattern in (
         ({'count': 0}, '--count=0'),
         ({'patience': 0}, '--patience=0'),
-        ({'decoding': SAMPLING.replace(temperature=0.0)}, '--temperature=0'),
+        ({'decoding': CANDIDATES.replace(temperature=0.0)}, '--temperature=0'),
     ):
         with pytest.raises(UsageError, match=pattern):
             self_instruct('none', str(tmp_path / 'x.jsonl'), **settings)
