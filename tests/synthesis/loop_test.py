@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from t5flan.commands import COMMANDS
+from t5flan.commands.arguments import parse_arguments
 from t5flan.decoding.config import CANDIDATES
 from t5flan.errors import UsageError, UserError
 from t5flan.synthesis import journal as journal_lib
@@ -19,6 +21,7 @@ from t5flan.synthesis.loop import Draw
 from t5flan.synthesis.seeds import read_seeds
 from t5flan.synthesis.self_instruct import SelfInstruct, items, self_instruct
 from t5flan.tasks import chat
+from tests.saved_model import byte_model, save_folder
 from tests.synthesis import stub_model
 from tests.synthesis.stub_model import Stub, run
 
@@ -248,3 +251,26 @@ def test_the_pool_finds_what_rouge_finds():
         expected = any(scorer.score(other, text)['rougeL'].fmeasure >= 0.7 for other in texts[:30])
         assert pool.has_similar(text) == expected, text
     assert Pool(['天空为什么是蓝色的']).has_similar('天空为什么是蓝色') and not Pool(['!!!']).has_similar('???')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family,format', [('t5_1_1', 'encoder_decoder'), ('gemma', 'causal_lm')])
+def test_the_commands_run_with_a_checkpoint(family, format, tmp_path, monkeypatch):
+    """An untrained model writes nothing that is accepted, and is told so; its draws are in the journal."""
+    folder = save_folder(tmp_path / 'run', byte_model(family), format, steps=(3,))
+    (tmp_path / 't.jsonl').write_text('{"text": "The old bridge is made of stone."}\n')
+    monkeypatch.chdir(tmp_path)
+    for name in METHODS:
+        line = [
+            name,
+            f'--checkpoint={folder}',
+            '--output=x.jsonl',
+            '--batch_size=2',
+            '--max_new_tokens=8',
+            '--patience=1',
+        ]
+        command, arguments = parse_arguments([*line, *['--input=t.jsonl'] * (name == 'backtranslate')], COMMANDS)
+        with pytest.raises(UserError, match='repeats itself|nothing was accepted'):
+            command.run(arguments)
+        assert journal_path(tmp_path / 'x.jsonl').read_bytes().count(b'\n') == 2
+        journal_path(tmp_path / 'x.jsonl').unlink()
