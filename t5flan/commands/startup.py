@@ -1,10 +1,14 @@
 """What happens before a command runs: environment variables of JAX and TensorFlow, and a quiet TensorFlow import."""
 
+import argparse
+import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
-from t5flan.files import cache_folder
+from t5flan.commands.arguments import Command
+from t5flan.files import cache_folder, check_folder, check_output, remove_partial
 
 
 def set_environment() -> None:
@@ -21,6 +25,34 @@ def set_environment() -> None:
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns about things that are as intended
+
+
+@contextlib.contextmanager
+def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[None]:
+    """Checks the files and folders that a command writes before it does any work, and locks them while it runs.
+
+    Raises:
+        UserError: a path cannot be written, or another process writes it.
+    """
+    with contextlib.ExitStack() as held:
+        for flag in command.flags:
+            given = getattr(arguments, flag.name.lstrip('-'), None) if flag.writes else None
+            if given is None:
+                continue
+            if flag.writes == 'folder':
+                check_folder(given, flag.name)
+            else:
+                check_output(given, flag.name)
+            if flag.writes == 'shared':
+                continue
+            from t5flan.files import locks
+
+            if flag.writes == 'folder':
+                held.enter_context(locks.hold(os.path.join(given, locks.NAME), given, flag.name))
+            else:
+                held.enter_context(locks.hold_file(given, flag.name))
+                remove_partial(given)
+        yield
 
 
 def import_tensorflow() -> None:

@@ -29,7 +29,13 @@ COMMAND = Command(
     flags=(
         Flag('--input', '.txt or .jsonl files; may be given several times', 'GLOB', required=True, many=True),
         Flag('--size', 'number of ids, including sentinels and mode tokens', 'N', int, required=True),
-        Flag('--output', 'vocabulary file; its description is written beside it as .json', 'F.model', required=True),
+        Flag(
+            '--output',
+            'vocabulary file; its description is written beside it as .json',
+            'F.model',
+            required=True,
+            writes='file',
+        ),
         Flag('--extra_ids', 'number of sentinels (default: 100)', 'N', int, 100),
         Flag('--mode_tokens', 'separated by commas (default: [NLU],[NLG],[S2S])', 'A,B', words, MODE_TOKENS),
         Flag('--fields', FIELDS_HELP, 'A,B', words, FIELDS),

@@ -34,7 +34,7 @@ from t5flan.adapters.config import Adapter
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
-from t5flan.files import PathLike, write_json
+from t5flan.files import PathLike, check_links, write_json
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.config import CheckpointConfig
@@ -151,7 +151,7 @@ def find_step(folder: PathLike, step: int | None = None) -> int:
     """`step` if given, else the step that a step folder names, else the description's, else the latest.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or a link in it leads out of the folder.
     """
     root = checkpoint_root(folder)
     if step is None and epath.Path(folder) != root:
@@ -163,7 +163,9 @@ def find_step(folder: PathLike, step: int | None = None) -> int:
         raise UserError(f'{root / CHECKPOINTS} has no complete checkpoint yet.')
     if step is not None and step not in steps:
         raise UserError(f'{root / CHECKPOINTS} has no step {step}; it has {steps}.')
-    return steps[-1] if step is None else step
+    found = steps[-1] if step is None else step
+    check_links(root, (DESCRIPTION, VOCABULARY, HUGGING_FACE, f'{CHECKPOINTS}/{found}'))
+    return found
 
 
 class CheckpointManager:

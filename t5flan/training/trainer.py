@@ -28,6 +28,7 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError, did_you_mean
+from t5flan.files.locks import Lock
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
@@ -88,10 +89,33 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
-    mesh, evaluation = mesh or MeshConfig(), evaluation or EvaluationConfig()
+    evaluation = evaluation or EvaluationConfig()
     checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
+    optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
     if run.multi_host:
         jax.distributed.initialize()
+    with description_lib.hold_workdir(workdir) as lock:
+        return _train(
+            workdir, model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated, lock, started
+        )
+
+
+def _train(
+    workdir: str,
+    model: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    optimizer: OptimizerConfig,
+    loss: LossConfig,
+    mesh: MeshConfig,
+    checkpoints: CheckpointConfig,
+    evaluation: EvaluationConfig,
+    gin: str,
+    generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None,
+    lock: Lock | None,
+    started: float,
+) -> TrainState:
+    """`train`, once no other run can write the workdir."""
     first_host = jax.process_index() == 0
 
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
@@ -114,7 +138,7 @@ def train(
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
-        trainer = Trainer(model, optimizer or OptimizerConfig(), loss or LossConfig(), run, sharding)
+        trainer = Trainer(model, optimizer, loss, run, sharding)
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
@@ -125,7 +149,7 @@ def train(
 
         # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
-        state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, started).train(state)
+        state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, started, lock).train(state)
         manager.close()
         writer.write_data(pipeline.report())
         for line in pipeline.report_lines():
@@ -148,6 +172,8 @@ class Loop:
     throughput: Throughput
     started: float
     """`time.monotonic()` at the start of the run."""
+    lock: Lock | None = None
+    """The lock of the workdir, on the first host."""
 
     def train(self, state: TrainState) -> TrainState:
         """Steps from `state` to the last step of the run.
@@ -206,6 +232,8 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], position: Position) -> None:
         self._check_finite(step, metrics)
+        if self.lock is not None:
+            self.lock.require()
         self.manager.save(self.trainer.saved(state), {'seed': self.run.seed, 'position': gather_position(position)})
         self.throughput.pause()
 
