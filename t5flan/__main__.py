@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
+from t5flan import signals
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Exit, parse_arguments
 from t5flan.commands.startup import hold_outputs, set_environment
@@ -25,6 +26,11 @@ def console() -> NoReturn:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
+    with signals.watched():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
         command, arguments = parse_arguments(argv, COMMANDS)
         set_environment()
@@ -40,10 +46,14 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print('\nt5flan: stopped', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        by = f' by {error}; run the same command again to go on' if error.args else ''
+        print(f'{"" if by and not sys.stderr.isatty() else chr(10)}t5flan: stopped{by}', file=sys.stderr)
         return 1
     except Exception as error:
+        if by := signals.received():  # a library has made an error of its own of it
+            print(f't5flan: stopped by {by}; run the same command again to go on', file=sys.stderr)
+            return 1
         problem = _problem_of_system(error)
         if problem is None:  # a bug, so show the traceback
             raise

@@ -85,10 +85,10 @@ def _adapters(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _connect() -> None:
     """Connects the processes of this job, as RunConfig.multi_host does for a training run."""
-    import jax
+    from t5flan.preemption import connect_processes
 
     try:
-        jax.distributed.initialize()
+        connect_processes()
     except (ValueError, RuntimeError) as error:
         why = ' '.join(str(error).split())[:200].rstrip('.')
         raise UserError(

@@ -2,12 +2,17 @@
 
 import argparse
 import contextlib
+import functools
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from t5flan.commands.arguments import Command
+from t5flan.errors import disk_problem
 from t5flan.files import cache_folder, check_folder, check_output, remove_partial
 
 
@@ -25,6 +30,24 @@ def set_environment() -> None:
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns about things that are as intended
+    _report_full_disks_once()
+
+
+def _report_full_disks_once() -> None:
+    """Drops the tracebacks that threads and logs of libraries print about a full disk, which is reported once."""
+    import absl.logging
+
+    def is_new(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return error is None or disk_problem(error) is None
+
+    def of_thread(given: Any, print_: Callable[[Any], Any]) -> None:
+        if given.exc_value is None or disk_problem(given.exc_value) is None:
+            print_(given)
+
+    absl.logging.get_absl_logger().addFilter(is_new)
+    threading.excepthook = functools.partial(of_thread, print_=threading.__excepthook__)
+    sys.unraisablehook = functools.partial(of_thread, print_=sys.__unraisablehook__)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.paths import match_files
 from t5flan.data.records.rows import is_rows, plain_text
 from t5flan.errors import UsageError, UserError
-from t5flan.files import check_output, locks, open_whole, remove_partial, write_json
+from t5flan.files import append_whole, check_output, locks, open_whole, remove_partial, write_json
 
 INDEX, PREDICTION, PREDICTIONS = 'index', 'prediction', 'predictions'
 """The fields that are added to a row, unless the row has fields of that name."""
@@ -218,10 +218,11 @@ class RowWriter:
             row, answer = self._answer(line)
             if prompt is None or answer is None or json.dumps(row) != json.dumps(prompt.row):
                 changed = prompt is not None and isinstance(row, dict) and difference(row, prompt.row)
-                what = f' ({changed[0]}={changed[1]!r}, and now {changed[2]!r})'[:200] if changed else ''
+                what = f' (here {changed[0]}={changed[1]!r}, and now {changed[2]!r})'[:200] if changed else ''
                 where = f'{self._path}:{number}'
                 raise UserError(
-                    f'{where} does not answer a row of this input{what}. Set another {self._setting}, or remove the file.'
+                    f'{where} does not answer a row of this input. Set another {self._setting}, '
+                    f'or remove the file{what}.'
                 )
             done[prompt.number] = answer
         if whole < len(data):  # an incomplete line of a killed run
@@ -250,14 +251,7 @@ class RowWriter:
         rows = [prompt.row | self._fields(answer) for prompt, answer in answered]
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._lock.require()
-        size = os.fstat(self._file.fileno()).st_size
-        left = memoryview(lines.encode('utf-8', 'surrogatepass'))
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            os.truncate(self._path, size)
-            raise OSError(error.errno, error.strerror, os.fspath(self._path)) from None
+        append_whole(self._file, lines.encode('utf-8', 'surrogatepass'))
         self.done |= {prompt.number: answer for prompt, answer in answered}
         self.remaining = self.remaining[len(answers) :]
 

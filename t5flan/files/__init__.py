@@ -1,6 +1,7 @@
 """Local and bucket files: paths, writes that appear whole or not at all, and the cache folder."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -86,6 +87,15 @@ def remove_partial(path: PathLike) -> None:
             os.unlink(entry.path)
 
 
+def remove_folders(folder: PathLike, suffix: str) -> None:
+    """Removes the folders right in a local folder whose names end in `suffix`; those that cannot be removed stay."""
+    target = to_path(folder)
+    if '://' not in os.fspath(target) and target.is_dir():
+        for path in target.iterdir():
+            if path.name.endswith(suffix):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def check_output(path: PathLike, setting: str = '') -> None:
     """Requires that a path can be a file that is written: not empty, and neither a folder nor a device or pipe.
 
@@ -168,6 +178,21 @@ def check_links(folder: PathLike, parts: Sequence[str] = ('',), plain: Sequence[
 
 def _is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([folder, path]) == folder
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Appends `data` to a local file that was opened unbuffered with mode 'ab': all of it, or nothing after an error.
+
+    Raises:
+        OSError: the disk is full, for example; it names the file.
+    """
+    size, left = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        os.ftruncate(file.fileno(), size)
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def write_whole(path: PathLike, content: str | bytes) -> None:

@@ -46,6 +46,7 @@ def hold_workdir(workdir: str) -> Iterator[locks.Lock | None]:
     check_folder(workdir, '--workdir')
     check_links(workdir, _FOLDERS, plain=WRITTEN)
     lock, problem = None, None
+    is_new = not os.path.lexists(workdir)
     if jax.process_index() == 0:
         try:
             lock = locks.acquire(f'{workdir}/{locks.NAME}', workdir, '--workdir')
@@ -66,6 +67,9 @@ def hold_workdir(workdir: str) -> Iterator[locks.Lock | None]:
     finally:
         if lock is not None:
             lock.release()
+            with contextlib.suppress(OSError):  # a run that failed before it wrote anything
+                if is_new:
+                    os.rmdir(workdir)
 
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:

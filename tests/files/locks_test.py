@@ -1,5 +1,6 @@
 """One process at a time holds a lock; the lock of a killed process is taken over, wherever it ran."""
 
+import functools
 import json
 import os
 import pathlib
@@ -82,6 +83,13 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(path):
         locks.acquire(path, 'runs/mine', '--workdir')._ended.set()
 
 
+def beat(ended, renew):
+    for count in range(100):
+        if ended.wait(0.05):
+            return
+        renew(renewed=count)
+
+
 def test_the_lock_of_another_machine_is_watched(path, monkeypatch, capsys):
     monkeypatch.setattr(locks, 'PATIENCE', 0.4)
     for content in ('elsewhere', ''):  # '': it is being written
@@ -89,13 +97,8 @@ def test_the_lock_of_another_machine_is_watched(path, monkeypatch, capsys):
         path.write_text('') if not content else rewrite(path, machine=content, host='far')
         beating = threading.Event()
 
-        def beat():
-            for count in range(100):
-                if beating.wait(0.05):
-                    return
-                rewrite(path, renewed=count) if content else path.write_text(' ' * count)
-
-        thread = threading.Thread(target=beat)
+        renew = functools.partial(rewrite, path) if content else lambda renewed: path.write_text(' ' * renewed)
+        thread = threading.Thread(target=beat, args=(beating, renew))
         thread.start()
         with pytest.raises(UserError, match='is being written by'):
             locks.acquire(path, 'runs/mine', '--workdir')
