@@ -27,7 +27,9 @@ def console() -> NoReturn:
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     with signals.watched():
-        return _main(argv)
+        code = _main(argv)
+        signals.reported()
+        return code
 
 
 def _main(argv: Sequence[str]) -> int:

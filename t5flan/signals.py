@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEADLINE = 25.0
+DEADLINE = 20.0
 """Seconds from a signal to the end of its process."""
+LINGER = 5.0
+"""Seconds from the line that reports the signal to the end of the process."""
 _SAME = 0.2
 """Seconds within which a second signal is the same one, sent by a terminal and by a launcher."""
 
@@ -28,7 +30,7 @@ class _Watch:
     def __init__(self) -> None:
         self.received: int | None = None
         self._deadline: float | None = None
-        self._saving = 0
+        self._saving, self._is_reported = 0, False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -41,6 +43,11 @@ class _Watch:
             self.received, self._deadline = number, time.monotonic() + DEADLINE
             with contextlib.suppress(OSError):
                 os.write(self._write, b'\0')  # wakes the thread
+
+    def reported(self) -> None:
+        """The signal is reported: what is left is Python's own end, which may wait for threads and other processes."""
+        if self._deadline is not None:
+            self._is_reported, self._deadline = True, min(self._deadline, time.monotonic() + LINGER)
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -73,6 +80,8 @@ class _Watch:
                 elif time.monotonic() - first > _SAME:
                     _end(f'ended at once by a second {signal.Signals(number).name}')
             if self._deadline is not None and time.monotonic() > self._deadline and not self._saving:
+                if self._is_reported:
+                    os._exit(1)
                 name = signal.Signals(self.received or signal.SIGTERM).name
                 _end(f'stopped by {name}, {DEADLINE:.0f} s ago; what was saved before is whole')
 
@@ -128,6 +137,12 @@ def saving() -> Iterator[None]:
 def received() -> str | None:
     """The name of the signal that this process was told to end with, or None."""
     return None if _watch is None or _watch.received is None else signal.Signals(_watch.received).name
+
+
+def reported() -> None:
+    """Says that the user has been told: the process ends soon, without another line."""
+    if _watch is not None:
+        _watch.reported()
 
 
 def start_deadline(number: int) -> None:
