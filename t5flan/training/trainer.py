@@ -118,7 +118,6 @@ def _train(
 ) -> TrainState:
     """`train`, once no other run can write the workdir."""
     first_host = jax.process_index() == 0
-
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
