@@ -53,8 +53,8 @@ def _main(argv: Sequence[str]) -> int:
         print(f'{"" if by and not sys.stderr.isatty() else chr(10)}t5flan: stopped{by}', file=sys.stderr)
         return 1
     except Exception as error:
-        if by := signals.received():  # a library has made an error of its own of it
-            print(f't5flan: stopped by {by}; run the same command again to go on', file=sys.stderr)
+        if stopped_by := signals.received():  # a library has made an error of its own of it
+            print(f't5flan: stopped by {stopped_by}; run the same command again to go on', file=sys.stderr)
             return 1
         problem = _problem_of_system(error)
         if problem is None:  # a bug, so show the traceback

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import logging
 import os
 import sys
 import tempfile
@@ -37,15 +36,22 @@ def _report_full_disks_once() -> None:
     """Drops the tracebacks that threads and logs of libraries print about a full disk, which is reported once."""
     import absl.logging
 
-    def is_new(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        return error is None or disk_problem(error) is None
+    def is_new(error: BaseException | None) -> bool:
+        late = isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'  # a write of a save that failed
+        return error is None or not (late or disk_problem(error))
 
     def of_thread(given: Any, print_: Callable[[Any], Any]) -> None:
-        if given.exc_value is None or disk_problem(given.exc_value) is None:
+        if is_new(given.exc_value):
             print_(given)
 
-    absl.logging.get_absl_logger().addFilter(is_new)
+    def of_callback(kind: Any, error: BaseException, where: Any) -> None:
+        if is_new(error):
+            sys.__excepthook__(kind, error, where)
+
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: is_new(record.exc_info[1] if isinstance(record.exc_info, tuple) else None)
+    )
+    sys.excepthook = of_callback
     threading.excepthook = functools.partial(of_thread, print_=threading.__excepthook__)
     sys.unraisablehook = functools.partial(of_thread, print_=sys.__unraisablehook__)
 

@@ -266,7 +266,7 @@ def _answer_all(
             answers += _answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
             progress(len(answers), len(prompts))
     else:
-        saved = saved_at(model.folder, model.step)
+        saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
         record = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
         with RowWriter(predictions, prompts, setting='--predictions', record=record) as writer:
             while writer.remaining:
