@@ -70,8 +70,8 @@ def arguments_of(command: str, place: Path, ready: Path, rows: Path) -> list[str
             'deduplicate', f'--input={rows}', f'--output={place}/d.jsonl', '--field=inputs', '--threshold=1',
         ],
         'vocabulary': [
-            'vocabulary', f'--input={rows}', '--size=320', f'--output={place}/v.model', '--extra_ids=0',
-            '--mode_tokens=',
+            'vocabulary', f'--input={rows.parent}/text.txt', '--size=400', f'--output={place}/v.model',
+            '--extra_ids=0', '--mode_tokens=',
         ],
     }[command]  # fmt: skip
 
@@ -100,6 +100,7 @@ def attack(tries: int, seed: int, folder: Path, commands: Sequence[str] = COMMAN
     preload()
     chance, rows, log = random.Random(seed), write_rows(folder), folder / 'log.txt'
     ready = folder / 'ready'
+    (folder / 'text.txt').write_text(Path(__file__).read_text(encoding='utf-8'))
     assert wait(start(train_arguments(ready, rows, 4, 2), log)) == 0, log.read_text()
     counts = {'tries': 0, 'full': 0, 'enough': 0}
     with disk(folder / 'disk') as place:
