@@ -1,6 +1,7 @@
 """Tasks and mixtures to train and evaluate on, registered with SeqIO by name. Imported as t5flan.tasks."""
 
 import importlib
+from pathlib import Path
 
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures import registration
@@ -18,6 +19,7 @@ def register_all(data: DataConfig | None = None) -> None:
         UserError: a module cannot be imported, a file is faulty, or a task's name is taken.
     """
     from t5flan.tasks import chat, cot, files, natural_instructions, text, ul2
+    from t5flan.tasks.flan import collection
     from t5flan.tasks.flan import mixtures as flan
     from t5flan.tasks.practice import tasks as practice
 
@@ -26,6 +28,7 @@ def register_all(data: DataConfig | None = None) -> None:
     if data is None:
         flan.register()
         return
+    _set_tfds_folder(data.tfds_data_dir)
     for module in data.modules:
         try:
             importlib.import_module(module)
@@ -41,4 +44,20 @@ def register_all(data: DataConfig | None = None) -> None:
     cot.register(data.cot or (), data.skip_broken)
     chat.register(data.chat or (), data.skip_broken)
     flan.register(data.skip_broken)  # after the tasks that its mixtures include
+    used = {data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in}
+    needed = collection.MIXTURE in used
+    collection.register(data.flan_collection, data.flan_redistribute, needed, data.skip_broken)
     registration.register(data.mixtures)
+
+
+def _set_tfds_folder(folder: str | None) -> None:
+    """Reads TFDS's data sets from a folder, in all tasks.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    import seqio
+
+    if folder is not None and '://' not in folder and not Path(folder).is_dir():
+        raise UserError(f'DataConfig.tfds_data_dir={folder!r}: no such folder. Set it to that of `tfds build`.')
+    seqio.set_tfds_data_dir_override(folder)

@@ -32,13 +32,13 @@ COMMAND = Command(
     example="t5flan deduplicate --input='crawl/*.jsonl' --output=crawl_once.jsonl",
     flags=(
         Flag('--input', '.txt or .jsonl files; may be given several times', 'GLOB', required=True, many=True),
-        Flag('--output', 'a .jsonl file of the texts that are kept', 'F.jsonl', required=True),
+        Flag('--output', 'a .jsonl file of the texts that are kept', 'F.jsonl', required=True, writes='file'),
         Flag('--field', 'field of the .jsonl rows that holds the text (default: text)', 'NAME', default='text'),
         Flag('--unit', UNIT_HELP, 'UNIT', default='document'),
         Flag('--threshold', THRESHOLD_HELP, 'X', float, 0.8),
         Flag('--ngram', 'n-gram length in words (default: 5)', 'N', int, 5),
         Flag('--permutations', 'MinHash permutations; more is more accurate but slower (default: 128)', 'N', int, 128),
         Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', int, 10),
-        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE'),
+        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE', writes='file'),
     ),
 )

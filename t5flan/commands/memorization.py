@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.make_canaries:
         repeats = [int(number) if number.isdigit() else 0 for number in arguments.repeats]
         rows = make_canaries(arguments.make_canaries, repeats, arguments.count, seed=arguments.seed)
-        print(f'{arguments.make_canaries}: {rows:,} rows. Add it to TextFiles.train, then test it with --group=repeats')
+        print(f'{arguments.make_canaries}: {rows:,} rows. Add it to TextFiles.train, then test it with --input')
         return
     if not arguments.input:
         raise UsageError('--input=GLOB is missing: the text to continue')
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         control=arguments.control or (),
         step=arguments.step,
         batch_size=arguments.batch_size,
+        references=arguments.references,
     )
     print(*table(found), sep='\n')
     if arguments.json:
@@ -54,14 +55,25 @@ COMMAND = Command(
             'UNIT',
             default='paragraph',
         ),
-        Flag('--group', 'a field of the .jsonl rows: also report results for each of its values', 'NAME'),
+        Flag(
+            '--group',
+            "a field of the .jsonl rows: also report results for each of its values (default: 'repeats' of canaries)",
+            'NAME',
+        ),
         Flag('--prefix', 'tokens of the prompt (default: 50)', 'N', int, 50),
         Flag('--length', 'tokens to continue with (default: 50)', 'N', int, 50),
         Flag('--limit', 'at most N texts (default: 500)', 'N', int, 500),
         CONTROL,
         STEP,
         Flag('--batch_size', 'prompts decoded together (default: 32)', 'N', int, 32),
-        Flag('--make_canaries', 'instead, write random texts to plant in training text', 'F.jsonl'),
+        Flag(
+            '--references',
+            'canaries only: also report their exposure, beside N random texts; 200 is plenty (default: 0)',
+            'N',
+            int,
+            0,
+        ),
+        Flag('--make_canaries', 'instead, write random texts to plant in training text', 'F.jsonl', writes='file'),
         Flag('--repeats', 'how often canaries are repeated (default: 1,10,100)', 'A,B', words, ('1', '10', '100')),
         Flag('--count', 'canaries for each number of repeats (default: 20)', 'N', int, 20),
         Flag('--seed', 'seed of the canaries (default: 0)', 'N', int, 0),

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
     if only_list:
         _list_names(arguments.json)
     else:
-        main(data, arguments.json, arguments.sample, arguments.examples, source)
+        from t5flan.tasks.flan.mixtures import parts
+
+        main(data, arguments.json, arguments.sample, arguments.examples, source, submixtures=parts(data.mixture))
 
 
 def _list_names(json_path: str | None) -> None:

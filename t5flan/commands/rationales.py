@@ -57,7 +57,13 @@ COMMAND = Command(
     flags=(
         CHECKPOINT,
         Flag('--task', 'the task whose questions are used', 'NAME', required=True),
-        Flag('--output', 'a .tsv or .jsonl file; its provenance is written beside it', 'FILE', required=True),
+        Flag(
+            '--output',
+            'a .tsv or .jsonl file; its provenance is written beside it',
+            'FILE',
+            required=True,
+            writes='file',
+        ),
         Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
         Flag('--keep', "'right' answers, or the most frequent by 'vote' (default: right)", 'RULE', default='right'),
         Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', float, 0.5),

@@ -37,9 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
     import_tensorflow()
     from t5flan.evaluation.evaluator import GeneratedMetrics
     from t5flan.tasks import register_all
+    from t5flan.tasks.flan import mixtures as flan
     from t5flan.training.trainer import train
 
-    register_all(values['data'])
+    register_all(data := values['data'])
+    used = (data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in)
+    flan.require_complete(used, data.flan_redistribute)
     train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics)
 
 

@@ -82,6 +82,15 @@ class DataConfig:
     """Files of conversations or instruction rows (.json, .jsonl); stored as a tuple."""
     cache: str | None = None
     """A folder that `t5flan cache` wrote: tasks in it are read from there, others from their sources."""
+    tfds_data_dir: str | None = None
+    """The folder with TFDS's prepared data sets (`tfds build --data_dir`); None is TFDS's own, ~/tensorflow_datasets or
+    the environment variable TFDS_DATA_DIR."""
+    flan_collection: str | None = None
+    """A folder of the published Flan collection's rows: flan_zs_opt_train.jsonl.gz and so on become the mixtures
+    'flan_collection' and 'flan_collection_SUBMIXTURE'."""
+    flan_redistribute: bool = False
+    """'flan2022', 'flan2022_paper' and 'flan_collection': whether the submixtures that are there share the rate of
+    those that are not. False stops a run that lacks one."""
     skip_broken: bool = False
     """Skips and reports tasks, rows and conversations that cannot be used, instead of stopping (--skip_broken)."""
 
@@ -95,10 +104,11 @@ class DataConfig:
         object.__setattr__(self, 'denoisers', {name: tuple(denoisers) for name, denoisers in self.denoisers.items()})
         for name, denoisers in self.denoisers.items():
             check_denoisers(name, denoisers)
-        for field in ('mixture', 'vocabulary', 'split', 'natural_instructions', 'cache'):
+        paths = ('natural_instructions', 'cache', 'tfds_data_dir', 'flan_collection')
+        for field in ('mixture', 'vocabulary', 'split', *paths):
             if getattr(self, field) is not None or field in ('mixture', 'vocabulary', 'split'):
                 require_text(f'DataConfig.{field}', getattr(self, field))
-        for field in ('vocabulary', 'natural_instructions', 'cache'):
+        for field in ('vocabulary', *paths):
             if (path := getattr(self, field)) is not None:
                 object.__setattr__(self, field, os.path.expanduser(path))
         for field, least in (('batch_size', 1), ('concatenate', 1), ('extra_ids', 0), ('prefetch', 0)):

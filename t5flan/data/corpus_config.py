@@ -84,12 +84,17 @@ class Control:
     """The lowest score of each token after the first, in rising order."""
     share: float = 0.05
     """Share of the texts that get their token, chosen by a hash of the text; the others get none."""
+    loss_weight: float = 0.0
+    """Weight of the token's own loss in causal LM, where it is a target: 0 only conditions on it, 1 also learns how
+    often each score occurs. The other objectives put the token into the inputs, which have no loss."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'tokens', tuple(self.tokens))
         object.__setattr__(self, 'thresholds', tuple(self.thresholds))
         require_text('Control.field', self.field)
         require_share('Control.share', self.share)
+        is_weight = checks.is_number(self.loss_weight) and self.loss_weight >= 0
+        require(is_weight, 'Control.loss_weight', self.loss_weight, 'a number of 0 or more')
         rising = sorted(set(self.thresholds)) == [*self.thresholds]
         count = len(self.tokens)
         expected = f'{count - 1} rising numbers, one fewer than Control.tokens={self.tokens}'
@@ -122,7 +127,7 @@ class TextFiles:
     held_out: float = 0.02
     """Share of the chunks held out for validation if there is no validation file."""
     controls: tuple[Control, ...] = ()
-    """Control tokens in front of the texts, by scores in the .jsonl files."""
+    """Control tokens in front of the texts, in this order, by scores in the .jsonl files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'controls', tuple(self.controls))

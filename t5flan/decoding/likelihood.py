@@ -44,10 +44,12 @@ class Likelihood:
     Attributes:
         log_prob: log p(continuation | context) in nats, the sum over its tokens.
         is_greedy: whether every token is the most likely one, so that greedy decoding writes the continuation.
+        correct: number of its tokens that are the most likely ones after the true tokens before (teacher forcing).
     """
 
     log_prob: float
     is_greedy: bool
+    correct: int
 
 
 def likelihoods(
@@ -87,14 +89,14 @@ def likelihoods(
     scored = ((chosen, _score(model, chosen, found, start_id, prefix_lm, batch_size)) for chosen in batches)
     done = 0
     for chosen, passes in one_ahead(scored):
-        total: dict[_Continuation, tuple[float, bool]] = {}
+        total: dict[_Continuation, tuple[float, int]] = {}
         for rows, output in passes:
-            for row, log_prob, is_greedy in zip(rows, *jax.device_get(output)):
-                before = total.get(row, (0.0, True))
-                total[row] = before[0] + float(log_prob), before[1] and bool(is_greedy)
-        for row, (log_prob, is_greedy) in total.items():
+            for row, log_prob, correct in zip(rows, *jax.device_get(output)):
+                before = total.get(row, (0.0, 0))
+                total[row] = before[0] + float(log_prob), before[1] + int(correct)
+        for row, (log_prob, correct) in total.items():
             for i in found[chosen[row.row]][row.ids]:
-                results[i] = Likelihood(log_prob, is_greedy)
+                results[i] = Likelihood(log_prob, correct == len(row.ids), correct)
                 done += 1
         if progress is not None:
             progress(done)
@@ -139,7 +141,7 @@ def _score(
     prefix_lm: bool,
     batch_size: int,
 ) -> list[tuple[list[_Continuation], tuple[jax.Array, jax.Array]]]:
-    """Scores one batch: passes over continuations, and the log-probability and greediness of each."""
+    """Scores one batch: passes over continuations, and the log-probability and right tokens of each."""
     placement = sharding_lib.placement()
     rows = [_Continuation(row, ids) for row, context in enumerate(contexts) for ids in continuations[context]]
     inputs = _context_arrays(model, [context.ids for context in contexts], start_id, _rounded_rows(len(contexts)))
@@ -193,7 +195,7 @@ def _read_contexts(
 
 @jax.jit
 def _score_first(logits_BV: jax.Array, rows_R: jax.Array, targets_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and greediness [R] of each continuation's first token."""
+    """Log-probability of each continuation's first token, and whether it is the most likely one; [R] each."""
     log_probs_B, best_B = logits_BV - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True), first_largest(logits_BV)
     return log_probs_B[rows_R, targets_R], best_B[rows_R] == targets_R
 
@@ -209,7 +211,7 @@ def _score_rest(
     *,
     placement: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and greediness [R] of the tokens after the first; a target of -1 is padding."""
+    """Log-probability, and number of right tokens, of the tokens after the first; a target of -1 is padding."""
     reader = model if adapters_R is None else choose(model, adapters_R)
     x_RTD = reader.decoder.read_after(reader.token_embedder(tokens_RT), cache, rows_R)
 
@@ -233,7 +235,7 @@ def _score_rest(
     log_probs_NC, best_NC = jax.lax.map(chunk, (x_NCD, targets_NC, adapters_NC))
     log_probs_RT, best_RT = (y.reshape(-1)[:count].reshape(targets_RT.shape) for y in (log_probs_NC, best_NC))
     real_RT = targets_RT >= 0
-    return jnp.sum(jnp.where(real_RT, log_probs_RT, 0.0), axis=1), jnp.all(best_RT | ~real_RT, axis=1)
+    return jnp.sum(jnp.where(real_RT, log_probs_RT, 0.0), axis=1), jnp.sum(best_RT & real_RT, axis=1)
 
 
 def rounded_length(length: int) -> int:

@@ -177,7 +177,7 @@ def _spans(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     if in_bytes or not vocabulary.sentinel_ids or 'inputs' not in example:
         return {}
     kept = [np.asarray(example[name])[np.asarray(example[name]) != vocabulary.eos_id] for name in ('inputs', 'targets')]
-    inputs_T = kept[0][~np.isin(kept[0], [vocabulary.mode_token_id(token) for token in vocabulary.mode_tokens])]
+    inputs_T = kept[0][~np.isin(kept[0], vocabulary.marker_ids)]
     sentinels = [set(x_T[np.isin(x_T, vocabulary.sentinel_ids)].tolist()) for x_T in (inputs_T, kept[1])]
     if not sentinels[0] or not sentinels[0] <= sentinels[1]:
         return {}
@@ -205,17 +205,21 @@ def main(
     sample: int | None = None,
     shown: int | None = None,
     source: str | None = None,
+    submixtures: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prints a table of `describe_mixture`, and writes it to `json_path` if given. The tasks must be registered.
 
     Args:
         source: the checkpoint that the run starts from, which determines the prompt format 'auto'.
+        submixtures: what a published mixture has here and what it lacks, to print and to add to the description.
     """
     from rich.console import Console
 
     vocabulary = load_vocabulary(config.vocabulary, config.extra_ids, config.mode_tokens, config.added_tokens)
     config = with_prompt_format(None, config, vocabulary, source)
     description = describe_mixture(config, vocabulary, sample, shown)
+    if submixtures:
+        description['submixtures'] = dict(submixtures)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file is as wide as needed
@@ -227,6 +231,10 @@ def main(
     if description['examples'] and not console.color_system:
         console.print(f'\n{"".join(MARKS)} mark text that carries loss, or a span with the number of its sentinel.')
     problems = [*description['unknown'], *skipped.summary(description['skipped']), *skipped.left_out_lines()]
+    for name, part in (submixtures or {}).items():
+        published = f' of {part["published"]} published data sets' if part['published'] else ' tasks'
+        line = f'{name} ({part["share"]:.0%}): {len(part["here"]):,}{published}, {len(part["missing"])} missing'
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     for line in [*problems, *skipped.note_lines(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:

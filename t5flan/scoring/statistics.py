@@ -59,6 +59,20 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def share_interval(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share: of use where few, none or all of the values are hits.
+
+    >>> [round(bound, 3) for bound in share_interval(0, 20)]
+    [0.0, 0.161]
+    """
+    from scipy.stats import binomtest  # takes a while to import
+
+    if not count:
+        return 0.0, 1.0
+    found = binomtest(hits, count).proportion_ci(level, 'wilson')
+    return float(found.low), float(found.high)
+
+
 def _resampled_means(groups: Groups, resamples: int, seed: int) -> np.ndarray:
     """[R] means over groups of means over tasks of means over resampled questions."""
     rng = np.random.Generator(np.random.Philox(key=seed))

@@ -10,19 +10,21 @@ prepared, when the task is used; a run downloads nothing. A missing data set sto
     flan2022                   the public collection: flan2021 0.40, t0_sf 0.32, niv2 0.20, cot 0.05, dialog 0.03
     flan2022_paper             Flan-PaLM's and Flan-T5's: muffin 0.52, t0_sf 0.15, niv2 0.30, cot 0.03
 
-niv2 is the mixture natural_instructions, cot the mixture cot; both need files that the user provides. Without them the
-mixtures have the rest in the same proportions, and `missing` (and `t5flan mixture`) lists what is missing and which
-setting adds it.
+niv2 is the mixture natural_instructions, cot the mixture cot; both need files that the user provides. Without them
+`t5flan train` stops, unless DataConfig.flan_redistribute lets the rest share their rates; `missing` (and `t5flan
+mixture`) lists what is missing and which setting adds it.
 """
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from t5flan.data import skipped as broken
 from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.prompting.instructions import POOL, Instruct, Item
+from t5flan.errors import UserError
 from t5flan.scoring.answers import extract_answer
 from t5flan.scoring.metrics import exact_match, squad
 from t5flan.tasks.flan.table import Dataset, items, load_table, to_items, wordings_of
@@ -106,6 +108,40 @@ def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int =
 def postprocess(text: str, is_target: bool = False, **_: object) -> str:
     """The answer in a target or a model's output: the text after `So the answer is`, or all of it."""
     return extract_answer(text)
+
+
+def parts(mixture: str) -> dict[str, dict[str, Any]]:
+    """What a published mixture has here, by submixture; {} for any other mixture.
+
+    Returns:
+        {submixture: {'share', 'published' (number of data sets), 'here' (their tasks), 'missing': {data set: why}}}.
+        The numbers of niv2 and cot are those of the files that are given.
+    """
+    import seqio
+
+    table, found = load_table(), {}
+    for name, share in table.mixtures.get(mixture, {}).items():
+        part = table.submixtures[name]
+        known = part.mixture and part.mixture in seqio.MixtureRegistry.names()
+        tasks = [task.name for task in seqio.MixtureRegistry.get(part.mixture).tasks] if known else []
+        here = tasks if part.mixture else [row.task for row in table.of(name)]
+        lost = {row.name: row.reason for row in table.left_out if row.submixture in (name, *part.holds)}
+        if part.mixture and not known:
+            lost['all'] = f'no files are given; set {part.setting}'
+        published = None if part.mixture else len(here) + len(lost)
+        found[name] = {'share': share, 'published': published, 'here': here, 'missing': lost}
+    return found
+
+
+def require_complete(mixtures: Iterable[str], redistribute: bool) -> None:
+    """Raises a UserError if a published mixture among `mixtures` lacks a whole submixture, without `redistribute`."""
+    for mixture in () if redistribute else mixtures:
+        found = parts(mixture)
+        if lost := [name for name, part in found.items() if 'all' in part['missing']]:
+            shares = ', '.join(f'{name} ({found[name]["share"]:.0%})' for name in lost)
+            fix = ', '.join(load_table().submixtures[name].setting.partition(' ')[0] for name in lost)
+            problem = f'{mixture} lacks {shares}: no files are given'
+            raise UserError(f'{problem}. Set {fix}, or DataConfig.flan_redistribute = True to share their rates.')
 
 
 def missing(mixture: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The command line: errors are one line with the right exit code, and a run from end to end."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -221,6 +222,11 @@ def test_vocabulary_trains(cli, tmp_path, root):
     ]
     code, out, _ = cli(*given, '--size=600')
     assert code == 0 and (tmp_path / 'v.model').is_file() and (tmp_path / 'v.json').is_file()
+    report, out = out.split('\n', 1)
+    assert re.fullmatch(
+        r'.*text\.txt: 100\.0% of the training text, \d\.\d+ tokens per character, [\d.]+% of .* have no piece',
+        report,
+    )
     assert out == (
         f'{tmp_path}/v.model: 600 ids; set --gin.VOCABULARY={tmp_path}/v.model and '
         '--gin.ModelConfig.vocab_size=640 or more\n'

@@ -47,7 +47,8 @@ def by_whole_rows(model: LanguageModel, inputs, targets) -> list[Likelihood]:
         logits_TV = logits_TV[len(row) - len(target) : len(row)]
         log_probs_TV = np.asarray(jax.nn.log_softmax(logits_TV))
         total = sum(float(log_probs_TV[i, id]) for i, id in enumerate(target))
-        found.append(Likelihood(total, logits_TV.argmax(-1).tolist() == list(target)))
+        right = int((logits_TV.argmax(-1) == np.array(target)).sum())
+        found.append(Likelihood(total, right == len(target), right))
     return found
 
 
@@ -70,6 +71,7 @@ def test_shared_contexts_give_what_whole_rows_give(made, format, monkeypatch):
     found = model.likelihoods(inputs, targets, batch_size=2, progress=done.append)
     np.testing.assert_allclose(values(found), values(expected), rtol=1e-4)
     assert [one.is_greedy for one in found] == [one.is_greedy for one in expected]
+    assert [one.correct for one in found] == [one.correct for one in expected]
     assert done[-1] == len(pairs) and done == sorted(done)
     alone = [model.likelihoods([a], [b])[0].log_prob for a, b in pairs[:2]]
     np.testing.assert_allclose(alone, values(expected)[:2], rtol=1e-4)

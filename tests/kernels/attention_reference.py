@@ -7,15 +7,19 @@ from t5flan.kernels.attention import attend
 from t5flan.kernels.relative_bias import relative_buckets
 
 
-def allowed_by_loop(b, t, s, options):
-    """Whether query t of row b sees key s."""
+def seen_keys(b, t, keys, options):
+    """Which of the keys query t of row b sees, bool of shape [S]."""
     get = lambda name, *index: None if options.get(name) is None else options[name][index]
-    q_segment, kv_segment = get('q_segment_ids_BT', b, t), get('kv_segment_ids_BS', b, s)
-    if kv_segment is not None and (kv_segment == 0 or (q_segment is not None and q_segment != kv_segment)):
-        return False
-    if get('kv_lengths_B', b) is not None and s >= get('kv_lengths_B', b):
-        return False
-    return bool(not options.get('causal') or s <= t + options.get('q_offset', 0) or get('prefix_BS', b, s))
+    at, seen = np.arange(keys), np.ones(keys, bool)
+    if (kv_segments := get('kv_segment_ids_BS', b)) is not None:
+        q_segment = get('q_segment_ids_BT', b, t)
+        seen &= (kv_segments != 0) & (q_segment is None or kv_segments == q_segment)
+    if get('kv_lengths_B', b) is not None:
+        seen &= at < get('kv_lengths_B', b)
+    if options.get('causal'):
+        prefix = get('prefix_BS', b)
+        seen &= (at <= t + options.get('q_offset', 0)) | (False if prefix is None else prefix.astype(bool))
+    return seen
 
 
 def reference(q, k, v, table, dy, options):
@@ -27,8 +31,11 @@ def reference(q, k, v, table, dy, options):
     keep = np.ones((batch, heads, keys))
     if rate:
         keep = np.asarray(jax.random.bernoulli(options['dropout_key'], 1 - rate, keep.shape)) / (1 - rate)
+    if options.get('bias'):
+        position = np.arange(keys)[None] - np.arange(queries)[:, None] - options.get('q_offset', 0)
+        bucket = relative_buckets(position, options['bias'], np)
     for b in range(batch):
-        allowed = np.array([[allowed_by_loop(b, t, s, options) for s in range(keys)] for t in range(queries)])
+        allowed = np.stack([seen_keys(b, t, keys, options) for t in range(queries)])
         for n in range(heads):
             key, value = k[b, :, n // group], v[b, :, n // group]
             logits = scale * q[b, :, n] @ key.T
@@ -37,8 +44,6 @@ def reference(q, k, v, table, dy, options):
                 logits = cap * np.tanh(logits / cap)
                 slope = 1 - (logits / cap) ** 2
             if options.get('bias'):
-                position = np.arange(keys)[None] - np.arange(queries)[:, None] - options.get('q_offset', 0)
-                bucket = relative_buckets(position, options['bias'], np)
                 logits = logits + table[n, bucket]
             weights = np.where(allowed, np.exp(logits - logits.max(-1, keepdims=True)), 0.0)
             weights /= np.where(allowed.any(-1, keepdims=True), weights.sum(-1, keepdims=True), 1.0)

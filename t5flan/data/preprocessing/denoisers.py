@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5flan.data.corpus_config import Denoiser
+from t5flan.data.preprocessing.controls import pieces
 from t5flan.data.preprocessing.denoising import corrupt_rows, noise_masks, span_window, window_blocks, windows
 from t5flan.data.preprocessing.examples import Context, Example, example_fn
 from t5flan.data.vocabulary.vocabulary import HOW_TO_ADD, Vocabulary
@@ -39,7 +40,7 @@ def denoiser_window(
 
     Args:
         inputs: length of the feature, end of sequence included; None if unknown.
-        mode: number of mode tokens in front of the inputs.
+        mode: number of mode and control tokens in front of the inputs.
         sentinels: number of sentinels of the vocabulary.
 
     Raises:
@@ -95,14 +96,24 @@ def denoise(
 ) -> list[Example]:
     """Turns the tokens 'targets' of a text into a denoiser's 'inputs' and 'targets', one example per window.
 
-    Both end with end of sequence. Where spans would outnumber the vocabulary's sentinels, windows are shorter, which
-    keeps density and span length; such examples are marked with 'few_sentinels'.
+    Both end with end of sequence. The inputs begin with the mode token, then the text's control tokens and markers,
+    none of which is ever noise (controls.py). Where spans would outnumber the vocabulary's sentinels, windows are
+    shorter, which keeps density and span length; such examples are marked with 'few_sentinels'.
     """
+    mode = mode_ids(denoiser, context.vocabulary, optional_modes)
+    parts = pieces(example, context.vocabulary)
+    return [
+        one
+        for prefix_P, tokens_T in parts
+        for one in _denoised(tokens_T, denoiser, [*mode, *prefix_P.tolist()], context)
+    ]
+
+
+def _denoised(tokens_T: np.ndarray, denoiser: Denoiser, mode: Sequence[int], context: Context) -> list[Example]:
+    """The examples of a text without markers, each with `mode` in front of its inputs."""
     vocabulary, lengths = context.vocabulary, context.feature_lengths
-    mode = mode_ids(denoiser, vocabulary, optional_modes)
     features = lengths.get('inputs'), lengths.get('targets')
     most, shortened = denoiser_window(denoiser, *features, len(mode), vocabulary.sentinel_count)
-    tokens_T = np.asarray(example['targets'], np.int32)
     if denoiser.kind == 'C':
         inputs_I = np.array([*mode, vocabulary.eos_id], np.int32)
         texts = [window_T for window_T in windows(tokens_T, most) if len(window_T)]

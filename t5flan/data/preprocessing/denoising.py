@@ -8,7 +8,8 @@ are the sentinels, each followed by the tokens it replaces.
     inputs   Thank you <extra_id_0> me to your party <extra_id_1> </s>
     targets  <extra_id_0> for inviting <extra_id_1> last week </s>
 
-A text longer than the features becomes several examples, one per window of tokens; no token is lost.
+A text longer than the features becomes several examples, one per window of tokens; no token is lost. Control tokens
+and other markers stand in front of every window and are never noise (controls.py).
 """
 
 import functools
@@ -16,7 +17,9 @@ import itertools
 
 import numpy as np
 
+from t5flan.data.preprocessing.controls import PREFIX, PREFIX_LOSS_WEIGHTS, pieces
 from t5flan.data.preprocessing.examples import Context, Example, example_fn
+from t5flan.data.preprocessing.features import LOSS_WEIGHTS
 from t5flan.data.vocabulary.vocabulary import HOW_TO_ADD_SENTINELS, Vocabulary
 from t5flan.errors import UserError
 
@@ -218,15 +221,34 @@ def span_corruption(
 ) -> list[Example]:
     """Turns the tokens 'targets' of a text into span-corrupted 'inputs' and 'targets', one example per window."""
     lengths, vocabulary = context.feature_lengths, context.vocabulary
-    features = lengths.get('inputs'), lengths.get('targets')
-    most, shortened = span_window(*features, noise_density, mean_span_length, vocabulary.sentinel_count)
     made = []
-    for block_NT in window_blocks(example['targets'], most):
-        masks_NT = noise_masks(block_NT.shape[1], noise_density, mean_span_length, len(block_NT), context.rng)
-        rows = zip(*corrupt_rows(block_NT, masks_NT, vocabulary))
-        note = {'few_sentinels': True} if shortened and block_NT.shape[1] == most else {}
-        made += [{'inputs': inputs_I, 'targets': targets_O, **note} for inputs_I, targets_O in rows]
+    for prefix_P, tokens_T in pieces(example, vocabulary):
+        features = _room(lengths.get('inputs'), prefix_P), lengths.get('targets')
+        most, shortened = span_window(*features, noise_density, mean_span_length, vocabulary.sentinel_count)
+        for block_NT in window_blocks(tokens_T, most):
+            masks_NT = noise_masks(block_NT.shape[1], noise_density, mean_span_length, len(block_NT), context.rng)
+            rows = zip(*corrupt_rows(block_NT, masks_NT, vocabulary))
+            note = {'few_sentinels': True} if shortened and block_NT.shape[1] == most else {}
+            made += [
+                {'inputs': _after(prefix_P, inputs_I), 'targets': targets_O, **note} for inputs_I, targets_O in rows
+            ]
     return made
+
+
+def _room(length: int | None, prefix_P: np.ndarray) -> int | None:
+    """Tokens of a feature that are left for the text behind a prefix.
+
+    Raises:
+        UserError: none is left.
+    """
+    if length is None or length > len(prefix_P) + 1:
+        return None if length is None else length - len(prefix_P)
+    problem = f'no text fits in {length} tokens behind {len(prefix_P)} control tokens'
+    raise UserError(f'{problem}. Set larger DataConfig.feature_lengths.')
+
+
+def _after(prefix_P: np.ndarray, tokens_T: np.ndarray) -> np.ndarray:
+    return np.concatenate([prefix_P, tokens_T]) if len(prefix_P) else tokens_T
 
 
 @example_fn
@@ -235,19 +257,30 @@ def prefix_lm(example: Example, context: Context) -> list[Example]:
 
     A window has as many tokens as the longer feature (without its end of sequence), so that no split loses a token.
     """
-    tokens_T, lengths = example['targets'], context.feature_lengths
-    inputs, targets = (lengths.get(name, len(tokens_T) + 1) - 1 for name in ('inputs', 'targets'))
-    made = []
-    for window_T in windows(tokens_T, max(inputs, targets, 2)):
-        if len(window_T) > 1:
-            point = split_point(len(window_T), inputs, targets, context.rng)
-            made.append({'inputs': window_T[:point], 'targets': window_T[point:]})
+    lengths, made = context.feature_lengths, []
+    for prefix_P, tokens_T in pieces(example, context.vocabulary):
+        rooms = _room(lengths.get('inputs'), prefix_P), lengths.get('targets')
+        inputs, targets = (len(tokens_T) if room is None else room - 1 for room in rooms)
+        for window_T in windows(tokens_T, max(inputs, targets, 2)):
+            if len(window_T) > 1:
+                point = split_point(len(window_T), inputs, targets, context.rng)
+                made.append({'inputs': _after(prefix_P, window_T[:point]), 'targets': window_T[point:]})
     return made
 
 
 @example_fn
 def causal_lm(example: Example, context: Context) -> list[Example]:
-    """Cuts the tokens 'targets' of a text into windows of the feature's length; the last ends with end of sequence."""
+    """Cuts the tokens 'targets' of a text into windows of the feature's length; the last ends with end of sequence.
+
+    Control tokens stand in front of each window; Control.loss_weight says whether they carry loss.
+    """
     tokens_T = np.append(example['targets'], np.int32(context.vocabulary.eos_id)).astype(np.int32)
     most = max(2, context.feature_lengths.get('targets', len(tokens_T)))
-    return [{'targets': window_T} for window_T in windows(tokens_T, most)]
+    if PREFIX not in example:
+        return [{'targets': window_T} for window_T in windows(tokens_T, most)]
+    prefix_P, weights_P = example[PREFIX], example[PREFIX_LOSS_WEIGHTS]
+    room = _room(most, prefix_P)
+    assert room is not None  # as `most`
+    weights = lambda window_T: np.concatenate([weights_P, np.ones(len(window_T), np.float32)])
+    made = windows(tokens_T, room)
+    return [{'targets': _after(prefix_P, window_T), LOSS_WEIGHTS: weights(window_T)} for window_T in made]

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from t5flan.data.preprocessing.controls import PREFIX, PREFIX_LOSS_WEIGHTS, has_marker
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, run_block
+from t5flan.data.preprocessing.features import NO_TOKENS
+from t5flan.data.vocabulary.vocabulary import Vocabulary
 
 
 class JoinDocuments(ExampleFn):
@@ -19,11 +22,28 @@ class JoinDocuments(ExampleFn):
         self.__name__ = 'join_documents'
 
     @staticmethod
-    def join(documents: Sequence[Example]) -> Example:
-        """Joins documents into one example, which has only their tokens."""
+    def join(documents: Sequence[Example], vocabulary: Vocabulary) -> list[Example]:
+        """Joins documents into one example, which has only their tokens.
+
+        A document with a control token, or with a marker in its text, stays by itself: the token governs no other text
+        (controls.py).
+        """
         if len(documents) == 1:
-            return documents[0]
-        return {'targets': np.concatenate([document['targets'] for document in documents])}
+            return [*documents]
+        is_apart = [len(document.get(PREFIX, ())) > 0 for document in documents]
+        if has_marker(tokens_T := _joined(documents, is_apart), vocabulary):
+            marked = (has_marker(document['targets'], vocabulary) for document in documents)
+            is_apart = [one or two for one, two in zip(is_apart, marked)]
+            tokens_T = _joined(documents, is_apart)
+        empty = {name: NO_TOKENS for name in (PREFIX, PREFIX_LOSS_WEIGHTS) if name in documents[0]}
+        joined = [] if all(is_apart) else [{'targets': tokens_T, **empty}]
+        return joined + [document for document, apart in zip(documents, is_apart) if apart]
+
+
+def _joined(documents: Sequence[Example], is_apart: Sequence[bool]) -> np.ndarray:
+    """The tokens of the documents that are not kept apart."""
+    tokens = [document['targets'] for document, apart in zip(documents, is_apart) if not apart]
+    return np.concatenate(tokens) if tokens else NO_TOKENS
 
 
 join_documents = JoinDocuments()
@@ -43,9 +63,10 @@ def run_joined(
     whose = [context for group, context in zip(groups, contexts, strict=True) for _ in group]
     documents = iter(run_block(functions[:place], records, whose))
     joined = [[document for _ in group for document in next(documents)] for group in groups]
-    kept = [i for i, group in enumerate(joined) if group]
-    done = run_block(functions[place + 1 :], [JoinDocuments.join(joined[i]) for i in kept], [contexts[i] for i in kept])
+    join = lambda i: JoinDocuments.join(joined[i], contexts[i].vocabulary)
+    texts = [(i, text) for i, group in enumerate(joined) if group for text in join(i)]
+    done = run_block(functions[place + 1 :], [text for _, text in texts], [contexts[i] for i, _ in texts])
     made: list[list[Example]] = [[] for _ in groups]
-    for i, examples in zip(kept, done, strict=True):
-        made[i] = examples
+    for (i, _), examples in zip(texts, done, strict=True):
+        made[i] += examples
     return made

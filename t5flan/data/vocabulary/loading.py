@@ -40,7 +40,8 @@ def load_vocabulary(
     Raises:
         UserError: the vocabulary is missing or unreadable, or its description has other mode tokens.
     """
-    return _load(spec, extra_ids, mode_tokens).with_added_tokens(added_tokens)
+    vocabulary = _load(spec, extra_ids, mode_tokens).with_added_tokens(added_tokens)
+    return vocabulary.with_markers(mode_tokens) if mode_tokens else vocabulary
 
 
 def load_saved_vocabulary(path: os.PathLike[str], expected: Mapping[str, Any]) -> Vocabulary:

@@ -131,6 +131,11 @@ class SentencePieceVocabulary(Vocabulary):
         """Whether the model has no pieces for bytes."""
         return not any(self._processor.is_byte(id) for id in range(self._processor.get_piece_size()))
 
+    def lacks(self, character: str) -> bool:
+        """Whether a character becomes the unknown id or bytes."""
+        ids = self.encode_literally([character])[0]
+        return any(self._processor.is_unknown(id) or self._processor.is_byte(id) for id in ids)
+
     @property
     def model(self) -> bytes:
         """The content of the SentencePiece model file."""

@@ -66,6 +66,11 @@ class TokenizerJsonVocabulary(Vocabulary):
         """Whether the file marks the token as special; id 0 may be a word."""
         return id in self._special_ids
 
+    @functools.cached_property
+    def marker_ids(self) -> tuple[int, ...]:
+        """The tokens that the file marks as special, without sentinels."""
+        return tuple(sorted({*self._special_ids, *map(self.mode_token_id, self._markers)} - {*self.sentinel_ids}))
+
     def _id_of_piece(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 

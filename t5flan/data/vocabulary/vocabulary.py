@@ -86,6 +86,8 @@ class Vocabulary(abc.ABC):
     sentinel_ids: tuple[int, ...]
     """The ids of `<extra_id_0>`, `<extra_id_1>`, ..., appended or among the pieces."""
     conventions = Conventions()
+    _markers: tuple[str, ...] = ()
+    """Tokens that are markers besides the mode tokens."""
     _low_specials_are_text = False
     """Whether special ids below `base_size` (ByT5's sentinels) are decoded as ordinary ids."""
 
@@ -121,6 +123,10 @@ class Vocabulary(abc.ABC):
         """Whether characters without a piece become the unknown id; not with byte fallback."""
         return False
 
+    def lacks(self, character: str) -> bool:
+        """Whether a character has no piece: it becomes the unknown id or, with byte fallback, bytes."""
+        return self.loses_text and self.unk_id in self.encode_literally([character])[0]
+
     @property
     def vocab_size(self) -> int:
         """Pieces, sentinels, mode tokens and added tokens; a model's embedding has at least this many rows."""
@@ -147,6 +153,21 @@ class Vocabulary(abc.ABC):
     def control_tokens(self) -> tuple[str, ...]:
         """The tokens that may stand before a text: mode tokens and added tokens, without sentinels."""
         return tuple(token for token in self._id_of_special if not re.fullmatch(r'<extra_id_\d+>', token))
+
+    @functools.cached_property
+    def marker_ids(self) -> tuple[int, ...]:
+        """The ids that no objective may mask, in rising order: mode tokens, those that DataConfig.mode_tokens names.
+
+        Other added tokens (a newline, '<table>') are words of the text.
+        """
+        return tuple(sorted({self._id_of_special[token] for token in (*self.mode_tokens, *self._markers)}))
+
+    def with_markers(self, tokens: Iterable[str]) -> Self:
+        """The same ids, with more of its control tokens as markers."""
+        made = copy.copy(self)
+        made.__dict__.pop('marker_ids', None)
+        made._markers = (*self._markers, *tokens)
+        return made
 
     def is_special(self, id: int) -> bool:
         """Whether an answer leaves the id out (transformers' `skip_special_tokens`): a sentinel, an added token, ..."""
@@ -323,7 +344,7 @@ class Vocabulary(abc.ABC):
 
     def _extended(self, added: Mapping[str, int]) -> Self:
         made = copy.copy(self)
-        for cached in ('_find_special', '_hints', '_rendered_specials'):
+        for cached in ('_find_special', '_hints', '_rendered_specials', 'marker_ids'):
             made.__dict__.pop(cached, None)
         Vocabulary.__init__(
             made, self.base_size, self.extra_ids, self.mode_tokens, self._own_sentinels, self.added_tokens | dict(added)
