@@ -12,7 +12,6 @@ OUTPUT.provenance.json appear at the end, whole; then the journal is removed.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.files import write_json, write_whole
+from t5flan.files import locks, write_json, write_whole
 
 PROVENANCE = '.provenance.json'
 JOURNAL = '.journal'
@@ -81,17 +80,7 @@ def open_run(output: Path, settings: Mapping[str, Any]) -> Iterator['Journal']:
     Raises:
         UserError: the journal is of a run with other settings or is damaged, or another process writes it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    path = journal_path(output)
-    with path.open('a+b') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'{output} is being written by another process. Stop it, or set another --output.'
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+    with locks.hold_file(output, '--output'), journal_path(output).open('a+b') as file:
         yield Journal(output, file, settings)
 
 

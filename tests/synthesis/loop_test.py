@@ -11,6 +11,7 @@ from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
 from t5flan.decoding.config import CANDIDATES
 from t5flan.errors import UsageError, UserError
+from t5flan.files import locks
 from t5flan.synthesis import journal as journal_lib
 from t5flan.synthesis import loop
 from t5flan.synthesis.backtranslate import read_texts
@@ -197,12 +198,8 @@ def test_a_damaged_journal_is_reported(tmp_path):
     journal_path(path).write_text('no journal\n')
     with pytest.raises(UserError, match=r'x.jsonl.journal is damaged'):
         run('self_instruct', str(path))
-    with journal_path(path).open('ab') as held:
-        import fcntl
-
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match='is being written by another process'):
-            run('self_instruct', str(path))
+    with locks.hold_file(path, '--output'), pytest.raises(UserError, match='is being written by process'):
+        run('self_instruct', str(path))
 
 
 def test_the_packaged_seeds():
