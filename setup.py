@@ -27,7 +27,12 @@ setup(
         *find_packages(include=['t5flan', 't5flan.*']),
         't5flan.gin',  # data without an __init__.py: a top-level gin/ with one would hide gin-config
     ],
-    package_data={'t5flan.gin': ['**/*.gin'], 't5flan.tasks': ['**/*.json'], 't5flan': ['py.typed']},
+    package_data={
+        't5flan.gin': ['**/*.gin'],
+        't5flan.tasks': ['**/*.json'],
+        't5flan.synthesis': ['*.json', '*.jsonl'],
+        't5flan': ['py.typed'],
+    },
     install_requires=[
         'jax>=0.10.2',
         'flax>=0.12.8',

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
+from t5flan import signals
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Exit, parse_arguments
-from t5flan.commands.startup import set_environment
-from t5flan.errors import UsageError, UserError
+from t5flan.commands.startup import hold_outputs, set_environment
+from t5flan.errors import UsageError, UserError, disk_problem
 
 
 def console() -> NoReturn:
@@ -25,10 +26,18 @@ def console() -> NoReturn:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
+    with signals.watched():
+        code = _main(argv)
+        signals.reported()
+        return code
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
         command, arguments = parse_arguments(argv, COMMANDS)
         set_environment()
-        command.run(arguments)
+        with hold_outputs(command, arguments):
+            command.run(arguments)
         sys.stdout.flush()
         return 0
     except Exit as done:
@@ -39,15 +48,35 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.strerror is None:  # not from the operating system: a bug, so show the traceback
+    except KeyboardInterrupt as error:
+        by = f' by {error}; run the same command again to go on' if error.args else ''
+        print(f'{"" if by and not sys.stderr.isatty() else chr(10)}t5flan: stopped{by}', file=sys.stderr)
+        return 1
+    except Exception as error:
+        if stopped_by := signals.received():  # a library has made an error of its own of it
+            print(f't5flan: stopped by {stopped_by}; run the same command again to go on', file=sys.stderr)
+            return 1
+        problem = _problem_of_system(error)
+        if problem is None:  # a bug, so show the traceback
             raise
-        where = f': {error.filename}' if error.filename is not None else ''
-        print(f't5flan: {error.strerror}{where}', file=sys.stderr)
+        _forget_output()
+        print(f't5flan: {problem}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('\nt5flan: stopped', file=sys.stderr)
-        return 1
+
+
+def _problem_of_system(error: Exception) -> str | None:
+    """One line, if the operating system is the cause: a full disk also where a library found it."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror + (f': {error.filename}' if error.filename is not None else '')
+    return disk_problem(error)
+
+
+def _forget_output() -> None:
+    """Drops printed text that cannot be written, so that Python does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':

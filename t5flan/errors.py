@@ -1,7 +1,15 @@
 """Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write that later succeeds, once there is space."""
+_OF_DISKS = (*OUT_OF_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE)
+_SAID = re.compile('|'.join(os.strerror(number) for number in _OF_DISKS if number not in (errno.EPERM, errno.EIO)))
 
 
 class UserError(ValueError):
@@ -10,6 +18,37 @@ class UserError(ValueError):
 
 class UsageError(UserError):
     """The command line is wrong, e.g. an unknown command, flag or setting: exit code 2."""
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with a disk, if that is the cause of an error: 'No space left on device: FILE'; else None.
+
+    Libraries wrap what the system says: in an error of their own, in a group of errors, or in a text.
+    """
+    errors = list(_causes(error))
+    for one in errors:
+        if isinstance(one, OSError) and one.errno in _OF_DISKS:
+            where = f': {os.fsdecode(one.filename)}' if isinstance(one.filename, str | bytes) else ''
+            return f'{os.strerror(one.errno)}{where}'
+    for one in errors:
+        text = ' '.join(str(one).split())
+        if found := _SAID.search(text):
+            path = re.search(r'"(/[^"]*)"|(?<=[\s:\'])(/[^\s\'":,\]]+)', text)
+            return found[0] + (f': {path[1] or path[2]}' if path else '')
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, those in its group, and those that it comes from."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [*getattr(one, 'exceptions', ()), one.__cause__, one.__context__]
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

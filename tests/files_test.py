@@ -8,7 +8,19 @@ import pathlib
 import pytest
 from etils import epath
 
-from t5flan.files import cache_folder, open_whole, to_path, write_json, write_whole
+from t5flan.errors import UserError
+from t5flan.files import (
+    append_whole,
+    cache_folder,
+    check_folder,
+    check_links,
+    check_output,
+    open_whole,
+    remove_partial,
+    to_path,
+    write_json,
+    write_whole,
+)
 
 
 @epath.register_path_cls('standin://')
@@ -116,3 +128,58 @@ def test_json_with_half_a_character_reads_back(tmp_path):
     write_json(tmp_path / 'value.json', value)
     assert json.loads((tmp_path / 'value.json').read_text('utf-8')) == value
     assert 'na\u00efve \u6f22' in (tmp_path / 'value.json').read_text('utf-8')
+
+
+@pytest.mark.parametrize(
+    'path, words', [('', 'is empty'), (' ', 'is empty'), ('/dev/full', 'a device'), ('/', 'a folder')]
+)
+def test_what_cannot_be_an_output_is_refused(path, words):
+    with pytest.raises(UserError, match=f'{words}.* Set --output'):
+        check_output(path, '--output')
+
+
+@pytest.mark.parametrize('path', ['', '/', '/dev/null', 'a [1]', 'a*'])
+def test_what_cannot_be_a_workdir_is_refused(path):
+    with pytest.raises(UserError, match='Set --workdir') as error:
+        check_folder(path, '--workdir')
+    assert '\n' not in str(error.value)
+
+
+def test_links_that_lead_out_are_refused(tmp_path):
+    run, blobs = tmp_path / 'run', tmp_path / 'blobs'
+    for folder in (run / 'vocabulary', blobs):
+        folder.mkdir(parents=True)
+    (blobs / 'x').write_text('x')
+    (run / 'mine').symlink_to(run / 'vocabulary')
+    check_links(run)
+    (run / 'vocabulary' / 'x').symlink_to(blobs / 'x')
+    with pytest.raises(UserError, match='vocabulary/x is a link that leads out of .*run, to .*blobs/x'):
+        check_links(run, ['vocabulary'])
+    check_links(run, ['checkpoints', 'mine/absent'])
+    with pytest.raises(UserError, match='mine is a link, to .* and would be written'):
+        check_links(run, (), plain=['mine'])
+    snapshot = tmp_path / 'snapshots' / 'abc'
+    snapshot.mkdir(parents=True)
+    (snapshot / 'config.json').symlink_to('../../blobs/x')
+    check_links(snapshot)  # as in the cache of the Hugging Face hub
+
+
+def test_lines_are_appended_whole_or_not_at_all(tmp_path):
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) < 4:
+                raise OSError(28, 'No space left on device')
+            return super().write(data[:3])
+
+    with open(tmp_path / 'a', 'ab', buffering=0) as file:
+        append_whole(file, b'one\n')
+    with Full(tmp_path / 'a', 'ab') as file, pytest.raises(OSError, match='No space left on device'):
+        append_whole(file, b'twelve\n')
+    assert (tmp_path / 'a').read_bytes() == b'one\n'
+
+
+def test_what_a_killed_process_wrote_by_half_is_removed(tmp_path):
+    for name in ('.a.json.0123abcd.tmp', '.b.json.0123abcd.tmp', '.a.json.mine.tmp', 'a.json'):
+        (tmp_path / name).write_text('x')
+    remove_partial(tmp_path / 'a.json')
+    assert names(tmp_path) == ['.a.json.mine.tmp', '.b.json.0123abcd.tmp', 'a.json']

@@ -4,11 +4,13 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 """
 
 from t5flan.commands import (
+    backtranslate,
     cache,
     convert,
     decontaminate,
     deduplicate,
     evaluate,
+    evol_instruct,
     infer,
     lm_eval,
     memorization,
@@ -17,6 +19,7 @@ from t5flan.commands import (
     rationales,
     report,
     score,
+    self_instruct,
     train,
     vocabulary,
 )
@@ -29,6 +32,9 @@ _MODULES = (
     lm_eval,
     infer,
     rationales,
+    self_instruct,
+    evol_instruct,
+    backtranslate,
     report,
     mixture,
     cache,

@@ -26,6 +26,8 @@ class Flag:
     required: bool = False
     many: bool = False
     """May be given several times; its value is a list, or None."""
+    writes: str = ''
+    """What it names, if the command writes it: 'file' or 'folder' of one process at a time, or a 'shared' file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,15 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(',') if word.strip())
 
 
-PATHS = ('DIR', 'FILE', 'WORKDIR', 'SRC', 'DST')
+PATHS = ('DIR', 'FILE', 'WORKDIR', 'SRC', 'DST', 'F.model', 'F.jsonl')
 """The metavars of flags whose value is a path: `~` is the home folder, which no shell expands after '='."""
+
+
+def path(text: str) -> str:
+    """A path; an empty one comes from an unset variable of the shell and would be the current folder, or the root."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError('the path is empty; is a variable of the shell unset?')
+    return os.path.expanduser(text)
 
 
 class Exit(Exception):
@@ -141,7 +150,7 @@ def _parser(command: Command) -> _Parser:
     )
     for flag in command.flags:
         options: dict[str, Any]
-        convert = os.path.expanduser if flag.metavar in PATHS and flag.type is str else flag.type
+        convert = path if flag.metavar in PATHS and flag.type is str else flag.type
         options = {'help': flag.help, 'type': convert, 'default': flag.default, 'metavar': flag.metavar or None}
         if flag.type is bool:
             options = {'help': flag.help, 'action': 'store_true'}
@@ -154,7 +163,7 @@ def _parser(command: Command) -> _Parser:
         parser.add_argument(flag.name, **options)
     if command.gin:
         help_text = 'a gin file, in the current folder or packaged; may be given several times, later files win'
-        options = {'action': 'append', 'default': [], 'type': os.path.expanduser, 'metavar': 'FILE'}
+        options = {'action': 'append', 'default': [], 'type': path, 'metavar': 'FILE'}
         parser.add_argument('--gin_file', help=help_text, **options)
     return parser
 

@@ -49,7 +49,7 @@ COMMAND = Command(
     example='t5flan cache c4_ul2 --output=/data/cache --gin_file=runs/ul2 --gin.VOCABULARY=spiece.model',
     flags=(
         Flag('name', 'a task or mixture', 'NAME', required=True),
-        Flag('--output', 'folder to write', 'DIR', required=True),
+        Flag('--output', 'folder to write', 'DIR', required=True, writes='folder'),
         Flag('--splits', 'splits, separated by commas (default: all)', 'A,B', words),
         Flag('--pipeline_options', OPTIONS_HELP, 'OPTION', many=True),
         Flag('--overwrite', 'cache tasks again that are already cached', type=bool),

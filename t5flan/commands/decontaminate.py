@@ -120,7 +120,7 @@ COMMAND = Command(
     example="t5flan decontaminate --input='train/*.jsonl' --evaluation=gsm8k_test.jsonl --output=clean.jsonl",
     flags=(
         Flag('--input', 'training files, text or rows; may be given several times', 'GLOB', required=True, many=True),
-        Flag('--output', 'a .jsonl file of the examples that are kept', 'F.jsonl', required=True),
+        Flag('--output', 'a .jsonl file of the examples that are kept', 'F.jsonl', required=True, writes='file'),
         Flag('--evaluation', EVALUATION_HELP, 'GLOB', many=True),
         Flag('--task', TASK_HELP, 'NAME', many=True),
         Flag('--benchmark', BENCHMARK_HELP, 'NAME=DIR', many=True),
@@ -141,6 +141,6 @@ COMMAND = Command(
         Flag('--share', SHARE_HELP, 'X', float, 0.0),
         Flag('--frequent', FREQUENT_HELP, 'N', int, 0),
         Flag('--shown', 'overlaps to print; the report lists all (default: 10)', 'N', int, 10),
-        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE'),
+        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE', writes='file'),
     ),
 )

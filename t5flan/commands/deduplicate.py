@@ -61,7 +61,7 @@ COMMAND = Command(
     example="t5flan deduplicate --input='crawl/*.jsonl' --output=crawl_once.jsonl",
     flags=(
         Flag('--input', '.txt files or files of rows; may be given several times', 'GLOB', required=True, many=True),
-        Flag('--output', 'a .jsonl file of the texts that are kept', 'F.jsonl', required=True),
+        Flag('--output', 'a .jsonl file of the texts that are kept', 'F.jsonl', required=True, writes='file'),
         Flag('--field', FIELD_HELP, 'NAME', default='text'),
         Flag('--unit', UNIT_HELP, 'UNIT', default='document'),
         Flag('--compare', COMPARE_HELP, 'PART', default='text'),
@@ -74,6 +74,6 @@ COMMAND = Command(
         Flag('--memory', MEMORY_HELP, 'X', float, 2.0),
         Flag('--pipeline_options', OPTIONS_HELP, 'OPTION', many=True),
         Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', int, 10),
-        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE'),
+        Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE', writes='file'),
     ),
 )

@@ -127,7 +127,12 @@ COMMAND = Command(
             'N',
             int,
         ),
-        Flag('--predictions', 'also write every row to FILE, as JSON Lines; the same command resumes from it', 'FILE'),
+        Flag(
+            '--predictions',
+            'also write every row to FILE, as JSON Lines; the same command resumes from it',
+            'FILE',
+            writes='shared',
+        ),
         dataclasses.replace(JSON, help='also write the result to FILE as JSON; steps and tasks in it are not repeated'),
     ),
 )

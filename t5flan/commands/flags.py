@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from t5flan.config.settings import Settings
     from t5flan.data.config import DataConfig
 
-JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE')
+JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE', writes='file')
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks and rows that cannot be used, and report which and why', type=bool)
 CHECKPOINT = Flag(
     '--checkpoint',

@@ -85,10 +85,10 @@ def _adapters(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _connect() -> None:
     """Connects the processes of this job, as RunConfig.multi_host does for a training run."""
-    import jax
+    from t5flan.preemption import connect_processes
 
     try:
-        jax.distributed.initialize()
+        connect_processes()
     except (ValueError, RuntimeError) as error:
         why = ' '.join(str(error).split())[:200].rstrip('.')
         raise UserError(
@@ -164,7 +164,7 @@ COMMAND = Command(
         Flag('--task', 'instead of --input: SeqIO tasks and mixtures, separated by commas', 'A,B', words),
         Flag('--split', 'with --task: split of the tasks (default: validation)', 'NAME'),
         Flag('--limit', 'with --task: only the first N examples of each task (default: all)', 'N', int),
-        Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE'),
+        Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE', writes='shared'),
         Flag('--field', 'field of the rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
         Flag(
             '--shard',

@@ -73,7 +73,7 @@ COMMAND = Command(
             int,
             0,
         ),
-        Flag('--make_canaries', 'instead, write random texts to plant in training text', 'F.jsonl'),
+        Flag('--make_canaries', 'instead, write random texts to plant in training text', 'F.jsonl', writes='file'),
         Flag('--repeats', 'how often canaries are repeated (default: 1,10,100)', 'A,B', words, ('1', '10', '100')),
         Flag('--count', 'canaries for each number of repeats (default: 20)', 'N', int, 20),
         Flag('--seed', 'seed of the canaries (default: 0)', 'N', int, 0),

@@ -1,6 +1,7 @@
 """`t5flan rationales`: samples rationales for a task, with the files and modules of the checkpoint's run registered."""
 
 import argparse
+from typing import Any
 
 from t5flan.commands.arguments import Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
@@ -15,11 +16,16 @@ def run(arguments: argparse.Namespace) -> None:
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     import_tensorflow()
-    from t5flan.synthesis.rationales import rationales
+    from t5flan.synthesis.rationales import Filters, rationales
     from t5flan.tasks import register_all
-    from t5flan.tasks.cot import answer_words
+    from t5flan.tasks.cot import answer_words, open_rows
 
     register_all(data)
+    solved: list[Any] = []
+    if given := arguments.exemplars:
+        rows = open_rows({'train': given, 'validation': given}, 'train', None)
+        solved = [rows[i] for i in range(len(rows))]
+    filters = Filters(arguments.min_words, arguments.max_words, arguments.repetition, arguments.copying)
     rationales(
         arguments.checkpoint,
         arguments.task,
@@ -31,6 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
         agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
+        exemplars=solved,
+        filters=filters,
+        score=arguments.score,
+        draws=arguments.draws,
         step=arguments.step,
         decoding=decoding,
         json_file=arguments.json,
@@ -47,7 +57,13 @@ COMMAND = Command(
     flags=(
         CHECKPOINT,
         Flag('--task', 'the task whose questions are used', 'NAME', required=True),
-        Flag('--output', 'a .tsv or .jsonl file; its provenance is written beside it', 'FILE', required=True),
+        Flag(
+            '--output',
+            'a .tsv or .jsonl file; its provenance is written beside it',
+            'FILE',
+            required=True,
+            writes='shared',
+        ),
         Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
         Flag('--keep', "'right' answers, or the most frequent by 'vote' (default: right)", 'RULE', default='right'),
         Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', float, 0.5),
@@ -55,6 +71,13 @@ COMMAND = Command(
         Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
         Flag('--limit', 'only the first N questions (default: all)', 'N', int),
         Flag('--trigger', "sentence that asks for a rationale (default: InstructionConfig's, if needed)", 'TEXT'),
+        Flag('--exemplars', 'solved questions put before each prompt: a .tsv or .jsonl of DataConfig.cot', 'FILE'),
+        Flag('--min_words', 'reject shorter rationales (default: 3)', 'N', int, 3),
+        Flag('--max_words', 'reject longer rationales (default: 400)', 'N', int, 400),
+        Flag('--repetition', 'largest share of 4-word runs that repeat an earlier one (default: 0.5)', 'X', float, 0.5),
+        Flag('--copying', 'largest share of 5-word runs copied from the question (default: 0.8)', 'X', float, 0.8),
+        Flag('--score', "add each kept rationale's log-likelihood by the model, nats per token (.jsonl)", type=bool),
+        Flag('--draws', 'also write every draw and what became of it', 'FILE', writes='file'),
         *decoding_flags(SAMPLING),
         JSON,
     ),

@@ -19,6 +19,6 @@ COMMAND = Command(
     example='t5flan report runs/mine',
     flags=(
         Flag('workdir', 'the workdir of a `t5flan train` run', 'WORKDIR', required=True),
-        Flag('--output', 'page to write (default: WORKDIR/report.html)', 'FILE'),
+        Flag('--output', 'page to write (default: WORKDIR/report.html)', 'FILE', writes='file'),
     ),
 )

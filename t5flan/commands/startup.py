@@ -1,10 +1,18 @@
 """What happens before a command runs: environment variables of JAX and TensorFlow, and a quiet TensorFlow import."""
 
+import argparse
+import contextlib
+import functools
 import os
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from t5flan.files import cache_folder
+from t5flan.commands.arguments import Command
+from t5flan.errors import disk_problem
+from t5flan.files import cache_folder, check_folder, check_output, remove_partial
 
 
 def set_environment() -> None:
@@ -21,6 +29,59 @@ def set_environment() -> None:
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns about things that are as intended
+    _report_full_disks_once()
+
+
+def _report_full_disks_once() -> None:
+    """Drops the tracebacks that threads and logs of libraries print about a full disk, which is reported once."""
+    import absl.logging
+
+    def is_new(error: BaseException | None) -> bool:
+        late = isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'  # a write of a save that failed
+        return error is None or not (late or disk_problem(error))
+
+    def of_thread(given: Any, print_: Callable[[Any], Any]) -> None:
+        if is_new(given.exc_value):
+            print_(given)
+
+    def of_callback(kind: Any, error: BaseException, where: Any) -> None:
+        if is_new(error):
+            sys.__excepthook__(kind, error, where)
+
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: is_new(record.exc_info[1] if isinstance(record.exc_info, tuple) else None)
+    )
+    sys.excepthook = of_callback
+    threading.excepthook = functools.partial(of_thread, print_=threading.__excepthook__)
+    sys.unraisablehook = functools.partial(of_thread, print_=sys.__unraisablehook__)
+
+
+@contextlib.contextmanager
+def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[None]:
+    """Checks the files and folders that a command writes before it does any work, and locks them while it runs.
+
+    Raises:
+        UserError: a path cannot be written, or another process writes it.
+    """
+    with contextlib.ExitStack() as held:
+        for flag in command.flags:
+            given = getattr(arguments, flag.name.lstrip('-'), None) if flag.writes else None
+            if given is None:
+                continue
+            if flag.writes == 'folder':
+                check_folder(given, flag.name)
+            else:
+                check_output(given, flag.name)
+            if flag.writes == 'shared':
+                continue
+            from t5flan.files import locks
+
+            if flag.writes == 'folder':
+                held.enter_context(locks.hold(os.path.join(given, locks.NAME), given, flag.name))
+            else:
+                held.enter_context(locks.hold_file(given, flag.name))
+                remove_partial(given)
+        yield
 
 
 def import_tensorflow() -> None:

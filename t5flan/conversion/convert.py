@@ -29,7 +29,7 @@ from t5flan.data.randomness import stable_hash
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
-from t5flan.files import cache_folder
+from t5flan.files import cache_folder, check_links
 from t5flan.models.config import ModelConfig
 from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
 
@@ -143,6 +143,8 @@ def read(
     if combine is not None:
         sum_ = combined.read(where, combine)
         return adapter_folder.merged(own_folder.read(sum_.base), sum_.settings, sum_.arrays, where)
+    if format in ('hf', 'peft'):
+        check_links(where)
     chosen: Any = None
     if vocabulary is not None:
         chosen = ByteVocabulary() if vocabulary == 'bytes' else load_vocabulary(vocabulary)

@@ -142,3 +142,6 @@ GREEDY = Decoding()
 
 SAMPLING = Decoding(temperature=0.7, num_samples=8, batch_size=8)
 """The default where several continuations of a prompt are compared: `rationales` and `LanguageModel.samples`."""
+
+CANDIDATES = Decoding(temperature=0.7, batch_size=32, max_new_tokens=256)
+"""The default of `self_instruct`, `evol_instruct` and `backtranslate`, which sample tasks; answers are greedy."""

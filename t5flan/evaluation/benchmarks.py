@@ -266,7 +266,9 @@ def _answer_all(
             answers += _answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
             progress(len(answers), len(prompts))
     else:
-        with RowWriter(predictions, prompts, setting='--predictions') as writer:
+        saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
+        record = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
+        with RowWriter(predictions, prompts, setting='--predictions', record=record) as writer:
             while writer.remaining:
                 chunk = next(_chunks(writer.remaining, benchmarks, WINDOW * decoding.batch_size))
                 writer.write(_answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding))

@@ -6,6 +6,7 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 `metric_fn(targets, predictions)`, targets are scored for `metric_fn(targets, scores)`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -30,6 +31,7 @@ from t5flan.evaluation.results import StepResults, StepRows
 from t5flan.evaluation.row_files import Prompt, record_path
 from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps, print_table
+from t5flan.files import locks
 from t5flan.language_model import LanguageModel
 from t5flan.sharding import Sharding
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
@@ -107,8 +109,18 @@ def evaluate(
     request = _Request(checkpoint, expand(tasks, split), split, limit, decoding, instructions, feature_lengths)
     header, several = request.header(), steps is not None
     kept_in = json_file if json_file is not None or predictions is None else record_path(Path(predictions))
-    results, rows = StepResults(kept_in, header, several=several), StepRows(predictions)
-    chosen = iter([find_step(checkpoint, step)]) if steps is None else steps
+    with contextlib.ExitStack() as held:
+        if predictions is not None:
+            held.enter_context(locks.hold_file(predictions, '--predictions'))
+        return _evaluate_all(request, step, steps, StepResults(kept_in, header, several=several), StepRows(predictions))
+
+
+def _evaluate_all(
+    request: _Request, step: int | None, steps: Iterator[int] | None, results: StepResults, rows: StepRows
+) -> dict[str, Any]:
+    """Evaluates one or several steps; see `evaluate`."""
+    several = steps is not None
+    chosen = iter([find_step(request.checkpoint, step)]) if steps is None else steps
 
     def measured(one: int) -> dict[str, Any] | None:
         summary = _evaluate_step(request, one, results, rows)

@@ -204,23 +204,20 @@ def _answer_rows(asker: _Asker, prompts: Sequence[Prompt], output: Path, part: P
     """
     path = part.path(output)
     own = prompts[part.number :: part.count]
-    with RowWriter(path, own, several=asker.several) as writer:
-        if part.count > 1:
-            whole = {'rows': len(prompts), 'input': row_files.fingerprint(prompts)}
-            row_files.check_record(path, {'part': [part.number, part.count], **whole, **asker.record()})
+    record = {'rows': len(prompts), 'input': row_files.fingerprint(prompts), **asker.record()}
+    if part.count > 1:
+        record = {'part': [part.number, part.count], **record}
+    with RowWriter(path, own, several=asker.several, record=record) as writer:
         if always_load:
             asker.model  # noqa: B018 (loads it)
         if not writer.remaining:
             print(f'{path} is complete: {len(writer.done)} rows')
         else:
-            if part.count == 1:
-                row_files.check_record(path, asker.record())
             if writer.prediction != PREDICTION:
                 print(f'the rows have a field {PREDICTION!r}: the answers go to {writer.prediction!r}', file=sys.stderr)
             _write_rest(asker, writer)
             print(f'{path}: {len(writer.done)} rows')
     if part.count == 1:
-        row_files.record_path(path).unlink(missing_ok=True)
         return
     paths = {other.number: file for other, file in row_files.parts_of(output)}
     if missing := row_files.missing_rows(paths, len(prompts), part.count):

@@ -86,21 +86,27 @@ class StepRows:
 
     Args:
         path: the file; None keeps nothing.
+
+    Raises:
+        UserError: the file has something else, which is kept from harm.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self._path = None if path is None else to_path(path)
         self._rows: dict[tuple[int, str], list[Row]] = {}
         for row in self._read():
-            if isinstance(row, dict) and isinstance(row.get('step'), int) and isinstance(row.get('task'), str):
-                self._rows.setdefault((row['step'], row['task']), []).append(row)
+            if not (isinstance(row, dict) and isinstance(row.get('step'), int) and isinstance(row.get('task'), str)):
+                raise UserError(f'{path} has rows that are not predictions. Set another --predictions, or remove it.')
+            self._rows.setdefault((row['step'], row['task']), []).append(row)
 
     def _read(self) -> Iterable[Any]:
         try:
             lines = self._path.read_text(encoding='utf-8').split('\n') if self._path else []
             return [json.loads(line) for line in lines if line]
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return []
+        except ValueError:
+            raise UserError(f'{self._path} is not a file of predictions. Set another, or remove it.') from None
 
     def has(self, step: int, task: str, count: int) -> bool:
         """Whether all `count` rows of a task are there, or none are kept at all."""

@@ -7,12 +7,12 @@ are. `merge` puts complete parts together, in the order of the input.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.paths import match_files
 from t5flan.data.records.rows import is_rows, plain_text
 from t5flan.errors import UsageError, UserError
-from t5flan.files import open_whole, write_json
+from t5flan.files import append_whole, check_output, locks, open_whole, remove_partial, write_json
 
 INDEX, PREDICTION, PREDICTIONS = 'index', 'prediction', 'predictions'
 """The fields that are added to a row, unless the row has fields of that name."""
@@ -171,67 +171,87 @@ class RowWriter:
         prediction: the field of the answers.
         setting: the flag that messages name.
 
+    Args:
+        record: what decides the answers; kept in a file beside `path`. Without it, only the rows are compared.
+
     Raises:
-        UserError: the file holds something other than answers to these prompts, or another process writes it.
+        UserError: the file was not begun by the same command: it holds something other than answers to these prompts,
+            or its record is missing or differs. Or another process writes it, or it cannot be a file.
     """
 
     def __init__(
-        self, path: Path, prompts: Sequence[Prompt], setting: str = '--output', *, several: bool = False
+        self,
+        path: Path,
+        prompts: Sequence[Prompt],
+        setting: str = '--output',
+        *,
+        several: bool = False,
+        record: Row | None = None,
     ) -> None:
         self._path, self._setting = path, setting
         taken = {name for prompt in prompts for name in prompt.row}
         self.prediction = free_name(PREDICTION, taken)
         self._predictions = free_name(PREDICTIONS, taken) if several else None
+        check_output(path, setting)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open('ab')
+        self._held = contextlib.ExitStack()
+        self._lock = self._held.enter_context(locks.hold_file(path, setting))
+        self._close = weakref.finalize(self, self._held.close)
         try:
-            self._lock()
+            remove_partial(path)
+            if record is not None:
+                _check_begun(path, record, setting)
             self.done = self._read(prompts)
+            self._file = self._held.enter_context(path.open('ab', buffering=0))
         except BaseException:
-            self._file.close()
+            self._close()
             raise
         self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'{self._path} is being written by another process. Stop it, or set another {self._setting}.'
-            ) from None
-        except OSError:  # a file system without locks
-            return
-
     def _read(self, prompts: Sequence[Prompt]) -> dict[int, Any]:
-        data = self._path.read_bytes()
+        data = self._path.read_bytes() if self._path.exists() else b''
         whole = data.rfind(b'\n') + 1
         by_line = iter(prompts)
         done: dict[int, Any] = {}
         for number, line in enumerate(data[:whole].split(b'\n')[:-1], 1):
             prompt = next(by_line, None)
-            try:
-                row = json.loads(line)
-                answer = row.pop(self.prediction)
-                answer = row.pop(self._predictions) if self._predictions else answer
-            except (ValueError, KeyError, TypeError, AttributeError):
-                row = answer = None
+            row, answer = self._answer(line)
             if prompt is None or answer is None or json.dumps(row) != json.dumps(prompt.row):
+                changed = prompt is not None and isinstance(row, dict) and difference(row, prompt.row)
+                what = f' (here {changed[0]}={changed[1]!r}, and now {changed[2]!r})'[:200] if changed else ''
                 where = f'{self._path}:{number}'
                 raise UserError(
-                    f'{where} does not answer a row of this input. Set another {self._setting}, or remove the file.'
+                    f'{where} does not answer a row of this input. Set another {self._setting}, '
+                    f'or remove the file{what}.'
                 )
             done[prompt.number] = answer
         if whole < len(data):  # an incomplete line of a killed run
+            if not done and not data.startswith(b'{"'):
+                raise UserError(f'{self._path} holds no answers. Set another {self._setting}, or remove the file.')
             os.truncate(self._path, whole)
         return done
 
+    def _answer(self, line: bytes) -> tuple[Any, Any]:
+        """The row of a line and its answer; the answer is None if the line has none."""
+        try:
+            row = json.loads(line)
+            answer = row.pop(self.prediction)
+            return row, row.pop(self._predictions) if self._predictions else answer
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None, None
+
     def write(self, answers: Sequence[Any]) -> None:
-        """Appends the answers to the next of the remaining prompts; flushes the file."""
+        """Appends the answers to the next of the remaining prompts, all of them or none.
+
+        Raises:
+            UserError: another process has taken the file over.
+            OSError: the disk is full, for example.
+        """
         answered = list(zip(self.remaining[: len(answers)], answers, strict=True))
         rows = [prompt.row | self._fields(answer) for prompt, answer in answered]
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        self._file.write(lines.encode('utf-8', 'surrogatepass'))
-        self._file.flush()
+        self._lock.require()
+        append_whole(self._file, lines.encode('utf-8', 'surrogatepass'))
         self.done |= {prompt.number: answer for prompt, answer in answered}
         self.remaining = self.remaining[len(answers) :]
 
@@ -244,7 +264,7 @@ class RowWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        self._close()
 
 
 # -- Records and merging ---------------------------------------------------------------------------------------------
@@ -263,7 +283,19 @@ def record_path(path: Path) -> Path:
     return path.with_name(f'{path.stem}.run.json')
 
 
-def check_record(path: Path, record: Row) -> None:
+def _check_begun(path: Path, record: Row, setting: str) -> None:
+    """Requires that a file, if it has content, was begun with this record; else writes the record.
+
+    Raises:
+        UserError: it has another record, or none: then something else wrote the file.
+    """
+    if path.exists() and path.stat().st_size and read_record(path) is None:
+        problem = f'{path} exists, and {record_path(path).name} beside it does not, which says what its answers are of'
+        raise UserError(f'{problem}. Set another {setting}, or remove the file.')
+    check_record(path, record, setting)
+
+
+def check_record(path: Path, record: Row, setting: str = '--output') -> None:
     """Writes what decides the answers in `path`, or compares it with what an earlier run wrote.
 
     Raises:
@@ -275,10 +307,11 @@ def check_record(path: Path, record: Row) -> None:
         write_json(beside, record)
         return
     record = json.loads(json.dumps(record))
-    if differing := difference(known, record):
+    is_moved = known.get('saved') is not None and known['saved'] == record.get('saved')
+    if differing := difference(known, record, ignored=['checkpoint'] if is_moved else ()):
         name, before, now = differing
         raise UserError(
-            f'{path} was begun with {name}={before}, and now {name}={now}. Set the former, or another --output.'
+            f'{path} was begun with {name}={before}, and now {name}={now}. Set the former, or another {setting}.'
         )
 
 

@@ -4,6 +4,9 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from t5flan.scoring.numbers import read_numbers
 
 TRIGGER = 'So the answer is'
 
@@ -12,6 +15,11 @@ _ARTICLES = re.compile(r'\b(a|an|the)\b')
 # A minus is read as a sign only where it cannot be a subtraction ("7-3" contains 7 and 3).
 _NUMBER = re.compile(r'(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<=[^\d\W])\d[\d,]*(?:\.\d+)?')
 _CHOICE = re.compile(r'\(([A-Za-z])\)|(?<!\w)([A-Z])(?!\w)')
+_ANNOUNCEMENT = (
+    r'(?:\b(?:so|thus|hence|therefore|finally|and),?\s+)?(?:\b(?:the|my|our)\s+)?\b(?:final |correct |right )?'
+    r'answer(?: is\b|\s?:)|####'
+)
+_BOXED = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 _QUOTES = {'"': '"', "'": "'", '“': '”', '「': '」', '«': '»', '`': '`'}
 
 
@@ -37,6 +45,76 @@ def extract_answer(text: str, trigger: str | Sequence[str] = TRIGGER, default: s
     if not ends:
         return clean(text) if default is None else default
     return clean(text[max(ends) :].lstrip(' \t:：').strip().partition('\n')[0])
+
+
+def find_number(text: str, triggers: Sequence[str], decimal_comma: bool = False) -> str | None:
+    """The number that answers a question, or None: the rule of GSM8K and MGSM, see `tasks/benchmarks`.
+
+    It is the first number after the last trigger in the same line, or after the last "=" there; without a trigger, or
+    without a number after it, the last number of the text.
+
+    >>> find_number('48 / 2 = 24 and 48 + 24 = $72.', ['The answer is'])
+    '72'
+    """
+    ends = [found.end() for words in triggers for found in re.finditer(re.escape(words), text, re.IGNORECASE)]
+    if ends:
+        line = text[max(ends) :].lstrip(' :：\n').partition('\n')[0]
+        sentence = re.split(r'[.。](?=\s|$)', line, maxsplit=1)[0]
+        if numbers := read_numbers(sentence.rpartition('=')[2], decimal_comma) or read_numbers(line, decimal_comma):
+            return numbers[0]
+    numbers = read_numbers(text, decimal_comma)
+    return numbers[-1] if numbers else None
+
+
+class Announced(NamedTuple):
+    """An answer at the end of a text, and the text before its announcement."""
+
+    before: str
+    answer: str
+
+
+def split_answer(text: str, triggers: Sequence[str] = (TRIGGER,), is_number: bool = False) -> Announced:
+    r"""Splits a text into what leads to an answer and the answer; both are '' if it has none.
+
+    An answer follows one of the triggers or a usual phrase ("The answer is", "Answer:", "####"), or stands in
+    `\boxed{}`. The last of these counts. A number that is not announced so is the last one of the text, and the whole
+    text leads to it: the rule of GSM8K and MGSM.
+
+    Args:
+        triggers: phrases that announce an answer, one for each language.
+        is_number: the answer must be a number.
+
+    >>> split_answer('3 and 4 are 7. So the answer is 7.')
+    Announced(before='3 and 4 are 7.', answer='7')
+    >>> split_answer('40 + 56 is 96. Therefore, the final answer is $\\boxed{96}$.')
+    Announced(before='40 + 56 is 96.', answer='96')
+    >>> split_answer('48 + 48 = $96', is_number=True)
+    Announced(before='48 + 48 = $96', answer='96')
+    """
+    spans = [
+        match.span()
+        for pattern in (*(re.escape(words) for words in triggers), _ANNOUNCEMENT)
+        for match in re.finditer(pattern, text, re.IGNORECASE)
+    ]
+    start, end = max(spans, key=lambda span: (span[1], -span[0]), default=(len(text), len(text)))
+    line = text[end:].lstrip(' \t:：*').partition('\n')[0]
+    if boxed := list(_BOXED.finditer(text)):
+        last = boxed[-1]
+        if last.start() >= end or not spans:
+            start = start if last.group() in line else last.start()
+            line = last.group(1)
+    if is_number:
+        is_announced = bool(read_numbers(line))
+        found = find_number(f'{TRIGGER} {line}', [TRIGGER]) if is_announced else find_number(text, ())
+        before = text[:start] if is_announced else text
+        return Announced(_before(before), found) if found else Announced('', '')
+    answer = clean(line.strip().strip('$*'))
+    return Announced(_before(text[:start]), answer) if answer and start < len(text) else Announced('', '')
+
+
+def _before(text: str) -> str:
+    """Without the mathematics mode that a box ends, and markup."""
+    return text.strip().rstrip('*$').strip()
 
 
 def clean(answer: str) -> str:

@@ -6,7 +6,7 @@ A target is the result of the task's postprocess_fn: a string, or a sequence of 
 import collections
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5flan.errors import UserError
@@ -65,6 +65,24 @@ def rouge_l_each(targets: Sequence[Target], predictions: Sequence[str]) -> list[
     scorer = _library('rouge_score.rouge_scorer', 'rouge_l').RougeScorer(['rougeL'], use_stemmer=True)
     pairs = _pairs(targets, predictions)
     return [scorer.score_multi(_answers(target), str(text))['rougeL'].fmeasure for target, text in pairs]
+
+
+def rouge_l_between(words_of: Callable[[str], list[str]]) -> Callable[[str, str], float]:
+    """A function that returns the ROUGE-L F-measure of two texts, in [0, 1].
+
+    Args:
+        words_of: splits a text into words, in any language.
+
+    Raises:
+        UserError: the rouge-score library is not installed.
+    """
+
+    class Words:
+        def tokenize(self, text: str) -> list[str]:
+            return words_of(text)
+
+    scorer = _library('rouge_score.rouge_scorer', 'rouge_l').RougeScorer(['rougeL'], tokenizer=Words())
+    return lambda one, other: float(scorer.score(one, other)['rougeL'].fmeasure)
 
 
 def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Training data made by a model: sampled rationales."""
+"""Training data made by a model: rationales, new tasks, harder tasks, instructions for texts."""

@@ -4,16 +4,17 @@
 
 Several rationales are sampled for every question of a split. Those are kept whose answer is right (`right`: STaR,
 arXiv:2203.14465), or is the answer of most samples, whatever the file says (`vote`: self-consistency, arXiv:2203.11171,
-as labels in arXiv:2210.11610). A sample counts if it ended, announced an answer and has text before it.
+as labels in arXiv:2210.11610). A sample counts if it ended, gives an answer and has text before it; answers are read as
+in the benchmarks (`scoring.answers.split_answer`). Filters reject rationales by length, repetition and copying.
 
-DataConfig.cot reads the file like any other: a .tsv of question, answer and rationale, or a .jsonl with the CoT
-Collection's fields and the origin of each row. OUTPUT.provenance.json beside it has checkpoint, step, settings, counts.
+Samples are written as they are drawn, and a killed run resumes (`journal.py`). DataConfig.cot reads the file like any
+other: a .tsv of question, answer and rationale, or a .jsonl with the CoT Collection's fields and the origin of each
+row. OUTPUT.provenance.json beside it has checkpoint, step, settings, counts.
 """
 
-import collections
 import dataclasses
+import itertools
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,54 +30,30 @@ from t5flan.decoding.config import SAMPLING, Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json, write_whole
 from t5flan.language_model import LanguageModel, load
-from t5flan.scoring.answers import TRIGGER, clean, extract_answer, extract_number, normalize_answer, normalize_space
+from t5flan.scoring.answers import TRIGGER, extract_answer
+from t5flan.synthesis.journal import Journal, fingerprint, finished, open_run
+from t5flan.synthesis.loop import model_fields
+from t5flan.synthesis.rationale_choice import (
+    Filters,
+    Kept,
+    Question,
+    Sample,
+    choose,
+    count,
+    has_number,
+    parse,
+    same_answer,
+    why_none,
+)
 from t5flan.version import __version__
 
 KEEP = ('right', 'vote')
 SUFFIXES = ('.tsv', '.jsonl')
-PROVENANCE = '.provenance.json'
+WINDOW = 2
+"""Batches of questions between two lines of the journal."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question.
-
-    Attributes:
-        text: the question.
-        answers: the right answers.
-        asks: whether the text already asks for a rationale.
-    """
-
-    text: str
-    answers: tuple[str, ...]
-    asks: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """A sampled rationale and its answer; both are '' if it has none."""
-
-    rationale: str
-    answer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """A rationale that is written to the file.
-
-    Attributes:
-        index: the question's index in its split.
-        answer: the rationale's answer.
-        rationale: the text before the answer.
-        agreement: the share of the question's samples with this answer.
-        right: whether the answer is right.
-    """
-
-    index: int
-    answer: str
-    rationale: str
-    agreement: float
-    right: bool
+Exemplar = Mapping[str, str]
+"""A question, a rationale and an answer."""
 
 
 def rationales(
@@ -91,6 +68,10 @@ def rationales(
     agreement: float = 0.5,
     trigger: str | None = None,
     answer_words: Sequence[str] = (TRIGGER,),
+    exemplars: Sequence[Exemplar] = (),
+    filters: Filters | None = None,
+    score: bool = False,
+    draws: str | None = None,
     step: int | None = None,
     decoding: Decoding = SAMPLING,
     json_file: str | None = None,
@@ -105,7 +86,11 @@ def rationales(
         agreement: for 'vote', the smallest share of the samples that must have the answer.
         trigger: the sentence that asks for a rationale; '' adds none. None is the first of InstructionConfig.triggers,
             for prompts that do not ask for one.
-        answer_words: the phrases that announce an answer, one for each language.
+        answer_words: the phrases that announce an answer, one for each language, beside the usual ones.
+        exemplars: solved questions that come before each prompt.
+        filters: which rationales are rejected; None is the default of `Filters`.
+        score: also write the log-likelihood of each kept rationale by the model itself.
+        draws: also write every draw and what became of it to this .jsonl file.
         decoding: its num_samples is the number of rationales sampled for each question.
 
     Returns:
@@ -113,60 +98,102 @@ def rationales(
 
     Raises:
         UsageError: a setting is out of range.
-        UserError: no such checkpoint, task or split, or no rationale was kept.
+        UserError: no such checkpoint, task or split, the output is of another run, or no rationale was kept.
     """
-    _check_settings(output, keep, each, agreement, decoding)
+    choice = Choice(keep, each, agreement, Filters() if filters is None else filters, score)
+    _check_settings(output, choice, draws, decoding)
     questions, whole = read_questions(task, split, limit, answer_words)
-    model = load(checkpoint, step)
-    samples = sample(model, [prompt_of(question, trigger) for question in questions], decoding, answer_words)
-    kept = [
-        one
-        for index, (question, group) in enumerate(zip(questions, samples, strict=True))
-        for one in choose(index, question, group, keep, each, agreement)
-    ]
-    provenance: dict[str, Any] = {
-        'made_by': f't5flan {__version__}',
-        'checkpoint': model.folder,
-        'step': model.step,
+    model = load(checkpoint, step).in_format('auto')
+    prompts = [with_exemplars(prompt_of(question, trigger), exemplars) for question in questions]
+    drawing = {
+        **model_fields(model),
         'task': task,
         'split': split,
+        'prompts': fingerprint(prompts),
         'samples': decoding.num_samples,
-        'keep': keep,
-        'each': each,
-        **({'agreement': agreement} if keep == 'vote' else {}),
         'trigger': trigger,
-        **{name: getattr(decoding, name) for name in ('temperature', 'top_k', 'top_p')},
+        **{name: getattr(decoding, name) for name in ('temperature', 'top_k', 'top_p', 'stop', 'seed')},
         'max_new_tokens': decoding.max_new_tokens or model.max_new_tokens,
-        'seed': decoding.seed,
-        'whole_prompts': whole,
-        'prompts_ask': whole and all(question.asks for question in questions),
-        'counts': count(questions, samples, kept),
+        'exemplars': len(exemplars),
     }
-    if not kept:
-        raise UserError(
-            f'{task}: none of {decoding.num_samples} rationales for each of {len(questions)} questions was kept '
-            f'({provenance["counts"]}). Increase --samples or --temperature, or train the model on rationales first.'
-        )
-    write(Path(output), questions, kept, task, provenance)
-    found = provenance['counts']
+    path, settings = Path(output), {**drawing, **choice.settings()}
+    found = finished(path, settings)
+    if found is None:
+        asks = {'whole_prompts': whole, 'prompts_ask': whole and all(question.asks for question in questions)}
+        made = {'made_by': f't5flan {__version__}', **settings, **asks}
+        with open_run(path, {**drawing, 'batch_size': decoding.batch_size}) as journal:
+            samples = sample(model, questions, prompts, decoding, answer_words, journal)
+            found, kept = _choose_all(questions, samples, choice, made, draws)
+            kept = _scored(model, prompts, kept, journal) if score else kept
+            journal.finish(lines_of(path, questions, kept, task), found)
+    counts = found['counts']
     print(
-        f'{output}: {found["kept"]:,} rationales of {found["questions_kept"]:,} questions kept; {found["questions"]:,} '
-        f'questions, {found["with_answer"]:,} of {found["draws"]:,} samples with an answer, {found["right"]:,} right'
+        f'{output}: {counts["kept"]:,} rationales of {counts["questions_kept"]:,} questions kept; '
+        f'{counts["questions"]:,} questions, {counts["with_answer"]:,} of {counts["draws"]:,} samples with an answer, '
+        f'{counts["right"]:,} right'
     )
     if json_file is not None:
-        write_json(json_file, provenance, indent=2)
-    return provenance
+        write_json(json_file, found, indent=2)
+    return found
 
 
-def _check_settings(output: str, keep: str, each: int, agreement: float, decoding: Decoding) -> None:
-    if keep not in KEEP:
-        raise UsageError(f'--keep={keep}, expected {" or ".join(KEEP)}')
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is kept, as in `rationales`."""
+
+    keep: str
+    each: int
+    agreement: float
+    filters: Filters
+    score: bool
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of the provenance."""
+        fields = dataclasses.asdict(self)
+        return fields if self.keep == 'vote' else {name: x for name, x in fields.items() if name != 'agreement'}
+
+
+def _choose_all(
+    questions: Sequence[Question],
+    samples: Sequence[Sequence[Sample]],
+    choice: Choice,
+    made: Mapping[str, Any],
+    draws: str | None,
+) -> tuple[dict[str, Any], list[Kept]]:
+    """The provenance and the kept rationales; raises a UserError if there are none."""
+    filtered = [
+        [_filtered(one, question, choice.filters) for one in group]
+        for question, group in zip(questions, samples, strict=True)
+    ]
+    kept = [
+        one
+        for index, (question, group) in enumerate(zip(questions, filtered, strict=True))
+        for one in choose(index, question, group, choice.keep, choice.each, choice.agreement)
+    ]
+    if draws is not None:
+        write_draws(Path(draws), questions, filtered, kept)
+    counts = count(questions, filtered, kept)
+    if not kept:
+        raise UserError(
+            f'{made["task"]}: none of {made["samples"]} rationales for each of {len(questions)} questions was kept '
+            f'({counts}). Most likely {why_none(filtered, counts)}.'
+        )
+    return json.loads(json.dumps({**made, 'counts': counts})), kept
+
+
+def _check_settings(output: str, choice: Choice, draws: str | None, decoding: Decoding) -> None:
+    if choice.keep not in KEEP:
+        raise UsageError(f'--keep={choice.keep}, expected {" or ".join(KEEP)}')
     if not output.endswith(SUFFIXES):
         raise UsageError(f'--output={output}, expected a file name that ends in {" or ".join(SUFFIXES)}')
-    if each < 1:
-        raise UsageError(f'--each={each}, expected an integer of 1 or more')
-    if not 0 < agreement <= 1:
-        raise UsageError(f'--agreement={agreement}, expected a number above 0 and at most 1')
+    if choice.score and not output.endswith('.jsonl'):
+        raise UsageError(f'--score with --output={output}: a .tsv has no column for it. Set --output=....jsonl')
+    if draws is not None and (not draws.endswith('.jsonl') or Path(draws) == Path(output)):
+        raise UsageError(f'--draws={draws}, expected another file name than --output that ends in .jsonl')
+    if choice.each < 1:
+        raise UsageError(f'--each={choice.each}, expected an integer of 1 or more')
+    if not 0 < choice.agreement <= 1:
+        raise UsageError(f'--agreement={choice.agreement}, expected a number above 0 and at most 1')
     if decoding.num_samples > 1 and decoding.greedy:
         raise UsageError(
             f'--temperature=0 returns the same rationale {decoding.num_samples} times: set it above 0, or --samples=1'
@@ -217,118 +244,107 @@ def prompt_of(question: Question, trigger: str | None) -> str:
     return f'{question.text.rstrip()}\n{trigger}' if trigger else question.text
 
 
+def with_exemplars(prompt: str, exemplars: Sequence[Exemplar]) -> str:
+    """A prompt after solved questions, or alone if there are none."""
+    if not exemplars:
+        return prompt
+    solved = ''.join(f'Q: {one["question"]}\nA: {one["rationale"]} {TRIGGER} {one["answer"]}.\n\n' for one in exemplars)
+    return f'{solved}Q: {prompt}\nA:'
+
+
 def sample(
-    model: LanguageModel, prompts: Sequence[str], decoding: Decoding, answer_words: Sequence[str]
+    model: LanguageModel,
+    questions: Sequence[Question],
+    prompts: Sequence[str],
+    decoding: Decoding,
+    answer_words: Sequence[str],
+    journal: Journal,
 ) -> list[list[Sample]]:
     """`decoding.num_samples` samples for each prompt; those of one depend on its index and the seed only."""
     sampled: list[list[Sample]] = []
-    window = 8 * decoding.batch_size
+    window = WINDOW * decoding.batch_size
     for start in range(0, len(prompts), window):
-        inputs = [model.input_ids(text) for text in prompts[start : start + window]]
-        sampled += [
-            [parse(one.text(model.vocabulary), answer_words) if one.ended else Sample('', '') for one in group]
-            for group in model.generate_ids(inputs, decoding=decoding, rows=range(start, start + len(inputs)))
-        ]
+
+        def ask(start: int = start) -> list[list[list[Any]]]:
+            inputs = [model.input_ids(text) for text in prompts[start : start + window]]
+            found = model.generate_ids(inputs, decoding=decoding, rows=range(start, start + len(inputs)))
+            return [[[one.text(model.vocabulary), bool(one.ended)] for one in group] for group in found]
+
+        for group in journal.recall(f'questions from {start}', ask):
+            is_number = has_number(questions[len(sampled)])
+            sampled.append([_read(text, ended, answer_words, is_number) for text, ended in group])
         print(f'{len(sampled)} of {len(prompts)} questions', file=sys.stderr, flush=True)
     return sampled
 
 
-def parse(text: str, answer_words: Sequence[str] = (TRIGGER,)) -> Sample:
-    """Splits a text at the last announcement of an answer.
-
-    >>> parse('3 and 4 are 7. So the answer is 7.')
-    Sample(rationale='3 and 4 are 7.', answer='7')
-    >>> parse('7')
-    Sample(rationale='', answer='')
-    """
-    places = [match.start() for words in answer_words for match in re.finditer(re.escape(words), text, re.IGNORECASE)]
-    answer = extract_answer(text, answer_words, default='')
-    return Sample(text[: max(places)].strip(), answer) if places and answer else Sample('', '')
+def _read(text: str, ended: bool, answer_words: Sequence[str], is_number: bool) -> Sample:
+    text = text.partition('\nQ:')[0]  # the model may go on with a question of its own
+    return parse(text, answer_words, is_number) if ended else Sample('', '', text, False)
 
 
-def same_answer(a: str, b: str) -> bool:
-    """Whether two answers are equal up to spaces and case, as numbers, or after SQuAD's normalization.
-
-    >>> same_answer('$1,000', '1000.0'), same_answer('The cat', 'cat'), same_answer('(A)', '(B)')
-    (True, True, False)
-    """
-    if normalize_space(clean(a)).casefold() == normalize_space(clean(b)).casefold():
-        return True
-    number_a, number_b = extract_number(a), extract_number(b)
-    if number_a is not None and number_b is not None and not re.search(r'[^\W\d_]', a + b):
-        return float(number_a) == float(number_b)
-    return normalize_answer(a) == normalize_answer(b) != ''
+def _filtered(one: Sample, question: Question, filters: Filters) -> Sample:
+    fault = filters.fault(one.rationale, question.text) if one.rationale and one.answer else ''
+    return dataclasses.replace(one, fault=fault)
 
 
-def choose(
-    index: int, question: Question, samples: Sequence[Sample], keep: str, each: int = 1, agreement: float = 0.5
-) -> list[Kept]:
-    """The samples of one question to keep: different rationales of a single answer, the most frequent first."""
-    groups: list[list[Sample]] = []  # samples with the same answer, in order of their first one
-    for one in samples:
-        if not (one.answer and one.rationale):
-            continue
-        group = next((group for group in groups if same_answer(group[0].answer, one.answer)), None)
-        if group is None:
-            groups.append([one])
-        else:
-            group.append(one)
-    for group in groups:
-        right = next((answer for answer in question.answers if same_answer(group[0].answer, answer)), None)
-        share = len(group) / len(samples)
-        is_vote = len(group) == max(map(len, groups)) and share >= agreement
-        if right is not None if keep == 'right' else is_vote:  # the first of several answers with equal votes
-            answer = group[0].answer if right is None else right
-            alike = collections.Counter(normalize_space(one.rationale) for one in group)
-            first = {normalize_space(one.rationale): one.rationale for one in reversed(group)}
-            texts = [first[text] for text, _ in alike.most_common(each)]  # of equal ones the first drawn
-            return [Kept(index, answer, text, share, right is not None) for text in texts]
-    return []
+def _scored(model: LanguageModel, prompts: Sequence[str], kept: Sequence[Kept], journal: Journal) -> list[Kept]:
+    """With the log-likelihood of each rationale after its prompt, nats for each token."""
+    scored: list[Kept] = []
+    groups = iter(kept)
+    while group := list(itertools.islice(groups, 64)):
+
+        def ask(group: Sequence[Kept] = group) -> list[float]:
+            inputs = [model.input_ids(prompts[one.index]) for one in group]
+            targets = [model.vocabulary.encode(one.rationale) for one in group]
+            found = model.score_ids(inputs, targets)
+            return [float(total) / max(1, len(target)) for total, target in zip(found, targets, strict=True)]
+
+        key = f'scores {fingerprint([[one.index, one.rationale] for one in group])}'
+        means = journal.recall(key, ask)
+        scored += [dataclasses.replace(one, log_likelihood=mean) for one, mean in zip(group, means, strict=True)]
+    return scored
 
 
-def count(questions: Sequence[Question], samples: Sequence[Sequence[Sample]], kept: Sequence[Kept]) -> dict[str, int]:
-    """Numbers of questions, samples ('draws'), samples with an answer, right samples, and rationales kept."""
-    answered = [
-        (question, one)
-        for question, group in zip(questions, samples, strict=True)
-        for one in group
-        if one.answer and one.rationale
-    ]
-    right = sum(any(same_answer(one.answer, answer) for answer in question.answers) for question, one in answered)
-    return {
-        'questions': len(questions),
-        'draws': sum(map(len, samples)),
-        'with_answer': len(answered),
-        'right': right,
-        'kept': len(kept),
-        'questions_kept': len({one.index for one in kept}),
-        'kept_right': sum(one.right for one in kept),
-    }
-
-
-def write(
-    path: Path, questions: Sequence[Question], kept: Sequence[Kept], task: str, provenance: Mapping[str, Any]
+def write_draws(
+    path: Path, questions: Sequence[Question], samples: Sequence[Sequence[Sample]], kept: Sequence[Kept]
 ) -> None:
-    """Writes the file and its provenance; each appears whole or not at all."""
+    """Writes a row for each draw: its text, rationale and answer, whether that is right, and what became of it."""
+    chosen = {(one.index, one.rationale) for one in kept}
+    lines = []
+    for index, (question, group) in enumerate(zip(questions, samples, strict=True)):
+        for number, one in enumerate(group):
+            right = bool(one.answer) and any(same_answer(one.answer, answer) for answer in question.answers)
+            verdict = 'kept' if (index, one.rationale) in chosen else one.fault or 'not kept'
+            if not (one.rationale and one.answer):
+                verdict = 'no rationale' if one.answer else 'no answer' if one.ended else 'did not end'
+            row = {'index': index, 'draw': number, 'source': question.text, 'text': one.text, 'answer': one.answer}
+            row |= {'rationale': one.rationale, 'right': right, 'verdict': verdict}
+            lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+    write_whole(path, ''.join(lines).encode('utf-8', 'replace'))
+
+
+def lines_of(path: Path, questions: Sequence[Question], kept: Sequence[Kept], task: str) -> list[str]:
+    """The lines of the file: cells of a .tsv, or objects of a .jsonl."""
     lines = []
     for one in kept:
         question = questions[one.index].text
         if path.suffix == '.tsv':
             lines.append('\t'.join(_cell(text) for text in (question, one.answer, one.rationale)))
-        else:
-            row = {
-                'source': question,
-                'target': one.answer,
-                'rationale': one.rationale,
-                'type': 'CoT',
-                'sampled_for': task,
-                'index': one.index,
-                'agreement': round(one.agreement, 4),
-                'right': one.right,
-            }
-            lines.append(json.dumps(row, ensure_ascii=False))
-    write_json(path.with_name(path.name + PROVENANCE), provenance, indent=2)
-    write_whole(path, ('\n'.join(lines) + '\n').encode('utf-8', 'replace'))
+            continue
+        row = {
+            'source': question,
+            'target': one.answer,
+            'rationale': one.rationale,
+            'type': 'CoT',
+            'sampled_for': task,
+            'index': one.index,
+            'agreement': round(one.agreement, 4),
+            'right': one.right,
+        }
+        if one.log_likelihood is not None:
+            row['log_likelihood'] = round(one.log_likelihood, 4)
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return lines
 
 
 def _cell(text: str) -> str:

@@ -17,7 +17,6 @@ temporary folder and renames it), so a run killed while saving resumes from the 
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -33,8 +32,8 @@ from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_rec
 from t5flan.adapters.config import Adapter
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
-from t5flan.errors import UserError
-from t5flan.files import PathLike, write_json
+from t5flan.errors import UserError, disk_problem
+from t5flan.files import PathLike, check_links, remove_folders, write_json
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.config import CheckpointConfig
@@ -151,7 +150,7 @@ def find_step(folder: PathLike, step: int | None = None) -> int:
     """`step` if given, else the step that a step folder names, else the description's, else the latest.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or a link in it leads out of the folder.
     """
     root = checkpoint_root(folder)
     if step is None and epath.Path(folder) != root:
@@ -163,7 +162,9 @@ def find_step(folder: PathLike, step: int | None = None) -> int:
         raise UserError(f'{root / CHECKPOINTS} has no complete checkpoint yet.')
     if step is not None and step not in steps:
         raise UserError(f'{root / CHECKPOINTS} has no step {step}; it has {steps}.')
-    return steps[-1] if step is None else step
+    found = steps[-1] if step is None else step
+    check_links(root, (DESCRIPTION, VOCABULARY, HUGGING_FACE, f'{CHECKPOINTS}/{found}'))
+    return found
 
 
 class CheckpointManager:
@@ -263,12 +264,13 @@ class CheckpointManager:
         return restore_state(self.workdir, self._manager.latest_step(), abstract)
 
     def _save_error(self, subject: str, error: Exception) -> UserError:
-        cause = ' '.join(str(error).split())
-        known = re.search(r'No space left on device|Disk quota exceeded|File too large|Permission denied', cause)
+        known = disk_problem(error) or ' '.join(str(error).split())[:300]
+        if jax.process_count() == 1:  # they fill the disk
+            remove_folders(self.workdir / CHECKPOINTS, '.orbax-checkpoint-tmp')
         self._latest_step = latest_step(self.workdir)
         last = f'step {self._latest_step}' if self._latest_step is not None else 'none'
         return UserError(
-            f'saving {subject} to {self.workdir / CHECKPOINTS} failed: {known.group(0) if known else cause[:300]}. '
+            f'saving {subject} to {self.workdir / CHECKPOINTS} failed: {known.partition(": /")[0]}. '
             f'The last complete checkpoint is {last}; fix the disk and run the same command again.'
         )
 

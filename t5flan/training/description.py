@@ -1,10 +1,14 @@
 """What a run writes about itself into its workdir, and the check that a workdir belongs to the run."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
 from t5flan.adapters.config import Adapter
@@ -13,14 +17,59 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import write_whole
+from t5flan.files import check_folder, check_links, locks, remove_partial, write_whole
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
+from t5flan.training.metric_writer import DATA, METRICS, SAMPLES
 
 RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
 """Fields of ModelConfig that say how a model runs; they do not change the meaning of its parameters."""
 INITIAL_FIELDS = ('relative_bias_init',)
 """Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
+
+
+WRITTEN = ('config.gin', checkpoints.DESCRIPTION, METRICS, SAMPLES, DATA)
+"""Files that a run writes into its workdir."""
+_FOLDERS = (checkpoints.CHECKPOINTS, checkpoints.VOCABULARY, checkpoints.HUGGING_FACE, 'tensorboard')
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: str) -> Iterator[locks.Lock | None]:
+    """Makes this run the only one that writes `workdir`, and removes files that a killed run wrote by half.
+
+    Yields:
+        The lock, on the first host.
+
+    Raises:
+        UserError: on all hosts, if another run writes it, or it is not a folder that a run may write.
+    """
+    check_folder(workdir, '--workdir')
+    check_links(workdir, _FOLDERS, plain=WRITTEN)
+    lock, problem = None, None
+    is_new = not os.path.lexists(workdir)
+    if jax.process_index() == 0:
+        try:
+            lock = locks.acquire(f'{workdir}/{locks.NAME}', workdir, '--workdir')
+        except (UserError, OSError) as error:
+            problem = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = multihost_utils.broadcast_one_to_all(np.array(problem is not None))
+        if failed and problem is None:
+            problem = UserError(f'{workdir} cannot be written by this run; its first process says why.')
+    if problem is not None:
+        raise problem
+    try:
+        for name in WRITTEN if lock is not None else ():
+            remove_partial(f'{workdir}/{name}')
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()
+            with contextlib.suppress(OSError):  # a run that failed before it wrote anything
+                if is_new:
+                    os.rmdir(workdir)
 
 
 def describe(model: ModelConfig, data: DataConfig, vocabulary: Vocabulary) -> checkpoints.Description:

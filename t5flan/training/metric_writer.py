@@ -4,7 +4,9 @@ metrics.jsonl has one object per line: {"step": 10, "loss": 3.2, ...}; metrics o
 so on. A run that resumes from step N first drops the rows after N that a killed run wrote, so every step appears once.
 """
 
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from etils import epath
 
-from t5flan.files import PathLike, write_json, write_whole
+from t5flan.files import PathLike, append_whole, write_json, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,15 +61,23 @@ class MetricWriter:
         kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
         self._losses = [(int(row['step']), row['eval/loss']) for row in kept if 'eval/loss' in row]
         write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._file = (folder / METRICS).open('a')
+        self._file: Any = None
+        if '://' in os.fspath(folder):
+            self._file = (folder / METRICS).open('a')
+        else:
+            self._file = open(folder / METRICS, 'ab', buffering=0)  # noqa: SIM115 (open for the whole run)
         self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one row; the line is on disk when this returns."""
         if not self._active:
             return
-        self._file.write(json.dumps({'step': step} | {name: float(value) for name, value in metrics.items()}) + '\n')
-        self._file.flush()
+        line = json.dumps({'step': step} | {name: float(value) for name, value in metrics.items()}) + '\n'
+        if isinstance(self._file, io.FileIO):
+            append_whole(self._file, line.encode())
+        else:
+            self._file.write(line)
+            self._file.flush()
         self._tensorboard.write(step, metrics)
 
     def write_evaluation(

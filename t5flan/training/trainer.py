@@ -7,8 +7,8 @@
 run killed at any moment resumes with the same numbers.
 """
 
+import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
@@ -21,22 +21,24 @@ from t5flan.adapters.adapter import with_arrays
 from t5flan.data import skipped
 from t5flan.data.batches.epochs import steps_of_epochs
 from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
-from t5flan.data.batches.streams import Position, merge_positions
+from t5flan.data.batches.streams import Position
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.unknown_pieces import unknown_lines
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError, did_you_mean
+from t5flan.files.locks import Lock
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
-from t5flan.preemption import Preemption
+from t5flan.preemption import Preemption, connect_processes
+from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import MetricWriter, read_metrics
-from t5flan.training.state import TrainState
+from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer
 from t5flan.training.throughput import Throughput, peak_memory
 
@@ -88,12 +90,34 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
-    mesh, evaluation = mesh or MeshConfig(), evaluation or EvaluationConfig()
+    evaluation = evaluation or EvaluationConfig()
     checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
+    optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
     if run.multi_host:
-        jax.distributed.initialize()
-    first_host = jax.process_index() == 0
+        connect_processes()
+    with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock:
+        context = Context(preemption, lock, started)
+        return _train(
+            workdir, model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated, context
+        )
 
+
+def _train(
+    workdir: str,
+    model: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    optimizer: OptimizerConfig,
+    loss: LossConfig,
+    mesh: MeshConfig,
+    checkpoints: CheckpointConfig,
+    evaluation: EvaluationConfig,
+    gin: str,
+    generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None,
+    context: 'Context',
+) -> TrainState:
+    """`train`, once no other run can write the workdir."""
+    first_host = jax.process_index() == 0
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
@@ -114,7 +138,7 @@ def train(
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
-        trainer = Trainer(model, optimizer or OptimizerConfig(), loss or LossConfig(), run, sharding)
+        trainer = Trainer(model, optimizer, loss, run, sharding)
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
@@ -125,7 +149,13 @@ def train(
 
         # -- The steps ----------------------------------------------------------------------------------------------
         throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
-        state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, started).train(state)
+        try:
+            state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, context).train(state)
+        except BaseException:
+            if jax.process_count() == 1:  # else the other processes do not wait for this save
+                with contextlib.suppress(UserError), saving():
+                    manager.wait()
+            raise
         manager.close()
         writer.write_data(pipeline.report())
         for line in pipeline.report_lines():
@@ -133,6 +163,17 @@ def train(
         writer.close()
         pipeline.close()
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What holds from the start of a run to its end."""
+
+    preemption: Preemption
+    lock: Lock | None
+    """The lock of the workdir, on the first host."""
+    started: float
+    """`time.monotonic()` at the start."""
 
 
 @dataclasses.dataclass
@@ -146,8 +187,7 @@ class Loop:
     manager: checkpoints_lib.CheckpointManager
     writer: MetricWriter
     throughput: Throughput
-    started: float
-    """`time.monotonic()` at the start of the run."""
+    context: Context
 
     def train(self, state: TrainState) -> TrainState:
         """Steps from `state` to the last step of the run.
@@ -163,7 +203,8 @@ class Loop:
         if self._resume_evaluation(state):
             return state
         in_flight: tuple[int, Any] | None = None
-        with Preemption() as preemption:
+        preemption = self.context.preemption
+        with preemption.loop():
             for step, (batch, position) in zip(range(first, self.run.steps + 1), self.pipeline):
                 state, metrics = self.trainer.train_step(state, sharding_lib.put_batch(sharding, batch, batch_size))
                 if in_flight is not None:  # the device always has a step to run while the host prepares the next
@@ -174,16 +215,20 @@ class Loop:
                 if step == first or self._due(step, self.run.log_every):
                     self._log(step, metrics, first)
                 saved = stop or self._due(step, self.manager.config.every)
-                if saved:
-                    self._save(step, state, metrics, position)
-                if stop and step < self.run.steps:
-                    self._stop(step, preemption.signal_name)
+                with saving() if stop else contextlib.nullcontext():
+                    if saved:
+                        self._save(step, state, metrics, position)
+                    if stop and step < self.run.steps:
+                        self._stop(step, preemption.signal_name)
                 if self._due(step, self.evaluator.every):  # after saving: an error here loses no step
-                    self._evaluate(step, state)
+                    with preemption.interruptible():
+                        self._evaluate(step, state)
                     if step < self.run.steps and self._is_over(step):
                         if not saved:
                             self._save(step, state, metrics, position)
                         break
+            with saving():
+                self.manager.wait()
         return state
 
     def _resume_evaluation(self, state: TrainState) -> bool:
@@ -206,6 +251,8 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], position: Position) -> None:
         self._check_finite(step, metrics)
+        if self.context.lock is not None:
+            self.context.lock.require()
         self.manager.save(self.trainer.saved(state), {'seed': self.run.seed, 'position': gather_position(position)})
         self.throughput.pause()
 
@@ -227,7 +274,7 @@ class Loop:
     def _log(self, step: int, metrics: Mapping[str, jax.Array], first: int) -> None:
         values = self._check_finite(step, metrics)
         if step == first:
-            self.writer.log(f'first step {time.monotonic() - self.started:.1f} s after the start')
+            self.writer.log(f'first step {time.monotonic() - self.context.started:.1f} s after the start')
         values |= self.throughput.read() | peak_memory()
         if self._due(step, self.run.log_every):
             self.writer.write(step, values)
@@ -448,15 +495,3 @@ def start_adapter(
     saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
     state = dataclasses.replace(saved, model=with_arrays(state.model, named_parameters(saved.model)))
     return state, meta['position'], f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'
-
-
-def gather_position(position: Position) -> Position:
-    """The data position of all hosts, each of which knows only its own streams."""
-    if jax.process_count() == 1:
-        return position
-    from jax.experimental import multihost_utils
-
-    text = json.dumps(position).encode()
-    sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
-    padded = np.frombuffer(text.ljust(int(sizes.max()), b' '), np.uint8)
-    return merge_positions([json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)])

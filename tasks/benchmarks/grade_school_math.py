@@ -26,6 +26,7 @@ from typing import Any
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.rows import read_rows
 from t5flan.errors import UserError
+from t5flan.scoring.answers import find_number
 from t5flan.scoring.benchmark import Benchmark, Question, after_space, find_folder
 from t5flan.scoring.numbers import read_numbers
 
@@ -51,7 +52,7 @@ class _Math(Benchmark):
     def extract(self, completion: str, task: str) -> str | None:
         """The number that answers the question, as the rule of this module says."""
         language = self._language(task)
-        return _answer(_before_question(completion, language['question']), language['triggers'], language['comma'])
+        return find_number(_before_question(completion, language['question']), language['triggers'], language['comma'])
 
     def is_right(self, answer: str, target: Any, task: str) -> bool:
         """Whether the numbers are equal."""
@@ -159,14 +160,3 @@ def _before_question(completion: str, prefix: str) -> str:
     """The completion up to the next question, which starts a line or follows a space."""
     pattern = '|'.join(map(re.escape, _labels(prefix)))
     return re.split(rf'(?:^|\s)(?:{pattern})', completion, maxsplit=1)[0]
-
-
-def _answer(text: str, triggers: list[str], decimal_comma: bool) -> str | None:
-    ends = [found.end() for words in triggers for found in re.finditer(re.escape(words), text, re.IGNORECASE)]
-    if ends:
-        line = text[max(ends) :].lstrip(' :：\n').partition('\n')[0]
-        sentence = re.split(r'[.。](?=\s|$)', line, maxsplit=1)[0]
-        if numbers := read_numbers(sentence.rpartition('=')[2], decimal_comma) or read_numbers(line, decimal_comma):
-            return numbers[0]
-    numbers = read_numbers(text, decimal_comma)
-    return numbers[-1] if numbers else None

@@ -121,7 +121,9 @@ def test_one_process_at_a_time_writes_a_file(tmp_path):
     output, prompts = tmp_path / 'o.jsonl', [Prompt(0, 'a', {'inputs': 'a', 'index': 0})]
     with RowWriter(output, prompts) as writer:
         writer.write(['x'])
-        with pytest.raises(UserError, match='o.jsonl is being written by another process. Stop it, or set another'):
+        with pytest.raises(
+            UserError, match=r'o.jsonl is being written by process \d+ on .* since 2.* set another --output'
+        ):
             RowWriter(output, prompts)
     assert RowWriter(output, prompts).done == {0: 'x'}
 

@@ -31,6 +31,9 @@ class Speaker:
     def __init__(self, say):
         self._say, self.asked = say, []
 
+    def in_format(self, chosen):
+        return self
+
     def input_ids(self, text):
         return VOCABULARY.encode(text)
 
@@ -38,7 +41,10 @@ class Speaker:
         texts = [VOCABULARY.decode(ids) for ids in inputs]
         self.asked += texts
         return [
-            [self._generation(self._say(int(text.split()[3]), i)) for i in range(decoding.num_samples)]
+            [
+                self._generation(self._say(int(text.rpartition('How much is ')[2].split()[0]), i))
+                for i in range(decoding.num_samples)
+            ]
             for text in texts
         ]
 
@@ -220,9 +226,137 @@ def test_a_real_checkpoint(monkeypatch, tmp_path, task):
     assert '\n' not in str(error.value) and not (tmp_path / 'x.tsv').exists()
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_ends_with_the_same_file(monkeypatch, tmp_path, task):
+    settings = {'decoding': SAMPLING.replace(num_samples=4, batch_size=2), 'limit': 20}
+    say = right_at_sample_3()
+    _, expected, whole = run(monkeypatch, tmp_path, task, say, 'whole.jsonl', **settings)
+    calls = []
+
+    def die(n, i):
+        calls.append(n)
+        if len(calls) > 60:
+            raise Killed
+        return say(n, i)
+
+    for _ in range(2):  # killed during the same call twice
+        with pytest.raises(Killed):
+            run(monkeypatch, tmp_path, task, die, 'killed.jsonl', **settings)
+        calls[:] = [0] * 60
+    with open(tmp_path / 'out' / 'killed.jsonl.journal', 'ab') as journal:
+        journal.write(b'{"key": "questions fr')
+    speaker, found, path = run(monkeypatch, tmp_path, task, say, 'killed.jsonl', **settings)
+    assert path.read_bytes() == whole.read_bytes() and found == expected
+    assert len(speaker.asked) == 20 - 12, 'the first 12 questions came from the journal'
+    with pytest.raises(UserError, match="is of another run: keep='right', now 'vote'"):
+        run(monkeypatch, tmp_path, task, say, 'killed.jsonl', keep='vote', **settings)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(monkeypatch, tmp_path, task):
+    settings = {'decoding': SAMPLING.replace(num_samples=4, batch_size=1), 'limit': 40, 'keep': 'vote'}
+    say = lambda n, i: f'{n} and {i} are enough. So the answer is {n + (i == 2)}.'
+    _, _, whole = run(monkeypatch, tmp_path, task, say, 'whole.jsonl', **settings)
+    for cut in np.random.default_rng(0).integers(1, 160, 10):
+        left = [int(cut)]
+
+        def die(n, i, left=left):
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return say(n, i)
+
+        with pytest.raises(Killed):
+            run(monkeypatch, tmp_path, task, die, 'killed.jsonl', **settings)
+        journal = tmp_path / 'out' / 'killed.jsonl.journal'
+        data = journal.read_bytes()
+        journal.write_bytes(data[: len(data) - int(cut) % 50])  # the last line is incomplete
+        _, _, path = run(monkeypatch, tmp_path, task, say, 'killed.jsonl', **settings)
+        assert path.read_bytes() == whole.read_bytes()
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    'text,rationale',
+    [
+        ('He had 90. He got 6.\nThe answer is 96.', 'He had 90. He got 6.'),
+        ('He had 90 and 6.\n#### 96', 'He had 90 and 6.'),
+        ('So he has 90 + 6 = $96', 'So he has 90 + 6 = $96'),
+        (r'He had 90 and 6, that is \boxed{96}', 'He had 90 and 6, that is'),
+        (r'He had 90. Therefore, the final answer is $\boxed{96}$.', 'He had 90.'),
+        ('He had 90 and got 6.\n\n**Answer:** 96 apples', 'He had 90 and got 6.'),
+        ('He had 90. So the answer is 90 + 6 = 96.', 'He had 90.'),
+        ('They had 90. La réponse est donc 96.', 'They had 90.'),
+    ],
+)
+def test_answers_are_read_as_in_the_benchmarks(text, rationale):
+    from t5flan.tasks.benchmarks.grade_school_math import GradeSchoolMath
+
+    assert parse(text, cot.answer_words(), is_number=True) == Sample(rationale, '96')
+    assert GradeSchoolMath().extract(text, 'gsm8k') == '96'
+
+
+def test_filters():
+    question = Question('Tom has 3 cats and 2 dogs. How many pets does Tom have?', ('5',))
+    filters = lib.Filters(min_words=3, max_words=12)
+    assert filters.fault('3 and 2 are 5', question.text) == ''
+    assert filters.fault('is 5', question.text) == 'too short'
+    assert filters.fault('a ' * 13, question.text) == 'too long'
+    assert filters.fault('a b c d a b c d a b c d', question.text) == 'repetition'
+    assert filters.fault('Tom has 3 cats and 2 dogs.', question.text) == 'copies the question'
+    drawn = [Sample('A A', '5', fault='too short')] * 3 + [Sample('B', '5')]
+    [kept] = choose(0, question, drawn, 'vote', each=9)
+    assert kept.rationale == 'B' and kept.agreement == 1.0, 'a rejected rationale still votes'
+    for given in ({'min_words': 9, 'max_words': 2}, {'min_words': -1}, {'copying': 1.5}, {'repetition': -0.1}):
+        with pytest.raises(UsageError):
+            lib.Filters(**given)
+
+
+def test_exemplars_draws_and_scores(monkeypatch, tmp_path, task):
+    exemplars = [{'question': 'How much is 5 and 5?', 'rationale': '5 and 5 are 10.', 'answer': '10'}]
+    solved = 'Q: How much is 5 and 5?\nA: 5 and 5 are 10. So the answer is 10.\n\nQ: '
+    monkeypatch.setattr(
+        Speaker, 'score_ids', lambda _, inputs, targets: [-2.0 * len(one) for one in targets], raising=False
+    )
+    speaker = Speaker(right_at_sample_3())
+    monkeypatch.setattr(lib, 'load', lambda *_: speaker)
+    path, draws = tmp_path / 'x.jsonl', tmp_path / 'draws.jsonl'
+    given = dict(decoding=SAMPLING.replace(num_samples=4, batch_size=1), limit=1)
+    rationales('x', task, str(path), exemplars=exemplars, score=True, draws=str(draws), **given)
+    assert speaker.asked[0].startswith(solved) and speaker.asked[0].endswith('step by step.\nA:')
+    [row] = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+    assert row['log_likelihood'] == -2.0
+    rows = [json.loads(line) for line in draws.read_text('utf-8').splitlines()]
+    assert [row['verdict'] for row in rows] == ['too short', 'no rationale', 'did not end', 'kept']
+    assert [row['right'] for row in rows] == [False, True, False, True] and rows[2]['text'] == '0 and 1'
+
+
+@pytest.mark.parametrize(
+    'say,reason',
+    [
+        (lambda n, i: f'{n} is a fine number…', 'did not end: increase --max_new_tokens'),
+        (lambda n, i: 'No idea at all', 'no draw announces an answer: show how with --exemplars'),
+        (lambda n, i: f'The answer is {n + 1}.', 'answers without a rationale'),
+        (lambda n, i: f'well. The answer is {n + 1}.', "filters reject 24 rationales as 'too short'"),
+        (lambda n, i: f'Let me see now. The answer is {n + 7}.', 'the answers are not right'),
+    ],
+)
+def test_nothing_kept_is_explained_with_three_draws(monkeypatch, tmp_path, task, say, reason):
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, tmp_path, task, say)
+    text = str(error.value)
+    assert reason in text and '\n' not in text
+    assert text.split('Three draws: ')[1].count(say(0, 0).rstrip('…')[-9:].strip('0123456789. ')) == 3
+
+
 @pytest.mark.parametrize(
     'settings,pattern',
     [
+        ({'score': True}, '--score with --output=x.tsv'),
+        ({'draws': 'x.txt'}, '--draws=x.txt'),
         ({'keep': 'best'}, '--keep=best, expected right or vote'),
         ({'output': 'x.csv'}, '--output=x.csv, expected a file name that ends in .tsv or .jsonl'),
         ({'each': 0}, '--each=0'),

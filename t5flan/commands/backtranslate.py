@@ -1,0 +1,49 @@
+"""`t5flan backtranslate`: a model writes the instructions that texts answer."""
+
+import argparse
+
+from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
+from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS
+from t5flan.decoding.config import CANDIDATES
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes instructions for texts."""
+    decoding = read_decoding(read_run(arguments), arguments, 'backtranslate', CANDIDATES)
+    from t5flan.synthesis.backtranslate import backtranslate
+
+    backtranslate(
+        arguments.checkpoint,
+        arguments.input,
+        arguments.output,
+        field=arguments.field,
+        count=arguments.count,
+        seeds=arguments.seeds,
+        most_words=arguments.most_words,
+        decoding=decoding,
+        patience=arguments.patience,
+        step=arguments.step,
+        json_file=arguments.json,
+    )
+
+
+COMMAND = Command(
+    'backtranslate',
+    'writes the instructions that texts answer with a checkpoint: a file for DataConfig.chat',
+    run,
+    gin=True,
+    example="t5flan backtranslate --checkpoint=runs/mine --input='articles/*.jsonl' --output=instructions.jsonl",
+    flags=(
+        CHECKPOINT,
+        Flag('--input', 'files of rows in any format; may be given several times', 'GLOB', required=True, many=True),
+        Flag('--field', 'field of the rows that holds the text (default: text)', 'NAME', default='text'),
+        OUTPUT,
+        Flag('--count', 'stop with N accepted instructions (default: read all texts)', 'N', int),
+        Flag('--most_words', 'reject longer texts (default: 300)', 'N', int, 300),
+        SEEDS,
+        PATIENCE,
+        *decoding_flags(CANDIDATES),
+        JSON,
+    ),
+)

@@ -1,0 +1,39 @@
+"""`t5flan self_instruct`: a model makes new tasks from a few seed tasks."""
+
+import argparse
+
+from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
+from t5flan.decoding.config import CANDIDATES
+
+SEEDS = Flag('--seeds', 'a file of tasks to start from: instruction, instances (default: 26 packaged ones)', 'FILE')
+COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', int, 200)
+OUTPUT = Flag('--output', 'a .jsonl file; its provenance is written beside it', 'FILE', required=True, writes='shared')
+PATIENCE = Flag('--patience', 'stop if under 1 % of the candidates of N rounds were accepted (default: 5)', 'N', int, 5)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Makes tasks with Self-Instruct."""
+    decoding = read_decoding(read_run(arguments), arguments, 'self_instruct', CANDIDATES)
+    from t5flan.synthesis.self_instruct import self_instruct
+
+    self_instruct(
+        arguments.checkpoint,
+        arguments.output,
+        count=arguments.count,
+        seeds=arguments.seeds,
+        decoding=decoding,
+        patience=arguments.patience,
+        step=arguments.step,
+        json_file=arguments.json,
+    )
+
+
+COMMAND = Command(
+    'self_instruct',
+    'makes new tasks from a few seed tasks with a checkpoint (Self-Instruct): a file for DataConfig.chat',
+    run,
+    gin=True,
+    example='t5flan self_instruct --checkpoint=runs/mine --count=200 --output=new_tasks.jsonl',
+    flags=(CHECKPOINT, OUTPUT, COUNT, SEEDS, PATIENCE, *decoding_flags(CANDIDATES), JSON),
+)

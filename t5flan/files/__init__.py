@@ -1,0 +1,212 @@
+"""Local and bucket files: paths, writes that appear whole or not at all, and the cache folder."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, cast
+
+from t5flan.errors import OUT_OF_SPACE, UserError
+
+PathLike = str | os.PathLike[str]
+
+
+def to_path(path: PathLike) -> pathlib.Path:
+    """A local path, or for a bucket (gs://...) an `epath.Path`, which has the same methods."""
+    if isinstance(path, pathlib.PurePath):
+        return cast(pathlib.Path, path)  # may be an epath.Path already
+    if '://' not in os.fspath(path):
+        return pathlib.Path(path)
+    from etils import epath  # only buckets need it
+
+    return cast(pathlib.Path, epath.Path(path))
+
+
+@contextlib.contextmanager
+def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
+    r"""Opens a file for writing that appears under its name, complete, when the block ends without an error.
+
+    Parent folders are created. After an error nothing is left behind and an existing file keeps its content. Text is
+    written as UTF-8 with '\n' line ends.
+
+    Args:
+        path: the file; in a bucket, the content is collected locally and uploaded at the end of the block.
+        mode: 'w' for text, 'wb' for bytes.
+
+    Raises:
+        UserError: the path is of a folder, a device or a pipe.
+    """
+    target = to_path(path)
+    check_output(target)
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if '://' in os.fspath(target):
+        with tempfile.TemporaryFile(f'{mode}+', encoding=encoding, newline=newline) as local:
+            yield local
+            local.seek(0)
+            with target.open(mode, encoding=encoding) as file:
+                shutil.copyfileobj(local, file, 2**24)
+        return
+    temporary = pathlib.Path(target.parent, f'{_partial(target)}{uuid.uuid4().hex[:8]}.tmp')
+    try:
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
+            yield file
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in OUT_OF_SPACE and not error.filename:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from None
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from None
+        raise
+
+
+def _partial(target: pathlib.Path) -> str:
+    """How the name of a half-written file begins; a name may have 255 bytes."""
+    return f'.{target.name[:40]}.'
+
+
+def remove_partial(path: PathLike) -> None:
+    """Removes half-written files that a killed process left: of a file, or of all files right in a folder.
+
+    The caller holds the lock of the file or folder.
+    """
+    target = to_path(path)
+    folder, start = (target, '.') if target.is_dir() else (target.parent, _partial(target))
+    for entry in os.scandir(folder) if folder.is_dir() and '://' not in os.fspath(folder) else ():
+        is_partial = re.fullmatch(r'\..*\.[0-9a-f]{8}\.tmp', entry.name) and entry.name.startswith(start)
+        if is_partial and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
+
+
+def remove_folders(folder: PathLike, suffix: str) -> None:
+    """Removes the folders right in a local folder whose names end in `suffix`; those that cannot be removed stay."""
+    target = to_path(folder)
+    if '://' not in os.fspath(target) and target.is_dir():
+        for path in target.iterdir():
+            if path.name.endswith(suffix):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check_output(path: PathLike, setting: str = '') -> None:
+    """Requires that a path can be a file that is written: not empty, and neither a folder nor a device or pipe.
+
+    Args:
+        path: a local path or one in a bucket, of which nothing is checked.
+        setting: the flag that names it, for messages.
+
+    Raises:
+        UserError: it cannot.
+    """
+    text = os.fspath(path)
+    given, fix = (f'{setting}={text}', f'Set {setting}.') if setting else (text, 'Name another file.')
+    if not text.strip():
+        raise UserError(f'{given} is empty, expected a file name; is a variable of the shell unset? {fix}')
+    if '://' in text:
+        return
+    try:
+        mode = os.stat(text).st_mode
+    except OSError:  # it does not exist yet
+        return
+    if not stat.S_ISREG(mode):
+        kind = 'a folder' if stat.S_ISDIR(mode) else 'a device or pipe'
+        raise UserError(f'{given} is {kind}, expected a file. {fix}')
+
+
+def check_folder(path: PathLike, setting: str) -> None:
+    """Requires that a path can be a folder that a run writes: not empty, not the root of the file system, not a file.
+
+    Raises:
+        UserError: it cannot, or it has characters that Orbax cannot read back.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise UserError(f'{setting}= is empty, expected a folder; is a variable of the shell unset? Set {setting}.')
+    if '://' in text:
+        return
+    if os.path.realpath(text) == os.sep:
+        raise UserError(f'{setting}={text} is the root of the file system. Set {setting} to a folder of its own.')
+    if os.path.lexists(text) and not os.path.isdir(text):
+        raise UserError(f'{setting}={text} is not a folder. Set {setting} to a folder, or to a path that is free.')
+    whole = os.path.abspath(text)
+    if found := next((character for character in '[]*?' if character in whole), None):
+        raise UserError(
+            f'{setting}={text} has {found!r} in its path ({whole}): Orbax cannot read checkpoints back from there. '
+            f'Set {setting} to a path without [ ] * ?.'
+        )
+
+
+def check_links(folder: PathLike, parts: Sequence[str] = ('',), plain: Sequence[str] = ()) -> None:
+    """Refuses symbolic links inside a folder that lead out of it: what a stranger's folder names stays inside it.
+
+    A snapshot in the cache of the Hugging Face hub may link to the blobs of its own model.
+
+    Args:
+        parts: the files and folders in it to look at, those in them too; '' is all. Missing ones are skipped.
+        plain: files in it that must not be links at all, because they are written.
+
+    Raises:
+        UserError: there is one; the message names it.
+    """
+    root = os.fspath(folder)
+    if '://' in root or not os.path.isdir(root):
+        return
+    for name in plain:
+        if os.path.islink(path := os.path.join(root, name)):
+            raise UserError(
+                f'{path} is a link, to {os.readlink(path)}, and would be written. Put the file there itself.'
+            )
+    inside = os.path.realpath(root)
+    if os.path.basename(os.path.dirname(inside)) == 'snapshots':
+        inside = os.path.dirname(os.path.dirname(inside))
+    for part in parts:
+        top = os.path.join(root, part)
+        below = ([here, *folders, *files] for here, folders, files in os.walk(top))
+        found = (os.path.join(here, name) for here, *names in below for name in names)
+        for path in (top, *found) if part else found:
+            if os.path.islink(path) and not _is_inside(target := os.path.realpath(path), inside):
+                raise UserError(f'{path} is a link that leads out of {root}, to {target}. Copy the content there.')
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Appends `data` to a local file that was opened unbuffered with mode 'ab': all of it, or nothing after an error.
+
+    Raises:
+        OSError: the disk is full, for example; it names the file.
+    """
+    size, left = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        os.ftruncate(file.fileno(), size)
+        raise OSError(error.errno, error.strerror, file.name) from None
+
+
+def write_whole(path: PathLike, content: str | bytes) -> None:
+    """Writes `content` to `path`, whole or not at all: no reader ever sees half a file."""
+    with open_whole(path, 'w' if isinstance(content, str) else 'wb') as file:
+        file.write(content)
+
+
+def write_json(path: PathLike, value: Any, indent: int = 1) -> None:
+    """Writes `value` as UTF-8 JSON, whole or not at all; half a character (a lone surrogate) is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + '\n'
+    write_whole(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def cache_folder() -> pathlib.Path:
+    """The folder for indexes and compiled programs: $XDG_CACHE_HOME/t5flan, by default ~/.cache/t5flan."""
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 't5flan'

@@ -1,0 +1,61 @@
+"""Samples of the attacks in the quick suite, and their full counts in the slow one; see docs/reliability.md."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.attacks import files, signals
+
+
+def run(module, *arguments):
+    """Runs an attack in a process of its own: it forks, which a process that uses JAX must not."""
+    given = [sys.executable, '-m', f'tests.attacks.{module}', *arguments]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run(given, capture_output=True, text=True, env=environment)
+    if 'CannotMount' in done.stderr:
+        pytest.skip(f'this machine does not let tests mount a disk: {done.stderr.strip().splitlines()[-1]}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_files_are_whole_after_kills():
+    assert "'kills': 24" in run('files', '--kills=24')
+
+
+@pytest.mark.slow
+def test_files_are_whole_after_many_kills():
+    assert "'kills': 300" in run('files', '--kills=300')
+
+
+@pytest.mark.slow
+def test_training_is_exact_after_100_kills():
+    assert "'kills': 100" in run('kills', '--kills=100')
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_loses_nothing():
+    assert "'tries': 24" in run('disk', '--tries=24')
+
+
+@pytest.mark.slow
+def test_signals_end_every_command():
+    assert "'tries': 20" in run('signals', '--tries=20')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, to', [(signal.SIGINT, 1), (signal.SIGTERM, 0)], ids=['SIGINT', 'SIGTERM'])
+def test_two_processes_stop_at_the_same_step(tmp_path, number, to):
+    lines, took = signals.stop_two(number, to, tmp_path)
+    assert lines[0] == lines[1] and f'stopped by {number.name} at step' in lines[0] and took < signals.LIMIT
+
+
+def test_the_attack_on_files_notices_a_fault(tmp_path):
+    (tmp_path / 'whole.json').write_text('{"number": 1, "padd')
+    with pytest.raises(ValueError, match='Unterminated|Expecting'):
+        files.check_files(tmp_path)
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 3}\n')
+    with pytest.raises(AssertionError):
+        files.check_metrics(tmp_path)
