@@ -110,7 +110,7 @@ SPLIT_HELP = 'split of --task (default: test, or validation if there is no test)
 FIELDS_HELP = 'fields of training rows to compare, separated by commas (default: all texts of a row, at any depth)'
 EVALUATION_FIELDS_HELP = 'the same for rows of --evaluation, e.g. question (default: all texts of a row)'
 MIN_WORDS_HELP = 'words that a shorter evaluation text needs to count as one n-gram (default: 8)'
-SHARE_HELP = "share of an evaluation example's n-grams that must be found; 0: one is enough (default: 0)"
+SHARE_HELP = "share of an evaluation example's n-grams that must be found; 0: one is enough (default: 0.0)"
 FREQUENT_HELP = 'n-grams that more than N training examples have do not count; 0: all count (default: 0)'
 COMMAND = Command(
     'decontaminate',

@@ -9,7 +9,9 @@ from t5flan.decoding.config import CANDIDATES
 SEEDS = Flag('--seeds', 'a file of tasks to start from: instruction, instances (default: 26 packaged ones)', 'FILE')
 COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', int, 200)
 OUTPUT = Flag('--output', 'a .jsonl file; its provenance is written beside it', 'FILE', required=True, writes='shared')
-PATIENCE = Flag('--patience', 'stop if under 1 % of the candidates of N rounds were accepted (default: 5)', 'N', int, 5)
+PATIENCE = Flag(
+    '--patience', 'stop when fewer than one in a hundred candidates of N rounds were accepted (default: 5)', 'N', int, 5
+)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def test_help_of_a_command_shows_its_flags_and_an_example(cli, name):
 @pytest.mark.parametrize('name', COMMANDS)
 def test_help_states_the_default_of_each_flag(name):
     for flag in COMMANDS[name].flags:
-        if flag.default not in (None, ''):
+        if flag.default not in (None, '', ()):
             default = ','.join(flag.default) if isinstance(flag.default, tuple) else flag.default
             assert f'(default: {default})' in flag.help, flag
 
