@@ -45,7 +45,7 @@ def register_all(data: DataConfig | None = None) -> None:
     chat.register(data.chat or (), data.skip_broken)
     flan.register(data.skip_broken)  # after the tasks that its mixtures include
     used = {data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in}
-    needed = collection.MIXTURE in used
+    needed = collection.MIXTURE in registration.names_inside(used, data.mixtures)
     collection.register(data.flan_collection, data.flan_redistribute, needed, data.skip_broken)
     registration.register(data.mixtures)
 

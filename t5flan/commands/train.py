@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         values['checkpoints'] = dataclasses.replace(values['checkpoints'], initialize_from=own_checkpoint(source))
 
     import_tensorflow()
+    from t5flan.data.mixtures.registration import names_inside
     from t5flan.evaluation.evaluator import GeneratedMetrics
     from t5flan.tasks import register_all
     from t5flan.tasks.flan import mixtures as flan
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     register_all(data := values['data'])
     used = (data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in)
-    flan.require_complete(used, data.flan_redistribute)
+    flan.require_complete(names_inside(used, data.mixtures), data.flan_redistribute)
     train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics)
 
 

@@ -135,7 +135,7 @@ def parts(mixture: str) -> dict[str, dict[str, Any]]:
 
 def require_complete(mixtures: Iterable[str], redistribute: bool) -> None:
     """Raises a UserError if a published mixture among `mixtures` lacks a whole submixture, without `redistribute`."""
-    for mixture in () if redistribute else mixtures:
+    for mixture in () if redistribute else sorted(mixtures):
         found = parts(mixture)
         if lost := [name for name, part in found.items() if 'all' in part['missing']]:
             shares = ', '.join(f'{name} ({found[name]["share"]:.0%})' for name in lost)

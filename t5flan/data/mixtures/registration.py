@@ -44,6 +44,29 @@ def register(mixtures: Sequence[Mixture]) -> None:
         _registered.add(mixture.name)
 
 
+def names_inside(names: Iterable[str], mixtures: Sequence[Mixture]) -> set[str]:
+    """The names, and those of the mixtures and tasks that they are built on at any depth.
+
+    Args:
+        names: tasks and mixtures.
+        mixtures: gin's definitions; of other mixtures, SeqIO knows the parts.
+    """
+    import seqio
+
+    defined, found = {mixture.name: mixture for mixture in mixtures}, set[str]()
+    left: list[Any] = list(names)
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in defined:
+            left += [*defined[name].rates, *defined[name].by_examples]
+        elif name in seqio.MixtureRegistry.names():
+            left += seqio.MixtureRegistry.get(name).rate_per_task_name
+    return found
+
+
 def _parts_first(mixtures: Mapping[str, Mixture]) -> list[Mixture]:
     """The mixtures, each after those it contains."""
     done: dict[str, Mixture] = {}
