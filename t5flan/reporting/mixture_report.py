@@ -231,15 +231,25 @@ def main(
     if description['examples'] and not console.color_system:
         console.print(f'\n{"".join(MARKS)} mark text that carries loss, or a span with the number of its sentinel.')
     problems = [*description['unknown'], *skipped.summary(description['skipped']), *skipped.left_out_lines()]
-    for name, part in (submixtures or {}).items():
-        published = f' of {part["published"]} published data sets' if part['published'] else ' tasks'
-        line = f'{name} ({part["share"]:.0%}): {len(part["here"]):,}{published}, {len(part["missing"])} missing'
+    for line in _published_lines(submixtures or {}):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     for line in [*problems, *skipped.note_lines(description['notes'])]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if json_path:
         write_json(json_path, description)
     return description
+
+
+def _published_lines(submixtures: Mapping[str, Any]) -> list[str]:
+    """What is here of a published mixture, and of each of its submixtures."""
+    lines, total = [], {'here': 0, 'published': 0}
+    for name, part in submixtures.items():
+        tasks = part['tasks']
+        total = {key: count + tasks[key] for key, count in total.items()}
+        sets = f' from {part["data_sets"]} data sets' if part['data_sets'] else ''
+        published = f'{tasks["here"]:,} of {tasks["published"]:,} published tasks'
+        lines.append(f'{name} ({part["share"]:.0%}): {len(part["here"]):,} tasks here{sets} for {published}')
+    return [*lines, f'all: {total["here"]:,} of {total["published"]:,} published tasks'] if lines else []
 
 
 def _table(description: Mapping[str, Any]) -> Any:

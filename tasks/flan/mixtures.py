@@ -3,8 +3,9 @@
     t5flan mixture flan2022 --sample=0 --gin.DataConfig.vocabulary="'bytes'" --gin.DataConfig.cot="'cot_data'"
 
 Task SUBMIXTURE_NAME (flan2021_anli_r1, t0_sf_qasc, dialog_wiki_dialog) reads the data set that `tfds build anli/r1`
-prepared, when the task is used; a run downloads nothing. A missing data set stops a run that trains on it, unless
---skip_broken is set. Mixtures, with rates by examples up to the submixture's cap:
+prepared, or one of the Hugging Face hub, which is downloaded once, when the task is used. A missing data set stops a
+run that trains on it, unless --skip_broken is set. Mixtures, with rates by examples up to the submixture's cap, which
+holds for each published task (each prompt of T0's) that a task here stands for:
 
     flan2021, t0_sf, dialog    the submixtures; muffin is flan2021 and dialog, as in the Flan-PaLM paper
     flan2022                   the public collection: flan2021 0.40, t0_sf 0.32, niv2 0.20, cot 0.05, dialog 0.03
@@ -16,18 +17,18 @@ mixture`) lists what is missing and which setting adds it.
 """
 
 import functools
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 from t5flan.data import skipped as broken
 from t5flan.data.mixtures.mixing import ByExamples
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
-from t5flan.data.prompting.instructions import POOL, Instruct, Item
+from t5flan.data.prompting.instructions import Instruct
 from t5flan.errors import UserError
 from t5flan.scoring.answers import extract_answer
 from t5flan.scoring.metrics import exact_match, squad
-from t5flan.tasks.flan.table import Dataset, items, load_table, to_items, wordings_of
+from t5flan.tasks.flan.published import counted
+from t5flan.tasks.flan.table import Dataset, Submixture, load_table, to_items, wordings_of
 from t5flan.tasks.registry import replace_mixture
 
 
@@ -51,8 +52,7 @@ def register(skip_broken: bool = False) -> None:
     for name, submixture in table.submixtures.items():
         rows = [row for row in table.of(name) if row.task in known]
         if rows and not submixture.mixture and name not in seqio.MixtureRegistry.names():
-            rate_of = lambda row, cap=submixture.cap: ByExamples(row.cap or cap) if row.rate is None else row.rate
-            seqio.MixtureRegistry.add(name, [(row.task, rate_of(row)) for row in rows])
+            seqio.MixtureRegistry.add(name, [(row.task, _rate(row, submixture.cap)) for row in rows])
     for name, shares in table.mixtures.items():
         parts = {table.submixtures[part].mixture or part: share for part, share in shares.items()}
         available = [(part, share) for part, share in parts.items() if part in seqio.MixtureRegistry.names()]
@@ -60,13 +60,18 @@ def register(skip_broken: bool = False) -> None:
         broken.note(name, missing(name))
 
 
+def _rate(row: Dataset, cap: int) -> ByExamples | float:
+    return ByExamples(row.cap or cap, times=row.times) if row.rate is None else row.rate
+
+
 def register_task(dataset: Dataset) -> None:
     """Registers the task of one row without reading its data."""
     import seqio
 
     from t5flan.data.vocabulary.seqio_vocabulary import text_features
+    from t5flan.tasks.flan.sources import read_items, source_of
 
-    source = _source(dataset)
+    source = source_of(dataset)
     instruct = Instruct(
         wordings_of(dataset),
         exemplars=functools.partial(read_items, dataset, source),
@@ -82,29 +87,6 @@ def register_task(dataset: Dataset) -> None:
     )
 
 
-def _source(dataset: Dataset) -> Any:
-    """A TfdsDataSource that takes its number of training examples from the table instead of the files."""
-    import seqio
-
-    class TableSource(seqio.TfdsDataSource):
-        def num_input_examples(self, split: str) -> int | None:
-            return dataset.train_examples if split == 'train' else None
-
-        def __repr__(self) -> str:
-            return f'TFDS {dataset.tfds} ("tfds build {dataset.tfds.partition(":")[0]}" prepares it)'
-
-    return TableSource(tfds_name=dataset.tfds, splits=dict(dataset.splits), read_only=True)
-
-
-def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int = POOL) -> list[Item]:
-    """The first `count` items of a split (all of a smaller one), in the source's order."""
-    from t5flan.data.records.tf_values import plain_value
-
-    records = source.get_dataset(split, shuffle=False).take(count).as_numpy_iterator()
-    plain = ({name: plain_value(value) for name, value in record.items()} for record in records)
-    return list(itertools.islice(itertools.chain.from_iterable(items(dataset, record) for record in plain), count))
-
-
 def postprocess(text: str, is_target: bool = False, **_: object) -> str:
     """The answer in a target or a model's output: the text after `So the answer is`, or all of it."""
     return extract_answer(text)
@@ -114,23 +96,33 @@ def parts(mixture: str) -> dict[str, dict[str, Any]]:
     """What a published mixture has here, by submixture; {} for any other mixture.
 
     Returns:
-        {submixture: {'share', 'published' (number of data sets), 'here' (their tasks), 'missing': {data set: why}}}.
-        The numbers of niv2 and cot are those of the files that are given.
+        {submixture: {'share', 'here' (the tasks here), 'data_sets' (how many of TFDS and of the hub they read),
+        'missing' {data set: why}, 'tasks' (as `counted` in published.py)}}. niv2 and cot are what the files hold.
     """
     import seqio
 
     table, found = load_table(), {}
     for name, share in table.mixtures.get(mixture, {}).items():
         part = table.submixtures[name]
-        known = part.mixture and part.mixture in seqio.MixtureRegistry.names()
-        tasks = [task.name for task in seqio.MixtureRegistry.get(part.mixture).tasks] if known else []
-        here = tasks if part.mixture else [row.task for row in table.of(name)]
+        registered = name_of(part) in seqio.MixtureRegistry.names()
+        here = [task.name for task in seqio.MixtureRegistry.get(name_of(part)).tasks] if registered else []
         lost = {row.name: row.reason for row in table.left_out if row.submixture in (name, *part.holds)}
-        if part.mixture and not known:
+        if part.mixture and not registered:
             lost['all'] = f'no files are given; set {part.setting}'
-        published = None if part.mixture else len(here) + len(lost)
-        found[name] = {'share': share, 'published': published, 'here': here, 'missing': lost}
+        sources = {row.tfds or row.hub for row in table.of(name) if row.task in here}
+        found[name] = {
+            'share': share,
+            'here': here,
+            'data_sets': None if part.mixture else len(sources),
+            'missing': lost,
+            'tasks': counted(part, here),
+        }
     return found
+
+
+def name_of(part: Submixture) -> str:
+    """The mixture of a submixture."""
+    return part.mixture or part.name
 
 
 def require_complete(mixtures: Iterable[str], redistribute: bool) -> None:

@@ -6,7 +6,7 @@ A function takes a record (and the further words of "make") and yields records, 
 import itertools
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from t5flan.data.randomness import stable_hash
@@ -114,11 +114,12 @@ def parted(record: Record) -> Iterator[Record]:
         yield made
 
 
-def table_rows(record: Record) -> Iterator[Record]:
-    """WikiBio: an infobox as 'name: value' pairs."""
+def table_rows(record: Record, without: str = '') -> Iterator[Record]:
+    """WikiBio: an infobox as 'name: value' pairs, without those whose name contains `without`."""
     table = record['input_text']['table']
     pairs = zip(table['column_header'], table['content'], strict=False)
-    yield {**record, 'rows': '; '.join(f'{name.replace("_", " ")}: {value}' for name, value in pairs)}
+    pairs = [(name.replace('_', ' '), value) for name, value in pairs if not without or without not in name]
+    yield {**record, 'rows': '; '.join(f'{name}: {value}' for name, value in pairs)}
 
 
 def opinions(record: Record, field: str, subject: str) -> Iterator[Record]:
@@ -157,15 +158,91 @@ def _spoiled(record: Record, text: str) -> Iterator[Record]:
         yield {**record, 'spoiled': text}
 
 
-def some_turn(record: Record) -> Iterator[Record]:
-    """WikiDialog: the conversation 'before' one of its turns, chosen by a hash, and that 'turn'."""
-    turns = list(record['utterances'])
+def some_turn(record: Record, key: str = '') -> Iterator[Record]:
+    """WikiDialog, Taskmaster: the conversation 'before' one of its turns, chosen by a hash, and that 'turn'.
+
+    Args:
+        key: the field of an utterance with its text, if it is no text itself.
+    """
+    turns = [turn[key] if key else turn for turn in record['utterances']]
     if len(turns) < 2:
         return
     end = 1 + stable_hash('\n'.join(turns)) % (len(turns) - 1)
-    speakers = itertools.cycle('AB')
-    before = '\n'.join(f'{speaker}: {turn}' for speaker, turn in zip(speakers, turns[:end], strict=False))
-    yield {**record, 'before': before, 'turn': turns[end]}
+    yield {**record, 'before': _spoken(turns[:end]), 'turn': turns[end]}
+
+
+def _spoken(turns: Sequence[str]) -> str:
+    return '\n'.join(f'{speaker}: {turn}' for speaker, turn in zip(itertools.cycle('AB'), turns, strict=False))
+
+
+def next_turn(record: Record, context: str, question: str) -> Iterator[Record]:
+    """QReCC: the conversation 'before' the answer, which is the context and the question."""
+    yield {**record, 'before': _spoken([*record[context], record[question]])}
+
+
+def parted_at(record: Record, field: str, end: str) -> Iterator[Record]:
+    """DREAM, WIQA: the 'first' or 'last' (`end`) of a list of texts, and the 'rest', without empty texts."""
+    texts = [text.strip() for text in record[field] if text.strip()]
+    if len(texts) > 1:
+        one, rest = (texts[0], texts[1:]) if end == 'first' else (texts[-1], texts[:-1])
+        yield {**record, end: one, 'rest': '\n'.join(rest), 'spoken': _spoken(rest)}
+
+
+def only(record: Record, field: str, value: str) -> Iterator[Record]:
+    """WikiQA: only the records with this value of a field."""
+    if str(record[field]) == value:
+        yield record
+
+
+def first_answer(record: Record) -> Iterator[Record]:
+    """DuoRC: 'found', the first answer, or 'unanswerable'."""
+    texts = [] if record['no_answer'] else list(record['answers'])
+    yield {**record, 'found': texts[0] if texts else UNANSWERABLE}
+
+
+def sorted_options(record: Record, *fields: str) -> Iterator[Record]:
+    """SciQ: 'texts', the options in fields of their own, sorted, because the first field is always the answer."""
+    yield {**record, 'texts': sorted(dict.fromkeys(record[field] for field in fields))}
+
+
+def relation(record: Record) -> Iterator[Record]:
+    """WikiHop: the 'passage', and the 'relation' and 'subject' of the query 'place_of_birth ada lovelace'."""
+    name, _, subject = record['query'].partition(' ')
+    passage = '\n'.join(f'- {text}' for text in record['supports'])
+    yield {**record, 'passage': passage, 'relation': name.replace('_', ' '), 'subject': subject}
+
+
+def proposed(record: Record, function: str) -> Iterator[Record]:
+    """'proposed', one of the 'texts' that another function makes, and whether it 'is_right'; a hash selects it.
+
+    Half of the proposals are right. The right one is text 'number', or the 'output'.
+    """
+    for made in RECORDS[function](record):
+        texts = list(made['texts'])
+        number = made['number'] if 'number' in made else texts.index(made['output']) if made['output'] in texts else -1
+        if not 0 <= number < len(texts) or len(texts) < 2:
+            continue
+        drawn = stable_hash('\n'.join(texts) + str(made.get('question', '')) + made.get('asked', ''))
+        wrong = (number + 1 + drawn // 2 % (len(texts) - 1)) % len(texts)
+        is_right = drawn % 2 == 0
+        yield {**made, 'proposed': texts[number if is_right else wrong], 'is_right': 'yes' if is_right else 'no'}
+
+
+def whole_question(record: Record) -> Iterator[Record]:
+    """RACE: 'whole', a question with its lettered options and the letter of the answer."""
+    for made in each_question(record):
+        listed = ''.join(f'\n({letter}) {text}' for letter, text in zip(string.ascii_uppercase, made['texts']))
+        if 0 <= made['number'] < len(made['texts']):
+            yield {**made, 'whole': f'{made["asked"]}{listed}\nAnswer: ({string.ascii_uppercase[made["number"]]})'}
+
+
+def solved_in(record: Record, *languages: str) -> Iterator[Record]:
+    """CodeContests: 'solution', the shortest right solution in the first of the languages that has one."""
+    solutions = list(zip(record['solutions']['language'], record['solutions']['solution'], strict=True))
+    for language in languages:
+        if texts := [text for name, text in solutions if name == language]:
+            yield {**record, 'solution': min(texts, key=len)}
+            return
 
 
 RECORDS: dict[str, Callable[..., Iterator[Record]]] = {
@@ -173,7 +250,8 @@ RECORDS: dict[str, Callable[..., Iterator[Record]]] = {
     for function in (
         joined, without_tags, replaced, facts, without_marks, lettered, copa, score, answerable, record_names,
         all_turns, each_question, last_word, parted, table_rows, opinions, either_way, no_capitals, no_punctuation,
-        no_spaces, some_turn,
+        no_spaces, some_turn, next_turn, parted_at, only, first_answer, sorted_options, relation, proposed,
+        whole_question, solved_in,
     )
 }  # fmt: skip
 """Name in the table -> function."""

@@ -4,9 +4,13 @@
  "train_examples": 16946, "fields": {"premise": "{context}", "hypothesis": "{hypothesis}"},
  "label": "label", "of": ["yes", "it is not possible to tell", "no"]}
 
+tfds, or hub    the data set of TFDS, or of the Hugging Face hub as records/hub.py names it, without 'hf:'
+published       the tasks of the paper that the row stands for, as in published.py (default: its name). A row of several
+                weighs as much as they do together.
 family          wordings: templates/FAMILY.json, which names the fields that it needs
-splits          train, validation and test as TFDS split names, or the name of an entry of "splits"
-train_examples  size of the train split (TFDS's number), so that rates can be computed without reading it
+splits          train, validation and test as names of splits, or as slices such as train[:-200]; or the name of an
+                entry of "splits"
+train_examples  size of the train split (as TFDS or the hub state it), so that rates can be computed without reading it
 fields          field of the family -> text with the record's fields in braces, e.g. {choices[text]}
 answer          the answer, in the same form; or, instead of it:
 label, of       the record's label (a path, "a.b"), and what it numbers: texts, a path to a list of texts, or
@@ -41,11 +45,12 @@ class Dataset:
 
     name: str
     submixture: str
-    tfds: str
     family: str
     splits: Mapping[str, str]
     train_examples: int
     fields: Mapping[str, str]
+    tfds: str = ''
+    hub: str = ''
     answer: str = ''
     label: str = ''
     of: Sequence[str] | Mapping[str, str] | str = ()
@@ -55,11 +60,17 @@ class Dataset:
     cap: int | None = None
     rate: float | None = None
     note: str = ''
+    published: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
         """The name of the SeqIO task."""
         return f'{self.submixture}_{self.name}'
+
+    @property
+    def times(self) -> int:
+        """The number of published tasks that it stands for."""
+        return max(1, len(self.published))
 
     @property
     def fixed_options(self) -> bool:
@@ -91,6 +102,8 @@ class LeftOut:
     name: str
     submixture: str
     reason: str
+    published: tuple[str, ...] = ()
+    """The tasks of the paper that it stands for (default: its name)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Table:
     def rates(self, submixture: str) -> list[tuple[Dataset, float]]:
         """Examples-proportional rates (arXiv:1910.10683, section 3.5.2): a data set's examples, at most the cap."""
         cap = self.submixtures[submixture].cap
-        by_examples = lambda dataset: float(min(dataset.train_examples, dataset.cap or cap))
+        by_examples = lambda row: float(row.times * min(row.train_examples, row.cap or cap))
         return [(row, by_examples(row) if row.rate is None else row.rate) for row in self.of(submixture)]
 
 
@@ -182,6 +195,10 @@ def _dataset(
         _positive(f'{where}: cap', dataset.cap)
     if dataset.rate is not None and not dataset.rate > 0:
         raise UserError(f'{where}: rate is {dataset.rate}, it must be above 0. Fix the table, or remove the row.')
+    if bool(dataset.tfds) == bool(dataset.hub):
+        raise UserError(
+            f"{where} has {'both' if dataset.tfds else 'no'} 'tfds' {'and' if dataset.tfds else 'or'} 'hub'. Set one."
+        )
     if dataset.make and dataset.make[0] not in RECORDS:
         raise UserError(f'{where}: make {dataset.make[0]!r} is not one of {", ".join(RECORDS)}. Fix the table.')
     if bool(dataset.answer) == bool(dataset.label) or (dataset.label and not dataset.of):
@@ -261,15 +278,15 @@ def _options(dataset: Dataset, record: Example) -> list[str]:
     if isinstance(dataset.of, str):
         return list(_look_up(record, dataset.of))
     if isinstance(dataset.of, Mapping):
-        return list(dataset.of.values())
+        return list(dict.fromkeys(dataset.of.values()))
     return [text.format_map(record) for text in dataset.of]
 
 
 def _labelled(dataset: Dataset, record: Example, options: Sequence[str]) -> str | None:
-    label = int(_look_up(record, dataset.label))
+    label = _look_up(record, dataset.label)
     if isinstance(dataset.of, Mapping):
         return dataset.of.get(str(label))
-    number = label - dataset.first
+    number = int(label) - dataset.first
     return options[number] if 0 <= number < len(options) else None
 
 

@@ -105,7 +105,7 @@ def _weight(part: Any, rate: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class ByExamples:
-    """A rate for a SeqIO mixture: min(examples, cap) ** (1 / temperature).
+    """A rate for a SeqIO mixture: (times * min(examples, cap)) ** (1 / temperature).
 
     Examples are those of 'train', or of the first split of a task without one. A mixture has as many examples as its
     largest task. The cap is T5's (arXiv:1910.10683, section 3.5.2) and Flan's, the temperature mT5's (arXiv:2010.11934,
@@ -114,11 +114,13 @@ class ByExamples:
 
     cap: int | None = None
     temperature: float = 1.0
+    times: int = 1
+    """The number of tasks that one stands for (T0 has several prompts for one data set)."""
 
     def __call__(self, task: Any) -> float:
         """The rate of a task or mixture."""
         size = max(map(_examples, tasks_of(task)))
-        return float(size if self.cap is None else min(size, self.cap)) ** (1 / self.temperature)
+        return float(self.times * (size if self.cap is None else min(size, self.cap))) ** (1 / self.temperature)
 
 
 def _examples(task: Any) -> int:

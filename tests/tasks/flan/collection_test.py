@@ -174,9 +174,12 @@ def test_a_mixture_of_seqio_and_one_of_the_collection_are_guarded(tmp_path):
 
 
 def test_the_parts_of_a_published_mixture():
+    register_all()
     found = parts('flan2022_paper')
     assert set(found) == {'muffin', 't0_sf', 'niv2', 'cot'} and parts('flan_collection') == {}
     for name in ('muffin', 't0_sf'):
-        assert len(found[name]['here']) + len(found[name]['missing']) == found[name]['published']
-    assert len(found['t0_sf']['missing']) == 14 and all(found['t0_sf']['missing'].values())
+        here = [row.task for row in load_table().of(name)]
+        assert set(here) == set(found[name]['here']) and all(found[name]['missing'].values())
+        assert found[name]['tasks']['here'] + len(found[name]['tasks']['missing']) == found[name]['tasks']['published']
+    assert found['t0_sf']['tasks']['here'] == 190 and found['muffin']['data_sets'] > 70
     assert sum(len(part['missing']) for part in found.values()) >= len(load_table().left_out)

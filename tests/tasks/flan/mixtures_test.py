@@ -29,6 +29,7 @@ seqio = pytest.importorskip('seqio')
 tfds = pytest.importorskip('tensorflow_datasets')
 
 VOCABULARY = ByteVocabulary()
+MUFFIN = ('flan2021', 'dialog', 'program_synthesis')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -112,6 +113,11 @@ def test_rates_are_proportional_to_examples_up_to_the_cap():
     assert rates['flan2021_wmt14_enfr'] == rates['flan2021_squad_v1']
     assert set(caps(seqio.MixtureRegistry.get('flan2021')).values()) == {30_000}
     assert set(caps(seqio.MixtureRegistry.get('t0_sf')).values()) == {20_000}
+    rates = {task.name: rate for task, rate in tasks_and_rates(seqio.MixtureRegistry.get('t0_sf'))}
+    assert rates['t0_sf_quail'] / rates['t0_sf_web_questions'] == pytest.approx(13 * 10246 / (5 * 3578)), 'by prompts'
+    assert rates['t0_sf_amazon_polarity'] / rates['t0_sf_dbpedia_14_title'] == pytest.approx(9)
+    table = {row.task: rate for row, rate in load_table().rates('t0_sf')}
+    assert rates == pytest.approx({name: rate / sum(table.values()) for name, rate in table.items()})
 
 
 @pytest.fixture
@@ -153,7 +159,7 @@ def test_shares_are_the_published_ones(mixture, shares, no_files, request):
     said = broken.notes(mixture)
     assert any(line.startswith('niv2') and 'NATURAL_INSTRUCTIONS_DIR' in line for line in said)
     assert any(line.startswith('cot (') and 'DataConfig.cot' in line for line in said)
-    assert any('t0_sf_quail, ' in line and 'huggingface' in line for line in said)
+    assert any('t0_sf_ropes_situation: ' in line and 'UnifiedQA' in line for line in said)
     request.getfixturevalue('files_given')
     flan.register()
     assert by_part(mixture) == pytest.approx(shares)
@@ -165,8 +171,8 @@ def by_part(mixture):
     found = collections.Counter()
     for task, rate in tasks_and_rates(seqio.MixtureRegistry.get(mixture)):
         part = {'practice_add': 'cot', 'practice_subtract': 'niv2'}.get(task.name)
-        part = part or next(name for name in ('flan2021', 't0_sf', 'dialog') if task.name.startswith(f'{name}_'))
-        found[part if mixture == 'flan2022' or part not in ('flan2021', 'dialog') else 'flan2021 dialog'] += rate
+        part = part or next(name for name in (*MUFFIN, 't0_sf') if task.name.startswith(f'{name}_'))
+        found[part if mixture == 'flan2022' or part not in MUFFIN else 'flan2021 dialog'] += rate
     return dict(found)
 
 

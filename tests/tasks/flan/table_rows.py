@@ -9,6 +9,8 @@ from t5flan.tasks.flan.table import load_table
 tfds = pytest.importorskip('tensorflow_datasets')
 
 TABLE_ROWS = {row.name: row for row in load_table().datasets}
+TFDS_ROWS = [name for name, row in TABLE_ROWS.items() if row.tfds]
+HUB_ROWS = [name for name, row in TABLE_ROWS.items() if row.hub]
 
 # Rows that parse the text of their records, which in mocks is random letters: one record for each, and its item.
 BY_HAND = {
@@ -39,6 +41,37 @@ BY_HAND = {
     'race_high': (
         {'article': 'Text.', 'questions': ['One?', 'Two?'], 'options': [['a', 'b'], ['c', 'd']], 'answers': ['B', 'A']},
         {'passage': 'Text.', 'question': 'One?', 'answer': 'b', 'options': ['a', 'b']},
+    ),
+    'qasc_facts': (
+        {
+            'question': 'What is hot?', 'choices': {'text': ['ice', 'fire'], 'label': ['A', 'B']}, 'answerKey': 'B',
+            'fact1': 'Fire burns', 'fact2': 'What burns is hot',
+        },
+        {'passage': 'Fire burns. What burns is hot.', 'question': 'What is hot?', 'answer': 'fire'},
+    ),
+    'qasc_is_correct': (
+        {'question': 'What is hot?', 'choices': {'text': ['ice', 'fire'], 'label': ['A', 'B']}, 'answerKey': 'B'},
+        {'question': 'What is hot? Is "fire" the right answer?', 'answer': 'yes', 'options': ['no', 'yes']},
+    ),
+    'social_iqa_is_valid': (
+        {'input': 'Why? \\n (a) to eat (b) to run (c) to sit \\n Jo went out.', 'output': 'to run'},
+        {'passage': 'Jo went out.', 'options': ['no', 'yes']},
+    ),
+    'race_high_is_right': (
+        {'article': 'Text.', 'questions': ['One?', 'Two?'], 'options': [['a', 'b'], ['c', 'd']], 'answers': ['B', 'A']},
+        {'passage': 'Text.', 'options': ['no', 'yes']},
+    ),
+    'race_middle_is_right': (
+        {'article': 'Text.', 'questions': ['One?'], 'options': [['a', 'b', 'c']], 'answers': ['C']},
+        {'passage': 'Text.', 'options': ['no', 'yes']},
+    ),
+    'race_high_write': (
+        {'article': 'Text.', 'questions': ['One?'], 'options': [['a', 'b']], 'answers': ['B']},
+        {'text': 'Text.', 'answer': 'One?\n(A) a\n(B) b\nAnswer: (B)'},
+    ),
+    'race_middle_write': (
+        {'article': 'Text.', 'questions': ['One?'], 'options': [['a', 'b']], 'answers': ['A']},
+        {'text': 'Text.', 'answer': 'One?\n(A) a\n(B) b\nAnswer: (A)'},
     ),
     'race_middle': (
         {'article': 'Text.', 'questions': ['One?'], 'options': [['a', 'b', 'c']], 'answers': ['C']},
