@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.records.json_files import load_json
+from t5flan.tasks import cot, natural_instructions
 from t5flan.tasks.flan.table import Submixture, load_table
 
 PATH = Path(__file__).with_name('published_tasks.json')
-_PREFIXES = {'niv2': ('natural_instructions_', ''), 'cot': ('cot_', ('cot_', 'stream_'))}
+_PREFIXES = {'niv2': (natural_instructions.PREFIX, ()), 'cot': (cot.PREFIX, ('cot_', 'stream_'))}
 """Submixture of files -> the prefix of the tasks here, and those of the published ones."""
 _ONCE = ('cot',)
 """Submixtures whose data sets the paper counts once, however many rows they have; elsewhere two rows count as one."""
@@ -79,7 +80,7 @@ def _from_files(submixture: Submixture, registered: set[str]) -> tuple[set[str],
     here, reasons = set(), {}
     for task in _of(submixture.name):
         short = task
-        for published in published_prefixes or ():
+        for published in published_prefixes:
             short = short.removeprefix(published)
         if short in names:
             here.add(task)

@@ -64,6 +64,13 @@ SETS = {
     'allenai/sciq': (
         {'question': 'What burns?', 'distractor3': 'sand', 'distractor1': 'water', 'distractor2': 'rock',
          'correct_answer': 'wood', 'support': 'Wood burns well.'}, {}),
+    'allenai/quoref': (
+        {
+            'id': '1', 'question': 'Who?', 'context': 'Jo sings. She is old.', 'title': 'Jo', 'url': 'x',
+            'answers': {'text': ['Jo'], 'answer_start': [0]},
+        },
+        {'answers': _SPANS},
+    ),
     'MoE-UNC/wikihop': (_WIKIHOP, {}),
     'microsoft/wiki_qa': (
         {'question_id': 'Q1', 'question': 'how are glacier caves formed?', 'document_title': 'Glacier cave',
@@ -101,6 +108,7 @@ ITEMS = {
     'sciq_closed_book': {'question': 'What burns?', 'answer': 'wood'},
     'wiki_hop': {'passage': '- Ada was born here.\n- Here is London.', 'answer': 'london',
                  'question': 'What is the "place of birth" of ada lovelace?', 'options': ['london', 'paris']},
+    'quoref_title': {'text': 'Jo sings. She is old.', 'answer': 'Jo'},
     'wiki_hop_relation': {'answer': 'place of birth'},
     'wiki_hop_subject': {'answer': 'ada lovelace'},
     'wiki_hop_pair': {'answer': 'ada lovelace, london'},

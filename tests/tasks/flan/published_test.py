@@ -55,16 +55,15 @@ def test_all_but_these_are_here():
         part = counted(SUBMIXTURES[name], [row.task for row in load_table().of(name)])
         lost |= part['missing']
     assert set(lost) == {
-        'trivia_qa_wiki_missing', 'quoref_Guess_Title_For_Context', 'ropes_plain_no_background',
-        'ropes_prompt_bottom_no_hint', 'dr_repair_error_comments', 'dr_repair_line_numbers', 'dr_repair_no_errors',
-        'dr_repair_plain_code',
+        'trivia_qa_wiki_missing', 'ropes_plain_no_background', 'ropes_prompt_bottom_no_hint',
+        'dr_repair_error_comments', 'dr_repair_line_numbers', 'dr_repair_no_errors', 'dr_repair_plain_code',
     }  # fmt: skip
     part = counted(SUBMIXTURES['muffin'], [row.task for row in load_table().of('muffin')])
     assert part['here'] == 75 and 'the released code has no task' in part['missing']['trivia_qa_wiki_missing']
 
 
 def test_tasks_of_files_are_matched_by_name():
-    names = ['natural_instructions_task067_abductivenli_answer_generation', 'natural_instructions_mine']
+    names = ['ni_task067_abductivenli_answer_generation', 'ni_mine']
     part = counted(SUBMIXTURES['niv2'], names)
     assert part['here'] == 1 and len(part['missing']) == 1555
     assert set(part['missing'].values()) == {'it is not among the files of DataConfig.natural_instructions'}
