@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-import re
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +15,7 @@ from t5flan.data.records.file_rows import FileRows, Records
 from t5flan.data.records.rows import json_source, parse_row, read_rows
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.records.tf_values import plain_value
-from t5flan.tasks.flan.table import Dataset, items
-
-_SLICE = re.compile(r'(\w+)(?:\[(-?\d*):(-?\d*)\])?')
+from t5flan.tasks.flan.table import AS_JSON, Dataset, items, split_slice
 
 
 class TfdsTableSource(seqio.TfdsDataSource):
@@ -42,12 +40,29 @@ class HubSource(IndexedSource):
         self._dataset = dataset
         super().__init__({name: functools.partial(_rows, dataset.hub, split) for name, split in dataset.splits.items()})
 
+    def flat_records(self, split: str) -> Records:
+        """The records as JSON: rows of the hub hold objects, and lists of them."""
+        return _AsJson(self.records(split))
+
     def num_input_examples(self, split: str) -> int | None:  # type: ignore[override]
         """As the table states it for 'train', so that rates need no download; None for other splits."""
         return self._dataset.train_examples if split == 'train' else None
 
     def __repr__(self) -> str:
         return f'hf:{self._dataset.hub}'
+
+
+class _AsJson:
+    """Records as texts of JSON, one in each."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {AS_JSON: json.dumps(self._records[index], ensure_ascii=False)}
 
 
 def source_of(dataset: Dataset) -> TfdsTableSource | HubSource:
@@ -57,7 +72,7 @@ def source_of(dataset: Dataset) -> TfdsTableSource | HubSource:
 
 def _rows(hub: str, split: str) -> Records:
     """The rows of a split, or of a slice of it such as train[:-200]."""
-    name, start, end = split_slice(split)
+    name, start, end = split_slice(split) or (split, None, None)
     path = f'hf:{hub},split={name}'
     source, _ = json_source(path)
     make = lambda: FileIndex(
@@ -65,19 +80,6 @@ def _rows(hub: str, split: str) -> Records:
     )
     rows = file_index(source, 'flan-1', make).rows.reshape(-1, 4)[start:end]
     return FileRows([source], rows, _parsed, [path])
-
-
-def split_slice(split: str) -> tuple[str, int | None, int | None]:
-    """'train[:-200]' -> ('train', None, -200).
-
-    Raises:
-        ValueError: the text is neither a name nor a name with a slice.
-    """
-    found = _SLICE.fullmatch(split)
-    if found is None:
-        raise ValueError(f'{split!r} is not a split such as train or train[:-200]')
-    name, start, end = found.groups()
-    return name, int(start) if start else None, int(end) if end else None
 
 
 def _parsed(data: bytes, path: str, number: int) -> dict[str, Any]:

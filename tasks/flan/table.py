@@ -24,7 +24,9 @@ note            for people: what TFDS needs to prepare the data set
 
 import dataclasses
 import functools
+import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,9 @@ from t5flan.errors import UserError
 from t5flan.tasks.families import family
 from t5flan.tasks.flan.records import RECORDS
 
+AS_JSON = '__json__'
+"""The field of a record that holds another record as JSON, because tf.data takes no lists of objects."""
+_SLICE = re.compile(r'(\w+)(?:\[(-?\d*):(-?\d*)\])?')
 TABLE = pathlib.Path(__file__).parent / 'datasets.json'
 
 
@@ -187,6 +192,8 @@ def _dataset(
     dataset = _made(where, Dataset, row)
     if 'train' not in dataset.splits:
         raise UserError(f'{where}: splits has no "train". Fix the table.')
+    if not isinstance(dataset.published, tuple):
+        raise UserError(f'{where}: published is {dataset.published!r}, expected a list of names. Fix the table.')
     if dataset.submixture not in submixtures:
         known = ', '.join(submixtures)
         raise UserError(f'{where}: submixture {dataset.submixture!r} is not one of {known}. Fix the table.')
@@ -199,11 +206,22 @@ def _dataset(
         raise UserError(
             f"{where} has {'both' if dataset.tfds else 'no'} 'tfds' {'and' if dataset.tfds else 'or'} 'hub'. Set one."
         )
+    if wrong := [split for split in dataset.splits.values() if dataset.hub and not split_slice(split)]:
+        raise UserError(f'{where}: split {wrong[0]!r} is not like train or train[:-200]. Fix the table.')
     if dataset.make and dataset.make[0] not in RECORDS:
         raise UserError(f'{where}: make {dataset.make[0]!r} is not one of {", ".join(RECORDS)}. Fix the table.')
     if bool(dataset.answer) == bool(dataset.label) or (dataset.label and not dataset.of):
         raise UserError(f'{where} needs either "answer", or "label" and "of". Fix the table.')
     return dataset
+
+
+def split_slice(split: str) -> tuple[str, int | None, int | None] | None:
+    """'train[:-200]' -> ('train', None, -200); None for a text that is neither a name nor a name with a slice."""
+    found = _SLICE.fullmatch(split)
+    if found is None:
+        return None
+    name, start, end = found.groups()
+    return name, int(start) if start else None, int(end) if end else None
 
 
 def wordings_of(dataset: Dataset) -> Family:
@@ -233,8 +251,8 @@ def wordings_of(dataset: Dataset) -> Family:
 
 @example_fn
 def to_items(example: Example, context: Context, *, dataset: Dataset) -> Result:
-    """Preprocessor that turns a record into the items of its row."""
-    return list(items(dataset, example))
+    """Preprocessor that turns a record, or the JSON of one (`AS_JSON`), into the items of its row."""
+    return list(items(dataset, json.loads(example[AS_JSON]) if AS_JSON in example else example))
 
 
 def items(dataset: Dataset, record: Example) -> Iterator[Item]:

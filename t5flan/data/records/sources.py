@@ -36,6 +36,10 @@ class IndexedSource(seqio.DataSource):
             self._records[split] = records
         return self._records[split]
 
+    def flat_records(self, split: str) -> Records:
+        """The records as tf.data takes them: values, and lists of values of one kind."""
+        return self.records(split)
+
     @property
     def supports_arbitrary_sharding(self) -> bool:
         """True: a shard is any range of records."""
@@ -54,7 +58,7 @@ class IndexedSource(seqio.DataSource):
         self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None
     ) -> Any:
         """The records as a tf.data.Dataset, as SeqIO reads them; `shuffle` shuffles up to 100,000 at a time."""
-        records = self.records(split)
+        records = self.flat_records(split)
         index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         start, end = (len(records) * i // shards for i in (index, index + 1))
         dataset = dataset_of_records(records, range(start, end))
