@@ -118,8 +118,8 @@ def table_rows(record: Record, without: str = '') -> Iterator[Record]:
     """WikiBio: an infobox as 'name: value' pairs, without those whose name contains `without`."""
     table = record['input_text']['table']
     pairs = zip(table['column_header'], table['content'], strict=False)
-    pairs = [(name.replace('_', ' '), value) for name, value in pairs if not without or without not in name]
-    yield {**record, 'rows': '; '.join(f'{name}: {value}' for name, value in pairs)}
+    kept = [(name.replace('_', ' '), value) for name, value in pairs if not without or without not in name]
+    yield {**record, 'rows': '; '.join(f'{name}: {value}' for name, value in kept)}
 
 
 def opinions(record: Record, field: str, subject: str) -> Iterator[Record]:

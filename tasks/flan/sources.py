@@ -3,7 +3,7 @@
 import functools
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,12 +90,13 @@ def read_items(dataset: Dataset, source: Any, split: str = 'train', count: int =
     """`count` items of a split (all of a smaller one), in order: TFDS's first ones, the hub's evenly spread."""
     if isinstance(source, IndexedSource):
         records = source.records(split)
-        some = (
-            records[number * len(records) // min(count, len(records))] for number in range(min(count, len(records)))
-        )
+        most = min(count, len(records))
+        some: Iterable[Mapping[str, Any]] = (records[i * len(records) // most] for i in range(most))
     else:
         some = map(_plain, source.get_dataset(split, shuffle=False).take(count).as_numpy_iterator())
-    return list(itertools.islice(itertools.chain.from_iterable(items(dataset, record) for record in some), count))
+    return list(
+        itertools.islice(itertools.chain.from_iterable(items(dataset, record) for record in map(dict, some)), count)
+    )
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
