@@ -23,8 +23,8 @@ _CHOICE = re.compile(r'\(([A-Za-z])\)\s*')
 
 
 def joined(record: Record, field: str, separator: str) -> Iterator[Record]:
-    """Joins a list of texts."""
-    yield {**record, field: separator.join(record[field])}
+    """Joins a list of texts, without empty ones."""
+    yield {**record, field: separator.join(text for text in record[field] if text)}
 
 
 def without_tags(record: Record, field: str) -> Iterator[Record]:

@@ -116,7 +116,10 @@ ITEMS = {
     'wiki_qa_is_right': {'passage': 'Water runs through ice.', 'answer': 'yes', 'options': ['no', 'yes']},
     'wiki_qa_topic_of_pair': {'text': 'how are glacier caves formed?\nWater runs through ice.',
                               'answer': 'Glacier cave'},
-    'wiqa_effect': {'answer': 'more', 'options': ['more', 'less', 'no effect']},
+    'wiqa_effect': {
+        'passage': 'It rains.\nThe soil gets wet.\nMud forms.', 'answer': 'more',
+        'options': ['more', 'less', 'no effect'],
+    },
     'wiqa_has_effect': {'answer': 'yes', 'options': ['yes', 'no']},
     'wiqa_kind_of_effect': {'answer': 'indirectly on one of its steps'},
     'wiqa_first_step': {'text': 'The soil gets wet.\nMud forms.', 'answer': 'It rains.'},
