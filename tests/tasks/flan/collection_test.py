@@ -137,7 +137,14 @@ def test_a_missing_submixture_stops_unless_rates_are_shared(folder, tmp_path_fac
         register_all(config(other, 'flan_collection_t0_sf', tfds_data_dir=str(other / 'none')))
 
 
-def test_a_run_on_a_part_of_flan_is_asked_for():
+@pytest.fixture
+def without_files(monkeypatch):
+    """No mixtures of files, whatever other tests of this process have registered."""
+    for name in ('natural_instructions', 'cot'):
+        monkeypatch.delitem(seqio.MixtureRegistry._REGISTRY, name, raising=False)
+
+
+def test_a_run_on_a_part_of_flan_is_asked_for(without_files):
     line = r'flan2022 lacks .*cot \(5%\): no files are given. Set .*DataConfig.cot, or DataConfig.flan_redistribute'
     with pytest.raises(UserError, match=line):
         require_complete(['practice', 'flan2022'], False)
@@ -151,7 +158,7 @@ def test_a_run_on_a_part_of_flan_is_asked_for():
     {'by_examples': ('flan2022',), 'keep_rates': True, 'exclude': ('flan2021_snli',)},
     {'rates': {'inner': 1.0}},
 ])  # fmt: skip
-def test_a_mixture_built_on_flan_is_guarded_too(parts):
+def test_a_mixture_built_on_flan_is_guarded_too(parts, without_files):
     inner = Mixture('inner', rates={'flan2022_paper': 1.0})
     mixtures = (Mixture('outer', **parts), *[inner] * ('inner' in parts.get('rates', ())))
     used = registration.names_inside(['outer'], mixtures)
