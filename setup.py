@@ -56,7 +56,7 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
-        'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20'],
+        'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'gguf>=0.17'],
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],
         'metrics': ['rouge-score>=0.1.2', 'sacrebleu>=2.4'],  # of FileTask.metrics
@@ -70,6 +70,7 @@ setup(
             'rouge-score>=0.1.2',
             'sacrebleu>=2.4',
             'tokenizers>=0.20',
+            'gguf>=0.17',
             'pytest>=8.2',
             'pytest-xdist>=3.6',
             'pytest-randomly>=4.0',

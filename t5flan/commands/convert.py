@@ -12,13 +12,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Converts a checkpoint from one format to another."""
     from t5flan import configurables
     from t5flan.config.gin_files import packaged_files
-    from t5flan.conversion.convert import FORMATS, PEFT, main
+    from t5flan.conversion.convert import FORMATS, GGUF, PEFT, main
     from t5flan.models.config import ModelConfig
 
     formats = [getattr(arguments, name) for name in ('from', 'to')]
-    for name, value in zip(('from', 'to'), formats):
-        if value not in (*FORMATS, PEFT):
-            raise UsageError(f'--{name}={value} is not one of {", ".join((*FORMATS, PEFT))}')
+    for name, value, known in zip(('from', 'to'), formats, ((*FORMATS, PEFT, GGUF), (*FORMATS, PEFT))):
+        if value not in known:
+            raise UsageError(f'--{name}={value} is not one of {", ".join(known)}')
     if arguments.dtype not in (None, 'float32', 'bfloat16', 'float16'):
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
     if arguments.add_sentinels < 0:
@@ -76,18 +76,19 @@ def _check_adapters(arguments: argparse.Namespace, from_: str, to: str) -> None:
 
 
 SOURCE_HELP = (
-    'a Hugging Face folder (save_pretrained), a T5X checkpoint (local or gs://), a t5flan workdir, or an adapter'
+    'a Hugging Face folder (save_pretrained), a T5X checkpoint (local or gs://), a t5flan workdir, a GGUF file, or an '
+    'adapter'
 )
 COMMAND = Command(
     'convert',
-    'converts checkpoints between Hugging Face, T5X and t5flan',
+    'converts checkpoints between Hugging Face, T5X and t5flan, and from GGUF',
     run,
     gin=True,
     example='t5flan convert --from=hf --to=t5flan flan-t5-small runs/flan-t5-small',
     flags=(
         Flag('SRC', SOURCE_HELP, 'SRC', required=True),
         Flag('DST', 'new folder to write', 'DST', required=True),
-        Flag('--from', 'format of SRC: hf, t5x, t5flan or peft', 'FORMAT', required=True),
+        Flag('--from', 'format of SRC: hf, t5x, t5flan, peft or gguf', 'FORMAT', required=True),
         Flag('--to', 'format of DST: hf, t5x, t5flan or peft', 'FORMAT', required=True),
         Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),
         Flag('--dtype', "round to float32, bfloat16 or float16 (default: keep each array's type)", 'NAME'),
@@ -95,7 +96,11 @@ COMMAND = Command(
         Flag('--add_sentinels', 'add the sentinels <extra_id_0> to <extra_id_N-1> (default: 0)', 'N', int, 0),
         Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
-        Flag('--base', 'the model that an adapter of PEFT belongs to: a workdir or a Hugging Face folder', 'DIR'),
+        Flag(
+            '--base',
+            'the model that an adapter of PEFT belongs to: a workdir, a Hugging Face folder or a GGUF file',
+            'DIR',
+        ),
         Flag('--rank', 'write an adapter of DyLora as one of Lora with this rank', 'N', int),
         Flag(
             '--combine',

@@ -18,7 +18,8 @@ JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE', writes='f
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks and rows that cannot be used, and report which and why', type=bool)
 CHECKPOINT = Flag(
     '--checkpoint',
-    'a workdir of `t5flan train`, one of its steps (DIR/checkpoints/1000), a Hugging Face folder, or hf:OWNER/NAME',
+    'a workdir of `t5flan train`, one of its steps (DIR/checkpoints/1000), a Hugging Face folder, a GGUF file, or '
+    'hf:OWNER/NAME',
     'DIR',
     required=True,
 )
@@ -74,13 +75,13 @@ def read_decoding(
 
 
 def own_checkpoint(folder: str) -> str:
-    """The folder itself, or the conversion of a Hugging Face folder or of a model of the hub ('hf:OWNER/NAME').
+    """The folder itself, or the conversion of a Hugging Face folder, a GGUF file or a model of the hub (hf:OWNER/NAME).
 
     Raises:
         UserError: the model cannot be downloaded or converted.
     """
     is_foreign = os.path.isfile(f'{folder}/config.json') and not os.path.isfile(f'{folder}/t5flan.json')
-    if not is_foreign and not folder.startswith('hf:'):
+    if not is_foreign and not folder.startswith('hf:') and not folder.endswith('.gguf'):
         return folder
     from t5flan.conversion.convert import as_checkpoint_folder  # imports JAX
 

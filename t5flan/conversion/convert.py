@@ -1,4 +1,4 @@
-"""`t5flan convert`: converts a checkpoint of T5X, Hugging Face or t5flan to another of these formats.
+"""`t5flan convert`: converts a checkpoint of T5X, Hugging Face or t5flan to another of these formats, and GGUF files.
 
     SRC --reader--> Checkpoint (t5flan's names, a layer at a time) --writer--> DST.partial-… --renamed--> DST
 
@@ -23,6 +23,8 @@ from t5flan.conversion import huggingface, names, t5x
 from t5flan.conversion.adapters import combined, peft
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import Checkpoint
+from t5flan.conversion.gguf import model as gguf
+from t5flan.conversion.gguf.file import files_of
 from t5flan.conversion.run_both import compare_logits
 from t5flan.conversion.t5x import KnownModels, Settings
 from t5flan.data.randomness import stable_hash
@@ -37,6 +39,8 @@ FORMATS = ('hf', 't5x', 't5flan')
 """Formats of whole models."""
 PEFT = 'peft'
 """The format of adapters."""
+GGUF = 'gguf'
+"""The format of llama.cpp, which is only read."""
 Written = TypeVar('Written')
 
 HUB = 'hf:'
@@ -68,7 +72,7 @@ def main(
 
     Args:
         source, destination: SRC and DST.
-        from_, to: their formats, of FORMATS, or PEFT.
+        from_, to: their formats, of FORMATS, or PEFT; `from_` may be GGUF.
         vocabulary: 'bytes' or a SentencePiece model, used instead of the source's vocabulary.
         dtype: the dtype to which numbers are rounded; None keeps each array's dtype.
         settings: maps the fields of a ModelConfig that were found to the ModelConfig, with the user's settings: what a
@@ -134,7 +138,7 @@ def read(
     base: str | None = None,
     combine: str | None = None,
 ) -> Checkpoint:
-    """Opens the checkpoint at `where`, in one of FORMATS or PEFT; see `main` for the arguments.
+    """Opens the checkpoint at `where`, in one of FORMATS, PEFT or GGUF; see `main` for the arguments.
 
     Raises:
         UserError: it cannot be read, or `settings` change the model.
@@ -153,7 +157,10 @@ def read(
     if format == 'peft':
         found = peft.read(Path(where), _required(base, where))
         return adapter_folder.merged(own_folder.read(_required(base, where)), found.settings, found.arrays, where)
-    checkpoint = huggingface.read(Path(where), chosen) if format == 'hf' else own_folder.read(where, vocabulary=chosen)
+    if format == 't5flan':
+        checkpoint = own_folder.read(where, vocabulary=chosen)
+    else:
+        checkpoint = (gguf.read if format == GGUF else huggingface.read)(Path(where), chosen)
     if settings is None:
         return checkpoint
     known = checkpoint.config
@@ -270,30 +277,40 @@ def _write_whole(target: Path, write_into: Callable[[Path], Written]) -> Written
 
 
 def as_checkpoint_folder(where: str) -> str:
-    """A checkpoint folder of t5flan: `where` itself, or the conversion of a Hugging Face folder.
+    """A checkpoint folder of t5flan: `where` itself, or the conversion of a Hugging Face folder or a GGUF file.
 
-    A conversion is stored in the cache folder and made again when a file of the folder changes.
+    A conversion is stored in the cache folder and made again when a file of the source changes.
 
     Args:
-        where: a folder, or 'hf:OWNER/NAME' for a model of the hub, which is downloaded first.
+        where: a folder, a GGUF file, or 'hf:OWNER/NAME' for a model of the hub, which is downloaded first.
 
     Raises:
         UserError: the model cannot be downloaded or converted.
     """
-    is_hub = where.startswith(HUB)
-    folder = _download(where.removeprefix(HUB)) if is_hub else Path(where)
-    if '://' in where or not (folder / 'config.json').is_file() or (folder / 't5flan.json').is_file():
+    source = _download(where.removeprefix(HUB)) if where.startswith(HUB) else Path(where)
+    if '://' in where:
         return where
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
-    stamp = stable_hash(f'{folder.absolute()} {files}')
-    target = cache_folder() / 'checkpoints' / f'{folder.name}-{stamp:016x}'
+    if is_gguf(where):
+        format, files = GGUF, [file for file in files_of(source) if file.is_file()]
+    elif (source / 'config.json').is_file() and not (source / 't5flan.json').is_file():
+        format, files = 'hf', sorted(source.iterdir())
+    else:
+        return where
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stamp = stable_hash(f'{source.absolute()} {stats}')
+    target = cache_folder() / 'checkpoints' / f'{source.name}-{stamp:016x}'
     if not target.is_dir():
-        checkpoint = read(folder, 'hf')
+        checkpoint = read(source, format)
         notes = write(checkpoint, target, 't5flan')
         print(f'{where}: converted once, to {target}', file=sys.stderr)
         for note in (*checkpoint.notes, *notes):
             print(f'note: {note}', file=sys.stderr)
     return str(target)
+
+
+def is_gguf(where: str) -> bool:
+    """Whether a checkpoint is named as a GGUF file."""
+    return where.endswith(gguf.SUFFIX) and '://' not in where and not os.path.isdir(where)
 
 
 def _download(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Hugging Face folders (config.json, safetensors, tokenizer files) <-> a Checkpoint. torch is not needed."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,15 @@ import numpy as np
 
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays, one_dtype
-from t5flan.conversion.huggingface_config import T5_FAMILY, family_of, read_json, table_of, to_fields, to_model_config
+from t5flan.conversion.huggingface_config import (
+    T5_FAMILY,
+    family_of,
+    parse_json,
+    read_json,
+    table_of,
+    to_fields,
+    to_model_config,
+)
 from t5flan.conversion.huggingface_tokenizer import read_vocabulary, require_rows, tokenizer_files
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_folder, strips
 from t5flan.data.vocabulary.vocabulary import Vocabulary
@@ -21,6 +30,29 @@ _JSON = ('config', 'generation_config', 'tokenizer', 'tokenizer_config', 'specia
 _EXTRAS = (*(f'{name}.json' for name in _JSON), 'spiece.model', 'tokenizer.model', 'chat_template.jinja')
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model in Hugging Face's terms: a folder, or a file of another format that was read as one.
+
+    Attributes:
+        where: the folder or file.
+        fields: the content of config.json.
+        arrays: name -> array.
+        table: t5flan's parameter names and those of `arrays`.
+        files: the other small files, name -> content; None to find the tokenizer in the folder `where`.
+        described_by: what holds the settings of the model, for messages.
+        fix: how to fix arrays that are not the model's, for messages.
+    """
+
+    where: Path
+    fields: Mapping[str, Any]
+    arrays: Mapping[str, Stored]
+    table: names.Table
+    files: Mapping[str, bytes] | None = None
+    described_by: str = 'config.json'
+    fix: str = 'Download the folder again, or fix config.json.'
+
+
 def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     """Opens a folder written by save_pretrained; `vocabulary` is used instead of its tokenizer.
 
@@ -28,21 +60,36 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
         UserError: files are missing or broken, the family is not supported, or the arrays are not those of config.json.
     """
     if not folder.is_dir():
-        raise UserError(f'{folder} is not a folder. Give one written by save_pretrained (config.json, …).')
+        fix = (
+            'Set --from=gguf.' if folder.suffix == '.gguf' else 'Give one written by save_pretrained (config.json, …).'
+        )
+        raise UserError(f'{folder} is not a folder. {fix}')
     fields = read_json(folder / 'config.json')
     kind = str(fields.get('model_type'))
     stored = read_folder(folder)
     _require_logits(folder, fields, kind, stored)
     arrays = _without_copies(folder, stored, kind)
-    config = to_model_config(folder / 'config.json', fields, tied='lm_head.weight' not in arrays)
+    return read_source(Source(folder, fields, arrays, table_of(kind)), vocabulary)
+
+
+def read_source(source: Source, vocabulary: Vocabulary | None = None) -> Checkpoint:
+    """Opens a model in Hugging Face's terms; `vocabulary` is used instead of its tokenizer.
+
+    Raises:
+        UserError: the family is not supported, or the arrays are not those of its settings.
+    """
+    where, fields, table = source.where, source.fields, source.table
+    described = where / 'config.json' if source.files is None else where
+    tied = dict(table)['decoder/logits_dense/kernel'] not in source.arrays
+    config = to_model_config(described, fields, tied)
     expected = {
-        (shape.name, layer): (names.hf_name(table_of(kind), shape, layer), [names.hf_shape(shape)])
+        (shape.name, layer): (names.hf_name(table, shape, layer), [names.hf_shape(shape)])
         for shape, layer in names.all_pieces(config)
     }
-    fix = 'Download the folder again, or fix config.json.'
-    places = match_arrays(str(folder), f'config.json ({kind})', fix, expected, arrays)
+    kind = fields['model_type']
+    places = match_arrays(str(where), f'{source.described_by} ({kind})', source.fix, expected, source.arrays)
     dtypes = {
-        name: one_dtype(str(folder), name, {places[name, layer].dtype for layer in shape.pieces})
+        name: one_dtype(str(where), name, {places[name, layer].dtype for layer in shape.pieces})
         for name, shape in names.shapes(config).items()
     }
 
@@ -51,13 +98,16 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
         array = stored.read() if shape.matrix is None else stored.read_transposed()
         return array.reshape(shape.one).astype(dtypes[shape.name], copy=False)
 
-    files = [folder / name for name in _EXTRAS]
-    extras = {file.name: file.read_bytes() for file in files if file.is_file() and file.stat().st_size <= LARGEST_EXTRA}
-    found, notes = (vocabulary, ()) if vocabulary is not None else read_vocabulary(folder, fields)
-    require_rows(folder, found, config.vocab_size)
-    notes = (*notes, *_generation_notes(folder, found, config.vocab_size))
+    extras = source.files
+    if extras is None:
+        files = [where / name for name in _EXTRAS]
+        small = [file for file in files if file.is_file() and file.stat().st_size <= LARGEST_EXTRA]
+        extras = {file.name: file.read_bytes() for file in small}
+    found, notes = (vocabulary, ()) if vocabulary is not None else read_vocabulary(where, fields, source.files)
+    require_rows(where, found, config.vocab_size)
+    notes = (*notes, *_generation_notes(where, extras, found, config.vocab_size))
     format = 'causal_lm' if config.architecture == 'decoder_only' else 'encoder_decoder'
-    return Checkpoint(str(folder), config, dtypes, read_one, found, format, extras=extras, notes=notes)
+    return Checkpoint(str(where), config, dtypes, read_one, found, format, extras=extras, notes=notes)
 
 
 def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: Mapping[str, Stored]) -> None:
@@ -72,14 +122,15 @@ def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: 
         raise UserError(f'{folder}: {problem}. {fix}.')
 
 
-def _generation_notes(folder: Path, vocabulary: Vocabulary, rows: int) -> list[str]:
+def _generation_notes(folder: Path, files: Mapping[str, bytes], vocabulary: Vocabulary, rows: int) -> list[str]:
     """A note if generation_config.json ends texts with another token than the tokenizer.
 
     Raises:
         UserError: the file is broken, or names an id that the embedding lacks.
     """
     file = folder / 'generation_config.json'
-    given = read_json(file).get('eos_token_id') if file.is_file() else None
+    content = files.get(file.name)
+    given = None if content is None else parse_json(file, content).get('eos_token_id')
     ids = given if isinstance(given, list) else [] if given is None else [given]
     for id in ids:
         if not isinstance(id, int) or not 0 <= id < rows:

@@ -58,8 +58,17 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise UserError(f'{file.parent} has no {file.name}. Give a folder written by save_pretrained.')
+    return parse_json(file, file.read_bytes())
+
+
+def parse_json(file: Path, content: bytes) -> dict[str, Any]:
+    """The JSON object that is the content of a file.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
     try:
-        fields = json.loads(file.read_text('utf-8'))
+        fields = json.loads(content.decode('utf-8'))
         if not isinstance(fields, dict):
             raise ValueError
         return fields

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5flan.conversion.huggingface_config import T5_FAMILY, read_json
+from t5flan.conversion.huggingface_config import T5_FAMILY, parse_json
 from t5flan.data.vocabulary.byte_level import ByteVocabulary, IdsVocabulary
 from t5flan.data.vocabulary.sentencepiece_model import SentencePieceVocabulary
 from t5flan.data.vocabulary.tokenizer_json import TokenizerJsonVocabulary
@@ -20,8 +20,10 @@ IDS_ONLY = 'the result takes and returns token ids, not text. Set --vocabulary t
 _SPACE = '\u2581'  # SentencePiece's visible space
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, tuple[str, ...]]:
-    """The vocabulary of a folder, and notes about it.
+def read_vocabulary(
+    folder: Path, config: Mapping[str, Any], contents: Mapping[str, bytes] | None = None
+) -> tuple[Vocabulary, tuple[str, ...]]:
+    """The vocabulary of a folder, and notes about it; the folder is read only if `contents` is None.
 
     Which file defines the ids, where there are several:
 
@@ -35,13 +37,14 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary
     Raises:
         UserError: a file is broken, or an added token has an id that another token has.
     """
-    files = _TokenizerFiles(folder)
+    files = _TokenizerFiles(folder, contents)
     kind = config['model_type']
     eos = _first_id(config.get('eos_token_id'), 1)
     start = _first_id(config.get('decoder_start_token_id' if kind in T5_FAMILY else 'bos_token_id'), 0)
     vocabulary, notes = _base_vocabulary(files, kind, eos, start)
     if vocabulary is None:
-        note = f'{folder} has no tokenizer (spiece.model, tokenizer.model or tokenizer.json): {IDS_ONLY}'
+        expected = '' if contents is not None else ' (spiece.model, tokenizer.model or tokenizer.json)'
+        note = f'{folder} has no tokenizer{expected}: {IDS_ONLY}'
         return IdsVocabulary(config['vocab_size'], eos, start), (note,)
     vocabulary = vocabulary.with_added_tokens(files.added_tokens(isinstance(vocabulary, ByteVocabulary)))
     vocabulary = vocabulary.with_added_tokens(files.named_without_ids())
@@ -65,18 +68,35 @@ def require_rows(folder: Path, vocabulary: Vocabulary, rows: int) -> None:
 
 
 class _TokenizerFiles:
-    """The tokenizer files of a folder; JSON files are empty mappings where they are missing."""
+    """The tokenizer files of a folder, or their contents; JSON files are empty mappings where they are missing.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Attributes:
+        folder: the folder, or the file from which the contents were made, for messages.
+        settings, tokenizer: the content of tokenizer_config.json and tokenizer.json.
+        model: the path of the SentencePiece model, if there is one.
+    """
+
+    def __init__(self, folder: Path, contents: Mapping[str, bytes] | None) -> None:
+        self.folder, self._contents = folder, contents
         self.settings = self._json('tokenizer_config.json')
         self.tokenizer = self._json('tokenizer.json')
         self._special_tokens_map = self._json('special_tokens_map.json')
-        models = [folder / name for name in ('spiece.model', 'tokenizer.model') if (folder / name).is_file()]
-        self.model = models[0] if models else None
+        models = [name for name in ('spiece.model', 'tokenizer.model') if self.has(name)]
+        self.model = self.path(models[0]) if models else None
+        self.model_content = contents[models[0]] if models and contents is not None else None
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file() if self._contents is None else name in self._contents
+
+    def path(self, name: str) -> Path:
+        """Where a file is, for messages: its own path, or the file from which it was made."""
+        return self.folder / name if self._contents is None else self.folder
+
+    def content(self, name: str) -> bytes:
+        return self.path(name).read_bytes() if self._contents is None else self._contents[name]
 
     def _json(self, name: str) -> dict[str, Any]:
-        return read_json(self.folder / name) if (self.folder / name).is_file() else {}
+        return parse_json(self.path(name), self.content(name)) if self.has(name) else {}
 
     def added_tokens(self, is_bytes: bool) -> dict[str, int]:
         """Token -> id, in the order of the ids, of all files that list added tokens.
@@ -114,8 +134,8 @@ class _TokenizerFiles:
 
     def chat_template(self) -> tuple[str | None, tuple[str, ...]]:
         """The template, and notes; a file comes before a setting, as in transformers."""
-        file = self.folder / 'chat_template.jinja'
-        template = file.read_text('utf-8') if file.is_file() else self.settings.get('chat_template')
+        name = 'chat_template.jinja'
+        template = self.content(name).decode('utf-8') if self.has(name) else self.settings.get('chat_template')
         if isinstance(template, list):
             named = {one.get('name'): one.get('template') for one in template if isinstance(one, dict)}
             others = ', '.join(str(name) for name in named if name != 'default')
@@ -154,7 +174,8 @@ def _base_vocabulary(
             what = 'other ids' if sentencepiece else 'no SentencePiece pieces'
             notes.append(f'{files.folder}: tokenizer.json defines the ids; {files.model.name} has {what}')
         if not equal or (kind not in T5_FAMILY and has_library and not ours):
-            return TokenizerJsonVocabulary(files.folder / 'tokenizer.json', eos, start), notes
+            name = 'tokenizer.json'
+            return TokenizerJsonVocabulary(files.path(name), eos, start, content=files.content(name)), notes
         if kind not in T5_FAMILY and not ours:
             assert files.model is not None  # because of `equal`
             fix = "pip install 't5flan[convert]' and convert again for exactly the tokens of transformers"
@@ -169,11 +190,14 @@ def _sentencepiece_vocabulary(files: _TokenizerFiles, kind: str, start: int) -> 
     settings, model = files.settings, files.model
     assert model is not None
     sentinels = settings.get('extra_ids', T5_SENTINELS if kind in T5_FAMILY else 0)
-    made = SentencePieceVocabulary(model, sentinels, settings.get('mode_tokens', ()), start_id=start)
+    content = files.model_content
+    made = SentencePieceVocabulary(model, sentinels, settings.get('mode_tokens', ()), model=content, start_id=start)
     made = made.without_duplicate_sentinels()
     listed = {token: id for token, id in files.added_tokens(False).items() if token.startswith('<extra_id_')}
     if made.extra_ids and any(made.encode(token) != [id] for token, id in listed.items()):
-        return SentencePieceVocabulary(model, 0, made.mode_tokens, start_id=start)  # the file's list gives their ids
+        return SentencePieceVocabulary(
+            model, 0, made.mode_tokens, model=content, start_id=start
+        )  # the file's list gives their ids
     return made
 
 

@@ -46,16 +46,12 @@ class Stored:
     def rows(self, first: int, last: int) -> np.ndarray:
         """Rows [first, last) of axis 0."""
         array = np.empty((last - first, *self.shape[1:]), self.dtype)
-        # Not np.memmap: the pages of a mapped file count as memory of this process.
-        with open(self.file, 'rb', buffering=0) as handle:
-            handle.seek(self.offset + first * (self.size // max(1, self.shape[0])))
-            view, done = _bytes_of(array), 0
-            while done < len(view):
-                count = handle.readinto(view[done : done + 2**30])
-                if not count:
-                    raise UserError(f'{self.file} was changed while an array was read from it. Run the command again.')
-                done += count
+        read_bytes(self.file, self.offset + first * (self.size // max(1, self.shape[0])), array)
         return array
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """Ranges (first, last) of rows to read at a time."""
+        return strips(self.shape, self.dtype)
 
     def read(self) -> np.ndarray:
         """The whole array, of at least one dimension."""
@@ -64,9 +60,22 @@ class Stored:
     def read_transposed(self) -> np.ndarray:
         """The transpose of a matrix; only one strip at a time is in memory twice."""
         result = np.empty(self.shape[::-1], self.dtype)
-        for first, last in strips(self.shape, self.dtype):
+        for first, last in self.parts():
             transpose_into(result[:, first:last], self.rows(first, last))
         return result
+
+
+def read_bytes(file: Path, offset: int, array: np.ndarray) -> None:
+    """Fills `array` with the bytes of `file` from `offset` on."""
+    # Not np.memmap: the pages of a mapped file count as memory of this process.
+    with open(file, 'rb', buffering=0) as handle:
+        handle.seek(offset)
+        view, done = _bytes_of(array), 0
+        while done < len(view):
+            count = handle.readinto(view[done : done + 2**30])
+            if not count:
+                raise UserError(f'{file} was changed while an array was read from it. Run the command again.')
+            done += count
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
