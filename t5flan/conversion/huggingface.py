@@ -80,8 +80,11 @@ def read_source(source: Source, vocabulary: Vocabulary | None = None) -> Checkpo
     """
     where, fields, table = source.where, source.fields, source.table
     described = where / 'config.json' if source.files is None else where
-    tied = dict(table)['decoder/logits_dense/kernel'] not in source.arrays
+    tied = dict(table).get('decoder/logits_dense/kernel') not in source.arrays
     config = to_model_config(described, fields, tied)
+    layers = config.num_encoder_layers + config.num_decoder_layers
+    if layers > len(source.arrays):  # before a list of them is made
+        raise UserError(f'{where}: {source.described_by} has {layers:,} layers, too many for its arrays. {source.fix}')
     expected = {
         (shape.name, layer): (names.hf_name(table, shape, layer), [names.hf_shape(shape)])
         for shape, layer in names.all_pieces(config)

@@ -41,6 +41,14 @@ class GgufFile:
     tensors: Mapping[str, Tensor]
 
 
+def spelled(value: Any) -> str:
+    """A value of the metadata in at most some 60 characters, for messages."""
+    if isinstance(value, (list, np.ndarray)):
+        return f'an array of {len(value)}'
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
 def read(path: Path) -> GgufFile:
     """Reads the header; of a split model (NAME-00001-of-00003.gguf), the headers of all its files.
 

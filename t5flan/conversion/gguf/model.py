@@ -17,6 +17,7 @@ from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.gguf import file as gguf_file
 from t5flan.conversion.gguf import tokenizer
+from t5flan.conversion.gguf.file import spelled
 from t5flan.conversion.gguf.tensor import Tensor
 from t5flan.conversion.huggingface import Source, read_source
 from t5flan.conversion.huggingface_config import table_of
@@ -57,6 +58,8 @@ _READ = (  # read by to_fields, beside the tables
     'rope.scaling.original_context_length',
 )
 _NO_MATTER = ('vocab_size', 'tensor_data_layout', 'rope.scaling.finetuned', 'attention.layer_norm_rms_epsilon')
+_UNREAD = ('dec.blk.0.cross_attn_rel_b.weight',)  # of old T5 files; no model reads it
+_PER_LAYER_BIAS = 'enc.blk.1.attn_rel_b.weight'  # UMT5's, which has T5's architecture
 _LARGEST = 2**31
 _AGAIN = 'Download the file again, or convert the Hugging Face folder.'
 
@@ -71,25 +74,29 @@ def read(path: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
     file = gguf_file.read(path)
     fields = to_fields(file)
     kind = fields['model_type']
-    table = gguf_table(kind)
+    table = gguf_table(kind, file.metadata['general.architecture'])
     files = {} if vocabulary is not None else tokenizer.files(path, file.metadata)
     files['config.json'] = json.dumps(fields, indent=2, sort_keys=True).encode()
     files |= _generation_config(path, file, fields)
-    arrays = {name: _as_in_hugging_face(name, tensor, fields) for name, tensor in file.tensors.items()}
-    source = Source(path, fields, arrays, table, files, 'the metadata', 'Download the file again.')
-    return read_source(source, vocabulary)
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name not in _UNREAD}
+    arrays = {name: _as_in_hugging_face(name, tensor, fields) for name, tensor in tensors.items()}
+    fix = 'Download the file again.'
+    checkpoint = read_source(Source(path, fields, arrays, table, files, 'the metadata', fix), vocabulary)
+    notes = () if vocabulary is not None else tokenizer.notes(path, file.metadata)
+    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def gguf_table(kind: str) -> names.Table:
+def gguf_table(kind: str, architecture: str) -> names.Table:
     """t5flan's parameter names and GGUF's, by the `gguf` package's table of Hugging Face's names."""
     import gguf
 
-    architecture = next(name for name, theirs in ARCHITECTURES.items() if theirs == kind)
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], 1)
     found = []
     for ours, theirs in table_of(kind):
-        module = theirs.removesuffix('.weight').format(i=0)
-        found.append((ours, f'{known.get_name(module)}.weight'.replace('blk.0.', 'blk.{i}.')))
+        module, _, ending = theirs.format(i=0).rpartition('.')
+        name = known.get_name(module)
+        if name is not None:
+            found.append((ours, f'{name}.{ending}'.replace('blk.0.', 'blk.{i}.')))
     return found
 
 
@@ -122,14 +129,15 @@ def to_fields(file: gguf_file.GgufFile) -> dict[str, Any]:
     """
     architecture = file.metadata.get('general.architecture')
     if architecture not in ARCHITECTURES:
-        problem = f'general.architecture {architecture!r} is not converted; expected one of {", ".join(ARCHITECTURES)}'
+        known = ', '.join(ARCHITECTURES)
+        problem = f'general.architecture {spelled(architecture)} is not converted; expected one of {known}'
         raise UserError(f'{file.where}: {problem}.')
     if 'rope_freqs.weight' in file.tensors:
         problem = 'it has rope_freqs.weight, the scaled rotary embedding of Llama 3.1 and later, which is not converted'
         raise UserError(f'{file.where}: {problem}.')
-    kind = ARCHITECTURES[architecture]
+    kind = 'umt5' if architecture == 't5' and _PER_LAYER_BIAS in file.tensors else ARCHITECTURES[architecture]
     given = _Settings(file, architecture)
-    given.require_known((*_READ, *(_T5 if kind == 't5' else _DECODER), *_NO_MATTER))
+    given.require_known((*_READ, *(_T5 if architecture == 't5' else _DECODER), *_NO_MATTER))
     embedding = file.tensors.get('token_embd.weight')
     if embedding is None:
         raise UserError(f'{file.where} lacks token_embd.weight, the token embedding. {_AGAIN}')
@@ -141,7 +149,7 @@ def to_fields(file: gguf_file.GgufFile) -> dict[str, Any]:
         'tie_word_embeddings': 'output.weight' not in file.tensors,
         **tokens,
     }
-    return fields | (_t5_fields(given, file.tensors) if kind == 't5' else _decoder_fields(given))
+    return fields | (_t5_fields(given, file.tensors) if architecture == 't5' else _decoder_fields(given))
 
 
 def _decoder_fields(given: '_Settings') -> dict[str, Any]:
@@ -188,21 +196,22 @@ class _Settings:
 
     def spelled(self, name: str) -> str:
         """'llama.block_count=30', for messages."""
-        return f'{self._prefix}{name}={self.values.get(name)!r}'
+        return f'{self._prefix}{name}={spelled(self.values.get(name))}'
 
     def require_known(self, known: Iterable[str]) -> None:
         """Raises a UserError at an option that is set and would change the model in an unknown way."""
         for name, value in self.values.items():
             if name not in known and not (isinstance(value, (int, float)) and not value):
-                raise UserError(f'{self.where}: {self.spelled(name)[:100]} is an option that is not converted.')
+                raise UserError(f'{self.where}: {self.spelled(name)} is an option that is not converted.')
 
     def size(self, name: str, default: int | None = None) -> int:
         """A whole number of 1 or more, or the default."""
         value = self.values.get(name, default)
         if value is None:
             raise UserError(f'{self.where} lacks {self._prefix}{name}. {_AGAIN}')
-        if value != default and (not isinstance(value, int) or not 1 <= value < _LARGEST):
-            raise UserError(f'{self.where}: {self.spelled(name)[:100]}, expected a size. {_AGAIN}')
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or (value != default and not 1 <= value < _LARGEST):
+            raise UserError(f'{self.where}: {self.spelled(name)}, expected a size. {_AGAIN}')
         return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -210,6 +219,6 @@ class _Settings:
         value = self.values.get(name, default)
         if value is None:
             raise UserError(f'{self.where} lacks {self._prefix}{name}. {_AGAIN}')
-        if not isinstance(value, (int, float)) or not 0 < value < float('inf'):
-            raise UserError(f'{self.where}: {self.spelled(name)[:100]}, expected a number above 0. {_AGAIN}')
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float('inf'):
+            raise UserError(f'{self.where}: {self.spelled(name)}, expected a number above 0. {_AGAIN}')
         return float(value)

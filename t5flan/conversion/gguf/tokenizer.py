@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5flan.conversion.gguf.file import spelled
+from t5flan.conversion.huggingface_tokenizer import T5_SENTINELS
 from t5flan.errors import UserError
 
 _PREFIX = 'tokenizer.ggml.'
@@ -37,6 +39,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(('llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral', 'dbrx', 'smaug-bpe'), _LLAMA3),
     **dict.fromkeys(('qwen2', 'deepseek-r1-qwen', 'megrez', 'stablelm2', 'hunyuan'), _QWEN2),
     'tekken': (_TEKKEN,),
+    'default': (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9][0-9][0-9]'),  # llama.cpp's, of no model
 }
 """tokenizer.ggml.pre -> the expressions that split a text, one after the other; those of the models' tokenizer.json."""
 _WHOLE_WORDS = ('llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral', 'tekken')
@@ -59,10 +62,18 @@ def ids(where: Path, metadata: Mapping[str, Any]) -> dict[str, int]:
         if id is None:
             continue
         if not isinstance(id, int) or id < 0 or (isinstance(tokens, list) and id >= len(tokens)):
-            problem = f'{key} is {id!r}, which is no id of the tokenizer'
-            raise UserError(f'{where}: {problem}. Correct the file, or set --vocabulary.')
+            problem = f'{key} is {spelled(id)}, which is no id of the tokenizer'
+            raise UserError(f'{where}: {problem}. Correct it, or download the file again.')
         found[name] = id
     return found
+
+
+def notes(where: Path, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was assumed."""
+    if metadata.get(f'{_PREFIX}model') != 'gpt2' or metadata.get(f'{_PREFIX}pre', 'default') != 'default':
+        return ()
+    problem = f'{_PREFIX}pre does not say how the model splits a text'
+    return (f'{where}: {problem}: it is split as in llama.cpp, and some ids may differ from those of training',)
 
 
 def files(where: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -75,7 +86,7 @@ def files(where: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     if kind in ('no_vocab', 'none'):
         return {}
     if kind not in ('gpt2', 'llama', 't5'):
-        problem = f'{_PREFIX}model is {kind!r}, which is not converted; expected gpt2, llama or t5'
+        problem = f'{_PREFIX}model is {spelled(kind)}, which is not converted; expected gpt2, llama or t5'
         raise UserError(f'{where}: {problem}. {_WITHOUT}')
     tokens = _tokens(where, metadata)
     named = {name: tokens[id] for name, id in ids(where, metadata).items()}
@@ -127,7 +138,7 @@ def _tokenizer_json(
     """Byte-level BPE in the format of the `tokenizers` library."""
     pre = metadata.get(f'{_PREFIX}pre', 'default')
     if pre not in SPLITS:
-        problem = f'{_PREFIX}pre is {pre!r}, which is not converted; expected one of {", ".join(SPLITS)}'
+        problem = f'{_PREFIX}pre is {spelled(pre)}, which is not converted; expected one of {", ".join(SPLITS)}'
         raise UserError(f'{where}: {problem}. {_WITHOUT}')
     merges = metadata.get(f'{_PREFIX}merges')
     if not isinstance(merges, list) or not all(isinstance(one, str) and one.count(' ') == 1 for one in merges):
@@ -149,7 +160,7 @@ def _tokenizer_json(
         {'type': 'Split', 'pattern': {'Regex': one}, 'behavior': 'Isolated', 'invert': False} for one in SPLITS[pre]
     ]
     in_bytes = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
-    spelled = {named[name]: vocab[named[name]] for name in adds if adds[name]}
+    known = {named[name]: vocab[named[name]] for name in adds if adds[name]}
     fields = {
         'version': '1.0',
         'truncation': None,
@@ -161,7 +172,7 @@ def _tokenizer_json(
             'type': 'TemplateProcessing',
             'single': [*around['bos'], a, *around['eos']],
             'pair': [*around['bos'], a, *around['eos'], b, *around['eos']],
-            'special_tokens': {token: {'id': token, 'ids': [id], 'tokens': [token]} for token, id in spelled.items()},
+            'special_tokens': {token: {'id': token, 'ids': [id], 'tokens': [token]} for token, id in known.items()},
         },
         'decoder': in_bytes,
         'model': {
@@ -195,13 +206,15 @@ def _sentencepiece(
     count = len(tokens)
     while count and types[count - 1] == _UNUSED and tokens[count - 1] == f'[PAD{count - 1}]':
         count -= 1
-    control = {settings.get(f'{name}_token') for name in ('bos', 'eos', 'unk', 'pad')}
+    if unigram and count < len(tokens):  # T5's sentinels are among the tokens that fill the embedding
+        settings['extra_ids'] = min(T5_SENTINELS, len(tokens) - count)
+    control = {'<pad>', '<s>', '</s>', *(settings.get(f'{name}_token') for name in ('bos', 'eos', 'unk', 'pad'))}
     added: dict[str, Any] = {}
     model = sentencepiece_model_pb2.ModelProto()
     for id, (token, score, type) in enumerate(zip(tokens[:count], scores, types)):
         if type == _USER_DEFINED:
             token = token.replace(' ', _SPACE)  # llama.cpp has these as they are in a text
-        if type == _CONTROL and token not in control:  # an added token such as [INST], which a text may spell
+        if type == _CONTROL and id and token not in control:  # an added token such as [INST], which a text may spell
             added[str(id)] = {'content': token, 'special': True}
             type = _NORMAL
         if not _NORMAL <= type <= _BYTE:
