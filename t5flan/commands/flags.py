@@ -184,7 +184,7 @@ def initial_checkpoint(source: str) -> tuple[str, dict[type, dict[str, Any]]]:
     if found is None:
         raise UserError(
             f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
-            'Set it to the workdir of a `t5flan train` run, or to a Hugging Face folder.'
+            'Set it to the workdir of a `t5flan train` run, a Hugging Face folder or a GGUF file.'
         )
     return found
 

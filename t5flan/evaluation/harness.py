@@ -77,7 +77,7 @@ class HarnessModel(TemplateLM):
         """Loads the model.
 
         Args:
-            checkpoint: a checkpoint folder, a Hugging Face folder, 'hf:OWNER/NAME', or a loaded model.
+            checkpoint: a checkpoint folder, a Hugging Face folder, a GGUF file, 'hf:OWNER/NAME', or a loaded model.
             batch_size: distinct contexts that are read together; 'auto' is `max_batch_size`.
             max_length: tokens of context and continuation that a decoder reads, or of each for an encoder-decoder.
                 Default: the length that a converted model's configuration states, else 2048, or more if rows in

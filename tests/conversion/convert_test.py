@@ -81,6 +81,8 @@ def test_dtype_rounds(run, tmp_path):
     'argv, code, message',
     [
         (['--from=hf', '--to=onnx', 'a', 'b'], 2, '--to=onnx is not one of hf, t5x, t5flan'),
+        (['--from=hf', '--to=gguf', 'a', 'b'], 2, '--to=gguf is not one of hf, t5x, t5flan, peft'),
+        (['--from=gguf', '--to=hf', 'a', 'b'], 1, 'a does not exist. Give a GGUF file'),
         (['--from=hf', 'a', 'b'], 2, 'required: --to'),
         (['--from=hf', '--to=t5flan', 'a'], 2, 'required: DST'),
         (['--from=hf', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere is not a folder'),

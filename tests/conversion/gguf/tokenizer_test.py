@@ -156,7 +156,7 @@ def test_llamas_sentencepiece_model_gives_the_same_ids(tmp_path):
     found, _ = vocabulary(tmp_path, metadata)
     assert isinstance(found, SentencePieceVocabulary) and found.vocab_size == count + 2
     for text in TEXTS:
-        if '  ' not in text and '[INST]' not in text:
+        if '  ' not in text and text[:1] != ' ':  # no two spaces, with the one that the model adds
             assert found.encode(text) == theirs.encode(text), text
             assert found.decode(found.encode(text)) == theirs.decode(theirs.encode(text))
     assert found.encode('[INST]') == [count] and count + 1 in found.encode('a  b')
