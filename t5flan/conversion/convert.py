@@ -310,7 +310,8 @@ def as_checkpoint_folder(where: str) -> str:
 
 def is_gguf(where: str) -> bool:
     """Whether a checkpoint is named as a GGUF file."""
-    return where.endswith(gguf.SUFFIX) and '://' not in where and not os.path.isdir(where)
+    is_local = '://' not in where and not where.startswith(HUB)
+    return is_local and where.endswith(gguf.SUFFIX) and not os.path.isdir(where)
 
 
 def _download(name: str) -> Path:

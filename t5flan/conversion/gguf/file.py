@@ -55,6 +55,9 @@ def read(path: Path) -> GgufFile:
     Raises:
         UserError: the file is missing, truncated or not a GGUF file, or a file of a split model is missing.
     """
+    if not path.is_file():
+        problem = 'is a folder' if path.is_dir() else 'does not exist'
+        raise UserError(f'{path} {problem}. Give a GGUF file.')
     require_library(path)
     metadata, tensors = _read_one(path)
     count = metadata.get('split.count', 0)
@@ -100,9 +103,6 @@ def files_of(path: Path) -> list[Path]:
 
 def _read_one(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata and tensors of one file."""
-    if not path.is_file():
-        problem = 'is a folder' if path.is_dir() else 'does not exist'
-        raise UserError(f'{path} {problem}. Give a GGUF file.')
     try:
         with open(path, 'rb') as handle:
             return _Header(path, handle).read()

@@ -153,7 +153,9 @@ def to_fields(file: gguf_file.GgufFile) -> dict[str, Any]:
 
 
 def _decoder_fields(given: '_Settings') -> dict[str, Any]:
-    fields = {theirs: given.size(name) for name, theirs in _DECODER.items() if not theirs.endswith('eps')}
+    fields: dict[str, Any] = {
+        theirs: given.size(name) for name, theirs in _DECODER.items() if not theirs.endswith('eps')
+    }
     fields['rms_norm_eps'] = given.number('attention.layer_norm_rms_epsilon')
     heads = fields['num_attention_heads']
     size = given.size('attention.key_length', fields['hidden_size'] // heads)

@@ -210,7 +210,7 @@ def _sentencepiece(
         settings['extra_ids'] = min(T5_SENTINELS, len(tokens) - count)
     control = {'<pad>', '<s>', '</s>', *(settings.get(f'{name}_token') for name in ('bos', 'eos', 'unk', 'pad'))}
     added: dict[str, Any] = {}
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import
     for id, (token, score, type) in enumerate(zip(tokens[:count], scores, types)):
         if type == _USER_DEFINED:
             token = token.replace(' ', _SPACE)  # llama.cpp has these as they are in a text
