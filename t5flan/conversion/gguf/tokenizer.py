@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5flan.conversion.gguf.file import spelled
 from t5flan.conversion.huggingface_tokenizer import T5_SENTINELS
 from t5flan.errors import UserError
@@ -126,10 +128,11 @@ def _column(where: Path, metadata: Mapping[str, Any], name: str, count: int, def
     values = metadata.get(_PREFIX + name)
     if values is None:
         return [default] * count
-    if isinstance(values, (str, int, float)) or len(values) != count:
+    kinds = 'iu' if isinstance(default, int) else 'iuf'
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds or len(values) != count:
         problem = f'{_PREFIX}{name} should have a number for each of the {count} tokens'
         raise UserError(f'{where}: {problem}. Download the file again, or set --vocabulary.')
-    return list(values) if isinstance(values, list) else values.tolist()
+    return values.tolist()
 
 
 def _tokenizer_json(
@@ -232,7 +235,7 @@ def _sentencepiece(
         trainer.unk_piece = tokens[types.index(_UNKNOWN)]
     normalizer.name = 'nmt_nfkc' if unigram else 'identity'
     charsmap = metadata.get(f'{_PREFIX}precompiled_charsmap')
-    normalizer.precompiled_charsmap = b'' if charsmap is None else charsmap.tobytes()
+    normalizer.precompiled_charsmap = charsmap.tobytes() if isinstance(charsmap, np.ndarray) else b''
     normalizer.add_dummy_prefix = bool(metadata.get(f'{_PREFIX}add_space_prefix', True))
     normalizer.remove_extra_whitespaces = bool(metadata.get(f'{_PREFIX}remove_extra_whitespaces', unigram))
     if added:

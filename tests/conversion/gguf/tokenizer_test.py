@@ -222,6 +222,8 @@ def test_a_tokenizer_that_is_not_converted_is_one_line(tmp_path, change, message
     'change, message',
     [
         ({'tokenizer.ggml.scores': [1.0]}, 'tokenizer.ggml.scores should have a number for each of the'),
+        ({'tokenizer.ggml.scores': ['a'] * 300}, 'tokenizer.ggml.scores should have a number for each of the'),
+        ({'tokenizer.ggml.token_type': [1.0] * 300}, 'token_type should have a number for each of the'),
         ({'tokenizer.ggml.token_type': [9] * 300}, 'has the type 9, which is unknown'),
         ({'tokenizer.ggml.token_type': [1] * 300}, 'is not a SentencePiece model'),
     ],
