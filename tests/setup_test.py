@@ -214,7 +214,8 @@ def wheel(tree, tmp_path_factory):
 def test_a_wheel_has_gin_files_and_tasks_under_t5flan(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split('/')[0] for name in names if '.dist-info' not in name} == {'t5flan'}
-    expected = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('t5flan/**/*.py')} | {'t5flan/py.typed'}
+    packaged = [*ROOT.glob('t5flan/**/*.py'), *ROOT.glob('t5flan/synthesis/*.json*'), ROOT / 't5flan/py.typed']
+    expected = {path.relative_to(ROOT).as_posix() for path in packaged}
     for pattern in ('gin/**/*.gin', 'tasks/**/*.py', 'tasks/**/*.json'):
         expected |= {f't5flan/{path.relative_to(ROOT).as_posix()}' for path in ROOT.glob(pattern)}
     assert {name for name in names if '.dist-info' not in name} == expected
