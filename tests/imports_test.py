@@ -19,7 +19,7 @@ LAYERS = (
     {'__main__', 'commands'},
     {'quickstart'},
     {'tasks'},
-    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora'},
+    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora', 'planning'},
     {'language_model', 'configurables'},
     {'training', 'decoding'},
     {'adapters'},
