@@ -36,6 +36,8 @@ _GRID = (
 )
 """Starts of the paper."""
 _STARTS_RESAMPLED = 3
+EXPONENTS = (0.01, 3.0)
+"""Bounds of alpha and beta; a fit at one of them means nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +120,15 @@ def fit(points: Sequence[Point], resamples: int = 100, seed: int = 0) -> Fit:
         seed: of the draws.
 
     Raises:
-        UserError: the runs are too few or too alike to determine five constants, or the fit is meaningless.
+        UserError: the runs are too few or too alike to determine five constants, or their loss is no power law.
     """
     check(points)
     n, d, loss = _logs(points)
     law, starts = _fit_loss(n, d, loss, _starts(n, d, loss))
-    if not (law.alpha > 0 and law.beta > 0):
+    if not all(1.1 * EXPONENTS[0] < one < 0.9 * EXPONENTS[1] for one in (law.alpha, law.beta)):
         raise UserError(
-            f'the loss of these runs does not fall with size and tokens (alpha={law.alpha:.3g}, beta={law.beta:.3g}): '
-            'no law fits. Remove runs that diverged or are not comparable from --fit'
+            f'the loss of these runs does not fall with size and tokens as a power law (alpha={law.alpha:.3g}, '
+            f'beta={law.beta:.3g}). Remove runs that diverged or are not comparable, or add runs over more sizes and tokens'
         )
     rng = np.random.default_rng(seed)
     resampled = []
@@ -256,8 +258,12 @@ def _fit_loss(n: np.ndarray, d: np.ndarray, loss: np.ndarray, starts: np.ndarray
 
     residuals = lambda x: shares(x)[0] - loss
 
+    low, high = EXPONENTS  # the loss must fall with N and D
+    bounds = np.array([-np.inf] * 3 + [low] * 2), np.array([np.inf] * 3 + [high] * 2)
+
     def solve(start: np.ndarray, delta: float) -> Any:
-        return least_squares(residuals, start, jacobian, loss='huber', f_scale=delta, x_scale='jac', max_nfev=300)
+        robust = {'loss': 'huber', 'f_scale': delta, 'x_scale': 'jac', 'max_nfev': 300}
+        return least_squares(residuals, np.clip(start, *bounds), jacobian, bounds, **robust)
 
     # Far from the data the Huber loss is nearly flat, so a wider one leads there.
     found = [solve(solve(start, 100 * DELTA).x, DELTA) for start in starts]

@@ -106,5 +106,5 @@ def test_runs_that_cannot_tell_are_refused(given, message):
 
 def test_a_loss_that_rises_is_refused():
     given = [dataclasses.replace(one, loss=1 / one.loss) for one in points(SMALL, (1e12, 1e13, 1e14))]
-    with pytest.raises(UserError, match='does not fall with size and tokens'):
+    with pytest.raises(UserError, match='does not fall with size and tokens as a power law'):
         fit(given, resamples=0)
