@@ -1,6 +1,6 @@
 """Trains a sweep of small decoders of several sizes with several budgets, for `t5flan plan --fit`.
 
-    python experiments/scaling.py --workdir=runs/scaling --text='books/*.txt' --held_out=wikitext.txt
+    python experiments/scaling.py --workdir=runs/scaling --text='books/*.txt' --held_out=book.txt
 
 Every size is trained with every budget of FLOPs, counted as in `training/throughput.py`, so the tokens follow from
 both: the runs of a budget lie on a parabola, and sizes and tokens vary apart. As in Chinchilla (arXiv:2203.15556), the
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', default='runs/scaling')
     parser.add_argument('--text', required=True, help='.txt or .jsonl files to train on')
-    parser.add_argument('--held_out', required=True, help='the same, to evaluate on')
+    parser.add_argument('--held_out', required=True, help='the same, of the same kind, to evaluate on')
     parser.add_argument('--vocabulary', default='bytes')
     parser.add_argument('--vocab_size', type=int, default=384, help='of the model, at least that of the vocabulary')
     parser.add_argument('--sizes', default=SIZES, help='emb_dim x layers')

@@ -15,7 +15,7 @@ size that does not divide, and two axes of one array on the same mesh axis.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ _SETTING_OF_AXIS = {
 class Sharding:
     """A mesh, and the rules that map logical axes to its axes."""
 
-    mesh: Mesh | AbstractMesh
+    mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
 
     def axis(self, name: str | None) -> tuple[str, ...] | None:
@@ -179,7 +179,8 @@ def abstract_sharding(config: MeshConfig, devices: int) -> Sharding:
         UserError: as for `create_sharding`.
     """
     sizes = _sizes(config, devices)
-    return Sharding(AbstractMesh(tuple(sizes.values()), tuple(sizes)), _rules(config))
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # has sizes, but no devices
+    return Sharding(cast(Mesh, mesh), _rules(config))
 
 
 def _sizes(config: MeshConfig, devices: int) -> dict[str, int]:

@@ -36,6 +36,8 @@ _GRID = (
 )
 """Starts of the paper."""
 _STARTS_RESAMPLED = 3
+_MOST_MEANINGLESS = 0.2
+"""Share of resampled fits that may be no power law."""
 EXPONENTS = (0.01, 3.0)
 """Bounds of alpha and beta; a fit at one of them means nothing."""
 
@@ -125,22 +127,43 @@ def fit(points: Sequence[Point], resamples: int = 100, seed: int = 0) -> Fit:
     check(points)
     n, d, loss = _logs(points)
     law, starts = _fit_loss(n, d, loss, _starts(n, d, loss))
-    if not all(1.1 * EXPONENTS[0] < one < 0.9 * EXPONENTS[1] for one in (law.alpha, law.beta)):
+    if not _means_something(law, n, d, loss):
+        found = f'alpha={law.alpha:.3g}, beta={law.beta:.3g}'
         raise UserError(
-            f'the loss of these runs does not fall with size and tokens as a power law (alpha={law.alpha:.3g}, '
-            f'beta={law.beta:.3g}). Remove runs that diverged or are not comparable, or add runs over more sizes and tokens'
+            f'the loss of these runs does not fall with size and tokens as a power law ({found}). Remove runs that '
+            'diverged or are not comparable, or add runs over more sizes and tokens'
         )
     rng = np.random.default_rng(seed)
-    resampled = []
+    resampled: list[LossLaw] = []
+    meaningless = 0
     while len(resampled) < resamples:
         drawn = rng.integers(len(n), size=len(n))
         if len(np.unique(drawn)) < 6 or min(len(np.unique(n[drawn])), len(np.unique(d[drawn]))) < FEWEST_SIZES:
             continue  # five constants need more than five different runs
-        found, _ = _fit_loss(n[drawn], d[drawn], loss[drawn], starts[:_STARTS_RESAMPLED])
-        resampled.append(found)
+        again = n[drawn], d[drawn], loss[drawn]
+        new = _starts(*again)
+        new = new[np.argsort(_objective(new, *again), kind='stable')]
+        both = np.concatenate([starts[:_STARTS_RESAMPLED], new[:_STARTS_RESAMPLED]])
+        found = _fit_loss(*again, both)[0]
+        if _means_something(found, *again):
+            resampled.append(found)
+        else:
+            meaningless += 1
+            if meaningless > _MOST_MEANINGLESS * resamples:
+                raise UserError(
+                    'the runs do not determine the law: without some of them, the loss does not fall with size and '
+                    f'tokens ({meaningless} of {len(resampled) + meaningless} resampled fits). Add runs, over larger factors'
+                )
     predicted = np.array([law.loss(point.parameters, point.tokens) for point in points])
     error = float(np.sqrt(np.mean((predicted / np.exp(loss) - 1.0) ** 2)))
     return Fit(tuple(points), law, tuple(resampled), tuple(budgets(points)), error)
+
+
+def _means_something(law: LossLaw, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> bool:
+    """Whether both exponents are inside their bounds and both terms change the loss by what the Huber loss resolves."""
+    inside = all(1.1 * EXPONENTS[0] < one < 0.9 * EXPONENTS[1] for one in (law.alpha, law.beta))
+    changes = [np.ptp(law.A * np.exp(-law.alpha * n)), np.ptp(law.B * np.exp(-law.beta * d))]
+    return inside and min(changes) > DELTA * float(np.exp(loss).mean())
 
 
 def check(points: Sequence[Point]) -> None:

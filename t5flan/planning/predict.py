@@ -1,5 +1,6 @@
 """What a fit says, as JSON: constants with their intervals, and predictions for larger budgets."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def describe_fit(fit: Fit, flops: Sequence[float] = ()) -> dict[str, Any]:
         return {'value': of(fit.law), 'low': low, 'high': high}
 
     names = ('E', 'A', 'B', 'alpha', 'beta')
-    constants = {name: constant(lambda law, name=name: float(getattr(law, name))) for name in names}
+    constants = {name: constant(operator.attrgetter(name)) for name in names}
     constants['a in N ~ C^a'] = constant(lambda law: law.beta / (law.alpha + law.beta))
     check = left_out(fit.points)
     asked = list(flops) or [times * fit.studied[1] for times in AHEAD]

@@ -67,8 +67,8 @@ def _print_models(plan: Mapping[str, Any]) -> None:
 def print_fit(found: Mapping[str, Any]) -> None:
     """Prints a fit: its constants with their intervals, the parabolas, and what it predicts."""
     cells = [[name, f'{value["value"]:.4g}', _interval(value)] for name, value in found['constants'].items()]
-    title = f'L = E + A / N^alpha + B / D^beta, fitted to {found["runs"]} runs; off by {100 * found["error"]:.2f} %'
-    print_rows(title, ['', 'value', '90 % interval'], cells)
+    print(f'L = E + A / N^alpha + B / D^beta, fitted to {found["runs"]} runs; off by {100 * found["error"]:.2f} %')
+    print_rows('', ['', 'value', '90 % interval'], cells)
     if found['budgets']:
         rows = [
             [f'{one["flops"]:.3g}', str(one['runs']), short(one['parameters']) if one['parameters'] else 'at the edge']
@@ -100,7 +100,7 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify='left')
+    table = Table(title=title or None, title_justify='left')
     for column in columns:
         is_text = column in ('', 'law', 'model')
         table.add_column(column, justify='left' if is_text else 'right', overflow='fold')

@@ -90,8 +90,6 @@ def connect(processes: Processes | None = None) -> None:
     processes = dataclasses.replace(processes, coordinator=coordinator, process_count=count, process_id=index)
     meet(str(coordinator), int(count or 0), int(index or 0), processes.timeout)
     jax.config.update('jax_enable_preemption_service', False)
-    if jax.config.jax_cpu_collectives_implementation is None:
-        jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
         jax.distributed.initialize(
             coordinator,
