@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -217,7 +216,7 @@ def test_stop_waits_for_the_run_to_save_then_deletes_the_slice(script):
 
 def test_check_run_tells_what_a_worker_does(script, tmp_path):
     _, calls, _, _ = script('launch.sh', *SLICE, '--', 'infer', '--input=a b')
-    check = [line for line in (SCRIPTS / 'settings.sh').read_text().split("CHECK_RUN='")[1].split("'")[:1]][0]
+    check = (SCRIPTS / 'settings.sh').read_text().split("CHECK_RUN='")[1].partition("'")[0]
     home = tmp_path / 'home'
     home.mkdir()
     ask = lambda: (

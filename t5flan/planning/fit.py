@@ -144,15 +144,15 @@ def fit(points: Sequence[Point], resamples: int = 100, seed: int = 0) -> Fit:
         new = _starts(*again)
         new = new[np.argsort(_objective(new, *again), kind='stable')]
         both = np.concatenate([starts[:_STARTS_RESAMPLED], new[:_STARTS_RESAMPLED]])
-        found = _fit_loss(*again, both)[0]
-        if _means_something(found, *again):
-            resampled.append(found)
+        one, _ = _fit_loss(*again, both)
+        if _means_something(one, *again):
+            resampled.append(one)
         else:
             meaningless += 1
             if meaningless > _MOST_MEANINGLESS * resamples:
                 raise UserError(
                     'the runs do not determine the law: without some of them, the loss does not fall with size and '
-                    f'tokens ({meaningless} of {len(resampled) + meaningless} resampled fits). Add runs, over larger factors'
+                    f'tokens ({meaningless} of {len(resampled) + meaningless} resampled fits). Add runs'
                 )
     predicted = np.array([law.loss(point.parameters, point.tokens) for point in points])
     error = float(np.sqrt(np.mean((predicted / np.exp(loss) - 1.0) ** 2)))
@@ -163,7 +163,7 @@ def _means_something(law: LossLaw, n: np.ndarray, d: np.ndarray, loss: np.ndarra
     """Whether both exponents are inside their bounds and both terms change the loss by what the Huber loss resolves."""
     inside = all(1.1 * EXPONENTS[0] < one < 0.9 * EXPONENTS[1] for one in (law.alpha, law.beta))
     changes = [np.ptp(law.A * np.exp(-law.alpha * n)), np.ptp(law.B * np.exp(-law.beta * d))]
-    return inside and min(changes) > DELTA * float(np.exp(loss).mean())
+    return inside and bool(min(changes) > DELTA * float(np.exp(loss).mean()))
 
 
 def check(points: Sequence[Point]) -> None:
