@@ -19,12 +19,6 @@ _POLL = 0.5
 _runs = itertools.count()
 
 
-def connect_processes() -> None:
-    """Connects the processes of a job; their signals are handled here, not by JAX, which catches only SIGTERM."""
-    jax.config.update('jax_enable_preemption_service', False)
-    jax.distributed.initialize()
-
-
 class Preemption:
     """A context of a run that catches SIGTERM and SIGINT; a second signal ends the process at once.
 

@@ -15,11 +15,11 @@ size that does not divide, and two axes of one array on the same mesh axis.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5flan.errors import UserError
 from t5flan.mesh import MESH_AXES, MeshConfig
@@ -166,20 +166,37 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
         UserError: the axes do not multiply to the number of devices, or a rule names an unknown axis.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = _sizes(config, len(devices))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    return Sharding(mesh, _rules(config))
+
+
+def abstract_sharding(config: MeshConfig, devices: int) -> Sharding:
+    """The same over a number of devices that need not be there: to know how arrays would be split.
+
+    Raises:
+        UserError: as for `create_sharding`.
+    """
+    sizes = _sizes(config, devices)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # has sizes, but no devices
+    return Sharding(cast(Mesh, mesh), _rules(config))
+
+
+def _sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The size of each mesh axis, of which one may be -1 in the settings."""
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1], dtype=int))
-    if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    if len(free) > 1 or fixed < 1 or devices % fixed or (not free and fixed != devices):
         given = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
         change = (
             'Set MeshConfig.data, .fsdp, .context and .tensor to sizes whose product is that number (one may be -1).'
         )
-        raise UserError(f'the mesh {given} does not divide {len(devices)} devices. {change}')
+        raise UserError(f'the mesh {given} does not divide {devices} devices. {change}')
     if free:
-        sizes[free[0]] = len(devices) // fixed
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    return Sharding(mesh, _rules(config))
+        sizes[free[0]] = devices // fixed
+    return sizes
 
 
 def _rules(config: MeshConfig) -> dict[str, tuple[str, ...]]:

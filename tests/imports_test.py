@@ -19,13 +19,13 @@ LAYERS = (
     {'__main__', 'commands'},
     {'quickstart'},
     {'tasks'},
-    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora'},
+    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora', 'planning'},
     {'language_model', 'configurables'},
     {'training', 'decoding'},
     {'adapters'},
     {'models', 'data', 'scoring'},
     {'kernels', 'sharding'},
-    {'config', 'files', 'errors', 'mesh', 'moved', 'preemption', 'signals', 'version'},
+    {'config', 'files', 'errors', 'mesh', 'moved', 'preemption', 'processes', 'signals', 'version'},
 )
 """Rooms of t5flan/ from top to bottom. A room may import its own layer and those below."""
 DATA_ROOMS = ('records', 'vocabulary', 'preprocessing', 'prompting', 'mixtures', 'batches')

@@ -10,10 +10,11 @@
 #   --project      Google Cloud project (default: gcloud's)
 #   --spot         'yes': cheaper, but may be preempted at any time (a run resumes where it stopped)
 #   --reserved     'yes': use your reservation
-#   --dry-run      print the command without running it
+#   --dry_run      print the command without running it
 #
 # Next: tpu_scripts/watch.sh until the slice is ACTIVE, then tpu_scripts/launch.sh.
 set -euo pipefail
+# shellcheck source=settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 FLAGS='name zone accelerator runtime project spot reserved'

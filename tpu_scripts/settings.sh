@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the scripts that source this file read these variables
 # Flags and commands shared by the scripts in this folder. A script sources this file and lists its flags in FLAGS.
 
 fail() {
@@ -11,7 +13,7 @@ show_help() {
   exit 0
 }
 
-# read_flags "$@": --zone=Z sets ZONE, --dry-run sets DRY_RUN, and everything after -- goes into the array COMMAND. The
+# read_flags "$@": --zone=Z sets ZONE, --dry_run (or --dry-run) sets DRY_RUN, and everything after -- goes into the array COMMAND. The
 # default of a flag is the environment variable T5FLAN_ZONE, if set.
 read_flags() {
   COMMAND=()
@@ -25,7 +27,7 @@ read_flags() {
   while [ $# -gt 0 ]; do
     case "$1" in
       --help | -h) show_help ;;
-      --dry-run) DRY_RUN=1 ;;
+      --dry_run | --dry-run) DRY_RUN=1 ;;
       --) shift; COMMAND=("$@"); return ;;
       --*=*) flag="${1%%=*}"; set_flag "${flag#--}" "${1#*=}" ;;
       --*)
@@ -42,7 +44,7 @@ read_flags() {
 set_flag() {
   case " $FLAGS " in
     *" $1 "*) printf -v "$(variable_of "$1")" '%s' "$2" ;;
-    *) fail "unknown flag --$1: expected one of$(printf ' --%s' $FLAGS) --dry-run" ;;
+    *) fail "unknown flag --$1: expected one of --${FLAGS// / --} --dry_run" ;;
   esac
 }
 
@@ -78,4 +80,33 @@ queued_resources() {
   local action=$1
   shift
   run gcloud alpha compute tpus queued-resources "$action" "$NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"} "$@"
+}
+
+# A command for every worker that prints 'running', or 'ended' with the exit code of the run, or 'none'.
+# shellcheck disable=SC2016 # the worker's shell expands it
+CHECK_RUN='cd ~/t5flan 2>/dev/null || true
+if [ ! -f train.pid ]; then echo "t5flan-run: none"
+elif kill -0 "$(cat train.pid)" 2>/dev/null; then echo "t5flan-run: running"
+else echo "t5flan-run: ended $(cat train.exit 2>/dev/null || echo unknown)"; fi'
+
+# connect_processes: adds to COMMAND what makes the processes of a job find each other.
+connect_processes() {
+  case "${COMMAND[0]}" in
+    train) COMMAND+=(--gin.RunConfig.multi_host=True) ;;
+    infer) COMMAND+=(--multi_host) ;;
+  esac
+}
+
+# need_command: requires a t5flan command that several hosts can share.
+need_command() {
+  [ ${#COMMAND[@]} -gt 0 ] || fail "no t5flan command: write it after --, as in '-- train --workdir=gs://…'"
+}
+
+# need_numbers hosts chips …: requires these flags to be numbers above 0.
+need_numbers() {
+  local flag variable
+  for flag in "$@"; do
+    variable=$(variable_of "$flag")
+    [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || fail "--$flag=${!variable} must be a number above 0"
+  done
 }

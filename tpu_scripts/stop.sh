@@ -6,8 +6,9 @@
 #   --name, --zone, --project   the slice, as in create.sh
 #   --keep                      'yes': stop only the run; the slice stays and is billed
 #   --wait                      seconds to wait for the run to save and exit (default: 600)
-#   --dry-run                   print the commands without running them
+#   --dry_run                   print the commands without running them
 set -euo pipefail
+# shellcheck source=settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 FLAGS='name zone project keep wait'

@@ -5,8 +5,9 @@
 #
 #   --name, --zone, --project   the slice, as in create.sh
 #   --every                     seconds between checks of its state (default: 30)
-#   --dry-run                   print the commands without running them
+#   --dry_run                   print the commands without running them
 set -euo pipefail
+# shellcheck source=settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 FLAGS='name zone project every'

@@ -28,6 +28,35 @@ CONTROL = Flag(
     '--control', "token put before every prompt, e.g. '[S2S]'; may be given several times", 'TOKEN', many=True
 )
 
+PROCESSES = (
+    Flag('--coordinator', 'address of the first of several processes (default: T5FLAN_COORDINATOR)', 'HOST:PORT'),
+    Flag('--process_count', 'number of processes (default: T5FLAN_PROCESS_COUNT, or as the cluster says)', 'N', int),
+    Flag('--process_id', 'which process this is, from 0 (default: T5FLAN_PROCESS_ID)', 'I', int),
+    Flag('--connect_timeout', 'seconds to wait for the other processes (default: 300)', 'S', int),
+)
+"""Which processes a job has."""
+
+
+def connect(arguments: argparse.Namespace, always: bool = False) -> bool:
+    """Connects the processes that PROCESSES or the environment give; returns whether this job may have several.
+
+    Args:
+        arguments: of a command with the flags PROCESSES.
+        always: connect also without them: the cluster says which processes there are.
+
+    Raises:
+        UserError: they cannot be connected.
+    """
+    from t5flan import processes
+
+    names = ('coordinator', 'process_count', 'process_id')
+    given = {name: getattr(arguments, name) for name in names} | {'timeout': arguments.connect_timeout}
+    found = processes.from_environment(**given)
+    if not (found.is_given or always):
+        return False
+    processes.connect(found)
+    return True
+
 
 def skip_broken(arguments: argparse.Namespace) -> list[str]:
     """The gin bindings of --skip_broken."""

@@ -12,6 +12,8 @@ from t5flan.commands.flags import (
     CHECKPOINT,
     CONTROL,
     JSON,
+    PROCESSES,
+    connect,
     decoding_flags,
     own_checkpoint,
     read_data,
@@ -19,7 +21,7 @@ from t5flan.commands.flags import (
     read_run,
 )
 from t5flan.commands.startup import import_tensorflow
-from t5flan.errors import UsageError, UserError, did_you_mean
+from t5flan.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -41,8 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     shard = ALL if arguments.shard is None else read_part(arguments.shard)
     settings = read_run(arguments) if arguments.task else configurables.parse(arguments.gin_file, arguments.gin)
     decoding = read_decoding(settings, arguments, 'infer')
-    if arguments.multi_host:
-        _connect()
+    connect(arguments, always=arguments.multi_host)
     arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     if arguments.chat and not (arguments.prompt or arguments.input or arguments.task):
         for flag in ('output', 'control', 'json', 'shard', 'adapters'):
@@ -83,20 +84,6 @@ def _adapters(arguments: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def _connect() -> None:
-    """Connects the processes of this job, as RunConfig.multi_host does for a training run."""
-    from t5flan.preemption import connect_processes
-
-    try:
-        connect_processes()
-    except (ValueError, RuntimeError) as error:
-        why = ' '.join(str(error).split())[:200].rstrip('.')
-        raise UserError(
-            f'--multi_host: the processes of the job cannot be found ({why}). Start them with Slurm, Open MPI or on a '
-            'TPU slice, or start jobs with --shard=I/N.'
-        ) from None
-
-
 def _check(arguments: argparse.Namespace) -> None:
     if not arguments.checkpoint:
         raise UsageError('no checkpoint is given: set --checkpoint=DIR (or --merge=FILE, which needs none)')
@@ -113,7 +100,7 @@ def _check(arguments: argparse.Namespace) -> None:
             if '.' in name and not name.startswith('Decoding.'):
                 raise UsageError(f'`t5flan infer` takes no --gin.{name}: it reads only Decoding, and the checkpoint')
     if not (arguments.input or arguments.task):
-        for name in ('shard', 'multi_host'):
+        for name in ('shard', 'multi_host', 'coordinator'):
             if getattr(arguments, name):
                 raise UsageError(f'--{name} divides the rows of --input or --task. Set one of them, or remove it')
 
@@ -138,7 +125,18 @@ def _task_prompts(arguments: argparse.Namespace, settings: 'Settings') -> dict[s
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    for name in ('checkpoint', 'prompt', 'input', 'task', 'shard', 'json', 'multi_host', 'adapters', 'adapter'):
+    for name in (
+        'checkpoint',
+        'prompt',
+        'input',
+        'task',
+        'shard',
+        'json',
+        'multi_host',
+        'coordinator',
+        'adapters',
+        'adapter',
+    ):
         if getattr(arguments, name):
             raise UsageError(f'--merge only puts files together: it takes --output, not --{name}')
     from t5flan.evaluation.row_files import merge
@@ -172,7 +170,8 @@ COMMAND = Command(
             'finish merges the files into --output',
             'I/N',
         ),
-        Flag('--multi_host', 'the processes of this job divide its rows further (`jax.distributed`)', type=bool),
+        Flag('--multi_host', 'the processes of this job, which the cluster starts, divide its rows further', type=bool),
+        *PROCESSES,
         Flag('--merge', 'merge the files that jobs with --output=FILE wrote, into --output (default: FILE)', 'FILE'),
         Flag('--chat', "word each prompt with the tokenizer's chat template; alone, talk in the terminal", type=bool),
         CONTROL,

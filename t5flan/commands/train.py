@@ -5,7 +5,15 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import SKIP_BROKEN, files_of_run, initial_checkpoint, own_checkpoint, skip_broken
+from t5flan.commands.flags import (
+    PROCESSES,
+    SKIP_BROKEN,
+    connect,
+    files_of_run,
+    initial_checkpoint,
+    own_checkpoint,
+    skip_broken,
+)
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError
 
@@ -30,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)])
     _take_from_checkpoint(settings, workdir)
     values = configurables.training_settings(settings)
+    connect(arguments, always=values['run'].multi_host)
     values['data'] = files_of_run(values['data'], workdir)
     if source := values['checkpoints'].initialize_from:
         values['checkpoints'] = dataclasses.replace(values['checkpoints'], initialize_from=own_checkpoint(source))
@@ -92,5 +101,6 @@ COMMAND = Command(
     flags=(
         Flag('--workdir', 'folder of checkpoints, metrics and settings; local or gs://', 'DIR', required=True),
         SKIP_BROKEN,
+        *PROCESSES,
     ),
 )

@@ -212,7 +212,8 @@ class RunConfig:
         steps: optimizer steps in total, including those before a restart.
         seed: seed of parameters and dropout; the data order has its own (`DataConfig.seed`).
         log_every: steps between rows of metrics.jsonl and progress lines; a row holds the metrics of its own step.
-        multi_host: connects to the other hosts of a TPU slice or GPU cluster first (`jax.distributed`).
+        multi_host: connects to the other hosts of a TPU slice or GPU cluster first, which the cluster names; not needed
+            with `--coordinator` or T5FLAN_COORDINATOR.
         epochs: passes over the training data; if set, they determine the number of steps, whatever `steps` says.
         adapter: train this adapter, such as @Lora(), beside the parameters of CheckpointConfig.initialize_from, which
             stay as they are; None = train the parameters.

@@ -20,7 +20,7 @@ from t5flan.models.config import ModelConfig
 # Peak dense bfloat16 TFLOP/s of one JAX device, by a part of its `device_kind`; the first match counts.
 # A v4 or v5p chip is one device. A TPU7x chip is two devices, with 2307 TFLOP/s together.
 _PEAK_TFLOPS = {'TPU v4': 275.0, 'TPU v5 lite': 197.0, 'TPU v5e': 197.0, 'TPU v5': 459.0, 'TPU v6': 918.0}
-_PEAK_TFLOPS |= {'TPU7x': 1153.5, 'H100': 989.0, 'H200': 989.0}
+_PEAK_TFLOPS |= {'TPU7x': 1153.5, 'A100': 312.0, 'H100': 989.0, 'H200': 989.0}
 
 
 def device_peak_tflops(device_kind: str) -> float | None:

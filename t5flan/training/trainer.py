@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 import jax
 import numpy as np
 
+from t5flan import processes
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import with_arrays
 from t5flan.data import skipped
@@ -32,7 +33,7 @@ from t5flan.files.locks import Lock
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
-from t5flan.preemption import Preemption, connect_processes
+from t5flan.preemption import Preemption
 from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
@@ -94,7 +95,7 @@ def train(
     checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
     optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
     if run.multi_host:
-        connect_processes()
+        processes.connect()
     with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock:
         context = Context(preemption, lock, started)
         return _train(

@@ -1,0 +1,161 @@
+"""What a model costs: parameters, FLOPs of a token, and memory of a chip, from shapes alone.
+
+B batch, T target length, S source length, D emb_dim, N heads, K kv heads, H head_dim, F mlp_dim, V vocabulary
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5flan.data.preprocessing.features import row_capacity
+from t5flan.mesh import MeshConfig
+from t5flan.models.build import abstract_model
+from t5flan.models.config import ModelConfig
+from t5flan.models.parameters import logical_axes, named_axes, named_parameters, path_name
+from t5flan.sharding import Sharding, abstract_sharding, check_divides, tree_shardings
+from t5flan.training.config import OptimizerConfig
+from t5flan.training.optimizer import make_optimizer, state_axes
+from t5flan.training.throughput import model_flops
+
+GIB = 2**30
+_LOGITS_BYTES = 256 * 2**20  # of a chunk of the loss
+_FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The global batch of a step: rows, and tokens of a row, (encoder, decoder) or (decoder,)."""
+
+    rows: int
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step without padding: inputs and targets."""
+        return self.rows * sum(self.lengths)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shapes of the model features, for `model_flops`."""
+        names = ('encoder_input_tokens', 'decoder_target_tokens')[-len(self.lengths) :]
+        return {name: (self.rows, length) for name, length in zip(names, self.lengths, strict=True)}
+
+
+def batch_of(config: ModelConfig, rows: int, feature_lengths: Mapping[str, int]) -> Batch:
+    """The batch of a model, whose decoder reads inputs and targets in one row if it has no encoder."""
+    format = 'encoder_decoder' if config.architecture == 'encoder_decoder' else 'causal_lm'
+    return Batch(rows, row_capacity(format, feature_lengths))
+
+
+def flops_per_token(config: ModelConfig, batch: Batch) -> float:
+    """Model FLOPs of training for each token of the batch, inputs and targets (`training/throughput.py`)."""
+    return model_flops(config, batch.shapes) / batch.tokens
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """The number of parameters, from a formula: `abstract_model` takes a second, and a plan looks at forty models."""
+    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    attention = 2 * D * N * H + 2 * D * K * H
+    mlp = (len(config.mlp_activations) + 1) * D * F
+    is_t5 = config.architecture == 'encoder_decoder'
+    encoder = config.num_encoder_layers * (attention + mlp + 2 * D)
+    norms = 3 if is_t5 else 1 if config.parallel_block else 2
+    decoder = config.num_decoder_layers * (attention * (1 + is_t5) + mlp + norms * D)
+    tables = 0
+    if config.position == 'relative_bias':
+        layers = config.num_encoder_layers + config.num_decoder_layers
+        stacks = layers if config.relative_bias_per_layer else 1 + is_t5
+        tables = stacks * config.relative_buckets * N
+    embedding = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    return encoder + decoder + tables + embedding + D * (1 + is_t5)  # the last norm of each stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device: exact for parameters, gradients and optimizer, an estimate for activations.
+
+    Attributes:
+        parameters: float32.
+        gradients: float32, beside the parameters while they are updated.
+        optimizer: the moments of OptimizerConfig.
+        activations: what the backward pass keeps under ModelConfig.remat, one layer's own, and a chunk of logits.
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+    def gib(self) -> dict[str, float]:
+        """All of them in GiB, as JSON."""
+        return {name: value / GIB for name, value in {**dataclasses.asdict(self), 'total': self.total}.items()}
+
+
+def memory_of(config: ModelConfig, batch: Batch, optimizer: OptimizerConfig, mesh: MeshConfig, devices: int) -> Memory:
+    """The memory of each of `devices` devices in a training step.
+
+    Raises:
+        UserError: the mesh does not divide the devices, the batch or the model, or a setting of the optimizer is wrong.
+    """
+    sharding = abstract_sharding(mesh, devices)
+    check_divides(sharding, 'batch', batch.rows)
+    model = abstract_model(config)
+    axes = logical_axes(model)
+    tree_shardings(sharding, model, axes)  # checks that the mesh divides the parameters
+    made = make_optimizer(optimizer, axes, total_steps=10**9)
+    state = jax.eval_shape(made.init, model)
+    names = named_axes(model)
+    parameters = named_parameters(model)
+    held = sum(_bytes(sharding, x, names[path]) for path, x in parameters.items())
+    gradients = sum(_bytes(sharding, x, names[path]) for path, x in parameters.items() if path in made.trained)
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    of_state = {path_name(path): found for path, found in _named_tuples(state_axes(state, axes))}
+    moments = sum(_bytes(sharding, x, of_state[path_name(path)]) for path, x in leaves)
+    return Memory(held, gradients, moments, _activations(config, batch, optimizer.microbatches, sharding))
+
+
+def _named_tuples(tree: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    is_axes = lambda x: type(x) is tuple and all(isinstance(name, str) for name in x)
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_axes)[0]
+
+
+def _bytes(sharding: Sharding, x: Any, axes: Sequence[str]) -> float:
+    """Bytes of an array on one device."""
+    parts = 1
+    for entry in sharding.spec(axes, x.shape):
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            parts *= sharding.mesh.shape[axis]
+    return math.prod(x.shape) * x.dtype.itemsize / parts
+
+
+def _activations(config: ModelConfig, batch: Batch, microbatches: int, sharding: Sharding) -> float:
+    """Bytes that a device keeps for the backward pass; attention keeps no [T, T] array, as in `kernels/`."""
+    rows = math.ceil(batch.rows / microbatches / sharding.size('batch'))
+    heads = sharding.size('act_heads')
+    width = jnp.dtype(config.dtype).itemsize
+    D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
+    mlp = len(config.mlp_activations) * config.mlp_dim / sharding.size('act_mlp')
+    attention = 2 * N * H / heads + 2 * K * H / (heads if K % heads == 0 else 1) + D  # query, output; key, value; out
+    projections = attention + mlp + D
+
+    def stack(layers: int, length: int, extra: float = 0.0) -> float:
+        tokens = rows * length / sharding.size('length')
+        own = projections + extra + 2 * D + config.mlp_dim / sharding.size('act_mlp')  # norms, product of activations
+        kept = {'none': own + D, 'minimal': projections + extra + D, 'full': D}[config.remat]
+        return tokens * width * (layers * kept + own)
+
+    across = attention if config.architecture == 'encoder_decoder' else 0.0
+    total = stack(config.num_decoder_layers, batch.lengths[-1], across)
+    if config.num_encoder_layers:
+        total += stack(config.num_encoder_layers, batch.lengths[0])
+    logits = rows * batch.lengths[-1] * config.vocab_size * _FLOAT32 / sharding.size('act_vocab')
+    return total + 2 * min(logits, _LOGITS_BYTES)  # logits and their gradient
