@@ -51,9 +51,11 @@ class AdaptedProjection(Projection):
         self.dtype = base.dtype
         self.num_inputs = base.num_inputs
         self.kernel = base.kernel
+        if base.bias is not None:
+            self.bias = base.bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The product with the kernel of the base alone."""
+        """The base alone: its product with the kernel, and its bias."""
         return super().__call__(x) if self.product is None else self.product(x)
 
     def terms(self) -> Terms | None:
@@ -63,6 +65,11 @@ class AdaptedProjection(Projection):
     def merged_kernel(self) -> jax.Array:
         """The kernel of one layer, [*inputs, *outputs], with the adapter merged into it."""
         raise NotImplementedError
+
+    def merged_bias(self) -> jax.Array:
+        """The bias of one layer, [*outputs], with the adapter merged into it; called if there is one."""
+        assert self.bias is not None
+        return self.bias[...]
 
 
 Make = Callable[[str, Projection, Scope], AdaptedProjection]
@@ -145,6 +152,8 @@ def merge(model: Model) -> Model:
     for path, parent, name in projections(model):
         projection = getattr(parent, name)
         if isinstance(projection, AdaptedProjection):
-            merged = type(projection).merged_kernel
-            arrays[f'{path}/kernel'] = (jax.vmap(merged) if is_stacked(projection) else merged)(projection)
+            of_layers = jax.vmap if is_stacked(projection) else lambda merged: merged
+            arrays[f'{path}/kernel'] = of_layers(type(projection).merged_kernel)(projection)
+            if projection.bias is not None:
+                arrays[f'{path}/bias'] = of_layers(type(projection).merged_bias)(projection)
     return replace_parameters(plain, {name: arrays[name] for name in named_parameters(plain)})

@@ -27,6 +27,11 @@ T5_FIELDS: Mapping[str, Any] = {
     'norm_scale_plus_one': False,
     'scale_embedding': False,
     'attention_soft_cap': None,
+    'attention_bias': False,
+    'attention_out_bias': False,
+    'attention_window': None,
+    'qk_norm': False,
+    'post_norms': False,
     'logits_soft_cap': None,
 }
 """Fields of ModelConfig that have this value in every T5."""

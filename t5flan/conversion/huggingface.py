@@ -11,7 +11,9 @@ import numpy as np
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays, one_dtype
 from t5flan.conversion.huggingface_config import (
+    REPLACED,
     T5_FAMILY,
+    UNTIED,
     family_of,
     parse_json,
     read_json,
@@ -118,7 +120,7 @@ def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: 
 
     transformers leaves out of config.json what is the default of a family: Llama's logits are not tied.
     """
-    tied = fields.get('tie_word_embeddings', kind != 'llama')
+    tied = fields.get('tie_word_embeddings', kind not in UNTIED)
     if tied is False and 'lm_head.weight' not in arrays:
         problem = 'config.json says that the logits are not tied to the embedding, but lm_head.weight is missing'
         fix = 'Save the model with its head (T5ForConditionalGeneration, LlamaForCausalLM), or set tie_word_embeddings'
@@ -194,9 +196,9 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
         UserError: no family of Hugging Face has such a model.
     """
     config = checkpoint.config
-    kind = family_of(config, checkpoint.where)
     extras = dict(checkpoint.extras)
     original = json.loads(extras.pop('config.json', b'{}'))
+    kind = family_of(config, checkpoint.where, original.get('model_type'))
     if kind == 't5' and original.get('model_type') == 'mt5' and not config.tie_embeddings:
         kind = 'mt5'
     shapes = names.shapes(config)
@@ -204,7 +206,8 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     start, eos = checkpoint.vocabulary.start_id, checkpoint.vocabulary.eos_id
     fields = to_fields(config, kind, max(set(floats), key=floats.count), start, eos)
     if original.get('model_type') == kind:
-        kept = {name: value for name, value in original.items() if name not in ('num_decoder_layers', 'rope_scaling')}
+        replaced = ('num_decoder_layers', *REPLACED)
+        kept = {name: value for name, value in original.items() if name not in replaced}
         fields = kept | fields | _tokens_of(original, eos)
     elif kind not in T5_FAMILY and checkpoint.feature_lengths:
         fields['max_position_embeddings'] = sum(checkpoint.feature_lengths.values())  # a row of training
@@ -228,6 +231,7 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     writer = FolderWriter(folder, arrays, shard_size)
     for shape, layer, array in checkpoint.pieces(allow_nan):
         matrix = shape.matrix
-        writer.write(names.hf_name(table, shape, layer), array.reshape(matrix or shape.one), matrix is not None)
+        array = array.reshape(matrix or names.hf_shape(shape))
+        writer.write(names.hf_name(table, shape, layer), array, matrix is not None)
     writer.close()
     return notes

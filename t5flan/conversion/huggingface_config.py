@@ -1,4 +1,4 @@
-"""Hugging Face's config.json <-> ModelConfig, for the T5 family, Llama and Gemma."""
+"""Hugging Face's config.json <-> ModelConfig; decoder-only families are in `families/decoders.py`."""
 
 import json
 from collections.abc import Mapping
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.conversion.checkpoint import T5_FIELDS, require_fields
-from t5flan.conversion.names import HF_LLAMA, HF_T5, Table
+from t5flan.conversion.families.decoders import ARCHITECTURES, decoder_family, decoder_fields, from_decoder
+from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_T5, Table
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 
 T5_FAMILY = ('t5', 'mt5', 'umt5')
-DECODERS = ('llama', 'gemma')
+_POST_NORMS = ('gemma2', 'gemma3_text')
+UNTIED = ('llama', 'mistral', 'qwen2', 'qwen3')  # families whose logits are not tied unless config.json says so
+REPLACED = ('rope_scaling', 'rope_theta', 'rope_local_base_freq', 'layer_types', 'no_rope_layers')
+"""Fields of another version's config.json that `to_fields` writes in its own way, or leaves out."""
 _GATED = {'gelu': 'gelu', 'gelu_new': 'gelu', 'silu': 'silu', 'relu': 'relu'}  # 'gated-gelu' is the tanh form
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {  # feed_forward_proj -> mlp_activations
     'relu': ('relu',),
     'gelu_new': ('gelu',),
     'silu': ('silu',),
     **{f'gated-{theirs}': (ours, 'linear') for theirs, ours in _GATED.items()},
-}
-_HIDDEN_ACTS = {  # hidden_act of a gated MLP -> the first of mlp_activations
-    'llama': {'silu': 'silu'},
-    'gemma': {'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu', 'gelu_new': 'gelu'},
 }
 
 # ModelConfig's field -> config.json's.
@@ -40,14 +40,6 @@ _T5_NAMES = {
 }
 _BUCKET_DEFAULTS = {'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128}
 _T5_DEFAULTS = {**_BUCKET_DEFAULTS, 'layer_norm_epsilon': 1e-6, 'dropout_rate': 0.0}
-_DECODER_NAMES = {
-    'vocab_size': 'vocab_size',
-    'emb_dim': 'hidden_size',
-    'num_heads': 'num_attention_heads',
-    'mlp_dim': 'intermediate_size',
-    'num_decoder_layers': 'num_hidden_layers',
-    'norm_epsilon': 'rms_norm_eps',
-}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -78,7 +70,7 @@ def parse_json(file: Path, content: bytes) -> dict[str, Any]:
 
 def table_of(model_type: str) -> Table:
     """The parameter names of a family."""
-    return HF_T5 if model_type in T5_FAMILY else HF_LLAMA
+    return HF_T5 if model_type in T5_FAMILY else HF_GEMMA_2 if model_type in _POST_NORMS else HF_LLAMA
 
 
 def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelConfig:
@@ -93,11 +85,11 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
         UserError: the family, or an option of the model, is not supported.
     """
     kind = fields.get('model_type')
-    known = (*T5_FAMILY, *DECODERS)
+    known = (*T5_FAMILY, *ARCHITECTURES)
     if kind not in known:
         raise UserError(f'{file}: model_type {kind!r} is not converted; expected one of {", ".join(known)}.')
     try:
-        return ModelConfig(**(_t5 if kind in T5_FAMILY else _decoder)(file, kind, fields, tied), dtype='float32')
+        return ModelConfig(**(_t5 if kind in T5_FAMILY else from_decoder)(file, kind, fields, tied), dtype='float32')
     except KeyError as error:
         name = error.args[0]
         raise UserError(f'{file} lacks {name!r}, which a model of type {kind!r} needs. Download it again.') from None
@@ -129,74 +121,35 @@ def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[st
     }
 
 
-def _decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    gemma = kind == 'gemma'
-    for option in ('attention_bias', 'mlp_bias'):
-        if fields.get(option):
-            raise UserError(f"{file}: {option} is true, but t5flan's projections have no biases.")
-    rope = fields.get('rope_parameters') or {}
-    scaling = fields.get('rope_scaling') or {}
-    rope_type = rope.get('rope_type') or scaling.get('rope_type') or scaling.get('type') or 'default'
-    if rope_type != 'default':
-        raise UserError(f'{file}: rope_type {rope_type!r} is not converted; expected the default rotary embedding.')
-    known = _HIDDEN_ACTS[kind]
-    activation = fields.get('hidden_activation') or fields.get('hidden_act') or _hidden_act(kind)
-    if activation not in known:
-        problem = f'hidden_act {activation!r} of a {kind} model is not converted'
-        raise UserError(f'{file}: {problem}; expected {", ".join(known)}.')
-    sizes = {ours: fields[theirs] for ours, theirs in _DECODER_NAMES.items()}
-    heads = sizes['num_heads']
-    kv_heads = fields.get('num_key_value_heads') or heads
-    return {
-        'architecture': 'decoder_only',
-        **sizes,
-        'head_dim': fields.get('head_dim') or (256 if gemma else sizes['emb_dim'] // heads),
-        'num_kv_heads': None if kv_heads == heads else kv_heads,
-        'scale_attention': True,
-        'position': 'rope',
-        'rope_base': float(rope.get('rope_theta') or fields.get('rope_theta') or 10000.0),
-        'mlp_activations': (known[activation], 'linear'),
-        **dict.fromkeys(('norm_scale_plus_one', 'scale_embedding'), gemma),
-        'tie_embeddings': tied,
-        'scale_tied_logits': not tied,
-    }
-
-
-def family_of(config: ModelConfig, where: str) -> str:
+def family_of(config: ModelConfig, where: str, source: str | None = None) -> str:
     """The model_type as which a model can be written.
+
+    Args:
+        config: the model.
+        where: the checkpoint, for messages.
+        source: the model_type that the checkpoint came from, if any; a decoder stays of it if it can.
 
     Raises:
         UserError: no family has such a model.
     """
-    if config.architecture == 'encoder_decoder':
-        kind = 'umt5' if config.relative_bias_per_layer else 't5'
-        needed = dict(T5_FIELDS)
-        if config.kv_heads != config.num_heads:
-            needed['num_kv_heads'] = None
-        if config.mlp_activations not in _ACTIVATIONS.values():
-            given = f'ModelConfig.mlp_activations={config.mlp_activations}'
-            raise UserError(f"{where}: {given} has no name in Hugging Face's T5.")
-    else:
-        kind = 'gemma' if config.norm_scale_plus_one else 'llama'
-        needed = {'position': 'rope', 'norm': 'rms', 'parallel_block': False, 'scale_attention': True}
-        needed |= {'scale_embedding': kind == 'gemma', 'attention_soft_cap': None, 'logits_soft_cap': None}
-        needed['mlp_activations'] = (_HIDDEN_ACTS[kind][_hidden_act(kind)], 'linear')
-        if config.tie_embeddings:
-            needed['scale_tied_logits'] = False
+    if config.architecture == 'decoder_only':
+        return decoder_family(config, where, source)
+    kind = 'umt5' if config.relative_bias_per_layer else 't5'
+    needed = dict(T5_FIELDS)
+    if config.kv_heads != config.num_heads:
+        needed['num_kv_heads'] = None
+    if config.mlp_activations not in _ACTIVATIONS.values():
+        given = f'ModelConfig.mlp_activations={config.mlp_activations}'
+        raise UserError(f"{where}: {given} has no name in Hugging Face's T5.")
     require_fields(where, config, needed, f"Hugging Face's {kind}")
     return kind
-
-
-def _hidden_act(kind: str) -> str:
-    """The default hidden_act of a family."""
-    return next(iter(_HIDDEN_ACTS[kind]))
 
 
 def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id: int) -> dict[str, Any]:
     """The content of config.json for a model of a family."""
     t5 = kind in T5_FAMILY
     fields = {
-        'architectures': [f'{kind.upper()}ForConditionalGeneration' if t5 else f'{kind.title()}ForCausalLM'],
+        'architectures': [f'{kind.upper()}ForConditionalGeneration' if t5 else ARCHITECTURES[kind]],
         'model_type': kind,
         **dict.fromkeys(('torch_dtype', 'dtype'), dtype),
         'decoder_start_token_id' if t5 else 'bos_token_id': start_id,
@@ -204,17 +157,10 @@ def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id:
         'pad_token_id': 0,
         'use_cache': True,
         'tie_word_embeddings': config.tie_embeddings,
-        **{theirs: getattr(config, ours) for ours, theirs in (_T5_NAMES if t5 else _DECODER_NAMES).items()},
     }
     if not t5:
-        return fields | {
-            'num_key_value_heads': config.kv_heads,
-            'head_dim': config.head_dim,
-            'hidden_act': _hidden_act(kind),
-            'rope_theta': config.rope_base,
-            'rope_parameters': {'rope_type': 'default', 'rope_theta': config.rope_base},
-            'attention_bias': False,
-        }
+        return fields | decoder_fields(config, kind)
+    fields |= {theirs: getattr(config, ours) for ours, theirs in _T5_NAMES.items()}
     fields['is_encoder_decoder'] = True
     fields['feed_forward_proj'] = next(name for name, found in _ACTIVATIONS.items() if found == config.mlp_activations)
     if kind == 't5':  # transformers before version 5 scales if tied, and reads no such field

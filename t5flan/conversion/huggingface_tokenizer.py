@@ -310,7 +310,7 @@ def _sentencepiece_files(vocabulary: SentencePieceVocabulary, kind: str) -> dict
     config: dict[str, Any] = {'eos_token': piece(vocabulary.eos_id), 'unk_token': piece(vocabulary.unk_id)}
     if kind not in T5_FAMILY and model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         config |= {
-            'tokenizer_class': 'GemmaTokenizer' if kind == 'gemma' else 'LlamaTokenizer',
+            'tokenizer_class': 'GemmaTokenizer' if kind.startswith('gemma') else 'LlamaTokenizer',
             **added,
             **({'bos_token': piece(vocabulary.start_id)} | _around(vocabulary)),
         }

@@ -25,6 +25,11 @@ def _kernels(module: str, theirs: str, names: Mapping[str, str]) -> Table:
     return [(f'{module}/{ours}/kernel', f'{theirs}.{name}.weight') for ours, name in names.items()]
 
 
+def _biases(module: str, theirs: str, names: Mapping[str, str]) -> Table:
+    """The rows of the biases of the same projections."""
+    return [(f'{module}/{ours}/bias', f'{theirs}.{name}.bias') for ours, name in names.items()]
+
+
 _T5_ATTENTION = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 _T5_MLP = {name: name for name in ('wi', 'wi_0', 'wi_1', 'wo')}
 HF_T5: Table = (
@@ -48,14 +53,26 @@ HF_T5: Table = (
 
 _LLAMA_ATTENTION = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'out': 'o_proj'}
 _LLAMA_MLP = {'wi_0': 'gate_proj', 'wi_1': 'up_proj', 'wo': 'down_proj'}
-HF_LLAMA: Table = (  # and Gemma's
+_DECODER: Table = (
     ('token_embedder/embedding', 'model.embed_tokens.weight'),
     ('decoder/logits_dense/kernel', 'lm_head.weight'),
     ('decoder/decoder_norm/scale', 'model.norm.weight'),
     ('decoder/layers/pre_self_attention_layer_norm/scale', 'model.layers.{i}.input_layernorm.weight'),
     *_kernels('decoder/layers/self_attention', 'model.layers.{i}.self_attn', _LLAMA_ATTENTION),
-    ('decoder/layers/pre_mlp_layer_norm/scale', 'model.layers.{i}.post_attention_layernorm.weight'),
+    *_biases('decoder/layers/self_attention', 'model.layers.{i}.self_attn', _LLAMA_ATTENTION),
+    ('decoder/layers/self_attention/query_norm/scale', 'model.layers.{i}.self_attn.q_norm.weight'),
+    ('decoder/layers/self_attention/key_norm/scale', 'model.layers.{i}.self_attn.k_norm.weight'),
     *_kernels('decoder/layers/mlp', 'model.layers.{i}.mlp', _LLAMA_MLP),
+)
+HF_LLAMA: Table = (  # and Gemma's, Mistral's, Qwen's, SmolLM3's
+    *_DECODER,
+    ('decoder/layers/pre_mlp_layer_norm/scale', 'model.layers.{i}.post_attention_layernorm.weight'),
+)
+HF_GEMMA_2: Table = (  # and Gemma 3's
+    *_DECODER,
+    ('decoder/layers/post_self_attention_layer_norm/scale', 'model.layers.{i}.post_attention_layernorm.weight'),
+    ('decoder/layers/pre_mlp_layer_norm/scale', 'model.layers.{i}.pre_feedforward_layernorm.weight'),
+    ('decoder/layers/post_mlp_layer_norm/scale', 'model.layers.{i}.post_feedforward_layernorm.weight'),
 )
 
 # Other names of the token embedding in Hugging Face's files, and arrays of old files that no model reads.
@@ -84,8 +101,8 @@ class Shape:
 
     @property
     def matrix(self) -> tuple[int, int] | None:
-        """`one` as (inputs, outputs) with heads and kv joined; None for vectors and for the token embedding."""
-        if len(self.one) < 2 or self.name == 'token_embedder/embedding':
+        """`one` as (inputs, outputs) with heads and kv joined; None for vectors, biases and the token embedding."""
+        if len(self.one) < 2 or self.name == 'token_embedder/embedding' or self.name.endswith('/bias'):
             return None
         inputs = 2 if self.name.endswith('out/kernel') else 1  # leading axes that the linear map sums over
         return math.prod(self.one[:inputs]), math.prod(self.one[inputs:])
@@ -119,6 +136,8 @@ def hf_name(table: Table, shape: Shape, layer: int | None) -> str:
 
 def hf_shape(shape: Shape) -> tuple[int, ...]:
     """The shape of one layer's array in a Hugging Face file."""
+    if shape.name.endswith('/bias'):
+        return (math.prod(shape.one),)
     return shape.one if shape.matrix is None else shape.matrix[::-1]
 
 

@@ -24,8 +24,8 @@ from t5flan.kernels.cached import cached_attention
 from t5flan.kernels.relative_bias import RelativeBias, relative_buckets
 from t5flan.models.attention import KV, Mask
 from t5flan.models.cache import Cache
-from t5flan.models.config import ModelConfig
-from t5flan.models.layers import Projection
+from t5flan.models.config import LayerKind, ModelConfig
+from t5flan.models.layers import Projection, add_bias
 from t5flan.models.model import Model
 from t5flan.models.stack import DecoderBlock
 
@@ -76,6 +76,7 @@ class Part:
     start: int
     shape: tuple[int, ...]
     result: Any = None  # dtype; None: the compute dtype
+    bias: Any = None  # [*outputs]; None without one
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]."""
@@ -85,7 +86,8 @@ class Part:
         dimensions = (((1,), inputs), ((), ()))
         y_RO = jax.lax.dot_general(x_RI, self.kernel, dimensions, preferred_element_type=jnp.float32)
         y_RO = y_RO.astype(self.result or self.dtype)
-        return y_RO[:, self.start : self.start + math.prod(self.shape)].reshape(*rows, *self.shape)
+        y = y_RO[:, self.start : self.start + math.prod(self.shape)].reshape(*rows, *self.shape)
+        return add_bias(y, self.bias)
 
 
 def _transposed(dtype: Any) -> bool:
@@ -157,14 +159,16 @@ class UnrolledCache:
         new = self.prompt_slots + jnp.repeat(jnp.arange(steps, dtype=jnp.int32), width)
         return jnp.concatenate([jnp.arange(self.prompt_slots, dtype=jnp.int32), new]) - self.index
 
-    def seen(self) -> jax.Array:
-        """Which slots the next token of each row sees, bool [B, W, P + T W]."""
+    def seen(self, window: int | None = None) -> jax.Array:
+        """Which slots the next token of each row sees, bool [B, W, P + T W]; those nearer than `window`."""
         batch, width, steps = self.branches_BWT.shape
         prompt_BP = jnp.arange(self.prompt_slots)[None, :] >= self.pad_B[:, None]
         prompt_BWP = jnp.broadcast_to(prompt_BP[:, None], (batch, width, self.prompt_slots))
         branch_BWTW = self.branches_BWT[..., None] == jnp.arange(width)[None, None, None, :]
         seen_BWM = jnp.concatenate([prompt_BWP, branch_BWTW.reshape(batch, width, -1)], axis=-1)
-        return seen_BWM & (self.distances() <= 0)[None, None, :]
+        distance_M = self.distances()
+        near_M = distance_M <= 0 if window is None else (distance_M <= 0) & (distance_M > -window)
+        return seen_BWM & near_M[None, None, :]
 
 
 class StepCache(NamedTuple):
@@ -194,8 +198,10 @@ class StepReader:
     seen_BTM: jax.Array
     buckets_M: jax.Array | None = None
 
-    def __call__(self, config: ModelConfig, q: jax.Array, kv: KV, bias_table_NR: jax.Array | None) -> jax.Array:
-        """Queries [B, T, N, H] or [B T, 1, N, H] -> what they read, in the shape and dtype of q."""
+    def __call__(
+        self, config: ModelConfig, q: jax.Array, kv: KV, bias_table_NR: jax.Array | None, window: int | None
+    ) -> jax.Array:
+        """Queries [B, T, N, H] or [B T, 1, N, H] -> what they read, like q; `seen_BTM` includes the window."""
         bias_NM = None
         if bias_table_NR is not None and self.buckets_M is not None:
             bias_NM = bias_table_NR[:, self.buckets_M]
@@ -264,7 +270,9 @@ def _assemble(
         start = 0
         for name, projection in zip(product.names, whole.projections(), strict=True):
             shape = projection.kernel[...].shape[1 + projection.num_inputs :]  # after the axis of layers
-            _set_product(product.module, name, Part(kernel, projection.dtype, projection.num_inputs, start, shape))
+            bias = getattr(product.module, name).bias
+            part = Part(kernel, projection.dtype, projection.num_inputs, start, shape, bias=bias)
+            _set_product(product.module, name, part)
             start += math.prod(shape)
     seen_BWM, cross_seen_B1S = seen
     block.self_attention.reader = StepReader(seen_BWM, buckets_M)
@@ -302,17 +310,21 @@ def unrolled_step(
 ) -> tuple[jax.Array, UnrolledCache]:
     """`model.decode_step`: reads one more token in each row -> float32 logits [B, V], and the updated cache."""
     config, ids_BS = model.config, cache.cross_segment_ids_BS
-    seen = cache.seen(), None if ids_BS is None else ids_BS[:, None, :] > 0
+    kinds = config.layer_kinds
+    seen_of = {window: cache.seen(window) for window in dict.fromkeys(kind.window for kind in kinds)}
+    cross_seen_B1S = None if ids_BS is None else ids_BS[:, None, :] > 0
     buckets_M = None
     if model.decoder.relpos_bias is not None:
         bias = RelativeBias(False, config.relative_buckets, config.relative_max_distance)
         buckets_M = relative_buckets(cache.distances(), bias)
     positions_B1 = jnp.repeat(cache.index - cache.pad_B, cache.branches_BWT.shape[1])[:, None]
     # Only shapes are read of the stack.
-    step_of_layer = jax.jit(lambda *arrays: _layer_step(model.decoder.layers, *arrays))
+    steps = [jax.jit(lambda *arrays, kind=kind: _layer_step(model.decoder.layers, kind, *arrays)) for kind in kinds]
     x_B1D, updated = model.token_embedder(tokens_B1), []
     for i, (layer, kv) in enumerate(zip(layers.layers, cache.layers, strict=True)):
         cross_kv = cache.cross_layers[i] if cache.cross_layers else None
+        kind, step_of_layer = kinds[i % len(kinds)], steps[i % len(kinds)]
+        seen = seen_of[kind.window], cross_seen_B1S
         x_B1D, kv = step_of_layer(layer, x_B1D, kv, cross_kv, cache.next_slot(), positions_B1, seen, buckets_M)
         updated.append(kv)
     x_B1D = model.decoder.decoder_norm(x_B1D)
@@ -326,6 +338,7 @@ def unrolled_step(
 
 def _layer_step(
     stack: DecoderBlock,
+    kind: LayerKind,
     layer: Layer,
     x_R1D: jax.Array,
     kv: KV,
@@ -335,13 +348,14 @@ def _layer_step(
     seen: tuple[jax.Array, jax.Array | None],
     buckets_M: jax.Array | None,
 ) -> tuple[jax.Array, KV]:
-    """One layer's output and updated keys and values. As a function of its own it is traced once for all layers.
+    """One layer's output and updated keys and values. As a function of its own it is traced once for all of a kind.
 
     `seen` are the cache's slots that each row sees [B, W, M], and those of the encoder's output [B, 1, S].
     """
     cache, all_of_them = StepCache(*kv, slot), Mask(causal=False)
     x_R1D, new_kv = _assemble(stack, layer, seen, buckets_M)(
         x_R1D,
+        kind=kind,
         mask=all_of_them,
         positions_BT=positions_R1,
         cache=cache,

@@ -45,6 +45,7 @@ def attend(
     kv_lengths_B: jax.Array | None = None,
     scale: float = 1.0,
     soft_cap: float | None = None,
+    window: int | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: str = 'auto',
@@ -70,6 +71,8 @@ def attend(
         kv_lengths_B: how many keys of each row exist.
         scale: factor of the products of queries and keys.
         soft_cap: see above; None for no cap.
+        window: a query sees only keys at a distance less than this, before it and after it, those of the prefix too;
+            None for no window.
         dropout_rate: of probabilities. As in T5, a head drops a key for all queries of a row.
         dropout_key: required if `dropout_rate` is above 0.
         implementation: 'auto', or one of those above, which raises if it cannot run.
@@ -85,7 +88,7 @@ def attend(
     segment_ids = dict(q_segment_ids_BT=q_segment_ids_BT, kv_segment_ids_BS=kv_segment_ids_BS)
     masks = dict(prefix_BS=prefix_BS, **segment_ids, kv_lengths_B=kv_lengths_B)
     _check_masks(q_BTNH.shape[:2], k_BSKH.shape[:2], causal, masks | {'q_offset': q_offset})
-    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias)
+    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias, window)
     _check_options(q_BTNH, bias_table, spec, dropout_key, implementation)
     masks = _mask_operands(k_BSKH.shape[1], **masks)
     operands = Operands(q_BTNH, k_BSKH, v_BSKH, jnp.asarray(q_offset, jnp.int32), bias_table, **masks)
@@ -187,6 +190,9 @@ def _check_options(
     cap, rate = spec.soft_cap, spec.dropout_rate
     above_zero = 'expected a number above 0, or None. Set ModelConfig.attention_soft_cap.'
     _require(cap is None or cap > 0.0, f'soft_cap={cap}, {above_zero}')
+    whole = spec.window is None or (isinstance(spec.window, int) and spec.window > 0)
+    of_keys = 'expected a number of keys above 0, or None. Set ModelConfig.attention_window.'
+    _require(whole, f'window={spec.window}, {of_keys}')
     _require(0.0 <= rate < 1.0, f'dropout_rate={rate}, expected a number in [0, 1). Set ModelConfig.dropout_rate.')
     pass_one = 'pass one, or a rate of 0.0 outside training.'
     _require(rate == 0.0 or dropout_key is not None, f'dropout_rate={rate} needs a dropout_key; {pass_one}')

@@ -10,10 +10,14 @@ transposed, so that only one of its five products reads an operand against its m
 B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that share one, H head_dim, C queries of a
 block, M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile,
 N and K count the heads of one group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
+
+With a window a tile reads only the keys that its queries may see, and S is their number: C + window - 1, and as many
+after the queries if they look ahead.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +39,7 @@ _TILE_ROWS = 256
 # makes the products of a part worth their start: at 8,192 keys it takes a third less time than one of 256 rows.
 _KEYS_OF_A_PART = 512
 _ROWS_IN_PARTS = 768
+_LEAST_WINDOW_BLOCK = 128  # queries of a tile, though the window is smaller
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class TileSpec(AttentionSpec):
     blocks: int  # of queries; with more than one, keys are read, and their gradients summed, repeatedly
     kv_heads: int  # of a tile, K; divides all key-value heads
     share: int  # G
+    keys: int  # S, of a tile: all keys, or those of a window
     part: int = 0  # keys of a part in the forward pass, which leaves out those after the queries; 0: all keys at once
 
     @property
@@ -54,29 +60,44 @@ class TileSpec(AttentionSpec):
 
 
 class _Place(NamedTuple):
-    """The position of a tile: batch row, first query, first head, first key-value head (int32 scalars)."""
+    """The position of a tile: batch row, first query, head, key-value head and key (int32 scalars)."""
 
     row: jax.Array
     query: jax.Array
     head: jax.Array
     kv_head: jax.Array
+    key: jax.Array | int  # 0 unless there is a window
 
 
 def chunked_attention(spec: AttentionSpec, operands: Operands) -> jax.Array:
     """y_BTNH in q's dtype, holding the logits of one tile at a time; `operands.bias_NW` is the bias table [N, R]."""
-    (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
-    platform = sharding.platform()
-    rows = _ROWS_IN_PARTS if (skips := _skips_keys(spec, operands, platform)) else _TILE_ROWS
-    block, tile_kv_heads = _tile_size(queries, keys, heads, kv_heads, platform, rows)
-    padding = -queries % block
+    queries, keys, tile_spec = operands.q_BTNH.shape[1], operands.k_BSKH.shape[1], choose_tiles(spec, operands)
+    padding = tile_spec.blocks * tile_spec.block - queries
     operands = _pad_queries(operands, padding)
     if spec.bias is not None and operands.bias_NW is not None:
         bias_NW = bias_vector(operands.bias_NW, spec.bias, queries + padding, keys, operands.q_offset)
         operands = operands._replace(bias_NW=bias_NW)
-    blocks, share = (queries + padding) // block, heads // kv_heads
-    part = _KEYS_OF_A_PART if blocks > 1 and skips else 0
-    tile_spec = TileSpec(**vars(spec), block=block, blocks=blocks, kv_heads=tile_kv_heads, share=share, part=part)
     return _attention(tile_spec, operands)[:, :queries]
+
+
+def choose_tiles(spec: AttentionSpec, operands: Operands) -> TileSpec:
+    """The tiles of a call on the current platform."""
+    (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
+    platform, share = sharding.platform(), heads // kv_heads
+    if spec.window is not None:
+        ahead = not spec.causal or operands.prefix_BS is not None
+        reach = (spec.window - 1) * (2 if ahead else 1)
+        block, tile_kv_heads, tile_keys = _window_tile_size(
+            spec.window, reach, queries, keys, share, kv_heads, platform
+        )
+        part = 0
+    else:
+        skips, tile_keys = _skips_keys(spec, operands, platform), keys
+        rows = _ROWS_IN_PARTS if skips else _TILE_ROWS
+        block, tile_kv_heads = _tile_size(queries, keys, heads, kv_heads, platform, rows)
+        part = _KEYS_OF_A_PART if block < queries and skips else 0
+    sizes = dict(block=block, blocks=-(-queries // block), kv_heads=tile_kv_heads, share=share, keys=tile_keys)
+    return TileSpec(**vars(spec), **sizes, part=part)
 
 
 def _skips_keys(spec: AttentionSpec, operands: Operands, platform: str) -> bool:
@@ -96,11 +117,31 @@ def _tile_size(queries: int, keys: int, heads: int, kv_heads: int, platform: str
     if share * queries * keys <= logits:
         fit = logits // (share * queries * keys)
         return queries, max(n for n in range(1, min(fit, kv_heads) + 1) if kv_heads % n == 0)
-    most = max(logits // (share * keys), rows // share, 8)
+    return _even_block(queries, max(logits // (share * keys), rows // share, 8)), 1
+
+
+def _even_block(queries: int, most: int) -> int:
+    """The queries of a block, at most `most` (a multiple of 8, up to 7 more): all of them, or evenly shared."""
     if queries <= most:
-        return queries, 1
+        return queries
     blocks = -(-queries // most)
-    return -(-queries // blocks // 8) * 8, 1
+    return -(-queries // blocks // 8) * 8
+
+
+def _window_tile_size(
+    window: int, reach: int, queries: int, keys: int, share: int, kv_heads: int, platform: str
+) -> tuple[int, int, int]:
+    """Queries, key-value heads and keys of a tile in a window: C queries read C + `reach` keys.
+
+    A tile of more queries than the window would compute more masked logits than others.
+    """
+    logits = _TILE_LOGITS.get(platform, _TILE_LOGITS['other'])
+    fit = (math.isqrt(reach * reach + 4 * logits // share) - reach) // 2  # C * (C + reach) * share <= logits
+    most = min(max(fit, _TILE_ROWS // share, 8), max(window, _LEAST_WINDOW_BLOCK))
+    block = _even_block(queries, most)
+    tile_keys = min(keys, block + reach)
+    heads = max(1, logits // (share * block * tile_keys))
+    return block, max(n for n in range(1, min(heads, kv_heads) + 1) if kv_heads % n == 0), tile_keys
 
 
 def _pad_queries(operands: Operands, padding: int) -> Operands:
@@ -121,10 +162,10 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
     def step(y_BTNH: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         tile = None
         if not spec.part:
-            tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, j, 0), False)
+            tile = _shared_tile(spec, operands, _group_bias(spec, operands, j), _place(spec, operands, j, 0), False)
 
         def row(y_BTNH: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-            place = _place(spec, j, b)
+            place = _place(spec, operands, j, b)
             if spec.part:
                 y_KMH, lse_KM = _forward_in_parts(spec, operands, k, v, place)
                 return _write_queries(spec, y_BTNH, y_KMH, place), lse_KM
@@ -195,13 +236,13 @@ def _backward(
         j, lse_BKM = inputs
         *gradients, dbias_NW = gradients
         group_bias_NW = _group_bias(spec, operands, j)
-        start = _place(spec, j, 0)
+        start = _place(spec, operands, j, 0)
         tile, tile_vjp = jax.vjp(lambda bias_NW: _shared_tile(spec, operands, bias_NW, start, True), group_bias_NW)
 
         def row(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             dtile, dq_BTNH, dk, dv = carry
             b, lse_KM = inputs
-            place = _place(spec, j, b)
+            place = _place(spec, operands, j, b)
             queries = [_read_queries(spec, x, place) for x in (operands.q_BTNH, y_BTNH, dy_BTNH)]
             keys = [_read_keys(spec, x, place) for x in (k, v)]
             dlogits, dq_KMH, dk_KSH, dv_KSH = _tile_gradients(spec, operands, place, tile, queries, keys, lse_KM)
@@ -293,7 +334,7 @@ def _logits(
     if tile is not None:
         logits = logits + tile
     as_query, as_key = _axes(transposed)
-    of_row = lambda x_BS: as_key(lax.dynamic_index_in_dim(x_BS, place.row, keepdims=False))
+    of_row = lambda x_BS: as_key(_row_of_keys(spec, x_BS, place))
     allowed = []
     if spec.causal and operands.prefix_BS is not None:
         allowed.append(_not_after(spec, operands, place, transposed) | of_row(operands.prefix_BS))
@@ -307,6 +348,13 @@ def _logits(
     return logits, slope
 
 
+def _row_of_keys(spec: TileSpec, x_BS: jax.Array, place: _Place) -> jax.Array:
+    """The row of a tile, and its keys if there is a window."""
+    if spec.window is None:
+        return lax.dynamic_index_in_dim(x_BS, place.row, keepdims=False)
+    return lax.dynamic_slice(x_BS, (place.row, place.key), (1, spec.keys))[0]
+
+
 def _axes(transposed: bool) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Functions that broadcast a vector over queries, and one over keys, to a tile."""
     query, key = ((1, 1, 1, -1), (1, -1, 1, 1)) if transposed else ((1, 1, -1, 1), (1, 1, 1, -1))
@@ -314,22 +362,38 @@ def _axes(transposed: bool) -> tuple[Callable[[jax.Array], jax.Array], Callable[
 
 
 def _not_after(spec: TileSpec, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
+    key_S, query_C = _key_and_query(spec, operands, place, transposed)
+    return key_S <= query_C
+
+
+def _key_and_query(spec: TileSpec, operands: Operands, place: _Place, transposed: bool) -> tuple[jax.Array, jax.Array]:
+    """The indices of a tile's keys and queries among all keys."""
     as_query, as_key = _axes(transposed)
-    return as_key(_count(operands.k_BSKH.shape[1])) <= as_query(place.query + operands.q_offset + _count(spec.block))
+    key_S = as_key(_count(spec.keys))
+    key_S = key_S if spec.window is None else key_S + place.key
+    return key_S, as_query(place.query + operands.q_offset + _count(spec.block))
 
 
 def _shared_tile(
     spec: TileSpec, operands: Operands, bias_NW: jax.Array | None, place: _Place, transposed: bool
 ) -> jax.Array | None:
-    """A tile to add to the logits of every batch row: the bias, and the causal mask unless rows have a prefix."""
+    """A tile to add to the logits of every batch row: bias, window, and the causal mask unless rows have a prefix."""
     tile = None
     if bias_NW is not None:
-        bias = bias_tile(bias_NW, place.query, spec.block, operands.k_BSKH.shape[1], transposed=transposed)
+        first = place.query
+        if spec.window is not None:  # only the distances of the tile
+            width, last = spec.block + spec.keys - 1, bias_NW.shape[1] - operands.k_BSKH.shape[1] + 1 - spec.block
+            bias_NW = lax.dynamic_slice_in_dim(bias_NW, last - place.query + place.key, width, axis=1)
+            first = jnp.zeros((), jnp.int32)
+        bias = bias_tile(bias_NW, first, spec.block, spec.keys, transposed=transposed)
         bias = bias.reshape(spec.kv_heads, -1, *bias.shape[1:])
         tile = bias.swapaxes(1, 2) if transposed else bias
     if spec.causal and operands.prefix_BS is None:
         not_after = _not_after(spec, operands, place, transposed)
         tile = jnp.where(not_after, 0.0 if tile is None else tile, MASKED)
+    if spec.window is not None:
+        key_S, query_C = _key_and_query(spec, operands, place, transposed)
+        tile = jnp.where(jnp.abs(key_S - query_C) < spec.window, 0.0 if tile is None else tile, MASKED)
     return tile
 
 
@@ -337,9 +401,8 @@ def _drop(spec: TileSpec, weights: jax.Array, operands: Operands, place: _Place,
     """Dropout of a tile: a head drops a key for all queries."""
     if operands.keep_BNS is None:
         return weights
-    keys = operands.keep_BNS.shape[2]
-    keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, 0), (1, spec.heads, keys))
-    keep_KGS = keep_1NS.reshape(spec.kv_heads, -1, keys)
+    keep_1NS = lax.dynamic_slice(operands.keep_BNS, (place.row, place.head, place.key), (1, spec.heads, spec.keys))
+    keep_KGS = keep_1NS.reshape(spec.kv_heads, -1, spec.keys)
     keep = jnp.expand_dims(keep_KGS.swapaxes(1, 2), 3) if transposed else jnp.expand_dims(keep_KGS, 2)
     return weights * jnp.where(keep, 1.0 / (1.0 - spec.dropout_rate), 0.0)
 
@@ -359,17 +422,20 @@ def _steps(spec: TileSpec, operands: Operands) -> jax.Array:
     return _count(spec.blocks * (operands.k_BSKH.shape[2] // spec.kv_heads))
 
 
-def _place(spec: TileSpec, j: jax.Array, b: Any) -> _Place:
+def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
     """The position of step j in row b: all blocks of queries of one group of heads come before the next group."""
-    kv_head = j // spec.blocks * spec.kv_heads
-    return _Place(jnp.asarray(b, jnp.int32), j % spec.blocks * spec.block, kv_head * spec.share, kv_head)
+    kv_head, query, key = j // spec.blocks * spec.kv_heads, j % spec.blocks * spec.block, 0
+    if spec.window is not None:
+        key = query + operands.q_offset - (spec.window - 1)
+        key = jnp.clip(key, 0, operands.k_BSKH.shape[1] - spec.keys)
+    return _Place(jnp.asarray(b, jnp.int32), query, kv_head * spec.share, kv_head, key)
 
 
 def _group_bias(spec: TileSpec, operands: Operands, j: jax.Array) -> jax.Array | None:
     """The bias vectors of the heads of step j."""
     if operands.bias_NW is None:
         return None
-    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(spec, j, 0).head, spec.heads)
+    return lax.dynamic_slice_in_dim(operands.bias_NW, _place(spec, operands, j, 0).head, spec.heads)
 
 
 def _read_queries(spec: TileSpec, x_BTNH: jax.Array, place: _Place) -> jax.Array:
@@ -397,13 +463,14 @@ def _read_keys(spec: TileSpec, x: jax.Array, place: _Place) -> jax.Array:
     """A tile's part [K, S, H] of arranged keys."""
     kv_heads, size = spec.kv_heads, x.shape[-1]
     if spec.blocks > 1:
-        return lax.dynamic_slice(x, (place.row, place.kv_head, 0, 0), (1, kv_heads, x.shape[2], size))[0]
-    return lax.dynamic_slice(x, (place.row, 0, place.kv_head, 0), (1, x.shape[1], kv_heads, size))[0].swapaxes(0, 1)
+        return lax.dynamic_slice(x, (place.row, place.kv_head, place.key, 0), (1, kv_heads, spec.keys, size))[0]
+    start, sizes = (place.row, place.key, place.kv_head, 0), (1, spec.keys, kv_heads, size)
+    return lax.dynamic_slice(x, start, sizes)[0].swapaxes(0, 1)
 
 
 def _write_keys(spec: TileSpec, into: jax.Array, x_KSH: jax.Array, place: _Place) -> jax.Array:
     """The inverse of `_read_keys`."""
     x_KSH = x_KSH.astype(into.dtype)
     if spec.blocks > 1:
-        return lax.dynamic_update_slice(into, x_KSH[None], (place.row, place.kv_head, 0, 0))
-    return lax.dynamic_update_slice(into, x_KSH.swapaxes(0, 1)[None], (place.row, 0, place.kv_head, 0))
+        return lax.dynamic_update_slice(into, x_KSH[None], (place.row, place.kv_head, place.key, 0))
+    return lax.dynamic_update_slice(into, x_KSH.swapaxes(0, 1)[None], (place.row, place.key, place.kv_head, 0))

@@ -37,6 +37,7 @@ class AttentionSpec:
     dropout_rate: float = 0.0
     precision: Any = None
     bias: RelativeBias | None = None
+    window: int | None = None  # keys at this distance or more are not seen
 
     @property
     def keep_rate(self) -> float | None:
@@ -134,7 +135,9 @@ def packed_ids(
     return pad(query_ids_BT, padding_T, padded_query), pad(key_ids_BS, padding_S, 0)
 
 
-def visible_tiles(arrays: KernelArrays, block_q: int, block_k: int, causal: bool) -> jax.Array:
+def visible_tiles(
+    arrays: KernelArrays, block_q: int, block_k: int, causal: bool, window: int | None = None
+) -> jax.Array:
     """Which tiles may hold a query and a key that it sees, bool [B, I, O]; of ids only the range of a block counts."""
     (batch, queries), keys = arrays.q.shape[:2], arrays.k.shape[1]
     i, o = jnp.arange(queries // block_q), jnp.arange(keys // block_k)
@@ -152,6 +155,11 @@ def visible_tiles(arrays: KernelArrays, block_q: int, block_k: int, causal: bool
         least = lambda x: jnp.min(jnp.where(x > 0, x, most), axis=-1)
         seen_BIO &= least(query_BIC)[:, :, None] <= jnp.max(key_BOP, axis=-1)[:, None, :]
         seen_BIO &= jnp.max(query_BIC, axis=-1)[:, :, None] >= least(key_BOP)[:, None, :]
+    if window is not None:
+        first_I, first_O = i * block_q + arrays.q_offset, o * block_k
+        before_IO = first_O[None, :] + (block_k - 1) <= first_I[:, None] - window
+        after_IO = first_O[None, :] >= first_I[:, None] + (block_q - 1 + window)
+        seen_BIO &= ~(before_IO | after_IO)[None]
     return seen_BIO
 
 

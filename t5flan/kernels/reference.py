@@ -41,6 +41,10 @@ def _allowed(spec: AttentionSpec, operands: Operands) -> jax.Array | None:
     """Which query sees which key, bool [B or 1, T, S]; None if every query sees every key."""
     queries, keys = operands.q_BTNH.shape[1], operands.k_BSKH.shape[1]
     masks = []
+    if spec.window is not None:
+        query_T = operands.q_offset + jnp.arange(queries, dtype=jnp.int32)
+        distance_TS = jnp.arange(keys, dtype=jnp.int32)[None, :] - query_T[:, None]
+        masks.append((jnp.abs(distance_TS) < spec.window)[None])
     if spec.causal:
         query_T = operands.q_offset + jnp.arange(queries, dtype=jnp.int32)
         not_after_1TS = (jnp.arange(keys, dtype=jnp.int32)[None, :] <= query_T[:, None])[None]

@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 
 from t5flan.kernels.attention import RelativeBias, attend
-from t5flan.models.config import ModelConfig
-from t5flan.models.layers import Projection
+from t5flan.models.config import LayerKind, ModelConfig
+from t5flan.models.layers import Norm, Projection
 from t5flan.models.parameters import Scope, fan_in
 from t5flan.models.positions import before_tokens, rotate
 from t5flan.sharding import constrain
@@ -78,14 +78,14 @@ class FirstKV(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without bias vectors; grouped-query or multi-query by `num_kv_heads`.
+    """Multi-head attention; grouped-query or multi-query by `num_kv_heads`.
 
     Attributes:
-        reader: in the place of `attend()`: (config, queries, keys and values, bias table) -> what the queries read. A
-            decoding step that stores its cache in another way has one.
+        reader: in the place of `attend()`: (config, queries, keys and values, bias table, window) -> what the queries
+            read. A decoding step that stores its cache in another way has one.
     """
 
-    reader: Callable[[ModelConfig, jax.Array, KV, jax.Array | None], jax.Array] | None = None
+    reader: Callable[[ModelConfig, jax.Array, KV, jax.Array | None, int | None], jax.Array] | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope, *, bidirectional: bool, across: bool = False):
         """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from another sequence."""
@@ -96,24 +96,31 @@ class Attention(nnx.Module):
         heads = {'heads': config.num_heads, 'kv': config.head_dim}
         # As in T5: if logits are not scaled by 1/sqrt(H), that factor is folded into the initializer of the query.
         variance = 1.0 if config.scale_attention else 1.0 / config.head_dim
-        self.query = Projection(config, scope / 'query', embed, heads, fan_in(1, variance=variance))
-        self.key = Projection(config, scope / 'key', embed, kv, fan_in(1))
-        self.value = Projection(config, scope / 'value', embed, kv, fan_in(1))
-        self.out = Projection(config, scope / 'out', heads, embed, fan_in(2))
+        bias = config.attention_bias
+        self.query = Projection(config, scope / 'query', embed, heads, fan_in(1, variance=variance), bias=bias)
+        self.key = Projection(config, scope / 'key', embed, kv, fan_in(1), bias=bias)
+        self.value = Projection(config, scope / 'value', embed, kv, fan_in(1), bias=bias)
+        self.out = Projection(config, scope / 'out', heads, embed, fan_in(2), bias=config.attention_out_bias)
+        if config.qk_norm:
+            self.query_norm = Norm(config, scope / 'query_norm', of_heads=True)
+            self.key_norm = Norm(config, scope / 'key_norm', of_heads=True)
 
-    def project_kv(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> KV:
-        """The keys (rotated, if positions are rotary) and values of a sequence: two of [B, S, K, H]."""
+    def project_kv(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None, kind: LayerKind | None = None) -> KV:
+        """The keys (normed and rotated, if the model does that) and values of a sequence: two of [B, S, K, H]."""
         k_BSKH, v_BSKH = self.key(x_BSD), self.value(x_BSD)
-        k_BSKH = self._rotate(k_BSKH, positions_BS)
+        if self.config.qk_norm:
+            k_BSKH = self.key_norm(k_BSKH)
+        k_BSKH = self._rotate(k_BSKH, positions_BS, kind)
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
 
-    def _rotate(self, x_BTNH: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
-        if not self.rotary:
+    def _rotate(self, x_BTNH: jax.Array, positions_BT: jax.Array | None, kind: LayerKind | None) -> jax.Array:
+        kind = kind or self.config.layer_kinds[0]
+        if not (self.rotary and kind.rotary):
             return x_BTNH
         if positions_BT is None:
             raise ValueError("Attention got no positions; they are required for position='rope'")
-        return rotate(x_BTNH, positions_BT, self.config.rope_base)
+        return rotate(x_BTNH, positions_BT, kind.rope_base, kind.rope_scaling)
 
     def __call__(
         self,
@@ -121,6 +128,7 @@ class Attention(nnx.Module):
         kv: KV,
         mask: Mask,
         *,
+        kind: LayerKind | None = None,
         positions_BT: jax.Array | None = None,
         bias_table_NR: jax.Array | None = None,
         q_offset: int | jax.Array = 0,
@@ -130,14 +138,19 @@ class Attention(nnx.Module):
 
         Args:
             kv: from `project_kv`, or from `updated` of what is before.
+            kind: that of the layer; None: of the first one, and without a window.
             positions_BT: of the queries; required if positions are rotary.
             bias_table_NR: relative bias per head and bucket, or None.
             q_offset: the key index of the first query; 0 unless there is a cache.
         """
         config = self.config
-        q_BTNH = constrain(self._rotate(self.query(x_BTD), positions_BT), ('batch', 'length', 'act_heads', 'kv'))
+        window = None if kind is None else kind.window
+        q_BTNH = self.query(x_BTD)
+        if config.qk_norm:
+            q_BTNH = self.query_norm(q_BTNH)
+        q_BTNH = constrain(self._rotate(q_BTNH, positions_BT, kind), ('batch', 'length', 'act_heads', 'kv'))
         if self.reader is not None:
-            y_BTNH = self.reader(config, q_BTNH, kv, bias_table_NR)
+            y_BTNH = self.reader(config, q_BTNH, kv, bias_table_NR, window)
         else:
             bias = None
             if bias_table_NR is not None:
@@ -151,6 +164,7 @@ class Attention(nnx.Module):
                 **mask._asdict(),
                 scale=config.attention_scale,
                 soft_cap=config.attention_soft_cap,
+                window=window,
                 dropout_rate=0.0 if dropout_key is None else config.dropout_rate,
                 dropout_key=dropout_key,
                 implementation=config.attention,

@@ -1,12 +1,102 @@
 """The configuration of a model: every model family is a choice of settings, never a fork of the code."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from t5flan.config import annotations
 from t5flan.config.checks import require
 from t5flan.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies change so that a model reads longer rows, in the words of Hugging Face's config.json.
+
+    Attributes:
+        rope_type: 'linear': all frequencies are divided by `factor` (arXiv:2306.15595). 'llama3': only those of long
+            wavelengths (arXiv:2407.21783). 'yarn': by the number of rotations, and logits grow (arXiv:2309.00071).
+        factor: how much longer rows become.
+        original_max_position_embeddings: the length before; required by 'llama3' and 'yarn'.
+        low_freq_factor: 'llama3': a frequency with fewer rotations over the original length is divided.
+        high_freq_factor: 'llama3': one with more rotations is kept; between both it is interpolated.
+        beta_fast: 'yarn': rotations from which a frequency is kept.
+        beta_slow: 'yarn': rotations up to which it is divided.
+        attention_factor: 'yarn': of queries and keys; None computes it from `factor`.
+        mscale: 'yarn': with `mscale_all_dim`, another way to compute the attention factor (DeepSeek).
+        mscale_all_dim: see `mscale`.
+        truncate: 'yarn': the bounds of the ramp are whole numbers.
+    """
+
+    rope_type: Literal['linear', 'llama3', 'yarn']
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    IN_WORDS = "dict such as {'rope_type': 'linear', 'factor': 8.0}"
+
+    def __post_init__(self) -> None:
+        fit_fields(self, 'ModelConfig.rope_scaling')
+        for name in ('factor', 'low_freq_factor', 'beta_slow'):
+            self._require(getattr(self, name) > 0, name, 'a number above 0')
+        if self.rope_type != 'linear':
+            length = self.original_max_position_embeddings
+            self._require(length is not None and length > 0, 'original_max_position_embeddings', 'a number above 0')
+        more = f'more than low_freq_factor={self.low_freq_factor}'
+        self._require(self.high_freq_factor > self.low_freq_factor, 'high_freq_factor', more)
+        self._require(self.beta_fast > self.beta_slow, 'beta_fast', f'more than beta_slow={self.beta_slow}')
+
+    def _require(self, holds: bool, field: str, expected: str) -> None:
+        require(holds, f'ModelConfig.rope_scaling.{field}', getattr(self, field), expected)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> 'RopeScaling':
+        """The scaling that a dict describes; fields of other types of scaling are ignored if None.
+
+        Raises:
+            UserError: an unknown field or type, a missing field, or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise UserError(f'ModelConfig.rope_scaling has {name!r}; expected fields of {", ".join(known)}.')
+        for name in ('rope_type', 'factor'):
+            require(name in fields, f'ModelConfig.rope_scaling.{name}', None, 'a value')
+        return cls(**fields)
+
+    @property
+    def magnitude(self) -> float:
+        """The factor of rotated queries and of rotated keys."""
+        if self.rope_type != 'yarn':
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        grown = lambda scale: 1.0 if self.factor <= 1.0 else 0.1 * scale * math.log(self.factor) + 1.0
+        return grown(self.mscale) / grown(self.mscale_all_dim) if self.mscale and self.mscale_all_dim else grown(1.0)
+
+
+class LayerKind(NamedTuple):
+    """What may differ between the layers of a stack.
+
+    Attributes:
+        window: keys at this distance or more are hidden; None: none are.
+        rotary: queries and keys are rotated.
+        rope_base: base of the rotary frequencies.
+        rope_scaling: of the rotary frequencies, or None.
+    """
+
+    window: int | None
+    rotary: bool
+    rope_base: float
+    rope_scaling: RopeScaling | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +111,13 @@ class ModelConfig:
     | PaLM       | rope          | silu, linear     | layer | tie_embeddings, parallel_block, num_kv_heads=1, ...      |
     | Llama 2    | rope          | silu, linear     | rms   | scale_attention                                          |
     | Gemma      | rope          | gelu, linear     | rms   | norm_scale_plus_one, scale_embedding, tied, unscaled     |
+    | Gemma 2    | as Gemma      |                  |       | layer_pattern, attention_window, post_norms, soft caps   |
+    | Gemma 3    | as Gemma      |                  |       | layer_pattern, rope_local_base, post_norms, qk_norm      |
+    | Llama 3    | as Llama 2    |                  |       | rope_scaling                                             |
+    | Mistral    | as Llama 2    |                  |       | attention_window                                         |
+    | Qwen 2     | as Llama 2    |                  |       | attention_bias                                           |
+    | Qwen 3     | as Llama 2    |                  |       | qk_norm                                                  |
+    | SmolLM 3   | as Llama 2    |                  |       | layer_pattern                                            |
 
     Attributes:
         architecture: 'encoder_decoder' or 'decoder_only'.
@@ -33,7 +130,14 @@ class ModelConfig:
         num_encoder_layers: layers of the encoder; 0 for a decoder_only model.
         num_kv_heads: key-value heads. None: as many as num_heads; 1: multi-query; between: grouped-query.
         scale_attention: True: logits x head_dim^-0.5. False, as in T5: that factor is in the initializer of the query.
+        query_pre_attn_scalar: with scale_attention: logits x query_pre_attn_scalar^-0.5 instead of head_dim^-0.5.
         attention_soft_cap: attention logits become cap * tanh(logits / cap); None for no cap.
+        attention_bias: the projections of queries, keys and values have a bias (Qwen 2).
+        attention_out_bias: the projection of the output of attention has one.
+        qk_norm: an RMS norm of each head's queries and keys, before they are rotated (Qwen 3, Gemma 3).
+        attention_window: a token sees only those at a distance less than this, in 'window' layers; None for no window.
+        layer_pattern: how layers differ, over and over from the first: 'full' attention, 'window', 'nope' (full and
+            without positions) or 'window_nope'. None: all alike, with the attention_window if there is one.
         attention: the implementation of `attend()`; 'auto' chooses one for the device and the lengths.
         position: how positions enter: T5's relative bias, rotary embeddings, or not at all.
         relative_buckets: buckets of distances of the relative bias.
@@ -41,9 +145,12 @@ class ModelConfig:
         relative_bias_per_layer: True: a bias table for each layer (UMT5). False: one for the stack (T5).
         relative_bias_init: variance scale of the initial bias table; larger, small models learn positions sooner.
         rope_base: base of the rotary frequencies.
+        rope_local_base: that of 'window' layers, which rope_scaling does not change then (Gemma 3); None: rope_base.
+        rope_scaling: a dict of Hugging Face's config.json that scales the rotary frequencies, see `RopeScaling`.
         mlp_activations: one projection for each, multiplied; 'gelu' is the tanh approximation.
         parallel_block: attention and MLP read the same normed input (PaLM).
         norm: 'rms', or 'layer' without bias (PaLM).
+        post_norms: the output of each sub-layer is normed too, before it is added (Gemma 2).
         norm_epsilon: added to the variance.
         norm_scale_plus_one: the parameter is the scale minus 1 (Gemma).
         tie_embeddings: compute logits with the token embedding.
@@ -68,7 +175,13 @@ class ModelConfig:
 
     num_kv_heads: int | None = None
     scale_attention: bool = False
+    query_pre_attn_scalar: float | None = None
     attention_soft_cap: float | None = None
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    qk_norm: bool = False
+    attention_window: int | None = None
+    layer_pattern: tuple[Literal['full', 'window', 'nope', 'window_nope'], ...] | None = None
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
 
     position: Literal['relative_bias', 'rope', 'none'] = 'relative_bias'
@@ -77,10 +190,13 @@ class ModelConfig:
     relative_bias_per_layer: bool = False
     relative_bias_init: float = 1.0
     rope_base: float = 10000.0
+    rope_local_base: float | None = None
+    rope_scaling: RopeScaling | Mapping[str, Any] | None = None
 
     mlp_activations: tuple[Literal['gelu', 'relu', 'silu', 'linear'], ...] = ('gelu', 'linear')
     parallel_block: bool = False
     norm: Literal['rms', 'layer'] = 'rms'
+    post_norms: bool = False
     norm_epsilon: float = 1e-6
     norm_scale_plus_one: bool = False
 
@@ -96,19 +212,18 @@ class ModelConfig:
     remat: Literal['none', 'minimal', 'full'] = 'none'
 
     def __post_init__(self) -> None:
-        for field, annotation in annotations.fields(ModelConfig):
-            given = getattr(self, field.name)
-            try:
-                object.__setattr__(self, field.name, annotations.fit(given, annotation))
-            except annotations.Mismatch:
-                require(False, f'ModelConfig.{field.name}', given, annotations.describe(annotation))
+        fit_fields(self, 'ModelConfig')
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, 'rope_scaling', RopeScaling.from_dict(self.rope_scaling))
         self._check_sizes()
         self._check_combinations()
+        self._check_layers()
 
     def _check_sizes(self) -> None:
         for name in ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_decoder_layers'):
             self._require(getattr(self, name) > 0, name, 'a number above 0')
-        for name in ('norm_epsilon', 'rope_base', 'relative_bias_init', 'attention_soft_cap', 'logits_soft_cap'):
+        numbers = ('norm_epsilon', 'rope_base', 'rope_local_base', 'relative_bias_init', 'query_pre_attn_scalar')
+        for name in (*numbers, 'attention_soft_cap', 'logits_soft_cap'):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, 'a number above 0')
         self._require(0 <= self.dropout_rate < 1, 'dropout_rate', 'a number from 0 to below 1')
@@ -129,6 +244,25 @@ class ModelConfig:
         else:
             self._require(self.num_encoder_layers == 0, 'num_encoder_layers', '0 for a decoder_only model')
         self._require(len(self.mlp_activations) > 0, 'mlp_activations', 'at least one')
+        scaled = self.query_pre_attn_scalar is None or self.scale_attention
+        self._require(scaled, 'query_pre_attn_scalar', 'None with scale_attention=False')
+        self._require(not (self.post_norms and self.parallel_block), 'post_norms', 'False with parallel_block')
+
+    def _check_layers(self) -> None:
+        window, pattern = self.attention_window, self.layer_pattern
+        self._require(window is None or window > 0, 'attention_window', 'a number above 0, or None for no window')
+        self._require(pattern is None or len(pattern) > 0, 'layer_pattern', 'at least one layer, or None')
+        windows = any('window' in name for name in pattern or ())
+        self._require(not windows or window is not None, 'attention_window', "a number for layer_pattern's windows")
+        unread = 'None, because layer_pattern has no window'
+        self._require(window is None or pattern is None or windows, 'attention_window', unread)
+        rotary = f'None with position={self.position!r}'
+        for name in ('rope_local_base', 'rope_scaling'):
+            self._require(self.position == 'rope' or getattr(self, name) is None, name, rotary)
+        local = self.rope_local_base is None or window is not None
+        self._require(local, 'rope_local_base', 'None without attention_window')
+        nope = any('nope' in name for name in pattern or ())
+        self._require(not nope or self.position == 'rope', 'layer_pattern', "no 'nope' without position='rope'")
 
     def _require(self, holds: bool, field: str, expected: str) -> None:
         require(holds, f'ModelConfig.{field}', getattr(self, field), expected)
@@ -141,11 +275,26 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         """The factor of attention logits."""
-        return self.head_dim**-0.5 if self.scale_attention else 1.0
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5 if self.scale_attention else 1.0
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers in turn, over and over from the first layer: one if all are alike."""
+        pattern = self.layer_pattern or ('full' if self.attention_window is None else 'window',)
+        return tuple(map(self._kind, shortest_period(pattern)))
+
+    def _kind(self, name: str) -> LayerKind:
+        windowed, scaling = 'window' in name, self.rope_scaling
+        assert scaling is None or isinstance(scaling, RopeScaling)  # since __post_init__
+        rotary = self.position == 'rope' and 'nope' not in name
+        if windowed and self.rope_local_base is not None:
+            return LayerKind(self.attention_window, rotary, self.rope_local_base, None)
+        return LayerKind(self.attention_window if windowed else None, rotary, self.rope_base, scaling)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON types; `ModelConfig.from_dict` reads them back."""
-        return {**dataclasses.asdict(self), 'mlp_activations': list(self.mlp_activations)}
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'ModelConfig':
@@ -163,3 +312,29 @@ class ModelConfig:
             if annotations.is_required(field) and name not in fields:
                 raise UserError(f'ModelConfig.{name} is missing. Set it in your .gin, or include a file of gin/models.')
         return cls(**fields)
+
+
+def fit_fields(settings: Any, name: str) -> None:
+    """Converts the fields of a frozen dataclass to their annotations: an int to a float, a list to a tuple.
+
+    Raises:
+        UserError: a value does not fit; `name` is that of the settings.
+    """
+    for field, annotation in annotations.fields(type(settings)):
+        given = getattr(settings, field.name)
+        try:
+            object.__setattr__(settings, field.name, annotations.fit(given, annotation))
+        except annotations.Mismatch:
+            require(False, f'{name}.{field.name}', given, annotations.describe(annotation))
+
+
+def shortest_period(pattern: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest beginning of a sequence that, repeated, is the sequence (the last time perhaps in part).
+
+    >>> shortest_period('aabaabaa')
+    ('a', 'a', 'b')
+    """
+    for period in range(1, len(pattern)):
+        if all(pattern[i] == pattern[i % period] for i in range(len(pattern))):
+            return tuple(pattern[:period])
+    return tuple(pattern)

@@ -52,15 +52,30 @@ Sizes = dict[str, int]  # by logical axis: {'heads': 8, 'kv': 64}
 
 
 class Projection(nnx.Module):
-    """A linear map without bias from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs]."""
+    """A linear map from the last axes of its input to new ones: [..., *inputs] -> [..., *outputs].
+
+    Attributes:
+        bias: [*outputs], added to the product; None without one.
+    """
+
+    bias: nnx.Param | None = None
 
     def __init__(
-        self, config: ModelConfig, scope: Scope, inputs: Sizes, outputs: Sizes, init: Initializer | None = None
+        self,
+        config: ModelConfig,
+        scope: Scope,
+        inputs: Sizes,
+        outputs: Sizes,
+        init: Initializer | None = None,
+        *,
+        bias: bool = False,
     ):
         self.dtype = config.dtype
         self.num_inputs = len(inputs)
         shape, init = (*inputs.values(), *outputs.values()), init or fan_in(len(inputs), truncated=True)
         self.kernel = scope.parameter('kernel', shape, (*inputs, *outputs), init)
+        if bias:
+            self.bias = scope.parameter('bias', (*outputs.values(),), (*outputs,), jax.nn.initializers.zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
@@ -71,16 +86,26 @@ class Projection(nnx.Module):
         # float32 result it runs directly, in half the time. On other devices sums are float32 in both cases.
         result = jnp.float32 if platform() == 'cpu' else None
         y = jax.lax.dot_general(x, kernel, ((last, summed), ((), ())), preferred_element_type=result)
-        return checkpoint_name(y.astype(self.dtype), PROJECTION)
+        return checkpoint_name(add_bias(y.astype(self.dtype), self.bias), PROJECTION)
+
+
+def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """[..., *outputs] plus [*outputs], in y's dtype."""
+    if bias is None:
+        return y
+    bias = bias[...].astype(y.dtype)
+    return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 class Norm(nnx.Module):
     """Root mean square norm (T5, Llama), or layer norm without bias (PaLM); computed in float32."""
 
-    def __init__(self, config: ModelConfig, scope: Scope):
+    def __init__(self, config: ModelConfig, scope: Scope, *, of_heads: bool = False):
+        """`of_heads`: it norms the last axis of [B, T, N, H] instead of [B, T, D]."""
         self.config = config
         init = jax.nn.initializers.zeros if config.norm_scale_plus_one else jax.nn.initializers.ones
-        self.scale = scope.parameter('scale', (config.emb_dim,), ('embed',), init)
+        size, axis = (config.head_dim, 'kv') if of_heads else (config.emb_dim, 'embed')
+        self.scale = scope.parameter('scale', (size,), (axis,), init)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D] in the compute dtype."""
@@ -89,7 +114,8 @@ class Norm(nnx.Module):
             x_BTD = x_BTD - jnp.mean(x_BTD, axis=-1, keepdims=True)
         variance_BT1 = jnp.mean(jnp.square(x_BTD), axis=-1, keepdims=True)
         scale_D = self.scale[...] + 1 if self.config.norm_scale_plus_one else self.scale[...]
-        y_BTD = x_BTD * jax.lax.rsqrt(variance_BT1 + self.config.norm_epsilon) * scale_D[None, None, :]
+        along_last = (*(None,) * (x_BTD.ndim - 1), slice(None))
+        y_BTD = x_BTD * jax.lax.rsqrt(variance_BT1 + self.config.norm_epsilon) * scale_D[along_last]
         return y_BTD.astype(self.config.dtype)
 
 

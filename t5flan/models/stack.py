@@ -9,7 +9,7 @@ H head_dim.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from flax import nnx
 from t5flan.kernels.operands import SAVED_NAMES
 from t5flan.models.attention import KV, Attention, Before, FirstKV, LayerCache, Mask
 from t5flan.models.cache import Cache
-from t5flan.models.config import ModelConfig
+from t5flan.models.config import LayerKind, ModelConfig
 from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
 from t5flan.models.parameters import Scope
 from t5flan.models.positions import RelativeTable
@@ -32,7 +32,7 @@ _SAVE_MINIMAL = jax.checkpoint_policies.save_only_these_names(PROJECTION, *SAVED
 
 
 class EncoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `post_norms` x + norm(f(norm(x)))."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
@@ -40,24 +40,40 @@ class EncoderBlock(nnx.Module):
         self.attention = Attention(config, scope / 'attention', bidirectional=True)
         self.pre_mlp_layer_norm = Norm(config, scope / 'pre_mlp_layer_norm')
         self.mlp = MLP(config, scope / 'mlp')
+        if config.post_norms:
+            self.post_attention_layer_norm = Norm(config, scope / 'post_attention_layer_norm')
+            self.post_mlp_layer_norm = Norm(config, scope / 'post_mlp_layer_norm')
 
     def __call__(
-        self, x_BSD: jax.Array, *, mask: Mask, positions_BS: jax.Array, bias_table_NR: Table, dropout_key: Key
+        self,
+        x_BSD: jax.Array,
+        *,
+        kind: LayerKind,
+        mask: Mask,
+        positions_BS: jax.Array,
+        bias_table_NR: Table,
+        dropout_key: Key,
     ) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
         drop = functools.partial(_residual, self.config, dropout_key)
         y_BSD = self.pre_attention_layer_norm(x_BSD)
-        kv, key = self.attention.project_kv(y_BSD, positions_BS), fold(dropout_key, 'attention')
-        y_BSD = self.attention(y_BSD, kv, mask, positions_BT=positions_BS, bias_table_NR=bias_table_NR, dropout_key=key)
+        kv, key = self.attention.project_kv(y_BSD, positions_BS, kind), fold(dropout_key, 'attention')
+        where: dict[str, Any] = dict(kind=kind, positions_BT=positions_BS, bias_table_NR=bias_table_NR)
+        y_BSD = self.attention(y_BSD, kv, mask, **where, dropout_key=key)
+        if self.config.post_norms:
+            y_BSD = self.post_attention_layer_norm(y_BSD)
         x_BSD = drop('after attention', x_BSD, y_BSD)
         y_BSD = self.mlp(self.pre_mlp_layer_norm(x_BSD), fold(dropout_key, 'mlp'))
+        if self.config.post_norms:
+            y_BSD = self.post_mlp_layer_norm(y_BSD)
         return drop('after mlp', x_BSD, y_BSD)
 
 
 class DecoderBlock(nnx.Module):
     """Self-attention, cross-attention if there is an encoder, and MLP: each x + f(norm(x)).
 
-    With `parallel_block` (PaLM) self-attention and MLP read one norm: x + attention(norm(x)) + mlp(norm(x)).
+    With `parallel_block` (PaLM) self-attention and MLP read one norm: x + attention(norm(x)) + mlp(norm(x)). With
+    `post_norms` (Gemma 2) each is x + norm(f(norm(x))).
     """
 
     def __init__(self, config: ModelConfig, scope: Scope):
@@ -71,11 +87,17 @@ class DecoderBlock(nnx.Module):
         if not config.parallel_block:
             self.pre_mlp_layer_norm = Norm(config, scope / 'pre_mlp_layer_norm')
         self.mlp = MLP(config, scope / 'mlp')
+        if config.post_norms:
+            self.post_self_attention_layer_norm = Norm(config, scope / 'post_self_attention_layer_norm')
+            if config.architecture == 'encoder_decoder':
+                self.post_cross_attention_layer_norm = Norm(config, scope / 'post_cross_attention_layer_norm')
+            self.post_mlp_layer_norm = Norm(config, scope / 'post_mlp_layer_norm')
 
     def __call__(
         self,
         x_BTD: jax.Array,
         *,
+        kind: LayerKind,
         mask: Mask,
         positions_BT: jax.Array,
         bias_table_NR: Table = None,
@@ -89,12 +111,15 @@ class DecoderBlock(nnx.Module):
         With `cache`, x are the tokens after it. `cross_kv` and `cross_mask` are those of the encoder's output; they may
         have fewer rows than x, if several rows in turn continue one prompt.
         """
-        drop = functools.partial(_residual, self.config, dropout_key)
+        drop, post_norms = functools.partial(_residual, self.config, dropout_key), self.config.post_norms
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
-        new_kv = self.self_attention.project_kv(normed_BTD, positions_BT)
+        new_kv = self.self_attention.project_kv(normed_BTD, positions_BT, kind)
         kv, q_offset = (new_kv, 0) if cache is None else (cache.updated(new_kv), cache.cache_index)
         where: dict[str, Any] = dict(positions_BT=positions_BT, bias_table_NR=bias_table_NR, q_offset=q_offset)
-        y_BTD = self.self_attention(normed_BTD, kv, mask, **where, dropout_key=fold(dropout_key, 'self_attention'))
+        where |= dict(kind=kind, dropout_key=fold(dropout_key, 'self_attention'))
+        y_BTD = self.self_attention(normed_BTD, kv, mask, **where)
+        if post_norms:
+            y_BTD = self.post_self_attention_layer_norm(y_BTD)
         x_BTD = drop('after self_attention', x_BTD, y_BTD)
         if cross_kv is not None and cross_mask is not None:
             normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
@@ -102,10 +127,14 @@ class DecoderBlock(nnx.Module):
             normed_BTD = normed_BTD.reshape(cross_kv[0].shape[0], -1, x_BTD.shape[-1])
             key = fold(dropout_key, 'encoder_decoder_attention')
             y_BTD = self.encoder_decoder_attention(normed_BTD, cross_kv, cross_mask, dropout_key=key)
+            if post_norms:
+                y_BTD = self.post_cross_attention_layer_norm(y_BTD)
             x_BTD = drop('after encoder_decoder_attention', x_BTD, y_BTD.reshape(x_BTD.shape))
         if not self.config.parallel_block:
             normed_BTD = self.pre_mlp_layer_norm(x_BTD)
         y_BTD = self.mlp(normed_BTD, fold(dropout_key, 'mlp'))
+        if post_norms:
+            y_BTD = self.post_mlp_layer_norm(y_BTD)
         return drop('after mlp', x_BTD, y_BTD), new_kv
 
 
@@ -116,15 +145,23 @@ def _residual(config: ModelConfig, key: Key, name: str, x_BTD: jax.Array, y_BTD:
 
 
 def run_layers(
-    config: ModelConfig, body: Callable, carry: Any, stacked: Any, layers: int, *, differentiated: bool = True
+    config: ModelConfig,
+    body: Callable | Sequence[Callable],
+    carry: Any,
+    stacked: Any,
+    layers: int,
+    *,
+    differentiated: bool = True,
 ) -> tuple[Any, Any]:
     """Runs `carry, out = body(carry, layer_number, slice of stacked)` for each layer.
 
-    This is a scan (one block is compiled), or a loop if `config.scan_layers` is False; the numbers are the same. With
-    `config.remat` the backward pass recomputes a block from its input ('full'), or from the outputs of its projections
-    and of attention ('minimal').
+    This is a scan (one block is compiled), or a loop if `config.scan_layers` is False; the numbers are the same. Where
+    layers differ (`config.layer_kinds`), a step of the scan is one layer of each kind in turn, so that each is compiled
+    for its own kind; layers left over at the end follow the scan. With `config.remat` the backward pass recomputes a
+    block from its input ('full'), or from the outputs of its projections and of attention ('minimal').
 
     Args:
+        body: one for all layers, or a list with one for each of `config.layer_kinds`.
         stacked: a pytree whose leaves have a leading axis of layers.
         layers: their number.
         differentiated: False turns remat off.
@@ -132,17 +169,47 @@ def run_layers(
     Returns:
         The last carry, and the stacked outputs.
     """
-    if differentiated and config.remat != 'none':
+    of_kinds = [body] if callable(body) else list(body)
+
+    def bodies(scanned: bool) -> list[Callable]:
+        if not differentiated or config.remat == 'none':
+            return of_kinds
         policy = _SAVE_MINIMAL if config.remat == 'minimal' else None
         # A scan's forward and backward bodies share nothing, so no barrier against common subexpressions is needed.
-        body = jax.checkpoint(body, policy=policy, prevent_cse=not config.scan_layers)
-    if config.scan_layers:
-        return jax.lax.scan(lambda carry, x: body(carry, *x), carry, (jnp.arange(layers), stacked))
-    outs = []
-    for layer in range(layers):
-        carry, out = body(carry, layer, jax.tree.map(operator.itemgetter(layer), stacked))
-        outs.append(out)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+        return [jax.checkpoint(one, policy=policy, prevent_cse=not scanned) for one in of_kinds]
+
+    if config.scan_layers and len(of_kinds) == 1:
+        (one,) = bodies(scanned=True)
+        return jax.lax.scan(lambda carry, x: one(carry, *x), carry, (jnp.arange(layers), stacked))
+    scanned = layers // len(of_kinds) if config.scan_layers else 0
+    outs = None
+    if scanned > 0:
+        first = jax.tree.map(lambda x: x[: scanned * len(of_kinds)], (jnp.arange(layers), stacked))
+        carry, outs = _scan_groups(bodies(scanned=True), carry, first, scanned)
+    left, rest = range(scanned * len(of_kinds), layers), []
+    in_loop = bodies(scanned=False) if left else []
+    for layer in left:
+        carry, out = in_loop[layer % len(of_kinds)](carry, layer, jax.tree.map(operator.itemgetter(layer), stacked))
+        rest.append(out)
+    if not rest:
+        return carry, outs
+    outs_rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest)
+    return carry, outs_rest if scanned == 0 else jax.tree.map(lambda *x: jnp.concatenate(x), outs, outs_rest)
+
+
+def _scan_groups(bodies: list[Callable], carry: Any, stacked: Any, groups: int) -> tuple[Any, Any]:
+    """A scan over `groups` of len(bodies) layers; `stacked` includes their numbers."""
+
+    def group(carry: Any, layers: Any) -> tuple[Any, Any]:
+        outs = []
+        for i, body in enumerate(bodies):
+            carry, out = body(carry, *jax.tree.map(operator.itemgetter(i), layers))
+            outs.append(out)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+    grouped = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), stacked)
+    carry, outs = jax.lax.scan(group, carry, grouped)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
 
 class _Stack(nnx.Module):
@@ -157,16 +224,17 @@ class _Stack(nnx.Module):
         return self.layers
 
     def _run_layers(self, body: Callable, carry: Any, layers: int, *, differentiated: bool = True) -> tuple[Any, Any]:
-        """`run_layers` with `body(carry, layer_number, block, bias_table_NR)`."""
+        """`run_layers` with `body(kind, carry, layer_number, block, bias_table_NR)`."""
         table = None if self.relpos_bias is None else self.relpos_bias.rel_embedding[...]
         shared, per_layer = (None, table) if self.config.relative_bias_per_layer else (table, None)
 
-        def run_block(carry: Any, layer: jax.Array, parameters: tuple) -> tuple[Any, Any]:
+        def run_block(kind: LayerKind, carry: Any, layer: jax.Array, parameters: tuple) -> tuple[Any, Any]:
             block, table_NR = parameters
-            return body(carry, layer, block, shared if table_NR is None else table_NR)
+            return body(kind, carry, layer, block, shared if table_NR is None else table_NR)
 
         stacked = self.stacked_layers(), per_layer
-        return run_layers(self.config, run_block, carry, stacked, layers, differentiated=differentiated)
+        bodies = [functools.partial(run_block, kind) for kind in self.config.layer_kinds]
+        return run_layers(self.config, bodies, carry, stacked, layers, differentiated=differentiated)
 
 
 class Encoder(_Stack):
@@ -182,9 +250,9 @@ class Encoder(_Stack):
         """[B, S, D] -> [B, S, D]. Dropout is on exactly if there is a key."""
         config = self.config
 
-        def body(x_BSD: jax.Array, layer: jax.Array, block: EncoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
-            key = fold(dropout_key, layer)
-            return block(x_BSD, mask=mask, positions_BS=positions_BS, bias_table_NR=table_NR, dropout_key=key), None
+        def body(kind: LayerKind, x_BSD: jax.Array, layer: Any, block: EncoderBlock, table_NR: Table) -> Any:
+            key, where = fold(dropout_key, layer), dict(kind=kind, mask=mask, positions_BS=positions_BS)
+            return block(x_BSD, **where, bias_table_NR=table_NR, dropout_key=key), None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))
         x_BSD, _ = self._run_layers(body, x_BSD, config.num_encoder_layers)
@@ -223,9 +291,10 @@ class Decoder(_Stack):
         """
         config = self.config
 
-        def body(x_BTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, Any]:
+        def body(kind: LayerKind, x_BTD: jax.Array, layer: Any, block: DecoderBlock, table_NR: Table) -> Any:
             x_BTD, new_kv = block(
                 x_BTD,
+                kind=kind,
                 mask=mask,
                 positions_BT=positions_BT,
                 bias_table_NR=table_NR,
@@ -253,10 +322,11 @@ class Decoder(_Stack):
         mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
         positions_B1 = cache.positions_B1()
 
-        def body(carry: Any, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[Any, None]:
+        def body(kind: LayerKind, carry: Any, layer: Any, block: DecoderBlock, table_NR: Table) -> tuple[Any, None]:
             x_B1D, cache = carry
             x_B1D, new_kv = block(
                 x_B1D,
+                kind=kind,
                 mask=mask,
                 positions_BT=positions_B1,
                 bias_table_NR=table_NR,
@@ -283,12 +353,13 @@ class Decoder(_Stack):
         if source_BS is not None:
             cross_mask = Mask(causal=False, kv_segment_ids_BS=of_rows(source_BS))
 
-        def body(x_RTD: jax.Array, layer: jax.Array, block: DecoderBlock, table_NR: Table) -> tuple[jax.Array, None]:
+        def body(kind: LayerKind, x_RTD: jax.Array, layer: Any, block: DecoderBlock, table_NR: Table) -> Any:
             seen = cache.layer(layer)
             widths = ((0, 0), (0, tokens), (0, 0), (0, 0))
             k_RMKH, v_RMKH = (jnp.pad(of_rows(x), widths) for x in (seen.k_BMKH, seen.v_BMKH))
             x_RTD, _ = block(
                 x_RTD,
+                kind=kind,
                 mask=mask,
                 positions_BT=positions_RT,
                 bias_table_NR=table_NR,

@@ -18,7 +18,7 @@ from t5flan.models.parameters import named_parameters
 
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
-FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama')
+FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3')
 RECORDINGS = ('t5_1_1_tiny', 'scalable_t5_1_1_tiny_scanned')
 LOGIT_TOLERANCE, RELATIVE = 2e-4, 1e-4
 

@@ -19,6 +19,8 @@ def seen_keys(b, t, keys, options):
     if options.get('causal'):
         prefix = get('prefix_BS', b)
         seen &= (at <= t + options.get('q_offset', 0)) | (False if prefix is None else prefix.astype(bool))
+    if options.get('window'):
+        seen &= np.abs(at - t - options.get('q_offset', 0)) < options['window']
     return seen
 
 

@@ -83,3 +83,8 @@ class Ia3Projection(AdaptedProjection):
         if self.on_inputs:
             scales = jnp.expand_dims(scales, tuple(range(scales.ndim, scales.ndim + outputs)))
         return self.kernel[...] * with_leading_axes(scales, self.kernel.ndim)
+
+    def merged_bias(self) -> jax.Array:
+        """The bias, rescaled with the outputs, float32."""
+        bias = super().merged_bias()
+        return bias if self.on_inputs else bias * self.ia3[...]

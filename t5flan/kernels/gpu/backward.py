@@ -112,7 +112,7 @@ def _add_to_sums(
     """Each query's sums of logit gradients, of those at least `reach` after it, and of the probabilities there."""
     excess_C, after_C, weight_after_C = sums
     excess_C = excess_C + jnp.sum(dlogits_CP, axis=1)
-    if zone == 'before' or 'after' not in spec.zones:
+    if zone == 'before' or not spec.looks_after:
         return excess_C, after_C, weight_after_C
     if zone == 'near':
         after_CP = tile.distances(refs, at, dlogits_CP.shape, 1) >= spec.reach

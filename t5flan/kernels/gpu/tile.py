@@ -72,10 +72,20 @@ class TileSpec(AttentionSpec):
 
     @property
     def zones(self) -> tuple[str, ...]:
-        """The zones of tiles: keys before, near or after their queries; one zone if positions do not matter."""
+        """The zones of tiles: keys before, near or after their queries; one zone if positions do not matter.
+
+        In a window every tile is near: the few that are seen compare positions.
+        """
+        if self.window is not None:
+            return ('near',)
         if self.bias is None and not self.causal:
             return ('before',)
-        return ('before', 'near') if self.causal and not self.prefix else ('before', 'near', 'after')
+        return ('before', 'near', 'after') if self.looks_after else ('before', 'near')
+
+    @property
+    def looks_after(self) -> bool:
+        """Whether queries see keys after them."""
+        return not self.causal or self.prefix
 
 
 class Part(NamedTuple):
@@ -102,7 +112,7 @@ def bounds(spec: TileSpec, arrays: KernelArrays, blocks: Blocks, axis: int) -> j
 
     Unseen tiles inside the range are computed.
     """
-    seen_BIO = visible_tiles(arrays, blocks.queries, blocks.keys, spec.causal)
+    seen_BIO = visible_tiles(arrays, blocks.queries, blocks.keys, spec.causal, spec.window)
     end = jnp.where(jnp.any(seen_BIO, axis), seen_BIO.shape[axis] - jnp.argmax(jnp.flip(seen_BIO, axis), axis), 0)
     return jnp.stack([jnp.argmax(seen_BIO, axis), end], axis=-1).astype(jnp.int32)
 
@@ -156,6 +166,8 @@ def _bias(spec: TileSpec, refs: Refs, zone: str, distance: jax.Array | None) -> 
     if spec.bias is None:
         return None
     part = refs['bias']
+    if spec.window is not None and distance is not None:  # a tile of the window may be far from the diagonal
+        distance = jnp.clip(distance, -spec.reach, spec.reach)
     ends = {'before': 0, 'after': part.ref.shape[-1] - 1}
     at = ends[zone] if distance is None else distance + (part.ref.shape[-1] - 1) // 2
     return part.ref[(*part.before, at)]
@@ -232,6 +244,8 @@ def _pairs_allowed(
     masks = []
     if query_ids_C is not None and key_ids_P is not None:
         masks.append(of_key(key_ids_P >> 1) == jnp.expand_dims(query_ids_C, key_axis))
+    if spec.window is not None and distance is not None:
+        masks.append(jnp.abs(distance) < spec.window)
     if spec.causal and distance is not None:
         if spec.prefix and key_ids_P is not None:  # keys of the prefix count as before every query
             distance = jnp.where(of_key(key_ids_P & 1 == 1), -1, distance)

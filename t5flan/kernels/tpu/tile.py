@@ -109,7 +109,7 @@ class Place(NamedTuple):
 
 def seen_tiles(spec: TileSpec, arrays: KernelArrays, axis: int) -> Seen:
     """For kernels that loop over keys for a block of queries (axis 2), or over queries for a block of keys (axis 1)."""
-    seen_BIO = visible_tiles(arrays, spec.block_q, spec.block_k, spec.causal)
+    seen_BIO = visible_tiles(arrays, spec.block_q, spec.block_k, spec.causal, spec.window)
     any_seen = jnp.any(seen_BIO, axis=axis)
     last = jnp.where(any_seen, seen_BIO.shape[axis] - 1 - jnp.argmax(jnp.flip(seen_BIO, axis), axis=axis), 0)
     words = -(-seen_BIO.shape[2] // _WORD)
@@ -194,6 +194,10 @@ def allowed(spec: TileSpec, refs: Refs, at: Place) -> jax.Array | None:
         if spec.masked:  # keys of the prefix count as before every query
             key_PC = jnp.where((key_P1 & 1) == 1, jnp.iinfo(jnp.int32).min, key_PC)
         masks.append(key_PC <= at.query * spec.block_q + at.q_offset + lax.broadcasted_iota(jnp.int32, shape, 1))
+    if spec.window is not None:
+        first = at.key * spec.block_k - at.query * spec.block_q - at.q_offset
+        iota = functools.partial(lax.broadcasted_iota, jnp.int32, shape)
+        masks.append(jnp.abs(first + iota(0) - iota(1)) < spec.window)
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
