@@ -2,12 +2,13 @@
 
     pip install -e '.[convert]' && python tests/conversion/make_golden.py
 
-The files in the tree were made with transformers 5.23.0 and torch 2.13.0. Run it again only when a family is added: the
-numbers are random but seeded, and other versions may draw different ones.
+The files in the tree were made with transformers 5.23.0 (from `llama3` on 5.24.0) and torch 2.13.0. Run it again only when a
+family is added, with its name as argument: the numbers are random but seeded, and other versions may draw different ones.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +60,73 @@ FAMILIES = {
     ),
     'llama': (transformers.LlamaConfig(**DECODER, num_key_value_heads=2, tie_word_embeddings=False), 'float32'),
     'gemma': (transformers.GemmaConfig(**DECODER, num_key_value_heads=1), 'bfloat16'),
+    'llama3': (
+        transformers.LlamaConfig(
+            **DECODER,
+            num_key_value_heads=2,
+            attention_bias=True,
+            rope_parameters={
+                'rope_type': 'llama3',
+                'rope_theta': 30.0,
+                'factor': 4.0,
+                'low_freq_factor': 1.0,
+                'high_freq_factor': 4.0,
+                'original_max_position_embeddings': 16,
+            },
+        ),
+        'float32',
+    ),
+    'mistral': (transformers.MistralConfig(**DECODER, num_key_value_heads=2, sliding_window=4), 'bfloat16'),
+    'smollm3': (
+        transformers.SmolLM3Config(
+            **{**DECODER, 'num_hidden_layers': 3},
+            num_key_value_heads=4,
+            no_rope_layer_interval=2,
+            use_sliding_window=True,
+            sliding_window=5,
+        ),
+        'float32',
+    ),
+    'qwen3_yarn': (
+        transformers.Qwen3Config(
+            **{**DECODER, 'num_hidden_layers': 3},
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=3,
+            max_window_layers=1,
+            rope_parameters={
+                'rope_type': 'yarn',
+                'rope_theta': 50.0,
+                'factor': 4.0,
+                'original_max_position_embeddings': 16,
+                'beta_fast': 4.0,
+            },
+        ),
+        'float32',
+    ),
+    'gemma3_linear': (
+        transformers.Gemma3TextConfig(
+            **{**DECODER, 'num_hidden_layers': 5},
+            num_key_value_heads=1,
+            query_pre_attn_scalar=4,
+            sliding_window=3,
+            layer_types=[('full' if i % 2 else 'sliding') + '_attention' for i in range(5)],
+            rope_parameters={
+                'sliding_attention': {'rope_type': 'default', 'rope_theta': 20.0},
+                'full_attention': {'rope_type': 'linear', 'rope_theta': 300.0, 'factor': 8.0},
+            },
+        ),
+        'float32',
+    ),
 }
+DECODERS = ('llama', 'gemma', 'gemma3_text', 'mistral', 'smollm3', 'qwen3')
 
 
 def make(family: str) -> None:
     """One folder: config.json, safetensors (ByT5's in shards) and expected.npz."""
     config, dtype = FAMILIES[family]
     torch.manual_seed(sum(map(ord, family)))
-    decoder = config.model_type in ('llama', 'gemma')
+    decoder = config.model_type in DECODERS
     model = (
         (transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSeq2SeqLM)
         .from_config(config)
@@ -76,7 +136,7 @@ def make(family: str) -> None:
         for parameter in model.parameters():  # far from their initial values, so that nothing is small by chance
             parameter.copy_(
                 torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2)
-                + (parameter.ndim == 1) * (not decoder or config.model_type == 'llama')
+                + (parameter.ndim == 1) * (not config.model_type.startswith('gemma'))
             )
             parameter.copy_(parameter.to(getattr(torch, dtype)).float())
         if not decoder and family != 't5_1_0':  # transformers ties them by default, these families do not
@@ -130,6 +190,6 @@ def record(model: torch.nn.Module, decoder: bool, family: str) -> dict[str, np.n
 
 
 if __name__ == '__main__':
-    for name in FAMILIES:
+    for name in sys.argv[1:] or FAMILIES:
         make(name)
         print(name, sum(file.stat().st_size for file in (GOLDEN / name).iterdir()), 'bytes')

@@ -21,6 +21,9 @@ TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
         pytest.param('palm', 'bfloat16', marks=pytest.mark.slow),
         pytest.param('t5_1_1', 'bfloat16', marks=pytest.mark.slow),
         ('rotary', 'float32'),
+        ('windowed', 'float32'),
+        ('modern', 'float32'),
+        pytest.param('modern', 'bfloat16', marks=pytest.mark.slow),
     ],
 )
 def test_unrolled_equals_scan(family, dtype):

@@ -99,6 +99,15 @@ CASES = {
         ),
         dict(batch=2, queries=100, keys=300, heads=4, kv_heads=1),
     ),
+    'window, decoder': (dict(window=70, causal=True, soft_cap=2.0), dict(queries=400, heads=4, kv_heads=2)),
+    'window, encoder': (
+        dict(window=50, bias=RelativeBias(True, 8, 30), kv_segment_ids_BS=(PACKED > 0).astype(np.int32)),
+        dict(batch=2, queries=300),
+    ),
+    'window, prefix, packed': (
+        dict(window=90, causal=True, prefix_BS=PREFIX, q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED),
+        dict(batch=2, queries=300, heads=1),
+    ),
     'queries before the keys': (dict(q_offset=-130, causal=True, bias=RelativeBias(True)), dict(queries=300, keys=150)),
 }
 
@@ -147,7 +156,10 @@ def draw(seed):
         kv_heads=kv_heads,
         head_dim=pick(8, 64, 64, 96, 128, 256),
     )
-    return options, shape, pick(jnp.float32, jnp.float32, jnp.bfloat16), blocks
+    dtype = pick(jnp.float32, jnp.float32, jnp.bfloat16)
+    if pick(True, False):
+        options['window'] = int(rng.integers(1, 400))
+    return options, shape, dtype, blocks
 
 
 def attention_step(bias, ids=True, prefix=False, dropped=False, **options):

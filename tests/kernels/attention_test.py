@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,25 @@ CASES = {
         dropout_key=jax.random.key(4),
         soft_cap=2.0,
     ),
+    'window, decoder': dict(window=5, causal=True, bias=RelativeBias(False, 8, 9), kv_heads=2, soft_cap=2.0),
+    'window, packed encoder': dict(
+        window=3, bias=RelativeBias(True, 8, 9), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS, scale=0.4
+    ),
+    'window, prefix': dict(
+        window=4,
+        causal=True,
+        prefix_BS=PREFIX,
+        q_segment_ids_BT=SEGMENTS,
+        kv_segment_ids_BS=SEGMENTS,
+        kv_heads=1,
+        dropout_rate=0.3,
+        dropout_key=jax.random.key(5),
+    ),
+    'window, later queries': dict(
+        window=6, queries=9, q_offset=8, causal=True, kv_lengths_B=np.array([15, 3], np.int32), bias=RelativeBias(False)
+    ),
+    'window of one, queries before the keys': dict(window=1, q_offset=-4),
+    'window of all': dict(window=10**6, causal=True, bias=RelativeBias(False)),
     'lengths and segments': dict(
         bias=RelativeBias(True),
         q_segment_ids_BT=SEGMENTS,
@@ -140,6 +160,46 @@ def test_long_causal_rows_do_not_read_the_keys_after_the_queries(monkeypatch):
     expected_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, causal=True, implementation='chunked')
     np.testing.assert_array_equal(y_BTNH[:, :16], expected_BTNH[:, :16])
     assert np.isnan(y_BTNH[:, 16:]).all()
+
+
+def multiplications(queries, **options):
+    """Those of all matrix products of output and gradients, for 2 heads of 8, by the traced program."""
+    x = jax.ShapeDtypeStruct((1, queries, 2, 8), jnp.float32)
+    loss = lambda q, k, v: jnp.sum(attend(q, k, v, implementation='chunked', **options))
+
+    def count(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == 'dot_general':
+                summed = equation.params['dimension_numbers'][0][0]
+                total += equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in summed)
+            for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+                parameter = getattr(parameter, 'jaxpr', parameter)
+                if hasattr(parameter, 'eqns'):
+                    total += equation.params.get('length', 1) * count(parameter)
+        return total
+
+    return count(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x).jaxpr)
+
+
+def test_a_window_costs_only_its_own_tiles():
+    """A tile of 8 queries reads 8 + window - 1 keys, twice in the forward pass and five times in the backward pass."""
+    products = 7 * 2 * 8
+    assert multiplications(512) == products * 512 * 512
+    for window in (1, 32, 100):
+        for queries in (512, 2048):
+            assert multiplications(queries, causal=True, window=window) == products * queries * (8 + window - 1)
+    assert multiplications(512, window=32) == products * 512 * (8 + 2 * 31)  # keys after the queries too
+    assert multiplications(16, causal=True, window=100) == products * 16 * 16
+
+
+def test_keys_outside_the_window_are_not_read():
+    q_BTNH, k_BSKH, v_BSKH, *_ = inputs()
+    unread = [x.at[:, :9].set(np.nan) for x in (k_BSKH, v_BSKH)]  # blocks of eight queries: 0, 8 and 16
+    y_BTNH = attend(q_BTNH, *unread, causal=True, window=4, implementation='chunked')
+    expected_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, causal=True, window=4, implementation='xla')
+    np.testing.assert_allclose(y_BTNH[:, 16:], expected_BTNH[:, 16:], atol=2e-6)
+    assert np.isnan(y_BTNH[:, :16]).any()
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
@@ -320,6 +380,7 @@ SPLIT = {
     ),
     'decoder': dict(bias=RelativeBias(False, 8, 12), causal=True, kv_heads=1),
     'prefix': dict(causal=True, prefix_BS=LONG_PREFIX, kv_heads=2, soft_cap=2.0, scale=0.5),
+    'window': dict(causal=True, window=7, bias=RelativeBias(False, 8, 12), kv_heads=2),
     'cross': dict(
         keys=16,
         q_segment_ids_BT=LONG_IDS,
@@ -425,6 +486,8 @@ BAD = {
     'only one of': dict(bias=RelativeBias(True)),
     'ModelConfig.relative_buckets': dict(bias=RelativeBias(True), bias_table=jnp.ones((N, 8))),
     'ModelConfig.attention_soft_cap': dict(soft_cap=0.0),
+    'window=0.*ModelConfig.attention_window': dict(window=0),
+    'window=2.5.*ModelConfig.attention_window': dict(window=2.5),
     'ModelConfig.dropout_rate': dict(dropout_rate=1.0, dropout_key=jax.random.key(0)),
     'needs a dropout_key': dict(dropout_rate=0.1),
     'Set ModelConfig.attention': dict(implementation='flash'),

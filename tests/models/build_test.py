@@ -99,7 +99,7 @@ def test_a_key_gives_the_same_parameters_on_any_mesh():
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-@pytest.mark.parametrize('family', ['t5_1_1', 'palm'])
+@pytest.mark.parametrize('family', ['t5_1_1', 'palm', 'modern'])
 def test_a_model_split_over_eight_devices_has_the_same_logits(family):
     model, batch = small_model(family), random_batch(family, rows=4)
     sharding = create_sharding(MeshConfig(data=2, fsdp=2, tensor=2))

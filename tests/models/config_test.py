@@ -33,6 +33,27 @@ def test_a_configuration_survives_json(family):
         ({'position': 'rope', 'head_dim': 7}, r'head_dim=7, expected an even number'),
         ({'relative_buckets': 30}, r'relative_buckets=30, expected a multiple of 4'),
         ({'relative_max_distance': 16}, r'relative_max_distance=16, expected more than'),
+        ({'attention_window': 0}, r'attention_window=0, expected a number above 0, or None'),
+        (
+            {'attention_window': 2, 'layer_pattern': ['full']},
+            r'attention_window=2, expected None, because layer_pattern',
+        ),
+        ({'layer_pattern': ['window']}, r"attention_window=None, expected a number for layer_pattern's windows"),
+        ({'layer_pattern': ['sliding']}, r"layer_pattern=\['sliding'\], expected .*'full', 'window', 'nope'"),
+        ({'layer_pattern': []}, r'layer_pattern=\(\), expected at least one layer'),
+        ({'layer_pattern': ['nope']}, r"layer_pattern=\('nope',\), expected no 'nope' without position='rope'"),
+        ({'position': 'rope', 'rope_local_base': 5.0}, r'rope_local_base=5.0, expected None without attention_window'),
+        ({'rope_scaling': {'rope_type': 'linear', 'factor': 2}}, r"rope_scaling=.*None with position='relative_bias'"),
+        (
+            {'rope_scaling': {'rope_type': 'ntk', 'factor': 2}},
+            r"rope_scaling.rope_type='ntk', expected one of 'linear'",
+        ),
+        ({'rope_scaling': {'rope_type': 'linear'}}, r'rope_scaling.factor=None, expected a value'),
+        ({'rope_scaling': {'rope_type': 'linear', 'factor': 0}}, r'rope_scaling.factor=0.0, expected a number above 0'),
+        ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8}}, r'original_max_position_embeddings=None, expected'),
+        ({'rope_scaling': {'kind': 'linear'}}, r"rope_scaling has 'kind'; expected fields of rope_type"),
+        ({'rope_scaling': 'linear'}, r"rope_scaling='linear', expected .*dict such as"),
+        ({'query_pre_attn_scalar': 4}, r'query_pre_attn_scalar=4.0, expected None with scale_attention=False'),
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
 )
@@ -55,3 +76,12 @@ def test_key_value_heads_default_to_all_heads():
     assert dataclasses.replace(config, num_kv_heads=1).kv_heads == 1
     assert config.attention_scale == 1
     assert dataclasses.replace(config, scale_attention=True).attention_scale == 8**-0.5
+
+
+def test_kinds_of_layers_repeat_with_the_shortest_period():
+    config = small_config('modern', layer_pattern=('window', 'full', 'window', 'full'))
+    local, whole = config.layer_kinds
+    assert (local.window, local.rope_base, local.rope_scaling) == (3, 50.0, None)
+    assert (whole.window, whole.rope_base, whole.rope_scaling.factor) == (None, 10000.0, 4.0)
+    assert len(small_config('modern', layer_pattern=None).layer_kinds) == 1
+    assert small_config('gemma').layer_kinds == ((None, True, 10000.0, None),)

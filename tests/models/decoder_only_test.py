@@ -23,7 +23,9 @@ def test_a_token_sees_earlier_tokens_and_the_prefix():
         assert set(np.flatnonzero(np.abs(gradient.token_embedder.embedding[...]).max(axis=1))) == sees
 
 
-@pytest.mark.parametrize('family, prefix_lm', [('relative', False), ('relative', True), ('palm', True)])
+@pytest.mark.parametrize(
+    'family, prefix_lm', [('relative', False), ('relative', True), ('palm', True), ('modern', True)]
+)
 def test_packed_rows_match_separate_examples(family, prefix_lm):
     model = small_model(family)
     random = np.random.default_rng(0)
@@ -45,7 +47,8 @@ def test_packed_rows_match_separate_examples(family, prefix_lm):
 
 
 @pytest.mark.parametrize(
-    'family, prefix_lm', [('relative', False), ('relative', True), ('palm', True), ('gemma', False)]
+    'family, prefix_lm',
+    [('relative', False), ('relative', True), ('palm', True), ('gemma', False), ('modern', False), ('modern', True)],
 )
 def test_decoding_after_prompts_of_any_length_matches_the_full_sequence(family, prefix_lm):
     """Left-padded prompts and new tokens, against rows as in training: start token, prompt, new tokens, padding."""

@@ -29,7 +29,7 @@ def test_the_decoder_is_causal_and_sees_the_whole_input():
     assert words == {10, 11, 12, 13, 20, 21}
 
 
-@pytest.mark.parametrize('family', ['t5_1_1', 'rotary'])
+@pytest.mark.parametrize('family', ['t5_1_1', 'rotary', 'windowed'])
 def test_packed_rows_match_separate_examples(family):
     """Two examples in a row do not see each other; padding sees nothing and is not seen."""
     model = small_model(family)

@@ -24,6 +24,14 @@ ENCODER_DECODERS = {
     't5_1_0': {'mlp_activations': ('relu',), 'tie_embeddings': True},
     'umt5': {'relative_bias_per_layer': True, 'num_kv_heads': 1},
     'rotary': {'position': 'rope', 'num_kv_heads': 2, 'attention_soft_cap': 5.0},
+    'windowed': {
+        'position': 'rope',
+        'attention_window': 3,
+        'layer_pattern': ('window', 'full'),
+        'post_norms': True,
+        'qk_norm': True,
+        'attention_bias': True,
+    },
 }
 DECODERS = {
     'relative': {'relative_buckets': 8, 'relative_max_distance': 12},
@@ -47,6 +55,22 @@ DECODERS = {
         'logits_soft_cap': 10.0,
     },
     'positionless': {'position': 'none'},
+    'modern': {  # every option of Gemma 2 and 3, Qwen and SmolLM3 at once
+        'position': 'rope',
+        'rope_local_base': 50.0,
+        'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 4, 'beta_fast': 2.0},
+        'num_kv_heads': 2,
+        'scale_attention': True,
+        'query_pre_attn_scalar': 5.0,
+        'attention_soft_cap': 4.0,
+        'logits_soft_cap': 20.0,
+        'attention_bias': True,
+        'attention_out_bias': True,
+        'qk_norm': True,
+        'post_norms': True,
+        'attention_window': 3,
+        'layer_pattern': ('window', 'nope'),
+    },
 }
 FAMILIES = {**ENCODER_DECODERS, **DECODERS}
 

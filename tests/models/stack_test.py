@@ -27,6 +27,45 @@ def test_scan_unrolled_and_every_remat_match(family, ways):
             np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max(), rtol=0)
 
 
+@pytest.mark.parametrize(
+    'layers, pattern, others',
+    [
+        (3, ('window', 'nope'), [{'scan_layers': False}]),  # one group and one layer left over
+        pytest.param(
+            7,
+            ('window', 'full', 'window_nope'),
+            [{'scan_layers': False}, {'remat': 'minimal'}, {'remat': 'full'}],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(2, ('window', 'full', 'nope'), [{'remat': 'full'}], marks=pytest.mark.slow),  # no whole group
+    ],
+)
+def test_layers_of_several_kinds_scan_in_groups(layers, pattern, others):
+    fields = {'layer_pattern': pattern, 'num_decoder_layers': layers, 'dropout_rate': 0.1}
+    batch, step = random_batch('modern'), jax.jit(jax.value_and_grad(mean_loss))
+    loss, gradient = step(small_model('modern', **fields), batch, jax.random.key(3))
+    for other in others:
+        other_loss, other_gradient = step(small_model('modern', **fields, **other), batch, jax.random.key(3))
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+        for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max(), rtol=0)
+
+
+def test_each_layer_has_its_own_kind():
+    """By gradient: which tokens the last hidden state depends on. All tokens are different words."""
+    batch = {'decoder_input_tokens': np.arange(10, 19)[None]}
+
+    def seen(*pattern: str, layers: int) -> int:
+        fields = {'layer_pattern': pattern, 'num_decoder_layers': layers, 'attention_window': 3}
+        model = small_model('modern', **fields, rope_local_base=None)
+        gradient = jax.jit(jax.grad(lambda model: model.hidden(batch)[0, -1].sum()))(model)
+        return np.count_nonzero(np.abs(gradient.token_embedder.embedding[...]).max(axis=1))
+
+    assert seen('window', layers=3) == 7
+    assert seen('window', 'window', 'nope', layers=2) == 5
+    assert seen('window', 'window', 'nope', layers=3) == 9
+
+
 def test_remat_saves_the_documented_arrays():
     """By the arrays that the backward pass receives."""
     batch = random_batch('relative', target=LONG)

@@ -19,7 +19,7 @@ LENGTHS = {'inputs': 64, 'targets': 64}
 FAMILIES = {
     'encoder_decoder': ('t5_1_1', 'umt5'),
     'prefix_lm': ('relative', 'palm'),
-    'causal_lm': ('relative', 'gemma'),
+    'causal_lm': ('relative', 'gemma', 'modern'),
 }
 CASES = [(format, family) for format, families in FAMILIES.items() for family in families]
 

@@ -14,6 +14,7 @@ from flax import nnx
 from t5flan.adapters.methods.lora import Lora, LoraProjection
 from t5flan.adapters.projection import Terms, is_stacked, with_leading_axes
 from t5flan.config.checks import require
+from t5flan.errors import UserError
 from t5flan.models.layers import Projection
 from t5flan.models.parameters import Scope
 
@@ -45,6 +46,9 @@ class DoraProjection(LoraProjection):
 
     def __init__(self, base: Projection, scope: Scope, rank: int, scale: float):
         super().__init__(base, scope, rank, scale)
+        if base.bias is not None:
+            kernels = '@Dora() cannot adapt projections with biases (ModelConfig.attention_bias)'
+            raise UserError(f'{kernels}. Set Dora.targets to others, or use @Lora().')
         stacked = is_stacked(base)
         axes = base.kernel.get_metadata('axes')
         first = 1 if stacked else 0

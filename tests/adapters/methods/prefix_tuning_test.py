@@ -16,7 +16,10 @@ from tests.models.small_models import small_model
     ('family', 'prefix_lm'),
     [
         ('gemma', True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [('relative', False), ('palm', False)]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [('relative', False), ('palm', False), ('modern', False)]
+        ),
     ],
 )
 def test_decoding_reads_the_prefix_as_a_forward_pass_does(family, prefix_lm):

@@ -119,16 +119,19 @@ def test_which_tiles_are_computed():
     q = jnp.zeros((1, 512, 1, 64))
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
-    def count(causal=False, ids=None, prefix=None, offset=0):
+    def count(causal=False, ids=None, prefix=None, offset=0, window=None):
         operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
         _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, (128, 128))
-        return int(visible_tiles(arrays, 128, 128, causal).sum())
+        return int(visible_tiles(arrays, 128, 128, causal, window).sum())
 
     assert count() == 16
     assert count(causal=True) == 10
     assert count(causal=True, offset=1) == 13  # the last query of each block sees the first key of the next
     assert count(causal=True, offset=-512) == 0
     assert count(ids=ids) == 3
+    # The first query of a block reaches back by window - 1 keys.
+    assert [count(causal=True, window=window) for window in (1, 2, 129, 130)] == [4, 7, 7, 9]
+    assert [count(window=window) for window in (1, 2, 129, 130)] == [4, 10, 10, 14]
     # The queries of block 0 see block 1 too.
     assert count(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
 
