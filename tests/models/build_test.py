@@ -43,6 +43,20 @@ KNOWN = {
     'byt5_base': 581_653_248,
     'llama2_7b': 6_738_415_616,
     'gemma_2b': 2_506_172_416,
+    'qwen2_0_5b': 494_032_768,
+    'qwen2_7b': 7_615_616_512,
+    'qwen3_0_6b': 596_049_920,
+    'qwen3_8b': 8_190_735_360,
+    'llama3_1_8b': 8_030_261_248,
+    'llama3_2_1b': 1_235_814_400,
+    'mistral_7b': 7_241_732_096,
+    'smollm2_135m': 134_515_008,
+    'smollm3_3b': 3_075_098_624,
+    'gemma2_2b': 2_614_341_888,
+    'gemma2_9b': 9_241_705_984,
+    'gemma2_27b': 27_227_128_320,
+    'gemma3_270m': 268_098_176,
+    'gemma3_1b': 999_885_952,
 }
 # Rounded in the papers, in billions.
 ROUNDED = {
@@ -56,6 +70,7 @@ ROUNDED = {
     'flan_ul2': 19.5,
     'umt5_xxl': 13.0,
     'umt5_xl': 3.7,
+    'gemma3_27b': 27.0,
 }
 
 
@@ -76,7 +91,7 @@ def test_known_models_exist():
     assert KNOWN.keys() | ROUNDED.keys() <= {file.stem for file in FILES}
 
 
-@pytest.mark.parametrize('name', ['t5_1_1_xxl', 'palm_540b', 'gemma_2b'])
+@pytest.mark.parametrize('name', ['t5_1_1_xxl', 'palm_540b', 'gemma_2b', 'gemma3_27b'])
 def test_the_largest_models_run_in_shapes(name):
     config = parse([f'models/{name}']).read(ModelConfig)
     tokens = jax.ShapeDtypeStruct((2, 512), np.int32)

@@ -264,7 +264,8 @@ def decoder_fields(config: ModelConfig, kind: str) -> dict[str, Any]:
     if kind in _GEMMAS:
         fields['hidden_activation'] = activation
     if kind in _QUERY_SCALED:
-        fields['query_pre_attn_scalar'] = config.query_pre_attn_scalar or config.head_dim
+        scalar = config.query_pre_attn_scalar or config.head_dim
+        fields['query_pre_attn_scalar'] = int(scalar) if scalar == int(scalar) else scalar  # transformers: an int
     if kind == 'gemma2':
         fields |= {theirs: getattr(config, ours) for ours, theirs in _SOFT_CAPS.items()}
     if kind in _WINDOWED:
