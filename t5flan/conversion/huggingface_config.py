@@ -95,6 +95,8 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
         raise UserError(f'{file} lacks {name!r}, which a model of type {kind!r} needs. Download it again.') from None
     except UserError as error:
         raise UserError(f'{file}: {error}' if 'ModelConfig' in str(error) else str(error)) from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f'{file} has a field of a wrong type or size ({error}). Download it again.') from None
 
 
 def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:

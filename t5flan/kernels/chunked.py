@@ -96,7 +96,9 @@ def choose_tiles(spec: AttentionSpec, operands: Operands) -> TileSpec:
         rows = _ROWS_IN_PARTS if skips else _TILE_ROWS
         block, tile_kv_heads = _tile_size(queries, keys, heads, kv_heads, platform, rows)
         part = _KEYS_OF_A_PART if block < queries and skips else 0
-    sizes = dict(block=block, blocks=-(-queries // block), kv_heads=tile_kv_heads, share=share, keys=tile_keys)
+    sizes: dict[str, Any] = dict(
+        block=block, blocks=-(-queries // block), kv_heads=tile_kv_heads, share=share, keys=tile_keys
+    )
     return TileSpec(**vars(spec), **sizes, part=part)
 
 
@@ -424,7 +426,8 @@ def _steps(spec: TileSpec, operands: Operands) -> jax.Array:
 
 def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
     """The position of step j in row b: all blocks of queries of one group of heads come before the next group."""
-    kv_head, query, key = j // spec.blocks * spec.kv_heads, j % spec.blocks * spec.block, 0
+    kv_head, query = j // spec.blocks * spec.kv_heads, j % spec.blocks * spec.block
+    key: jax.Array | int = 0
     if spec.window is not None:
         key = query + operands.q_offset - (spec.window - 1)
         key = jnp.clip(key, 0, operands.k_BSKH.shape[1] - spec.keys)

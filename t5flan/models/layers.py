@@ -93,8 +93,8 @@ def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
     """[..., *outputs] plus [*outputs], in y's dtype."""
     if bias is None:
         return y
-    bias = bias[...].astype(y.dtype)
-    return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+    added = bias[...].astype(y.dtype)
+    return y + added.reshape((1,) * (y.ndim - added.ndim) + added.shape)
 
 
 class Norm(nnx.Module):

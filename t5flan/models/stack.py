@@ -251,7 +251,8 @@ class Encoder(_Stack):
         config = self.config
 
         def body(kind: LayerKind, x_BSD: jax.Array, layer: Any, block: EncoderBlock, table_NR: Table) -> Any:
-            key, where = fold(dropout_key, layer), dict(kind=kind, mask=mask, positions_BS=positions_BS)
+            key = fold(dropout_key, layer)
+            where: dict[str, Any] = dict(kind=kind, mask=mask, positions_BS=positions_BS)
             return block(x_BSD, **where, bias_table_NR=table_NR, dropout_key=key), None
 
         x_BSD = dropout(x_BSD, config.dropout_rate, fold(dropout_key, 'embedded'))

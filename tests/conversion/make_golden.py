@@ -2,8 +2,8 @@
 
     pip install -e '.[convert]' && python tests/conversion/make_golden.py
 
-The files in the tree were made with transformers 5.23.0 (from `llama3` on 5.24.0) and torch 2.13.0. Run it again only when a
-family is added, with its name as argument: the numbers are random but seeded, and other versions may draw different ones.
+The files in the tree were made with transformers 5.23.0 (from `llama3` on: 5.24.0) and torch 2.13.0. Run it again only
+when a family is added, with its name: the numbers are random but seeded, and other versions may draw different ones.
 """
 
 import json

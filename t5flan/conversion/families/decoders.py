@@ -93,7 +93,8 @@ def _activation(file: Path, kind: str, fields: Mapping[str, Any]) -> str:
 
 def _layers(file: Path, kind: str, fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The window and the pattern of layers."""
-    types = fields.get('layer_types') or _default_types(kind, fields, layers)
+    types = fields.get('layer_types') if kind != 'mistral' else None  # which transformers does not read
+    types = types or _default_types(kind, fields, layers)
     for name in dict.fromkeys(types):
         if name not in (_FULL, _SLIDING):
             raise UserError(
@@ -105,6 +106,8 @@ def _layers(file: Path, kind: str, fields: Mapping[str, Any], layers: int) -> di
             wrong = f'{name} has {len(given)} layers, num_hidden_layers is {layers}'
             raise UserError(f'{file}: {wrong}. Download config.json again.')
     window = fields.get('sliding_window', _WINDOW)
+    if kind in ('qwen2', 'qwen3') and not fields.get('use_sliding_window'):
+        window = None
     windowed = [name == _SLIDING and kind in _WINDOWED for name in types]
     if any(windowed) and (not isinstance(window, int) or window < 1):
         raise UserError(f'{file}: sliding_window is {window!r}, expected a number of tokens of 1 or more.')
