@@ -245,7 +245,7 @@ def _pairs_allowed(
     if query_ids_C is not None and key_ids_P is not None:
         masks.append(of_key(key_ids_P >> 1) == jnp.expand_dims(query_ids_C, key_axis))
     if spec.window is not None and distance is not None:
-        masks.append(jnp.abs(distance) < spec.window)
+        masks.append((distance < spec.window) & (distance > -spec.window))
     if spec.causal and distance is not None:
         if spec.prefix and key_ids_P is not None:  # keys of the prefix count as before every query
             distance = jnp.where(of_key(key_ids_P & 1 == 1), -1, distance)

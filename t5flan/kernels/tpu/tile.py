@@ -197,7 +197,8 @@ def allowed(spec: TileSpec, refs: Refs, at: Place) -> jax.Array | None:
     if spec.window is not None:
         first = at.key * spec.block_k - at.query * spec.block_q - at.q_offset
         iota = functools.partial(lax.broadcasted_iota, jnp.int32, shape)
-        masks.append(jnp.abs(first + iota(0) - iota(1)) < spec.window)
+        distance_PC = first + iota(0) - iota(1)
+        masks.append((distance_PC < spec.window) & (distance_PC > -spec.window))
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
