@@ -24,7 +24,8 @@ ARCHITECTURES = {
     'smollm3': 'SmolLM3ForCausalLM',
 }
 _GEMMAS = ('gemma', 'gemma2', 'gemma3_text')
-_WINDOWED = ('mistral', 'qwen2', 'qwen3', 'smollm3', 'gemma2', 'gemma3_text')
+_PATTERNED = ('qwen2', 'qwen3', 'smollm3', 'gemma2', 'gemma3_text')
+_WINDOWED = ('mistral', *_PATTERNED)
 _QUERY_SCALED = ('gemma2', 'gemma3_text')
 _GELU = {'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu', 'gelu_new': 'gelu'}  # Gemma reads all of them as the tanh form
 _NAMES = {  # ModelConfig's field -> config.json's
@@ -39,6 +40,7 @@ _SOFT_CAPS = {'attention_soft_cap': 'attn_logit_softcapping', 'logits_soft_cap':
 _ROPE_BASES = {'smollm3': 2e6, 'gemma3_text': 1e6}  # where config.json has none; others: 10,000
 _LOCAL_ROPE_BASE = 1e4
 _WINDOW = 4096  # where config.json has none
+_MOST_LAYERS = 10_000
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
 
@@ -93,8 +95,12 @@ def _activation(file: Path, kind: str, fields: Mapping[str, Any]) -> str:
 
 def _layers(file: Path, kind: str, fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The window and the pattern of layers."""
-    types = fields.get('layer_types') if kind != 'mistral' else None  # which transformers does not read
-    types = types or _default_types(kind, fields, layers)
+    window = fields.get('sliding_window', _WINDOW)
+    if kind not in _PATTERNED:  # all layers are alike, and transformers does not read `layer_types`
+        return {'attention_window': _window(file, window) if kind in _WINDOWED and window is not None else None}
+    if layers > _MOST_LAYERS:
+        raise UserError(f'{file}: num_hidden_layers is {layers:,}, too many for its arrays. Download it again.')
+    types = fields.get('layer_types') or _default_types(kind, fields, layers)
     for name in dict.fromkeys(types):
         if name not in (_FULL, _SLIDING):
             raise UserError(
@@ -105,24 +111,25 @@ def _layers(file: Path, kind: str, fields: Mapping[str, Any], layers: int) -> di
         if len(given) != layers:
             wrong = f'{name} has {len(given)} layers, num_hidden_layers is {layers}'
             raise UserError(f'{file}: {wrong}. Download config.json again.')
-    window = fields.get('sliding_window', _WINDOW)
     if kind in ('qwen2', 'qwen3') and not fields.get('use_sliding_window'):
         window = None
-    windowed = [name == _SLIDING and kind in _WINDOWED for name in types]
-    if any(windowed) and (not isinstance(window, int) or window < 1):
-        raise UserError(f'{file}: sliding_window is {window!r}, expected a number of tokens of 1 or more.')
+    windowed = [name == _SLIDING for name in types]
     kinds = {(False, True): 'full', (True, True): 'window', (False, False): 'nope', (True, False): 'window_nope'}
     named = shortest_period([kinds[one] for one in zip(windowed, rotated, strict=True)])
     pattern = None if named in (('full',), ('window',)) else named
-    return {'attention_window': window if any(windowed) else None, 'layer_pattern': pattern}
+    return {'attention_window': _window(file, window) if any(windowed) else None, 'layer_pattern': pattern}
+
+
+def _window(file: Path, window: Any) -> int:
+    if not isinstance(window, int) or window < 1:
+        raise UserError(f'{file}: sliding_window is {window!r}, expected a number of tokens of 1 or more.')
+    return window
 
 
 def _default_types(kind: str, fields: Mapping[str, Any], layers: int) -> list[str]:
     """`layer_types` of a file that has none."""
     window, every = fields.get('sliding_window', _WINDOW), range(layers)
-    if kind == 'mistral':
-        slides = [window is not None] * layers
-    elif kind in ('qwen2', 'qwen3'):
+    if kind in ('qwen2', 'qwen3'):
         first = fields.get('max_window_layers', 28)
         slides = [bool(fields.get('use_sliding_window')) and window is not None and i >= first for i in every]
     elif kind == 'smollm3':
@@ -130,11 +137,9 @@ def _default_types(kind: str, fields: Mapping[str, Any], layers: int) -> list[st
         slides = [on and not rotated for rotated in _rotated_layers(kind, fields, layers)]
     elif kind == 'gemma2':
         slides = [i % 2 == 0 for i in every]
-    elif kind == 'gemma3_text':
+    else:  # gemma3_text
         period = fields.get('sliding_window_pattern') or fields.get('_sliding_window_pattern') or 6
         slides = [(i + 1) % period != 0 for i in every]
-    else:
-        slides = [False] * layers
     return [_SLIDING if one else _FULL for one in slides]
 
 

@@ -113,6 +113,8 @@ def test_a_decoder_stays_of_its_type_if_it_can():
     'fields',
     [
         {'num_hidden_layers': 'many'},
+        {'num_hidden_layers': 2**31},
+        {'num_hidden_layers': -1},
         {'hidden_size': 'x', 'head_dim': None},
         {'no_rope_layers': 3},
         {'layer_types': 5},
