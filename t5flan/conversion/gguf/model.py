@@ -25,7 +25,7 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
 SUFFIX = '.gguf'
-ARCHITECTURES = {'llama': 'llama', 'gemma': 'gemma', 't5': 't5'}
+ARCHITECTURES = {'llama': 'llama', 'gemma': 'gemma', 'qwen2': 'qwen2', 't5': 't5'}
 """general.architecture -> model_type. Mistral's models have the architecture llama."""
 _DECODER = {  # after 'llama.' -> config.json's
     'block_count': 'num_hidden_layers',

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from t5flan.conversion import convert
+from t5flan.conversion.gguf import model
+from t5flan.data.vocabulary.byte_level import IdsVocabulary
 from t5flan.errors import UserError
 from t5flan.language_model import load
 from tests.conversion.gguf import tiny
@@ -30,6 +32,15 @@ def pieces(checkpoint) -> dict:
 def test_a_model_is_that_of_the_hugging_face_folder(tmp_path, family):
     file = tiny.golden(tmp_path / 'model.gguf', family)
     convert.compare(golden(family), convert.read(file, 'gguf'), 'the file')
+
+
+def test_qwen2_has_the_logits_that_llama_cpps_format_stands_for(tmp_path, shared):
+    """QKV biases; the numbers were recorded by transformers, from the same file."""
+    folder = shared / 'fixtures' / 'hf' / 'gguf_qwen2_f16'
+    convert.write(model.read(folder / 'model.gguf', IdsVocabulary(128, 1, 2)), tmp_path / 'own', 't5flan')
+    expected = np.load(folder / 'expected.npz')
+    logits_BTV = load(tmp_path / 'own').logits({'decoder_input_tokens': expected['input_ids']})
+    np.testing.assert_allclose(logits_BTV, expected['logits'], atol=2e-4, rtol=0)
 
 
 def test_gemmas_norms_are_one_less(tmp_path):
