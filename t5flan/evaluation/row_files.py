@@ -263,7 +263,10 @@ class RowWriter:
     def __enter__(self) -> 'RowWriter':
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and not self.done and not self._path.stat().st_size:  # nothing to resume
+            for path in (self._path, record_path(self._path)):
+                path.unlink(missing_ok=True)
         self._close()
 
 
