@@ -264,7 +264,8 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is not None and not self.done and not self._path.stat().st_size:  # nothing to resume
+        is_refused = kind is not None and issubclass(kind, UserError)
+        if is_refused and not self.done and not self._path.stat().st_size:  # a wrong setting: nothing to resume
             for path in (self._path, record_path(self._path)):
                 path.unlink(missing_ok=True)
         self._close()
