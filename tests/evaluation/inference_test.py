@@ -330,8 +330,8 @@ def run(*argv):
     ],
 )
 def test_flags_that_do_not_go_together(argv, words):
-    command, arguments = parse_arguments(['infer', *argv], COMMANDS)
     with pytest.raises(UsageError, match=words):
+        command, arguments = parse_arguments(['infer', *argv], COMMANDS)
         command.run(arguments)
 
 
