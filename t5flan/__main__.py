@@ -68,6 +68,9 @@ def _problem_of_system(error: Exception) -> str | None:
     """One line, if the operating system is the cause: a full disk also where a library found it."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror + (f': {error.filename}' if error.filename is not None else '')
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)[:200]:
+        why = ' '.join(str(error).split())[:300]
+        return f'there is not enough memory. Set smaller sizes, such as a smaller batch{": " if why else "."}{why}'
     return disk_problem(error)
 
 

@@ -55,8 +55,22 @@ TRAINING: dict[str, type] = {
 
 
 def training_settings(given: Settings) -> dict[str, Any]:
-    """Reads the settings of a training run, as arguments of `training.trainer.train`."""
-    return dict(zip(TRAINING, given.read_all(list(TRAINING.values()), 'train'), strict=True))
+    """Reads the settings of a training run, as arguments of `training.trainer.train`.
+
+    Raises:
+        UsageError: a setting is missing or of the wrong type.
+        UserError: a setting is out of range, or the format does not fit the model.
+    """
+    found = dict(zip(TRAINING, given.read_all(list(TRAINING.values()), 'train'), strict=True))
+    needed, model = data_config.ARCHITECTURES[found['data'].format], found['model']
+    if model.architecture != needed:
+        problem = f'DataConfig.format={found["data"].format!r} needs a model of ModelConfig.architecture={needed!r}'
+        raise UserError(f'{problem}, got {model.architecture!r}. Set one of them in your .gin.')
+    parts, batch_size = found['optimizer'].microbatches, found['data'].batch_size
+    if batch_size % parts:
+        problem = f'OptimizerConfig.microbatches={parts} does not divide DataConfig.batch_size={batch_size}'
+        raise UserError(f'{problem}. Set one of them in your .gin.')
+    return found
 
 
 def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> Settings:

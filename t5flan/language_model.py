@@ -24,6 +24,7 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.rows import choose
+from t5flan.data.config import ARCHITECTURES
 from t5flan.data.vocabulary import chat_template, prompt_format
 from t5flan.data.vocabulary.chat_template import Message
 from t5flan.data.vocabulary.loading import load_saved_vocabulary
@@ -40,9 +41,6 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 from t5flan.models.parameters import logical_axes
 from t5flan.training import checkpoints
-
-FORMATS = {'encoder_decoder': 'encoder_decoder', 'prefix_lm': 'decoder_only', 'causal_lm': 'decoder_only'}
-"""Format -> the architecture it needs."""
 
 Progress = Callable[[int], None]
 
@@ -149,8 +147,8 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         architecture = self.model.config.architecture
-        if FORMATS.get(self.format) != architecture:
-            fitting = [name for name, needed in FORMATS.items() if needed == architecture]
+        if ARCHITECTURES.get(self.format) != architecture:
+            fitting = [name for name, needed in ARCHITECTURES.items() if needed == architecture]
             raise UserError(
                 f'format {self.format!r} does not fit ModelConfig.architecture={architecture!r}: expected '
                 f'{" or ".join(fitting)}. Set DataConfig.format.'
@@ -403,6 +401,7 @@ class LanguageModel:
             end_id: the token that ends a continuation; default: the vocabulary's end of sequence.
         """
         decoding = decoding.replace(**settings)
+        decoding.require_effect()
         started = started or not self.starts or self.prompt_format == 'chat'
         if not self.starts:  # an empty prompt needs a token to read
             inputs = [ids if len(ids) else [self.vocabulary.start_id] for ids in inputs]

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5flan.config.memory import host_memory
 from t5flan.errors import UserError
 from t5flan.mesh import MESH_AXES, MeshConfig
 
@@ -277,3 +278,22 @@ def host_rows(sharding: Sharding, global_rows: int) -> slice:
     placed = sharding.named(('batch',), (global_rows,)).addressable_devices_indices_map((global_rows,))
     ranges = [index[0].indices(global_rows) for index in placed.values() if index is not None]
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+
+
+def memory_left(devices: Sequence[jax.Device]) -> tuple[float, str, float]:
+    """Bytes that each of the devices has left, what they are, and bytes that the host has left.
+
+    Devices that do not tell, such as those of a CPU, share the host's memory.
+
+    Args:
+        devices: those of this process. Of others, which are only compiled for, nothing is known.
+    """
+    host = host_memory()
+    if not set(devices) <= set(jax.local_devices()):  # only compiled for
+        return float('inf'), 'this device', host
+    found = [statistics for device in devices if (statistics := device.memory_stats()) and 'bytes_limit' in statistics]
+    if len(found) == len(devices) > 0:
+        least = min(one['bytes_limit'] - one.get('bytes_in_use', 0) for one in found)
+        return float(least), f'a {devices[0].device_kind}', host
+    each = '' if len(devices) == 1 else f' for each of its {len(devices)} devices'
+    return host / max(1, len(devices)), f'this host{each}', host

@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from t5flan.config.checks import Count, CountFrom0, ExtraIds, Limits, Positive, Seed, Share, limits_of
 from t5flan.errors import UsageError, did_you_mean
 from t5flan.version import __version__
+
+COUNT, COUNT_FROM_0, SEED = limits_of(Count), limits_of(CountFrom0), limits_of(Seed)
+EXTRA_IDS = limits_of(ExtraIds)
+POSITIVE, SHARE = limits_of(Positive), limits_of(Share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Flag:
     help: str
     """What it is, its unit, and its default as '(default: VALUE)'."""
     metavar: str = ''
-    type: Callable[[str], Any] = str
-    """Converts the text; `bool` makes a flag without a value."""
+    type: Callable[[str], Any] | Limits = str
+    """Converts the text, or the numbers that it may be; `bool` makes a flag without a value."""
     default: Any = None
     required: bool = False
     many: bool = False
@@ -108,6 +113,10 @@ def parse_arguments(argv: Sequence[str], commands: Mapping[str, Command]) -> tup
         rest = ['--help']
     arguments = _parser(command).parse_args(rest)
     arguments.gin = gin
+    for flag in command.flags:
+        value = getattr(arguments, flag.name.lstrip('-'))
+        if isinstance(flag.type, Limits) and value is not None and not flag.type.holds(value):
+            raise UsageError(f'{flag.name}={value}, expected {flag.type.expected(value)}')
     return command, arguments
 
 
@@ -138,6 +147,10 @@ def _check_flags(command: Command, rest: Sequence[str], gin: Sequence[str]) -> N
         name = word.partition('=')[0]
         if name.startswith('--') and len(name) > 2 and name not in known:
             raise UsageError(f'`t5flan {command.name}` has no flag {name}{did_you_mean(name, known)} {see}')
+    names = [word.partition('=')[0] for word in rest]
+    for flag in command.flags:
+        if flag.name.startswith('--') and not flag.many and names.count(flag.name) > 1:
+            raise UsageError(f'{flag.name} is given {names.count(flag.name)} times, expected once {see}')
 
 
 def _parser(command: Command) -> _Parser:
@@ -150,10 +163,17 @@ def _parser(command: Command) -> _Parser:
     )
     for flag in command.flags:
         options: dict[str, Any]
-        convert = path if flag.metavar in PATHS and flag.type is str else flag.type
-        options = {'help': flag.help, 'type': convert, 'default': flag.default, 'metavar': flag.metavar or None}
+        convert: Any = path if flag.metavar in PATHS and flag.type is str else flag.type
+        if isinstance(flag.type, Limits):
+            convert = int if flag.type.whole else float
+        options = {
+            'help': flag.help.replace('%', '%%'),
+            'type': convert,
+            'default': flag.default,
+            'metavar': flag.metavar or None,
+        }
         if flag.type is bool:
-            options = {'help': flag.help, 'action': 'store_true'}
+            options = {'help': flag.help.replace('%', '%%'), 'action': 'store_true'}
         elif flag.many:
             options |= {'action': 'append'}
         if flag.name.startswith('--'):

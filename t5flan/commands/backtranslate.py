@@ -2,7 +2,7 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
 from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS
 from t5flan.decoding.config import CANDIDATES
@@ -39,8 +39,8 @@ COMMAND = Command(
         Flag('--input', 'files of rows in any format; may be given several times', 'GLOB', required=True, many=True),
         Flag('--field', 'field of the rows that holds the text (default: text)', 'NAME', default='text'),
         OUTPUT,
-        Flag('--count', 'stop with N accepted instructions (default: read all texts)', 'N', int),
-        Flag('--most_words', 'reject longer texts (default: 300)', 'N', int, 300),
+        Flag('--count', 'stop with N accepted instructions (default: read all texts)', 'N', COUNT),
+        Flag('--most_words', 'reject longer texts (default: 300)', 'N', COUNT, 300),
         SEEDS,
         PATIENCE,
         *decoding_flags(CANDIDATES),

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import COUNT, EXTRA_IDS, Command, Flag, words
 from t5flan.commands.flags import own_checkpoint
 from t5flan.errors import UsageError
 
@@ -21,8 +21,6 @@ def run(arguments: argparse.Namespace) -> None:
             raise UsageError(f'--{name}={value} is not one of {", ".join(known)}')
     if arguments.dtype not in (None, 'float32', 'bfloat16', 'float16'):
         raise UsageError(f'--dtype={arguments.dtype} is not one of float32, bfloat16, float16')
-    if arguments.add_sentinels < 0:
-        raise UsageError(f'--add_sentinels={arguments.add_sentinels}, expected a number of 0 or more')
     _check_adapters(arguments, *formats)
     if 'peft' in formats and (arguments.check or arguments.logits):
         raise UsageError('--check and --logits compare whole models, but --from or --to is peft')
@@ -93,7 +91,7 @@ COMMAND = Command(
         Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),
         Flag('--dtype', "round to float32, bfloat16 or float16 (default: keep each array's type)", 'NAME'),
         Flag('--add_tokens', 'add tokens, separated by commas, with rows of the embedding: [NLU],[NLG]', 'A,B', words),
-        Flag('--add_sentinels', 'add the sentinels <extra_id_0> to <extra_id_N-1> (default: 0)', 'N', int, 0),
+        Flag('--add_sentinels', 'add the sentinels <extra_id_0> to <extra_id_N-1> (default: 0)', 'N', EXTRA_IDS, 0),
         Flag('--check', 'compare every number of SRC and DST afterwards; if DST exists, only compare', type=bool),
         Flag('--logits', 'also compare logits with transformers (needs torch and transformers)', type=bool),
         Flag(
@@ -101,7 +99,7 @@ COMMAND = Command(
             'the model that an adapter of PEFT belongs to: a workdir, a Hugging Face folder or a GGUF file',
             'DIR',
         ),
-        Flag('--rank', 'write an adapter of DyLora as one of Lora with this rank', 'N', int),
+        Flag('--rank', 'write an adapter of DyLora as one of Lora with this rank', 'N', COUNT),
         Flag(
             '--combine',
             "SRC is adapters with weights, 'DIR:0.7,DIR:0.3': write their sum, 'cat' (exact, ranks add up) or 'linear'",

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import COUNT, COUNT_FROM_0, SHARE, Command, Flag, words
 from t5flan.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ BENCHMARK_HELP = 'a public benchmark of `t5flan score` and the folder of its rel
 SPLIT_HELP = 'split of --task (default: test, or validation if there is no test)'
 FIELDS_HELP = 'fields of training rows to compare, separated by commas (default: all texts of a row, at any depth)'
 EVALUATION_FIELDS_HELP = 'the same for rows of --evaluation, e.g. question (default: all texts of a row)'
+NGRAM_HELP = 'n-gram length in words; in characters where a script has no spaces (default: 13)'
 MIN_WORDS_HELP = 'words that a shorter evaluation text needs to count as one n-gram (default: 8)'
 SHARE_HELP = "share of an evaluation example's n-grams that must be found; 0: one is enough (default: 0.0)"
 FREQUENT_HELP = 'n-grams that more than N training examples have do not count; 0: all count (default: 0)'
@@ -125,8 +126,8 @@ COMMAND = Command(
         Flag('--task', TASK_HELP, 'NAME', many=True),
         Flag('--benchmark', BENCHMARK_HELP, 'NAME=DIR', many=True),
         Flag('--split', SPLIT_HELP, 'NAME'),
-        Flag('--fields', FIELDS_HELP, 'A,B', words, ()),
-        Flag('--evaluation_fields', EVALUATION_FIELDS_HELP, 'A,B', words, ()),
+        Flag('--fields', FIELDS_HELP, 'A,B', words, ''),
+        Flag('--evaluation_fields', EVALUATION_FIELDS_HELP, 'A,B', words, ''),
         Flag(
             '--unit',
             'one example in a .txt file: document, paragraph or line (default: document)',
@@ -135,12 +136,16 @@ COMMAND = Command(
             'document',
         ),
         Flag(
-            '--ngram', 'n-gram length in words; in characters where a script has no spaces (default: 13)', 'N', int, 13
+            '--ngram',
+            'n-gram length in words; in characters where a script has no spaces (default: 13)',
+            'N',
+            COUNT,
+            13,
         ),
-        Flag('--min_words', MIN_WORDS_HELP, 'N', int, 8),
-        Flag('--share', SHARE_HELP, 'X', float, 0.0),
-        Flag('--frequent', FREQUENT_HELP, 'N', int, 0),
-        Flag('--shown', 'overlaps to print; the report lists all (default: 10)', 'N', int, 10),
+        Flag('--min_words', MIN_WORDS_HELP, 'N', COUNT_FROM_0, 8),
+        Flag('--share', SHARE_HELP, 'X', SHARE, 0.0),
+        Flag('--frequent', FREQUENT_HELP, 'N', COUNT_FROM_0, 0),
+        Flag('--shown', 'overlaps to print; the report lists all (default: 10)', 'N', COUNT_FROM_0, 10),
         Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE', writes='file'),
     ),
 )

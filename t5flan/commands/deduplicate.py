@@ -2,7 +2,8 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, COUNT_FROM_0, POSITIVE, Command, Flag
+from t5flan.config.checks import Limits
 from t5flan.errors import UsageError
 
 
@@ -65,15 +66,15 @@ COMMAND = Command(
         Flag('--field', FIELD_HELP, 'NAME', default='text'),
         Flag('--unit', UNIT_HELP, 'UNIT', default='document'),
         Flag('--compare', COMPARE_HELP, 'PART', default='text'),
-        Flag('--threshold', THRESHOLD_HELP, 'X', float, 0.8),
-        Flag('--ngram', NGRAM_HELP, 'N', int, 5),
-        Flag('--permutations', PERMUTATIONS_HELP, 'N', int, 128),
-        Flag('--min_length', MIN_LENGTH_HELP, 'N', int, 0),
-        Flag('--boilerplate', BOILERPLATE_HELP, 'N', int, 0),
-        Flag('--substring', SUBSTRING_HELP, 'N', int, 0),
-        Flag('--memory', MEMORY_HELP, 'X', float, 2.0),
+        Flag('--threshold', THRESHOLD_HELP, 'X', Limits(0, 1, above=True), 0.8),
+        Flag('--ngram', NGRAM_HELP, 'N', COUNT, 5),
+        Flag('--permutations', PERMUTATIONS_HELP, 'N', Limits(1, 2**16, whole=True), 128),
+        Flag('--min_length', MIN_LENGTH_HELP, 'N', COUNT_FROM_0, 0),
+        Flag('--boilerplate', BOILERPLATE_HELP, 'N', COUNT_FROM_0, 0),
+        Flag('--substring', SUBSTRING_HELP, 'N', COUNT_FROM_0, 0),
+        Flag('--memory', MEMORY_HELP, 'X', POSITIVE, 2.0),
         Flag('--pipeline_options', OPTIONS_HELP, 'OPTION', many=True),
-        Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', int, 10),
+        Flag('--shown', 'duplicates to print; the report lists all (default: 10)', 'N', COUNT_FROM_0, 10),
         Flag('--json', 'report file (default: beside the output, as .report.json)', 'FILE', writes='file'),
     ),
 )

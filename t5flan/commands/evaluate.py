@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import COUNT, Command, Flag, words
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError
@@ -74,9 +74,6 @@ def _run_benchmarks(arguments: argparse.Namespace) -> None:
     from t5flan.tasks.benchmarks import find
 
     benchmarks = [find(name) for name in arguments.benchmark]
-    for name in ('limit', 'prompt_length'):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UsageError(f'--{name}={value}, expected 1 or more')
     settings = read_run(arguments)
     decoding = read_decoding(settings, arguments, 'evaluate')
     steps = _steps(arguments, settings)
@@ -111,7 +108,7 @@ COMMAND = Command(
         ),
         Flag('--benchmark_dir', 'the folder with the files of their releases', 'DIR'),
         Flag('--split', 'split of the tasks (default: validation)', 'NAME', default='validation'),
-        Flag('--limit', 'only the first N examples of each task (default: all)', 'N', int),
+        Flag('--limit', 'only the first N examples of each task (default: all)', 'N', COUNT),
         Flag(
             '--steps',
             'checkpoints to evaluate: latest, best (by CheckpointConfig.best_metric), all, or steps N,N',
@@ -125,7 +122,7 @@ COMMAND = Command(
             '--prompt_length',
             'with --benchmark: tokens of a prompt; exemplars are left out of longer ones (default: as in training)',
             'N',
-            int,
+            COUNT,
         ),
         Flag(
             '--predictions',

@@ -2,9 +2,9 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.commands.self_instruct import COUNT, OUTPUT, PATIENCE, SEEDS
+from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS, TASK_COUNT
 from t5flan.decoding.config import CANDIDATES
 
 
@@ -35,9 +35,9 @@ COMMAND = Command(
     flags=(
         CHECKPOINT,
         OUTPUT,
-        COUNT,
+        TASK_COUNT,
         SEEDS,
-        Flag('--depth', 'rewrite a task at most N times (default: 4)', 'N', int, 4),
+        Flag('--depth', 'rewrite a task at most N times (default: 4)', 'N', COUNT, 4),
         PATIENCE,
         *decoding_flags(CANDIDATES),
         JSON,

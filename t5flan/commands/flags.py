@@ -6,9 +6,10 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from t5flan.commands.arguments import Flag
+from t5flan.commands.arguments import COUNT_FROM_0, Flag
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UsageError, UserError
+from t5flan.files import to_path
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -23,7 +24,7 @@ CHECKPOINT = Flag(
     'DIR',
     required=True,
 )
-STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', int)
+STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', COUNT_FROM_0)
 CONTROL = Flag(
     '--control', "token put before every prompt, e.g. '[S2S]'; may be given several times", 'TOKEN', many=True
 )
@@ -98,9 +99,11 @@ def read_decoding(
     flags = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(Decoding)}
     flags['num_samples'] = getattr(arguments, 'samples', None)
     try:
-        return decoding.replace(**{name: value for name, value in flags.items() if value is not None})
+        decoding = decoding.replace(**{name: value for name, value in flags.items() if value is not None})
     except UserError as error:
         raise UsageError(str(error)) from None
+    decoding.require_effect()
+    return decoding
 
 
 def own_checkpoint(folder: str) -> str:
@@ -209,7 +212,8 @@ def initial_checkpoint(source: str) -> tuple[str, dict[type, dict[str, Any]]]:
     """
     from t5flan import configurables
 
-    found = configurables.checkpoint_settings(own_checkpoint(source))
+    source = own_checkpoint(source)
+    found = configurables.checkpoint_settings(source) if to_path(source).is_dir() else None
     if found is None:
         raise UserError(
             f'CheckpointConfig.initialize_from={source} is not a checkpoint folder (it has no t5flan.json). '
@@ -228,7 +232,8 @@ def read_run(arguments: argparse.Namespace) -> 'Settings':
     from t5flan.config.gin_files import exists
 
     arguments.checkpoint = own_checkpoint(arguments.checkpoint)
-    found = configurables.checkpoint_settings(arguments.checkpoint)
+    is_folder = to_path(arguments.checkpoint).is_dir()
+    found = configurables.checkpoint_settings(arguments.checkpoint) if is_folder else None
     if found is None:
         raise UserError(
             f'{arguments.checkpoint} is not a checkpoint folder (it has no t5flan.json). '

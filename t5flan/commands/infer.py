@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import COUNT, Command, Flag, words
 from t5flan.commands.flags import (
     CHECKPOINT,
     CONTROL,
@@ -89,8 +89,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError('no checkpoint is given: set --checkpoint=DIR (or --merge=FILE, which needs none)')
     if arguments.task and arguments.input:
         raise UsageError('--task and --input both give the rows. Remove one of them')
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UsageError(f'--limit={arguments.limit}, expected 1 or more')
     if not arguments.task:
         for name in _OF_TASK:
             if getattr(arguments, name) is not None:
@@ -161,7 +159,7 @@ COMMAND = Command(
         ),
         Flag('--task', 'instead of --input: SeqIO tasks and mixtures, separated by commas', 'A,B', words),
         Flag('--split', 'with --task: split of the tasks (default: validation)', 'NAME'),
-        Flag('--limit', 'with --task: only the first N examples of each task (default: all)', 'N', int),
+        Flag('--limit', 'with --task: only the first N examples of each task (default: all)', 'N', COUNT),
         Flag('--output', 'a .jsonl file: the rows of the input with their predictions', 'FILE', writes='shared'),
         Flag('--field', 'field of the rows that holds the prompt (default: inputs)', 'NAME', default='inputs'),
         Flag(

@@ -2,8 +2,9 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import COUNT, COUNT_FROM_0, SEED, Command, Flag, words
 from t5flan.commands.flags import CONTROL, JSON, STEP, own_checkpoint
+from t5flan.data.corpus_config import TEXT_UNITS
 from t5flan.errors import UsageError
 from t5flan.files import write_json
 
@@ -19,6 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows = make_canaries(arguments.make_canaries, repeats, arguments.count, seed=arguments.seed)
         print(f'{arguments.make_canaries}: {rows:,} rows. Add it to TextFiles.train, then test it with --input')
         return
+    if arguments.unit not in TEXT_UNITS:
+        raise UsageError(f'--unit={arguments.unit} is not one of {", ".join(TEXT_UNITS)}')
     if not arguments.input:
         raise UsageError('--input=GLOB is missing: the text to continue')
     found = memorization(
@@ -60,23 +63,23 @@ COMMAND = Command(
             "a field of the .jsonl rows: also report results for each of its values (default: 'repeats' of canaries)",
             'NAME',
         ),
-        Flag('--prefix', 'tokens of the prompt (default: 50)', 'N', int, 50),
-        Flag('--length', 'tokens to continue with (default: 50)', 'N', int, 50),
-        Flag('--limit', 'at most N texts (default: 500)', 'N', int, 500),
+        Flag('--prefix', 'tokens of the prompt (default: 50)', 'N', COUNT, 50),
+        Flag('--length', 'tokens to continue with (default: 50)', 'N', COUNT, 50),
+        Flag('--limit', 'at most N texts (default: 500)', 'N', COUNT, 500),
         CONTROL,
         STEP,
-        Flag('--batch_size', 'prompts decoded together (default: 32)', 'N', int, 32),
+        Flag('--batch_size', 'prompts decoded together (default: 32)', 'N', COUNT, 32),
         Flag(
             '--references',
             'canaries only: also report their exposure, beside N random texts; 200 is plenty (default: 0)',
             'N',
-            int,
+            COUNT_FROM_0,
             0,
         ),
         Flag('--make_canaries', 'instead, write random texts to plant in training text', 'F.jsonl', writes='file'),
         Flag('--repeats', 'how often canaries are repeated (default: 1,10,100)', 'A,B', words, ('1', '10', '100')),
-        Flag('--count', 'canaries for each number of repeats (default: 20)', 'N', int, 20),
-        Flag('--seed', 'seed of the canaries (default: 0)', 'N', int, 0),
+        Flag('--count', 'canaries for each number of repeats (default: 20)', 'N', COUNT, 20),
+        Flag('--seed', 'seed of the canaries (default: 0)', 'N', SEED, 0),
         JSON,
     ),
 )

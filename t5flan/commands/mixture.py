@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT_FROM_0, Command, Flag
 from t5flan.commands.flags import JSON, SKIP_BROKEN, files_of_run, skip_broken, take_from_initial_checkpoint
 from t5flan.commands.startup import import_tensorflow
 from t5flan.files import write_json
@@ -66,8 +66,8 @@ COMMAND = Command(
     example='t5flan mixture practice',
     flags=(
         Flag('name', 'a task or mixture (default: list all names)', 'NAME'),
-        Flag('--sample', SAMPLE_HELP, 'N', int),
-        Flag('--examples', 'examples to show (default: 3, or one of each denoiser)', 'N', int),
+        Flag('--sample', SAMPLE_HELP, 'N', COUNT_FROM_0),
+        Flag('--examples', 'examples to show (default: 3, or one of each denoiser)', 'N', COUNT_FROM_0),
         SKIP_BROKEN,
         JSON,
     ),

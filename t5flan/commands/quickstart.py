@@ -2,7 +2,7 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, Command, Flag
 from t5flan.commands.startup import import_tensorflow
 
 
@@ -24,6 +24,6 @@ COMMAND = Command(
     example='t5flan quickstart',
     flags=(
         Flag('--workdir', WORKDIR_HELP, 'DIR', default='runs/quickstart'),
-        Flag('--examples', 'questions per task in the evaluation (default: 32)', 'N', int, 32),
+        Flag('--examples', 'questions per task in the evaluation (default: 32)', 'N', COUNT, 32),
     ),
 )

@@ -3,14 +3,17 @@
 import argparse
 from typing import Any
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, COUNT_FROM_0, SHARE, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
 from t5flan.commands.startup import import_tensorflow
 from t5flan.decoding.config import SAMPLING
+from t5flan.errors import UsageError
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Samples a model's rationales for a task and writes those that pass the filter."""
+    if arguments.trigger == '':
+        raise UsageError('--trigger is empty, expected a sentence; is a variable of the shell unset?')
     settings = read_run(arguments)
     data = read_data(settings, arguments.checkpoint, arguments.task, 'rationales')
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
@@ -66,16 +69,16 @@ COMMAND = Command(
         ),
         Flag('--samples', f'rationales sampled for each question (default: {SAMPLING.num_samples})', 'N', int),
         Flag('--keep', "'right' answers, or the most frequent by 'vote' (default: right)", 'RULE', default='right'),
-        Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', float, 0.5),
-        Flag('--each', 'keep at most N rationales of a question (default: 1)', 'N', int, 1),
+        Flag('--agreement', 'smallest share of the samples for --keep=vote (default: 0.5)', 'X', SHARE, 0.5),
+        Flag('--each', 'keep at most N rationales of a question (default: 1)', 'N', COUNT, 1),
         Flag('--split', 'split of the task (default: train)', 'NAME', default='train'),
-        Flag('--limit', 'only the first N questions (default: all)', 'N', int),
+        Flag('--limit', 'only the first N questions (default: all)', 'N', COUNT),
         Flag('--trigger', "sentence that asks for a rationale (default: InstructionConfig's, if needed)", 'TEXT'),
         Flag('--exemplars', 'solved questions put before each prompt: a .tsv or .jsonl of DataConfig.cot', 'FILE'),
-        Flag('--min_words', 'reject shorter rationales (default: 3)', 'N', int, 3),
-        Flag('--max_words', 'reject longer rationales (default: 400)', 'N', int, 400),
-        Flag('--repetition', 'largest share of 4-word runs that repeat an earlier one (default: 0.5)', 'X', float, 0.5),
-        Flag('--copying', 'largest share of 5-word runs copied from the question (default: 0.8)', 'X', float, 0.8),
+        Flag('--min_words', 'reject shorter rationales (default: 3)', 'N', COUNT_FROM_0, 3),
+        Flag('--max_words', 'reject longer rationales (default: 400)', 'N', COUNT, 400),
+        Flag('--repetition', 'largest share of 4-word runs that repeat an earlier one (default: 0.5)', 'X', SHARE, 0.5),
+        Flag('--copying', 'largest share of 5-word runs copied from the question (default: 0.8)', 'X', SHARE, 0.8),
         Flag('--score', "add each kept rationale's log-likelihood by the model, nats per token (.jsonl)", type=bool),
         Flag('--draws', 'also write every draw and what became of it', 'FILE', writes='file'),
         *decoding_flags(SAMPLING),

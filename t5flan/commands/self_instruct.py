@@ -2,15 +2,19 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
 from t5flan.decoding.config import CANDIDATES
 
 SEEDS = Flag('--seeds', 'a file of tasks to start from: instruction, instances (default: 26 packaged ones)', 'FILE')
-COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', int, 200)
+TASK_COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', COUNT, 200)
 OUTPUT = Flag('--output', 'a .jsonl file; its provenance is written beside it', 'FILE', required=True, writes='shared')
 PATIENCE = Flag(
-    '--patience', 'stop when fewer than one in a hundred candidates of N rounds were accepted (default: 5)', 'N', int, 5
+    '--patience',
+    'stop when fewer than one in a hundred candidates of N rounds were accepted (default: 5)',
+    'N',
+    COUNT,
+    5,
 )
 
 
@@ -37,5 +41,5 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan self_instruct --checkpoint=runs/mine --count=200 --output=new_tasks.jsonl',
-    flags=(CHECKPOINT, OUTPUT, COUNT, SEEDS, PATIENCE, *decoding_flags(CANDIDATES), JSON),
+    flags=(CHECKPOINT, OUTPUT, TASK_COUNT, SEEDS, PATIENCE, *decoding_flags(CANDIDATES), JSON),
 )

@@ -77,11 +77,25 @@ def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[No
             from t5flan.files import locks
 
             if flag.writes == 'folder':
+                held.enter_context(_removed_if_empty(given))
                 held.enter_context(locks.hold(os.path.join(given, locks.NAME), given, flag.name))
             else:
                 held.enter_context(locks.hold_file(given, flag.name))
                 remove_partial(given)
         yield
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: str) -> Iterator[None]:
+    """Removes a folder that the block creates if it fails before it writes anything."""
+    is_new = '://' not in folder and not os.path.lexists(folder)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it has files
+                os.rmdir(folder)
+        raise
 
 
 def import_tensorflow() -> None:

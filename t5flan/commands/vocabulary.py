@@ -2,8 +2,9 @@
 
 import argparse
 
-from t5flan.commands.arguments import Command, Flag, words
+from t5flan.commands.arguments import EXTRA_IDS, POSITIVE, Command, Flag, words
 from t5flan.commands.flags import JSON
+from t5flan.config.checks import Limits
 from t5flan.files import write_json
 
 
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 FIELDS = ('text', 'inputs', 'targets')
 FIELDS_HELP = 'fields of the .jsonl rows to read, separated by commas (default: text,inputs,targets)'
+SIZE_HELP = 'number of ids, including sentinels and mode tokens'
+ALPHA_HELP = 'a language of n bytes gets a share of n**alpha; mT5 takes 0.3 (default: 1.0)'
 MODE_TOKENS = ('[NLU]', '[NLG]', '[S2S]')
 COMMAND = Command(
     'vocabulary',
@@ -51,7 +54,13 @@ COMMAND = Command(
             required=True,
             many=True,
         ),
-        Flag('--size', 'number of ids, including sentinels and mode tokens', 'N', int, required=True),
+        Flag(
+            '--size',
+            'number of ids, including sentinels and mode tokens',
+            'N',
+            Limits(1, 2**24, whole=True),
+            required=True,
+        ),
         Flag(
             '--output',
             'vocabulary file; its description is written beside it as .json',
@@ -59,17 +68,21 @@ COMMAND = Command(
             required=True,
             writes='file',
         ),
-        Flag('--extra_ids', 'number of sentinels (default: 100)', 'N', int, 100),
+        Flag('--extra_ids', 'number of sentinels (default: 100)', 'N', EXTRA_IDS, 100),
         Flag('--mode_tokens', 'separated by commas (default: [NLU],[NLG],[S2S])', 'A,B', words, MODE_TOKENS),
         Flag('--fields', FIELDS_HELP, 'A,B', words, FIELDS),
         Flag(
-            '--alpha', 'a language of n bytes gets a share of n**alpha; mT5 takes 0.3 (default: 1.0)', 'X', float, 1.0
+            '--alpha',
+            'a language of n bytes gets a share of n**alpha; mT5 takes 0.3 (default: 1.0)',
+            'X',
+            POSITIVE,
+            1.0,
         ),
         Flag(
             '--character_coverage',
             'share of the characters that get a piece, the others become bytes; mT5 takes 0.99999 (default: 0.9995)',
             'X',
-            float,
+            Limits(0, 1, above=True),
             0.9995,
         ),
         Flag('--no_split_digits', 'numbers may be pieces; otherwise each digit is one', type=bool),

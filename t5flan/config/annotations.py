@@ -4,6 +4,7 @@ Covers what settings use of `typing`: plain types, unions, Literal, tuple[T, ...
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -123,10 +124,25 @@ def with_type(value: Any) -> str:
     return f'{text if len(text) <= 80 else text[:77] + "…"} ({type(value).__name__})' if value is not None else 'None'
 
 
-def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+@functools.cache
+def fields(cls: type) -> tuple[tuple[dataclasses.Field, Any], ...]:
     """The fields that `cls(...)` takes, each with its evaluated annotation."""
     hints = typing.get_type_hints(cls)
-    return [(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(cls) if field.init)
+
+
+@functools.cache
+def limited(cls: type) -> Mapping[str, Any]:
+    """Field -> annotation with its `Annotated`, of the fields that have one."""
+    return {
+        name: annotation
+        for name, annotation in typing.get_type_hints(cls, include_extras=True).items()
+        if any(_is_annotated(option) for option in options(annotation))
+    }
+
+
+def _is_annotated(annotation: Any) -> bool:
+    return hasattr(annotation, '__metadata__') or any(map(_is_annotated, typing.get_args(annotation)))
 
 
 def is_required(field: dataclasses.Field) -> bool:

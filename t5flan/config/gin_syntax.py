@@ -67,6 +67,8 @@ def statements(text: str, path: str) -> Iterator[Any]:
         last = len(text.splitlines())
         where = f' in `{line}`' if line else ''
         raise UsageError(f'{path}:{min(line_number, last)}: not gin: {message}{where}') from None
+    except (RecursionError, MemoryError, TypeError, ValueError) as error:  # brackets in brackets, a list as a key
+        raise UsageError(f'{path}: not gin: a value cannot be read ({error})') from None
 
 
 def _explain(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
@@ -104,7 +106,7 @@ def parse_value(text: str) -> tuple[Any] | None:
         found = list(ConfigParser(source, _Delegate()))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         has_comment = any(token.type == tokenize.COMMENT for token in tokens)
-    except (SyntaxError, tokenize.TokenError):
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, TypeError, ValueError):
         return None
     return (found[0].value,) if len(found) == 1 and not has_comment else None
 

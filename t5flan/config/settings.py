@@ -12,6 +12,7 @@ release (renames.py). There is no global state.
 """
 
 import dataclasses
+import functools
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,9 @@ class Settings:
         }
         self._macros: dict[str, _Bound] = {}
         self._bindings: dict[tuple[str, str, str], _Bound] = {}  # (scope, configurable, field)
+        self._seen: set[gin_syntax.Macro | gin_syntax.Reference] = set()  # in any value, also in one replaced later
+        self._all_is_used = False  # not checked yet
+        self._reading: tuple[str, ...] = ()  # the references that are being read, outermost first
         self._files: list[str] = []
         self._read: dict[tuple[str, str], dict[str, Any]] = {}  # (scope, configurable) -> resolved values
         self._macro_values: dict[str, Any] = {}  # as read for the first field that used them
@@ -104,7 +108,8 @@ class Settings:
             scope: the gin scope; bindings of the scopes around it apply too.
 
         Raises:
-            UsageError: a required field has no value, a macro is undefined, or a value has the wrong type.
+            UsageError: a required field has no value, a macro is undefined, a value has the wrong type, references form
+                a cycle, or a macro or a setting in the files is used by nothing.
             UserError: `cls` itself rejects a value.
         """
         values: dict[str, Any] = {}
@@ -128,6 +133,8 @@ class Settings:
             missing.append((setting, flag, why))
         if missing:
             raise _Missing(_one_flag_for_a_model(cls, missing), command)
+        if not self._all_is_used:
+            self._check_all_is_used()
         defaults = {field.name: annotations.default(field) for field, _ in annotations.fields(cls)}
         self._read[scope, cls.__name__] = defaults | values
         return cls(**values)
@@ -248,13 +255,29 @@ class Settings:
             self._macro_values.setdefault(value.name, expanded)
             return expanded
         if isinstance(value, gin_syntax.Reference):
-            return self.read(self._class(value.name), command, value.scope)
+            return self._read_reference(value, command)
         item = annotations.item_type(annotation)
         if isinstance(value, (list, tuple)):
             return type(value)(self._expand(one, item, command) for one in value)
         if isinstance(value, dict):
-            return {self._expand(k, Any, command): self._expand(v, item, command) for k, v in value.items()}
+            return {self._expand_key(k, command): self._expand(v, item, command) for k, v in value.items()}
         return value
+
+    def _expand_key(self, key: Any, command: str) -> Any:
+        expanded = self._expand(key, Any, command)
+        if not isinstance(expanded, (str, int, float, bool, type(None))):
+            raise UsageError(f'{gin_syntax.to_gin(key)} is the key of a dict, expected a name or a number')
+        return expanded
+
+    def _read_reference(self, reference: gin_syntax.Reference, command: str) -> Any:
+        text, before = gin_syntax.to_gin(reference), self._reading
+        if text in before:
+            raise UsageError(f'{text} contains itself: {" in ".join((text, *reversed(before)))}')
+        self._reading = (*before, text)
+        try:
+            return self.read(self._class(reference.name), command, reference.scope)
+        finally:
+            self._reading = before
 
     def _collect_macros(self, expression: Any, into: dict[str, str]) -> None:
         for name in gin_syntax.macros_in(expression):
@@ -296,6 +319,7 @@ class Settings:
 
     def _bind(self, statement: gin_syntax.Binding, value: Any, origin: str) -> None:
         value = gin_syntax.map_references(value, lambda reference: self._checked(reference, origin))
+        self._seen.update(gin_syntax.marks(value))
         if not statement.arg_name:
             self._macros[gin_syntax.scoped_name(statement)] = _Bound(value, origin)
             return
@@ -341,12 +365,60 @@ class Settings:
 
     def _check_macros_are_used(self, given: Sequence[str]) -> None:
         """Rejects a macro from the command line that no value uses: its name is probably misspelled."""
-        bound = (*self._bindings.values(), *self._macros.values())
-        used = {name for one in bound for name in gin_syntax.macros_in(one.value)}
+        used = self._used_macros()
         for name in given:
             if name not in used:
                 files = f'no value in {", ".join(self._files)} uses it' if self._files else 'no --gin_file was given'
                 raise UsageError(f'there is no setting {name}{self._did_you_mean(name, used)}; {files}')
+
+    def _used_macros(self) -> set[str]:
+        """The macros in values that apply."""
+        bound = (*self._bindings.values(), *self._macros.values())
+        return {name for one in bound for name in gin_syntax.macros_in(one.value)}
+
+    def _check_all_is_used(self) -> None:
+        """Rejects what no value uses, not even one that another file replaces: its name is probably misspelled.
+
+        These are macros, and settings of a scope, or of a class such as FileTask, that no reference reads.
+        """
+        seen = {mark.name for mark in self._seen if isinstance(mark, gin_syntax.Macro)}
+        for name, one in self._macros.items():
+            if name not in seen:
+                hint = self._did_you_mean(name, self._used_macros()) or '. Remove it.'
+                raise UsageError(f'{one.origin}: no value uses {name}{hint}')
+        read = {(mark.scope, mark.name) for mark in self._seen if isinstance(mark, gin_syntax.Reference)}
+        read |= {(scope, inner) for scope, outer in read for (cls, _), inner in self._nested.items() if cls == outer}
+        for (scope, name, field), one in self._bindings.items():
+            scopes = sorted(of for of, cls in read if cls == name)
+            is_read = any(not scope or f'{of}/'.startswith(f'{scope}/') for of in scopes)
+            if not is_read and (scope or name in self._holders):
+                raise self._unread(scope, name, field, one.origin, scopes)
+        self._all_is_used = True
+
+    def _unread(self, scope: str, name: str, field: str, origin: str, scopes: Sequence[str]) -> UsageError:
+        setting = f'{scope}/{name}.{field}' if scope else f'{name}.{field}'
+        reference = gin_syntax.to_gin(gin_syntax.Reference(scope, name, called=True))
+        near, holder = nearest(scope, scopes) if scope else None, self._holders.get(name)
+        hint = f'; did you mean {near}/{name}.{field}?' if near else f'. Add it to {holder}.' if holder else '.'
+        prefix = '' if origin.startswith('--') else f'{origin}: '
+        return UsageError(f'{prefix}{setting} is not read: no value uses {reference}{hint}')
+
+    @functools.cached_property
+    def _holders(self) -> dict[str, str]:
+        """Class that references name -> the setting they belong to: 'FileTask' -> 'DataConfig.file_tasks'."""
+        found: dict[str, str] = {}
+        for outer in self._configurables.values():
+            for field, annotation in annotations.fields(outer):
+                if (outer.__name__, field.name) in self._nested:
+                    continue
+                kinds = [annotations.item_type(annotation), *annotations.options(annotation)]
+                kinds += map(annotations.item_type, tuple(kinds))
+                classes = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+                names = {kind.__name__ for kind in classes}
+                if any('IN_WORDS' in vars(kind) for kind in classes):  # a base class, such as Adapter
+                    names |= set(self._imported_later)
+                found |= dict.fromkeys(names, f'{outer.__name__}.{field.name}')
+        return found
 
     def _did_you_mean(self, name: str, macros: Iterable[str] = ()) -> str:
         near = nearest(name.partition('.')[0], [*self._configurables, *self._imported_later])

@@ -5,13 +5,27 @@ import os
 from collections.abc import Mapping
 from typing import ClassVar
 
-from t5flan.config.checks import as_paths, require, require_count, require_one_of, require_share, require_text
+from t5flan.config.checks import (
+    Count,
+    CountFrom0,
+    ExtraIds,
+    Seed,
+    Share,
+    as_paths,
+    check_limits,
+    require,
+    require_one_of,
+    require_text,
+)
 from t5flan.data.corpus_config import Denoiser, FileTask, TextFiles, check_denoisers
 from t5flan.data.instruction_config import InstructionConfig, NaturalInstructionsConfig
 from t5flan.data.mixture_config import Mixture, Stage
-from t5flan.errors import UserError
+from t5flan.errors import UserError, did_you_mean
 
-FORMATS = ('encoder_decoder', 'prefix_lm', 'causal_lm')
+ARCHITECTURES = {'encoder_decoder': 'encoder_decoder', 'prefix_lm': 'decoder_only', 'causal_lm': 'decoder_only'}
+"""Format -> the architecture it needs."""
+FORMATS = tuple(ARCHITECTURES)
+FEATURES = ('inputs', 'targets')
 TOO_LONG = ('trim', 'drop')
 
 
@@ -23,13 +37,13 @@ class DataConfig:
 
     mixture: str
     """A SeqIO task or mixture; `t5flan mixture` shows what it contains."""
-    batch_size: int
+    batch_size: Count
     """Rows per step, over all hosts."""
-    feature_lengths: Mapping[str, int]
+    feature_lengths: Mapping[str, Count]
     """Tokens per feature, such as {'inputs': 512, 'targets': 114}. A decoder-only row holds their sum."""
     vocabulary: str
     """'bytes' (ByT5's), or the path of a SentencePiece model or of a folder that `t5flan vocabulary` wrote."""
-    extra_ids: int = 100
+    extra_ids: ExtraIds = 100
     """Sentinels appended to a SentencePiece model that has no vocabulary.json beside it."""
     mode_tokens: tuple[str, ...] = ()
     """Tokens such as '[NLU]' that get their own ids below the sentinels, again without a vocabulary.json."""
@@ -44,11 +58,11 @@ class DataConfig:
     """The split of every task to read."""
     shuffle: bool = True
     """False keeps each task's examples in their own order, and the order of tasks fixed."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of examples and of everything drawn for them (spans, exemplars, templates)."""
-    streams: int | None = None
+    streams: Count | None = None
     """Streams that fill the rows of a batch; divides batch_size. None is the largest divisor up to batch_size // 8."""
-    prefetch: int = 2
+    prefetch: CountFrom0 = 2
     """Batches prepared ahead in a thread; 0 prepares them in the training loop."""
     too_long: str = 'trim'
     """Examples longer than the feature lengths: 'trim' or 'drop'. Both are counted and reported."""
@@ -58,7 +72,7 @@ class DataConfig:
     """Tasks made of files of raw text."""
     modules: tuple[str, ...] = ()
     """Python modules to import first: they register your own SeqIO tasks."""
-    concatenate: int = 1
+    concatenate: Count = 1
     """Documents of raw text that are joined, in order, before they are cut into windows that fill the features; 1 cuts
     each by itself, T5 joins 128. No token is lost either way."""
     denoisers: Mapping[str, tuple[Denoiser, ...]] = dataclasses.field(default_factory=dict)
@@ -68,7 +82,7 @@ class DataConfig:
     """Mixtures to define; `mixture` may name one of them."""
     stages: tuple[Stage, ...] = ()
     """The stages after `mixture`, each from a step on."""
-    mixed_in: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixed_in: Mapping[str, Share] = dataclasses.field(default_factory=dict)
     """Task or mixture -> its share of every stage: {'c4_span_corruption': 0.05} keeps some pretraining."""
     instructions: InstructionConfig = InstructionConfig()
     """How instruction tasks are worded."""
@@ -111,17 +125,14 @@ class DataConfig:
         for field in ('vocabulary', *paths):
             if (path := getattr(self, field)) is not None:
                 object.__setattr__(self, field, os.path.expanduser(path))
-        for field, least in (('batch_size', 1), ('concatenate', 1), ('extra_ids', 0), ('prefetch', 0)):
-            require_count(f'DataConfig.{field}', getattr(self, field), least)
+        check_limits(self)
         require_one_of('DataConfig.format', self.format, FORMATS)
         require_one_of('DataConfig.too_long', self.too_long, TOO_LONG)
         self._check_lengths()
         self._check_stages()
-        if self.streams is not None:
-            require_count('DataConfig.streams', self.streams)
-            if self.batch_size % self.streams:
-                problem = f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}'
-                raise UserError(f'{problem}. Set one of them in your .gin.')
+        if self.streams is not None and self.batch_size % self.streams:
+            problem = f'DataConfig.streams={self.streams} does not divide DataConfig.batch_size={self.batch_size}'
+            raise UserError(f'{problem}. Set one of them in your .gin.')
 
     def _check_lengths(self) -> None:
         for feature in (
@@ -131,16 +142,17 @@ class DataConfig:
                 problem = f"DataConfig.feature_lengths={self.feature_lengths} has no length for '{feature}'"
                 fix = "Set DataConfig.feature_lengths = {'inputs': N, 'targets': M} in your .gin."
                 raise UserError(f'{problem}. {fix}')
-        for feature, length in self.feature_lengths.items():
-            require_count(f"DataConfig.feature_lengths['{feature}']", length)
+        for feature in self.feature_lengths:
+            if feature not in FEATURES:
+                problem = f"DataConfig.feature_lengths={self.feature_lengths} has a length for '{feature}'"
+                fix = 'Remove it in your .gin.'
+                raise UserError(f'{problem}, expected {" and ".join(FEATURES)}{did_you_mean(feature, FEATURES)} {fix}')
 
     def _check_stages(self) -> None:
         starts = [0, *(stage.start_step for stage in self.stages)]
         for before, stage in zip(starts, self.stages):
             expected = f'more than {before}, the start of the stage before'
             require(stage.start_step > before, 'Stage.start_step', stage.start_step, expected, f' of {stage.mixture!r}')
-        for name, share in self.mixed_in.items():
-            require_share(f"DataConfig.mixed_in['{name}']", share)
         expected = f'shares that sum to less than 1, or nothing is left for {self.mixture!r}'
         require(sum(self.mixed_in.values()) < 1, 'DataConfig.mixed_in', self.mixed_in, expected)
 

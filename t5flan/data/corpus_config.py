@@ -1,10 +1,24 @@
 """Settings of a run's own files, of control tokens and of denoisers. Standard library only."""
 
 import dataclasses
+import string
 from collections.abc import Sequence
+from typing import Annotated
 
 from t5flan.config import checks
-from t5flan.config.checks import require, require_count, require_one_of, require_positive, require_share, require_text
+from t5flan.config.checks import (
+    BelowOne,
+    BetweenZeroAndOne,
+    Count,
+    Limits,
+    NonNegative,
+    Positive,
+    Share,
+    check_limits,
+    require,
+    require_one_of,
+    require_text,
+)
 from t5flan.errors import UserError
 
 TEXT_UNITS = ('document', 'paragraph', 'line')
@@ -44,11 +58,11 @@ class FileTask:
     template: str = '{input}'
     """The input as the model sees it: `{input}` is the input field, `{OTHER}` any other field of the row; a list is
     written as options."""
-    held_out: float = 0.02
+    held_out: BelowOne = 0.02
     """Share of train held out for validation if there is no validation file: at least one example, none for 0."""
     metrics: tuple[str, ...] = ('exact_match',)
     """Metrics of generated text: 'exact_match', 'f1' (of words, as SQuAD), 'rouge_l', 'bleu'."""
-    rate: float = 1.0
+    rate: Positive = 1.0
     """Weight of this task in the mixture 'file_tasks', which holds all file tasks."""
 
     def __post_init__(self) -> None:
@@ -56,12 +70,23 @@ class FileTask:
             require_text(f'FileTask.{field}', getattr(self, field))
         if self.options_field is not None:
             require_text('FileTask.options_field', self.options_field)
-        is_share = checks.is_number(self.held_out) and 0 <= self.held_out < 1
-        require(is_share, 'FileTask.held_out', self.held_out, 'a number of 0 or more and below 1')
-        require_positive('FileTask.rate', self.rate)
+        check_limits(self)
+        self._check_fields()
         object.__setattr__(self, 'metrics', tuple(self.metrics))
         for metric in self.metrics:
             require_one_of('FileTask.metrics', metric, METRICS)
+
+    def _check_fields(self) -> None:
+        """Requires the template to hold text of the row, but not the target."""
+        try:
+            parts = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+        except ValueError:  # tasks/files.py says what is wrong with its braces
+            return
+        of = f' of {self.name!r}'
+        require(len(parts) > 0, 'FileTask.template', self.template, 'a text with {input} or another field', of)
+        fields = [self.input_field if name == 'input' else name for name in parts]
+        expected = f'a field that is not in the input, whose fields are {", ".join(fields)}'
+        require(self.target_field not in fields, 'FileTask.target_field', self.target_field, expected, of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +107,9 @@ class Control:
     """Tokens from the lowest scores to the highest, each one of DataConfig.mode_tokens."""
     thresholds: tuple[float, ...]
     """The lowest score of each token after the first, in rising order."""
-    share: float = 0.05
+    share: Share = 0.05
     """Share of the texts that get their token, chosen by a hash of the text; the others get none."""
-    loss_weight: float = 0.0
+    loss_weight: NonNegative = 0.0
     """Weight of the token's own loss in causal LM, where it is a target: 0 only conditions on it, 1 also learns how
     often each score occurs. The other objectives put the token into the inputs, which have no loss."""
 
@@ -92,9 +117,7 @@ class Control:
         object.__setattr__(self, 'tokens', tuple(self.tokens))
         object.__setattr__(self, 'thresholds', tuple(self.thresholds))
         require_text('Control.field', self.field)
-        require_share('Control.share', self.share)
-        is_weight = checks.is_number(self.loss_weight) and self.loss_weight >= 0
-        require(is_weight, 'Control.loss_weight', self.loss_weight, 'a number of 0 or more')
+        check_limits(self)
         numbers = all(map(checks.is_number, self.thresholds))
         rising = numbers and sorted(set(self.thresholds)) == [*self.thresholds]
         count = len(self.tokens)
@@ -123,9 +146,9 @@ class TextFiles:
     """The key of the text in rows."""
     unit: str = 'document'
     """One text in a .txt file: 'document' (the whole file), 'paragraph' (between blank lines) or 'line'."""
-    max_chars: int = 2000
+    max_chars: Count = 2000
     """Longer texts are cut at whitespace into chunks of at most this many characters; no text is lost."""
-    held_out: float = 0.02
+    held_out: BetweenZeroAndOne = 0.02
     """Share of the chunks held out for validation if there is no validation file."""
     controls: tuple[Control, ...] = ()
     """Control tokens in front of the texts, in this order, by scores in the .jsonl files."""
@@ -135,8 +158,7 @@ class TextFiles:
         for field in ('name', 'train', 'field'):
             require_text(f'TextFiles.{field}', getattr(self, field))
         require_one_of('TextFiles.unit', self.unit, TEXT_UNITS)
-        require_count('TextFiles.max_chars', self.max_chars)
-        require_positive('TextFiles.held_out', self.held_out, below=1)
+        check_limits(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +174,11 @@ class Denoiser:
     kind: str
     """'R' and 'X' (regular, extreme) replace spans by sentinels; 'S' (sequential, prefix LM) continues a text; 'C'
     (causal LM) writes it from nothing."""
-    mean_span: float | None = None
+    mean_span: Annotated[float, Limits(1)] | None = None
     """R and X: mean span length in tokens, 1 or more."""
-    noise_density: float | None = None
+    noise_density: BetweenZeroAndOne | None = None
     """Share of the tokens that become targets, above 0 and below 1; for S, on average."""
-    rate: float = 1.0
+    rate: NonNegative = 1.0
     """Weight in the mixture, relative to the other denoisers' rates."""
     mode_token: str = ''
     """Put in front of the inputs; one of DataConfig.mode_tokens, or '' for none."""
@@ -167,21 +189,13 @@ class Denoiser:
     def __post_init__(self) -> None:
         require_text('Denoiser.name', self.name)
         require_one_of('Denoiser.kind', self.kind, DENOISERS)
-        of = f' of {self.name!r}'
         for field, used in (('mean_span', self.kind in 'RX'), ('noise_density', self.kind != 'C')):
             value = getattr(self, field)
             if (value is not None) != used:
                 verb = f'requires {field}' if used else f'takes no {field}, given {value}'
                 denoiser = f'Denoiser {self.name!r} of kind {self.kind!r}'
                 raise UserError(f'{denoiser} {verb}. Set Denoiser.{field} in your .gin.')
-            if used and field == 'mean_span':
-                require(
-                    checks.is_number(value) and value >= 1, 'Denoiser.mean_span', value, 'a number of 1 or more', of
-                )
-            elif used:
-                require_positive('Denoiser.noise_density', value, below=1, of=of)
-        is_rate = checks.is_number(self.rate) and self.rate >= 0
-        require(is_rate, 'Denoiser.rate', self.rate, 'a number of 0 or more', of)
+        check_limits(self, f' of {self.name!r}')
 
 
 def check_denoisers(mixture: str, denoisers: Sequence[Denoiser]) -> None:

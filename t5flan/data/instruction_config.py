@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from t5flan.config.checks import require, require_count, require_one_of, require_share, require_text
+from t5flan.config.checks import Count, Share, check_limits, require, require_one_of, require_text
 from t5flan.errors import UserError
 
 PROMPT_FORMATS = ('plain', 'newline', 'chat', 'auto')
@@ -22,15 +22,15 @@ class InstructionConfig:
     one in the next epoch. In a .gin file: `InstructionConfig.few_shot = 0.25`.
     """
 
-    few_shot: float = 0.5
+    few_shot: Share = 0.5
     """Share of the examples with exemplars in front; the Flan collection has half (arXiv:2301.13688, section 3)."""
-    max_exemplars: int = 5
+    max_exemplars: Count = 5
     """A few-shot prompt has 1 to this many exemplars, drawn per example; fewer if they do not fit."""
-    options: float = 0.5
+    options: Share = 0.5
     """Of the examples with answer options, the share whose prompt lists them."""
-    rationale: float = 0.5
+    rationale: Share = 0.5
     """Of the examples with a rationale, the share whose target is the rationale and then the answer."""
-    inverted: float = 0.1
+    inverted: Share = 0.1
     """Of the tasks that can be inverted, the share of examples that ask for the question, given the answer. Flan 2021
     has up to 3 such templates among 10 (arXiv:2109.01652, section 2.1); fewer leave most of the loss on answers."""
     triggers: tuple[str, ...] = (
@@ -42,7 +42,7 @@ class InstructionConfig:
         'First show the steps, at the end the answer.',
     )
     """Sentences that request a rationale; one is drawn for each example whose target has one."""
-    negative_examples: float = 0.1
+    negative_examples: Share = 0.1
     """Natural Instructions: of the tasks with negative examples, the share of prompts that show one, explained."""
     natural_instructions_layout: str = 'varied'
     """Natural Instructions: 'varied' draws a wording for each example, with the settings above; 'tk_instruct' is the
@@ -73,9 +73,7 @@ class InstructionConfig:
             raise UserError(f'{setting} has the roles {given}, expected {expected}. Set {setting} in your .gin.')
         for role, marker in self.chat_markers.items():
             require_text(f"InstructionConfig.chat_markers['{role}']", marker)
-        for field in ('few_shot', 'options', 'rationale', 'inverted', 'negative_examples'):
-            require_share(f'InstructionConfig.{field}', getattr(self, field))
-        require_count('InstructionConfig.max_exemplars', self.max_exemplars)
+        check_limits(self)
         layout, counts = self.natural_instructions_layout, self.tk_instruct_examples
         require_one_of('InstructionConfig.natural_instructions_layout', layout, NATURAL_INSTRUCTIONS_LAYOUTS)
         is_pair = len(counts) == 2 and all(type(count) is int and count >= 0 for count in counts)
@@ -99,7 +97,7 @@ class NaturalInstructionsConfig:
     """No tasks of these categories."""
     languages: tuple[str, ...] = ()
     """Only tasks whose inputs and outputs are all in these languages, such as ('English',); () takes all."""
-    cap: int = 5000
+    cap: Count = 5000
     """The most examples of a task that count towards its rate, as in Flan 2022 (arXiv:2210.11416, appendix F)."""
 
     def __post_init__(self) -> None:
@@ -107,4 +105,4 @@ class NaturalInstructionsConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
             for value in getattr(self, field):
                 require_text(f'NaturalInstructionsConfig.{field}', value)
-        require_count('NaturalInstructionsConfig.cap', self.cap)
+        check_limits(self)

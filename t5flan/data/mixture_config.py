@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from t5flan.config.checks import require, require_count, require_positive, require_share, require_text
+from t5flan.config.checks import Count, Positive, Share, check_limits, require, require_text
 from t5flan.errors import UserError
 
 
@@ -27,15 +27,15 @@ class Mixture:
 
     name: str
     """The name of the mixture, for `DataConfig.mixture` and for other mixtures."""
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, Positive] = dataclasses.field(default_factory=dict)
     """Task or mixture -> its weight; they need not sum to 1."""
     by_examples: tuple[str, ...] = ()
     """Tasks and mixtures whose tasks each weigh min(examples of 'train', cap) ** (1 / temperature)."""
-    cap: int | None = None
+    cap: Count | None = None
     """The most examples counted of one task; None counts all."""
-    caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    caps: Mapping[str, Count] = dataclasses.field(default_factory=dict)
     """Task or part -> its own cap, in place of `cap`."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """1 is proportional, a large one even; mT5's exponent alpha = 0.3 is a temperature of 1 / 0.3."""
     keep_rates: bool = False
     """True: a mixture in `by_examples` weighs as one, by the examples of its largest task (its denoisers read the same
@@ -54,16 +54,10 @@ class Mixture:
             found = 'both rates and' if self.rates else 'neither rates nor'
             problem = f'Mixture {self.name!r} has {found} by_examples, expected one of them'
             raise UserError(f'{problem}. Set Mixture.rates or Mixture.by_examples in your .gin.')
-        for part, rate in self.rates.items():
-            require_positive(f"Mixture.rates['{part}']", rate, of=of)
-        if self.cap is not None:
-            require_count('Mixture.cap', self.cap)
-        for part, cap in self.caps.items():
-            require_count(f"Mixture.caps['{part}']", cap)
+        check_limits(self, of)
         if (self.cap is not None or self.caps or self.temperature != 1 or self.keep_rates) and not self.by_examples:
             problem = f'Mixture {self.name!r} has rates, which take no cap, temperature or keep_rates'
             raise UserError(f'{problem}. Set Mixture.by_examples instead, or remove them from your .gin.')
-        require_positive('Mixture.temperature', self.temperature, of=of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +75,13 @@ class Stage:
 
     mixture: str
     """The task or mixture of this stage."""
-    start_step: int
+    start_step: Count
     """Steps before this stage: with 8000, step 8001 is the first to train on it."""
-    previous: float = 0.0
+    previous: Share = 0.0
     """Share of the examples that still come from the previous stage."""
 
     def __post_init__(self) -> None:
         require_text('Stage.mixture', self.mixture)
-        require_count('Stage.start_step', self.start_step)
-        require_share('Stage.previous', self.previous)
+        check_limits(self)
         expected = f'less than 1, or nothing is left of {self.mixture!r}'
         require(self.previous < 1, 'Stage.previous', self.previous, expected)

@@ -7,6 +7,7 @@ from t5flan.config.checks import is_count, is_number
 from t5flan.errors import UserError, nearest
 
 BEAM_SCORINGS = ('huggingface', 't5x')
+MOST_NEW_TOKENS = 2**20
 WITHOUT_FLAG = ('early_stopping', 'beam_scoring')
 """Fields that commands have no flag for: gin sets them."""
 
@@ -70,6 +71,7 @@ class Decoding:
             self._require(name, is_count(getattr(self, name), 1), 'an integer of 1 or more')
         limit = self.max_new_tokens
         self._require('max_new_tokens', limit is None or is_count(limit, 1), 'an integer of 1 or more, or None')
+        self._require('max_new_tokens', limit is None or limit <= MOST_NEW_TOKENS, f'at most {MOST_NEW_TOKENS}')
         self._require('length_penalty', is_number(self.length_penalty), 'a number')
         self._require('beam_scoring', self.beam_scoring in BEAM_SCORINGS, f'one of {", ".join(BEAM_SCORINGS)}')
         stops = (True, False, 'never')
@@ -114,6 +116,13 @@ class Decoding:
                 hint = f'did you mean {near}?' if near else f'expected one of {", ".join(names)}.'
                 raise UserError(f'{name}={settings[name]!r} is not a decoding setting; {hint}')
         return dataclasses.replace(self, **settings)
+
+    def require_effect(self) -> None:
+        """Raises a UserError if `top_k` or `top_p` is set, but nothing is sampled."""
+        for name, off in (('top_k', 0), ('top_p', 1)):
+            if self.greedy and getattr(self, name) != off:
+                given = f'{name}={getattr(self, name)!r} with temperature=0, expected a temperature above 0'
+                raise UserError(f'{given}: greedy decoding does not sample. Set temperature, or {name}={off}.')
 
     def require_one_sample(self, caller: str) -> None:
         """Raises a UserError if `num_samples` is not 1."""

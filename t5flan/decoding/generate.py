@@ -21,6 +21,7 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.rows import choose
+from t5flan.config.memory import require_memory
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding import beam, compaction, sampled, steps
 from t5flan.decoding.config import Decoding
@@ -98,6 +99,7 @@ def generate(
     if decoding.stop and decode is None:
         raise UserError(f'stop={decoding.stop!r} needs the text of tokens. Pass decode=vocabulary.decode.')
     _check_prompts(model.config, prompts, start_id)
+    _check_memory(model.config, prompts, decoding)
     if start_id is None:
         starts, prompts = [prompt[0] for prompt in prompts], [prompt[1:] for prompt in prompts]
     else:
@@ -140,6 +142,22 @@ def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], start_
             raise UserError(f'prompt {i} is empty: start_id=None reads the start token from it. Set start_id.')
     if start_id is None and config.architecture != 'decoder_only':
         raise UserError('start_id=None needs a decoder-only model: here the encoder reads the prompt. Set start_id.')
+
+
+def _check_memory(config: ModelConfig, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    """Requires the memory of the largest batch: keys and values of all positions."""
+    height = min(decoding.batch_size, len(prompts))
+    rows = height * max(decoding.num_samples, decoding.num_beams)
+    new_slots = rows * rounded_length(decoding.max_new_tokens or 1)
+    slots = new_slots + height * max(map(len, prompts), default=0)
+    sharding = sharding_lib.current()
+    devices = jax.local_devices()[:1] if sharding is None else list(sharding.mesh.local_devices)
+    size = 2 * config.num_decoder_layers * config.kv_heads * config.head_dim * config.itemsize
+    share = 1 if sharding is None else sharding.mesh.size
+    parts = {'keys and values': slots * size / share, 'tokens': 8.0 * new_slots / share}
+    left, where, _ = sharding_lib.memory_left(devices)
+    fix = 'Set a smaller max_new_tokens, batch_size, num_samples or num_beams.'
+    require_memory(f'max_new_tokens={decoding.max_new_tokens} for {rows} rows at once', parts, left, where, fix)
 
 
 class _Batch(NamedTuple):

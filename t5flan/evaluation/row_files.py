@@ -263,7 +263,11 @@ class RowWriter:
     def __enter__(self) -> 'RowWriter':
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        is_refused = kind is not None and issubclass(kind, UserError)
+        if is_refused and not self.done and not self._path.stat().st_size:  # a wrong setting: nothing to resume
+            for path in (self._path, record_path(self._path)):
+                path.unlink(missing_ok=True)
         self._close()
 
 

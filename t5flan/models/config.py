@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from t5flan.config import annotations
-from t5flan.config.checks import require
+from t5flan.config.checks import BelowOne, Count, CountFrom0, Positive, check_limits, require
 from t5flan.errors import UserError, nearest
 
 
@@ -165,18 +165,18 @@ class ModelConfig:
     """
 
     architecture: Literal['encoder_decoder', 'decoder_only']
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_decoder_layers: int
-    num_encoder_layers: int = 0
+    vocab_size: Count
+    emb_dim: Count
+    num_heads: Count
+    head_dim: Count
+    mlp_dim: Count
+    num_decoder_layers: Count
+    num_encoder_layers: CountFrom0 = 0
 
     num_kv_heads: int | None = None
     scale_attention: bool = False
-    query_pre_attn_scalar: float | None = None
-    attention_soft_cap: float | None = None
+    query_pre_attn_scalar: Positive | None = None
+    attention_soft_cap: Positive | None = None
     attention_bias: bool = False
     attention_out_bias: bool = False
     qk_norm: bool = False
@@ -185,28 +185,28 @@ class ModelConfig:
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
 
     position: Literal['relative_bias', 'rope', 'none'] = 'relative_bias'
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
+    relative_buckets: Count = 32
+    relative_max_distance: Count = 128
     relative_bias_per_layer: bool = False
-    relative_bias_init: float = 1.0
-    rope_base: float = 10000.0
-    rope_local_base: float | None = None
+    relative_bias_init: Positive = 1.0
+    rope_base: Positive = 10000.0
+    rope_local_base: Positive | None = None
     rope_scaling: RopeScaling | Mapping[str, Any] | None = None
 
     mlp_activations: tuple[Literal['gelu', 'relu', 'silu', 'linear'], ...] = ('gelu', 'linear')
     parallel_block: bool = False
     norm: Literal['rms', 'layer'] = 'rms'
     post_norms: bool = False
-    norm_epsilon: float = 1e-6
+    norm_epsilon: Positive = 1e-6
     norm_scale_plus_one: bool = False
 
     tie_embeddings: bool = False
     scale_tied_logits: bool = True
     scale_embedding: bool = False
-    logits_soft_cap: float | None = None
+    logits_soft_cap: Positive | None = None
 
     # None of these changes what the parameters mean.
-    dropout_rate: float = 0.0
+    dropout_rate: BelowOne = 0.0
     dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'
     scan_layers: bool = True
     remat: Literal['none', 'minimal', 'full'] = 'none'
@@ -220,13 +220,7 @@ class ModelConfig:
         self._check_layers()
 
     def _check_sizes(self) -> None:
-        for name in ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_decoder_layers'):
-            self._require(getattr(self, name) > 0, name, 'a number above 0')
-        numbers = ('norm_epsilon', 'rope_base', 'rope_local_base', 'relative_bias_init', 'query_pre_attn_scalar')
-        for name in (*numbers, 'attention_soft_cap', 'logits_soft_cap'):
-            value = getattr(self, name)
-            self._require(value is None or value > 0, name, 'a number above 0')
-        self._require(0 <= self.dropout_rate < 1, 'dropout_rate', 'a number from 0 to below 1')
+        check_limits(self)
         divides = self.kv_heads > 0 and self.num_heads % self.kv_heads == 0
         self._require(divides, 'num_kv_heads', f'a divisor of num_heads={self.num_heads}')
         buckets = self.relative_buckets
@@ -271,6 +265,22 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """The number of key-value heads: `num_kv_heads`, or `num_heads` if that is None."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def kernel_size(self) -> int:
+        """The parameters of embeddings, projections and position tables: nearly all of them."""
+        attention = 2 * self.emb_dim * self.head_dim * (self.num_heads + self.kv_heads)
+        mlp = (len(self.mlp_activations) + 1) * self.emb_dim * self.mlp_dim
+        crossing = attention if self.architecture == 'encoder_decoder' else 0
+        layers = self.num_encoder_layers * (attention + mlp) + self.num_decoder_layers * (attention + crossing + mlp)
+        tables = self.num_decoder_layers if self.relative_bias_per_layer else 1
+        bias = tables * self.relative_buckets * self.num_heads if self.position == 'relative_bias' else 0
+        return bias + layers + self.vocab_size * self.emb_dim * (1 if self.tie_embeddings else 2)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in `dtype`."""
+        return 4 if self.dtype == 'float32' else 2
 
     @property
     def attention_scale(self) -> float:

@@ -6,23 +6,26 @@ raises a `UserError` at construction, before anything expensive is loaded.
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any
 
 from t5flan.adapters.config import Adapter
-from t5flan.config.checks import is_count, is_number, require, require_one_of, require_patterns, require_share
+from t5flan.config.checks import (
+    BelowOne,
+    Count,
+    CountFrom0,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    check_limits,
+    require,
+    require_bools,
+    require_one_of,
+    require_patterns,
+    require_text,
+)
 
 OPTIMIZERS = ('adafactor', 'adamw')
 SCHEDULES = ('constant', 'rsqrt', 'linear', 'cosine')
-
-_Kind = tuple[str, Callable[[Any], bool]]
-_NON_NEGATIVE: _Kind = ('a number of 0 or more', lambda x: is_number(x) and x >= 0)
-_POSITIVE: _Kind = ('a number above 0', lambda x: is_number(x) and x > 0)
-_BELOW_ONE: _Kind = ('a number of 0 or more and below 1', lambda x: is_number(x) and 0 <= x < 1)
-_COUNT: _Kind = ('an integer of 0 or more', lambda x: is_count(x, 0))
-_COUNT_FROM_1: _Kind = ('an integer of 1 or more', lambda x: is_count(x, 1))
-_BOOL: _Kind = ('True or False', lambda x: isinstance(x, bool))
-_TEXT: _Kind = ('a non-empty string', lambda x: isinstance(x, str) and x != '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,40 +60,32 @@ class OptimizerConfig:
     """
 
     name: str = 'adafactor'
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     schedule: str = 'constant'
-    warmup_steps: int = 0
-    decay_steps: int | None = None
-    final_ratio: float = 0.0
-    clip_by_global_norm: float | None = None
-    weight_decay: float = 0.0
-    weight_decay_lr_exponent: float = 1.0
+    warmup_steps: CountFrom0 = 0
+    decay_steps: Count | None = None
+    final_ratio: Share = 0.0
+    clip_by_global_norm: Positive | None = None
+    weight_decay: NonNegative = 0.0
+    weight_decay_lr_exponent: NonNegative = 1.0
     no_weight_decay: tuple[str, ...] = ()
-    b1: float | None = None
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    decay_rate: float = 0.8
-    step_offset: int = 0
-    clipping_threshold: float | None = 1.0
+    b1: BelowOne | None = None
+    b2: BelowOne = 0.999
+    epsilon: Positive = 1e-8
+    decay_rate: NonNegative = 0.8
+    step_offset: CountFrom0 = 0
+    clipping_threshold: Positive | None = 1.0
     multiply_by_parameter_scale: bool = True
     factored: bool = True
-    min_dim_to_factor: int = 128
+    min_dim_to_factor: Count = 128
     freeze: tuple[str, ...] = ()
-    microbatches: int = 1
+    microbatches: Count = 1
 
     def __post_init__(self) -> None:
+        check_limits(self)
         require_one_of('OptimizerConfig.name', self.name, OPTIMIZERS)
         require_one_of('OptimizerConfig.schedule', self.schedule, SCHEDULES)
-        require_share('OptimizerConfig.final_ratio', self.final_ratio)
-        _require(self, _NON_NEGATIVE, 'learning_rate', 'weight_decay', 'weight_decay_lr_exponent', 'decay_rate')
-        _require(self, _POSITIVE, 'epsilon')
-        _require(self, _POSITIVE, 'clip_by_global_norm', 'clipping_threshold', optional=True)
-        _require(self, _BELOW_ONE, 'b2')
-        _require(self, _BELOW_ONE, 'b1', optional=True)
-        _require(self, _COUNT, 'warmup_steps', 'step_offset')
-        _require(self, _COUNT_FROM_1, 'min_dim_to_factor', 'microbatches')
-        _require(self, _COUNT_FROM_1, 'decay_steps', optional=True)
-        _require(self, _BOOL, 'multiply_by_parameter_scale', 'factored')
+        require_bools(self, 'multiply_by_parameter_scale', 'factored')
         for field in ('freeze', 'no_weight_decay'):
             require_patterns(f'OptimizerConfig.{field}', getattr(self, field))
             object.__setattr__(self, field, tuple(getattr(self, field)))
@@ -108,16 +103,14 @@ class LossConfig:
         chunk_tokens: how many tokens' float32 logits are in memory at once, over all devices; None chooses by device.
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 1e-4
+    label_smoothing: BelowOne = 0.0
     normalize: bool = True
-    chunk_tokens: int | None = None
+    chunk_tokens: Count | None = None
 
     def __post_init__(self) -> None:
-        _require(self, _NON_NEGATIVE, 'z_loss')
-        _require(self, _BELOW_ONE, 'label_smoothing')
-        _require(self, _BOOL, 'normalize')
-        _require(self, _COUNT_FROM_1, 'chunk_tokens', optional=True)
+        check_limits(self)
+        require_bools(self, 'normalize')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,25 +130,26 @@ class CheckpointConfig:
         initialize: 'parameters' takes only the parameters, 'all' also the optimizer state and the step.
     """
 
-    every: int = 1000
-    keep: int = 3
+    every: Count = 1000
+    keep: Count = 3
     best_metric: str | None = 'auto'
     best_mode: str | None = None
-    patience: int | None = None
+    patience: Count | None = None
     initialize_from: str | None = None
     initialize: str = 'parameters'
 
     def __post_init__(self) -> None:
-        _require(self, _COUNT_FROM_1, 'every', 'keep')
+        check_limits(self)
         if self.best_mode is not None:
             require_one_of('CheckpointConfig.best_mode', self.best_mode, ('min', 'max'))
-        _require(self, _COUNT_FROM_1, 'patience', optional=True)
         expected = 'None without CheckpointConfig.best_metric'
         require(
             self.patience is None or self.best_metric is not None, 'CheckpointConfig.patience', self.patience, expected
         )
         require_one_of('CheckpointConfig.initialize', self.initialize, ('parameters', 'all'))
-        _require(self, _TEXT, 'best_metric', 'initialize_from', optional=True)
+        for field in ('best_metric', 'initialize_from'):
+            if getattr(self, field) is not None:
+                require_text(f'CheckpointConfig.{field}', getattr(self, field))
         if self.initialize_from is not None:
             object.__setattr__(self, 'initialize_from', os.path.expanduser(self.initialize_from))
         if self.best_metric not in (None, 'auto') and not str(self.best_metric).startswith('eval/'):
@@ -191,16 +185,15 @@ class EvaluationConfig:
             metrics: eval/exact_match and so on; 0 = none.
     """
 
-    every: int = 0
-    batches: int = 8
+    every: CountFrom0 = 0
+    batches: Count = 8
     split: str = 'validation'
     tasks: tuple[str, ...] = ()
-    generate: int = 0
+    generate: CountFrom0 = 0
 
     def __post_init__(self) -> None:
-        _require(self, _COUNT, 'every', 'generate')
-        _require(self, _COUNT_FROM_1, 'batches')
-        _require(self, _TEXT, 'split')
+        check_limits(self)
+        require_text('EvaluationConfig.split', self.split)
         object.__setattr__(self, 'tasks', tuple(self.tasks))
 
 
@@ -222,28 +215,17 @@ class RunConfig:
             models are float32, and the adapter's checkpoints name the parameters that were read.
     """
 
-    steps: int
-    seed: int = 0
-    log_every: int = 10
+    steps: Count
+    seed: Seed = 0
+    log_every: Count = 10
     multi_host: bool = False
-    epochs: float | None = None
+    epochs: Positive | None = None
     adapter: Adapter | None = None
     base_dtype: str = 'float32'
 
     def __post_init__(self) -> None:
+        check_limits(self)
         require_one_of('RunConfig.base_dtype', self.base_dtype, ('float32', 'bfloat16'))
         if self.adapter is None:
             require_one_of('RunConfig.base_dtype without RunConfig.adapter', self.base_dtype, ('float32',))
-        _require(self, _POSITIVE, 'epochs', optional=True)
-        _require(self, _COUNT_FROM_1, 'steps', 'log_every')
-        _require(self, _COUNT, 'seed')
-        _require(self, _BOOL, 'multi_host')
-
-
-def _require(config: object, kind: _Kind, *fields: str, optional: bool = False) -> None:
-    """Requires these fields to be of a kind; None is allowed if `optional`."""
-    expected, holds = kind
-    for field in fields:
-        value = getattr(config, field)
-        valid = (optional and value is None) or holds(value)
-        require(valid, f'{type(config).__name__}.{field}', value, f'{expected}, or None' if optional else expected)
+        require_bools(self, 'multi_host')

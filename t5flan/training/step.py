@@ -4,6 +4,7 @@ Everything random is folded from the seed, the step and the microbatch, so a ste
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax.traverse_util import unflatten_dict
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, base_names
 from t5flan.adapters.config import Adapter
+from t5flan.config.memory import require_memory
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
@@ -183,12 +185,22 @@ class Trainer:
         placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
         self.abstract_base = jax.tree.map(placed, base, place(base, logical_axes(base)))
         self.abstract_state: TrainState = jax.tree.map(placed, abstract, self.state_shardings)
+        self._check_memory()
         self.train_step = jax.jit(
             make_train_step(optimizer, loss, self._optimizer, run.seed, run.adapter),
             donate_argnums=0,
             out_shardings=(self.state_shardings, None),
         )
         self.eval_step = jax.jit(make_eval_step(loss))
+
+    def _check_memory(self) -> None:
+        """Requires the memory of the whole state, which a large adapter may dominate."""
+        parts = {'model': self.abstract_state.model, 'optimizer state': self.abstract_state.opt_state}
+        size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        sizes = {name: float(sum(map(size, jax.tree.leaves(tree)))) for name, tree in parts.items()}
+        left, where, _ = sharding_lib.memory_left(list(self.sharding.mesh.local_devices))
+        fix = 'Set a smaller model or adapter, or more devices with MeshConfig.fsdp.'
+        require_memory('the state of this run', sizes, left, where, fix)
 
     def _create(self) -> TrainState:
         model = build_model(self._model_config, jax.random.key(self._seed))

@@ -1,4 +1,4 @@
-"""The speed of a run: model FLOPs of a step, utilisation of the chips, tokens per second, time left.
+"""Speed and memory of a run: least memory, model FLOPs, utilisation of the chips, tokens per second, time left.
 
     B batch, T target length, S source length, D emb_dim, N heads, K kv heads, H head_dim, F mlp_dim, V vocabulary
 
@@ -15,7 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from t5flan.config.memory import require_memory as require
+from t5flan.data.config import DataConfig
+from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
+from t5flan.sharding import create_sharding, memory_left
+from t5flan.training.config import OptimizerConfig, RunConfig
 
 # Peak dense bfloat16 TFLOP/s of one JAX device, by a part of its `device_kind`; the first match counts.
 # A v4 or v5p chip is one device. A TPU7x chip is two devices, with 2307 TFLOP/s together.
@@ -54,6 +59,42 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
         decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
     layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
+
+
+def require_memory(
+    model: ModelConfig, data: DataConfig, run: RunConfig, optimizer: OptimizerConfig, mesh: MeshConfig
+) -> None:
+    """Requires the memory that a run needs at least, whatever the compiler does, before anything is built.
+
+    These are parameters, gradients and optimizer state, and the hidden states between layers, which the backward pass
+    reads with every `remat`.
+
+    Raises:
+        UserError: the devices, or the host, have less.
+    """
+    devices = create_sharding(mesh).mesh
+    shards = devices.shape['fsdp'] * devices.shape['tensor']
+    base = 2 if run.base_dtype == 'bfloat16' else 4
+    trained = 0 if run.adapter is not None or optimizer.freeze else model.kernel_size  # else a part that is not known
+    state = 8 if optimizer.name == 'adamw' else (0 if optimizer.factored else 4) + (4 if optimizer.b1 else 0)
+    lengths = data.feature_lengths
+    inputs, targets = lengths.get('inputs', 0), lengths['targets']
+    if model.architecture == 'decoder_only':
+        inputs, targets = 0, inputs + targets
+    positions = inputs * model.num_encoder_layers + targets * model.num_decoder_layers
+    rows = data.batch_size / (devices.size / devices.shape['tensor']) / optimizer.microbatches
+    of_device = {
+        'parameters': model.kernel_size * base / shards,
+        'gradients': 4.0 * trained / shards,
+        'optimizer state': float(state) * trained / shards,
+        'hidden states': rows * positions * model.emb_dim * model.itemsize,
+    }
+    fix = 'Set a smaller model or batch (DataConfig.batch_size, DataConfig.feature_lengths, vocab_size, emb_dim), '
+    fix += 'more OptimizerConfig.microbatches, or more devices with MeshConfig.fsdp.'
+    host_rows = 4 * 3 * data.batch_size / jax.process_count() * (inputs + targets) * (1 + data.prefetch)
+    left, where, on_host = memory_left(list(devices.local_devices))
+    require('this run', of_device, left, where, fix)
+    require('this run', {'batches': host_rows}, on_host, 'this host', fix)
 
 
 def peak_memory() -> dict[str, float]:

@@ -41,7 +41,7 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer
-from t5flan.training.throughput import Throughput, peak_memory
+from t5flan.training.throughput import Throughput, peak_memory, require_memory
 
 MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
 """Metrics of the evaluation, and the sums they come from: eval/loss has neither z-loss nor label smoothing."""
@@ -96,6 +96,7 @@ def train(
     optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
     if run.multi_host:
         processes.connect()
+    require_memory(model, data, run, optimizer, mesh)
     with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock:
         context = Context(preemption, lock, started)
         return _train(
@@ -133,13 +134,13 @@ def _train(
     if run.epochs is not None:
         steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
         run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
+    trainer = Trainer(model, optimizer, loss, run, sharding)
     if first_host:
         description_lib.write_description(workdir, description, vocabulary, gin, checkpoints.initialize_from)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
-        trainer = Trainer(model, optimizer, loss, run, sharding)
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)

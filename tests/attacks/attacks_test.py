@@ -25,6 +25,15 @@ def test_files_are_whole_after_kills():
     assert "'kills': 24" in run('files', '--kills=24')
 
 
+def test_a_third_of_the_wrong_settings_are_one_line_each():
+    assert "'faults': 0" in run('settings', '--light')
+
+
+@pytest.mark.slow
+def test_all_wrong_settings_are_one_line_each():
+    assert "'faults': 0" in run('settings')
+
+
 @pytest.mark.slow
 def test_files_are_whole_after_many_kills():
     assert "'kills': 300" in run('files', '--kills=300')

@@ -1,5 +1,6 @@
 """Parsing a command line: help responds at once, mistakes are one line with exit code 2."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Command, Flag, parse_arguments, words
+from t5flan.errors import UsageError
 
 HEAVY = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'seqio', 'numpy', 'matplotlib')
 
@@ -140,3 +142,24 @@ def test_values_of_flags_and_gin(monkeypatch):
     assert (a.input, a.fields, a.all) == (['1', '2'], ('a', 'b'), True)
     _, a = parse_arguments(['try', '--workdir=w', '--gin.RATE=-1'], COMMANDS)
     assert (a.name, a.input, a.fields, a.all, a.gin) == (None, None, (), False, ['RATE=-1'])
+
+
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('infer --checkpoint=a --step=1 --step=2', '--step is given 2 times, expected once'),
+        ('train --workdir=a --workdir b', '--workdir is given 2 times'),
+        ('infer --checkpoint=a --chat --chat', '--chat is given 2 times'),
+        ('deduplicate --input=a --output=b.jsonl --threshold=1.5', '--threshold=1.5, expected a number above 0 and at'),
+        ('deduplicate --input=a --output=b.jsonl --ngram=-1', '--ngram=-1, expected an integer of 1 or more'),
+        ('convert a b --from=hf --to=hf --add_sentinels=2000000', 'expected an integer from 0 to 1000000'),
+    ],
+)
+def test_flags_twice_or_out_of_their_limits(line, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_arguments(line.split(), COMMANDS)
+
+
+def test_flags_of_lists_may_be_given_twice():
+    _, arguments = parse_arguments(['infer', '--checkpoint=a', '--prompt=b', '--prompt=c'], COMMANDS)
+    assert arguments.prompt == ['b', 'c']

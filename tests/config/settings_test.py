@@ -406,3 +406,47 @@ def test_a_recipe_replaces_only_what_one_file_gave(tmp_path, monkeypatch):
     assert settings.read(RunConfig).seed == 5
     text = settings.operative_config()
     assert 'SEED = 5' in text and 'RATE = 0.3' in text and 'OTHER' not in text
+
+
+# -- What nothing reads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('LERNING_RATE = 0.5', 'mine.gin:2: no value uses LERNING_RATE: did you mean LEARNING_RATE?'),
+        ('c/FileTask.rate = 2.0', 'mine.gin:2: c/FileTask.rate is not read: no value uses @c/FileTask()'),
+        ('Lora.rank = 4', 'Lora.rank is not read: no value uses @Lora(). Add it to RunConfig.adapter.'),
+        ('TextFiles.name = 4', 'no value uses @TextFiles(). Add it to DataConfig.text_files.'),
+        ('DataConfig.file_tasks = [@news/FileTask()]\nnew/FileTask.rate = 2.0', 'did you mean news/FileTask.rate?'),
+    ],
+)
+def test_what_nothing_reads_is_refused_with_the_nearest_name(write, line, message):
+    name = write(f"include 'runs/finetune_file.gin'\n{line}\n", 'mine.gin')
+    assert message in error_of(lambda: configurables.parse([name]).read(OptimizerConfig))
+
+
+def test_what_another_file_replaces_may_be_unread(write):
+    name = write("""
+        include 'runs/finetune_file.gin'
+        b/FileTask.rate = 2.0
+        DataConfig.file_tasks = [@b/FileTask()]
+        DataConfig.file_tasks = []
+        OptimizerConfig.learning_rate = 0.5
+    """)
+    assert configurables.parse([name]).read(OptimizerConfig).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (['RunConfig.adapter=@RunConfig()', 'RunConfig.steps=1'], '@RunConfig() contains itself'),
+        (
+            ['RunConfig.adapter=@EvaluationConfig()', 'EvaluationConfig.tasks=[@RunConfig()]', 'RunConfig.steps=1'],
+            '@EvaluationConfig() contains itself: @EvaluationConfig() in @RunConfig() in @EvaluationConfig()',
+        ),
+        (['OptimizerConfig.freeze=[@LossConfig()]', 'RunConfig.adapter={@LossConfig(): 1}'], 'is the key of a dict'),
+    ],
+)
+def test_references_that_cannot_be_read(given, message):
+    assert message in error_of(lambda: configurables.parse([], given).read(RunConfig))

@@ -90,7 +90,7 @@ def test_a_plain_language_model_needs_only_targets():
         ({'rates': {'a': 1}, 'by_examples': ('b',)}, "Mixture 'x' has both rates and by_examples"),
         ({}, "Mixture 'x' has neither rates nor by_examples"),
         ({'rates': {'a': 0}}, r"Mixture.rates\['a'\]=0 of 'x', expected a number above 0"),
-        ({'by_examples': ('a',), 'cap': 0}, 'Mixture.cap=0, expected an integer of 1 or more'),
+        ({'by_examples': ('a',), 'cap': 0}, "Mixture.cap=0 of 'x', expected an integer of 1 or more"),
         ({'by_examples': ('a',), 'caps': {'a': 0}}, r"Mixture.caps\['a'\]=0"),
         ({'rates': {'a': 1}, 'cap': 5}, 'has rates, which take no cap'),
         ({'by_examples': ('a',), 'temperature': 0}, 'Mixture.temperature=0'),

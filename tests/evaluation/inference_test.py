@@ -324,14 +324,14 @@ def run(*argv):
         (['--checkpoint=x', '--prompt=a', '--shard=0/2'], '--shard divides the rows of --input or --task'),
         (['--checkpoint=x', '--input=a', '--output=b', '--split=test'], '--split is of --task'),
         (['--checkpoint=x', '--input=a', '--task=b', '--output=c'], '--task and --input both give the rows'),
-        (['--checkpoint=x', '--task=a', '--limit=0'], '--limit=0, expected 1 or more'),
+        (['--checkpoint=x', '--task=a', '--limit=0'], '--limit=0, expected an integer of 1 or more'),
         (['--prompt=a'], 'no checkpoint is given: set --checkpoint=DIR'),
         (['--merge=a.jsonl', '--checkpoint=x'], '--merge only puts files together: it takes --output'),
     ],
 )
 def test_flags_that_do_not_go_together(argv, words):
-    command, arguments = parse_arguments(['infer', *argv], COMMANDS)
     with pytest.raises(UsageError, match=words):
+        command, arguments = parse_arguments(['infer', *argv], COMMANDS)
         command.run(arguments)
 
 

@@ -18,10 +18,10 @@ def test_a_configuration_survives_json(family):
 @pytest.mark.parametrize(
     'fields, says',
     [
-        ({'emb_dim': 0}, r'emb_dim=0, expected a number above 0'),
+        ({'emb_dim': 0}, r'emb_dim=0, expected an integer of 1 or more'),
         ({'emb_dim': 2.5}, r'emb_dim=2.5, expected int'),
         ({'emb_dim': True}, r'emb_dim=True, expected int'),
-        ({'dropout_rate': 1}, r'dropout_rate=1.0, expected a number from 0 to below 1'),
+        ({'dropout_rate': 1}, r'dropout_rate=1.0, expected a number of 0 or more and below 1'),
         ({'norm': 'batch'}, r"norm='batch', expected one of 'rms', 'layer'"),
         ({'mlp_activations': ['swish']}, r"mlp_activations=.*'gelu', 'relu', 'silu', 'linear'"),
         ({'mlp_activations': []}, r'mlp_activations=\(\), expected at least one'),
