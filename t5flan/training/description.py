@@ -20,10 +20,9 @@ from t5flan.errors import UserError
 from t5flan.files import check_folder, check_links, locks, remove_partial, write_whole
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
+from t5flan.training.checkpoints.whole import RUN_FIELDS, changed_settings
 from t5flan.training.metric_writer import DATA, METRICS, SAMPLES
 
-RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
-"""Fields of ModelConfig that say how a model runs; they do not change the meaning of its parameters."""
 INITIAL_FIELDS = ('relative_bias_init',)
 """Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
 
@@ -174,7 +173,7 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', sou
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
-    return _changed_settings(workdir, gin) + _context_lines(workdir, new)
+    return changed_settings(workdir) + _changed_settings(workdir, gin) + _context_lines(workdir, new)
 
 
 def _adapter_settings(description: checkpoints.Description) -> Any:
