@@ -28,19 +28,26 @@ class Damaged(UserError):
     """A file is not what it was when its folder was completed."""
 
 
-def scan(folder: PathLike, parts: Collection[str] | None = None, ignored: Collection[str] = ()) -> Files:
+def scan(
+    folder: PathLike,
+    parts: Collection[str] | None = None,
+    ignored: Collection[str] = (),
+    known: Mapping[str, Any] | None = None,
+) -> Files:
     """Sizes and digests (XXH3, 128 bits) of the files in a folder.
 
     Args:
         folder: local, or in a bucket, where digests are empty.
         parts: the files and folders right in it to look at; None is all.
         ignored: files right in it to leave out.
+        known: an earlier result: files whose sizes have changed are not read, and get no digest.
     """
     sizes = {name: size for name, size in _sizes(folder, parts).items() if name not in ignored}
     if '://' in os.fspath(folder):
         return {name: (size, _SIZE_ONLY) for name, size in sizes.items()}
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda name: digest(os.path.join(folder, name)), sizes)
+        is_new = lambda name: known is not None and known.get(name, (None,))[0] != sizes[name]
+        digests = pool.map(lambda name: '' if is_new(name) else digest(os.path.join(folder, name)), sizes)
         return {name: (size, found) for (name, size), found in zip(sizes.items(), digests, strict=True)}
 
 

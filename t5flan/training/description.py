@@ -17,7 +17,7 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import check_folder, check_links, locks, remove_partial, write_whole
+from t5flan.files import check_folder, check_links, locks, read_object, remove_partial, write_whole
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints.whole import RUN_FIELDS, changed_settings
@@ -186,9 +186,9 @@ def _context_lines(folder: str | None, new: checkpoints.Description) -> list[str
     if folder is None or new.model.architecture != 'decoder_only':
         return []
     file = checkpoints.checkpoint_root(folder) / checkpoints.HUGGING_FACE / 'config.json'
-    context = json.loads(file.read_text()).get('max_position_embeddings') if file.exists() else None
+    context = read_object(file).get('max_position_embeddings') if file.exists() else None
     longest = max(row_capacity(new.format, new.feature_lengths))
-    if context is None or longest <= context:
+    if not isinstance(context, int) or longest <= context:
         return []
     problem = f'rows have {longest} tokens, but the model was trained with {context} (max_position_embeddings)'
     return [f'{problem}: later positions are new to it. Set DataConfig.feature_lengths.']

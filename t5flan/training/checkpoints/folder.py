@@ -13,7 +13,7 @@ from etils import epath
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
-from t5flan.files import PathLike, check_links, write_json
+from t5flan.files import PathLike, check_links, read_object, write_json
 from t5flan.files.checksums import NAME as CHECKSUMS
 from t5flan.models.config import ModelConfig
 
@@ -24,7 +24,6 @@ HUGGING_FACE = 'huggingface'
 SETTINGS = 'config.gin'
 
 _STEP = re.compile(r'(0|[1-9][0-9]{0,9})')  # a step is an int32
-_LARGEST = 2**26  # bytes of a JSON file of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,27 +215,3 @@ def read_meta(folder: PathLike, step: int) -> dict[str, Any]:
     if type(meta.get('step')) is not int or meta['step'] != step:
         raise UserError(f'{path} is of step {meta.get("step")!r}, expected {step}: the folder is that of another step.')
     return meta
-
-
-def read_object(path: epath.Path, kind: str) -> dict[str, Any]:
-    """The object in a small JSON file.
-
-    Args:
-        path: the file.
-        kind: what it should be, for messages.
-
-    Raises:
-        UserError: the file is missing, huge, not JSON, or something other than an object.
-    """
-    try:
-        with path.open('rb') as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise ValueError(f'it has more than {_LARGEST:,} bytes')
-        value = json.loads(content)
-        if not isinstance(value, dict):
-            raise ValueError(f'it holds a {type(value).__name__}, expected an object')
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        problem = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:100]
-        raise UserError(f'{path} is not {kind} ({problem}). Restore it.') from None

@@ -184,8 +184,9 @@ def check_description(folder: PathLike, step: int) -> None:
     for name in before:
         if before[name] != after.get(name):
             path = epath.Path(folder) / DESCRIPTION
-            problem = f'{path} is damaged: {name} is {after.get(name)!r}, it was {before[name]!r} when step {step}'
-            raise UserError(f'{problem} was saved. Set it back.')
+            was, now_is = repr(before[name])[:100], repr(after.get(name))[:100]
+            problem = f'{path} is damaged: {name} is {now_is}, it was {was} when step {step} was saved'
+            raise UserError(f'{problem}. Set it back.')
 
 
 def changed_beside(folder: PathLike, step: int) -> list[str]:
@@ -195,7 +196,7 @@ def changed_beside(folder: PathLike, step: int) -> list[str]:
     if content is None:
         return []
     before = {name: tuple(entry) for name, entry in content['beside'].items()}
-    after = checksums.scan(root, _BESIDE)
+    after = checksums.scan(root, _BESIDE, known=before)
     names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
     lines = [f'{root / name} has changed since step {step} was saved' for name in names]
     recorded = _recorded(folder, step)
