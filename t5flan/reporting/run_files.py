@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and (path.name != 'metrics.jsonl' or 'step' in row):
                 rows.append(row)
     return rows
 
