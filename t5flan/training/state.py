@@ -47,10 +47,10 @@ def saved_position(meta: Mapping[str, Any], where: PathLike) -> Position:
     Raises:
         UserError: there is none, as in a converted checkpoint, or it is damaged.
     """
-    position = meta.get('position')
     if 'position' not in meta:
         problem = f'{os.fspath(where)} has no data position: its checkpoint was converted, not trained'
         raise UserError(f'{problem}. Set another --workdir, and CheckpointConfig.initialize_from to this folder.')
+    position: Position = meta['position']
     if not _is_position(position):
         problem = (
             f'the data position of step {meta["step"]} in {os.fspath(where)} is damaged: {json.dumps(position)[:80]}'

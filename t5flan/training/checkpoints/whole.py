@@ -45,12 +45,12 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 # -- Writing --------------------------------------------------------------------------------------------------------
 
 
-class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """Orbax's temporary folder of a step, which gets its checksums before it gets its name."""
 
     async def finalize(self, **options: Any) -> None:
         """Completes the step; runs in Orbax's thread, on the first host, once all hosts have written."""
-        final = self._final_path
+        final = self.get_final()
         if not final.name.isdigit():  # an item of the step
             return await super().finalize(**options)
         self._final_path = whole = final.parent / f'{final.name}.whole{_TEMPORARY}'
@@ -63,7 +63,7 @@ class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[m
         return None
 
 
-class BucketPath(ocp.path.atomicity.CommitFileTemporaryPath):  # type: ignore[misc]
+class BucketPath(ocp.path.atomicity.CommitFileTemporaryPath):
     """A step in a bucket, which is complete once it has a commit file."""
 
     async def finalize(self, **options: Any) -> None:
@@ -213,9 +213,10 @@ def changed_beside(folder: PathLike, step: int) -> list[str]:
 def changed_settings(folder: PathLike) -> list[str]:
     """A line if config.gin is not what it was when the latest step was saved; `folder` has a step."""
     content = checksums.read(epath.Path(folder) / CHECKPOINTS / str(saved_steps(folder)[-1]))
-    before = {} if content is None else content['beside']
     after = checksums.scan(folder, (SETTINGS,))
-    if SETTINGS not in before or tuple(before[SETTINGS]) == after.get(SETTINGS):
+    if content is None or SETTINGS not in content['beside']:
+        return []
+    if tuple(content['beside'][SETTINGS]) == after.get(SETTINGS):
         return []
     return [f'{epath.Path(folder) / SETTINGS} has changed since step {content["step"]} was saved']
 
