@@ -100,15 +100,17 @@ def compare(folder: PathLike, content: Mapping[str, Any], parts: Collection[str]
 
     Args:
         content: from `read`.
-        parts: the folders in the folder to look at; files right in it are always looked at.
+        parts: the folders in the folder to look at; files right in it, and folders that are not listed, always are.
         sizes_only: whether to look at names and sizes alone, which reads nothing.
 
     Raises:
         Damaged: the first file that differs.
     """
     ignored = (NAME, *content['ignored'])
-    listed = {name: entry for name, entry in content['files'].items() if _is_in(name, parts)}
-    found = {name: size for name, size in _sizes(folder, None).items() if _is_in(name, parts) and name not in ignored}
+    others = {name.partition('/')[0] for name in content['files'] if '/' in name} - {*parts}
+    is_checked = lambda name: name.partition('/')[0] not in others and name not in ignored
+    listed = {name: entry for name, entry in content['files'].items() if is_checked(name)}
+    found = {name: size for name, size in _sizes(folder, None).items() if is_checked(name)}
     for name in sorted(listed.keys() | found.keys()):
         path = f'{os.fspath(folder)}/{name}'
         if name not in found:
@@ -125,11 +127,6 @@ def compare(folder: PathLike, content: Mapping[str, Any], parts: Collection[str]
         for name, now in zip(checked, digests, strict=True):
             if now != listed[name][1]:
                 raise Damaged(f'{os.fspath(folder)}/{name} has changed since it was saved')
-
-
-def _is_in(name: str, parts: Collection[str]) -> bool:
-    top, slash, _ = name.partition('/')
-    return not slash or top in parts
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -105,6 +105,7 @@ DAMAGE = {
     'a missing item': lambda step: shutil.rmtree(step / 'parameters'),
     'one more file': lambda step: (step / 'parameters' / 'd' / 'more').write_text(''),
     'one more folder': lambda step: (step / 'parameters' / 'more').mkdir(),
+    'one more item': lambda step: (step / 'more').mkdir(),
     'swapped files': swap,
     'a folder in place of a file': lambda step: to_folder(step / 'meta' / 'metadata'),
     'a link in place of a file': lambda step: to_link(step / 'meta' / 'metadata'),
