@@ -42,6 +42,7 @@ setup(
         'array_record>=0.8',  # cached tasks; also a dependency of TFDS
         'seqio>=0.0.20',  # brings tensorflow and tensorflow-text
         'tensorflow-datasets>=4.9.10',
+        'xxhash>=3.5',  # checksums of checkpoints, 24 GB/s: CRC-32 of zlib would cost over 5 % of a save
         'importlib-resources>=6.0',  # TFDS imports it without requiring it
         'gin-config>=0.5.0',
         'numpy>=2.0',

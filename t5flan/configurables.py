@@ -8,7 +8,6 @@ method, which needs JAX, is imported when the method is named.
 """
 
 import dataclasses
-import json
 import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
@@ -17,13 +16,14 @@ from typing import Any, cast
 from t5flan import mesh
 from t5flan.adapters.config import METHODS
 from t5flan.config import renames
-from t5flan.config.gin_files import exists, read_text
+from t5flan.config.gin_files import exists
 from t5flan.config.settings import Settings
 from t5flan.data import config as data_config
 from t5flan.data import corpus_config, instruction_config, mixture_config
 from t5flan.data.config import DataConfig
 from t5flan.decoding import config as decoding_config
 from t5flan.errors import UserError
+from t5flan.files import read_object
 from t5flan.models import config as model_config
 from t5flan.models.config import ModelConfig
 from t5flan.training import config as training_config
@@ -73,9 +73,9 @@ def training_settings(given: Settings) -> dict[str, Any]:
     return found
 
 
-def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = ()) -> Settings:
-    """Reads gin files, then bindings (`NAME=value`), over all configurables; see `Settings`."""
-    return Settings(gin_files, gin_bindings, _SETTINGS.values(), RENAMED_CLASSES, METHODS)
+def parse(gin_files: Iterable[str] = (), gin_bindings: Iterable[str] = (), stored: str | None = None) -> Settings:
+    """Reads the `stored` config.gin, gin files, bindings (`NAME=value`), over all configurables; see `Settings`."""
+    return Settings(gin_files, gin_bindings, _SETTINGS.values(), RENAMED_CLASSES, METHODS, stored)
 
 
 def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] | None:
@@ -95,9 +95,8 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
     if root is None:
         return None
     path = f'{root}/t5flan.json'
-    text = read_text(path)
+    description = read_object(path, 'the description of a checkpoint')
     try:
-        description = json.loads(text)
         data = {'format': description['format'], 'vocabulary': f'{root}/vocabulary'}
         return path, {ModelConfig: renames.current_settings(ModelConfig, description['model']), DataConfig: data}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,10 +105,13 @@ def checkpoint_settings(folder: str) -> tuple[str, dict[type, dict[str, Any]]] |
 
 def feature_lengths(path: str) -> dict[str, int]:
     """The feature lengths in a t5flan.json; 512 of each if the checkpoint was converted and has none."""
-    return json.loads(read_text(path)).get('feature_lengths') or {'inputs': 512, 'targets': 512}
+    return read_object(path, 'the description of a checkpoint').get('feature_lengths') or {
+        'inputs': 512,
+        'targets': 512,
+    }
 
 
 def started_in(path: str) -> list[str]:
     """The folders in which the run of a t5flan.json was started, absolute and from the workdir; [] if unknown."""
-    folders = json.loads(read_text(path)).get('started_in') or []
-    return [folder for folder in folders if isinstance(folder, str)]
+    folders = read_object(path, 'the description of a checkpoint').get('started_in') or []
+    return [folder for folder in folders if isinstance(folder, str)] if isinstance(folders, list) else []

@@ -1,5 +1,6 @@
 """Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
+import contextlib
 import difflib
 import errno
 import os
@@ -49,6 +50,33 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         waiting += [*getattr(one, 'exceptions', ()), one.__cause__, one.__context__]
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading the fields of a damaged or strange file raises."""
+
+
+@contextlib.contextmanager
+def reading(what: str, fix: str) -> Iterator[None]:
+    """Turns what a damaged or strange file raises in the block into one line.
+
+    Args:
+        what: the file or folder that is read.
+        fix: how to fix it, a sentence.
+
+    Raises:
+        UserError: the block raised one of `MALFORMED`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MALFORMED as error:
+        raise UserError(f'{what} cannot be read ({type(error).__name__}: {_start_of(error)}). {fix}') from None
+
+
+def _start_of(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:160]
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

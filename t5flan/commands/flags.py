@@ -240,4 +240,4 @@ def read_run(arguments: argparse.Namespace) -> 'Settings':
             'Set --checkpoint to the workdir of a `t5flan train` run.'
         )
     config = found[0].replace('t5flan.json', 'config.gin')
-    return configurables.parse([*([config] if exists(config) else []), *arguments.gin_file], arguments.gin)
+    return configurables.parse(arguments.gin_file, arguments.gin, stored=config if exists(config) else None)

@@ -28,14 +28,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     files = arguments.gin_file
     workdir = arguments.workdir.rstrip('/') or '/'
-    if not files and exists(f'{workdir}/config.gin'):
-        files = [f'{workdir}/config.gin']
-    if not files and not arguments.gin:
+    stored = f'{workdir}/config.gin' if not files and exists(f'{workdir}/config.gin') else None
+    if not files and not stored and not arguments.gin:
         raise UsageError(
             f'{workdir} has no run to resume, and no settings are given: name a run file, e.g. '
             '--gin_file=examples/tiny_stdlib_pretrain (see `t5flan train --help`)'
         )
-    settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)])
+    settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)], stored)
     _take_from_checkpoint(settings, workdir)
     values = configurables.training_settings(settings)
     connect(arguments, always=values['run'].multi_host)

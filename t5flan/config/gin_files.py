@@ -9,6 +9,9 @@ GIN_ROOT = Path(__file__).resolve().parent.parent / 'gin'
 """The packaged gin files; in a checkout, a link to the top-level gin/."""
 
 
+_LARGEST = 2**24  # bytes of a gin file
+
+
 def packaged_files() -> list[str]:
     """Names of the packaged gin files, as --gin_file takes them: 'models/t5_1_1_small.gin', 'runs/pretrain.gin', ..."""
     return sorted(str(path.relative_to(GIN_ROOT)) for path in GIN_ROOT.rglob('*.gin'))
@@ -40,7 +43,13 @@ def exists(path: str) -> bool:
 def read_text(path: str) -> str:
     """Reads a UTF-8 text file, local or in a bucket; raises a `UsageError` if it cannot be read."""
     try:
-        return to_path(path).read_bytes().decode('utf-8-sig')
+        with to_path(path).open('rb') as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UsageError(f'{path} cannot be read: it has more than {_LARGEST:,} bytes')
+        return content.decode('utf-8-sig')
+    except UsageError:
+        raise
     except Exception as error:
         if '://' not in path and not isinstance(error, (OSError, UnicodeDecodeError)):
             raise

@@ -68,18 +68,18 @@ def statements(text: str, path: str) -> Iterator[Any]:
         where = f' in `{line}`' if line else ''
         raise UsageError(f'{path}:{min(line_number, last)}: not gin: {message}{where}') from None
     except (RecursionError, MemoryError, TypeError, ValueError) as error:  # brackets in brackets, a list as a key
-        raise UsageError(f'{path}: not gin: a value cannot be read ({error})') from None
+        raise UsageError(f'{path}: not gin: {type(error).__name__}: {str(error)[:200]}') from None
 
 
 def _explain(error: SyntaxError | tokenize.TokenError) -> tuple[str, int, str]:
     """The message, line number and line of a syntax error."""
     if isinstance(error, tokenize.TokenError):
-        return error.args[0], error.args[1][0], ''
+        return str(error.args[0])[:200], error.args[1][0], ''
     message = ' '.join(str(error.msg).split())
     if word := re.search(r"Failed to parse token '(.*)'", message):
         expected = "a number, 'quoted string', list, dict, True, False, None, %MACRO or @reference()"
         message = f'{word.group(1)} is not a value, expected {expected}'
-    return message.rstrip('.'), error.lineno or 1, (error.text or '').strip()
+    return message.rstrip('.')[:200], error.lineno or 1, (error.text or '').strip()[:200]
 
 
 def from_bare(text: str, annotation: Any) -> Any:

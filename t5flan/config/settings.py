@@ -62,6 +62,8 @@ class Settings:
         configurables: the dataclasses that can be set.
         imported_later: more of them by name, which are looked up when they are named: their files are slow to import.
         renamed_classes: old -> present name of dataclasses that were renamed.
+        stored: the config.gin of a checkpoint folder, which is read first and is not trusted: it includes no files, and
+            fields that a class lists in `TRUSTED` cannot be set in it.
 
     Raises:
         UsageError: a file cannot be read or is not gin, or a name is unknown.
@@ -74,6 +76,7 @@ class Settings:
         configurables: Iterable[type],
         renamed_classes: Names,
         imported_later: Mapping[str, type] = types.MappingProxyType({}),
+        stored: str | None = None,
     ) -> None:
         self._configurables = {cls.__name__: cls for cls in configurables}
         self._imported_later = imported_later
@@ -92,7 +95,8 @@ class Settings:
         self._files: list[str] = []
         self._read: dict[tuple[str, str], dict[str, Any]] = {}  # (scope, configurable) -> resolved values
         self._macro_values: dict[str, Any] = {}  # as read for the first field that used them
-        for name in gin_files:
+        self._stored = stored
+        for name in (*([stored] if stored else []), *gin_files):
             self._add_file(name, origin='--gin_file')
         given = [self._add_binding(binding) for binding in gin_bindings]
         self._check_macros_are_used([name for name in given if name is not None])
@@ -235,11 +239,26 @@ class Settings:
 
     def _typed(self, setting: str, bound: _Bound, annotation: Any, command: str) -> Any:
         value = self._expand(bound.value, annotation, command)
+        self._check_trusted(setting, bound, value)
         try:
             return annotations.fit(value, annotation)
         except annotations.Mismatch:
             given, expected = annotations.with_type(value), annotations.describe(annotation)
             raise UsageError(f'{setting} is given {given}, expected {expected} (from {self._origin(bound)})') from None
+
+    def _check_trusted(self, setting: str, bound: _Bound, value: Any) -> None:
+        """Requires a setting that runs code not to come from a checkpoint folder."""
+        name, _, field = setting.rpartition('/')[2].partition('.')
+        if not value or self._stored is None or field not in getattr(self._configurables.get(name), 'TRUSTED', ()):
+            return
+        macros = {*gin_syntax.macros_in(bound.value)}
+        while more := {one for name in macros for one in gin_syntax.macros_in(self._macros[name].value)} - macros:
+            macros |= more
+        for one in (bound, *(self._macros[name] for name in macros)):
+            if one.origin.startswith(f'{self._stored}:'):
+                problem = f'{one.origin} sets {setting}, which runs Python code, in the settings of a checkpoint folder'
+                fix = f'Set --gin.{setting}="{value}" if you trust the code, or --gin.{setting}=[] to go without it'
+                raise UsageError(f'{problem}. {fix}')
 
     def _origin(self, bound: _Bound) -> str:
         if isinstance(bound.value, gin_syntax.Macro):
@@ -295,6 +314,10 @@ class Settings:
             raise UsageError(f'{origin}: {path} includes itself')
         for statement in gin_syntax.statements(read_text(path), path):
             place = f'{path}:{statement.location.line_num}'
+            if isinstance(statement, gin_syntax.Include) and name == self._stored:
+                raise UsageError(
+                    f'{place}: the settings of a checkpoint folder include no other files. Remove the line'
+                )
             if isinstance(statement, gin_syntax.Include):
                 self._add_file(statement.filename, place, (*including, path))
             elif isinstance(statement, gin_syntax.Import):

@@ -33,7 +33,8 @@ from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.files import cache_folder, check_links
 from t5flan.models.config import ModelConfig
-from t5flan.training.description import INITIAL_FIELDS, RUN_FIELDS
+from t5flan.training.checkpoints.whole import RUN_FIELDS
+from t5flan.training.description import INITIAL_FIELDS
 
 FORMATS = ('hf', 't5x', 't5flan')
 """Formats of whole models."""

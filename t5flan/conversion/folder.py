@@ -21,7 +21,7 @@ from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.training import checkpoints
-from t5flan.training.checkpoints import Description
+from t5flan.training.checkpoints import Description, whole
 
 
 def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = None) -> Checkpoint:
@@ -43,6 +43,7 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
             adapter_folder.merged(base, *adapter_folder.read_arrays(where), where), step=checkpoints.find_step(where)
         )
     found = checkpoints.find_step(where, step)
+    whole.require_whole(root, found, ('parameters', 'meta'))
     step_folder = root / checkpoints.CHECKPOINTS / str(found)
     folder = Folder(f'{step_folder}/parameters')
     expected = {name: (name, [shape.whole]) for name, shape in names.shapes(description.model).items()}
@@ -103,6 +104,7 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False) -> list
     meta = ocp.args.JsonSave({'step': checkpoint.step})
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(step.absolute(), ocp.args.Composite(parameters=tree, meta=meta))
+    whole.write_checksums(step, folder, checkpoint.step)
     return []
 
 

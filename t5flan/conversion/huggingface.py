@@ -24,7 +24,7 @@ from t5flan.conversion.huggingface_config import (
 from t5flan.conversion.huggingface_tokenizer import read_vocabulary, require_rows, tokenizer_files
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_folder, strips
 from t5flan.data.vocabulary.vocabulary import Vocabulary
-from t5flan.errors import UserError
+from t5flan.errors import UserError, reading
 
 SHARD_SIZE = 5 * 10**9  # bytes, as in transformers
 LARGEST_EXTRA = 2**26  # bytes; a larger file is not a tokenizer's
@@ -66,6 +66,11 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
             'Set --from=gguf.' if folder.suffix == '.gguf' else 'Give one written by save_pretrained (config.json, …).'
         )
         raise UserError(f'{folder} is not a folder. {fix}')
+    with reading(f'{folder}: its JSON files', 'Download the folder again.'):
+        return _read(folder, vocabulary)
+
+
+def _read(folder: Path, vocabulary: Vocabulary | None) -> Checkpoint:
     fields = read_json(folder / 'config.json')
     kind = str(fields.get('model_type'))
     stored = read_folder(folder)

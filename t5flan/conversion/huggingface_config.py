@@ -1,6 +1,5 @@
 """Hugging Face's config.json <-> ModelConfig; decoder-only families are in `families/decoders.py`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from t5flan.conversion.checkpoint import T5_FIELDS, require_fields
 from t5flan.conversion.families.decoders import ARCHITECTURES, decoder_family, decoder_fields, from_decoder
 from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_T5, Table
 from t5flan.errors import UserError
+from t5flan.files import parse_object, read_object
 from t5flan.models.config import ModelConfig
 
 T5_FAMILY = ('t5', 'mt5', 'umt5')
@@ -50,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise UserError(f'{file.parent} has no {file.name}. Give a folder written by save_pretrained.')
-    return parse_json(file, file.read_bytes())
+    return read_object(file, fix='Download it again.')
 
 
 def parse_json(file: Path, content: bytes) -> dict[str, Any]:
@@ -59,13 +59,7 @@ def parse_json(file: Path, content: bytes) -> dict[str, Any]:
     Raises:
         UserError: it is not a JSON object.
     """
-    try:
-        fields = json.loads(content.decode('utf-8'))
-        if not isinstance(fields, dict):
-            raise ValueError
-        return fields
-    except ValueError:
-        raise UserError(f'{file} is not a JSON object. Download it again.') from None
+    return parse_object(file, content, fix='Download it again.')
 
 
 def table_of(model_type: str) -> Table:

@@ -16,7 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from t5flan.errors import UserError
+from t5flan.errors import MALFORMED, UserError
+from t5flan.files import read_object
 
 _NAMES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL')
 _CODES = ('<f8', '<f4', '<f2', ml_dtypes.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?')
@@ -24,7 +25,6 @@ DTYPES: Mapping[str, np.dtype] = {name: np.dtype(code) for name, code in zip(_NA
 NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = 'model.safetensors.index.json'
 _LONGEST_HEADER = 100_000_000  # bytes; the library's limit
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # what reading fields of broken JSON raises
 _TILE = 16  # rows transposed at a time: a cache line of float32
 _Arrays = Mapping[str, tuple[Sequence[int], np.dtype]]  # name -> (shape, dtype)
 
@@ -113,7 +113,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             arrays = {name: _stored(file, 8 + length, entry) for name, entry in header.items()}
         except UserError:
             raise
-        except _MALFORMED as error:
+        except MALFORMED as error:
             problem = f'its header cannot be read ({_first_line(error)})'
             raise UserError(f'{file} is not a safetensors file: {problem}. Download it again.') from None
     _check_layout(file, arrays, 8 + length, size)
@@ -170,11 +170,11 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
     try:
-        weight_map = json.loads(index.read_text('utf-8'))['weight_map']
+        weight_map = read_object(index, 'an index of safetensors shards', 'Download it again.')['weight_map']
         files = sorted(set(weight_map.values()))
         if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise ValueError('a shard is not a file name')
-    except _MALFORMED as error:
+    except MALFORMED as error:
         problem = f'is not an index of safetensors shards ({_first_line(error)})'
         raise UserError(f'{index} {problem}. Download it again.') from None
     missing = [file for file in files if not (folder / file).is_file()]

@@ -34,6 +34,7 @@ class DataConfig:
     """Everything that decides which tokens a run trains on, and in which order."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {'blends': 'mixtures'}
+    TRUSTED: ClassVar[tuple[str, ...]] = ('modules',)
 
     mixture: str
     """A SeqIO task or mixture; `t5flan mixture` shows what it contains."""
@@ -71,7 +72,7 @@ class DataConfig:
     text_files: tuple[TextFiles, ...] = ()
     """Tasks made of files of raw text."""
     modules: tuple[str, ...] = ()
-    """Python modules to import first: they register your own SeqIO tasks."""
+    """Python modules to import first: they register your own SeqIO tasks. A checkpoint's config.gin cannot set it."""
     concatenate: Count = 1
     """Documents of raw text that are joined, in order, before they are cut into windows that fill the features; 1 cuts
     each by itself, T5 joins 128. No token is lost either way."""

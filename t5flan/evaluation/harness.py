@@ -33,7 +33,7 @@ from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.likelihood import Likelihood, rolling_windows
 from t5flan.errors import UserError
-from t5flan.files import to_path
+from t5flan.files import read_object, to_path
 from t5flan.language_model import LanguageModel, load
 
 try:
@@ -299,8 +299,8 @@ def default_max_length(model: LanguageModel) -> int:
         ('tokenizer_config.json', ('model_max_length',)),
     ):
         file = to_path(f'{model.folder}/huggingface/{name}')
-        settings = json.loads(file.read_text(encoding='utf-8')) if model.folder and file.is_file() else {}
-        found = next((settings[field] for field in fields if settings.get(field)), 0)
+        settings = read_object(file) if model.folder and file.is_file() else {}
+        found = next((settings[one] for one in fields if isinstance(settings.get(one), int | float)), 0)
         if 0 < found < 10**9:  # a tokenizer without a limit states 10^30
             return int(found)
     lengths = model.feature_lengths.values()

@@ -16,6 +16,8 @@ from typing import IO, Any, cast
 from t5flan.errors import OUT_OF_SPACE, UserError
 
 PathLike = str | os.PathLike[str]
+LARGEST_JSON = 2**26
+"""Bytes of a JSON file that describes a model, a tokenizer or a run."""
 
 
 def to_path(path: PathLike) -> pathlib.Path:
@@ -45,10 +47,11 @@ def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
     """
     target = to_path(path)
     check_output(target)
-    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')
+    # Half a character (a lone surrogate), which no UTF-8 can hold, is escaped.
+    encoding, newline, errors = (None, None, None) if 'b' in mode else ('utf-8', '\n', 'backslashreplace')
     target.parent.mkdir(parents=True, exist_ok=True)
     if '://' in os.fspath(target):
-        with tempfile.TemporaryFile(f'{mode}+', encoding=encoding, newline=newline) as local:
+        with tempfile.TemporaryFile(f'{mode}+', encoding=encoding, newline=newline, errors=errors) as local:
             yield local
             local.seek(0)
             with target.open(mode, encoding=encoding) as file:
@@ -56,7 +59,7 @@ def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
         return
     temporary = pathlib.Path(target.parent, f'{_partial(target)}{uuid.uuid4().hex[:8]}.tmp')
     try:
-        with open(temporary, mode, encoding=encoding, newline=newline) as file:
+        with open(temporary, mode, encoding=encoding, newline=newline, errors=errors) as file:
             yield file
         os.replace(temporary, target)
     except BaseException as error:
@@ -205,6 +208,40 @@ def write_json(path: PathLike, value: Any, indent: int = 1) -> None:
     """Writes `value` as UTF-8 JSON, whole or not at all; half a character (a lone surrogate) is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + '\n'
     write_whole(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def read_object(path: PathLike, kind: str = 'a JSON object', fix: str = 'Restore it.') -> dict[str, Any]:
+    """The object in a small JSON file, which may be somebody else's.
+
+    Args:
+        path: a local file, or one in a bucket.
+        kind: what it should be, for messages.
+        fix: how to fix an error, for messages.
+
+    Raises:
+        UserError: the file is missing, huge, not JSON, or something other than an object.
+    """
+    try:
+        with to_path(path).open('rb') as file:
+            content = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise UserError(f'{os.fspath(path)} is not {kind} ({error.strerror or error}). {fix}') from None
+    return parse_object(path, content, kind, fix)
+
+
+def parse_object(
+    path: PathLike, content: bytes, kind: str = 'a JSON object', fix: str = 'Restore it.'
+) -> dict[str, Any]:
+    """The object in the content of a JSON file; see `read_object`."""
+    try:
+        if len(content) > LARGEST_JSON:
+            raise ValueError(f'it has more than {LARGEST_JSON:,} bytes')
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError(f'it holds a {type(value).__name__}, expected an object')
+        return value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{os.fspath(path)} is not {kind} ({" ".join(str(error).split())[:100]}). {fix}') from None
 
 
 def cache_folder() -> pathlib.Path:

@@ -330,7 +330,8 @@ def fit_fields(settings: Any, name: str) -> None:
     Raises:
         UserError: a value does not fit; `name` is that of the settings.
     """
-    for field, annotation in annotations.fields(type(settings)):
+    cls: type = type(settings)
+    for field, annotation in annotations.fields(cls):
         given = getattr(settings, field.name)
         try:
             object.__setattr__(settings, field.name, annotations.fit(given, annotation))

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5flan.config.gin_files import read_text
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import parameter_count
 from t5flan.reporting.evaluation_sections import evaluation_sections, sample_sections
 from t5flan.reporting.page import Curves, Panel, Section, Table, Text, write_report
-from t5flan.reporting.run_files import read_json, read_lines
+from t5flan.reporting.run_files import read_json, read_metrics
 
 # Panels in order: title, label -> metric for each curve, y label, logarithmic.
 _PANELS = (
@@ -44,7 +45,7 @@ def report(workdir: str, output: str | None = None) -> Path:
     if not folder.is_dir():
         raise UserError(f'{workdir} is not a folder. Give the workdir of a `t5flan train` run.')
     description = read_json(folder / 't5flan.json')
-    metrics = read_lines(folder / 'metrics.jsonl')
+    metrics = read_metrics(folder / 'metrics.jsonl')
     if not description and not metrics:
         raise UserError(
             f'{workdir} has neither t5flan.json nor metrics.jsonl. Give the workdir of a `t5flan train` run.'
@@ -114,7 +115,7 @@ def _overview(description: Mapping[str, Any], metrics: Sequence[Mapping[str, flo
         if name in description:
             rows.append([name.replace('_', ' '), json.dumps(description[name]).strip('"')])
     if isinstance(vocabulary := description.get('vocabulary'), dict) and 'size' in vocabulary:
-        rows.append(['vocabulary', f'{vocabulary["size"]:,} ids'])
+        rows.append(['vocabulary', f'{vocabulary["size"]} ids'])
     if losses:
         best = min(losses, key=lambda one: one[1])
         words = [f'{loss:.4f} at step {step}' for step, loss in (losses[0], best, losses[-1])]
@@ -145,6 +146,6 @@ def _settings(folder: Path, description: Mapping[str, Any]) -> list[Section]:
     if isinstance(model, dict):
         rows = [[name, json.dumps(value)] for name, value in model.items()]
         sections.append(Table('Model', ['field', 'value'], rows))
-    with contextlib.suppress(OSError):
-        sections.append(Text('Settings', (folder / 'config.gin').read_text(encoding='utf-8'), code=True))
+    with contextlib.suppress(UserError):
+        sections.append(Text('Settings', read_text(f'{folder}/config.gin'), code=True))
     return sections

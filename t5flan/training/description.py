@@ -17,13 +17,12 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
-from t5flan.files import check_folder, check_links, locks, remove_partial, write_whole
+from t5flan.files import check_folder, check_links, locks, read_object, remove_partial, write_whole
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
+from t5flan.training.checkpoints.whole import RUN_FIELDS, changed_settings
 from t5flan.training.metric_writer import DATA, METRICS, SAMPLES
 
-RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
-"""Fields of ModelConfig that say how a model runs; they do not change the meaning of its parameters."""
 INITIAL_FIELDS = ('relative_bias_init',)
 """Fields of ModelConfig that say how new parameters are drawn; they mean nothing for parameters that exist."""
 
@@ -174,7 +173,7 @@ def check_workdir(workdir: str, new: checkpoints.Description, gin: str = '', sou
             fix = 'start a new --workdir (CheckpointConfig.initialize_from starts it from this one)'
             problem = f'{workdir} holds a run with {setting}={before}, given is {now}'
             raise UserError(f'{problem}. Set it back, or {fix}.')
-    return _changed_settings(workdir, gin) + _context_lines(workdir, new)
+    return changed_settings(workdir) + _changed_settings(workdir, gin) + _context_lines(workdir, new)
 
 
 def _adapter_settings(description: checkpoints.Description) -> Any:
@@ -187,9 +186,9 @@ def _context_lines(folder: str | None, new: checkpoints.Description) -> list[str
     if folder is None or new.model.architecture != 'decoder_only':
         return []
     file = checkpoints.checkpoint_root(folder) / checkpoints.HUGGING_FACE / 'config.json'
-    context = json.loads(file.read_text()).get('max_position_embeddings') if file.exists() else None
+    context = read_object(file).get('max_position_embeddings') if file.exists() else None
     longest = max(row_capacity(new.format, new.feature_lengths))
-    if context is None or longest <= context:
+    if not isinstance(context, int) or longest <= context:
         return []
     problem = f'rows have {longest} tokens, but the model was trained with {context} (max_position_embeddings)'
     return [f'{problem}: later positions are new to it. Set DataConfig.feature_lengths.']

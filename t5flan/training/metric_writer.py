@@ -22,20 +22,28 @@ if TYPE_CHECKING:
 METRICS = 'metrics.jsonl'
 SAMPLES = 'samples.jsonl'
 DATA = 'data.json'
+_LONGEST_LINE = 2**24  # bytes
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, float]]:
-    """All complete lines of metrics.jsonl; a last line cut off by a kill is skipped."""
+    """All complete lines of metrics.jsonl with a step and numbers; a last line cut off by a kill is skipped."""
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().split('\n'):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    with path.open('rb') as file:
+        for line in iter(lambda: file.readline(_LONGEST_LINE), b''):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and all(map(_is_number, row.values())) and isinstance(row.get('step'), int):
+                rows.append(row)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > 1e300
 
 
 class MetricWriter:

@@ -39,7 +39,7 @@ from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import MetricWriter, read_metrics
-from t5flan.training.state import TrainState, gather_position
+from t5flan.training.state import TrainState, gather_position, saved_position
 from t5flan.training.step import Trainer
 from t5flan.training.throughput import Throughput, peak_memory, require_memory
 
@@ -146,7 +146,7 @@ def _train(
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')
         lost = unknown_lines(data, vocabulary, pipeline.plan) if first_host else []
-        for line in [*told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
+        for line in [*manager.lines, *told, *skipped.summary(pipeline.plan.skipped), *skipped.left_out_lines(), *lost]:
             writer.log(line)
 
         # -- The steps ----------------------------------------------------------------------------------------------
@@ -444,7 +444,8 @@ def restore_or_initialize(
         return start_adapter(trainer, manager, vocabulary)
     if manager.latest_step is not None:
         state, meta = manager.restore(trainer.abstract_state)
-        return state, meta['position'], f'resuming from step {int(state.step)} of {manager.workdir}'
+        position = saved_position(meta, manager.workdir)
+        return state, position, f'resuming from step {int(state.step)} of {manager.workdir}'
     source, items = manager.config.initialize_from, manager.config.initialize
     if source is None:
         return trainer.new_state(), None, 'new parameters'
@@ -496,4 +497,5 @@ def start_adapter(
         return state, None, f'a new {type(trainer.adapter).__name__} adapter of {base}'
     saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
     state = dataclasses.replace(saved, model=with_arrays(state.model, named_parameters(saved.model)))
-    return state, meta['position'], f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'
+    position = saved_position(meta, workdir)
+    return state, position, f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.attacks import files, signals
+from tests.attacks import checkpoints, files, signals
 
 
 def run(module, *arguments):
@@ -40,6 +40,16 @@ def test_files_are_whole_after_many_kills():
 
 
 @pytest.mark.slow
+def test_damaged_checkpoints_are_one_line():
+    assert "'mutations': 400" in run('checkpoints', '--mutations=400')
+
+
+@pytest.mark.slow
+def test_folders_of_strangers_are_one_line():
+    assert "'mutations': 300" in run('checkpoints', '--strangers=300')
+
+
+@pytest.mark.slow
 def test_training_is_exact_after_100_kills():
     assert "'kills': 100" in run('kills', '--kills=100')
 
@@ -68,3 +78,13 @@ def test_the_attack_on_files_notices_a_fault(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 3}\n')
     with pytest.raises(AssertionError):
         files.check_metrics(tmp_path)
+
+
+def test_the_attack_on_checkpoints_notices_a_fault():
+    mutation, good = checkpoints.Mutation('a flipped bit', 'parameters'), checkpoints.Outcome(0, '', 'result')
+    with pytest.raises(AssertionError, match='unnoticed'):
+        checkpoints.judge('load', mutation, good, good)
+    with pytest.raises(AssertionError):
+        checkpoints.judge('load', mutation, checkpoints.Outcome(70, 'Traceback (most recent call last)'), good)
+    assert checkpoints.judge('load', mutation, checkpoints.Outcome(1, 't5flan: damaged\n'), good) == 'refused'
+    assert checkpoints.judge('load', mutation._replace(part='optimizer'), good, good) == 'unread'

@@ -28,6 +28,7 @@ from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
 from t5flan.training import checkpoints
+from t5flan.training.checkpoints import whole
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -50,6 +51,7 @@ def read_arrays(where: str) -> tuple[Adapter, dict[str, np.ndarray]]:
     description = checkpoints.read_description(where)
     settings = from_record(description.adapter or {})
     root, step = checkpoints.checkpoint_root(where), checkpoints.find_step(where)
+    whole.require_whole(root, step, ('parameters', 'meta'))
     folder = Folder(f'{root / checkpoints.CHECKPOINTS / str(step)}/parameters')
     own = adapter_arrays(abstract_adapted(description.model, settings))
     expected = {name: (name, [x.shape]) for name, x in own.items()}
@@ -144,6 +146,7 @@ def write(folder: Path, base: str, settings: Adapter, arrays: Arrays, extras: Ma
     with ocp.Checkpointer(handler) as checkpointer:
         items = ocp.args.Composite(parameters=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave({'step': 0}))
         checkpointer.save((folder / checkpoints.CHECKPOINTS / '0').absolute(), items)
+    whole.write_checksums(folder / checkpoints.CHECKPOINTS / '0', folder, 0)
 
 
 @functools.cache

@@ -33,7 +33,7 @@ from t5flan.conversion.adapters import peft_adalora, peft_virtual_tokens
 from t5flan.conversion.checkpoint import match_arrays
 from t5flan.conversion.huggingface_config import family_of, read_json, table_of
 from t5flan.conversion.safetensors_files import FolderWriter, Stored, read_header
-from t5flan.errors import UserError
+from t5flan.errors import UserError, reading
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 
@@ -63,9 +63,14 @@ def read(folder: Path, base: str) -> PeftAdapter:
     Raises:
         UserError: files are missing or broken, the method is not supported, or the arrays do not fit the base.
     """
-    config = checkpoints.read_description(base).model
     if not (folder / CONFIG).is_file():
         raise UserError(f'{folder} has no {CONFIG}. Give a folder written by save_pretrained of PEFT.')
+    with reading(f'{folder / CONFIG}', 'Save the adapter again.'):
+        return _read(folder, base)
+
+
+def _read(folder: Path, base: str) -> PeftAdapter:
+    config = checkpoints.read_description(base).model
     fields = read_json(folder / CONFIG)
     stored, where = _read_weights(folder), str(folder / WEIGHTS)
     for name in _UNSUPPORTED:
@@ -126,7 +131,7 @@ def write(folder: Path, where: str) -> None:
     writer.close()
     os.rename(folder / 'model.safetensors', folder / WEIGHTS)
     kept = Path(checkpoints.checkpoint_root(where)) / CONFIG
-    fields = json.loads(kept.read_text()) if kept.is_file() else fields
+    fields = read_json(kept) if kept.is_file() else fields
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
 
 

@@ -1,7 +1,6 @@
 """Loads the vocabulary that a setting or a checkpoint folder names."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +17,10 @@ from t5flan.data.vocabulary.vocabulary import (
     Conventions,
     Vocabulary,
 )
-from t5flan.errors import UserError
-from t5flan.files import to_path
+from t5flan.errors import MALFORMED, UserError
+from t5flan.files import read_object, to_path
+
+_KINDS = ('sentencepiece', 'bytes', 'ids', 'tokenizer_json')
 
 
 def load_vocabulary(
@@ -70,22 +71,27 @@ def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -
             raise UserError(f'vocabulary {path}: the folder has no {DESCRIPTION}. Set another DataConfig.vocabulary.')
         return SentencePieceVocabulary(path, extra_ids, mode_tokens).without_duplicate_sentinels()
     try:
-        description = json.loads(description_file.read_text('utf-8'))
+        description = read_object(description_file)
         kind, extra_ids = description['kind'], int(description['extra_ids'])
         described = tuple(description['mode_tokens'])
         named = {str(name): str(token) for name, token in description.get('named_tokens', {}).items()}
         around = Conventions(bool(description.get('add_bos', True)), bool(description.get('add_eos', False)))
         added = {str(token): int(id) for token, id in description.get('added_tokens', {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        start_id = _id(description.get('start_id', PAD_ID))
+        ids = {name: _id(description[name]) for name in ('vocab_size', 'eos_id') if name in description}
+        _id(extra_ids, 2**20)
+    except MALFORMED:
         raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.') from None
-    start_id = description.get('start_id', PAD_ID)
     vocabulary: Vocabulary
+    needed = {'ids': ('vocab_size', 'eos_id'), 'tokenizer_json': ('eos_id',)}.get(str(kind), ())
+    if kind not in _KINDS or not {*needed} <= ids.keys():
+        raise UserError(f'{description_file} does not describe a vocabulary. Remove it or train again.')
     if kind == 'bytes':
         vocabulary = ByteVocabulary(extra_ids, described)
     elif kind == 'ids':
-        vocabulary = IdsVocabulary(description['vocab_size'], description['eos_id'], start_id)
+        vocabulary = IdsVocabulary(ids['vocab_size'], ids['eos_id'], start_id)
     elif kind == 'tokenizer_json':
-        vocabulary = TokenizerJsonVocabulary(path / TOKENIZER, description['eos_id'], start_id)
+        vocabulary = TokenizerJsonVocabulary(path / TOKENIZER, ids['eos_id'], start_id)
     else:
         vocabulary = SentencePieceVocabulary(model, extra_ids, described, start_id=start_id)
     vocabulary = vocabulary.with_added_tokens(added)
@@ -98,6 +104,17 @@ def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -
         raise UserError(f'{model} has {found} ids, {description_file} says {size}: not one vocabulary. Train it again.')
     template = _chat_template(path) if path.is_dir() else None
     return vocabulary.with_conventions(dataclasses.replace(around, named_tokens=named, chat_template=template))
+
+
+def _id(value: Any, end: int = 2**31) -> int:
+    """An id or a count of ids.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(value)
+    return value
 
 
 def _chat_template(folder: Any) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from t5flan.data.vocabulary.vocabulary import PAD_ID, TOKENIZER, Vocabulary
-from t5flan.errors import UserError
+from t5flan.errors import UserError, reading
 from t5flan.files import to_path, write_whole
 
 
@@ -44,18 +44,23 @@ class TokenizerJsonVocabulary(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.eos_id, self.start_id = eos_id, start_id
+        with reading(f'{path}', 'Download it again.'):
+            self._read_settings()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        own = {token.content: i for i, token in added.items()}
+        own |= {name: i for k in range(1000) if (i := self._id_of_piece(name := f'<extra_id_{k}>')) is not None}
+        size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        super().__init__(size, 0, (), own)
+
+    def _read_settings(self) -> None:
+        """What becomes of text that no token spells."""
         settings = json.loads(self._content)
         model = settings.get('model') or {}
         unknown = model.get('unk_id', self._id_of_piece(model.get('unk_token') or ''))
         has_bytes = model.get('byte_fallback') or 'ByteLevel' in json.dumps(settings.get('pre_tokenizer'))
         self._loses_text = unknown is not None and not has_bytes
-        self.unk_id = PAD_ID if unknown is None else unknown
-        size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        own = {token.content: i for i, token in added.items()}
-        own |= {name: i for k in range(1000) if (i := self._id_of_piece(name := f'<extra_id_{k}>')) is not None}
-        super().__init__(size, 0, (), own)
+        self.unk_id = PAD_ID if unknown is None else int(unknown)
 
     @property
     def loses_text(self) -> bool:

@@ -9,13 +9,13 @@
         parameters/             by T5X's names: encoder/layers/attention/query/kernel …; of an adapter only its own
         optimizer/              the optimizer's state
         meta/                   step, seed, data position
+        checksums.json          size and checksum of every file of the step, see whole.py
 
 `evaluate`, `infer` and `convert` need only this folder. A step gets its name when it is complete (Orbax writes to a
 temporary folder and renames it), so a run killed while saving resumes from the step before.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -30,141 +30,55 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record, merge
 from t5flan.adapters.config import Adapter
-from t5flan.config.renames import current_settings
-from t5flan.data.config import DataConfig
 from t5flan.errors import UserError, disk_problem
-from t5flan.files import PathLike, check_links, remove_folders, write_json
-from t5flan.models.config import ModelConfig
+from t5flan.files import PathLike, remove_folders
 from t5flan.models.parameters import logical_axes, named_parameters
+from t5flan.training.checkpoints import whole
+from t5flan.training.checkpoints.folder import (
+    CHECKPOINTS,
+    DESCRIPTION,
+    HUGGING_FACE,
+    SETTINGS,
+    VOCABULARY,
+    Description,
+    checkpoint_root,
+    latest_step,
+    read_description,
+    read_meta,
+    saved_at,
+    saved_steps,
+)
+from t5flan.training.checkpoints.whole import find_step
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
 
-DESCRIPTION = 't5flan.json'
-CHECKPOINTS = 'checkpoints'
-VOCABULARY = 'vocabulary'
-HUGGING_FACE = 'huggingface'
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What makes a checkpoint folder usable without the gin that made it.
-
-    Attributes:
-        model: the model's configuration.
-        format: 'encoder_decoder', 'prefix_lm' or 'causal_lm': how inputs and targets become model features.
-        feature_lengths: tokens of each feature.
-        vocabulary: size and fingerprint of the vocabulary in the folder.
-        data: the settings on which the data position depends (mixture, batch size, seed …).
-        step: the step to load by default; None is the latest.
-        started_in: the folder in which the run was started, absolute and seen from the workdir: relative paths of its
-            settings begin there.
-        adapter: if the folder holds an adapter, its method and settings, and path, step and fingerprint of its base.
-    """
-
-    model: ModelConfig
-    format: str
-    feature_lengths: Mapping[str, int]
-    vocabulary: Mapping[str, Any]
-    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    step: int | None = None
-    started_in: Sequence[str] = ()
-    adapter: Mapping[str, Any] | None = None
-
-    def write(self, folder: PathLike) -> None:
-        """Writes t5flan.json atomically."""
-        fields = dataclasses.asdict(self) | {'model': self.model.to_dict()}
-        if self.adapter is None:
-            del fields['adapter']
-        write_json(epath.Path(folder) / DESCRIPTION, fields, indent=2)
-
-
-def read_description(folder: PathLike) -> Description:
-    """Reads t5flan.json of a workdir, or of one of its steps.
-
-    Raises:
-        UserError: the folder does not exist, or t5flan did not write it.
-    """
-    path = checkpoint_root(folder) / DESCRIPTION
-    try:
-        fields = json.loads(path.read_text())
-        data = current_settings(DataConfig, fields.get('data', {}))  # older releases had other names
-        model = ModelConfig.from_dict(current_settings(ModelConfig, fields['model']))
-        return Description(**fields | {'model': model, 'data': data})
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not the description of a checkpoint ({error}).') from None
-
-
-def checkpoint_root(folder: PathLike) -> epath.Path:
-    """The folder that holds t5flan.json, given that folder or one of its steps (WORKDIR/checkpoints/1000).
-
-    Raises:
-        UserError: neither holds a t5flan.json.
-    """
-    path = epath.Path(folder)
-    for candidate in (path, path.parent.parent):
-        if (candidate / DESCRIPTION).exists():
-            return candidate
-    problem = 'has no t5flan.json in it' if path.exists() else 'does not exist'
-    raise UserError(f'{os.fspath(folder)} {problem}; expected the workdir of a `t5flan train` run. Set --checkpoint.')
-
-
-def saved_steps(folder: PathLike) -> list[int]:
-    """Steps of all complete checkpoints, ascending."""
-    root = epath.Path(folder) / CHECKPOINTS
-    if not root.exists():
-        return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and _is_complete(path))
-
-
-def _is_complete(path: epath.Path) -> bool:
-    try:
-        return bool(ocp.utils.is_checkpoint_finalized(path))
-    except (OSError, ValueError):
-        if not path.exists():  # a run removed it meanwhile
-            return False
-        raise
-
-
-def saved_at(folder: PathLike, step: int) -> int | None:
-    """When a checkpoint was saved, in nanoseconds since 1970: another run may have a checkpoint of the same step.
-
-    Args:
-        folder: the workdir.
-
-    Returns:
-        The time, or None if the checkpoint does not say or is gone.
-    """
-    path = epath.Path(folder) / CHECKPOINTS / str(step) / '_CHECKPOINT_METADATA'
-    try:
-        return json.loads(path.read_text()).get('init_timestamp_nsecs')
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def latest_step(folder: PathLike) -> int | None:
-    """The newest complete checkpoint's step, or None."""
-    return max(saved_steps(folder), default=None)
-
-
-def find_step(folder: PathLike, step: int | None = None) -> int:
-    """`step` if given, else the step that a step folder names, else the description's, else the latest.
-
-    Raises:
-        UserError: there is no such checkpoint, or a link in it leads out of the folder.
-    """
-    root = checkpoint_root(folder)
-    if step is None and epath.Path(folder) != root:
-        step = int(epath.Path(folder).name)
-    if step is None:
-        step = read_description(root).step
-    steps = saved_steps(root)
-    if not steps:
-        raise UserError(f'{root / CHECKPOINTS} has no complete checkpoint yet.')
-    if step is not None and step not in steps:
-        raise UserError(f'{root / CHECKPOINTS} has no step {step}; it has {steps}.')
-    found = steps[-1] if step is None else step
-    check_links(root, (DESCRIPTION, VOCABULARY, HUGGING_FACE, f'{CHECKPOINTS}/{found}'))
-    return found
+__all__ = [
+    'CHECKPOINTS',
+    'DESCRIPTION',
+    'HUGGING_FACE',
+    'SETTINGS',
+    'VOCABULARY',
+    'CheckpointManager',
+    'Description',
+    'base_folder',
+    'base_record',
+    'check_is_model',
+    'checkpoint_root',
+    'find_step',
+    'latest_step',
+    'read_description',
+    'read_meta',
+    'restore_adapted',
+    'restore_adapter',
+    'restore_base',
+    'restore_grown_parameters',
+    'restore_parameters',
+    'restore_state',
+    'saved_at',
+    'saved_steps',
+    'to_names',
+    'write_fingerprint',
+]
 
 
 class CheckpointManager:
@@ -172,6 +86,14 @@ class CheckpointManager:
 
     Saving is asynchronous: `save` returns once the arrays are copied off the devices. An error while writing is raised
     by the next `save`, `wait` or `close`. A step is saved before it is evaluated; `record` says how good it is.
+
+    Steps that are not what was saved get another name, NAME.damaged.
+
+    Attributes:
+        lines: what to tell about such steps.
+
+    Raises:
+        UserError: there are steps, and none is whole.
     """
 
     def __init__(self, workdir: PathLike, config: CheckpointConfig):
@@ -181,13 +103,17 @@ class CheckpointManager:
         self._policy = preservation_policy.AnyPreservationPolicy(
             [preservation_policy.LatestN(config.keep), _KeepBest(self)]
         )
+        newest = whole.set_damaged_aside(self.workdir)
+        self.lines, self._latest_step = newest.lines, newest.step
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy, cleanup_tmp_directories=True, create=True
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                create=True,
+                temporary_path_class=whole.temporary_path_class(self.workdir),
             ),
         )
-        self._latest_step = self._manager.latest_step()
 
     @property
     def latest_step(self) -> int | None:
@@ -261,7 +187,9 @@ class CheckpointManager:
         Args:
             abstract: the state's shapes, dtypes and shardings; the mesh may differ from the one that saved it.
         """
-        return restore_state(self.workdir, self._manager.latest_step(), abstract)
+        step = self._latest_step
+        assert step is not None, self.workdir
+        return restore_state(self.workdir, step, abstract, verify=False)  # `__init__` has
 
     def _save_error(self, subject: str, error: Exception) -> UserError:
         known = disk_problem(error) or ' '.join(str(error).split())[:300]
@@ -287,18 +215,21 @@ class _KeepBest(preservation_policy.PreservationPolicy):
         return [step == best for step in steps]
 
 
-def restore_state(folder: PathLike, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state at one step, each array placed as `abstract` says, and its meta: step, seed and data position."""
+def restore_state(
+    folder: PathLike, step: int, abstract: TrainState, verify: bool = True
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state at one step, each array placed as `abstract` says, and its meta: step, seed and data position.
+
+    Raises:
+        UserError: the step is damaged, or its arrays have other names or shapes.
+    """
+    if verify:
+        whole.require_whole(folder, step)
     model = _restore_item(folder, step, 'parameters', abstract.model)
     opt_state = _restore_item(folder, step, 'optimizer', abstract.opt_state)
     meta = read_meta(folder, step)
     counter = jax.device_put(jax.numpy.asarray(meta['step'], abstract.step.dtype), abstract.step.sharding)
     return TrainState(step=counter, model=model, opt_state=opt_state), meta
-
-
-def read_meta(folder: PathLike, step: int) -> dict[str, Any]:
-    """What a step was saved with: its number, the seed and the data position."""
-    return json.loads((epath.Path(folder) / CHECKPOINTS / str(step) / 'meta' / 'metadata').read_text())
 
 
 def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None = None) -> Any:
@@ -307,11 +238,12 @@ def restore_parameters(folder: PathLike, abstract_model: Any, step: int | None =
     An adapter is merged into its base; if kernels cannot hold it, the model has it beside its parameters.
 
     Raises:
-        UserError: there is no such checkpoint, or its parameters have other names or shapes.
+        UserError: there is no such checkpoint, it is damaged, or its parameters have other names or shapes.
     """
     root, found = checkpoint_root(folder), find_step(folder, step)
     record = read_description(root).adapter
     if record is None:
+        whole.require_whole(root, found, ('parameters', 'meta'))
         return _restore_item(root, found, 'parameters', abstract_model)
     if not from_record(record).mergeable:
         return restore_adapted(root, abstract_model, found)
@@ -339,6 +271,7 @@ def restore_adapted(folder: PathLike, abstract_model: Any, step: int | None = No
 def restore_adapter(folder: PathLike, abstract_model: Any, step: int | None = None) -> tuple[Adapter, dict[str, Any]]:
     """The settings of an adapter and its arrays by name; for the arguments and errors see `restore_adapted`."""
     root, found = checkpoint_root(folder), find_step(folder, step)
+    whole.require_whole(root, found, ('parameters', 'meta'))
     settings = from_record(read_description(root).adapter or {})
     placed = jax.tree.leaves(abstract_model)[0].sharding
     if isinstance(placed, jax.sharding.NamedSharding):
@@ -470,10 +403,19 @@ def _restore_item(folder: PathLike, step: int, item: str, abstract: Any, setting
             path,
             args=ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
         )
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        problem = ' '.join(str(error).split())[:200].rstrip('. ')
+        raise UserError(f'{path} cannot be read: {type(error).__name__}: {problem}. Restore the checkpoint.') from None
     finally:
         handler.close()
     arrays = flatten_dict(restored, sep='/')
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named_parameters(abstract)])
+
+
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError, AssertionError, EOFError)
+"""What Orbax and TensorStore raise for files that are missing or damaged."""
 
 
 def _absolute(path: epath.Path) -> epath.Path:
