@@ -18,7 +18,6 @@ import numpy as np
 
 from t5flan import processes
 from t5flan import sharding as sharding_lib
-from t5flan.adapters.adapter import with_arrays
 from t5flan.data import skipped
 from t5flan.data.batches.epochs import steps_of_epochs
 from t5flan.data.batches.pipeline import HeldOut, TrainPipeline
@@ -32,14 +31,14 @@ from t5flan.errors import UserError, did_you_mean
 from t5flan.files.locks import Lock
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import named_parameters
 from t5flan.preemption import Preemption
 from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import MetricWriter, read_metrics
-from t5flan.training.state import TrainState, gather_position, saved_position
+from t5flan.training.start import restore_or_initialize
+from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer
 from t5flan.training.throughput import Throughput, peak_memory, require_memory
 
@@ -430,72 +429,3 @@ def make_pipeline(data: DataConfig, vocabulary: Vocabulary, sharding: sharding_l
     return TrainPipeline(
         data, vocabulary, process_index=rows.start // host_rows, process_count=data.batch_size // host_rows
     )
-
-
-def restore_or_initialize(
-    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
-) -> tuple[TrainState, Position | None, str]:
-    """The state a run starts from: its own latest checkpoint, else another run's, else new parameters.
-
-    Returns:
-        The state, the data position (None: the beginning), and where the state comes from, for the log.
-    """
-    if trainer.adapter is not None:
-        return start_adapter(trainer, manager, vocabulary)
-    if manager.latest_step is not None:
-        state, meta = manager.restore(trainer.abstract_state)
-        position = saved_position(meta, manager.workdir)
-        return state, position, f'resuming from step {int(state.step)} of {manager.workdir}'
-    source, items = manager.config.initialize_from, manager.config.initialize
-    if source is None:
-        return trainer.new_state(), None, 'new parameters'
-    step = checkpoints_lib.find_step(source)
-    known = checkpoints_lib.read_description(source)
-    root = checkpoints_lib.checkpoint_root(source)
-    added: tuple[str, ...] | None = ()
-    if known.vocabulary['fingerprint'] != vocabulary.fingerprint:
-        added = vocabulary.tokens_added_to(load_vocabulary(root / checkpoints_lib.VOCABULARY))
-    if added is None:
-        raise UserError(
-            f'{source} was trained with another vocabulary ({known.vocabulary["size"]} ids) than '
-            f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
-            f'{root / checkpoints_lib.VOCABULARY}; DataConfig.added_tokens may add tokens to it.'
-        )
-    if added:
-        if items == 'all':
-            problem = f"CheckpointConfig.initialize='all', but {len(added)} tokens are new to {source}"
-            raise UserError(f"{problem}: its optimizer state has no rows for them. Set it to 'parameters'.")
-        rows, new_ids = known.model.vocab_size, (known.vocabulary['size'], vocabulary.vocab_size)
-        abstract = trainer.abstract_state.model
-        model = checkpoints_lib.restore_grown_parameters(source, abstract, step, rows, new_ids)
-        state = trainer.state_with(model)
-        return state, None, f'initialized ({items}) from step {step} of {source}, with {len(added)} new tokens'
-    if items == 'all':
-        state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
-    else:
-        state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
-    return state, None, f'initialized ({items}) from step {step} of {source}'
-
-
-def start_adapter(
-    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
-) -> tuple[TrainState, Position | None, str]:
-    """The state of a run that trains an adapter: its base, and a new adapter or that of its latest checkpoint.
-
-    Raises:
-        UserError: the base is not there, is not the one the adapter was trained with, or has another vocabulary.
-    """
-    workdir, description = manager.workdir, checkpoints_lib.read_description(manager.workdir)
-    base = checkpoints_lib.base_folder(workdir, description)
-    if checkpoints_lib.read_description(base).vocabulary['fingerprint'] != vocabulary.fingerprint:
-        problem = f'RunConfig.adapter is set, but DataConfig.vocabulary is not the vocabulary of {base}'
-        raise UserError(f'{problem}: an adapter adds no tokens. Remove DataConfig.vocabulary and added_tokens.')
-    model = checkpoints_lib.restore_base(workdir, description, trainer.abstract_base)
-    checkpoints_lib.write_fingerprint(workdir, description, model)
-    state = trainer.state_with(model)
-    if manager.latest_step is None:
-        return state, None, f'a new {type(trainer.adapter).__name__} adapter of {base}'
-    saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
-    state = dataclasses.replace(saved, model=with_arrays(state.model, named_parameters(saved.model)))
-    position = saved_position(meta, workdir)
-    return state, position, f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'
