@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5flan.kernels.product import product
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import Initializer, Scope, fan_in
-from t5flan.sharding import constrain, platform
+from t5flan.sharding import constrain
 
 # The outputs of projections, which `remat='minimal'` saves besides those of attention: they are small and expensive to
 # recompute. (T5X's policy saves every product without batch axes, and with it each layer's whole relative bias.)
@@ -79,14 +80,8 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
-        summed = tuple(range(self.num_inputs))
-        last = tuple(x.ndim - self.num_inputs + i for i in summed)
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        # XLA's CPU converts the operands of a 16-bit product with a 16-bit result to float32 first; a product with a
-        # float32 result it runs directly, in half the time. On other devices sums are float32 in both cases.
-        result = jnp.float32 if platform() == 'cpu' else None
-        y = jax.lax.dot_general(x, kernel, ((last, summed), ((), ())), preferred_element_type=result)
-        return checkpoint_name(add_bias(y.astype(self.dtype), self.bias), PROJECTION)
+        y = product(x, self.kernel[...], self.num_inputs, self.dtype)
+        return checkpoint_name(add_bias(y, self.bias), PROJECTION)
 
 
 def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:

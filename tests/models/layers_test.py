@@ -54,11 +54,9 @@ def test_parameters_stay_float32_and_the_product_is_in_the_compute_dtype():
     assert projection.kernel[...].dtype == jnp.float32 and projection(random(2, 3, 6)).dtype == jnp.bfloat16
 
 
-def test_a_16_bit_projection_sums_in_float32_on_a_cpu():
+def test_a_16_bit_projection_sums_in_float32():
     projection = Projection(dataclasses.replace(CONFIG, dtype='bfloat16'), SCOPE, {'embed': 256}, {'mlp': 4})
     x_BTD = random(2, 3, 256)
-    program = jax.jit(lambda projection, x_BTD: projection(x_BTD)).lower(projection, x_BTD).as_text()
-    assert '(tensor<2x3x256xbf16>, tensor<256x4xbf16>) -> tensor<2x3x4xf32>' in program
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (x_BTD, projection.kernel[...])]
     np.testing.assert_array_equal(projection(x_BTD), jnp.asarray(np.float32(rounded[0] @ rounded[1]), jnp.bfloat16))
 
