@@ -45,9 +45,7 @@ def _forward(dtype: jnp.dtype, x_MI: jax.Array, kernel_IO: jax.Array) -> tuple[j
     return _product(dtype, x_MI, kernel_IO), (x_MI, kernel_IO)
 
 
-def _backward(
-    dtype: jnp.dtype, operands: tuple[jax.Array, jax.Array], dy_MO: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(dtype: jnp.dtype, operands: tuple[jax.Array, jax.Array], dy_MO: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_MI, kernel_IO = operands
     dx_MI = _dot(dy_MO, kernel_IO.astype(dtype), 1, 1).astype(dtype)
     # Without the layout XLA undoes the transposition and contracts the rows of both operands.
