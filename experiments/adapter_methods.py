@@ -75,13 +75,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         prepare(root / 'data', arguments)
         write_whole(root / 'settings.gin', settings_gin(root / 'data', arguments))
-        children, failed = Children(), []
-        try:
-            for name in [BEFORE, *arguments.methods]:
-                if not run_arm(children, root, name, arguments):
-                    failed.append(name)
-        finally:
-            children.stop()
+        with Children() as children:
+            names = [BEFORE, *arguments.methods]
+            failed = [name for name in names if not run_arm(children, root, name, arguments)]
         report(root, arguments)
     except UserError as error:
         raise SystemExit(f'error: {error}') from None

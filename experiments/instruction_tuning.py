@@ -21,8 +21,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
-import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -203,20 +201,17 @@ def check_settings(root: Path, arguments: argparse.Namespace) -> None:
 def run_all(root: Path, arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> list[str]:
     """Trains and evaluates every arm, --jobs at once; returns the names of those that failed."""
     write_whole(root / 'evaluation.gin', evaluation_gin(root / 'data', list(prepared['evaluations']), arguments))
-    children, failed = Children(), []
-    chains = {BEFORE: lambda: evaluate(children, root, BEFORE, arguments.checkpoint, arguments)}
-    for arm in arms_of(arguments):
-        chains[arm.name] = lambda arm=arm: run_arm(children, root, arm, arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
+    failed = []
     pool = concurrent.futures.ThreadPoolExecutor(arguments.jobs)
     try:
-        futures = {pool.submit(timed, name, chain): name for name, chain in chains.items()}
-        for future in concurrent.futures.as_completed(futures):
-            if not future.result():
-                failed.append(futures[future])
-    except BaseException:
-        children.stop()
-        raise
+        with Children() as children:
+            chains = {BEFORE: lambda: evaluate(children, root, BEFORE, arguments.checkpoint, arguments)}
+            for arm in arms_of(arguments):
+                chains[arm.name] = lambda arm=arm: run_arm(children, root, arm, arguments)
+            futures = {pool.submit(timed, name, chain): name for name, chain in chains.items()}
+            for future in concurrent.futures.as_completed(futures):
+                if not future.result():
+                    failed.append(futures[future])
     finally:
         pool.shutdown(cancel_futures=True)
     return failed

@@ -1,6 +1,7 @@
 """Shared by the experiments: t5flan commands that are printed before they run, and Markdown tables."""
 
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -18,12 +19,23 @@ def run(*argv: str) -> None:
 
 
 class Children:
-    """t5flan commands that run as processes of their own, from several threads."""
+    """t5flan commands that run as processes of their own, from several threads.
+
+    An error, Ctrl-C or SIGTERM inside a `with` block ends those that run.
+    """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._stopped = False
+
+    def __enter__(self) -> 'Children':
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.stop()
 
     def run(self, log: Path, *argv: str) -> int:
         """Prints and runs a command, whose output is added to `log`; returns its exit status, 1 after `stop`."""

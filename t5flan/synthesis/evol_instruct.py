@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from t5flan.decoding.config import CANDIDATES, Decoding
+from t5flan.errors import UsageError
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, instruction_fault, output_fault, without_quotes
 from t5flan.synthesis.loop import Run, Verdict
@@ -119,7 +120,7 @@ def evol_instruct(
         depth: a task is rewritten at most so many times.
     """
     if depth < 1:
-        raise loop.UsageError(f'--depth={depth}, expected an integer of 1 or more')
+        raise UsageError(f'--depth={depth}, expected an integer of 1 or more')
     method = EvolInstruct(read_seeds(seeds), decoding, depth)
     given: dict[str, Any] = dict(decoding=decoding, patience=patience, step=step, json_file=json_file)
     return loop.synthesize(method, checkpoint, output, count=count, **given)

@@ -71,7 +71,7 @@ class FakeChildren(runs.Children):
 def workdir(tmp_path, monkeypatch):
     """A workdir whose data is prepared, as on a machine that has nothing else."""
     monkeypatch.setattr(experiment, 'Children', FakeChildren)
-    monkeypatch.setattr(experiment.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(runs.signal, 'signal', lambda *_: None)
     monkeypatch.setattr(experiment, 'load_vocabulary', lambda path: None)
     monkeypatch.setattr(experiment.scores, 'draw', lambda summary, path: None)
     monkeypatch.setattr(FakeChildren, 'commands', [])
