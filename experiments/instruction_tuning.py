@@ -244,6 +244,7 @@ def run_arm(children: Children, root: Path, arm: Arm, arguments: argparse.Namesp
             f'--gin.LEARNING_RATE={method.learning_rate}',
             f'--gin.SEED={arm.seed}',
             f'--gin.ModelConfig.dtype={arguments.dtype}',
+            '--gin.ModelConfig.remat=minimal',  # saves memory; the numbers are the same
         )
         if code or not is_trained(workdir, arguments.steps):
             return False
