@@ -177,6 +177,7 @@ class _TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        _wait_for_a_new_second(folder)
         self._writer = EventFileWriter(str(folder))
         # Makes TensorBoard drop what an earlier, killed run wrote after this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -188,6 +189,16 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _wait_for_a_new_second(folder: epath.Path) -> None:
+    """Returns when no event file of `folder` is named after the current second.
+
+    TensorBoard reads event files in the order of their names: seconds, host, process. Two files of one second, after a
+    quick restart, can be read in the wrong order, and the numbers of the killed run replace those of the new one.
+    """
+    while any(folder.glob(f'events.out.tfevents.{int(time.time())}.*')):
+        time.sleep(0.05)
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 
@@ -66,6 +67,16 @@ def test_tensorboard_reads_the_same_numbers_and_drops_those_of_a_killed_run(tmp_
     events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars('loss')] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_a_restart_within_a_second_is_read_after_the_run_before(tmp_path):
+    pytest.importorskip('tensorboard')
+    folder = tmp_path / 'tensorboard'
+    folder.mkdir()
+    before = f'events.out.tfevents.{int(time.time())}.zzz.1.0'  # TensorBoard reads files in the order of their names
+    (folder / before).touch()
+    make_writer(tmp_path).close()
+    assert min(path.name for path in folder.iterdir()) == before
 
 
 def test_an_evaluation_is_one_readable_line(tmp_path):
