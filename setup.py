@@ -57,6 +57,7 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
+        'compile': ['libtpu>=0.0.42'],  # the TPU compiler, for t5flan compile; jax[tpu] brings it too
         'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'gguf>=0.17'],
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],

@@ -15,7 +15,7 @@ cuDNN's rate and a third of XLA's time at 4,096 tokens. About 5 minutes on an H1
 searches for better blocks.
 
 With --topologies nothing runs: `libtpu` compiles for those TPUs, or JAX's CUDA plugin for `h100` and `a100`, with the
-given rows on each device (`benchmarks/compile_targets.py` says what to install). For TPUs it also counts the tiles that
+given rows on each device (`t5flan/compiling/targets.py` says what to install). For TPUs it also counts the tiles that
 the kernels skip with four masks. Half a minute for each topology and size. One query (8x1x32768) is a decoding step: it
 prints the bytes that the program moves, in sizes of the KV cache.
 """
@@ -29,8 +29,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compile_targets import GPUS, gpu_devices, run_nothing_here, tpu_devices  # in this folder
 
+from t5flan.compiling.targets import GPUS, gpu_devices, run_nothing_here, tpu_devices
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.operands import AttentionSpec, Operands, visible_tiles

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from compile_targets import run_nothing_here, tpu_devices  # in this folder
 
+from t5flan.compiling.targets import run_nothing_here, tpu_devices
 from t5flan.kernels.attention import RelativeBias
 from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu

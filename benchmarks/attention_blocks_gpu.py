@@ -7,7 +7,7 @@ Compiled, a line shows the registers of a thread, the bytes that the compiler ha
 and how many warps a multiprocessor of that GPU holds at once. Of the blocks that spill nothing and allow at least 8
 warps, a rule chooses those that read least (the most queries; for the gradient of keys the most keys), then the most
 warps, then the largest tile, then the most stages: the `_TILINGS` of `t5flan/kernels/gpu/flash.py`, until measured
-times replace them. `benchmarks/compile_targets.py` says what to install. 15 seconds for each line of blocks on one CPU
+times replace them. `t5flan/compiling/targets.py` says what to install. 15 seconds for each line of blocks on one CPU
 core; on a GPU about 5 minutes for each head size.
 """
 
@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention import median_ms  # in this folder
-from compile_targets import GPUS, Gpu, gpu_devices, run_nothing_here
 
+from t5flan.compiling.targets import GPUS, Gpu, gpu_devices, run_nothing_here
 from t5flan.kernels.gpu import flash as flash_gpu
 from t5flan.kernels.gpu.tile import Blocks, Tiling
 from t5flan.kernels.operands import AttentionSpec, Operands

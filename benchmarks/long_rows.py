@@ -13,35 +13,24 @@ import argparse
 import time
 
 import jax
-import jax.numpy as jnp
-from compile_targets import run_nothing_here, tpu_devices  # in this folder
 
+from t5flan.compiling.targets import run_nothing_here, tpu_devices
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
+from t5flan.compiling.step import trace_step
+from t5flan.data.config import DataConfig
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.trainer import Trainer
 
 
 def compile_step(model: ModelConfig, sharding: sharding_lib.Sharding, rows: int, inputs: int, targets: int):
     """The training step of packed rows, compiled for the mesh's devices."""
-    lengths = {'encoder': inputs, 'decoder': targets}
-    for length in lengths.values():
-        sharding_lib.check_divides(sharding, 'length', length)
-
-    def feature(length: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.named(('batch', 'length')))
-
+    lengths = {'inputs': inputs, 'targets': targets}
+    data = DataConfig('-', rows, lengths, 'bytes')
+    settings = {'model': model, 'data': data, 'optimizer': OptimizerConfig(), 'loss': LossConfig()}
     with sharding_lib.use(sharding):
-        batch = {
-            f'{side}_{name}': feature(length)
-            for side, length in lengths.items()
-            for name in ('input_tokens', 'segment_ids', 'positions')
-        }
-        batch |= {'decoder_target_tokens': feature(targets), 'decoder_loss_weights': feature(targets, jnp.float32)}
-        trainer = Trainer(model, OptimizerConfig(), LossConfig(), RunConfig(steps=1000), sharding)
-        return trainer.train_step.lower(trainer.abstract_state, batch).compile()
+        return trace_step(settings | {'run': RunConfig(steps=1000)}, sharding)[0].lower().compile()
 
 
 def parse_mesh(text: str) -> MeshConfig:

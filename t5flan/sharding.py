@@ -14,11 +14,13 @@ size that does not divide, and two axes of one array on the same mesh axis.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5flan.config.memory import host_memory
@@ -169,8 +171,42 @@ def create_sharding(config: MeshConfig, devices: Sequence[jax.Device] | None = N
     devices = list(jax.devices() if devices is None else devices)
     sizes = _sizes(config, len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
-    mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    mesh = Mesh(place_devices(devices, tuple(sizes.values())), MESH_AXES, axis_types=types)
     return Sharding(mesh, _rules(config))
+
+
+def place_devices(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+    """The devices as an array of the mesh's sizes, so that neighbours on a mesh axis are neighbours in the network.
+
+    A mesh axis covers whole axes of a TPU's torus where that is possible, else it splits them: fsdp=32, tensor=2 on
+    4x4x4 chips. The outermost mesh axes run over the slower network between slices, `data` before all others.
+
+    Args:
+        devices: those of the mesh, in any order.
+        sizes: of the mesh axes, outermost first.
+    """
+    slices = len({getattr(device, 'slice_index', None) for device in devices})
+    across = _across_slices(sizes, slices)
+    inside = tuple(size // share for size, share in zip(sizes, across, strict=True))
+
+    def place(split: bool) -> np.ndarray:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=split)
+
+    try:
+        return place(split=devices[0].device_kind in ('TPU v5 lite', 'TPU v5e'))  # as `jax.make_mesh` does
+    except NotImplementedError:  # no whole axes of the torus have these sizes
+        return place(split=True)
+
+
+def _across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
+    """How many slices each mesh axis runs over; the sizes multiply to a multiple of `slices`."""
+    shares = []
+    for size in sizes:
+        shares.append(math.gcd(size, slices))
+        slices //= shares[-1]
+    return tuple(shares)
 
 
 def abstract_sharding(config: MeshConfig, devices: int) -> Sharding:

@@ -19,7 +19,7 @@ LAYERS = (
     {'__main__', 'commands'},
     {'quickstart'},
     {'tasks'},
-    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora', 'planning'},
+    {'evaluation', 'conversion', 'reporting', 'synthesis', 'corpora', 'planning', 'compiling'},
     {'language_model', 'configurables'},
     {'training', 'decoding'},
     {'adapters'},

@@ -6,6 +6,7 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 from t5flan.commands import (
     backtranslate,
     cache,
+    compile,
     convert,
     decontaminate,
     deduplicate,
@@ -39,6 +40,7 @@ _MODULES = (
     report,
     mixture,
     plan,
+    compile,
     cache,
     convert,
     decontaminate,

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
             '--gin_file=examples/tiny_stdlib_pretrain (see `t5flan train --help`)'
         )
     settings = configurables.parse(files, [*arguments.gin, *skip_broken(arguments)], stored)
-    _take_from_checkpoint(settings, workdir)
+    take_from_checkpoint(settings, workdir)
     values = configurables.training_settings(settings)
     connect(arguments, always=values['run'].multi_host)
     values['data'] = files_of_run(values['data'], workdir)
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics)
 
 
-def _take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
+def take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
     """Takes model, format and vocabulary from the workdir or the initial checkpoint, where gin does not set them.
 
     Raises:

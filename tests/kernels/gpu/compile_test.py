@@ -1,10 +1,10 @@
 """The GPU kernels through the real compiler (JAX's CUDA plugin), for H100 and A100 and without a GPU: they compile."""
 
 import functools
-import importlib
 
 import pytest
 
+from t5flan.compiling import targets
 from t5flan.mesh import MeshConfig
 from tests.kernels.compile_cases import EVERYTHING, compile_attention, compile_model
 
@@ -19,14 +19,7 @@ def devices(chip):
     """Two GPUs of a machine, to compile for."""
     reason = 'the compiler comes with jax-cuda12-plugin and jax-cuda12-pjrt'
     pytest.importorskip('jax_plugins.xla_cuda12', reason=reason)
-    targets = importlib.import_module('compile_targets')
     return targets.gpu_devices(targets.GPUS[chip], 2)
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(root, monkeypatch):
-    """Makes benchmarks/ importable: its `compile_targets` describes GPUs to the compiler."""
-    monkeypatch.syspath_prepend(root / 'benchmarks')
 
 
 def compile_for(chip, length, reach=128, **options):

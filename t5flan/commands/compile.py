@@ -1,0 +1,93 @@
+"""`t5flan compile`: memory, FLOPs and traffic of a run's training step on chips that need not be there."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from t5flan.commands.arguments import COUNT, Command, Flag
+from t5flan.commands.flags import JSON
+from t5flan.commands.train import take_from_checkpoint
+from t5flan.errors import UserError
+from t5flan.files import write_json
+
+if TYPE_CHECKING:
+    from t5flan.config.settings import Settings
+
+_STEPS = 10_000
+"""Steps of the run where gin sets none; they change the schedule's constants only."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compiles the training step of a run and prints what it takes."""
+    from t5flan import configurables
+
+    settings = configurables.parse(arguments.gin_file, arguments.gin)
+    values = read_settings(settings)
+
+    from t5flan.compiling.targets import find_target, run_nothing_here
+
+    kind, _, count = arguments.topology.partition(':')
+    run_nothing_here(int(count) if kind == 'cpu' and count.isdigit() and int(count) < 1000 else 1)
+    target = find_target(arguments.topology, arguments.slices)
+
+    from t5flan.compiling.report import describe_program
+    from t5flan.compiling.step import compile_step
+    from t5flan.compiling.terminal import print_report
+
+    program = compile_step(values, target.devices)
+    report = describe_program(program, target, values)
+    print_report(report, arguments.parameters)
+    if arguments.json:
+        write_json(arguments.json, report)
+    if not report['fits']:
+        raise UserError(_does_not_fit(report, values))
+
+
+def read_settings(settings: 'Settings') -> dict[str, Any]:
+    """The settings that `t5flan train` would use; names of data, which change no program, may be missing.
+
+    Raises:
+        UserError: a setting is missing or wrong.
+    """
+    from t5flan import configurables
+    from t5flan.data.config import DataConfig
+    from t5flan.training.config import RunConfig
+
+    settings.set_defaults(DataConfig, {'mixture': '-', 'vocabulary': 'bytes'}, 't5flan compile')
+    settings.set_defaults(RunConfig, {'steps': _STEPS}, 't5flan compile')
+    take_from_checkpoint(settings, '')
+    return configurables.training_settings(settings)
+
+
+def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
+    from t5flan.compiling.fitting import changes_that_fit
+    from t5flan.compiling.terminal import gib
+
+    problem = f'the step does not fit on {report["topology"]}'
+    if report['peak_bytes_per_device'] is None:
+        return f'{problem}. Set a smaller DataConfig.batch_size, ModelConfig.remat="full" or more MeshConfig.fsdp.'
+    problem += f': it needs {gib(report["peak_bytes_per_device"])} of {gib(report["limit_bytes"])} on each device'
+    found = changes_that_fit(values, report['devices'], report['peak_bytes_per_device'], report['limit_bytes'])
+    if not found:
+        return f'{problem}. By estimate no remat, microbatches or MeshConfig.fsdp makes it fit: use more chips.'
+    return f'{problem}. By estimate it fits with {" or ".join(found)}.'
+
+
+COMMAND = Command(
+    'compile',
+    "compiles a run's training step for chips that need not be there: memory, FLOPs, traffic, least time",
+    run,
+    gin=True,
+    example='t5flan compile --topology=v5e:4x4 --gin_file=models/t5_1_1_small --gin_file=runs/pretrain',
+    flags=(
+        Flag(
+            '--topology',
+            'what to compile for: v4, v5e, v5p, v6e or tpu7x and the chips along each axis (v5p:4x4x4), h100 or a100 '
+            'and their number, or cpu:8, simulated devices',
+            'CHIP:SHAPE',
+            required=True,
+        ),
+        Flag('--slices', 'number of such TPU slices (default: 1)', 'N', COUNT, 1),
+        Flag('--parameters', 'also print the sharding of every parameter', type=bool),
+        JSON,
+    ),
+)

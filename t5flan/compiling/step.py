@@ -1,0 +1,161 @@
+"""The training step of a run, lowered from shapes alone and compiled for a target."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from t5flan import sharding as sharding_lib
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing.features import row_capacity
+from t5flan.mesh import MeshConfig
+from t5flan.sharding import Sharding
+from t5flan.training.step import Trainer
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled training step, or why there is none.
+
+    Attributes:
+        trainer: what was compiled; its `abstract_state` has the sharding of every array.
+        batch: shape, dtype and sharding of each model feature.
+        compiled: the program; None if it needs more memory than the devices have.
+        seconds: of tracing and compiling.
+        kernel_flops: FLOPs of the kernels in the program on each device, which its text does not tell.
+        needed_bytes: with `compiled` None, the memory that the compiler wanted on each device, if it said.
+        limit_bytes: the same of the memory that it had.
+        allocations: the largest buffers of a program that does not fit, as the compiler names them.
+    """
+
+    trainer: Trainer
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    compiled: Any
+    seconds: float
+    kernel_flops: float = 0.0
+    needed_bytes: int | None = None
+    limit_bytes: int | None = None
+    allocations: tuple[str, ...] = ()
+
+
+def abstract_batch(data: DataConfig, sharding: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of each model feature of a global batch, as the pipeline makes it.
+
+    Raises:
+        UserError: the rows, or their lengths, do not divide over the mesh.
+    """
+    sharding_lib.check_divides(sharding, 'batch', data.batch_size)
+    for length in row_capacity(data.format, data.feature_lengths):
+        sharding_lib.check_divides(sharding, 'length', length)
+    row = make_batch(data.format, data.feature_lengths, [[]], data.pack)
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        shape = (data.batch_size, *x.shape[1:])
+        placed = sharding.named(sharding_lib.batch_axes(x.ndim), shape)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+
+    return {name: place(x) for name, x in row.items()}
+
+
+def trace_step(settings: Mapping[str, Any], sharding: Sharding) -> tuple[Any, Trainer, dict[str, jax.ShapeDtypeStruct]]:
+    """The training step, traced for the devices of `sharding`; `.lower().compile()` compiles it.
+
+    Args:
+        settings: arguments of `training.trainer.train`.
+        sharding: the mesh.
+
+    Returns:
+        The traced step, the trainer that it belongs to, and its batch.
+
+    Raises:
+        UserError: the mesh does not divide the model or the batch.
+    """
+    with sharding_lib.use(sharding):
+        trainer = Trainer(*(settings[name] for name in ('model', 'optimizer', 'loss', 'run')), sharding)
+        batch = abstract_batch(settings['data'], sharding)
+        return trainer.train_step.trace(trainer.abstract_state, batch), trainer, batch
+
+
+def compile_step(settings: Mapping[str, Any], devices: Any) -> Program:
+    """Compiles the training step of a run for devices that need not be there.
+
+    Args:
+        settings: arguments of `training.trainer.train`, with 'mesh'.
+        devices: what it is compiled for.
+
+    Raises:
+        UserError: the mesh does not divide the devices, the model or the batch.
+    """
+    started = time.monotonic()
+    mesh: MeshConfig = settings['mesh']
+    sharding = sharding_lib.create_sharding(mesh, devices)
+    traced, trainer, batch = trace_step(settings, sharding)
+    flops = kernel_flops(traced.jaxpr.jaxpr)
+    try:
+        with sharding_lib.use(sharding):
+            compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        needed, limit = memory_in_message(str(error))
+        found = largest_allocations(str(error))
+        return Program(trainer, batch, None, time.monotonic() - started, flops, needed, limit, found)
+    return Program(trainer, batch, compiled, time.monotonic() - started, flops)
+
+
+def kernel_flops(jaxpr: Any, times: float = 1.0, inside: bool = False) -> float:
+    """FLOPs of the matrix products inside the Pallas kernels of a traced step, on each device.
+
+    Tiles that a kernel skips because nothing in them is seen count too.
+
+    Args:
+        jaxpr: the traced step, or a part of it.
+        times: how often the part runs.
+        inside: whether the part belongs to a kernel.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, settings = equation.primitive.name, equation.params
+        if inside and name == 'dot_general':
+            (contracted, _), _ = settings['dimension_numbers']
+            left = equation.invars[0].aval.shape
+            total += 2.0 * times * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        factor = float(settings['length']) if name == 'scan' else 1.0
+        if name == 'pallas_call':
+            factor = float(math.prod(size for size in settings['grid_mapping'].grid if isinstance(size, int)))
+        parts = [kernel_flops(part, times * factor, inside or name == 'pallas_call') for part in _parts(settings)]
+        total += max(parts, default=0.0) if name == 'cond' else sum(parts)
+    return total
+
+
+def _parts(settings: Mapping[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an equation."""
+    values = [one for value in settings.values() for one in (value if isinstance(value, tuple | list) else (value,))]
+    return [getattr(value, 'jaxpr', value) for value in values if hasattr(getattr(value, 'jaxpr', value), 'eqns')]
+
+
+def memory_in_message(message: str) -> tuple[int | None, int | None]:
+    """Bytes that a program needs and may use, from the TPU compiler's message that it does not fit.
+
+    >>> memory_in_message('Ran out of memory in memory space hbm. Used 22.23G of 15.75G hbm. Exceeded ...')
+    (23869280747, 16911433728)
+    """
+    found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+    if not found:
+        return None, None
+    number = lambda value, unit: int(float(value) * _UNITS[unit])
+    return number(found[1], found[2]), number(found[3], found[4])
+
+
+def largest_allocations(message: str, most: int = 5) -> tuple[str, ...]:
+    """The largest buffers in the compiler's message: 'SIZE: SHAPE, of what'."""
+    pattern = r'Size: ([\d.]+[KMGT]?)\b(?:(?!Size:).)*?(?:Operator: op_name="([^"]*)")?[^=]*?\bShape: (\S+)'
+    found = re.findall(pattern, message.partition('Largest program allocations')[2], flags=re.DOTALL)
+    return tuple(f'{size}: {shape}{", of " + name if name else ""}' for size, name, shape in found[:most])
