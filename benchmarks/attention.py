@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5flan.compiling.targets import GPUS, gpu_devices, run_nothing_here, tpu_devices
 from t5flan import sharding
+from t5flan.compiling.targets import GPUS, gpu_devices, run_nothing_here, tpu_devices
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.kernels.operands import AttentionSpec, Operands, visible_tiles
 from t5flan.kernels.tpu import flash as flash_tpu

@@ -14,10 +14,10 @@ import time
 
 import jax
 
-from t5flan.compiling.targets import run_nothing_here, tpu_devices
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.compiling.step import trace_step
+from t5flan.compiling.targets import run_nothing_here, tpu_devices
 from t5flan.data.config import DataConfig
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig

@@ -1,5 +1,7 @@
 """t5flan/sharding.py: axes are split as the table says; errors name the setting for a size that does not divide."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,3 +110,46 @@ def test_the_platform_is_that_of_the_mesh(mixed):
     assert sharding_lib.platform() == 'cpu'
     with sharding_lib.use(mixed):
         assert sharding_lib.platform() == mixed.mesh.devices.flat[0].platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What `place_devices` reads of a TPU."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    device_kind: str = 'TPU v5'
+    platform: str = 'tpu'
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def chips(*shape, slices=1):
+    """The chips of TPU slices, without a compiler for them."""
+    coords = [(x, y, z) for z in range(shape[2]) for y in range(shape[1]) for x in range(shape[0])]
+    places = [(number, at) for number in range(slices) for at in coords]
+    return [Chip(i, at, number) for i, (number, at) in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+    'sizes', [(1, 32, 1, 2), (2, 8, 2, 2), (1, 1, 1, 64), (64, 1, 1, 1), (32, 1, 2, 1), (2, 2, 2, 8), (1, 4, 4, 4)]
+)
+def test_a_mesh_axis_may_split_an_axis_of_the_torus(sizes):
+    placed = sharding_lib.place_devices(chips(4, 4, 4), sizes)
+    assert placed.shape == sizes and sorted(chip.id for chip in placed.flat) == list(range(64))
+
+
+def test_devices_on_one_tensor_axis_are_neighbours():
+    placed = sharding_lib.place_devices(chips(4, 4, 4), (1, 32, 1, 2))
+    for one, other in placed.reshape(32, 2):
+        assert sum(min(abs(a - b), 4 - abs(a - b)) for a, b in zip(one.coords, other.coords, strict=True)) == 1
+
+
+@pytest.mark.parametrize('sizes, across', [((2, 8, 1, 2), 0), ((4, 4, 2, 1), 0), ((1, 16, 1, 2), 1)])
+def test_only_the_outermost_axis_runs_over_the_network_between_slices(sizes, across):
+    placed = sharding_lib.place_devices(chips(4, 4, 1, slices=2), sizes)
+    assert placed.shape == sizes
+    number = np.vectorize(lambda chip: chip.slice_index)(placed)
+    for axis in range(4):
+        assert np.any(number != np.take(number, [0], axis=axis)) == (axis == across)

@@ -30,11 +30,17 @@ def run(arguments: argparse.Namespace) -> None:
     target = find_target(arguments.topology, arguments.slices)
 
     from t5flan.compiling.report import describe_program
+    from t5flan.compiling.search import search
     from t5flan.compiling.step import compile_step
-    from t5flan.compiling.terminal import print_report
+    from t5flan.compiling.terminal import print_report, print_search
 
-    program = compile_step(values, target.devices)
-    report = describe_program(program, target, values)
+    describe = lambda given: describe_program(compile_step(given, target.devices), target, given)
+    if arguments.fit:
+        report, rows = search(values, target, arguments.tries, describe)
+        print_search(rows)
+        report['search'] = rows
+    else:
+        report = describe(values)
     print_report(report, arguments.parameters)
     if arguments.json:
         write_json(arguments.json, report)
@@ -87,6 +93,8 @@ COMMAND = Command(
             required=True,
         ),
         Flag('--slices', 'number of such TPU slices (default: 1)', 'N', COUNT, 1),
+        Flag('--fit', 'search mesh, microbatches and remat for the fastest step that fits', type=bool),
+        Flag('--tries', 'with --fit: how many of the best by estimate are compiled (default: 4)', 'N', COUNT, 4),
         Flag('--parameters', 'also print the sharding of every parameter', type=bool),
         JSON,
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from t5flan.errors import UserError
 from t5flan.mesh import MESH_AXES
-from t5flan.planning.cost import batch_of, memory_of
+from t5flan.planning.cost import Memory, batch_of, memory_of
 
 
 def changes_that_fit(settings: Mapping[str, Any], devices: int, needed: int, limit: int) -> list[str]:
@@ -20,23 +20,23 @@ def changes_that_fit(settings: Mapping[str, Any], devices: int, needed: int, lim
         needed: bytes that the step needs on each.
         limit: bytes that each has.
     """
-    now = _estimate(settings, devices)
+    now = estimated_memory(settings, devices)
     if now is None:
         return []
     found: dict[str, str] = {}
     for kind, text, changed in _changes(settings, devices):
-        if kind not in found and (estimate := _estimate(changed, devices)) is not None:
-            if needed - (now - estimate) <= limit:
-                found[kind] = text
+        estimate = None if kind in found else estimated_memory(changed, devices)
+        if estimate is not None and needed - (now.total - estimate.total) <= limit:
+            found[kind] = text
     return list(found.values())
 
 
-def _estimate(settings: Mapping[str, Any], devices: int) -> float | None:
-    """Bytes of each device; None if the settings do not divide over the devices."""
+def estimated_memory(settings: Mapping[str, Any], devices: int) -> Memory | None:
+    """Memory of each device by the estimate of `t5flan plan`; None if the settings do not divide over the devices."""
     model, data = settings['model'], settings['data']
     batch = batch_of(model, data.batch_size, data.feature_lengths)
     try:
-        return memory_of(model, batch, settings['optimizer'], settings['mesh'], devices).total
+        return memory_of(model, batch, settings['optimizer'], settings['mesh'], devices)
     except UserError:
         return None
 

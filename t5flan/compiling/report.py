@@ -106,8 +106,9 @@ def roofline(
 
 
 def _peak(memory: Any) -> int:
-    """The most bytes in use at once; an upper bound where the compiler does not say."""
-    if peak := getattr(memory, 'peak_memory_in_bytes', 0):
+    """The most bytes in use at once; an upper bound where the compiler does not say, as that of CPUs."""
+    peak = getattr(memory, 'peak_memory_in_bytes', 0)
+    if peak > memory.temp_size_in_bytes:
         return int(peak)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)

@@ -1,6 +1,6 @@
 """What `t5flan compile` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5flan.planning.terminal import print_rows, short
@@ -66,6 +66,22 @@ def _print_work(report: Mapping[str, Any]) -> None:
     model, ratio = report['model_flops'], report['executed_over_model_flops']
     print(f'model FLOPs {short(model)} in a step; executed FLOPs are {ratio:.2f} times those')
     if report['bound'] is not None:
-        bounds = ', '.join(f'{name} {1e3 * value:.3g} ms' for name, value in report['roofline_seconds'].items() if value)
+        bounds = ', '.join(
+            f'{name} {1e3 * value:.3g} ms' for name, value in report['roofline_seconds'].items() if value
+        )
         print(f"at least, by the chip's data sheet: {bounds}")
         print(f'bound by {report["bound"]}; at most {100 * report["mfu"]:.1f} % of the peak')
+
+
+def print_search(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the settings that a search compiled."""
+    milliseconds = lambda value: '-' if value is None else f'{1e3 * value:.3g}'
+    cells = [
+        ['*' if row.get('best') else '', row['settings'].replace('--gin.', '').replace('Config.', '.')]
+        + [milliseconds(row['estimated_seconds']), milliseconds(row['roofline_seconds']), row['bound'] or '-']
+        + [gib(row['estimated_bytes']), gib(row['peak_bytes_per_device']) + ('' if row['fits'] else ' (!)')]
+        for row in rows
+    ]
+    columns = ['', 'settings', 'estimate, ms', 'program, ms', 'bound', 'estimate', 'peak']
+    print_rows('compiled, best by estimate first; * is the fastest program that fits, (!) does not fit', columns, cells)
+    print('to run it:', next(row['settings'] for row in rows if row.get('best')))

@@ -67,13 +67,15 @@ def _dot_flops(dot: Instruction, computation: Computation) -> float:
 
 
 def _convolution_flops(one: Instruction, computation: Computation) -> float:
-    """A TPU's matrix products are convolutions, whose spatial axes are batch axes: positions in the padding are free."""
+    """A TPU's matrix products are convolutions; their spatial axes are batch axes, where padding costs nothing."""
     found = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', one.attributes)
     assert found is not None, one.name
     left, right, out = (
         dict(zip(labels, sizes, strict=True))
         for labels, sizes in zip(
-            found.groups(), [*(_sizes(computation, name) for name in one.operands[:2]), one.arrays[0].sizes], strict=True
+            found.groups(),
+            [*(_sizes(computation, name) for name in one.operands[:2]), one.arrays[0].sizes],
+            strict=True,
         )
     )
     total = 2.0 * out['b'] * out['f'] * right['i']
@@ -206,9 +208,7 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray | None:
     order = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
     if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={order}', attributes):
         return _iota(iota[2], iota[3]).reshape(numbers(iota[1]))
-    named = re.search(
-        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({order}\))? \{{([^}}]*)\}}", attributes
-    )
+    named = re.search(rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({order}\))? \{{([^}}]*)\}}', attributes)
     if not named:
         return None
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}

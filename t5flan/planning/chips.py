@@ -29,7 +29,7 @@ class Chip:
     network_gbps: float | None = None
 
 
-# name: (part of `jax.Device.device_kind`, JAX devices of a chip, GiB and GB/s of memory, GB/s of links, of the network),
+# name: (part of `jax.Device.device_kind`, JAX devices of a chip, GiB and GB/s of memory, GB/s of links, of the network)
 # from the vendors' data sheets (docs.cloud.google.com/tpu/docs/v5p and its neighbours, nvidia.com). They give links in
 # both directions together, or in bits.
 _KNOWN = {

@@ -120,7 +120,7 @@ def memory_of(config: ModelConfig, batch: Batch, optimizer: OptimizerConfig, mes
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     of_state = {path_name(path): found for path, found in _named_tuples(state_axes(state, axes))}
     moments = sum(_bytes(sharding, x, of_state[path_name(path)]) for path, x in leaves)
-    return Memory(held, gradients, moments, _activations(config, batch, optimizer.microbatches, sharding))
+    return Memory(held, gradients, moments, activation_bytes(config, batch, optimizer.microbatches, sharding))
 
 
 def _named_tuples(tree: Any) -> list[tuple[Any, tuple[str, ...]]]:
@@ -137,7 +137,7 @@ def _bytes(sharding: Sharding, x: Any, axes: Sequence[str]) -> float:
     return math.prod(x.shape) * x.dtype.itemsize / parts
 
 
-def _activations(config: ModelConfig, batch: Batch, microbatches: int, sharding: Sharding) -> float:
+def activation_bytes(config: ModelConfig, batch: Batch, microbatches: int, sharding: Sharding) -> float:
     """Bytes that a device keeps for the backward pass; attention keeps no [T, T] array, as in `kernels/`."""
     rows = math.ceil(batch.rows / microbatches / sharding.size('batch'))
     heads = sharding.size('act_heads')
