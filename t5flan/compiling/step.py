@@ -156,6 +156,12 @@ def memory_in_message(message: str) -> tuple[int | None, int | None]:
 
 def largest_allocations(message: str, most: int = 5) -> tuple[str, ...]:
     """The largest buffers in the compiler's message: 'SIZE: SHAPE, of what'."""
-    pattern = r'Size: ([\d.]+[KMGT]?)\b(?:(?!Size:).)*?(?:Operator: op_name="([^"]*)")?[^=]*?\bShape: (\S+)'
-    found = re.findall(pattern, message.partition('Largest program allocations')[2], flags=re.DOTALL)
-    return tuple(f'{size}: {shape}{", of " + name if name else ""}' for size, name, shape in found[:most])
+    listed = re.split(r'\n\s*\d+\. ', message.partition('Largest program allocations')[2])[1:]
+    found = []
+    for entry in listed[:most]:
+        size, shape, name = (
+            re.search(pattern, entry) for pattern in (r'Size: (\S+)', r'Shape: (\S+)', r'op_name="([^"]*)"')
+        )
+        if size and shape:
+            found.append(f'{size[1]}: {shape[1]}{", of " + name[1] if name else ""}')
+    return tuple(found)
