@@ -17,7 +17,20 @@ from t5flan.errors import UserError, did_you_mean
 from t5flan.planning.chips import Chip, find_chip
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-_CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
+_CUBES = (
+    '1x1x1',
+    '2x2x1',
+    '2x2x2',
+    '2x2x4',
+    '2x4x4',
+    '4x4x4',
+    '4x4x8',
+    '4x8x8',
+    '8x8x8',
+    '8x8x16',
+    '8x16x16',
+    '16x16x16',
+)
 SLICES = {'v4': _CUBES, 'v5e': _FLAT, 'v5p': _CUBES, 'v6e': _FLAT, 'tpu7x': _CUBES}
 """Usual slices of each TPU, to suggest one; the compiler decides which there are."""
 MOST_CPU_DEVICES = 512
@@ -153,4 +166,6 @@ def tpu_devices(topology: str, slices: int = 1) -> list[jax.Device]:
     options: dict[str, object] = {'num_slices': slices} if slices > 1 else {}
     if topology.startswith('v4'):
         options['chip_config_name'] = 'megacore'  # one device a chip
+    if topology.partition(':')[2] in ('1x1', '1x1x1'):
+        options['chips_per_host_bounds'] = (1, 1, 1)  # else a host has 2x2
     return topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
