@@ -30,7 +30,7 @@ def describe_program(program: Program, target: Target, settings: Mapping[str, An
     mesh = program.trainer.sharding.mesh
     state = program.trainer.abstract_state
     shapes = {name: x.shape for name, x in program.batch.items()}
-    report = {
+    report: dict[str, Any] = {
         'topology': target.name,
         'slices': target.slices,
         'devices': mesh.size,

@@ -78,7 +78,8 @@ def trace_step(settings: Mapping[str, Any], sharding: Sharding) -> tuple[Any, Tr
         UserError: the mesh does not divide the model or the batch.
     """
     with sharding_lib.use(sharding):
-        trainer = Trainer(*(settings[name] for name in ('model', 'optimizer', 'loss', 'run')), sharding)
+        model, optimizer, loss, run = (settings[name] for name in ('model', 'optimizer', 'loss', 'run'))
+        trainer = Trainer(model, optimizer, loss, run, sharding)
         batch = abstract_batch(settings['data'], sharding)
         return trainer.train_step.trace(trainer.abstract_state, batch), trainer, batch
 

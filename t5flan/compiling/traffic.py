@@ -14,7 +14,17 @@ import numpy as np
 from t5flan.compiling.hlo import Computation, Instruction, Module
 
 KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
-_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'iota')
+_FREE: tuple[str, ...] = (
+    'parameter',
+    'constant',
+    'tuple',
+    'get-tuple-element',
+    'bitcast',
+    'while',
+    'conditional',
+    'call',
+    'iota',
+)
 _FREE += ('partition-id', 'replica-id', 'after-all', 'copy-done', 'optimization-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
