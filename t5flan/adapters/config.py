@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +27,13 @@ class Adapter(abc.ABC):
     Attributes:
         packed: whether rows may be packed. It is False where what the method adds belongs to a row, not to an example
             packed into it; such a method needs DataConfig.pack=False.
+        by_row: combines several adapters of which each row of a batch has one: (a model, number -> the base with that
+            adapter) -> the model with all of them, whose modules hold a `choice.Chooser`. Methods whose projections
+            have `terms` need none; of others it may be None, and then their adapters cannot be chosen by row.
     """
 
     packed: ClassVar[bool] = True
+    by_row: ClassVar[Callable[[Any, Mapping[int, Any]], Any] | None] = None
     IN_WORDS: ClassVar[str] = 'an adapter such as @Lora()'
 
     @property

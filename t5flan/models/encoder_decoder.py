@@ -90,6 +90,7 @@ class EncoderDecoder(Model):
         cross_k, cross_v = project(self.decoder.layers.encoder_decoder_attention)
         empty = jnp.zeros((layers, rows, 0, self.config.kv_heads, self.config.head_dim), self.config.dtype)
         first = self.decoder.first_kv(rows) or (empty, empty)
-        index, pad_B, kv = jnp.int32(first[0].shape[2]), jnp.zeros(rows, jnp.int32), pad_kv(first, 1 + max_decode_len)
+        index, kv = jnp.int32(first[0].shape[2]), pad_kv(first, 1 + max_decode_len)
+        pad_B = self.decoder.with_unread(jnp.zeros(rows, jnp.int32))
         cache = Cache(index, pad_B, *kv, cross_k, cross_v, self.source_segments(source_BS, None))
         return self.decode_step(cache, jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (rows,))[:, None])

@@ -318,6 +318,10 @@ class Decoder(_Stack):
         """One layer's part of `first_kv`, for rows with this much padding at the left."""
         return None
 
+    def with_unread(self, pad_B: jax.Array) -> jax.Array:
+        """How many slots at the left of each row are padding, with those of `first_kv` that the row does not read."""
+        return pad_B
+
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Embedding of the token after those in the cache -> its hidden state [B, 1, D], and the updated cache."""
         mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
