@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,13 +27,9 @@ class Adapter(abc.ABC):
     Attributes:
         packed: whether rows may be packed. It is False where what the method adds belongs to a row, not to an example
             packed into it; such a method needs DataConfig.pack=False.
-        by_row: combines several adapters of which each row of a batch has one: (a model, number -> the base with that
-            adapter) -> the model with all of them, whose modules hold a `choice.Chooser`. Methods whose projections
-            have `terms` need none; of others it may be None, and then their adapters cannot be chosen by row.
     """
 
     packed: ClassVar[bool] = True
-    by_row: ClassVar[Callable[[Any, Mapping[int, Any]], Any] | None] = None
     IN_WORDS: ClassVar[str] = 'an adapter such as @Lora()'
 
     @property
@@ -52,6 +48,19 @@ class Adapter(abc.ABC):
         Raises:
             UserError: the settings do not fit the model.
         """
+
+    @staticmethod
+    def by_row(model: Any, adapted: Mapping[int, Any]) -> Any:
+        """The model with several adapters of which each row of a batch has one; its modules are `choice.Chooser`s.
+
+        Methods whose projections have `terms` do not need it. Adapters of other methods that lack it cannot be chosen
+        by row.
+
+        Args:
+            model: the base, perhaps with adapters of other methods.
+            adapted: number of the adapter -> the base with that adapter alone.
+        """
+        raise NotImplementedError
 
     def in_step(self, model: Any, key: Any) -> Any:
         """The model whose loss a training step minimises, a function of the adapted model; by default the model itself.

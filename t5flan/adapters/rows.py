@@ -98,7 +98,7 @@ def stack(base: Model, adapters: Mapping[str, tuple[Adapter, Mapping[str, Any]]]
     for number, (name, (settings, arrays)) in enumerate(adapters.items(), 1):
         adapted = with_arrays(apply(base, settings, jax.random.key(0)), arrays)
         found.append(_all_terms(adapted) or {})
-        if settings.by_row is not None:
+        if settings.by_row is not Adapter.by_row:
             others.setdefault(settings.by_row, {})[number] = adapted
         elif not found[-1]:
             problem = f'the adapter {name!r} has the method {type(settings).__name__}, which cannot be chosen by row'

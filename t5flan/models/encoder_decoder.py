@@ -36,13 +36,17 @@ class EncoderDecoder(Model):
         tokens_BS = jnp.asarray(encoder_input_tokens_BS)
         x_BSD = self.embed_source(tokens_BS)
         positions_BS = encoder_positions_BS
-        positions_BS = positions_of(x_BSD[..., 0]) if positions_BS is None else jnp.asarray(positions_BS)
+        positions_BS = self.source_positions(x_BSD) if positions_BS is None else jnp.asarray(positions_BS)
         mask = Mask(False, encoder_segment_ids_BS, self.source_segments(tokens_BS, encoder_segment_ids_BS))
         return self.encoder(x_BSD, mask=mask, positions_BS=positions_BS, dropout_key=dropout_key)
 
     def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
         """What the encoder reads: the embedded tokens [B, S, D]; adapters may put more before them."""
         return self.token_embedder(tokens_BS)
+
+    def source_positions(self, x_BSD: jax.Array) -> jax.Array:
+        """The position of each embedded token of a row that is not packed, int32 [B, S]."""
+        return positions_of(x_BSD[..., 0])
 
     def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
         """The segment of each position of the encoder, int32 [B, S]; 0 is padding."""

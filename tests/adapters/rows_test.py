@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from t5flan.adapters import adapter as adapters
+from t5flan.adapters.config import Adapter
 from t5flan.adapters.methods.ada_lora import AdaLora
 from t5flan.adapters.methods.bottleneck import Bottleneck
 from t5flan.adapters.methods.dora import Dora
@@ -193,7 +194,7 @@ def test_a_wrong_choice_is_one_clear_line(adapter, words):
 
 
 def test_a_method_without_a_form_for_rows_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(PromptTuning, 'by_row', None)
+    monkeypatch.setattr(PromptTuning, 'by_row', staticmethod(Adapter.by_row))
     base = models('encoder_decoder')[0].model
     settings = PromptTuning(tokens=2)
     arrays = jax.eval_shape(lambda: adapters.adapter_arrays(adapters.apply(base, settings, jax.random.key(0))))

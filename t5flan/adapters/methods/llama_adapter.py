@@ -110,6 +110,8 @@ def _keys_and_values(attention: Attention, prompt_PD: jax.Array) -> KV:
 class RowGated(Extension):
     """Self-attention with the vectors of several adapters, of which each row has those of one or none."""
 
+    config: ModelConfig
+
     def with_all(self, gated: Mapping[int, GatedVectors]) -> 'RowGated':
         """The module itself, with these: number of the adapter -> its vectors, stacked over layers."""
         self.gated_numbers = tuple(gated)

@@ -81,6 +81,10 @@ class _PrefixDecoder(Decoder):
         """1 where a row reads a place of the prefix, int32 [B, P]."""
         raise NotImplementedError
 
+    def first_kv(self, rows: int) -> KV:
+        """The keys and values of the prefix for every row, two of [L, B, P, K, H] in the compute dtype."""
+        raise NotImplementedError
+
     def segment_ids(self, mask: Mask, x_BTD: jax.Array) -> jax.Array | None:
         """The segment ids of the keys of x; None if all keys of the row and its prefix are read."""
         return mask.kv_segment_ids_BS
@@ -116,13 +120,14 @@ class _PrefixDecoder(Decoder):
 
     def first_cache(self, layer: jax.Array, rows: int, pad_B: jax.Array | None) -> FirstKV:
         """One layer's prefix."""
-        first = self.first_kv(rows)
-        assert first is not None
-        return FirstKV(first[0][layer], first[1][layer], pad_B)
+        k_LBPKH, v_LBPKH = self.first_kv(rows)
+        return FirstKV(k_LBPKH[layer], v_LBPKH[layer], pad_B)
 
 
 class PrefixedDecoder(_PrefixDecoder):
     """A decoder with a prefix that is trained."""
+
+    prefix: Any  # a parameter, or a `PrefixNetwork`
 
     def __init__(self, base: Decoder, scope: Scope, settings: PrefixTuning):
         copy_attributes(base, self)

@@ -63,8 +63,12 @@ class PromptTuning(Adapter):
         """The model with the prompts of several adapters, also of P-tuning."""
         assert isinstance(model, EncoderDecoder | DecoderOnly)
         kind = RowPromptedEncoderDecoder if isinstance(model, EncoderDecoder) else RowPromptedDecoderOnly
-        prompts = {number: _vectors(one.prompt)[: one.tokens] for number, one in adapted.items()}
-        return extended(model, kind).with_all(prompts)
+        prompts = {}
+        for number, one in adapted.items():
+            assert isinstance(one, PromptedEncoderDecoder | PromptedDecoderOnly)
+            prompts[number] = _vectors(one.prompt)[: one.tokens]
+        combined: Model = extended(model, kind).with_all(prompts)
+        return combined
 
 
 class PromptedEncoderDecoder(EncoderDecoder):
@@ -141,6 +145,11 @@ class RowPromptedEncoderDecoder(_RowPrompts, EncoderDecoder):
     def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
         """The prompt and the embedded tokens, [B, P + S, D]."""
         return self.before(super().embed_source(tokens_BS))
+
+    def source_positions(self, x_BSD: jax.Array) -> jax.Array:
+        """Positions that begin at the first vector, or token, that a row reads."""
+        unread_B = self.prompts.unread(self.chosen(x_BSD.shape[0]))
+        return jnp.maximum(super().source_positions(x_BSD) - unread_B[:, None], 0)
 
     def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
         """As of `PromptedEncoderDecoder`; vectors that a row does not read are padding."""
