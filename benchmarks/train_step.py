@@ -99,13 +99,17 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def torch_step(model: Any, optimizer: Any, args: argparse.Namespace, *, compiled: bool) -> Callable[[], None]:
-    """A function that trains a T5 in PyTorch for one step, always on the same random batch."""
+    """A function that trains a T5 in PyTorch for one step, always on the same batch; `--dtype=bfloat16` is autocast."""
     import torch
 
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
     labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
-    forward = lambda: model(input_ids=inputs, labels=labels).loss
+
+    def forward() -> Any:
+        with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
+            return model(input_ids=inputs, labels=labels).loss
+
     if compiled:
         forward = torch.compile(forward)
 

@@ -97,6 +97,7 @@ COMMAND = Command(
     gin=True,
     example='t5flan train --workdir=runs/mine --gin_file=runs/finetune --gin.MIXTURE=practice '
     '--gin.INITIALIZE_FROM=runs/pretrain',
+    runs_model=True,
     flags=(
         Flag('--workdir', 'folder of checkpoints, metrics and settings; local or gs://', 'DIR', required=True),
         SKIP_BROKEN,
