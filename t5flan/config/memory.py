@@ -27,8 +27,8 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory for later allocations; call it before threads start.
 
     A training step on a CPU allocates and frees the same gigabytes every time. By default glibc returns large blocks to
-    the kernel, which hands them out again one zeroed page at a time: 0.2 to 1.1 s of system time for each GiB. Kept
-    memory costs nothing again, but the resident memory of the process stays at its peak.
+    the kernel, which hands them out again one zeroed page at a time; on some machines that takes as long as the step.
+    Kept memory costs nothing again, but the resident memory of the process stays at its peak.
 
     Settings in the environment (`MALLOC_MMAP_MAX_` and so on, or `GLIBC_TUNABLES`) take precedence.
 
