@@ -149,6 +149,7 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan infer --checkpoint=runs/mine --prompt="What is 3 plus 4?"',
+    runs_model=True,
     flags=(
         dataclasses.replace(CHECKPOINT, required=False),
         Flag('--prompt', 'a text to continue; may be given several times', 'TEXT', many=True),

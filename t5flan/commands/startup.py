@@ -1,18 +1,41 @@
-"""What happens before a command runs: environment variables of JAX and TensorFlow, and a quiet TensorFlow import."""
+"""What happens before a command runs: the allocator, variables of JAX and TensorFlow, and a quiet TensorFlow import."""
 
 import argparse
 import contextlib
 import functools
+import glob
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5flan.commands.arguments import Command
+from t5flan.config.memory import keep_freed_memory
 from t5flan.errors import disk_problem
 from t5flan.files import cache_folder, check_folder, check_output, remove_partial
+
+ACCELERATORS = ('/dev/accel*', '/dev/vfio/[0-9]*', '/dev/nvidia[0-9]*', '/dev/kfd')
+"""Devices that JAX may compute on: TPUs, older and newer, and GPUs of NVIDIA and AMD."""
+
+
+def set_allocator(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
+    """Keeps freed memory if the command runs a model on the CPU. Call it before threads start.
+
+    Only the program that owns the process does this: its allocator keeps the setting until the process ends.
+    """
+    command = commands.get(argv[0]) if argv else None
+    if command is not None and command.runs_model and computes_on_cpu():
+        keep_freed_memory()
+
+
+def computes_on_cpu() -> bool:
+    """Whether JAX is going to compute on the CPU, without importing it: by JAX_PLATFORMS, or as no device is there."""
+    platforms = os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME')
+    if platforms:
+        return platforms.split(',')[0].strip() == 'cpu'
+    return not any(map(glob.glob, ACCELERATORS))
 
 
 def set_environment() -> None:

@@ -30,6 +30,7 @@ __all__ = ['RelativeBias', 'attend']
 _Given = jax.Array | None  # None: this argument is not given
 
 
+@jax.named_scope('attention')
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
