@@ -87,7 +87,7 @@ def evaluate_benchmarks(
 
     def measured(one: int) -> dict[str, Any] | None:
         saved = saved_at(root, one)
-        file = None if predictions is None else Path(predictions)
+        file = None if predictions is None else to_path(predictions)
         if file is not None and several:
             file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
         if (known := results.known(one, saved)) and (file is None or file.exists()):

@@ -4,17 +4,14 @@ metrics.jsonl has one object per line: {"step": 10, "loss": 3.2, ...}; metrics o
 so on. A run that resumes from step N first drops the rows after N that a killed run wrote, so every step appears once.
 """
 
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from etils import epath
-
-from t5flan.files import PathLike, append_whole, write_json, write_whole
+from t5flan.files import PathLike, open_append, write_json, write_whole
+from t5flan.files.buckets import epath
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -69,24 +66,21 @@ class MetricWriter:
         kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
         self._losses = [(int(row['step']), row['eval/loss']) for row in kept if 'eval/loss' in row]
         write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._file: Any = None
-        if '://' in os.fspath(folder):
-            self._file = (folder / METRICS).open('a')
-        else:
-            self._file = open(folder / METRICS, 'ab', buffering=0)  # noqa: SIM115 (open for the whole run)
+        self._file = open_append(folder / METRICS)
         self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one row; the line is on disk when this returns."""
+        """Adds one row; the line is on disk when this returns, in a bucket after `flush`."""
         if not self._active:
             return
         line = json.dumps({'step': step} | {name: float(value) for name, value in metrics.items()}) + '\n'
-        if isinstance(self._file, io.FileIO):
-            append_whole(self._file, line.encode())
-        else:
-            self._file.write(line)
-            self._file.flush()
+        self._file.write(line.encode())
         self._tensorboard.write(step, metrics)
+
+    def flush(self) -> None:
+        """Returns once all rows are in the file: no checkpoint is without the rows before it."""
+        if self._active:
+            self._file.flush()
 
     def write_evaluation(
         self, step: int, measured: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()
