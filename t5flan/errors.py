@@ -13,9 +13,7 @@ _OF_DISKS = (*OUT_OF_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMET
 _SAID = re.compile('|'.join(os.strerror(number) for number in _OF_DISKS if number not in (errno.EPERM, errno.EIO)))
 
 
-_OF_BUCKETS = re.compile(
-    r'All \d+ retry attempts failed|CURL error|HTTP response code: (401|403|404|412)|PERMISSION_DENIED'
-)
+_OF_BUCKETS = re.compile(r'All \d+ retry attempts failed|CURL error|HTTP response code: 40|PERMISSION_DENIED')
 
 
 class UserError(ValueError):
@@ -31,7 +29,7 @@ class UsageError(UserError):
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with a disk or bucket, if that is the cause of an error: 'No space left on device: FILE'; else None.
+    """What is wrong with a disk or bucket, if it is the cause of an error: 'No space left on device: FILE'; else None.
 
     Libraries wrap what the system says: in an error of their own, in a group of errors, or in a text.
     """

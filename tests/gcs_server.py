@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import google_crc32c
 
 KINDS = ('429', '500', '503', 'slow', 'dropped before', 'dropped after', 'cut')
-"""An answer of that code; a pause; a connection that is closed before or after the work, or in the middle of an answer."""
+"""An answer of that code; a pause; a connection closed before or after the work, or in the middle of an answer."""
 
 
 class Faults:

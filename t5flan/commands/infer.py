@@ -21,6 +21,7 @@ from t5flan.commands.flags import (
 )
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError, did_you_mean
+from t5flan.files import to_path
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings

@@ -25,6 +25,7 @@ from t5flan.evaluation.results import StepResults
 from t5flan.evaluation.row_files import Prompt, RowWriter
 from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps
+from t5flan.files import to_path
 from t5flan.language_model import LanguageModel
 from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average

@@ -206,7 +206,7 @@ def open_append(path: PathLike, size: int | None = None) -> Appender:
     """
     target = to_path(path)
     if '://' in os.fspath(target):
-        from t5flan.files.buckets import GrowingObject
+        from t5flan.files.gcs import GrowingObject
 
         return GrowingObject(os.fspath(target), size)
     return _LocalAppender(target, size)

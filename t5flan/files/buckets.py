@@ -1,411 +1,26 @@
-"""Google Cloud Storage: all paths that begin with gs://, through Google's client for Python.
+"""Paths that begin with gs://: `epath.Path('gs://BUCKET/NAME')`, in Orbax and TFDS too, comes here.
 
-Importing this module makes `epath.Path('gs://BUCKET/NAME')`, in Orbax and TFDS too, come here and not to TensorFlow,
-whose client can be neither bounded nor pointed at a test server. Modules that make such paths import `epath` from here.
- The arrays of checkpoints are read and written by TensorStore; see `bound_tensorstore`.
-
-A request that fails for a moment (429, 5xx, a dropped or silent connection) is tried again, with growing pauses and a
-line on the terminal, until `FIRST_CONTACT` or `PATIENCE` is over. STORAGE_EMULATOR_HOST names another server.
+Without this module, `etils.epath` gives such paths to TensorFlow, whose client can be neither bounded nor pointed at a
+test server. Modules that make such paths import `epath` from here. The arrays of checkpoints are read and written by
+TensorStore; see `bound_tensorstore`.
 """
 
+import contextlib
 import fnmatch
 import functools
-import io
 import os
 import shutil
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, cast
 
 from etils import epath as epath
 from etils.epath import backend, stat_utils
 
-from t5flan.errors import BucketError, UserError
-
-FIRST_CONTACT = 20.0
-"""Seconds for which the first request of a process is tried: a wrong name or no network is told soon."""
-PATIENCE = 300.0
-"""Seconds for which a request is tried once the bucket has answered: a run outlives an outage of minutes."""
-FIRST_PAUSE = 0.5
-"""Seconds before a request is tried again; doubled each time, up to `LONGEST_PAUSE`."""
-LONGEST_PAUSE = 16.0
-TIMEOUT = (8.0, 20.0)
-"""Seconds to wait for a connection, and then for each piece of an answer."""
-_TELL_EVERY = 10.0  # seconds between two lines about retries
-_PIECE = 2**23  # bytes of a request
-_IN_MEMORY = 2**24  # bytes of a new object that are kept in memory, not in a temporary file
-
-_T = TypeVar('_T')
-
-
-def is_bucket(path: Any) -> bool:
-    """Whether a path is of Google Cloud Storage."""
-    return os.fspath(path).startswith('gs://')
-
-
-# -- Requests --------------------------------------------------------------------------------------------------------
-
-
-class _Server:
-    """What this process knows of the server."""
-
-    pid = 0
-    answered = False
-    told = 0.0
-    local = threading.local()
-
-
-def _client() -> Any:
-    """The client of this thread; a process that was forked makes its own."""
-    if _Server.pid != os.getpid():
-        _Server.pid, _Server.answered, _Server.told, _Server.local = os.getpid(), False, 0.0, threading.local()
-    client = getattr(_Server.local, 'client', None)
-    if client is None:
-        client = _Server.local.client = _new_client()
-    return client
-
-
-def _new_client() -> Any:
-    try:
-        from google.auth.credentials import AnonymousCredentials
-        from google.auth.exceptions import DefaultCredentialsError
-        from google.cloud import storage
-    except ImportError:
-        fix = "pip install 't5flan[gcs]', or name a local path"
-        raise UserError(f'paths that begin with gs:// need google-cloud-storage: {fix}.') from None
-    if os.environ.get('STORAGE_EMULATOR_HOST'):
-        return storage.Client(project='none', credentials=AnonymousCredentials())
-    try:
-        return storage.Client(project=None)
-    except DefaultCredentialsError:  # enough for what everybody may read
-        return storage.Client(project=None, credentials=AnonymousCredentials())
-
-
-def _request(path: str, run: Callable[..., _T], missing: bool = True) -> tuple[_T | None, int]:
-    """Calls `run(retry=..., timeout=...)`.
-
-    Args:
-        path: what it is about, for messages.
-        missing: whether 404 is an answer, None; else it is an error.
-
-    Returns:
-        The result, and how often it was tried again.
-
-    Raises:
-        BucketError: no rights, no such bucket, or no answer in time.
-    """
-    from google.api_core import exceptions, retry
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    limit, tries = PATIENCE if _Server.answered else FIRST_CONTACT, 0
-
-    def tell(error: Exception) -> None:
-        nonlocal tries
-        tries += 1
-        if time.monotonic() - _Server.told > _TELL_EVERY or not _Server.told:
-            _Server.told = time.monotonic()
-            print(f'{path}: {_reason(error)}; trying again, for up to {limit:.0f} s', file=sys.stderr, flush=True)
-
-    patient = retry.Retry(
-        predicate=DEFAULT_RETRY._predicate,
-        initial=FIRST_PAUSE,
-        maximum=LONGEST_PAUSE,
-        multiplier=2.0,
-        timeout=limit,
-        on_error=tell,
-    )
-    try:
-        found: _T | None = run(retry=patient, timeout=TIMEOUT)
-    except exceptions.NotFound as error:
-        if not missing or 'bucket does not exist' in str(error).lower():
-            raise BucketError(f'{_bucket_of(path)} does not exist. Check the name of the bucket in {path}.') from None
-        found = None
-    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
-        fix = 'Log in with `gcloud auth application-default login`, or ask for the role Storage Object Admin'
-        raise BucketError(f'{path}: no rights ({_reason(error)}). {fix}.') from None
-    except exceptions.RetryError as error:
-        fix = 'Check the network, and run the command again'
-        raise BucketError(f'{path} cannot be reached ({_reason(error.cause or error)}). {fix}.') from None
-    except exceptions.PreconditionFailed:
-        raise
-    except (exceptions.GoogleAPICallError, GoogleAuthError, ConnectionError) as error:
-        raise BucketError(f'{path}: {_reason(error)}.') from None
-    _Server.answered = True
-    return found, tries
-
-
-def _reason(error: Any) -> str:
-    code = getattr(error, 'code', None) or getattr(getattr(error, 'response', None), 'status_code', None)
-    words = ' '.join(str(getattr(error, 'message', '') or error).split())
-    for start in ('GET ', 'POST ', 'DELETE ', 'PUT '):  # 'GET https://...: what happened'
-        if words.startswith(start):
-            words = words.partition(': ')[2] or words
-    return (f'{int(code)} ' if code else f'{type(error).__name__}: ') + words[:120].rstrip('. ')
-
-
-def _bucket_of(path: str) -> str:
-    return '/'.join(path.split('/')[:3])
-
-
-def _split(path: str) -> tuple[Any, str]:
-    """The bucket and the name of an object."""
-    bucket, _, name = path.removeprefix('gs://').partition('/')
-    if not bucket:
-        raise UserError(f'{path} names no bucket, expected gs://BUCKET/NAME.')
-    return _client().bucket(bucket), name.strip('/')
-
-
-def _object(path: str) -> Any:
-    """The object, with size and generation, or None."""
-    bucket, name = _split(path)
-    if not name:
-        return None
-    blob = bucket.blob(name)
-    return blob if _request(path, lambda **given: blob.reload(**given) or True)[0] else None
-
-
-def _list(path: str, deep: bool = False) -> tuple[list[Any], list[str]]:
-    """The objects in a folder, and the names of its folders; `deep`: all objects below it."""
-    bucket, name = _split(path)
-    prefix = f'{name}/' if name else ''
-    given = {} if deep else {'delimiter': '/'}
-
-    def pages(retry: Any, timeout: Any) -> tuple[list[Any], list[str]]:
-        found = _client().list_blobs(bucket, prefix=prefix, retry=retry, timeout=timeout, **given)
-        objects = [one for one in found if deep or one.name != prefix]
-        return objects, sorted(one.removeprefix(prefix).rstrip('/') for one in found.prefixes)
-
-    return cast(tuple[list[Any], list[str]], _request(path, pages, missing=False)[0])
-
-
-def _has_folder(path: str) -> bool:
-    bucket, name = _split(path)
-
-    def first(retry: Any, timeout: Any) -> bool:
-        prefix = f'{name}/' if name else ''
-        return any(_client().list_blobs(bucket, prefix=prefix, max_results=1, retry=retry, timeout=timeout))
-
-    return bool(_request(path, first, missing=False)[0]) or not name
-
-
-# -- Objects ---------------------------------------------------------------------------------------------------------
-
-
-def _open(path: str, mode: str = 'r', encoding: str | None = None, newline: str | None = None, **_: Any) -> IO[Any]:
-    kind = mode.replace('b', '').replace('t', '')
-    if kind == 'r':
-        raw: Any = io.BufferedReader(_Reader(path), _PIECE)
-    elif kind in ('w', 'a'):
-        raw = _Writer(path, append=kind == 'a')
-    else:
-        raise ValueError(f'mode={mode!r} is not one of r, w, a')
-    return raw if 'b' in mode else _Text(raw, encoding or 'utf-8', newline=newline)
-
-
-class _Text(io.TextIOWrapper):
-    """Text of an object, which is not written after an error."""
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is not None and isinstance(self.buffer, _Writer):
-            self.buffer.discard()
-        super().__exit__(kind, *rest)
-
-
-class _Reader(io.RawIOBase):
-    """Reads one generation of an object: it stays the same if the object is replaced meanwhile."""
-
-    def __init__(self, path: str) -> None:
-        found = _object(path)
-        if found is None:
-            raise FileNotFoundError(2, os.strerror(2), path)
-        self._path, self._object, self._at = path, found, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = max(0, (0, self._at, self._object.size)[whence] + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._object.size - self._at)
-        if count <= 0:
-            return 0
-        read = functools.partial(
-            self._object.download_as_bytes, start=self._at, end=self._at + count - 1, checksum=None, raw_download=True
-        )
-        data = _request(self._path, read)[0]
-        if data is None or len(data) != count:
-            raise BucketError(f'{self._path} was replaced while it was read. Run the command again.')
-        buffer[:count] = data
-        self._at += count
-        return count
-
-
-class _Writer(tempfile.SpooledTemporaryFile):  # type: ignore[type-arg]
-    """Collects an object and uploads it, whole, when it is flushed or closed, but not after an error."""
-
-    def __init__(self, path: str, append: bool = False) -> None:
-        super().__init__(_IN_MEMORY)
-        self._path, self._changed = path, not append
-        if append and (old := _object(path)) is not None:
-            with io.BufferedReader(_Reader(path), _PIECE) as file:
-                shutil.copyfileobj(file, self, _PIECE)
-            assert self.tell() == old.size
-        _split(path)
-
-    def write(self, data: Any) -> int:
-        self._changed = True
-        return super().write(data)
-
-    def cut(self, size: int) -> None:
-        """Keeps the first `size` bytes."""
-        self.seek(size)
-        self.truncate()
-        self._changed = True
-
-    def upload(self) -> None:
-        """Sends the object, if it has changed."""
-        if not self._changed:
-            return
-        bucket, name = _split(self._path)
-        end = self.seek(0, 2) or self.tell()
-
-        def send(retry: Any, timeout: Any) -> None:
-            self.seek(0)
-            # The checksum makes the server refuse what was damaged on its way.
-            blob = bucket.blob(name, chunk_size=_PIECE if end > _PIECE else None)
-            blob.upload_from_file(self, size=end, checksum='crc32c', retry=retry, timeout=timeout)
-
-        _request(self._path, send, missing=False)
-        self.seek(0, 2)
-        self._changed = False
-
-    def close(self) -> None:
-        if not self.closed:
-            try:
-                self.upload()
-            finally:
-                super().close()
-
-    def discard(self) -> None:
-        """Closes without an upload."""
-        self._changed = False
-        super().close()
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.discard() if kind is not None else self.close()
-
-
-class GrowingObject:
-    """An object that is sent again when it has grown; see `t5flan.files.open_append`.
-
-    A killed process loses what it appended since the last time: `EVERY` seconds, or more if sending takes long.
-    """
-
-    EVERY = 10.0
-    """Seconds between two times."""
-
-    def __init__(self, path: str, size: int | None) -> None:
-        self._file = _Writer(path, append=True)
-        if size is not None and size < self._file.tell():
-            self._file.cut(size)
-        self._next = 0.0
-
-    def write(self, data: bytes) -> None:
-        """Appends `data`."""
-        self._file.write(data)
-        if time.monotonic() >= self._next:
-            self.flush()
-
-    def flush(self) -> None:
-        """Sends the object now."""
-        started = time.monotonic()
-        self._file.upload()
-        now = time.monotonic()
-        self._next = now + max(self.EVERY, 10 * (now - started))
-
-    def close(self) -> None:
-        """Sends the object and ends."""
-        self._file.close()
-
-
-def create(path: Any, content: str) -> bool:
-    """Creates an object unless it exists: of several processes, one succeeds."""
-    from google.api_core.exceptions import PreconditionFailed
-
-    bucket, name = _split(os.fspath(path))
-    send = functools.partial(bucket.blob(name).upload_from_string, content, if_generation_match=0)
-    try:
-        _request(os.fspath(path), send, missing=False)
-        return True
-    except PreconditionFailed:  # by another process, or by this one, whose answer was lost
-        found = read_generation(path)
-        return found is not None and found[0] == content
-
-
-def read_generation(path: Any) -> tuple[str, int] | None:
-    """The content of a small object and the number of its generation, or None."""
-    found = _object(os.fspath(path))
-    if found is None:
-        return None
-    data = _request(os.fspath(path), found.download_as_bytes)[0]
-    return None if data is None else (data.decode('utf-8', 'replace'), int(found.generation))
-
-
-def replace(path: Any, content: str, generation: int) -> int | None:
-    """Replaces an object if it is of this generation; returns the new one, or None if it is not."""
-    from google.api_core.exceptions import PreconditionFailed
-
-    bucket, name = _split(os.fspath(path))
-    blob = bucket.blob(name)
-    try:
-        sent = functools.partial(blob.upload_from_string, content, if_generation_match=generation)
-        _request(os.fspath(path), sent, missing=False)
-        return int(blob.generation)
-    except PreconditionFailed:
-        found = read_generation(path)
-        return found[1] if found is not None and found[0] == content else None
-
-
-def remove(path: Any, generation: int) -> bool:
-    """Removes an object if it is of this generation; returns whether it is gone."""
-    from google.api_core.exceptions import PreconditionFailed
-
-    bucket, name = _split(os.fspath(path))
-    try:
-        _request(os.fspath(path), functools.partial(bucket.blob(name).delete, if_generation_match=generation))
-        return True
-    except PreconditionFailed:
-        return _object(os.fspath(path)) is None
-
-
-def local_copy(path: str, folder: Path) -> str:
-    """Copies an object into a local folder, for libraries that read files; a copy that is there is not made again.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
-    found = _object(path)
-    if found is None:
-        raise FileNotFoundError(2, os.strerror(2), path)
-    target = folder / found.bucket.name / str(found.generation) / found.name
-    if not target.exists():
-        from t5flan.files import open_whole
-
-        with _open(path, 'rb') as read, open_whole(target, 'wb') as write:
-            shutil.copyfileobj(read, write, _PIECE)
-    return str(target)
-
+from t5flan.errors import UserError
+from t5flan.files import gcs
 
 # -- Folders ---------------------------------------------------------------------------------------------------------
 
@@ -414,16 +29,16 @@ class _Gcs(backend.Backend):
     """What `epath.Path` does with gs://. Folders are the common starts of names, or objects NAME/ without content."""
 
     def open(self, path: Any, mode: str) -> Any:
-        return _open(os.fspath(path), mode)
+        return gcs.open_object(os.fspath(path), mode)
 
     def exists(self, path: Any) -> bool:
-        return _object(os.fspath(path)) is not None or self.isdir(path)
+        return gcs.find(os.fspath(path)) is not None or self.isdir(path)
 
     def isdir(self, path: Any) -> bool:
-        return _has_folder(os.fspath(path))
+        return gcs.has_folder(os.fspath(path))
 
     def listdir(self, path: Any) -> list[str]:
-        objects, folders = _list(os.fspath(path))
+        objects, folders = gcs.list_folder(os.fspath(path))
         if not objects and not folders and not self.isdir(path):
             raise FileNotFoundError(2, os.strerror(2), os.fspath(path))
         return sorted({*folders, *(one.name.rpartition('/')[2] for one in objects)})
@@ -442,7 +57,7 @@ class _Gcs(backend.Backend):
         return found
 
     def walk(self, top: Any, *, top_down: bool = True, on_error: Any = None) -> Iterator[Any]:
-        objects, folders = _list(os.fspath(top))
+        objects, folders = gcs.list_folder(os.fspath(top))
         own = (top, folders, [one.name.rpartition('/')[2] for one in objects])
         if top_down:
             yield own
@@ -457,23 +72,23 @@ class _Gcs(backend.Backend):
             if not exist_ok:
                 raise FileExistsError(17, os.strerror(17), path)
             return
-        if _object(path) is not None:
+        if gcs.find(path) is not None:
             raise FileExistsError(17, os.strerror(17), path)
-        bucket, name = _split(path)
-        _request(path, functools.partial(bucket.blob(f'{name}/').upload_from_string, b''), missing=False)
+        bucket, name = gcs.split(path)
+        gcs.request(path, functools.partial(bucket.blob(f'{name}/').upload_from_string, b''), missing=False)
 
     mkdir = makedirs
 
     def rmtree(self, path: Any) -> None:
-        objects, _ = _list(os.fspath(path), deep=True)
+        objects, _ = gcs.list_folder(os.fspath(path), deep=True)
         if not objects:
             raise FileNotFoundError(2, os.strerror(2), os.fspath(path))
-        _each(lambda one: _request(os.fspath(path), _of_thread(one).delete), objects)
+        _each(lambda one: gcs.request(os.fspath(path), _of_thread(one).delete), objects)
 
     def remove(self, path: Any) -> None:
-        bucket, name = _split(os.fspath(path))
+        bucket, name = gcs.split(os.fspath(path))
         done = lambda **given: bucket.blob(name).delete(**given) or True
-        found, tries = _request(os.fspath(path), done)
+        found, tries = gcs.request(os.fspath(path), done)
         if found is None and not tries:  # after a retry, the first try may have done it
             raise FileNotFoundError(2, os.strerror(2), os.fspath(path))
 
@@ -489,17 +104,17 @@ class _Gcs(backend.Backend):
 
     def _move(self, path: str, target: str) -> None:
         """Copies, then removes: a bucket has no renaming."""
-        if not is_bucket(path) or not is_bucket(target):
+        if not gcs.is_bucket(path) or not gcs.is_bucket(target):
             epath.Path(path).copy(target, overwrite=True)
             epath.Path(path).unlink()
             return
-        one = _object(path)
-        objects = [one] if one is not None else _list(path, deep=True)[0]
+        one = gcs.find(path)
+        objects = [one] if one is not None else gcs.list_folder(path, deep=True)[0]
         if not objects:
             raise FileNotFoundError(2, os.strerror(2), path)
-        start, end = _split(path)[1], _split(target)[1]
+        start, end = gcs.split(path)[1], gcs.split(target)[1]
         _each(lambda one: _copy(_of_thread(one), target, end + one.name.removeprefix(start)), objects)
-        _each(lambda one: _request(path, _of_thread(one).delete), objects)
+        _each(lambda one: gcs.request(path, _of_thread(one).delete), objects)
 
     def copy(self, path: Any, dst: Any, overwrite: bool) -> None:
         path, dst = os.fspath(path), os.fspath(dst)
@@ -507,16 +122,16 @@ class _Gcs(backend.Backend):
             raise IsADirectoryError(21, os.strerror(21), dst)
         if not overwrite and epath.Path(dst).exists():
             raise FileExistsError(17, os.strerror(17), dst)
-        if is_bucket(path) and is_bucket(dst):
-            if (one := _object(path)) is None:
+        if gcs.is_bucket(path) and gcs.is_bucket(dst):
+            if (one := gcs.find(path)) is None:
                 raise FileNotFoundError(2, os.strerror(2), path)
-            _copy(one, dst, _split(dst)[1])
+            _copy(one, dst, gcs.split(dst)[1])
             return
         with epath.Path(path).open('rb') as read, epath.Path(dst).open('wb') as write:
-            shutil.copyfileobj(cast(Any, read), cast(Any, write), _PIECE)
+            shutil.copyfileobj(cast(Any, read), cast(Any, write), gcs.PIECE)
 
     def stat(self, path: Any) -> stat_utils.StatResult:
-        one = _object(os.fspath(path))
+        one = gcs.find(os.fspath(path))
         if one is not None:
             return stat_utils.StatResult(is_directory=False, length=one.size, mtime=int(one.updated.timestamp()))
         if self.isdir(path):
@@ -535,27 +150,35 @@ def _use_for_gs() -> None:
 _use_for_gs()
 
 
+def match_objects(pattern: str) -> list[str]:
+    """The objects and folders that match gs://BUCKET/GLOB, sorted; one that exists under the very name is literal."""
+    if epath.Path(pattern).exists():
+        return [pattern]
+    bucket, _, rest = pattern.removeprefix('gs://').partition('/')
+    return sorted(map(str, epath.Path(f'gs://{bucket}').glob(rest)))
+
+
 def sizes(folder: str) -> dict[str, int]:
     """Path in a folder -> size, of all objects below it; empty folders end in '/'."""
-    start = f'{_split(folder)[1]}/'.lstrip('/')
-    found = {one.name.removeprefix(start): int(one.size) for one in _list(folder, deep=True)[0]}
+    start = f'{gcs.split(folder)[1]}/'.lstrip('/')
+    found = {one.name.removeprefix(start): int(one.size) for one in gcs.list_folder(folder, deep=True)[0]}
     return {name: size for name, size in found.items() if name and not name.endswith('/')}
 
 
 def _of_thread(blob: Any) -> Any:
     """The same object, with the client of this thread."""
-    return _client().bucket(blob.bucket.name).blob(blob.name)
+    return gcs.client().bucket(blob.bucket.name).blob(blob.name)
 
 
 def _copy(blob: Any, target: str, name: str) -> None:
-    new = _split(target)[0].blob(name)
+    new = gcs.split(target)[0].blob(name)
 
     def rewrite(retry: Any, timeout: Any) -> None:
         token, *_ = new.rewrite(blob, retry=retry, timeout=timeout)
         while token is not None:
             token, *_ = new.rewrite(blob, token=token, retry=retry, timeout=timeout)
 
-    _request(target, rewrite, missing=False)
+    gcs.request(target, rewrite, missing=False)
 
 
 def _each(run: Callable[[Any], Any], objects: list[Any]) -> None:
@@ -563,10 +186,55 @@ def _each(run: Callable[[Any], Any], objects: list[Any]) -> None:
         list(pool.map(run, objects))
 
 
+@contextlib.contextmanager
+def fetched(folder: str) -> Iterator[str]:
+    """A local copy of a folder in a bucket while the block runs; another path is given back as it is.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not gcs.is_bucket(folder):
+        yield folder
+        return
+    names = sizes(folder)
+    if not names:
+        raise UserError(f'{folder} does not exist, or has no files. Check the path.')
+    with tempfile.TemporaryDirectory() as parent:
+        target = Path(parent, folder.rstrip('/').rpartition('/')[2])
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(f'{folder}/{name}').copy(target / name)
+        yield str(target)
+
+
+@contextlib.contextmanager
+def sent(folder: str, last: Collection[str] = ()) -> Iterator[str]:
+    """A local path for a new folder that goes to a bucket after the block; another path is given back as it is.
+
+    Args:
+        last: the files that are sent last, which make the folder complete.
+
+    Raises:
+        UserError: the folder in the bucket exists.
+    """
+    if not gcs.is_bucket(folder):
+        yield folder
+        return
+    if epath.Path(folder).exists():
+        raise UserError(f'{folder} exists already: nothing is overwritten. Name another folder, or remove it.')
+    with tempfile.TemporaryDirectory() as parent:
+        here = Path(parent, folder.rstrip('/').rpartition('/')[2])
+        yield str(here)
+        files = sorted((path for path in here.rglob('*') if path.is_file()), key=lambda path: path.name in last)
+        for path in files:
+            epath.Path(path).copy(f'{folder.rstrip("/")}/{path.relative_to(here)}', overwrite=True)
+        print(f'{folder}: {len(files)} files')
+
+
 # -- TensorStore and Orbax --------------------------------------------------------------------------------------------
 
 RETRIES = {'max_retries': 8, 'initial_delay': '500ms', 'max_delay': '32s'}
-"""Of TensorStore's requests, about two minutes: its default is a quarter of an hour. It starts once we had an answer."""
+"""Of TensorStore's requests, about two minutes: its default is a quarter of an hour."""
 
 
 @functools.cache

@@ -161,10 +161,10 @@ def _local_sizes(folder: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _bucket_sizes(folder: PathLike) -> Iterator[tuple[str, int | None]]:
-    from t5flan.files import buckets
+    from t5flan.files import buckets, gcs
 
     where = os.fspath(folder)
-    if buckets.is_bucket(where):
+    if gcs.is_bucket(where):
         yield from buckets.sizes(where).items()
         return
     top = cast(Any, to_path(folder))

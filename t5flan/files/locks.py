@@ -118,7 +118,7 @@ class Lock:
                 return
             for _ in range(3):  # the other thread may just have renewed it
                 found = _read(self._path)
-                if found is None or not self._is_mine(found) or _buckets().remove(self._path, found[1]):
+                if found is None or not self._is_mine(found) or _objects().remove(self._path, found[1]):
                     return
 
     def _is_mine(self, found: Stamp) -> bool:
@@ -136,7 +136,7 @@ class Lock:
                 if _is_gcs(self._path):
                     found = _read(self._path)
                     if found is not None and self._is_mine(found):
-                        _buckets().replace(self._path, _content(self._holder, count), found[1])
+                        _objects().replace(self._path, _content(self._holder, count), found[1])
                     continue
                 self.require()
                 self._path.write_text(_content(self._holder, count), encoding='utf-8')
@@ -193,7 +193,7 @@ def _create(path: Path, holder: Holder) -> bool:
     """Creates the lock, with its content, unless it exists."""
     content = _content(holder)
     if _is_gcs(path):
-        return _buckets().create(path, content)
+        return _objects().create(path, content)
     if _in_bucket(path):
         if path.exists():
             return False
@@ -230,7 +230,7 @@ def _read(path: Path) -> Stamp | None:
     """Content and last renewal of a lock; None if there is none."""
     try:
         if _is_gcs(path):
-            return _buckets().read_generation(path)
+            return _objects().read_generation(path)
         if _in_bucket(path):
             return path.read_text(encoding='utf-8'), None
         with open(path, encoding='utf-8', errors='replace') as file:  # opening it refreshes what a network disk cached
@@ -264,7 +264,7 @@ def _is_stale(path: Path, found: Stamp, other: Holder | None, subject: PathLike)
 def _remove_stale(path: Path, found: Stamp) -> None:
     """Removes a stale lock, but not the new one of a process that was faster."""
     if _is_gcs(path):
-        _buckets().remove(path, found[1])
+        _objects().remove(path, found[1])
         return
     if _in_bucket(path):
         if _read(path) == found:
@@ -286,8 +286,8 @@ def _is_gcs(path: Path) -> bool:
     return os.fspath(path).startswith('gs://')
 
 
-def _buckets() -> Any:
-    from t5flan.files import buckets as found
+def _objects() -> Any:
+    from t5flan.files import gcs as found
 
     return found
 

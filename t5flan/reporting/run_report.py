@@ -15,6 +15,7 @@ from typing import Any
 
 from t5flan.config.gin_files import read_text
 from t5flan.errors import UserError
+from t5flan.files import to_path
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import parameter_count

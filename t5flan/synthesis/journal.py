@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.files import locks, write_json, write_whole
+from t5flan.files import locks, open_append, size_of, write_json, write_whole
 
 PROVENANCE = '.provenance.json'
 JOURNAL = '.journal'

@@ -5,7 +5,9 @@ so on. A run that resumes from step N first drops the rows after N that a killed
 """
 
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -81,6 +83,7 @@ class MetricWriter:
         """Returns once all rows are in the file: no checkpoint is without the rows before it."""
         if self._active:
             self._file.flush()
+            self._tensorboard.flush()
 
     def write_evaluation(
         self, step: int, measured: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()
@@ -172,7 +175,11 @@ class _TensorBoard:
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         _wait_for_a_new_second(folder)
-        self._writer = EventFileWriter(str(folder))
+        self._bucket, here = None, os.fspath(folder)
+        if '://' in here:  # the package writes to buckets with TensorFlow
+            self._bucket, self._local = folder, tempfile.TemporaryDirectory()
+            here = self._local.name
+        self._writer = EventFileWriter(here)
         # Makes TensorBoard drop what an earlier, killed run wrote after this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.add_event(self._event(session_log=start, step=start_step + 1, wall_time=time.time()))
@@ -181,7 +188,14 @@ class _TensorBoard:
         values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self._writer.add_event(self._event(summary=self._summary(value=values), step=step, wall_time=time.time()))
 
+    def flush(self) -> None:
+        if self._bucket is not None:
+            self._writer.flush()
+            for file in os.scandir(self._local.name):
+                epath.Path(file.path).copy(self._bucket / file.name, overwrite=True)
+
     def close(self) -> None:
+        self.flush()
         self._writer.close()
 
 

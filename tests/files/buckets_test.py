@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
 
 from t5flan.errors import BucketError
-from t5flan.files import buckets, checksums, open_whole, read_object, to_path, write_json, write_whole
+from t5flan.files import buckets, checksums, gcs, open_whole, read_object, to_path, write_json, write_whole
 from t5flan.files.buckets import epath
 from tests.gcs_server import KINDS, Faults, GcsServer
 
@@ -22,9 +22,9 @@ def server(monkeypatch):
 
 def point_at(server, monkeypatch):
     monkeypatch.setenv('STORAGE_EMULATOR_HOST', server.url)
-    monkeypatch.setattr(buckets, 'FIRST_PAUSE', 0.01)
-    monkeypatch.setattr(buckets, 'LONGEST_PAUSE', 0.05)
-    monkeypatch.setattr(buckets._Server, 'pid', 0)  # a new client
+    monkeypatch.setattr(gcs, 'FIRST_PAUSE', 0.01)
+    monkeypatch.setattr(gcs, 'LONGEST_PAUSE', 0.05)
+    monkeypatch.setattr(gcs._Server, 'pid', 0)  # a new client
 
 
 def test_objects_are_files(server):
@@ -55,7 +55,7 @@ def test_objects_are_files(server):
 
 
 def test_large_objects_are_sent_and_read_in_pieces(server, monkeypatch):
-    monkeypatch.setattr(buckets, '_PIECE', 2**18)
+    monkeypatch.setattr(gcs, 'PIECE', 2**18)
     content = os.urandom(10**6)
     write_whole('gs://bucket/large', content)
     assert server.read('large') == content and to_path('gs://bucket/large').read_bytes() == content
@@ -101,15 +101,15 @@ def test_files_are_copied_in_and_out(server, tmp_path):
 
 
 def test_of_two_processes_one_creates_a_lock(server):
-    assert buckets.create('gs://bucket/l', 'one') and not buckets.create('gs://bucket/l', 'two')
-    text, generation = buckets.read_generation('gs://bucket/l')
+    assert gcs.create('gs://bucket/l', 'one') and not gcs.create('gs://bucket/l', 'two')
+    text, generation = gcs.read_generation('gs://bucket/l')
     assert text == 'one'
-    new = buckets.replace('gs://bucket/l', 'three', generation)
-    assert new and buckets.replace('gs://bucket/l', 'four', generation) is None
-    buckets.remove('gs://bucket/l', generation)
-    assert buckets.read_generation('gs://bucket/l') == ('three', new)
-    buckets.remove('gs://bucket/l', new)
-    assert buckets.read_generation('gs://bucket/l') is None
+    new = gcs.replace('gs://bucket/l', 'three', generation)
+    assert new and gcs.replace('gs://bucket/l', 'four', generation) is None
+    gcs.remove('gs://bucket/l', generation)
+    assert gcs.read_generation('gs://bucket/l') == ('three', new)
+    gcs.remove('gs://bucket/l', new)
+    assert gcs.read_generation('gs://bucket/l') is None
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -121,7 +121,7 @@ def test_every_request_is_tried_again_and_told(kind, monkeypatch, capsys):
             text = f'{number}' * 100
             path.write_text(text)
             assert path.read_text() == text and [one.name for one in path.parent.iterdir()] == ['a']
-            assert buckets.create('gs://bucket/lock', text) and not buckets.create('gs://bucket/lock', 'other')
+            assert gcs.create('gs://bucket/lock', text) and not gcs.create('gs://bucket/lock', 'other')
             to_path('gs://bucket/lock').unlink()
             path.rename(path.with_name('b'))
             path.parent.rmtree()
@@ -143,7 +143,7 @@ def test_no_rights_and_no_bucket_are_one_line(server, path, words):
 def test_no_network_ends_soon_at_first_and_a_run_is_patient(monkeypatch, capsys):
     with GcsServer() as server:
         point_at(server, monkeypatch)
-    monkeypatch.setattr(buckets, 'FIRST_CONTACT', 0.2)
+    monkeypatch.setattr(gcs, 'FIRST_CONTACT', 0.2)
     with pytest.raises(BucketError, match=r'gs://bucket/x cannot be reached \(ConnectionError.*Check the network'):
         to_path('gs://bucket/x').exists()
     told = capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_no_network_ends_soon_at_first_and_a_run_is_patient(monkeypatch, capsys)
 
 
 def test_without_the_client_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(buckets._Server, 'pid', 0)
+    monkeypatch.setattr(gcs._Server, 'pid', 0)
     monkeypatch.setitem(sys.modules, 'google.cloud', None)
     with pytest.raises(ValueError, match=r"pip install 't5flan\[gcs\]'"):
         to_path('gs://bucket/x').exists()
