@@ -97,6 +97,16 @@ class GcsServer:
         return {'kind': 'storage#object', 'id': name, **fields, **times, 'metageneration': '1', 'crc32c': crc}
 
 
+def use(server, monkeypatch):
+    """Makes a test use the server, with short pauses."""
+    from t5flan.files import gcs
+
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', server.url)
+    monkeypatch.setattr(gcs, 'FIRST_PAUSE', 0.01)
+    monkeypatch.setattr(gcs, 'LONGEST_PAUSE', 0.05)
+    monkeypatch.setattr(gcs._Server, 'pid', 0)  # a new client
+
+
 class Answer(Exception):
     """An answer that ends a request: a code and the reason."""
 

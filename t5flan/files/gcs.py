@@ -176,6 +176,7 @@ def list_folder(path: str, deep: bool = False) -> tuple[list[Any], list[str]]:
 
 
 def has_folder(path: str) -> bool:
+    """Whether a name begins with `path` and a slash; a bucket that exists is a folder."""
     bucket, name = split(path)
 
     def first(retry: Any, timeout: Any) -> bool:

@@ -10,21 +10,14 @@ pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
 from t5flan.errors import BucketError
 from t5flan.files import buckets, checksums, gcs, open_whole, read_object, to_path, write_json, write_whole
 from t5flan.files.buckets import epath
-from tests.gcs_server import KINDS, Faults, GcsServer
+from tests.gcs_server import KINDS, Faults, GcsServer, use
 
 
 @pytest.fixture
 def server(monkeypatch):
     with GcsServer() as server:
-        point_at(server, monkeypatch)
+        use(server, monkeypatch)
         yield server
-
-
-def point_at(server, monkeypatch):
-    monkeypatch.setenv('STORAGE_EMULATOR_HOST', server.url)
-    monkeypatch.setattr(gcs, 'FIRST_PAUSE', 0.01)
-    monkeypatch.setattr(gcs, 'LONGEST_PAUSE', 0.05)
-    monkeypatch.setattr(gcs._Server, 'pid', 0)  # a new client
 
 
 def test_objects_are_files(server):
@@ -115,7 +108,7 @@ def test_of_two_processes_one_creates_a_lock(server):
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_request_is_tried_again_and_told(kind, monkeypatch, capsys):
     with GcsServer(Faults(rate=0.4, seed=1, kinds=(kind,), pause=0.01)) as server:
-        point_at(server, monkeypatch)
+        use(server, monkeypatch)
         path = epath.Path('gs://bucket/run/a')
         for number in range(2):
             text = f'{number}' * 100
@@ -142,7 +135,7 @@ def test_no_rights_and_no_bucket_are_one_line(server, path, words):
 
 def test_no_network_ends_soon_at_first_and_a_run_is_patient(monkeypatch, capsys):
     with GcsServer() as server:
-        point_at(server, monkeypatch)
+        use(server, monkeypatch)
     monkeypatch.setattr(gcs, 'FIRST_CONTACT', 0.2)
     with pytest.raises(BucketError, match=r'gs://bucket/x cannot be reached \(ConnectionError.*Check the network'):
         to_path('gs://bucket/x').exists()
