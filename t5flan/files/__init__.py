@@ -234,7 +234,7 @@ def size_of(path: PathLike) -> int:
         found: Any = to_path(path).stat()
     except FileNotFoundError:
         return 0
-    return int(getattr(found, 'st_size', None) or getattr(found, 'length', 0))
+    return int(found.st_size if hasattr(found, 'st_size') else found.length)
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:

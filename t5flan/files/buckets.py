@@ -141,9 +141,9 @@ class _Gcs(backend.Backend):
 
 def _use_for_gs() -> None:
     """Makes `epath.Path` use this backend; it has no public way to replace TensorFlow's."""
-    ours, theirs = _Gcs(), epath.gpath._GPath._backend.fget  # type: ignore[attr-defined]
+    ours, theirs = _Gcs(), epath.gpath._GPath._backend.fget
     chosen = lambda path: ours if path._uri_scheme == 'gs' else theirs(path)
-    epath.gpath._GPath._backend = property(chosen)  # type: ignore[assignment, method-assign]
+    epath.gpath._GPath._backend = property(chosen)
     epath.gpath._GCS_BACKENDS |= {ours}
 
 

@@ -132,9 +132,14 @@ def request(path: str, run: Callable[..., _T], missing: bool = True) -> tuple[_T
 
 
 def _reason(error: Any) -> str:
-    code = getattr(error, 'code', None) or getattr(getattr(error, 'response', None), 'status_code', None)
-    words = ' '.join(str(getattr(error, 'message', '') or error).split())
-    for start in ('GET ', 'POST ', 'DELETE ', 'PUT '):  # 'GET https://...: what happened'
+    """What a server or the network says, in few words."""
+    response = getattr(error, 'response', None)
+    code = getattr(error, 'code', None) or getattr(response, 'status_code', None)
+    inner = getattr(error.args[0], 'reason', None) if error.args else None  # of urllib3's MaxRetryError
+    words = ' '.join(str(inner or getattr(error, 'message', '') or error).split())
+    if code and not hasattr(error, 'message'):
+        words = str(getattr(response, 'reason', ''))
+    for start in ('GET ', 'POST ', 'DELETE ', 'PUT ', 'HTTP'):  # 'GET https://...: what happened'
         if words.startswith(start):
             words = words.partition(': ')[2] or words
     return (f'{int(code)} ' if code else f'{type(error).__name__}: ') + words[:120].rstrip('. ')
@@ -244,7 +249,7 @@ class _Reader(io.RawIOBase):
         return count
 
 
-class _Writer(tempfile.SpooledTemporaryFile):  # type: ignore[type-arg]
+class _Writer(tempfile.SpooledTemporaryFile):
     """Collects an object and uploads it, whole, when it is flushed or closed, but not after an error."""
 
     def __init__(self, path: str, append: bool = False) -> None:

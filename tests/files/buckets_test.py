@@ -127,9 +127,9 @@ def test_every_request_is_tried_again_and_told(kind, monkeypatch, capsys):
     'path, words', [('gs://denied/x', 'no rights (403'), ('gs://other/x', 'gs://other does not exist.')]
 )
 def test_no_rights_and_no_bucket_are_one_line(server, path, words):
-    for use in (to_path(path).exists, to_path(path).read_text, to_path(path).mkdir, lambda: write_whole(path, 'x')):
+    for attempt in (to_path(path).exists, to_path(path).read_text, to_path(path).mkdir, lambda: write_whole(path, 'x')):
         with pytest.raises(BucketError) as error:
-            use()
+            attempt()
         assert words in str(error.value) and '\n' not in str(error.value)
 
 
