@@ -353,11 +353,11 @@ def create(path: Any, content: str) -> bool:
 
 def read_generation(path: Any) -> tuple[str, int] | None:
     """The content of a small object and the number of its generation, or None."""
-    found = find(os.fspath(path))
-    if found is None:
-        return None
-    data = request(os.fspath(path), found.download_as_bytes)[0]
-    return None if data is None else (data.decode('utf-8', 'replace'), int(found.generation))
+    while (found := find(os.fspath(path))) is not None:
+        data = request(os.fspath(path), found.download_as_bytes)[0]
+        if data is not None:  # else it was replaced meanwhile
+            return data.decode('utf-8', 'replace'), int(found.generation)
+    return None
 
 
 def replace(path: Any, content: str, generation: int) -> int | None:

@@ -31,6 +31,7 @@ TASK = ('--tasks=file', '--split=train', '--limit=4', '--max_new_tokens=2')
 def point_at(server: GcsServer) -> None:
     """Makes this process, and those it starts, use the server, with short pauses."""
     os.environ['STORAGE_EMULATOR_HOST'] = os.environ['TENSORSTORE_GCS_HTTP_URL'] = server.url
+    os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'none'  # TensorStore looks for no credentials
     from t5flan.files import gcs
 
     gcs.FIRST_PAUSE, gcs.LONGEST_PAUSE, gcs.GrowingObject.EVERY = 0.02, 0.2, 0.5

@@ -105,6 +105,21 @@ def test_of_two_processes_one_creates_a_lock(server):
     assert gcs.read_generation('gs://bucket/l') is None
 
 
+def test_an_object_that_is_replaced_while_it_is_read_is_not_missing(server, monkeypatch):
+    server.put('bucket', 'l', b'one', {})
+    real, replaced = gcs.find, iter([b'two', b'three'])
+
+    def find(path):
+        found = real(path)
+        for content in replaced:
+            server.put('bucket', 'l', content, {})
+            break
+        return found
+
+    monkeypatch.setattr(gcs, 'find', find)
+    assert gcs.read_generation('gs://bucket/l')[0] == 'three'
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_request_is_tried_again_and_told(kind, monkeypatch, capsys):
     with GcsServer(Faults(rate=0.4, seed=1, kinds=(kind,), pause=0.01)) as server:
