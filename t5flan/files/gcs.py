@@ -398,8 +398,8 @@ def local_copy(path: str, folder: Path) -> str:
         raise FileNotFoundError(2, os.strerror(2), path)
     target = folder / found.bucket.name / str(found.generation) / found.name
     if not target.exists():
-        from t5flan.files import open_whole
-
-        with open_object(path, 'rb') as read, open_whole(target, 'wb') as write:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as write, open_object(path, 'rb') as read:
             shutil.copyfileobj(read, write, PIECE)
+        os.replace(write.name, target)
     return str(target)
