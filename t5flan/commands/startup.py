@@ -46,7 +46,13 @@ def set_environment() -> None:
         'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow only reads data, so its start-up messages do not matter
         'TF_ENABLE_ONEDNN_OPTS': '0',
         'GRPC_VERBOSITY': 'ERROR',
+        # TensorStore waits for a silent bucket for ever.
+        'TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS': '10',
+        'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '30',
+        'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '1',
     }
+    if 'STORAGE_EMULATOR_HOST' in os.environ:  # of Google's client; TensorStore has another name for it
+        defaults['TENSORSTORE_GCS_HTTP_URL'] = os.environ['STORAGE_EMULATOR_HOST']
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     import absl.logging

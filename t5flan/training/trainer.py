@@ -265,6 +265,7 @@ class Loop:
         self._check_finite(step, metrics)
         if self.context.lock is not None:
             self.context.lock.require()
+        self.writer.flush()
         self.manager.save(self.trainer.saved(state), {'seed': self.run.seed, 'position': gather_position(position)})
         self.throughput.pause()
 
