@@ -88,18 +88,19 @@ class Attention(nnx.Module):
     reader: Callable[[ModelConfig, jax.Array, KV, jax.Array | None, int | None], jax.Array] | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope, *, bidirectional: bool, across: bool = False):
-        """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from another sequence."""
+        """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from the encoder."""
         self.config = config
         self.rotary = config.position == 'rope' and not across
         self.bidirectional = bidirectional
         embed, kv = {'embed': config.emb_dim}, {'kv_heads': config.kv_heads, 'kv': config.head_dim}
+        source = {'embed': config.encoder_config.emb_dim} if across else embed
         heads = {'heads': config.num_heads, 'kv': config.head_dim}
         # As in T5: if logits are not scaled by 1/sqrt(H), that factor is folded into the initializer of the query.
         variance = 1.0 if config.scale_attention else 1.0 / config.head_dim
         bias = config.attention_bias
         self.query = Projection(config, scope / 'query', embed, heads, fan_in(1, variance=variance), bias=bias)
-        self.key = Projection(config, scope / 'key', embed, kv, fan_in(1), bias=bias)
-        self.value = Projection(config, scope / 'value', embed, kv, fan_in(1), bias=bias)
+        self.key = Projection(config, scope / 'key', source, kv, fan_in(1), bias=bias)
+        self.value = Projection(config, scope / 'value', source, kv, fan_in(1), bias=bias)
         self.out = Projection(config, scope / 'out', heads, embed, fan_in(2), bias=config.attention_out_bias)
         if config.qk_norm:
             self.query_norm = Norm(config, scope / 'query_norm', of_heads=True)

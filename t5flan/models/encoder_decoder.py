@@ -15,7 +15,7 @@ from t5flan.models.stack import Encoder
 
 
 class EncoderDecoder(Model):
-    """T5 1.0 and 1.1, Flan-T5, mT5, UMT5, ByT5, UL2."""
+    """T5 1.0 and 1.1, Flan-T5, mT5, UMT5, ByT5, UL2, T5Gemma."""
 
     def __init__(self, config: ModelConfig, scope: Scope):
         super().__init__(config, scope)
@@ -42,7 +42,7 @@ class EncoderDecoder(Model):
 
     def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
         """What the encoder reads: the embedded tokens [B, S, D]; adapters may put more before them."""
-        return self.token_embedder(tokens_BS)
+        return (self.encoder.token_embedder or self.token_embedder)(tokens_BS)
 
     def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
         """The segment of each position of the encoder, int32 [B, S]; 0 is padding."""

@@ -20,7 +20,7 @@ from t5flan.kernels.operands import SAVED_NAMES
 from t5flan.models.attention import KV, Attention, Before, FirstKV, LayerCache, Mask
 from t5flan.models.cache import Cache
 from t5flan.models.config import LayerKind, ModelConfig
-from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
+from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, TokenEmbedder, dropout, fold
 from t5flan.models.parameters import Scope
 from t5flan.models.positions import RelativeTable
 from t5flan.sharding import constrain
@@ -238,10 +238,18 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D]."""
+    """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D].
+
+    Attributes:
+        token_embedder: its own token embedding; None if it shares the decoder's.
+    """
+
+    token_embedder: TokenEmbedder | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope):
-        self.config = config
+        if not config.share_embeddings:
+            self.token_embedder = TokenEmbedder(config.encoder_config, scope / 'token_embedder')
+        self.config = config = config.encoder_config
         self.layers = EncoderBlock(config, (scope / 'layers').stacked(config.num_encoder_layers))
         self.relpos_bias = _relative_table(config, scope, config.num_encoder_layers)
         self.encoder_norm = Norm(config, scope / 'encoder_norm')

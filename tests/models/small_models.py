@@ -32,6 +32,24 @@ ENCODER_DECODERS = {
         'qk_norm': True,
         'attention_bias': True,
     },
+    'two_sizes': {  # T5Gemma, with an encoder of another shape
+        'position': 'rope',
+        'num_kv_heads': 2,
+        'attention_window': 3,
+        'post_norms': True,
+        'share_embeddings': False,
+        'tie_embeddings': True,
+        'encoder': {
+            'emb_dim': 24,
+            'num_heads': 2,
+            'head_dim': 12,
+            'mlp_dim': 20,
+            'attention_window': 5,
+            'layer_pattern': ('window', 'full'),
+            'rope_base': 100.0,
+            'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+        },
+    },
 }
 DECODERS = {
     'relative': {'relative_buckets': 8, 'relative_max_distance': 12},

@@ -107,7 +107,7 @@ class GatedEncoder(_GatedStack, Encoder):
     """An encoder whose top layers have gated prompts."""
 
     def __init__(self, base: Encoder, scope: Scope, settings: LlamaAdapter):
-        self.config, self.layers = base.config, base.layers
+        self.config, self.layers, self.token_embedder = base.config, base.layers, base.token_embedder
         self.relpos_bias, self.encoder_norm = base.relpos_bias, base.encoder_norm
         self._create('encoder', scope, settings, base.config.num_encoder_layers, base.config.emb_dim)
 
