@@ -35,6 +35,7 @@ T5_FIELDS: Mapping[str, Any] = {
     'logits_soft_cap': None,
     'encoder': None,
     'share_embeddings': True,
+    'merged_attention': False,
 }
 """Fields of ModelConfig that have this value in every T5."""
 _READ_AHEAD = 2**28  # bytes; a larger array is not read ahead, so that only one is in memory

@@ -29,6 +29,7 @@ class Mask(NamedTuple):
     q_segment_ids_BT: jax.Array | None = None
     kv_segment_ids_BS: jax.Array | None = None
     prefix_BS: jax.Array | None = None
+    far_prefix: bool = False  # a window does not hide the prefix
 
 
 class Before(Protocol):
@@ -60,7 +61,7 @@ class LayerCache(NamedTuple):
 
 
 class FirstKV(NamedTuple):
-    """Keys and values of P virtual tokens, which stand before the first token of each row."""
+    """Keys and values before the first token of each row: of P virtual tokens, or of the encoder's output."""
 
     k_BPKH: jax.Array
     v_BPKH: jax.Array
@@ -106,12 +107,23 @@ class Attention(nnx.Module):
             self.query_norm = Norm(config, scope / 'query_norm', of_heads=True)
             self.key_norm = Norm(config, scope / 'key_norm', of_heads=True)
 
-    def project_kv(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None, kind: LayerKind | None = None) -> KV:
-        """The keys (normed and rotated, if the model does that) and values of a sequence: two of [B, S, K, H]."""
+    def project_kv(
+        self,
+        x_BSD: jax.Array,
+        positions_BS: jax.Array | None = None,
+        kind: LayerKind | None = None,
+        *,
+        rotated: bool = True,
+    ) -> KV:
+        """The keys (normed and rotated, if the model does that) and values of a sequence: two of [B, S, K, H].
+
+        With `rotated` False keys have no positions, as those of the encoder's output in merged attention.
+        """
         k_BSKH, v_BSKH = self.key(x_BSD), self.value(x_BSD)
         if self.config.qk_norm:
             k_BSKH = self.key_norm(k_BSKH)
-        k_BSKH = self._rotate(k_BSKH, positions_BS, kind)
+        if rotated:
+            k_BSKH = self._rotate(k_BSKH, positions_BS, kind)
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
 

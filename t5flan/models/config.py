@@ -153,6 +153,7 @@ class ModelConfig:
     | Qwen 3     | as Llama 2    |                  |       | qk_norm                                                  |
     | SmolLM 3   | as Llama 2    |                  |       | layer_pattern                                            |
     | T5Gemma    | as Gemma 2    |                  |       | encoder_decoder, share_embeddings=False                  |
+    | T5Gemma 2  | as Gemma 3    |                  |       | encoder_decoder, merged_attention                        |
 
     Attributes:
         architecture: 'encoder_decoder' or 'decoder_only'.
@@ -174,6 +175,9 @@ class ModelConfig:
         attention_bias: the projections of queries, keys and values have a bias (Qwen 2).
         attention_out_bias: the projection of the output of attention has one.
         qk_norm: an RMS norm of each head's queries and keys, before they are rotated (Qwen 3, Gemma 3).
+        merged_attention: the decoder's self-attention reads the encoder's output too, in one softmax and with the same
+            projections, in place of cross-attention (T5Gemma 2). The encoder's output has no positions there, and a
+            window does not hide it.
         attention_window: a token sees only those at a distance less than this, in 'window' layers; None for no window.
         layer_pattern: how layers differ, over and over from the first: 'full' attention, 'window', 'nope' (full and
             without positions) or 'window_nope'. None: all alike, with the attention_window if there is one.
@@ -221,6 +225,7 @@ class ModelConfig:
     attention_bias: bool = False
     attention_out_bias: bool = False
     qk_norm: bool = False
+    merged_attention: bool = False
     attention_window: int | None = None
     layer_pattern: tuple[Literal['full', 'window', 'nope', 'window_nope'], ...] | None = None
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
@@ -304,6 +309,7 @@ class ModelConfig:
         if self.architecture == 'decoder_only':
             self._require(self.encoder is None, 'encoder', 'None for a decoder_only model')
             self._require(self.share_embeddings, 'share_embeddings', 'True for a decoder_only model')
+            self._require(not self.merged_attention, 'merged_attention', 'False for a decoder_only model')
         for name in self.encoder or ():
             if name not in ENCODER_FIELDS:
                 raise UserError(f'ModelConfig.encoder has {name!r}; expected fields of {", ".join(ENCODER_FIELDS)}.')
@@ -317,6 +323,11 @@ class ModelConfig:
         alike = self.emb_dim == encoder.emb_dim and self.scale_embedding == encoder.scale_embedding
         own = 'False, because emb_dim or scale_embedding of the encoder differs'
         self._require(alike or not self.share_embeddings, 'share_embeddings', own)
+        if self.merged_attention:
+            rotary = "False with position='relative_bias', which has no distance to the encoder's output"
+            self._require(self.position != 'relative_bias', 'merged_attention', rotary)
+            wider = 'False, because emb_dim of the encoder differs'
+            self._require(self.emb_dim == encoder.emb_dim, 'merged_attention', wider)
 
     def _require(self, holds: bool, field: str, expected: str) -> None:
         require(holds, f'ModelConfig.{field}', getattr(self, field), expected)
@@ -327,6 +338,11 @@ class ModelConfig:
         return dataclasses.replace(self, encoder=None, **self.encoder) if self.encoder else self
 
     @property
+    def has_cross_attention(self) -> bool:
+        """Whether the decoder has cross-attention: a sub-layer of its own that reads the encoder's output."""
+        return self.architecture == 'encoder_decoder' and not self.merged_attention
+
+    @property
     def kv_heads(self) -> int:
         """The number of key-value heads: `num_kv_heads`, or `num_heads` if that is None."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -335,7 +351,7 @@ class ModelConfig:
     def kernel_size(self) -> int:
         """The parameters of embeddings, projections and position tables: nearly all of them."""
         encoder, across = self.encoder_config, 0
-        if self.architecture == 'encoder_decoder':
+        if self.has_cross_attention:
             across = 2 * self.head_dim * (self.emb_dim * self.num_heads + encoder.emb_dim * self.kv_heads)
         layers = self.num_decoder_layers * (self._block_size + across) + self.num_encoder_layers * encoder._block_size
         tables = self.num_decoder_layers if self.relative_bias_per_layer else 1

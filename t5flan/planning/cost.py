@@ -63,7 +63,9 @@ def count_parameters(config: ModelConfig) -> int:
     if config.position == 'relative_bias':
         layers = config.num_decoder_layers if config.relative_bias_per_layer else 1
         tables = layers * config.relative_buckets * config.num_heads
-    decoder = config.num_decoder_layers * _layer_parameters(config, crosses=is_t5) + D + tables  # D: its last norm
+    decoder = (
+        config.num_decoder_layers * _layer_parameters(config, config.has_cross_attention) + D + tables
+    )  # D: its last norm
     embedding = config.vocab_size * D * (1 if config.tie_embeddings else 2)
     if not is_t5:
         return decoder + embedding
@@ -71,7 +73,7 @@ def count_parameters(config: ModelConfig) -> int:
         layers = config.num_encoder_layers if config.relative_bias_per_layer else 1
         tables = layers * encoder.relative_buckets * encoder.num_heads
     embedding += 0 if config.share_embeddings else config.vocab_size * encoder.emb_dim
-    layers = config.num_encoder_layers * _layer_parameters(encoder, crosses=False)
+    layers = config.num_encoder_layers * _layer_parameters(encoder, False)
     return decoder + embedding + layers + encoder.emb_dim + tables
 
 
@@ -165,7 +167,7 @@ def _activations(config: ModelConfig, batch: Batch, microbatches: int, sharding:
         kept = {'none': own + D, 'minimal': projections + D, 'full': D}[config.remat]
         return tokens * width * (layers * kept + own)
 
-    crosses = config.architecture == 'encoder_decoder'
+    crosses = config.has_cross_attention
     total = stack(config, config.num_decoder_layers, batch.lengths[-1], crosses)
     if config.num_encoder_layers:
         total += stack(config.encoder_config, config.num_encoder_layers, batch.lengths[0], False)

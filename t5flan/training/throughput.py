@@ -53,7 +53,8 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
     decoder_layer, encoder_layers = _layer_products(config, T), 0
     if config.architecture == 'encoder_decoder':
         S, encoder = shapes['encoder_input_tokens'][1], config.encoder_config
-        decoder_layer += T * 2 * D * N * H + S * 2 * encoder.emb_dim * K * H + pairs(T, S)
+        decoder_layer += S * 2 * encoder.emb_dim * K * H + pairs(T, S)
+        decoder_layer += T * 2 * D * N * H if config.has_cross_attention else 0
         encoder_layers = config.num_encoder_layers * _layer_products(encoder, S)
     layers = encoder_layers + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)

@@ -69,6 +69,7 @@ def test_a_configuration_survives_json(family):
             {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'share_embeddings': False},
             r'share_embeddings=False, expected True for a decoder_only model',
         ),
+        ({'merged_attention': True}, r"merged_attention=True, expected False with position='relative_bias'"),
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
 )

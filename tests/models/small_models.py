@@ -50,6 +50,16 @@ ENCODER_DECODERS = {
             'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
         },
     },
+    'merged': {
+        'position': 'rope',
+        'num_kv_heads': 2,
+        'qk_norm': True,
+        'attention_window': 3,
+        'layer_pattern': ('window', 'full'),
+        'merged_attention': True,
+        'tie_embeddings': True,
+        'scale_tied_logits': False,
+    },
 }
 DECODERS = {
     'relative': {'relative_buckets': 8, 'relative_max_distance': 12},

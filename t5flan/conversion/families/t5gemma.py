@@ -1,7 +1,7 @@
 """Hugging Face's config.json <-> ModelConfig for T5Gemma (arXiv:2504.06225): two Gemma 2 stacks, perhaps of two sizes.
 
-Each stack has the fields of a Gemma 2 in a part of its own. In the encoder a window of W tokens hides those at a distance
-above W, in the decoder those at a distance of W or more.
+Each stack has the fields of a Gemma 2 in a part of its own. In the encoder a window of W tokens hides those at a
+distance above W, in the decoder those at a distance of W or more.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _TOKENS = {'bos_token_id': 2, 'eos_token_id': 1, 'pad_token_id': 0}
 
 
 def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.json with its two parts whole, and the ids of tokens and the vocabulary's size at the top."""
+    """The content of config.json with both parts whole, and the ids of tokens and the vocabulary's size at the top."""
     parts = {name: {**_DEFAULTS, **dict(fields.get(name) or {})} for name in STACKS}
     shared = {name: parts['decoder'].get(name, value) for name, value in _TOKENS.items()}
     return {**shared, **fields, **parts, 'vocab_size': parts['decoder']['vocab_size']}
@@ -72,7 +72,7 @@ def from_t5gemma(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
 
 def needed_by_t5gemma(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
     """Fields of ModelConfig that T5Gemma fixes; and the encoder, as a decoder, which must have those of Gemma 2."""
-    needed = needed_fields(config, 'gemma2') | {'share_embeddings': False}
+    needed = needed_fields(config, 'gemma2') | {'share_embeddings': False, 'merged_attention': False}
     return needed, _as_decoder(config)
 
 
@@ -90,7 +90,7 @@ def _as_decoder(config: ModelConfig) -> ModelConfig:
 
 
 def t5gemma_fields(config: ModelConfig, original: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.json, besides the ids of tokens; `original` is that which the checkpoint came from, or {}."""
+    """The content of config.json, besides the ids of tokens; `original` is that of the checkpoint's source, or {}."""
     decoder = dataclasses.replace(
         config, architecture='decoder_only', num_encoder_layers=0, encoder=None, share_embeddings=True
     )
