@@ -4,6 +4,7 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 """
 
 from t5flan.commands import (
+    adapt,
     backtranslate,
     cache,
     convert,
@@ -41,6 +42,7 @@ _MODULES = (
     plan,
     cache,
     convert,
+    adapt,
     decontaminate,
     deduplicate,
     memorization,

@@ -99,18 +99,24 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
         shapes: shape of each model feature of the global batch: `encoder_input_tokens` [B, S] and
             `decoder_target_tokens` [B, T], or only the latter for a decoder.
     """
-    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
     B, T = shapes['decoder_target_tokens']
-    S = shapes['encoder_input_tokens'][1] if config.architecture == 'encoder_decoder' else 0
-    query_and_out, key_and_value = 2 * D * N * H, 2 * D * K * H  # weights
-    mlp = (len(config.mlp_activations) + 1) * D * F
     pairs = lambda queries, keys: 2 * queries * keys * N * H  # q times k, and probabilities times v
-    encoder_layer = S * (query_and_out + key_and_value + mlp) + pairs(S, S)
-    decoder_layer = T * (query_and_out + key_and_value + mlp) + pairs(T, T)
+    decoder_layer, encoder_layers = _layer_products(config, T), 0
     if config.architecture == 'encoder_decoder':
-        decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
-    layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
+        S, encoder = shapes['encoder_input_tokens'][1], config.encoder_config
+        decoder_layer += S * 2 * encoder.emb_dim * K * H + pairs(T, S)
+        decoder_layer += T * 2 * D * N * H if config.has_cross_attention else 0
+        encoder_layers = config.num_encoder_layers * _layer_products(encoder, S)
+    layers = encoder_layers + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
+
+
+def _layer_products(config: ModelConfig, T: int) -> int:
+    """Multiplications of self-attention and MLP of a layer for T tokens."""
+    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    weights = 2 * D * (N + K) * H + (len(config.mlp_activations) + 1) * D * F
+    return T * weights + 2 * T * T * N * H
 
 
 def require_memory(
@@ -133,13 +139,14 @@ def require_memory(
     inputs, targets = lengths.get('inputs', 0), lengths['targets']
     if model.architecture == 'decoder_only':
         inputs, targets = 0, inputs + targets
-    positions = inputs * model.num_encoder_layers + targets * model.num_decoder_layers
+    states = inputs * model.num_encoder_layers * model.encoder_config.emb_dim
+    states += targets * model.num_decoder_layers * model.emb_dim
     rows = data.batch_size / (devices.size / devices.shape['tensor']) / optimizer.microbatches
     of_device = {
         'parameters': model.kernel_size * base / shards,
         'gradients': 4.0 * trained / shards,
         'optimizer state': float(state) * trained / shards,
-        'hidden states': rows * positions * model.emb_dim * model.itemsize,
+        'hidden states': rows * states * model.itemsize,
     }
     fix = 'Set a smaller model or batch (DataConfig.batch_size, DataConfig.feature_lengths, vocab_size, emb_dim), '
     fix += 'more OptimizerConfig.microbatches, or more devices with MeshConfig.fsdp.'

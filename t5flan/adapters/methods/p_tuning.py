@@ -56,7 +56,9 @@ class PTuning(Adapter):
 
     def adapt(self, model: Model, scope: Scope) -> Model:
         """The model with a prompt that a network computes."""
-        return with_prompt(model, self.tokens, PromptEncoder(self, model.config.emb_dim, scope / 'prompt'))
+        return with_prompt(
+            model, self.tokens, PromptEncoder(self, model.config.encoder_config.emb_dim, scope / 'prompt')
+        )
 
     by_row = staticmethod(PromptTuning.by_row)
 

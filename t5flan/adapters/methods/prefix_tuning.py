@@ -56,11 +56,16 @@ class PrefixTuning(Adapter):
         """The model with a prefix.
 
         Raises:
-            UserError: the model is decoder-only, and `shared` is set.
+            UserError: the model is decoder-only, and `shared` is set; or it has merged attention.
         """
         if self.shared and model.config.architecture == 'decoder_only':
             problem = 'PrefixTuning.shared=True, but the model is decoder_only, whose layers have prefixes of their own'
             raise UserError(f'{problem}. Set PrefixTuning.shared=False.')
+        if model.config.merged_attention:
+            problem = (
+                'PrefixTuning got a model with merged attention, whose decoder reads the encoder before its tokens'
+            )
+            raise UserError(f'{problem}. Use another adapter, such as @PromptTuning() or @Lora().')
         model = jax.tree.map(lambda x: x, model)  # new modules, the same arrays
         model.decoder = PrefixedDecoder(model.decoder, scope / 'decoder', self)
         return model

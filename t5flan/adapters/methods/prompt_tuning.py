@@ -50,12 +50,13 @@ class PromptTuning(Adapter):
 
     def adapt(self, model: Model, scope: Scope) -> Model:
         """The model with a prompt."""
-        embedding_VD = model.token_embedder.embedding[...]
+        embedder = model.encoder.token_embedder if isinstance(model, EncoderDecoder) else None
+        embedding_VD = (embedder or model.token_embedder).embedding[...]
 
         def some_embeddings(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
             return embedding_VD[jax.random.randint(key, shape[:1], 0, embedding_VD.shape[0])].astype(dtype)
 
-        shape = (self.rows or self.tokens, model.config.emb_dim)
+        shape = (self.rows or self.tokens, model.config.encoder_config.emb_dim)
         return with_prompt(model, self.tokens, scope.parameter('prompt', shape, ('prompt', 'embed'), some_embeddings))
 
     @staticmethod

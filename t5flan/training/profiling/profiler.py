@@ -42,7 +42,7 @@ class Profiler:
         self._taken = 0
         self._running: tempfile.TemporaryDirectory[str] | None = None
         self._hlo: Callable[[], str] = str
-        self._key_setting = jax.config.jax_compilation_cache_include_metadata_in_key
+        self._key_setting: bool = getattr(jax.config, _KEY_SETTING)
         if steps:  # the names of parts are metadata: a program that was cached without them must not be taken
             jax.config.update(_KEY_SETTING, True)
 
