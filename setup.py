@@ -56,7 +56,8 @@ setup(
         'tensorboard>=2.20',
     ],
     extras_require={
-        'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2024.6'],
+        'tpu': ['jax[tpu]>=0.10.2', 'google-cloud-storage>=3.0'],
+        'gcs': ['google-cloud-storage>=3.0'],  # gs:// paths; TensorStore has its own client, for arrays
         'compile': ['libtpu>=0.0.42'],  # the TPU compiler, for t5flan compile; jax[tpu] brings it too
         'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'gguf>=0.17'],
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
@@ -73,6 +74,7 @@ setup(
             'sacrebleu>=2.4',
             'tokenizers>=0.20',
             'gguf>=0.17',
+            'google-cloud-storage>=3.0',
             'pytest>=8.2',
             'pytest-xdist>=3.6',
             'pytest-randomly>=4.0',

@@ -39,6 +39,7 @@ Facts = dict[str, float]
 def read_model(args: argparse.Namespace) -> ModelConfig:
     """The model of the flags, without dropout."""
     bindings = [f'ModelConfig.dtype={args.dtype}', f'ModelConfig.remat={args.remat}', 'ModelConfig.dropout_rate=0.0']
+    bindings += [f'ModelConfig.num_{stack}_layers={args.layers}' for stack in ('encoder', 'decoder') if args.layers]
     return configurables.parse([args.model], bindings).read(ModelConfig)
 
 
@@ -95,7 +96,7 @@ def peft_step(args: argparse.Namespace, *, compiled: bool) -> Step:
     config = peft.LoraConfig(
         task_type='SEQ_2_SEQ_LM', r=8, lora_alpha=16, lora_dropout=0.0, target_modules=['q', 'v'], bias='none'
     )
-    model = peft.get_peft_model(transformers_model(), config).train()
+    model = peft.get_peft_model(transformers_model(args.layers), config).train()
     optimizer = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=2e-4, weight_decay=0.0)
     return torch_step(model, optimizer, args, compiled=compiled)
 

@@ -87,7 +87,7 @@ def transformers_model(args: argparse.Namespace) -> Any:
         d_kv=64,
         d_ff=1024,
         num_layers=8,
-        num_decoder_layers=8,
+        num_decoder_layers=args.layers or 8,
         num_heads=6,
         feed_forward_proj='gated-gelu',
         tie_word_embeddings=False,

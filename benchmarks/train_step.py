@@ -43,6 +43,7 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
     """A function that runs one step to its end, and the memory and FLOPs of the step."""
     bindings = [f'ModelConfig.{name}={getattr(args, name)}' for name in ('dtype', 'remat', 'attention')]
     bindings.append('ModelConfig.dropout_rate=0.0')
+    bindings += [f'ModelConfig.num_{stack}_layers={args.layers}' for stack in ('encoder', 'decoder') if args.layers]
     model = configurables.parse([args.model], bindings).read(ModelConfig)
     batch = random_batch(min(model.vocab_size, 32000), args.rows, args.inputs, args.targets)
     sharding = sharding_lib.create_sharding(MeshConfig())
@@ -67,8 +68,8 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, fl
     return step, facts
 
 
-def transformers_model() -> Any:
-    """T5 1.1 small in transformers, with new parameters and without dropout."""
+def transformers_model(layers: int | None = None) -> Any:
+    """T5 1.1 small in transformers, with new parameters and without dropout; 8 layers in each stack by default."""
     import transformers
 
     config = transformers.T5Config(
@@ -76,8 +77,8 @@ def transformers_model() -> Any:
         d_model=512,
         d_kv=64,
         d_ff=1024,
-        num_layers=8,
-        num_decoder_layers=8,
+        num_layers=layers or 8,
+        num_decoder_layers=layers or 8,
         num_heads=6,
         feed_forward_proj='gated-gelu',
         tie_word_embeddings=False,
@@ -93,19 +94,23 @@ def transformers_step(args: argparse.Namespace) -> Callable[[], None]:
     """The same step of T5 1.1 small in transformers, with Adafactor in float32; compiled with --torch_compile."""
     import transformers
 
-    model = transformers_model().train()
+    model = transformers_model(args.layers).train()
     optimizer = transformers.Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=True)
     return torch_step(model, optimizer, args, compiled=args.torch_compile)
 
 
 def torch_step(model: Any, optimizer: Any, args: argparse.Namespace, *, compiled: bool) -> Callable[[], None]:
-    """A function that trains a T5 in PyTorch for one step, always on the same random batch."""
+    """A function that trains a T5 in PyTorch for one step, always on the same batch; `--dtype=bfloat16` is autocast."""
     import torch
 
     batch = random_batch(32000, args.rows, args.inputs, args.targets)
     inputs = torch.tensor(batch['encoder_input_tokens'], dtype=torch.long)
     labels = torch.tensor(batch['decoder_target_tokens'], dtype=torch.long)
-    forward = lambda: model(input_ids=inputs, labels=labels).loss
+
+    def forward() -> Any:
+        with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
+            return model(input_ids=inputs, labels=labels).loss
+
     if compiled:
         forward = torch.compile(forward)
 
@@ -145,6 +150,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--remat', default='none')
     parser.add_argument('--steps', type=int, default=5)
+    parser.add_argument('--layers', type=int, help="of each stack (default: the model's)")
     return parser
 
 

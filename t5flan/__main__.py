@@ -12,7 +12,7 @@ from typing import NoReturn
 from t5flan import signals
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Exit, parse_arguments
-from t5flan.commands.startup import hold_outputs, set_environment
+from t5flan.commands.startup import hold_outputs, set_allocator, set_environment
 from t5flan.errors import UsageError, UserError, disk_problem
 
 
@@ -21,6 +21,7 @@ def console() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors='replace')  # a terminal that cannot show a character must not stop the command
+    set_allocator(sys.argv[1:], COMMANDS)
     sys.exit(main(sys.argv[1:]))
 
 

@@ -13,8 +13,15 @@ _OF_DISKS = (*OUT_OF_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMET
 _SAID = re.compile('|'.join(os.strerror(number) for number in _OF_DISKS if number not in (errno.EPERM, errno.EIO)))
 
 
+_OF_BUCKETS = re.compile(r'All \d+ retry attempts failed|CURL error|HTTP response code: 40|PERMISSION_DENIED')
+
+
 class UserError(ValueError):
     """An input is wrong; the message is one line: what was given, what was expected, how to fix it."""
+
+
+class BucketError(OSError):
+    """A bucket cannot be read or written: no rights, no such bucket, or no answer in time; one line."""
 
 
 class UsageError(UserError):
@@ -22,17 +29,22 @@ class UsageError(UserError):
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with a disk, if that is the cause of an error: 'No space left on device: FILE'; else None.
+    """What is wrong with a disk or bucket, if it is the cause of an error: 'No space left on device: FILE'; else None.
 
     Libraries wrap what the system says: in an error of their own, in a group of errors, or in a text.
     """
     errors = list(_causes(error))
+    for one in errors:
+        if isinstance(one, BucketError):
+            return str(one)
     for one in errors:
         if isinstance(one, OSError) and one.errno in _OF_DISKS:
             where = f': {os.fsdecode(one.filename)}' if isinstance(one.filename, str | bytes) else ''
             return f'{os.strerror(one.errno)}{where}'
     for one in errors:
         text = ' '.join(str(one).split())
+        if _OF_BUCKETS.search(text):
+            return f'a bucket does not answer: {text.partition("[tensorstore_spec")[0][:240].rstrip(" .[")}'
         if found := _SAID.search(text):
             path = re.search(r'"(/[^"]*)"|(?<=[\s:\'])(/[^\s\'":,\]]+)', text)
             return found[0] + (f': {path[1] or path[2]}' if path else '')

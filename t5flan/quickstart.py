@@ -20,6 +20,7 @@ from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate_tasks
+from t5flan.files import to_path
 from t5flan.language_model import LanguageModel, load
 from t5flan.reporting import page
 from t5flan.reporting.run_report import curve
@@ -71,7 +72,7 @@ def main(workdir: str, examples: int = 32) -> None:
         UserError: `workdir` has files that are not from a quickstart.
     """
     clock = Clock()
-    folder = _empty_folder(Path(workdir))
+    folder = _empty_folder(to_path(workdir))
     vocabulary = str(folder / 'vocabulary.model')
 
     print(f'1/4  training a vocabulary of {VOCABULARY_SIZE:,} pieces', flush=True)
@@ -140,7 +141,10 @@ def _empty_folder(folder: Path) -> Path:
         raise UserError(
             f'{folder} has {min(there - made)!r}, which is not from a quickstart. Set --workdir to a new folder.'
         )
-    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:  # in a bucket
+        folder.rmtree(missing_ok=True)
     folder.mkdir(parents=True)
     return folder
 

@@ -58,7 +58,7 @@ def test_packages_put_everything_under_t5flan(metadata):
 
 
 def test_extras_and_python_versions(metadata):
-    extras = {'tpu', 'compile', 'convert', 'beam', 'hub', 'metrics', 'dedup', 'eval', 'dev', 'docs'}
+    extras = {'tpu', 'gcs', 'compile', 'convert', 'beam', 'hub', 'metrics', 'dedup', 'eval', 'dev', 'docs'}
     assert set(metadata['extras_require']) == extras
     assert metadata['python_requires'] == '>=3.11,<3.14'
     named = [name.rpartition(' ')[2] for name in metadata['classifiers'] if 'Python :: 3.' in name]

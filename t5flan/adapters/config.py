@@ -49,6 +49,19 @@ class Adapter(abc.ABC):
             UserError: the settings do not fit the model.
         """
 
+    @staticmethod
+    def by_row(model: Any, adapted: Mapping[int, Any]) -> Any:
+        """The model with several adapters of which each row of a batch has one; its modules are `choice.Chooser`s.
+
+        Methods whose projections have `terms` do not need it. Adapters of other methods that lack it cannot be chosen
+        by row.
+
+        Args:
+            model: the base, perhaps with adapters of other methods.
+            adapted: number of the adapter -> the base with that adapter alone.
+        """
+        raise NotImplementedError
+
     def in_step(self, model: Any, key: Any) -> Any:
         """The model whose loss a training step minimises, a function of the adapted model; by default the model itself.
 

@@ -5,12 +5,13 @@ model = choose(model, np.array([1, 2, 0]))    # row 0 with 'de', row 1 with 'fr'
 
 The adapters of a projection are computed as one: their A stand side by side, and so do their B. A row keeps the part of
 x A that is its own adapter's; the rest is multiplied by zero. So a row's result is that of its adapter alone, and one
-without an adapter has the numbers of the base. Ranks may differ, and an adapter may leave out projections.
+without an adapter has the numbers of the base. Ranks may differ, and an adapter may leave out projections. Methods that
+add something else combine their adapters themselves, in `Adapter.by_row`.
 
 B rows, G adapters, R sum of ranks, L layers. Number 0 is no adapter, number i the i-th.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,21 +20,22 @@ import numpy as np
 from flax import nnx
 
 from t5flan.adapters.adapter import adapter_arrays, apply, with_arrays
+from t5flan.adapters.choice import Chooser, choose
 from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import AdaptedProjection, Terms, is_stacked, projections
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
 from t5flan.models.model import Model
 
-_CHOICE = 'adapter_of_row'
+__all__ = ['choose', 'stack']
 
 
-class RowProjection(AdaptedProjection):
+class RowProjection(Chooser, AdaptedProjection):
     """A projection with the terms of several adapters, of which each row of its input takes those of one."""
 
     def __init__(self, base: Projection, adapters: list[Terms | None]):
         """`adapters`: the terms of each adapter, in a stack with a leading axis of layers; None has none here."""
-        super().__init__(base)
+        AdaptedProjection.__init__(self, base)
         first = 1 if is_stacked(base) else 0
         names: tuple[str, ...] = base.kernel.get_metadata('axes')
         layer, last = names[:first], first + base.num_inputs
@@ -62,15 +64,11 @@ class RowProjection(AdaptedProjection):
             values = {number: getattr(terms, part) for number, terms in found if getattr(terms, part) is not None}
             if values:
                 setattr(self, f'rows_{part}', table(values, shape, default, axes))
-        setattr(self, _CHOICE, nnx.Param(jnp.zeros((*lead, 1), jnp.int32), axes=(*layer, 'adapters')))
+        self.hold_choice(lead)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, ..., *inputs] -> [B, ..., *outputs] in the compute dtype.
-
-        There may be several rows for each chosen one, which are its beams or samples.
-        """
-        chosen_B = getattr(self, _CHOICE)[...]
-        chosen_B = jnp.repeat(chosen_B, x.shape[0] // len(chosen_B), total_repeat_length=x.shape[0])
+        """[B, ..., *inputs] -> [B, ..., *outputs] in the compute dtype."""
+        chosen_B = self.chosen(x.shape[0])
 
         def of_rows(name: str, ndim: int) -> jax.Array:
             values = getattr(self, name)[...][chosen_B].astype(self.dtype)
@@ -95,38 +93,38 @@ def stack(base: Model, adapters: Mapping[str, tuple[Adapter, Mapping[str, Any]]]
     Raises:
         UserError: an adapter does not fit the base, or its method cannot be chosen for each row.
     """
-    found: dict[str, dict[str, Terms]] = {}
-    for name, (settings, arrays) in adapters.items():
+    found: list[dict[str, Terms]] = []  # of each adapter, empty for other methods
+    others: dict[Callable[..., Model], dict[int, Model]] = {}
+    for number, (name, (settings, arrays)) in enumerate(adapters.items(), 1):
         adapted = with_arrays(apply(base, settings, jax.random.key(0)), arrays)
-        own = {path: getattr(parent, last) for path, parent, last in projections(adapted)}
-        own = {path: one for path, one in own.items() if isinstance(one, AdaptedProjection)}
-        terms = {path: _terms(one) for path, one in own.items()}
-        inside = {name.rpartition('/')[0] for name in adapter_arrays(adapted)} <= own.keys()
-        if not inside or any(one is None for one in terms.values()):
+        found.append(_all_terms(adapted) or {})
+        if settings.by_row is not Adapter.by_row:
+            others.setdefault(settings.by_row, {})[number] = adapted
+        elif not found[-1]:
             problem = f'the adapter {name!r} has the method {type(settings).__name__}, which cannot be chosen by row'
-            raise UserError(f'{problem}, expected a LoRA (also DoRA, AdaLoRA, DyLoRA) or (IA)3. Load its folder alone.')
-        found[name] = {path: one for path, one in terms.items() if one is not None}
+            raise UserError(f'{problem}. Load its folder alone.')
     model = jax.tree.map(lambda x: x, base)  # new modules, the same arrays
     for path, parent, last in list(projections(model)):
-        here = [terms.get(path) for terms in found.values()]
+        here = [terms.get(path) for terms in found]
         if any(one is not None for one in here):
             setattr(parent, last, RowProjection(getattr(parent, last), here))
+    for by_row, adapted_models in others.items():
+        model = by_row(model, adapted_models)
     return model
+
+
+def _all_terms(adapted: Model) -> dict[str, Terms] | None:
+    """The terms of each projection with an adapter; None if there is more to the adapter than such terms."""
+    own = {path: getattr(parent, last) for path, parent, last in projections(adapted)}
+    own = {path: one for path, one in own.items() if isinstance(one, AdaptedProjection)}
+    terms = {path: _terms(one) for path, one in own.items()}
+    inside = {name.rpartition('/')[0] for name in adapter_arrays(adapted)} <= own.keys()
+    return (
+        {path: one for path, one in terms.items() if one is not None} if inside and None not in terms.values() else None
+    )
 
 
 def _terms(projection: AdaptedProjection) -> Terms | None:
     """Its terms, in a stack with a leading axis of layers."""
     terms = type(projection).terms
     return (jax.vmap(terms) if is_stacked(projection) else terms)(projection)
-
-
-def choose(tree: Any, numbers_B: Any) -> Any:
-    """A model, or what decoding makes of one, in which row b of a batch has adapter numbers_B[b]; 0 is none."""
-
-    def put(path: tuple[Any, ...], leaf: Any) -> Any:
-        if not any(getattr(key, 'name', getattr(key, 'key', None)) == _CHOICE for key in path):
-            return leaf
-        shape = (*leaf.shape[:-1], len(numbers_B))
-        return (np if isinstance(numbers_B, np.ndarray) else jnp).broadcast_to(numbers_B, shape)
-
-    return jax.tree_util.tree_map_with_path(put, tree)

@@ -4,6 +4,7 @@ A command reads its flags and settings before it imports JAX or TensorFlow, so `
 """
 
 from t5flan.commands import (
+    adapt,
     backtranslate,
     cache,
     compile,
@@ -43,6 +44,7 @@ _MODULES = (
     compile,
     cache,
     convert,
+    adapt,
     decontaminate,
     deduplicate,
     memorization,

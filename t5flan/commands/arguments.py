@@ -48,6 +48,8 @@ class Command:
     example: str = ''
     foreign: bool = False
     """Whether its arguments are those of another program; it gets them as `arguments.foreign`."""
+    runs_model: bool = False
+    """Whether it spends its time in a model; on a CPU, its process keeps freed memory."""
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ COMMAND = Command(
     run,
     gin=True,
     example="t5flan backtranslate --checkpoint=runs/mine --input='articles/*.jsonl' --output=instructions.jsonl",
+    runs_model=True,
     flags=(
         CHECKPOINT,
         Flag('--input', 'files of rows in any format; may be given several times', 'GLOB', required=True, many=True),

@@ -1,6 +1,7 @@
 """`t5flan convert`: converts a checkpoint from one format to another."""
 
 import argparse
+import contextlib
 from typing import Any
 
 from t5flan.commands.arguments import COUNT, EXTRA_IDS, Command, Flag, words
@@ -13,6 +14,7 @@ def run(arguments: argparse.Namespace) -> None:
     from t5flan import configurables
     from t5flan.config.gin_files import packaged_files
     from t5flan.conversion.convert import FORMATS, GGUF, PEFT, main
+    from t5flan.files.buckets import fetched, sent
     from t5flan.models.config import ModelConfig
 
     formats = [getattr(arguments, name) for name in ('from', 'to')]
@@ -36,23 +38,26 @@ def run(arguments: argparse.Namespace) -> None:
         models = (name for name in packaged_files() if name.startswith('models/'))
         return [configurables.parse([name]).read(ModelConfig) for name in models]
 
-    main(
-        arguments.SRC,
-        arguments.DST,
-        *formats,
-        vocabulary=arguments.vocabulary,
-        dtype=arguments.dtype,
-        settings=settings,
-        known_models=known_models,
-        allow_nan=arguments.allow_nan,
-        check=arguments.check,
-        logits=arguments.logits,
-        base=arguments.base and own_checkpoint(arguments.base),
-        merge=arguments.merge,
-        rank=arguments.rank,
-        combine=arguments.combine,
-        add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
-    )
+    with sent(arguments.DST, ('t5flan.json', 'config.json')) as target, contextlib.ExitStack() as stack:
+        by_tensorstore = formats[0] in ('t5flan', 't5x')  # they are read where they are
+        source = arguments.SRC if by_tensorstore else stack.enter_context(fetched(arguments.SRC))
+        main(
+            source,
+            target,
+            *formats,
+            vocabulary=arguments.vocabulary,
+            dtype=arguments.dtype,
+            settings=settings,
+            known_models=known_models,
+            allow_nan=arguments.allow_nan,
+            check=arguments.check,
+            logits=arguments.logits,
+            base=arguments.base and own_checkpoint(arguments.base),
+            merge=arguments.merge,
+            rank=arguments.rank,
+            combine=arguments.combine,
+            add_tokens=[f'<extra_id_{k}>' for k in range(arguments.add_sentinels)] + [*(arguments.add_tokens or ())],
+        )
 
 
 def _check_adapters(arguments: argparse.Namespace, from_: str, to: str) -> None:

@@ -100,6 +100,7 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan evaluate --checkpoint=runs/mine --tasks=practice --limit=50',
+    runs_model=True,
     flags=(
         CHECKPOINT,
         Flag('--tasks', 'tasks and mixtures, separated by commas (default: what the run trained on)', 'A,B', words),

@@ -32,6 +32,7 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan evol_instruct --checkpoint=runs/mine --seeds=tasks.jsonl --count=200 --output=evolved.jsonl',
+    runs_model=True,
     flags=(
         CHECKPOINT,
         OUTPUT,

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import COUNT, Command, Flag, words
@@ -22,6 +21,7 @@ from t5flan.commands.flags import (
 )
 from t5flan.commands.startup import import_tensorflow
 from t5flan.errors import UsageError, did_you_mean
+from t5flan.files import to_path
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
@@ -139,8 +139,8 @@ def _merge(arguments: argparse.Namespace) -> None:
             raise UsageError(f'--merge only puts files together: it takes --output, not --{name}')
     from t5flan.evaluation.row_files import merge
 
-    target = Path(arguments.output or arguments.merge)
-    print(f'{target}: {merge(Path(arguments.merge), target)} rows')
+    target = to_path(arguments.output or arguments.merge)
+    print(f'{target}: {merge(to_path(arguments.merge), target)} rows')
 
 
 COMMAND = Command(
@@ -149,6 +149,7 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan infer --checkpoint=runs/mine --prompt="What is 3 plus 4?"',
+    runs_model=True,
     flags=(
         dataclasses.replace(CHECKPOINT, required=False),
         Flag('--prompt', 'a text to continue; may be given several times', 'TEXT', many=True),

@@ -16,6 +16,7 @@ COMMAND = Command(
     'lm_eval',
     "evaluates on lm-evaluation-harness's tasks; the arguments are lm_eval's, which `t5flan lm_eval run --help` lists",
     run,
+    runs_model=True,
     flags=(),
     example='t5flan lm_eval --model=t5flan --model_args=checkpoint=runs/mine --tasks=arc_easy --batch_size=8',
     foreign=True,

@@ -48,6 +48,7 @@ COMMAND = Command(
     'measures how much of a text a model continues word for word; makes canaries to plant',
     run,
     example="t5flan memorization --checkpoint=runs/mine --input='books/*.txt' --control='[S2S]'",
+    runs_model=True,
     flags=(
         Flag('--checkpoint', 'the workdir of a run, or one of its steps', 'DIR'),
         Flag('--input', '.txt or .jsonl files, seen in training or not; may be given several times', 'GLOB', many=True),

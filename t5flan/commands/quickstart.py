@@ -22,6 +22,7 @@ COMMAND = Command(
     'runs every step on any machine: pretrains, instruction-finetunes, evaluates, generates, reports',
     run,
     example='t5flan quickstart',
+    runs_model=True,
     flags=(
         Flag('--workdir', WORKDIR_HELP, 'DIR', default='runs/quickstart'),
         Flag('--examples', 'questions per task in the evaluation (default: 32)', 'N', COUNT, 32),

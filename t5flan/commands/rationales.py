@@ -57,6 +57,7 @@ COMMAND = Command(
     gin=True,
     example='t5flan rationales --checkpoint=runs/mine --gin.DataConfig.cot=flan_v2/cot_data --task=cot_gsm8k '
     '--samples=8 --keep=right --output=gsm8k_sampled.tsv',
+    runs_model=True,
     flags=(
         CHECKPOINT,
         Flag('--task', 'the task whose questions are used', 'NAME', required=True),

@@ -19,6 +19,7 @@ COMMAND = Command(
     'scores completions of a public benchmark: metrics as a table and as JSON',
     run,
     example='t5flan score --benchmark=bbh_cot --predictions=completions.jsonl --json=scores.json',
+    runs_model=True,
     flags=(
         Flag('--benchmark', 'the benchmark they answer, e.g. bbh_cot', 'NAME', required=True),
         Flag(

@@ -41,5 +41,6 @@ COMMAND = Command(
     run,
     gin=True,
     example='t5flan self_instruct --checkpoint=runs/mine --count=200 --output=new_tasks.jsonl',
+    runs_model=True,
     flags=(CHECKPOINT, OUTPUT, TASK_COUNT, SEEDS, PATIENCE, *decoding_flags(CANDIDATES), JSON),
 )

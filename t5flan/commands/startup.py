@@ -1,18 +1,41 @@
-"""What happens before a command runs: environment variables of JAX and TensorFlow, and a quiet TensorFlow import."""
+"""What happens before a command runs: the allocator, variables of JAX and TensorFlow, and a quiet TensorFlow import."""
 
 import argparse
 import contextlib
 import functools
+import glob
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5flan.commands.arguments import Command
+from t5flan.config.memory import keep_freed_memory
 from t5flan.errors import disk_problem
 from t5flan.files import cache_folder, check_folder, check_output, remove_partial
+
+ACCELERATORS = ('/dev/accel*', '/dev/vfio/[0-9]*', '/dev/nvidia[0-9]*', '/dev/kfd')
+"""Devices that JAX may compute on: TPUs, older and newer, and GPUs of NVIDIA and AMD."""
+
+
+def set_allocator(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
+    """Keeps freed memory if the command runs a model on the CPU. Call it before threads start.
+
+    Only the program that owns the process does this: its allocator keeps the setting until the process ends.
+    """
+    command = commands.get(argv[0]) if argv else None
+    if command is not None and command.runs_model and computes_on_cpu():
+        keep_freed_memory()
+
+
+def computes_on_cpu() -> bool:
+    """Whether JAX is going to compute on the CPU, without importing it: by JAX_PLATFORMS, or as no device is there."""
+    platforms = os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME')
+    if platforms:
+        return platforms.split(',')[0].strip() == 'cpu'
+    return not any(map(glob.glob, ACCELERATORS))
 
 
 def set_environment() -> None:
@@ -23,7 +46,13 @@ def set_environment() -> None:
         'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow only reads data, so its start-up messages do not matter
         'TF_ENABLE_ONEDNN_OPTS': '0',
         'GRPC_VERBOSITY': 'ERROR',
+        # TensorStore waits for a silent bucket for ever.
+        'TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS': '10',
+        'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '30',
+        'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '1',
     }
+    if 'STORAGE_EMULATOR_HOST' in os.environ:  # of Google's client; TensorStore has another name for it
+        defaults['TENSORSTORE_GCS_HTTP_URL'] = os.environ['STORAGE_EMULATOR_HOST']
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     import absl.logging

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from t5flan.commands.arguments import Command, Flag
+from t5flan.commands.arguments import COUNT_FROM_0, Command, Flag
 from t5flan.commands.flags import (
     PROCESSES,
     SKIP_BROKEN,
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     register_all(data := values['data'])
     used = (data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in)
     flan.require_complete(names_inside(used, data.mixtures), data.flan_redistribute)
-    train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics)
+    train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics, profile=arguments.profile)
 
 
 def take_from_checkpoint(settings: 'Settings', workdir: str) -> None:
@@ -90,6 +90,9 @@ def _initial_settings(settings: 'Settings', has_model: bool) -> tuple[str, dict[
     return None if source is None else initial_checkpoint(source)
 
 
+PROFILE_HELP = (
+    'traces this number of steps, writes DIR/profile and prints the time of each part of a step (default: 0, none)'
+)
 COMMAND = Command(
     'train',
     'trains a model, or resumes the run in DIR',
@@ -97,8 +100,10 @@ COMMAND = Command(
     gin=True,
     example='t5flan train --workdir=runs/mine --gin_file=runs/finetune --gin.MIXTURE=practice '
     '--gin.INITIALIZE_FROM=runs/pretrain',
+    runs_model=True,
     flags=(
         Flag('--workdir', 'folder of checkpoints, metrics and settings; local or gs://', 'DIR', required=True),
+        Flag('--profile', PROFILE_HELP, 'STEPS', COUNT_FROM_0, 0),
         SKIP_BROKEN,
         *PROCESSES,
     ),

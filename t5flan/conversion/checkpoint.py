@@ -33,6 +33,9 @@ T5_FIELDS: Mapping[str, Any] = {
     'qk_norm': False,
     'post_norms': False,
     'logits_soft_cap': None,
+    'encoder': None,
+    'share_embeddings': True,
+    'merged_attention': False,
 }
 """Fields of ModelConfig that have this value in every T5."""
 _READ_AHEAD = 2**28  # bytes; a larger array is not read ahead, so that only one is in memory

@@ -182,7 +182,7 @@ def convert_adapter(source: str, destination: str, from_: str, base: str | None)
     """
     if from_ not in ('peft', 't5flan'):
         raise UserError(f'{source} is a whole model in the format {from_}, not an adapter. Set --from=t5flan.')
-    target = _new_folder(destination)
+    target = new_folder(destination)
     if from_ == 't5flan':
         _write_whole(target, lambda partial: peft.write(partial, source))
         print(f'{destination}: an adapter, as peft; set base_model_name_or_path in its {peft.CONFIG}')
@@ -201,13 +201,18 @@ def cut_adapter(source: str, destination: str, rank: int) -> None:
     Raises:
         UserError: `source` is not an adapter of DyLoRA, the rank is above its own, or `destination` exists.
     """
-    target = _new_folder(destination)
+    target = new_folder(destination)
     base, settings, arrays = adapter_folder.read_cut(source, rank)
     _write_whole(target, lambda partial: adapter_folder.write(partial, base, settings, arrays, {}))
     print(f'{destination}: {sum(x.size for x in arrays.values()):,} parameters, an adapter of {base}, as t5flan')
 
 
-def _new_folder(destination: str) -> Path:
+def new_folder(destination: str) -> Path:
+    """The path of a result.
+
+    Raises:
+        UserError: something is there.
+    """
     if os.path.lexists(destination):
         raise UserError(f'{destination} exists already: nothing is overwritten. Name another folder, or remove it.')
     return Path(destination)
@@ -219,7 +224,7 @@ def combine_adapters(sources: str, destination: str, convention: str) -> None:
     Raises:
         UserError: the adapters do not compose, or `destination` exists or cannot be written.
     """
-    target = _new_folder(destination)
+    target = new_folder(destination)
     found = combined.read(sources, convention)
     _write_whole(target, lambda partial: adapter_folder.write(partial, *found, {}))
     size = sum(array.size for array in found.arrays.values())

@@ -16,7 +16,7 @@ from t5flan.conversion.huggingface_config import (
     UNTIED,
     family_of,
     parse_json,
-    read_json,
+    read_fields,
     table_of,
     to_fields,
     to_model_config,
@@ -71,7 +71,7 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
 
 
 def _read(folder: Path, vocabulary: Vocabulary | None) -> Checkpoint:
-    fields = read_json(folder / 'config.json')
+    fields = read_fields(folder)
     kind = str(fields.get('model_type'))
     stored = read_folder(folder)
     _require_logits(folder, fields, kind, stored)
@@ -126,8 +126,9 @@ def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: 
     transformers leaves out of config.json what is the default of a family: Llama's logits are not tied.
     """
     tied = fields.get('tie_word_embeddings', kind not in UNTIED)
-    if tied is False and 'lm_head.weight' not in arrays:
-        problem = 'config.json says that the logits are not tied to the embedding, but lm_head.weight is missing'
+    head = dict(table_of(kind))['decoder/logits_dense/kernel']
+    if tied is False and head not in arrays:
+        problem = f'config.json says that the logits are not tied to the embedding, but {head} is missing'
         fix = 'Save the model with its head (T5ForConditionalGeneration, LlamaForCausalLM), or set tie_word_embeddings'
         raise UserError(f'{folder}: {problem}. {fix}.')
 
@@ -167,8 +168,9 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[
             problem = f'{name} differs from {embedding}: encoder and decoder have different token embeddings'
             raise UserError(f"{folder}: {problem}, which t5flan's models do not support.")
         arrays.pop(name, None)
-    if 'lm_head.weight' in arrays and embedding in arrays and _equal(arrays['lm_head.weight'], arrays[embedding]):
-        del arrays['lm_head.weight']
+    head = dict(table_of(kind))['decoder/logits_dense/kernel']
+    if head in arrays and embedding in arrays and _equal(arrays[head], arrays[embedding]):
+        del arrays[head]
     unread = names.HF_T5_UNREAD if kind in T5_FAMILY else [names.HF_LLAMA_UNREAD[0].format(i=i) for i in range(1000)]
     for name in unread:
         arrays.pop(name, None)
@@ -209,12 +211,13 @@ def write(checkpoint: Checkpoint, folder: Path, allow_nan: bool = False, shard_s
     shapes = names.shapes(config)
     floats = [checkpoint.dtypes[name].name for name in shapes]
     start, eos = checkpoint.vocabulary.start_id, checkpoint.vocabulary.eos_id
-    fields = to_fields(config, kind, max(set(floats), key=floats.count), start, eos)
+    before = original if original.get('model_type') == kind else {}
+    fields = to_fields(config, kind, max(set(floats), key=floats.count), start, eos, before)
     if original.get('model_type') == kind:
         replaced = ('num_decoder_layers', *REPLACED)
         kept = {name: value for name, value in original.items() if name not in replaced}
         fields = kept | fields | _tokens_of(original, eos)
-    elif kind not in T5_FAMILY and checkpoint.feature_lengths:
+    elif config.architecture == 'decoder_only' and checkpoint.feature_lengths:
         fields['max_position_embeddings'] = sum(checkpoint.feature_lengths.values())  # a row of training
     (folder / 'config.json').write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n', 'utf-8')
     files, notes = tokenizer_files(checkpoint.vocabulary, kind, extras)

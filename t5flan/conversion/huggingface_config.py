@@ -5,8 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.conversion.checkpoint import T5_FIELDS, require_fields
-from t5flan.conversion.families.decoders import ARCHITECTURES, decoder_family, decoder_fields, from_decoder
-from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_T5, Table
+from t5flan.conversion.families.decoders import (
+    ARCHITECTURES,
+    decoder_family,
+    decoder_fields,
+    from_decoder,
+    needed_fields,
+)
+from t5flan.conversion.families.t5gemma import (
+    ARCHITECTURE,
+    T5GEMMA,
+    from_t5gemma,
+    needed_by_t5gemma,
+    t5gemma_fields,
+    with_defaults,
+)
+from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_T5, HF_T5GEMMA, Table
 from t5flan.errors import UserError
 from t5flan.files import parse_object, read_object
 from t5flan.models.config import ModelConfig
@@ -64,7 +78,19 @@ def parse_json(file: Path, content: bytes) -> dict[str, Any]:
 
 def table_of(model_type: str) -> Table:
     """The parameter names of a family."""
+    if model_type == T5GEMMA:
+        return HF_T5GEMMA
     return HF_T5 if model_type in T5_FAMILY else HF_GEMMA_2 if model_type in _POST_NORMS else HF_LLAMA
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json, with the ids of tokens and the size of the vocabulary at the top.
+
+    Raises:
+        UserError: the file is missing or is not a JSON object.
+    """
+    fields = read_json(folder / 'config.json')
+    return with_defaults(fields) if fields.get('model_type') == T5GEMMA else fields
 
 
 def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelConfig:
@@ -79,11 +105,12 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
         UserError: the family, or an option of the model, is not supported.
     """
     kind = fields.get('model_type')
-    known = (*T5_FAMILY, *ARCHITECTURES)
+    known = (*T5_FAMILY, *ARCHITECTURES, T5GEMMA)
     if kind not in known:
         raise UserError(f'{file}: model_type {kind!r} is not converted; expected one of {", ".join(known)}.')
+    read = _t5 if kind in T5_FAMILY else from_t5gemma if kind == T5GEMMA else from_decoder
     try:
-        return ModelConfig(**(_t5 if kind in T5_FAMILY else from_decoder)(file, kind, fields, tied), dtype='float32')
+        return ModelConfig(**read(file, kind, fields, tied), dtype='float32')
     except KeyError as error:
         name = error.args[0]
         raise UserError(f'{file} lacks {name!r}, which a model of type {kind!r} needs. Download it again.') from None
@@ -130,6 +157,11 @@ def family_of(config: ModelConfig, where: str, source: str | None = None) -> str
     """
     if config.architecture == 'decoder_only':
         return decoder_family(config, where, source)
+    if config.position == 'rope':
+        needed, encoder = needed_by_t5gemma(config)
+        require_fields(where, config, needed, "Hugging Face's t5gemma")
+        require_fields(f'{where}: its encoder', encoder, needed_fields(encoder, 'gemma2'), "Hugging Face's t5gemma")
+        return T5GEMMA
     kind = 'umt5' if config.relative_bias_per_layer else 't5'
     needed = dict(T5_FIELDS)
     if config.kv_heads != config.num_heads:
@@ -141,11 +173,14 @@ def family_of(config: ModelConfig, where: str, source: str | None = None) -> str
     return kind
 
 
-def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id: int) -> dict[str, Any]:
-    """The content of config.json for a model of a family."""
+def to_fields(
+    config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id: int, original: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of config.json for a model of a family; `original` is that which it came from, if of that family."""
     t5 = kind in T5_FAMILY
+    name = f'{kind.upper()}ForConditionalGeneration' if t5 else ARCHITECTURES.get(kind, ARCHITECTURE)
     fields = {
-        'architectures': [f'{kind.upper()}ForConditionalGeneration' if t5 else ARCHITECTURES[kind]],
+        'architectures': [name],
         'model_type': kind,
         **dict.fromkeys(('torch_dtype', 'dtype'), dtype),
         'decoder_start_token_id' if t5 else 'bos_token_id': start_id,
@@ -154,6 +189,8 @@ def to_fields(config: ModelConfig, kind: str, dtype: str, start_id: int, eos_id:
         'use_cache': True,
         'tie_word_embeddings': config.tie_embeddings,
     }
+    if kind == T5GEMMA:
+        return fields | t5gemma_fields(config, original or {})
     if not t5:
         return fields | decoder_fields(config, kind)
     fields |= {theirs: getattr(config, ours) for ours, theirs in _T5_NAMES.items()}

@@ -75,6 +75,40 @@ HF_GEMMA_2: Table = (  # and Gemma 3's
     ('decoder/layers/post_mlp_layer_norm/scale', 'model.layers.{i}.post_feedforward_layernorm.weight'),
 )
 
+
+def _t5gemma_stack(stack: str, attention: str) -> Table:
+    """The rows of an encoder or decoder; `attention` is our name of its self-attention."""
+    ours, theirs = f'{stack}/layers', f'model.{stack}.layers.{{i}}'
+    norms = {attention: 'self_attn', 'mlp': 'feedforward'}
+    return (
+        (f'{stack}/{stack}_norm/scale', f'model.{stack}.norm.weight'),
+        *_kernels(f'{ours}/{attention}', f'{theirs}.self_attn', _LLAMA_ATTENTION),
+        *_biases(f'{ours}/{attention}', f'{theirs}.self_attn', _LLAMA_ATTENTION),
+        *_kernels(f'{ours}/mlp', f'{theirs}.mlp', _LLAMA_MLP),
+        *(
+            (f'{ours}/{when}_{part}_layer_norm/scale', f'{theirs}.{when}_{name}_layernorm.weight')
+            for when in ('pre', 'post')
+            for part, name in norms.items()
+        ),
+    )
+
+
+_ACROSS = 'decoder/layers/encoder_decoder_attention', 'model.decoder.layers.{i}.cross_attn'
+HF_T5GEMMA: Table = (
+    ('token_embedder/embedding', 'model.decoder.embed_tokens.weight'),
+    ('encoder/token_embedder/embedding', 'model.encoder.embed_tokens.weight'),
+    ('decoder/logits_dense/kernel', 'lm_head.out_proj.weight'),
+    *_t5gemma_stack('encoder', 'attention'),
+    *_t5gemma_stack('decoder', 'self_attention'),
+    *_kernels(*_ACROSS, _LLAMA_ATTENTION),
+    *_biases(*_ACROSS, _LLAMA_ATTENTION),
+    ('decoder/layers/pre_cross_attention_layer_norm/scale', 'model.decoder.layers.{i}.pre_cross_attn_layernorm.weight'),
+    (
+        'decoder/layers/post_cross_attention_layer_norm/scale',
+        'model.decoder.layers.{i}.post_cross_attn_layernorm.weight',
+    ),
+)
+
 # Other names of the token embedding in Hugging Face's files, and arrays of old files that no model reads.
 HF_T5_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 HF_T5_UNREAD = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
@@ -102,7 +136,7 @@ class Shape:
     @property
     def matrix(self) -> tuple[int, int] | None:
         """`one` as (inputs, outputs) with heads and kv joined; None for vectors, biases and the token embedding."""
-        if len(self.one) < 2 or self.name == 'token_embedder/embedding' or self.name.endswith('/bias'):
+        if len(self.one) < 2 or self.name.endswith('token_embedder/embedding') or self.name.endswith('/bias'):
             return None
         inputs = 2 if self.name.endswith('out/kernel') else 1  # leading axes that the linear map sums over
         return math.prod(self.one[:inputs]), math.prod(self.one[inputs:])

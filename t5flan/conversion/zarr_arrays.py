@@ -11,6 +11,7 @@ import numpy as np
 import tensorstore as ts
 
 from t5flan.errors import UserError
+from t5flan.files.buckets import RETRIES, epath
 
 UNSYNCED = {'file_io_sync': False}
 """No chunk waits for the disk: a result is renamed into place at the end."""
@@ -21,7 +22,8 @@ def kvstore_spec(folder: str) -> dict[str, Any]:
     """TensorStore's spec of a local folder or of gs://BUCKET/PATH (TENSORSTORE_GCS_HTTP_URL sets another server)."""
     if folder.startswith('gs://'):
         bucket, _, path = folder.removeprefix('gs://').partition('/')
-        return {'driver': 'gcs', 'bucket': bucket, 'path': path.rstrip('/') + '/' if path else ''}
+        bounded = {'gcs_request_retries': RETRIES}
+        return {'driver': 'gcs', 'bucket': bucket, 'path': path.rstrip('/') + '/' if path else '', 'context': bounded}
     return {'driver': 'file', 'path': os.path.abspath(folder) + '/', **UNSYNCED}
 
 
@@ -31,6 +33,8 @@ class Folder:
     def __init__(self, where: str) -> None:
         self.where = where.rstrip('/')
         self._spec = kvstore_spec(self.where)
+        if self.where.startswith('gs://'):
+            epath.Path(self.where).exists()  # tells soon what is wrong with the bucket
         try:
             self._store = ts.KvStore.open(self._spec).result()
             self._ocdbt = self.read_file('manifest.ocdbt') is not None

@@ -85,7 +85,7 @@ def _check_beam() -> None:
 
 def remove_folder(path: str) -> None:
     """Removes a folder with its content; in a bucket too."""
-    from etils import epath
+    from t5flan.files.buckets import epath
 
     epath.Path(path).rmtree(missing_ok=True)
 

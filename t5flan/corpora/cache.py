@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import seqio
-from etils import epath
 
 from t5flan.data.config import DataConfig
 from t5flan.data.mixtures.cache import INFO, VERSION, cache_step, made_with, read_info, shard_name
@@ -26,6 +25,7 @@ from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
 from t5flan.errors import UserError
 from t5flan.files import open_whole, write_json
+from t5flan.files.buckets import epath
 
 Prepare = Callable[[DataConfig], None]
 Info = dict[str, Any]

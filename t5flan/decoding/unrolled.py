@@ -110,6 +110,7 @@ class UnrolledCache:
         branches_BWT: int32: the token of row w at new step t is in slot branches_BWT[b, w, t] of the step's W.
         cross_layers: those of the encoder's output, [B, K, H, S] and [B, K, S, H]; empty in a decoder-only model.
         cross_segment_ids_BS: 0 where the encoder's input is padding.
+        encoded: with merged attention, how many slots at the left are the encoder's output.
     """
 
     index: jax.Array
@@ -118,6 +119,7 @@ class UnrolledCache:
     branches_BWT: jax.Array
     cross_layers: tuple[KV, ...]
     cross_segment_ids_BS: jax.Array | None
+    encoded: int = dataclasses.field(default=0, metadata={'static': True})
 
     @property
     def prompt_slots(self) -> int:
@@ -136,8 +138,9 @@ class UnrolledCache:
 
     def taken(self, rows_R: jax.Array, prompts_Q: jax.Array) -> 'UnrolledCache':
         """The cache of only the prompts `prompts_Q`, with all of their rows `rows_R`."""
-        parts = self.pad_B, self.layers, self.branches_BWT, self.cross_layers, self.cross_segment_ids_BS
-        return UnrolledCache(self.index, *jax.tree.map(lambda x: x[prompts_Q], parts))
+        names = ('pad_B', 'layers', 'branches_BWT', 'cross_layers', 'cross_segment_ids_BS')
+        parts = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(self, **jax.tree.map(lambda x: x[prompts_Q], parts))
 
     def reordered(self, parents_BW: jax.Array, new_slots: int) -> 'UnrolledCache':
         """The cache in which row w of each W goes on from row parents_BW[b, w] (beams)."""
@@ -168,6 +171,8 @@ class UnrolledCache:
         seen_BWM = jnp.concatenate([prompt_BWP, branch_BWTW.reshape(batch, width, -1)], axis=-1)
         distance_M = self.distances()
         near_M = distance_M <= 0 if window is None else (distance_M <= 0) & (distance_M > -window)
+        if self.encoded:
+            near_M |= jnp.arange(near_M.shape[0]) < self.encoded
         return seen_BWM & near_M[None, None, :]
 
 
@@ -302,7 +307,7 @@ def unroll_cache(config: ModelConfig, cache: Cache, new_slots: int) -> UnrolledC
     # Without the barrier XLA would move the transpose into the loop and copy the arrays at every token.
     own, cross = jax.lax.optimization_barrier((own, cross))
     branches_B1T = jnp.zeros((cache.pad_B.shape[0], 1, new_slots), jnp.int32)
-    return UnrolledCache(cache.index, cache.pad_B, own, branches_B1T, cross, cache.cross_segment_ids_BS)
+    return UnrolledCache(cache.index, cache.pad_B, own, branches_B1T, cross, cache.cross_segment_ids_BS, cache.encoded)
 
 
 def unrolled_step(
@@ -317,7 +322,8 @@ def unrolled_step(
     if model.decoder.relpos_bias is not None:
         bias = RelativeBias(False, config.relative_buckets, config.relative_max_distance)
         buckets_M = relative_buckets(cache.distances(), bias)
-    positions_B1 = jnp.repeat(cache.index - cache.pad_B, cache.branches_BWT.shape[1])[:, None]
+    first_B = jnp.full_like(cache.pad_B, cache.encoded) if cache.encoded else cache.pad_B
+    positions_B1 = jnp.repeat(cache.index - first_B, cache.branches_BWT.shape[1])[:, None]
     # Only shapes are read of the stack.
     steps = [jax.jit(lambda *arrays, kind=kind: _layer_step(model.decoder.layers, kind, *arrays)) for kind in kinds]
     x_B1D, updated = model.token_embedder(tokens_B1), []

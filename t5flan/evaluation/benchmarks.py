@@ -25,6 +25,7 @@ from t5flan.evaluation.results import StepResults
 from t5flan.evaluation.row_files import Prompt, RowWriter
 from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps
+from t5flan.files import to_path
 from t5flan.language_model import LanguageModel
 from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
@@ -87,7 +88,7 @@ def evaluate_benchmarks(
 
     def measured(one: int) -> dict[str, Any] | None:
         saved = saved_at(root, one)
-        file = None if predictions is None else Path(predictions)
+        file = None if predictions is None else to_path(predictions)
         if file is not None and several:
             file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
         if (known := results.known(one, saved)) and (file is None or file.exists()):

@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +30,7 @@ from t5flan.evaluation.results import StepResults, StepRows
 from t5flan.evaluation.row_files import Prompt, record_path
 from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps, print_table
-from t5flan.files import locks
+from t5flan.files import locks, to_path
 from t5flan.language_model import LanguageModel
 from t5flan.sharding import Sharding
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
@@ -108,7 +107,7 @@ def evaluate(
     decoding.require_one_sample('evaluate')
     request = _Request(checkpoint, expand(tasks, split), split, limit, decoding, instructions, feature_lengths)
     header, several = request.header(), steps is not None
-    kept_in = json_file if json_file is not None or predictions is None else record_path(Path(predictions))
+    kept_in = json_file if json_file is not None or predictions is None else record_path(to_path(predictions))
     with contextlib.ExitStack() as held:
         if predictions is not None:
             held.enter_context(locks.hold_file(predictions, '--predictions'))

@@ -19,7 +19,7 @@ from t5flan.errors import UsageError, UserError, did_you_mean
 from t5flan.evaluation import row_files
 from t5flan.evaluation.row_files import PREDICTION, Part, Prompt, Row, RowWriter
 from t5flan.evaluation.terminal import row_progress
-from t5flan.files import write_json
+from t5flan.files import to_path, write_json
 
 WINDOW = 4
 """Number of batches that are decoded together, sorted by length, before their rows are written."""
@@ -174,7 +174,7 @@ def infer(
     asker.check_adapters(found)
     import jax
 
-    merged, part = row_files.named_part(Path(output), shard)
+    merged, part = row_files.named_part(to_path(output), shard)
     part = part.within(jax.process_index(), jax.process_count())
     _answer_rows(asker, found, merged, part, always_load=jax.process_count() > 1)
 

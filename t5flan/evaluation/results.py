@@ -48,7 +48,7 @@ class StepResults:
     def _read(self) -> Row:
         try:
             found = json.loads(self._path.read_text(encoding='utf-8')) if self._path else {}
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):  # another error must not lead to a file without the older results
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from t5flan.data.records.hub import is_dataset
 from t5flan.data.records.paths import match_files
 from t5flan.data.records.rows import is_rows, plain_text
 from t5flan.errors import UsageError, UserError
-from t5flan.files import append_whole, check_output, locks, open_whole, remove_partial, write_json
+from t5flan.files import check_output, locks, open_append, open_whole, remove_partial, size_of, write_json
 
 INDEX, PREDICTION, PREDICTIONS = 'index', 'prediction', 'predictions'
 """The fields that are added to a row, unless the row has fields of that name."""
@@ -201,14 +200,16 @@ class RowWriter:
             remove_partial(path)
             if record is not None:
                 _check_begun(path, record, setting)
-            self.done = self._read(prompts)
-            self._file = self._held.enter_context(path.open('ab', buffering=0))
+            self.done, whole = self._read(prompts)
+            self._file = open_append(path, whole)
+            self._held.callback(self._file.close)
         except BaseException:
             self._close()
             raise
         self.remaining = [prompt for prompt in prompts if prompt.number not in self.done]
 
-    def _read(self, prompts: Sequence[Prompt]) -> dict[int, Any]:
+    def _read(self, prompts: Sequence[Prompt]) -> tuple[dict[int, Any], int]:
+        """The answers in the file, and the bytes of its complete lines."""
         data = self._path.read_bytes() if self._path.exists() else b''
         whole = data.rfind(b'\n') + 1
         by_line = iter(prompts)
@@ -225,11 +226,10 @@ class RowWriter:
                     f'or remove the file{what}.'
                 )
             done[prompt.number] = answer
-        if whole < len(data):  # an incomplete line of a killed run
-            if not done and not data.startswith(b'{"'):
-                raise UserError(f'{self._path} holds no answers. Set another {self._setting}, or remove the file.')
-            os.truncate(self._path, whole)
-        return done
+        is_cut = whole < len(data)  # an incomplete line of a killed run
+        if is_cut and not done and not data.startswith(b'{"'):
+            raise UserError(f'{self._path} holds no answers. Set another {self._setting}, or remove the file.')
+        return done, whole
 
     def _answer(self, line: bytes) -> tuple[Any, Any]:
         """The row of a line and its answer; the answer is None if the line has none."""
@@ -251,7 +251,7 @@ class RowWriter:
         rows = [prompt.row | self._fields(answer) for prompt, answer in answered]
         lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         self._lock.require()
-        append_whole(self._file, lines.encode('utf-8', 'surrogatepass'))
+        self._file.write(lines.encode('utf-8', 'surrogatepass'))
         self.done |= {prompt.number: answer for prompt, answer in answered}
         self.remaining = self.remaining[len(answers) :]
 
@@ -265,7 +265,8 @@ class RowWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         is_refused = kind is not None and issubclass(kind, UserError)
-        if is_refused and not self.done and not self._path.stat().st_size:  # a wrong setting: nothing to resume
+        if is_refused and not self.done and not size_of(self._path):  # a wrong setting: nothing to resume
+            self._file.close()
             for path in (self._path, record_path(self._path)):
                 path.unlink(missing_ok=True)
         self._close()
@@ -293,7 +294,7 @@ def _check_begun(path: Path, record: Row, setting: str) -> None:
     Raises:
         UserError: it has another record, or none: then something else wrote the file.
     """
-    if path.exists() and path.stat().st_size and read_record(path) is None:
+    if size_of(path) and read_record(path) is None:
         problem = f'{path} exists, and {record_path(path).name} beside it does not, which says what its answers are of'
         raise UserError(f'{problem}. Set another {setting}, or remove the file.')
     check_record(path, record, setting)
@@ -306,7 +307,7 @@ def check_record(path: Path, record: Row, setting: str = '--output') -> None:
         UserError: the earlier run had another input, checkpoint or setting.
     """
     beside = record_path(path)
-    known = read_record(path) if path.exists() and path.stat().st_size else None
+    known = read_record(path) if size_of(path) else None
     if known is None:
         write_json(beside, record)
         return
@@ -342,7 +343,7 @@ def parts_of(output: Path) -> list[tuple[Part, Path]]:
         UserError: there are none, or they are of different numbers of parts.
     """
     pattern = re.compile(rf'{re.escape(output.stem)}-(\d{{5}})-of-(\d{{5}}){re.escape(output.suffix)}')
-    names = os.listdir(output.parent) if output.parent.is_dir() else []
+    names = [path.name for path in output.parent.iterdir()] if output.parent.is_dir() else []
     found = sorted((match for name in names if (match := pattern.fullmatch(name))), key=lambda match: match[0])
     parts = [(Part(int(match[1]), int(match[2])), output.with_name(match[0])) for match in found]
     if not parts:

@@ -11,7 +11,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 from t5flan.errors import OUT_OF_SPACE, UserError
 
@@ -26,7 +26,7 @@ def to_path(path: PathLike) -> pathlib.Path:
         return cast(pathlib.Path, path)  # may be an epath.Path already
     if '://' not in os.fspath(path):
         return pathlib.Path(path)
-    from etils import epath  # only buckets need it
+    from t5flan.files.buckets import epath  # only buckets need it
 
     return cast(pathlib.Path, epath.Path(path))
 
@@ -181,6 +181,60 @@ def check_links(folder: PathLike, parts: Sequence[str] = ('',), plain: Sequence[
 
 def _is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([folder, path]) == folder
+
+
+class Appender(Protocol):
+    """A file that grows by whole lines; see `open_append`."""
+
+    def write(self, data: bytes) -> object:
+        """Appends all of `data`, or nothing after an error."""
+
+    def flush(self) -> None:
+        """Returns once everything is in the file: in a bucket, some of it waits for a moment."""
+
+    def close(self) -> None:
+        """Flushes and closes."""
+
+
+def open_append(path: PathLike, size: int | None = None) -> Appender:
+    """Opens a file to append to it; a new one is created.
+
+    Args:
+        path: local, or in a bucket, whose objects cannot grow: there the whole object is sent again, at most every few
+            seconds.
+        size: how many bytes of the file to keep; None is all.
+    """
+    target = to_path(path)
+    if '://' in os.fspath(target):
+        from t5flan.files.gcs import GrowingObject
+
+        return GrowingObject(os.fspath(target), size)
+    return _LocalAppender(target, size)
+
+
+class _LocalAppender:
+    def __init__(self, path: pathlib.Path, size: int | None) -> None:
+        self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (`close` closes it)
+        if size is not None and size < os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(size)
+
+    def write(self, data: bytes) -> None:
+        append_whole(self._file, data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def size_of(path: PathLike) -> int:
+    """Bytes of a file, local or in a bucket; 0 if there is none."""
+    try:
+        found: Any = to_path(path).stat()
+    except FileNotFoundError:
+        return 0
+    return int(found.st_size if hasattr(found, 'st_size') else found.length)
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:

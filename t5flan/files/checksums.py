@@ -161,6 +161,12 @@ def _local_sizes(folder: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _bucket_sizes(folder: PathLike) -> Iterator[tuple[str, int | None]]:
+    from t5flan.files import buckets, gcs
+
+    where = os.fspath(folder)
+    if gcs.is_bucket(where):
+        yield from buckets.sizes(where).items()
+        return
     top = cast(Any, to_path(folder))
     waiting = [(top, '')]
     while waiting:

@@ -10,7 +10,8 @@ the lock exists, on network disks too. The lock of a killed process is stale, an
 - From elsewhere, if the lock is not renewed for `PATIENCE` seconds, during which the newcomer waits and watches. No
   clocks are compared, except that a lock not renewed for an hour is stale at once.
 
-A bucket has no exclusive creation here: a newcomer writes its lock, waits a moment and reads whose it is.
+In Google Cloud Storage the lock is created, renewed and removed on the condition that its generation is the known one.
+Other buckets have no such conditions here: a newcomer writes its lock, waits a moment and reads whose it is.
 """
 
 import contextlib
@@ -112,7 +113,17 @@ class Lock:
             return
         with contextlib.suppress(OSError, UserError):
             self.require()
-            self._path.unlink()
+            if not _is_gcs(self._path):
+                self._path.unlink()
+                return
+            for _ in range(3):  # the other thread may just have renewed it
+                found = _read(self._path)
+                if found is None or not self._is_mine(found) or _objects().remove(self._path, found[1]):
+                    return
+
+    def _is_mine(self, found: Stamp) -> bool:
+        other = Holder.read(found[0])
+        return other is not None and other.token == self._holder.token
 
     def _renew(self) -> None:
         count = 0
@@ -122,6 +133,11 @@ class Lock:
                     os.utime(self._path)  # works on a full disk too
                     continue
                 count += 1
+                if _is_gcs(self._path):
+                    found = _read(self._path)
+                    if found is not None and self._is_mine(found):
+                        _objects().replace(self._path, _content(self._holder, count), found[1])
+                    continue
                 self.require()
                 self._path.write_text(_content(self._holder, count), encoding='utf-8')
 
@@ -176,6 +192,8 @@ def acquire(path: PathLike, subject: PathLike, setting: str) -> Lock:
 def _create(path: Path, holder: Holder) -> bool:
     """Creates the lock, with its content, unless it exists."""
     content = _content(holder)
+    if _is_gcs(path):
+        return _objects().create(path, content)
     if _in_bucket(path):
         if path.exists():
             return False
@@ -211,6 +229,8 @@ def _content(holder: Holder, count: int = 0) -> str:
 def _read(path: Path) -> Stamp | None:
     """Content and last renewal of a lock; None if there is none."""
     try:
+        if _is_gcs(path):
+            return _objects().read_generation(path)
         if _in_bucket(path):
             return path.read_text(encoding='utf-8'), None
         with open(path, encoding='utf-8', errors='replace') as file:  # opening it refreshes what a network disk cached
@@ -228,7 +248,7 @@ def _is_stale(path: Path, found: Stamp, other: Holder | None, subject: PathLike)
     alive = None if other is None else other.is_alive()
     if alive is not None:
         return not alive
-    if found[1] is not None and time.time() - found[1] / 1e9 > _FORGOTTEN:
+    if found[1] is not None and not _in_bucket(path) and time.time() - found[1] / 1e9 > _FORGOTTEN:
         return True
     named = f'{other}' if other else 'an unknown process'
     print(f'{os.fspath(subject)} is locked by {named}: watching for {PATIENCE:.0f} s if it runs', file=sys.stderr)
@@ -243,6 +263,9 @@ def _is_stale(path: Path, found: Stamp, other: Holder | None, subject: PathLike)
 
 def _remove_stale(path: Path, found: Stamp) -> None:
     """Removes a stale lock, but not the new one of a process that was faster."""
+    if _is_gcs(path):
+        _objects().remove(path, found[1])
+        return
     if _in_bucket(path):
         if _read(path) == found:
             path.unlink()
@@ -257,6 +280,16 @@ def _remove_stale(path: Path, found: Stamp) -> None:
         with contextlib.suppress(OSError):  # give it back
             os.link(aside, path)
     aside.unlink(missing_ok=True)
+
+
+def _is_gcs(path: Path) -> bool:
+    return os.fspath(path).startswith('gs://')
+
+
+def _objects() -> Any:
+    from t5flan.files import gcs as found
+
+    return found
 
 
 def _in_bucket(path: Path) -> bool:

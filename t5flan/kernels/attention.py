@@ -30,6 +30,7 @@ __all__ = ['RelativeBias', 'attend']
 _Given = jax.Array | None  # None: this argument is not given
 
 
+@jax.named_scope('attention')
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -46,6 +47,7 @@ def attend(
     scale: float = 1.0,
     soft_cap: float | None = None,
     window: int | None = None,
+    far_prefix: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: str = 'auto',
@@ -73,6 +75,7 @@ def attend(
         soft_cap: see above; None for no cap.
         window: a query sees only keys at a distance less than this, before it and after it, those of the prefix too;
             None for no window.
+        far_prefix: the window does not hide keys of the prefix: a query sees all of them.
         dropout_rate: of probabilities. As in T5, a head drops a key for all queries of a row.
         dropout_key: required if `dropout_rate` is above 0.
         implementation: 'auto', or one of those above, which raises if it cannot run.
@@ -88,7 +91,8 @@ def attend(
     segment_ids = dict(q_segment_ids_BT=q_segment_ids_BT, kv_segment_ids_BS=kv_segment_ids_BS)
     masks = dict(prefix_BS=prefix_BS, **segment_ids, kv_lengths_B=kv_lengths_B)
     _check_masks(q_BTNH.shape[:2], k_BSKH.shape[:2], causal, masks | {'q_offset': q_offset})
-    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias, window)
+    _require(not far_prefix or prefix_BS is not None, 'attend() got far_prefix=True without prefix_BS; pass both.')
+    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias, window, far_prefix)
     _check_options(q_BTNH, bias_table, spec, dropout_key, implementation)
     masks = _mask_operands(k_BSKH.shape[1], **masks)
     operands = Operands(q_BTNH, k_BSKH, v_BSKH, jnp.asarray(q_offset, jnp.int32), bias_table, **masks)

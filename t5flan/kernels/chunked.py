@@ -54,6 +54,11 @@ class TileSpec(AttentionSpec):
     part: int = 0  # keys of a part in the forward pass, which leaves out those after the queries; 0: all keys at once
 
     @property
+    def sliding_window(self) -> int | None:
+        """The window, if a tile reads only its keys; None if a prefix is seen from far away."""
+        return None if self.far_prefix else self.window
+
+    @property
     def heads(self) -> int:
         """N, of a tile."""
         return self.kv_heads * self.share
@@ -84,7 +89,7 @@ def choose_tiles(spec: AttentionSpec, operands: Operands) -> TileSpec:
     """The tiles of a call on the current platform."""
     (_, queries, heads, _), (_, keys, kv_heads, _) = operands.q_BTNH.shape, operands.k_BSKH.shape
     platform, share = sharding.platform(), heads // kv_heads
-    if spec.window is not None:
+    if spec.window is not None and not spec.far_prefix:
         ahead = not spec.causal or operands.prefix_BS is not None
         reach = (spec.window - 1) * (2 if ahead else 1)
         block, tile_kv_heads, tile_keys = _window_tile_size(
@@ -339,7 +344,10 @@ def _logits(
     of_row = lambda x_BS: as_key(_row_of_keys(spec, x_BS, place))
     allowed = []
     if spec.causal and operands.prefix_BS is not None:
-        allowed.append(_not_after(spec, operands, place, transposed) | of_row(operands.prefix_BS))
+        seen = _not_after(spec, operands, place, transposed)
+        if spec.window is not None and spec.far_prefix:
+            seen &= _is_near(spec, spec.window, operands, place, transposed)
+        allowed.append(seen | of_row(operands.prefix_BS))
     if operands.q_segment_ids_BT is not None and operands.kv_segment_ids_BS is not None:
         ids_C = lax.dynamic_slice(operands.q_segment_ids_BT, (place.row, place.query), (1, spec.block))
         allowed.append(as_query(ids_C) == of_row(operands.kv_segment_ids_BS))
@@ -352,7 +360,7 @@ def _logits(
 
 def _row_of_keys(spec: TileSpec, x_BS: jax.Array, place: _Place) -> jax.Array:
     """The row of a tile, and its keys if there is a window."""
-    if spec.window is None:
+    if spec.sliding_window is None:
         return lax.dynamic_index_in_dim(x_BS, place.row, keepdims=False)
     return lax.dynamic_slice(x_BS, (place.row, place.key), (1, spec.keys))[0]
 
@@ -368,11 +376,16 @@ def _not_after(spec: TileSpec, operands: Operands, place: _Place, transposed: bo
     return key_S <= query_C
 
 
+def _is_near(spec: TileSpec, window: int, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
+    key_S, query_C = _key_and_query(spec, operands, place, transposed)
+    return jnp.abs(key_S - query_C) < window
+
+
 def _key_and_query(spec: TileSpec, operands: Operands, place: _Place, transposed: bool) -> tuple[jax.Array, jax.Array]:
     """The indices of a tile's keys and queries among all keys."""
     as_query, as_key = _axes(transposed)
     key_S = as_key(_count(spec.keys))
-    key_S = key_S if spec.window is None else key_S + place.key
+    key_S = key_S if spec.sliding_window is None else key_S + place.key
     return key_S, as_query(place.query + operands.q_offset + _count(spec.block))
 
 
@@ -383,7 +396,7 @@ def _shared_tile(
     tile = None
     if bias_NW is not None:
         first = place.query
-        if spec.window is not None:  # only the distances of the tile
+        if spec.sliding_window is not None:  # only the distances of the tile
             width, last = spec.block + spec.keys - 1, bias_NW.shape[1] - operands.k_BSKH.shape[1] + 1 - spec.block
             bias_NW = lax.dynamic_slice_in_dim(bias_NW, last - place.query + place.key, width, axis=1)
             first = jnp.zeros((), jnp.int32)
@@ -393,9 +406,9 @@ def _shared_tile(
     if spec.causal and operands.prefix_BS is None:
         not_after = _not_after(spec, operands, place, transposed)
         tile = jnp.where(not_after, 0.0 if tile is None else tile, MASKED)
-    if spec.window is not None:
-        key_S, query_C = _key_and_query(spec, operands, place, transposed)
-        tile = jnp.where(jnp.abs(key_S - query_C) < spec.window, 0.0 if tile is None else tile, MASKED)
+    if spec.sliding_window is not None:
+        near = _is_near(spec, spec.sliding_window, operands, place, transposed)
+        tile = jnp.where(near, 0.0 if tile is None else tile, MASKED)
     return tile
 
 
@@ -428,8 +441,8 @@ def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
     """The position of step j in row b: all blocks of queries of one group of heads come before the next group."""
     kv_head, query = j // spec.blocks * spec.kv_heads, j % spec.blocks * spec.block
     key: jax.Array | int = 0
-    if spec.window is not None:
-        key = query + operands.q_offset - (spec.window - 1)
+    if spec.sliding_window is not None:
+        key = query + operands.q_offset - (spec.sliding_window - 1)
         key = jnp.clip(key, 0, operands.k_BSKH.shape[1] - spec.keys)
     return _Place(jnp.asarray(b, jnp.int32), query, kv_head * spec.share, kv_head, key)
 

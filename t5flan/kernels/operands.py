@@ -38,6 +38,7 @@ class AttentionSpec:
     precision: Any = None
     bias: RelativeBias | None = None
     window: int | None = None  # keys at this distance or more are not seen
+    far_prefix: bool = False  # but those of the prefix are
 
     @property
     def keep_rate(self) -> float | None:
@@ -136,7 +137,12 @@ def packed_ids(
 
 
 def visible_tiles(
-    arrays: KernelArrays, block_q: int, block_k: int, causal: bool, window: int | None = None
+    arrays: KernelArrays,
+    block_q: int,
+    block_k: int,
+    causal: bool,
+    window: int | None = None,
+    far_prefix: bool = False,
 ) -> jax.Array:
     """Which tiles may hold a query and a key that it sees, bool [B, I, O]; of ids only the range of a block counts."""
     (batch, queries), keys = arrays.q.shape[:2], arrays.k.shape[1]
@@ -146,6 +152,14 @@ def visible_tiles(
     if causal:
         last_I = (i + 1) * block_q - 1 + arrays.q_offset
         seen_BIO &= (o[None, :] * block_k <= last_I[:, None])[None]
+    near_IO = jnp.ones((i.size, o.size), bool)
+    if window is not None:
+        first_I, first_O = i * block_q + arrays.q_offset, o * block_k
+        before_IO = first_O[None, :] + (block_k - 1) <= first_I[:, None] - window
+        after_IO = first_O[None, :] >= first_I[:, None] + (block_q - 1 + window)
+        near_IO = ~(before_IO | after_IO)
+    if far_prefix:
+        seen_BIO &= near_IO[None]
     if arrays.query_ids is not None and arrays.key_ids is not None:
         query_BIC = arrays.query_ids.reshape(batch, i.size, block_q)
         key_BOP = arrays.key_ids.reshape(batch, o.size, block_k)
@@ -155,12 +169,7 @@ def visible_tiles(
         least = lambda x: jnp.min(jnp.where(x > 0, x, most), axis=-1)
         seen_BIO &= least(query_BIC)[:, :, None] <= jnp.max(key_BOP, axis=-1)[:, None, :]
         seen_BIO &= jnp.max(query_BIC, axis=-1)[:, :, None] >= least(key_BOP)[:, None, :]
-    if window is not None:
-        first_I, first_O = i * block_q + arrays.q_offset, o * block_k
-        before_IO = first_O[None, :] + (block_k - 1) <= first_I[:, None] - window
-        after_IO = first_O[None, :] >= first_I[:, None] + (block_q - 1 + window)
-        seen_BIO &= ~(before_IO | after_IO)[None]
-    return seen_BIO
+    return seen_BIO if far_prefix else seen_BIO & near_IO[None]
 
 
 def dot(spec: AttentionSpec, a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:

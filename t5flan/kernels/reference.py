@@ -41,14 +41,16 @@ def _allowed(spec: AttentionSpec, operands: Operands) -> jax.Array | None:
     """Which query sees which key, bool [B or 1, T, S]; None if every query sees every key."""
     queries, keys = operands.q_BTNH.shape[1], operands.k_BSKH.shape[1]
     masks = []
-    if spec.window is not None:
-        query_T = operands.q_offset + jnp.arange(queries, dtype=jnp.int32)
-        distance_TS = jnp.arange(keys, dtype=jnp.int32)[None, :] - query_T[:, None]
-        masks.append((jnp.abs(distance_TS) < spec.window)[None])
+    key_1S = jnp.arange(keys, dtype=jnp.int32)[None, :]
+    query_T1 = (operands.q_offset + jnp.arange(queries, dtype=jnp.int32))[:, None]
+    near_1TS = None if spec.window is None else (jnp.abs(key_1S - query_T1) < spec.window)[None]
     if spec.causal:
-        query_T = operands.q_offset + jnp.arange(queries, dtype=jnp.int32)
-        not_after_1TS = (jnp.arange(keys, dtype=jnp.int32)[None, :] <= query_T[:, None])[None]
-        masks.append(not_after_1TS if operands.prefix_BS is None else not_after_1TS | operands.prefix_BS[:, None, :])
+        seen_1TS = (key_1S <= query_T1)[None]
+        if spec.far_prefix and near_1TS is not None:
+            seen_1TS, near_1TS = seen_1TS & near_1TS, None
+        masks.append(seen_1TS if operands.prefix_BS is None else seen_1TS | operands.prefix_BS[:, None, :])
+    if near_1TS is not None:
+        masks.append(near_1TS)
     if operands.q_segment_ids_BT is not None and operands.kv_segment_ids_BS is not None:
         masks.append(operands.q_segment_ids_BT[:, :, None] == operands.kv_segment_ids_BS[:, None, :])
     if operands.key_seen_BS is not None:

@@ -29,6 +29,7 @@ class Mask(NamedTuple):
     q_segment_ids_BT: jax.Array | None = None
     kv_segment_ids_BS: jax.Array | None = None
     prefix_BS: jax.Array | None = None
+    far_prefix: bool = False  # a window does not hide the prefix
 
 
 class Before(Protocol):
@@ -60,7 +61,7 @@ class LayerCache(NamedTuple):
 
 
 class FirstKV(NamedTuple):
-    """Keys and values of P virtual tokens, which stand before the first token of each row."""
+    """Keys and values before the first token of each row: of P virtual tokens, or of the encoder's output."""
 
     k_BPKH: jax.Array
     v_BPKH: jax.Array
@@ -88,29 +89,41 @@ class Attention(nnx.Module):
     reader: Callable[[ModelConfig, jax.Array, KV, jax.Array | None, int | None], jax.Array] | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope, *, bidirectional: bool, across: bool = False):
-        """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from another sequence."""
+        """`bidirectional`: relative distances keep their sign (encoder). `across`: keys come from the encoder."""
         self.config = config
         self.rotary = config.position == 'rope' and not across
         self.bidirectional = bidirectional
         embed, kv = {'embed': config.emb_dim}, {'kv_heads': config.kv_heads, 'kv': config.head_dim}
+        source = {'embed': config.encoder_config.emb_dim} if across else embed
         heads = {'heads': config.num_heads, 'kv': config.head_dim}
         # As in T5: if logits are not scaled by 1/sqrt(H), that factor is folded into the initializer of the query.
         variance = 1.0 if config.scale_attention else 1.0 / config.head_dim
         bias = config.attention_bias
         self.query = Projection(config, scope / 'query', embed, heads, fan_in(1, variance=variance), bias=bias)
-        self.key = Projection(config, scope / 'key', embed, kv, fan_in(1), bias=bias)
-        self.value = Projection(config, scope / 'value', embed, kv, fan_in(1), bias=bias)
+        self.key = Projection(config, scope / 'key', source, kv, fan_in(1), bias=bias)
+        self.value = Projection(config, scope / 'value', source, kv, fan_in(1), bias=bias)
         self.out = Projection(config, scope / 'out', heads, embed, fan_in(2), bias=config.attention_out_bias)
         if config.qk_norm:
             self.query_norm = Norm(config, scope / 'query_norm', of_heads=True)
             self.key_norm = Norm(config, scope / 'key_norm', of_heads=True)
 
-    def project_kv(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None, kind: LayerKind | None = None) -> KV:
-        """The keys (normed and rotated, if the model does that) and values of a sequence: two of [B, S, K, H]."""
+    def project_kv(
+        self,
+        x_BSD: jax.Array,
+        positions_BS: jax.Array | None = None,
+        kind: LayerKind | None = None,
+        *,
+        rotated: bool = True,
+    ) -> KV:
+        """The keys (normed and rotated, if the model does that) and values of a sequence: two of [B, S, K, H].
+
+        With `rotated` False keys have no positions, as those of the encoder's output in merged attention.
+        """
         k_BSKH, v_BSKH = self.key(x_BSD), self.value(x_BSD)
         if self.config.qk_norm:
             k_BSKH = self.key_norm(k_BSKH)
-        k_BSKH = self._rotate(k_BSKH, positions_BS, kind)
+        if rotated:
+            k_BSKH = self._rotate(k_BSKH, positions_BS, kind)
         axes = ('batch', 'length', 'act_kv_heads', 'kv')
         return constrain(k_BSKH, axes), constrain(v_BSKH, axes)
 

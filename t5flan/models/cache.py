@@ -19,7 +19,8 @@ class Cache:
     """Keys and values so far, in the compute dtype, stacked over layers so that a step scans them.
 
     Slots 0 .. index-1 are filled. In row b the first pad_B[b] of them are padding, and the token in slot i has position
-    i - pad_B[b].
+    i - pad_B[b]. With merged attention the first `encoded` slots are the encoder's output, its padding at the left, and
+    the token in slot i has position i - encoded.
     """
 
     index: jax.Array  # scalar int32: the slot of the next token
@@ -29,6 +30,7 @@ class Cache:
     cross_k_LBSKH: jax.Array | None = None  # of the encoder's output, computed once
     cross_v_LBSKH: jax.Array | None = None
     cross_segment_ids_BS: jax.Array | None = None  # 0 where the encoder's input is padding
+    encoded: int = dataclasses.field(default=0, metadata={'static': True})
 
     def layer(self, layer: int | jax.Array) -> LayerCache:
         """The cache of one layer."""
@@ -50,9 +52,18 @@ class Cache:
         """1, or 0 where a slot is padding; the causal mask hides slots that are not yet filled."""
         return (jnp.arange(self.k_LBMKH.shape[2])[None, :] >= self.pad_B[:, None]).astype(jnp.int32)
 
+    def mask(self) -> Mask:
+        """What the next token sees of the slots."""
+        segment_ids_BM = self.segment_ids_BM()
+        if not self.encoded:
+            return Mask(True, None, segment_ids_BM)
+        prefix_M = jnp.arange(segment_ids_BM.shape[1]) < self.encoded
+        return Mask(True, None, segment_ids_BM, jnp.broadcast_to(prefix_M[None, :], segment_ids_BM.shape), True)
+
     def positions_B1(self) -> jax.Array:
         """The position of the next token in each row."""
-        return (self.index - self.pad_B)[:, None]
+        first_B = jnp.full_like(self.pad_B, self.encoded) if self.encoded else self.pad_B
+        return (self.index - first_B)[:, None]
 
     def updated(self, layer: int | jax.Array, new_kv: KV) -> 'Cache':
         """The cache with a new token's keys and values ([B, 1, K, H]) of one layer in slot `index`."""

@@ -99,6 +99,40 @@ class LayerKind(NamedTuple):
     rope_scaling: RopeScaling | None
 
 
+class FrozenDict(dict[str, Any]):
+    """A dict that nobody changes, so that it has a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+ENCODER_FIELDS = (
+    'emb_dim',
+    'num_heads',
+    'head_dim',
+    'mlp_dim',
+    'num_kv_heads',
+    'scale_attention',
+    'query_pre_attn_scalar',
+    'attention_soft_cap',
+    'attention_bias',
+    'attention_out_bias',
+    'qk_norm',
+    'attention_window',
+    'layer_pattern',
+    'rope_base',
+    'rope_local_base',
+    'rope_scaling',
+    'mlp_activations',
+    'norm',
+    'post_norms',
+    'norm_epsilon',
+    'norm_scale_plus_one',
+    'scale_embedding',
+)
+"""Fields of ModelConfig in which an encoder may differ from its decoder."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The configuration of one Transformer. Names are T5X's where T5X has one; defaults are T5 1.1's.
@@ -118,6 +152,8 @@ class ModelConfig:
     | Qwen 2     | as Llama 2    |                  |       | attention_bias                                           |
     | Qwen 3     | as Llama 2    |                  |       | qk_norm                                                  |
     | SmolLM 3   | as Llama 2    |                  |       | layer_pattern                                            |
+    | T5Gemma    | as Gemma 2    |                  |       | encoder_decoder, share_embeddings=False                  |
+    | T5Gemma 2  | as Gemma 3    |                  |       | encoder_decoder, merged_attention                        |
 
     Attributes:
         architecture: 'encoder_decoder' or 'decoder_only'.
@@ -128,6 +164,10 @@ class ModelConfig:
         mlp_dim: inner size of the MLP.
         num_decoder_layers: layers of the decoder.
         num_encoder_layers: layers of the encoder; 0 for a decoder_only model.
+        encoder: a dict of the settings in which the encoder differs from the decoder, such as {'emb_dim': 512}; those
+            of `ENCODER_FIELDS` may. None: it differs in none.
+        share_embeddings: encoder and decoder read one table of token embeddings (T5). False: the encoder has its own
+            (T5Gemma), which may have another emb_dim.
         num_kv_heads: key-value heads. None: as many as num_heads; 1: multi-query; between: grouped-query.
         scale_attention: True: logits x head_dim^-0.5. False, as in T5: that factor is in the initializer of the query.
         query_pre_attn_scalar: with scale_attention: logits x query_pre_attn_scalar^-0.5 instead of head_dim^-0.5.
@@ -135,6 +175,9 @@ class ModelConfig:
         attention_bias: the projections of queries, keys and values have a bias (Qwen 2).
         attention_out_bias: the projection of the output of attention has one.
         qk_norm: an RMS norm of each head's queries and keys, before they are rotated (Qwen 3, Gemma 3).
+        merged_attention: the decoder's self-attention reads the encoder's output too, in one softmax and with the same
+            projections, in place of cross-attention (T5Gemma 2). The encoder's output has no positions there, and a
+            window does not hide it.
         attention_window: a token sees only those at a distance less than this, in 'window' layers; None for no window.
         layer_pattern: how layers differ, over and over from the first: 'full' attention, 'window', 'nope' (full and
             without positions) or 'window_nope'. None: all alike, with the attention_window if there is one.
@@ -153,7 +196,7 @@ class ModelConfig:
         post_norms: the output of each sub-layer is normed too, before it is added (Gemma 2).
         norm_epsilon: added to the variance.
         norm_scale_plus_one: the parameter is the scale minus 1 (Gemma).
-        tie_embeddings: compute logits with the token embedding.
+        tie_embeddings: compute logits with the token embedding, that of the decoder.
         scale_tied_logits: with tie_embeddings: logits x emb_dim^-0.5 (T5 1.0, PaLM).
         scale_embedding: embedded tokens x emb_dim^0.5 (Gemma).
         logits_soft_cap: as attention_soft_cap, for the output logits.
@@ -172,6 +215,8 @@ class ModelConfig:
     mlp_dim: Count
     num_decoder_layers: Count
     num_encoder_layers: CountFrom0 = 0
+    encoder: Mapping[str, Any] | None = None
+    share_embeddings: bool = True
 
     num_kv_heads: int | None = None
     scale_attention: bool = False
@@ -180,6 +225,7 @@ class ModelConfig:
     attention_bias: bool = False
     attention_out_bias: bool = False
     qk_norm: bool = False
+    merged_attention: bool = False
     attention_window: int | None = None
     layer_pattern: tuple[Literal['full', 'window', 'nope', 'window_nope'], ...] | None = None
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
@@ -218,6 +264,7 @@ class ModelConfig:
         self._check_sizes()
         self._check_combinations()
         self._check_layers()
+        self._check_encoder()
 
     def _check_sizes(self) -> None:
         check_limits(self)
@@ -258,8 +305,42 @@ class ModelConfig:
         nope = any('nope' in name for name in pattern or ())
         self._require(not nope or self.position == 'rope', 'layer_pattern', "no 'nope' without position='rope'")
 
+    def _check_encoder(self) -> None:
+        if self.architecture == 'decoder_only':
+            self._require(self.encoder is None, 'encoder', 'None for a decoder_only model')
+            self._require(self.share_embeddings, 'share_embeddings', 'True for a decoder_only model')
+            self._require(not self.merged_attention, 'merged_attention', 'False for a decoder_only model')
+        for name in self.encoder or ():
+            if name not in ENCODER_FIELDS:
+                raise UserError(f'ModelConfig.encoder has {name!r}; expected fields of {", ".join(ENCODER_FIELDS)}.')
+        try:
+            encoder = self.encoder_config
+        except UserError as error:
+            raise UserError(f'ModelConfig.encoder: {error}') from None
+        names = [name for name in ENCODER_FIELDS if getattr(encoder, name) != getattr(self, name)]
+        differing = FrozenDict({name: getattr(encoder, name) for name in names})
+        object.__setattr__(self, 'encoder', differing or None)
+        alike = self.emb_dim == encoder.emb_dim and self.scale_embedding == encoder.scale_embedding
+        own = 'False, because emb_dim or scale_embedding of the encoder differs'
+        self._require(alike or not self.share_embeddings, 'share_embeddings', own)
+        if self.merged_attention:
+            rotary = "False with position='relative_bias', which has no distance to the encoder's output"
+            self._require(self.position != 'relative_bias', 'merged_attention', rotary)
+            wider = 'False, because emb_dim of the encoder differs'
+            self._require(self.emb_dim == encoder.emb_dim, 'merged_attention', wider)
+
     def _require(self, holds: bool, field: str, expected: str) -> None:
         require(holds, f'ModelConfig.{field}', getattr(self, field), expected)
+
+    @property
+    def encoder_config(self) -> 'ModelConfig':
+        """The configuration of the encoder's layers: this one, with the changes of `encoder`."""
+        return dataclasses.replace(self, encoder=None, **self.encoder) if self.encoder else self
+
+    @property
+    def has_cross_attention(self) -> bool:
+        """Whether the decoder has cross-attention: a sub-layer of its own that reads the encoder's output."""
+        return self.architecture == 'encoder_decoder' and not self.merged_attention
 
     @property
     def kv_heads(self) -> int:
@@ -269,13 +350,21 @@ class ModelConfig:
     @property
     def kernel_size(self) -> int:
         """The parameters of embeddings, projections and position tables: nearly all of them."""
-        attention = 2 * self.emb_dim * self.head_dim * (self.num_heads + self.kv_heads)
-        mlp = (len(self.mlp_activations) + 1) * self.emb_dim * self.mlp_dim
-        crossing = attention if self.architecture == 'encoder_decoder' else 0
-        layers = self.num_encoder_layers * (attention + mlp) + self.num_decoder_layers * (attention + crossing + mlp)
+        encoder, across = self.encoder_config, 0
+        if self.has_cross_attention:
+            across = 2 * self.head_dim * (self.emb_dim * self.num_heads + encoder.emb_dim * self.kv_heads)
+        layers = self.num_decoder_layers * (self._block_size + across) + self.num_encoder_layers * encoder._block_size
         tables = self.num_decoder_layers if self.relative_bias_per_layer else 1
         bias = tables * self.relative_buckets * self.num_heads if self.position == 'relative_bias' else 0
-        return bias + layers + self.vocab_size * self.emb_dim * (1 if self.tie_embeddings else 2)
+        embeddings = self.emb_dim * (1 if self.tie_embeddings else 2)
+        embeddings += 0 if self.share_embeddings else encoder.emb_dim
+        return bias + layers + self.vocab_size * embeddings
+
+    @property
+    def _block_size(self) -> int:
+        """The kernels of self-attention and MLP of a layer."""
+        attention = 2 * self.head_dim * (self.num_heads + self.kv_heads)
+        return self.emb_dim * (attention + (len(self.mlp_activations) + 1) * self.mlp_dim)
 
     @property
     def itemsize(self) -> int:
@@ -303,8 +392,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON types; `ModelConfig.from_dict` reads them back."""
-        fields = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return _as_json(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'ModelConfig':
@@ -322,6 +410,12 @@ class ModelConfig:
             if annotations.is_required(field) and name not in fields:
                 raise UserError(f'ModelConfig.{name} is missing. Set it in your .gin, or include a file of gin/models.')
         return cls(**fields)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_json(one) for name, one in value.items()}
+    return [_as_json(one) for one in value] if isinstance(value, tuple) else value
 
 
 def fit_fields(settings: Any, name: str) -> None:

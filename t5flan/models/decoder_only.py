@@ -35,6 +35,10 @@ class DecoderOnly(Model):
         """
         return self.token_embedder(tokens_BT)
 
+    def with_unread(self, pad_B: jax.Array) -> jax.Array:
+        """How many positions at the left of each row are padding, with those that `embed` put there."""
+        return pad_B
+
     def start_cache(
         self,
         prompt_tokens_BP: jax.Array,
@@ -70,11 +74,11 @@ class DecoderOnly(Model):
         tokens_BT = jnp.pad(prompt_BP, ((0, 0), (1, 0)))
         is_start_BT = positions_of(tokens_BT) == pad_B[:, None]
         tokens_BT = jnp.where(is_start_BT, jnp.broadcast_to(start_id, pad_B.shape)[:, None], tokens_BT)
-        x_BTD = self.embed(tokens_BT, pad_B)
+        x_BTD, pad_B = self.embed(tokens_BT, pad_B), self.with_unread(pad_B)
         positions_BT = positions_of(x_BTD[..., 0]) - pad_B[:, None]
         real_BT, positions_BT = positions_BT >= 0, jnp.maximum(positions_BT, 0)
         mask = Mask(True, kv_segment_ids_BS=real_BT.astype(jnp.int32), prefix_BS=real_BT if prefix_lm else None)
         x_BTD, kv = self.decoder(x_BTD, mask=mask, return_kv=True, positions_BT=positions_BT, pad_B=pad_B)
         assert kv is not None  # because of return_kv
-        cache = Cache(jnp.int32(kv[0].shape[2]), pad_B, *pad_kv(kv, max_decode_len))
+        cache = Cache(jnp.int32(kv[0].shape[2]), self.decoder.with_unread(pad_B), *pad_kv(kv, max_decode_len))
         return self.logits(x_BTD[:, -1:])[:, 0], cache

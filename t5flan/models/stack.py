@@ -20,7 +20,7 @@ from t5flan.kernels.operands import SAVED_NAMES
 from t5flan.models.attention import KV, Attention, Before, FirstKV, LayerCache, Mask
 from t5flan.models.cache import Cache
 from t5flan.models.config import LayerKind, ModelConfig
-from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, dropout, fold
+from t5flan.models.layers import MLP, PROJECTION, Norm, Projection, TokenEmbedder, dropout, fold
 from t5flan.models.parameters import Scope
 from t5flan.models.positions import RelativeTable
 from t5flan.sharding import constrain
@@ -72,6 +72,8 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """Self-attention, cross-attention if there is an encoder, and MLP: each x + f(norm(x)).
 
+    With `merged_attention` self-attention reads the encoder's output as keys and values before its own (`cache`).
+
     With `parallel_block` (PaLM) self-attention and MLP read one norm: x + attention(norm(x)) + mlp(norm(x)). With
     `post_norms` (Gemma 2) each is x + norm(f(norm(x))).
     """
@@ -80,7 +82,7 @@ class DecoderBlock(nnx.Module):
         self.config = config
         self.pre_self_attention_layer_norm = Norm(config, scope / 'pre_self_attention_layer_norm')
         self.self_attention = Attention(config, scope / 'self_attention', bidirectional=False)
-        if config.architecture == 'encoder_decoder':
+        if config.has_cross_attention:
             self.pre_cross_attention_layer_norm = Norm(config, scope / 'pre_cross_attention_layer_norm')
             across = scope / 'encoder_decoder_attention'
             self.encoder_decoder_attention = Attention(config, across, bidirectional=True, across=True)
@@ -89,7 +91,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = MLP(config, scope / 'mlp')
         if config.post_norms:
             self.post_self_attention_layer_norm = Norm(config, scope / 'post_self_attention_layer_norm')
-            if config.architecture == 'encoder_decoder':
+            if config.has_cross_attention:
                 self.post_cross_attention_layer_norm = Norm(config, scope / 'post_cross_attention_layer_norm')
             self.post_mlp_layer_norm = Norm(config, scope / 'post_mlp_layer_norm')
 
@@ -238,10 +240,18 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D]."""
+    """The encoder stack: embedded tokens [B, S, D] -> normed hidden states [B, S, D].
+
+    Attributes:
+        token_embedder: its own token embedding; None if it shares the decoder's.
+    """
+
+    token_embedder: TokenEmbedder | None = None
 
     def __init__(self, config: ModelConfig, scope: Scope):
-        self.config = config
+        if not config.share_embeddings:
+            self.token_embedder = TokenEmbedder(config.encoder_config, scope / 'token_embedder')
+        self.config = config = config.encoder_config
         self.layers = EncoderBlock(config, (scope / 'layers').stacked(config.num_encoder_layers))
         self.relpos_bias = _relative_table(config, scope, config.num_encoder_layers)
         self.encoder_norm = Norm(config, scope / 'encoder_norm')
@@ -287,21 +297,26 @@ class Decoder(_Stack):
     ) -> tuple[jax.Array, KV | None]:
         """[B, T, D] -> [B, T, D], and if `return_kv` the keys and values of every layer, two of [L, B, T, K, H].
 
-        `encoded_BSD` and `cross_mask` are those of the encoder's output, `pad_B` tells how many tokens at the left of a
-        row are padding. Dropout is on exactly if there is a key.
+        `encoded_BSD` and `cross_mask` are those of the encoder's output; with `merged_attention` `mask` covers it too.
+        `pad_B` tells how many tokens at the left of a row are padding. Dropout is on exactly if there is a key.
         """
         config = self.config
 
         def body(kind: LayerKind, x_BTD: jax.Array, layer: Any, block: DecoderBlock, table_NR: Table) -> Any:
+            cross_kv, cache = None, self.first_cache(layer, x_BTD.shape[0], pad_B)
+            if encoded_BSD is not None and config.merged_attention:
+                cache = FirstKV(*block.self_attention.project_kv(encoded_BSD, rotated=False))
+            elif encoded_BSD is not None:
+                cross_kv = block.encoder_decoder_attention.project_kv(encoded_BSD)
             x_BTD, new_kv = block(
                 x_BTD,
                 kind=kind,
                 mask=mask,
                 positions_BT=positions_BT,
                 bias_table_NR=table_NR,
-                cross_kv=None if encoded_BSD is None else block.encoder_decoder_attention.project_kv(encoded_BSD),
+                cross_kv=cross_kv,
                 cross_mask=cross_mask,
-                cache=self.first_cache(layer, x_BTD.shape[0], pad_B),
+                cache=cache,
                 dropout_key=fold(dropout_key, layer),
             )
             return x_BTD, new_kv if return_kv else None
@@ -318,9 +333,13 @@ class Decoder(_Stack):
         """One layer's part of `first_kv`, for rows with this much padding at the left."""
         return None
 
+    def with_unread(self, pad_B: jax.Array) -> jax.Array:
+        """How many slots at the left of each row are padding, with those of `first_kv` that the row does not read."""
+        return pad_B
+
     def step(self, x_B1D: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Embedding of the token after those in the cache -> its hidden state [B, 1, D], and the updated cache."""
-        mask = Mask(causal=True, kv_segment_ids_BS=cache.segment_ids_BM())
+        mask = cache.mask()
         positions_B1 = cache.positions_B1()
 
         def body(kind: LayerKind, carry: Any, layer: Any, block: DecoderBlock, table_NR: Table) -> tuple[Any, None]:
@@ -347,8 +366,10 @@ class Decoder(_Stack):
         Several rows may follow one row of the cache, which stays as it is: the options of a question share its context.
         """
         tokens, of_rows = x_RTD.shape[1], functools.partial(jnp.take, indices=rows_R, axis=0)
-        seen_RM = of_rows(cache.segment_ids_BM())
-        mask = Mask(causal=True, kv_segment_ids_BS=jnp.pad(seen_RM, ((0, 0), (0, tokens)), constant_values=1))
+        mask, more = cache.mask(), ((0, 0), (0, tokens))
+        ids_RM = jnp.pad(of_rows(cache.segment_ids_BM()), more, constant_values=1)
+        prefix_RM = None if mask.prefix_BS is None else jnp.pad(of_rows(mask.prefix_BS), more)
+        mask = mask._replace(kv_segment_ids_BS=ids_RM, prefix_BS=prefix_RM)
         positions_RT = of_rows(cache.positions_B1()) + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         source_BS, cross_mask = cache.cross_segment_ids_BS, None
         if source_BS is not None:

@@ -58,20 +58,33 @@ def flops_per_token(config: ModelConfig, batch: Batch) -> float:
 
 def count_parameters(config: ModelConfig) -> int:
     """The number of parameters, from a formula: `abstract_model` takes a second, and a plan looks at forty models."""
-    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
-    attention = 2 * D * N * H + 2 * D * K * H
-    mlp = (len(config.mlp_activations) + 1) * D * F
-    is_t5 = config.architecture == 'encoder_decoder'
-    encoder = config.num_encoder_layers * (attention + mlp + 2 * D)
-    norms = 3 if is_t5 else 1 if config.parallel_block else 2
-    decoder = config.num_decoder_layers * (attention * (1 + is_t5) + mlp + norms * D)
+    D, encoder, is_t5 = config.emb_dim, config.encoder_config, config.architecture == 'encoder_decoder'
     tables = 0
     if config.position == 'relative_bias':
-        layers = config.num_encoder_layers + config.num_decoder_layers
-        stacks = layers if config.relative_bias_per_layer else 1 + is_t5
-        tables = stacks * config.relative_buckets * N
+        layers = config.num_decoder_layers if config.relative_bias_per_layer else 1
+        tables = layers * config.relative_buckets * config.num_heads
+    decoder = (
+        config.num_decoder_layers * _layer_parameters(config, config.has_cross_attention) + D + tables
+    )  # D: its last norm
     embedding = config.vocab_size * D * (1 if config.tie_embeddings else 2)
-    return encoder + decoder + tables + embedding + D * (1 + is_t5)  # the last norm of each stack
+    if not is_t5:
+        return decoder + embedding
+    if config.position == 'relative_bias':
+        layers = config.num_encoder_layers if config.relative_bias_per_layer else 1
+        tables = layers * encoder.relative_buckets * encoder.num_heads
+    embedding += 0 if config.share_embeddings else config.vocab_size * encoder.emb_dim
+    layers = config.num_encoder_layers * _layer_parameters(encoder, False)
+    return decoder + embedding + layers + encoder.emb_dim + tables
+
+
+def _layer_parameters(config: ModelConfig, crosses: bool) -> int:
+    """The parameters of a layer, with cross-attention if it `crosses`."""
+    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    biases = (N + 2 * K) * H * config.attention_bias + D * config.attention_out_bias
+    attention = 2 * D * N * H + 2 * D * K * H + biases + 2 * H * config.qk_norm
+    norms = (3 if crosses else 1 if config.parallel_block else 2) * (1 + config.post_norms)
+    across = attention + 2 * (config.encoder_config.emb_dim - D) * K * H if crosses else 0
+    return attention + across + (len(config.mlp_activations) + 1) * D * F + norms * D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,20 +155,21 @@ def activation_bytes(config: ModelConfig, batch: Batch, microbatches: int, shard
     rows = math.ceil(batch.rows / microbatches / sharding.size('batch'))
     heads = sharding.size('act_heads')
     width = jnp.dtype(config.dtype).itemsize
-    D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
-    mlp = len(config.mlp_activations) * config.mlp_dim / sharding.size('act_mlp')
-    attention = 2 * N * H / heads + 2 * K * H / (heads if K % heads == 0 else 1) + D  # query, output; key, value; out
-    projections = attention + mlp + D
 
-    def stack(layers: int, length: int, extra: float = 0.0) -> float:
+    def stack(config: ModelConfig, layers: int, length: int, crosses: bool) -> float:
+        D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
+        mlp = len(config.mlp_activations) * config.mlp_dim / sharding.size('act_mlp')
+        # Query, output; key, value; out.
+        attention = 2 * N * H / heads + 2 * K * H / (heads if K % heads == 0 else 1) + D
+        projections = attention + mlp + D + (attention if crosses else 0.0)
         tokens = rows * length / sharding.size('length')
-        own = projections + extra + 2 * D + config.mlp_dim / sharding.size('act_mlp')  # norms, product of activations
-        kept = {'none': own + D, 'minimal': projections + extra + D, 'full': D}[config.remat]
+        own = projections + 2 * D + config.mlp_dim / sharding.size('act_mlp')  # norms, product of activations
+        kept = {'none': own + D, 'minimal': projections + D, 'full': D}[config.remat]
         return tokens * width * (layers * kept + own)
 
-    across = attention if config.architecture == 'encoder_decoder' else 0.0
-    total = stack(config.num_decoder_layers, batch.lengths[-1], across)
+    crosses = config.has_cross_attention
+    total = stack(config, config.num_decoder_layers, batch.lengths[-1], crosses)
     if config.num_encoder_layers:
-        total += stack(config.num_encoder_layers, batch.lengths[0])
+        total += stack(config.encoder_config, config.num_encoder_layers, batch.lengths[0], False)
     logits = rows * batch.lengths[-1] * config.vocab_size * _FLOAT32 / sharding.size('act_vocab')
     return total + 2 * min(logits, _LOGITS_BYTES)  # logits and their gradient

@@ -4,11 +4,13 @@ import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from t5flan import configurables
 from t5flan.errors import UserError
+from t5flan.files import to_path
+from t5flan.files.buckets import match_objects
+from t5flan.files.gcs import is_bucket
 from t5flan.models.config import ModelConfig
 from t5flan.planning.cost import batch_of, count_parameters
 from t5flan.planning.fit import Point
@@ -29,8 +31,9 @@ def read_runs(pattern: str) -> tuple[list[Point], list[str]]:
     Raises:
         UserError: no folder matches, or none is a workdir.
     """
-    folders = sorted(folder for folder in glob.glob(os.path.expanduser(pattern)) if os.path.isdir(folder))
-    workdirs = [folder for folder in folders if os.path.isfile(f'{folder}/t5flan.json')]
+    matched = match_objects(pattern) if is_bucket(pattern) else glob.glob(os.path.expanduser(pattern))
+    folders = sorted(folder for folder in matched if to_path(folder).is_dir())
+    workdirs = [folder for folder in folders if to_path(f'{folder}/t5flan.json').is_file()]
     if not workdirs:
         found = f'{len(folders)} folders without a t5flan.json' if folders else 'no folder'
         raise UserError(f'--fit={pattern} matches {found}. Set it to the workdirs of runs, as in --fit="runs/*"')
@@ -52,7 +55,7 @@ def read_run(workdir: str) -> Point | str:
     """
     found = configurables.checkpoint_settings(workdir)
     assert found is not None, workdir
-    description = json.loads(Path(found[0]).read_text(encoding='utf-8'))
+    description = json.loads(to_path(found[0]).read_text(encoding='utf-8'))
     if description.get('adapter'):
         return 'it trains an adapter'
     rows = [row for row in read_metrics(workdir) if 'step' in row]
@@ -93,7 +96,7 @@ def _planned_steps(workdir: str) -> int | None:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
+        value = json.loads(to_path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

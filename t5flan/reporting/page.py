@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5flan.files import write_whole
+from t5flan.files import open_whole, to_path, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
 
     Skips sections without content, such as a table without rows or curves without points.
     """
-    path = Path(path)
+    path = to_path(path)
     parts = [_RENDER[type(section)](section) for section in sections if not _is_empty(section)]
     page = _PAGE.format(
         title=html.escape(title),
@@ -116,9 +116,10 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
 
 def save_picture(section: Curves, path: str | os.PathLike[str]) -> Path:
     """Saves the plots of a section as .png, .svg or .pdf and returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _draw(section, dark=False).savefig(path, dpi=160, facecolor='white', bbox_inches='tight')
+    path = to_path(path)
+    figure = _draw(section, dark=False)
+    with open_whole(path, 'wb') as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=160, facecolor='white', bbox_inches='tight')
     return path
 
 

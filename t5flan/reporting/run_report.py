@@ -15,6 +15,7 @@ from typing import Any
 
 from t5flan.config.gin_files import read_text
 from t5flan.errors import UserError
+from t5flan.files import to_path
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import parameter_count
@@ -41,7 +42,7 @@ def report(workdir: str, output: str | None = None) -> Path:
     Raises:
         UserError: `workdir` does not exist or is not the workdir of a run.
     """
-    folder = Path(workdir)
+    folder = to_path(workdir)
     if not folder.is_dir():
         raise UserError(f'{workdir} is not a folder. Give the workdir of a `t5flan train` run.')
     description = read_json(folder / 't5flan.json')
@@ -58,8 +59,9 @@ def report(workdir: str, output: str | None = None) -> Path:
         *sample_sections(folder),
         *_settings(folder, description),
     ]
+    where = folder if '://' in workdir else folder.resolve()
     last = f', step {metrics[-1]["step"]}' if metrics else ''
-    return write_report(output or folder / 'report.html', folder.resolve().name, sections, f'{folder.resolve()}{last}')
+    return write_report(output or folder / 'report.html', where.name, sections, f'{where}{last}')
 
 
 def training_sections(metrics: Sequence[Mapping[str, float]]) -> list[Section]:

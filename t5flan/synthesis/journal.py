@@ -14,13 +14,12 @@ OUTPUT.provenance.json appear at the end, whole; then the journal is removed.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5flan.errors import UserError
-from t5flan.files import locks, write_json, write_whole
+from t5flan.files import locks, open_append, size_of, write_json, write_whole
 
 PROVENANCE = '.provenance.json'
 JOURNAL = '.journal'
@@ -80,8 +79,8 @@ def open_run(output: Path, settings: Mapping[str, Any]) -> Iterator['Journal']:
     Raises:
         UserError: the journal is of a run with other settings or is damaged, or another process writes it.
     """
-    with locks.hold_file(output, '--output'), journal_path(output).open('a+b') as file:
-        yield Journal(output, file, settings)
+    with locks.hold_file(output, '--output'), contextlib.ExitStack() as stack:
+        yield Journal(output, stack, settings)
 
 
 class Journal:
@@ -92,17 +91,18 @@ class Journal:
         asked: number of answers that this run wrote.
     """
 
-    def __init__(self, output: Path, file: Any, settings: Mapping[str, Any]) -> None:
-        self._output, self._path, self._file = output, journal_path(output), file
+    def __init__(self, output: Path, stack: contextlib.ExitStack, settings: Mapping[str, Any]) -> None:
+        self._output, self._path = output, journal_path(output)
         self.recalled = self.asked = 0
-        file.seek(0)
-        whole = sum(len(line) for line in file if line.endswith(b'\n'))
-        if whole < file.tell():  # an incomplete line of a killed run
-            os.truncate(self._path, whole)
-        self._at, self._whole = 0, whole
+        self._known = whole = 0  # bytes of the answers of the earlier run that are not recalled yet
+        if size_of(self._path):
+            with self._path.open('rb') as file:
+                self._known = whole = sum(len(line) for line in file if line.endswith(b'\n'))
+            self._read = stack.enter_context(self._path.open('rb'))
+        self._file = open_append(self._path, whole)  # without the incomplete line of a killed run
+        stack.callback(self._file.close)
         if whole == 0:
             self._append({'settings': dict(settings)})
-            self._at = self._whole
         else:
             head = self._next()
             if not isinstance(head.get('settings'), dict):
@@ -119,7 +119,7 @@ class Journal:
         Raises:
             UserError: the journal has the answer to another request.
         """
-        if self._at < self._whole:
+        if self._known:
             entry = self._next()
             if entry.get('key') != key or 'value' not in entry:
                 raise self._damaged()
@@ -127,7 +127,6 @@ class Journal:
             return entry['value']
         entry = {'key': key, 'value': ask()}
         self._append(entry)
-        self._at = self._whole
         self.asked += 1
         return json.loads(json.dumps(entry['value']))  # as a resumed run reads it
 
@@ -135,17 +134,18 @@ class Journal:
         """Writes the output and its provenance, each whole or not at all, and removes the journal."""
         write_whole(self._output, ''.join(f'{line}\n' for line in lines).encode('utf-8', 'replace'))
         write_json(provenance_path(self._output), provenance, indent=2)
+        self._file.close()
         self._path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Removes a journal that nothing was asked for."""
         if not self.recalled + self.asked:
+            self._file.close()
             self._path.unlink(missing_ok=True)
 
     def _next(self) -> Row:
-        self._file.seek(self._at)
-        line = self._file.readline()
-        self._at += len(line)
+        line = self._read.readline()
+        self._known -= len(line)
         try:
             entry = json.loads(line)
         except ValueError:
@@ -155,10 +155,7 @@ class Journal:
         return entry
 
     def _append(self, entry: Row) -> None:
-        line = json.dumps(entry).encode() + b'\n'  # ASCII: half a character is escaped
-        self._file.write(line)
-        self._file.flush()
-        self._whole += len(line)
+        self._file.write(json.dumps(entry).encode() + b'\n')  # ASCII: half a character is escaped
 
     def _damaged(self) -> UserError:
         return UserError(f'{self._path} is damaged, or of another version. Remove it to start over.')

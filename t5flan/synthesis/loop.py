@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError, UserError
-from t5flan.files import write_json
+from t5flan.files import to_path, write_json
 from t5flan.language_model import LanguageModel, load
 from t5flan.synthesis.journal import Journal, Row, fingerprint, finished, open_run
 from t5flan.synthesis.seeds import Task
@@ -154,7 +154,7 @@ def synthesize(
     own = {**model_fields(model), 'method': method.name, **method.settings}
     own |= {name: value for name, value in dataclasses.asdict(decoding).items() if name != 'num_samples'}
     own = json.loads(json.dumps(own))
-    path = Path(output)
+    path = to_path(output)
     known = finished(path, {**own, 'count': count})
     if known is None:
         with open_run(path, own) as journal:

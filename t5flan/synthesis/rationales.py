@@ -28,7 +28,7 @@ from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.decoding.config import SAMPLING, Decoding
 from t5flan.errors import UsageError, UserError
-from t5flan.files import write_json, write_whole
+from t5flan.files import to_path, write_json, write_whole
 from t5flan.language_model import LanguageModel, load
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.synthesis.journal import Journal, fingerprint, finished, open_run
@@ -116,7 +116,7 @@ def rationales(
         'max_new_tokens': decoding.max_new_tokens or model.max_new_tokens,
         'exemplars': len(exemplars),
     }
-    path, settings = Path(output), {**drawing, **choice.settings()}
+    path, settings = to_path(output), {**drawing, **choice.settings()}
     found = finished(path, settings)
     if found is None:
         asks = {'whole_prompts': whole, 'prompts_ask': whole and all(question.asks for question in questions)}
@@ -171,7 +171,7 @@ def _choose_all(
         for one in choose(index, question, group, choice.keep, choice.each, choice.agreement)
     ]
     if draws is not None:
-        write_draws(Path(draws), questions, filtered, kept)
+        write_draws(to_path(draws), questions, filtered, kept)
     counts = count(questions, filtered, kept)
     if not kept:
         raise UserError(

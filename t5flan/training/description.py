@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from t5flan.adapters.config import Adapter
 from t5flan.data.config import DataConfig
@@ -18,6 +17,7 @@ from t5flan.data.vocabulary.prompt_format import natural_format
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 from t5flan.files import check_folder, check_links, locks, read_object, remove_partial, write_whole
+from t5flan.files.buckets import epath
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints
 from t5flan.training.checkpoints.whole import RUN_FIELDS, changed_settings

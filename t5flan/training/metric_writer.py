@@ -4,17 +4,16 @@ metrics.jsonl has one object per line: {"step": 10, "loss": 3.2, ...}; metrics o
 so on. A run that resumes from step N first drops the rows after N that a killed run wrote, so every step appears once.
 """
 
-import io
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from etils import epath
-
-from t5flan.files import PathLike, append_whole, write_json, write_whole
+from t5flan.files import PathLike, open_append, write_json, write_whole
+from t5flan.files.buckets import epath
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -69,24 +68,22 @@ class MetricWriter:
         kept = [row for row in read_metrics(folder) if row['step'] <= start_step]
         self._losses = [(int(row['step']), row['eval/loss']) for row in kept if 'eval/loss' in row]
         write_whole(folder / METRICS, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._file: Any = None
-        if '://' in os.fspath(folder):
-            self._file = (folder / METRICS).open('a')
-        else:
-            self._file = open(folder / METRICS, 'ab', buffering=0)  # noqa: SIM115 (open for the whole run)
+        self._file = open_append(folder / METRICS)
         self._tensorboard = _TensorBoard(folder / 'tensorboard', start_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one row; the line is on disk when this returns."""
+        """Adds one row; the line is on disk when this returns, in a bucket after `flush`."""
         if not self._active:
             return
         line = json.dumps({'step': step} | {name: float(value) for name, value in metrics.items()}) + '\n'
-        if isinstance(self._file, io.FileIO):
-            append_whole(self._file, line.encode())
-        else:
-            self._file.write(line)
-            self._file.flush()
+        self._file.write(line.encode())
         self._tensorboard.write(step, metrics)
+
+    def flush(self) -> None:
+        """Returns once all rows are in the file: no checkpoint is without the rows before it."""
+        if self._active:
+            self._file.flush()
+            self._tensorboard.flush()
 
     def write_evaluation(
         self, step: int, measured: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()
@@ -178,7 +175,11 @@ class _TensorBoard:
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         _wait_for_a_new_second(folder)
-        self._writer = EventFileWriter(str(folder))
+        self._bucket, here = None, os.fspath(folder)
+        if '://' in here:  # the package writes to buckets with TensorFlow
+            self._bucket, self._local = folder, tempfile.TemporaryDirectory()
+            here = self._local.name
+        self._writer = EventFileWriter(here)
         # Makes TensorBoard drop what an earlier, killed run wrote after this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.add_event(self._event(session_log=start, step=start_step + 1, wall_time=time.time()))
@@ -187,7 +188,14 @@ class _TensorBoard:
         values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self._writer.add_event(self._event(summary=self._summary(value=values), step=step, wall_time=time.time()))
 
+    def flush(self) -> None:
+        if self._bucket is not None:
+            self._writer.flush()
+            for file in os.scandir(self._local.name):
+                epath.Path(file.path).copy(self._bucket / file.name, overwrite=True)
+
     def close(self) -> None:
+        self.flush()
         self._writer.close()
 
 

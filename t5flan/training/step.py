@@ -74,8 +74,9 @@ def make_train_step(
             gradients, (sums, penalty) = gradients_and_sums(batch, 0)
         else:
             gradients, (sums, penalty) = _accumulate(gradients_and_sums, batch, config.microbatches)
-        updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
-        model = with_parameters(state.model, optax.apply_updates(parameters, updates))
+        with jax.named_scope('optimizer'):
+            updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
+            model = with_parameters(state.model, optax.apply_updates(parameters, updates))
         per_token = per_token_sums(sums) | ({} if penalty is None else {'adapter_penalty': penalty})
         metrics = {name: value / (scale * divisor) for name, value in per_token.items()}
         metrics |= {'tokens': tokens, 'grad_norm': optax.global_norm(gradients)}
@@ -110,7 +111,8 @@ def loss_sums(
 ) -> LossSums:
     """Sums the loss over a batch with these weights; without a key there is no dropout."""
     x_BTD = model.hidden(batch, dropout_key=dropout_key)
-    return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
+    with jax.named_scope('loss'):
+        return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
 
 
 def loss_weights(batch: Batch) -> jax.Array:
@@ -220,6 +222,10 @@ class Trainer:
     def new_state(self) -> TrainState:
         """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
         return jax.jit(self._create, out_shardings=self.state_shardings)()
+
+    def compiled_text(self, batch: Batch) -> str:
+        """The compiled training step for batches of these shapes, as HLO text."""
+        return self.train_step.lower(self.abstract_state, batch).compile().as_text() or ''
 
     def state_with(self, model: Any) -> TrainState:
         """A new adapter, if there is one, and optimizer state for the parameters of `model`.

@@ -7,19 +7,26 @@ Model FLOPs are two for each multiplication of a matrix product, once forward an
 observed tokens per second over those of the chips at their peak.
 """
 
+import contextlib
+import json
+import os
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t5flan.config.memory import require_memory as require
 from t5flan.data.config import DataConfig
+from t5flan.errors import UserError
+from t5flan.files import cache_folder, write_json
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
-from t5flan.sharding import create_sharding, memory_left
+from t5flan.sharding import Sharding, create_sharding, memory_left
 from t5flan.training.config import OptimizerConfig, RunConfig
 
 # Peak dense bfloat16 TFLOP/s of one JAX device, by a part of its `device_kind`; the first match counts.
@@ -37,6 +44,51 @@ def device_peak_tflops(device_kind: str) -> float | None:
     return next((peak for name, peak in _PEAK_TFLOPS.items() if name in device_kind), None)
 
 
+def peak_tflops(config: MeshConfig, sharding: Sharding, model: ModelConfig) -> float | None:
+    """`MeshConfig.peak_tflops`, or else that of this CPU; None on other devices, which `Throughput` looks up."""
+    return config.peak_tflops or cpu_peak_tflops(sharding.mesh, model.dtype)
+
+
+def cpu_peak_tflops(mesh: jax.sharding.Mesh, dtype: str) -> float | None:
+    """TFLOP/s of one large product on this CPU, per device of the mesh; None on other devices.
+
+    It is the most that any start on this machine has measured, which the cache folder remembers: a start in which other
+    programs keep the processor busy measures less.
+    """
+    if mesh.devices.flat[0].platform != 'cpu':
+        return None
+    key = f'{platform.node()} {platform.machine()} {_usable_cpus()} {dtype}'
+    path = cache_folder() / 'cpu_peak.json'
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text(encoding='utf-8'))
+    before = known.get(key, 0.0) if isinstance(known, dict) else 0.0
+    peak = _measured_tflops(dtype)
+    if isinstance(before, float) and before >= peak:
+        peak = before
+    else:
+        with contextlib.suppress(OSError, UserError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {**(known if isinstance(known, dict) else {}), key: peak})
+    return peak / len(mesh.local_devices)
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _measured_tflops(dtype: str, size: int = 768) -> float:
+    """The best of three products of square matrices: 0.9 GFLOP each, some milliseconds."""
+    ones = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32)).lower(ones).compile()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        product(ones).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * size**3 / min(seconds) / 1e12
+
+
 def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> float:
     """FLOPs of one training step of the model, over all devices.
 
@@ -47,18 +99,24 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
         shapes: shape of each model feature of the global batch: `encoder_input_tokens` [B, S] and
             `decoder_target_tokens` [B, T], or only the latter for a decoder.
     """
-    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
     B, T = shapes['decoder_target_tokens']
-    S = shapes['encoder_input_tokens'][1] if config.architecture == 'encoder_decoder' else 0
-    query_and_out, key_and_value = 2 * D * N * H, 2 * D * K * H  # weights
-    mlp = (len(config.mlp_activations) + 1) * D * F
     pairs = lambda queries, keys: 2 * queries * keys * N * H  # q times k, and probabilities times v
-    encoder_layer = S * (query_and_out + key_and_value + mlp) + pairs(S, S)
-    decoder_layer = T * (query_and_out + key_and_value + mlp) + pairs(T, T)
+    decoder_layer, encoder_layers = _layer_products(config, T), 0
     if config.architecture == 'encoder_decoder':
-        decoder_layer += T * query_and_out + S * key_and_value + pairs(T, S)
-    layers = config.num_encoder_layers * encoder_layer + config.num_decoder_layers * decoder_layer
+        S, encoder = shapes['encoder_input_tokens'][1], config.encoder_config
+        decoder_layer += S * 2 * encoder.emb_dim * K * H + pairs(T, S)
+        decoder_layer += T * 2 * D * N * H if config.has_cross_attention else 0
+        encoder_layers = config.num_encoder_layers * _layer_products(encoder, S)
+    layers = encoder_layers + config.num_decoder_layers * decoder_layer
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
+
+
+def _layer_products(config: ModelConfig, T: int) -> int:
+    """Multiplications of self-attention and MLP of a layer for T tokens."""
+    D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim
+    weights = 2 * D * (N + K) * H + (len(config.mlp_activations) + 1) * D * F
+    return T * weights + 2 * T * T * N * H
 
 
 def require_memory(
@@ -81,13 +139,14 @@ def require_memory(
     inputs, targets = lengths.get('inputs', 0), lengths['targets']
     if model.architecture == 'decoder_only':
         inputs, targets = 0, inputs + targets
-    positions = inputs * model.num_encoder_layers + targets * model.num_decoder_layers
+    states = inputs * model.num_encoder_layers * model.encoder_config.emb_dim
+    states += targets * model.num_decoder_layers * model.emb_dim
     rows = data.batch_size / (devices.size / devices.shape['tensor']) / optimizer.microbatches
     of_device = {
         'parameters': model.kernel_size * base / shards,
         'gradients': 4.0 * trained / shards,
         'optimizer state': float(state) * trained / shards,
-        'hidden states': rows * positions * model.emb_dim * model.itemsize,
+        'hidden states': rows * states * model.itemsize,
     }
     fix = 'Set a smaller model or batch (DataConfig.batch_size, DataConfig.feature_lengths, vocab_size, emb_dim), '
     fix += 'more OptimizerConfig.microbatches, or more devices with MeshConfig.fsdp.'
@@ -121,7 +180,7 @@ class Throughput:
         model: the model.
         batch_size: rows of the global batch; a host counts its own rows and scales them up.
         mesh: the devices that train.
-        peak_tflops: a device's peak TFLOP/s; None looks it up by device kind.
+        peak_tflops: a device's peak TFLOP/s, see also `cpu_peak_tflops`; None looks it up by device kind.
         total_steps: the run's last step.
         clock: returns seconds.
     """

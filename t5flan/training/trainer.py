@@ -9,6 +9,7 @@ run killed at any moment resumes with the same numbers.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
@@ -37,10 +38,11 @@ from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import MetricWriter, read_metrics
+from t5flan.training.profiling.profiler import Profiler
 from t5flan.training.start import restore_or_initialize
 from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer
-from t5flan.training.throughput import Throughput, peak_memory, require_memory
+from t5flan.training.throughput import Throughput, peak_memory, peak_tflops, require_memory
 
 MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
 """Metrics of the evaluation, and the sums they come from: eval/loss has neither z-loss nor label smoothing."""
@@ -72,6 +74,7 @@ def train(
     evaluation: EvaluationConfig | None = None,
     gin: str = '',
     generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None = None,
+    profile: int = 0,
 ) -> TrainState:
     """Trains `model` on `data` for `run.steps` steps, or resumes the run in `workdir`.
 
@@ -81,6 +84,7 @@ def train(
         gin: the operative gin, stored in the folder.
         generated: makes the metrics of generated text that EvaluationConfig.generate asks for:
             `evaluation.evaluator.GeneratedMetrics`.
+        profile: steps to trace, see `training.profiling.profiler`.
 
     Returns:
         The last state.
@@ -97,7 +101,7 @@ def train(
         processes.connect()
     require_memory(model, data, run, optimizer, mesh)
     with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock:
-        context = Context(preemption, lock, started)
+        context = Context(preemption, lock, started, profile)
         return _train(
             workdir, model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated, context
         )
@@ -149,7 +153,7 @@ def _train(
             writer.log(line)
 
         # -- The steps ----------------------------------------------------------------------------------------------
-        throughput = Throughput(model, data.batch_size, sharding.mesh, mesh.peak_tflops, run.steps)
+        throughput = Throughput(model, data.batch_size, sharding.mesh, peak_tflops(mesh, sharding, model), run.steps)
         try:
             state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, context).train(state)
         except BaseException:
@@ -175,6 +179,8 @@ class Context:
     """The lock of the workdir, on the first host."""
     started: float
     """`time.monotonic()` at the start."""
+    profile: int
+    """Steps to trace."""
 
 
 @dataclasses.dataclass
@@ -205,9 +211,14 @@ class Loop:
             return state
         in_flight: tuple[int, Any] | None = None
         preemption = self.context.preemption
-        with preemption.loop():
-            for step, (batch, position) in zip(range(first, self.run.steps + 1), self.pipeline):
-                state, metrics = self.trainer.train_step(state, sharding_lib.put_batch(sharding, batch, batch_size))
+        profile = self.context.profile if jax.process_index() == 0 else 0
+        with preemption.loop(), Profiler(self.manager.workdir, profile, self.writer.log) as profiler:
+            batches = profiler.waiting(self.pipeline)
+            for step, (batch, position) in zip(range(first, self.run.steps + 1), batches):
+                placed = sharding_lib.put_batch(sharding, batch, batch_size)
+                state, metrics = self.trainer.train_step(state, placed)
+                if profiler.after(metrics, functools.partial(self.trainer.compiled_text, placed)):
+                    self.throughput.pause()
                 if in_flight is not None:  # the device always has a step to run while the host prepares the next
                     self._check_finite(*in_flight)
                 in_flight = step, metrics
@@ -254,6 +265,7 @@ class Loop:
         self._check_finite(step, metrics)
         if self.context.lock is not None:
             self.context.lock.require()
+        self.writer.flush()
         self.manager.save(self.trainer.saved(state), {'seed': self.run.seed, 'position': gather_position(position)})
         self.throughput.pause()
 

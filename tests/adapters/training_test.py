@@ -165,8 +165,9 @@ def test_every_method_trains_resumes_and_loads(name, tmp_path, folders):
         (PromptTuning(tokens=3), 'encoder_decoder', MeshConfig(data=8)),
         (PrefixTuning(tokens=3), 'prefix_lm', MeshConfig(data=2, fsdp=2, tensor=2)),
         (PTuning(tokens=3, encoder='lstm'), 'causal_lm', MeshConfig(data=2, context=4)),
+        (PrefixTuning(tokens=3, projection_size=8), 'encoder_decoder', MeshConfig(data=4, fsdp=2)),
     ],
-    ids=['prompt', 'prefix', 'p-tuning'],
+    ids=['prompt', 'prefix', 'p-tuning', 'prefix of a network'],
 )
 def test_virtual_tokens_train_resume_and_load(tmp_path, settings, adapter, format, mesh):
     name, model = type(adapter).__name__, dataclasses.replace(MODEL, num_decoder_layers=1)

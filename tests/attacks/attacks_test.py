@@ -25,6 +25,11 @@ def test_files_are_whole_after_kills():
     assert "'kills': 24" in run('files', '--kills=24')
 
 
+def test_files_in_a_bucket_are_those_on_a_disk_though_a_third_of_the_requests_fail():
+    pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
+    assert "'files': 15" in run('buckets', '--files=15', '--rate=0.3')
+
+
 def test_a_third_of_the_wrong_settings_are_one_line_each():
     assert "'faults': 0" in run('settings', '--light')
 
@@ -40,6 +45,8 @@ def test_a_third_of_the_wrong_settings_are_one_line_each():
         ('kills', ('--kills=100',), "'kills': 100"),
         ('disk', ('--tries=24',), "'tries': 24"),
         ('signals', ('--tries=20',), "'tries': 20"),
+        ('buckets', ('--files=300', '--rate=0.3'), "'files': 300"),
+        ('buckets', ('--kills=20', '--rate=0.05'), "'kills': 20"),
     ],
 )
 def test_a_whole_attack(attack, flags, shown):

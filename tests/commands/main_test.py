@@ -12,6 +12,7 @@ from t5flan.__main__ import main
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Command
 from t5flan.errors import UsageError, UserError
+from t5flan.training.profiling.parts import REST, SCOPES, WAITING
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,17 @@ def test_a_workdir_resumes_with_its_own_settings(trained, cli):
     code, _, err = cli('train', f'--workdir={trained}/first', '--gin.STEPS=3')
     assert code == 0 and 'resuming from step 2' in err and steps(trained / 'first') == [1, 2, 3]
     assert 'RunConfig.steps = %STEPS' in (trained / 'first' / 'config.gin').read_text()
+
+
+@pytest.mark.slow  # compiles the step again
+def test_a_profile_has_every_part_of_a_step(trained, cli):
+    workdir = trained / 'profiled'
+    shutil.copytree(trained / 'first', workdir)
+    code, _, err = cli('train', f'--workdir={workdir}', '--gin.STEPS=9', '--profile=3')
+    assert code == 0 and 'profile of 3 steps' in err
+    found = json.loads((workdir / 'profile' / 'parts.json').read_text())['seconds_per_step']
+    assert {*SCOPES.values(), REST, WAITING} <= set(found)
+    assert len(list(workdir.glob('profile/plugins/profile/*/*.xplane.pb'))) == 1
 
 
 def test_a_run_takes_model_and_vocabulary_from_its_initial_checkpoint(trained, cli):

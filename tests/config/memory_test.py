@@ -1,5 +1,10 @@
 """What memory is left, and what does not fit."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from t5flan.config.memory import GIB, host_memory, require_memory
@@ -51,3 +56,47 @@ def test_what_does_not_fit_is_named_with_the_estimate():
         'this run needs at least 8.0 GiB of memory (5.0 GiB of hidden states, 3.0 GiB of parameters), '
         'but this host has 7.0 GiB left. Set less.'
     )
+
+
+# -- Keeping freed memory ----------------------------------------------------------------------------------------------
+
+FAULTS = """
+import ctypes, resource, sys
+from t5flan.config.memory import keep_freed_memory, kept_memory
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault for each page of 4 KiB
+kept = sys.argv[1] == 'keep' and keep_freed_memory()
+fill = lambda: len(b'x' * 2**25)
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    fill()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept_memory())
+"""
+PAGES = 4 * 2**25 // 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the allocator is not glibc')
+@pytest.mark.parametrize(
+    'how, environment, keeps',
+    [
+        ('keep', {}, True),
+        ('leave', {}, False),
+        ('keep', {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}, True),  # as in the Makefile
+        ('keep', {'MALLOC_MMAP_MAX_': '9', 'MALLOC_MMAP_THRESHOLD_': '1000000'}, False),
+        ('keep', {'GLIBC_TUNABLES': 'glibc.malloc.mmap_max=9:glibc.malloc.mmap_threshold=1000000'}, False),
+    ],
+)
+def test_kept_memory_is_not_faulted_in_again(how, environment, keeps):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC_', 'GLIBC_'))}
+    command = [sys.executable, '-c', FAULTS, how]
+    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True)
+    kept, faults, size = done.stdout.split()
+    assert kept == str(how == 'keep')
+    assert int(faults) < 100 if keeps else int(faults) >= PAGES
+    assert 2**25 <= int(size) < 2**26 if keeps else int(size) < 2**23
+
+
+def test_memory_that_is_kept_is_left(monkeypatch, tmp_path):
+    monkeypatch.setattr('t5flan.config.memory.kept_memory', lambda: GIB)
+    assert host_memory(write(tmp_path, MEMINFO), str(tmp_path)) == 6 * GIB

@@ -89,7 +89,7 @@ def test_dtype_rounds(run, tmp_path):
         (['--from=t5x', '--to=t5flan', '/nowhere', 'b'], 1, '/nowhere does not exist'),
         (['--from=t5flan', '--to=hf', '/nowhere', 'b'], 1, '/nowhere does not exist; expected the workdir'),
         (
-            ['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 'gs://bucket/x'],
+            ['--from=hf', '--to=t5flan', str(GOLDEN / 'umt5'), 's3://bucket/x'],
             1,
             'results are written to a local folder',
         ),

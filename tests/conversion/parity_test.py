@@ -18,7 +18,7 @@ from t5flan.models.parameters import named_parameters
 
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
-FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3')
+FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 't5gemma')
 RECORDINGS = ('t5_1_1_tiny', 'scalable_t5_1_1_tiny_scanned')
 LOGIT_TOLERANCE, RELATIVE = 2e-4, 1e-4
 
@@ -100,7 +100,7 @@ def test_logits_and_greedy_tokens_are_hugging_faces(source, converted):
         np.testing.assert_allclose(logits_BTV, expected['logits'], atol=LOGIT_TOLERANCE, rtol=0)
     if 'labels' in expected:
         prompts, skipped = [[int(token) for token in row if token] for row in expected['input_ids']], 0
-        if (expected['greedy'][:, 0] == 0).all():
+        if (expected['greedy'][:, 0] == model.vocabulary.start_id).all():
             skipped = 1  # the start token, which transformers returns
     elif 'attention_mask' in expected:
         prompts = [

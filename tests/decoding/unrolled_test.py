@@ -22,6 +22,7 @@ TOKENS_BT = np.array([[9, 3, 12], [11, 30, 2]], np.int32)
         pytest.param('t5_1_1', 'bfloat16', marks=pytest.mark.slow),
         ('rotary', 'float32'),
         ('windowed', 'float32'),
+        ('merged', 'float32'),
         ('modern', 'float32'),
         pytest.param('modern', 'bfloat16', marks=pytest.mark.slow),
     ],

@@ -1,5 +1,6 @@
 """One process at a time holds a lock; the lock of a killed process is taken over, wherever it ran."""
 
+import contextlib
 import functools
 import json
 import os
@@ -43,9 +44,15 @@ class Bucket(pathlib.PurePosixPath):
         del self.objects[os.fspath(self)]
 
 
-@pytest.fixture(params=['local', 'no links', 'bucket'])
+@pytest.fixture
+def exits():
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(params=['local', 'no links', 'bucket', 'gcs'])
 def path(request, tmp_path, monkeypatch):
-    """A lock on a local disk, on a file system without hard links, and in a bucket."""
+    """A lock on a local disk, on a file system without hard links, in another bucket, and in one of Google's."""
     Bucket.objects.clear()
     monkeypatch.setattr(locks, 'SETTLE', 0.05)
     if request.param == 'no links':
@@ -54,6 +61,13 @@ def path(request, tmp_path, monkeypatch):
             raise PermissionError(1, 'Operation not permitted')
 
         monkeypatch.setattr(os, 'link', refuse)
+    if request.param == 'gcs':
+        pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
+        from tests.gcs_server import GcsServer, use
+
+        server = request.getfixturevalue('exits').enter_context(GcsServer())
+        use(server, monkeypatch)
+        return to_path('gs://bucket/run/.t5flan.lock')
     return to_path('standin2://b/run/.t5flan.lock' if request.param == 'bucket' else tmp_path / 'run' / '.t5flan.lock')
 
 

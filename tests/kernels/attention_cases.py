@@ -108,6 +108,19 @@ CASES = {
         dict(window=90, causal=True, prefix_BS=PREFIX, q_segment_ids_BT=PACKED, kv_segment_ids_BS=PACKED),
         dict(batch=2, queries=300, heads=1),
     ),
+    'window, far prefix, packed': (
+        dict(
+            window=40,
+            causal=True,
+            far_prefix=True,
+            q_offset=110,
+            prefix_BS=np.broadcast_to(np.arange(300) < 110, (2, 300)).astype(np.int32),
+            q_segment_ids_BT=PACKED[:, 110:],
+            kv_segment_ids_BS=np.concatenate([PACKED[:, 40:150], PACKED[:, 110:]], axis=1),
+            soft_cap=2.0,
+        ),
+        dict(batch=2, queries=190, keys=300, heads=4, kv_heads=2),
+    ),
     'queries before the keys': (dict(q_offset=-130, causal=True, bias=RelativeBias(True)), dict(queries=300, keys=150)),
 }
 
@@ -159,6 +172,8 @@ def draw(seed):
     dtype = pick(jnp.float32, jnp.float32, jnp.bfloat16)
     if pick(True, False):
         options['window'] = int(rng.integers(1, 400))
+    if 'window' in options and 'prefix_BS' in options:
+        options['far_prefix'] = pick(True, False)
     return options, shape, dtype, blocks
 
 

@@ -18,9 +18,11 @@ def seen_keys(b, t, keys, options):
         seen &= at < get('kv_lengths_B', b)
     if options.get('causal'):
         prefix = get('prefix_BS', b)
-        seen &= (at <= t + options.get('q_offset', 0)) | (False if prefix is None else prefix.astype(bool))
+        prefix = np.zeros(keys, bool) if prefix is None else prefix.astype(bool)
+        seen &= (at <= t + options.get('q_offset', 0)) | prefix
     if options.get('window'):
-        seen &= np.abs(at - t - options.get('q_offset', 0)) < options['window']
+        near = np.abs(at - t - options.get('q_offset', 0)) < options['window']
+        seen &= near | (prefix if options.get('far_prefix') else False)
     return seen
 
 

@@ -97,6 +97,15 @@ CASES = {
         dropout_rate=0.3,
         dropout_key=jax.random.key(5),
     ),
+    'window, far prefix': dict(
+        window=4,
+        causal=True,
+        far_prefix=True,
+        prefix_BS=PREFIX,
+        q_segment_ids_BT=SEGMENTS,
+        kv_segment_ids_BS=SEGMENTS,
+        kv_heads=1,
+    ),
     'window, later queries': dict(
         window=6, queries=9, q_offset=8, causal=True, kv_lengths_B=np.array([15, 3], np.int32), bias=RelativeBias(False)
     ),
@@ -340,6 +349,7 @@ SPLIT = {
     'decoder': dict(bias=RelativeBias(False, 8, 12), causal=True, kv_heads=1),
     'prefix': dict(causal=True, prefix_BS=LONG_PREFIX, kv_heads=2, soft_cap=2.0, scale=0.5),
     'window': dict(causal=True, window=7, bias=RelativeBias(False, 8, 12), kv_heads=2),
+    'window, far prefix': dict(causal=True, window=4, far_prefix=True, prefix_BS=LONG_PREFIX, kv_heads=2),
     'cross': dict(
         keys=16,
         q_segment_ids_BT=LONG_IDS,
@@ -439,6 +449,7 @@ BAD = {
     'one floating-point dtype': dict(dtype=jnp.bfloat16),
     'prefix_BS of \\(2, 3\\)': dict(causal=True, prefix_BS=jnp.ones((B, 3), bool)),
     'without causal': dict(prefix_BS=jnp.ones((B, S), bool)),
+    'far_prefix=True without prefix_BS': dict(causal=True, window=3, far_prefix=True),
     'without kv_segment_ids_BS': dict(q_segment_ids_BT=jnp.ones((B, T), jnp.int32)),
     'kv_lengths_B of \\(2,\\) float32': dict(kv_lengths_B=jnp.ones(B)),
     'q_offset of \\(2,\\)': dict(q_offset=jnp.ones(B, jnp.int32)),

@@ -57,6 +57,8 @@ KNOWN = {
     'gemma2_27b': 27_227_128_320,
     'gemma3_270m': 268_098_176,
     'gemma3_1b': 999_885_952,
+    't5gemma_2b_2b': 5_596_853_760,
+    't5gemma_9b_2b': 12_292_375_296,
 }
 # Rounded in the papers, in billions.
 ROUNDED = {

@@ -54,6 +54,22 @@ def test_a_configuration_survives_json(family):
         ({'rope_scaling': {'kind': 'linear'}}, r"rope_scaling has 'kind'; expected fields of rope_type"),
         ({'rope_scaling': 'linear'}, r"rope_scaling='linear', expected .*dict such as"),
         ({'query_pre_attn_scalar': 4}, r'query_pre_attn_scalar=4.0, expected None with scale_attention=False'),
+        (
+            {'encoder': {'vocab_size': 3}},
+            r"ModelConfig.encoder has 'vocab_size'; expected fields of emb_dim, num_heads",
+        ),
+        ({'encoder': {'num_heads': 0}}, r'ModelConfig.encoder: ModelConfig.num_heads=0, expected an integer of 1'),
+        ({'encoder': {'emb_dim': 8}}, r'share_embeddings=True, expected False, because emb_dim or scale_embedding'),
+        ({'encoder': 5}, r'encoder=5, expected dict of str to anything or None'),
+        (
+            {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'encoder': {'mlp_dim': 8}},
+            r'encoder=.*expected None for a decoder_only model',
+        ),
+        (
+            {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'share_embeddings': False},
+            r'share_embeddings=False, expected True for a decoder_only model',
+        ),
+        ({'merged_attention': True}, r"merged_attention=True, expected False with position='relative_bias'"),
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
 )
@@ -61,6 +77,15 @@ def test_invalid_fields_raise_a_one_line_error(fields, says):
     with pytest.raises(UserError, match=says) as error:
         ModelConfig.from_dict({**small_config('t5_1_1').to_dict(), **fields})
     assert '\n' not in str(error.value)
+
+
+def test_an_encoder_has_the_settings_of_its_decoder_but_those_given():
+    config = small_config('two_sizes', dropout_rate=0.5)
+    encoder = config.encoder_config
+    assert (encoder.emb_dim, encoder.mlp_dim, encoder.dropout_rate, encoder.encoder) == (24, 20, 0.5, None)
+    same = dict(config.encoder or {}, emb_dim=config.emb_dim)
+    assert 'emb_dim' not in dataclasses.replace(config, encoder=same).encoder  # only differences are stored
+    assert dataclasses.replace(config, encoder={'emb_dim': 32}).encoder is None
 
 
 def test_a_missing_size_is_named():

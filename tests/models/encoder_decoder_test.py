@@ -29,7 +29,7 @@ def test_the_decoder_is_causal_and_sees_the_whole_input():
     assert words == {10, 11, 12, 13, 20, 21}
 
 
-@pytest.mark.parametrize('family', ['t5_1_1', 'rotary', 'windowed'])
+@pytest.mark.parametrize('family', ['t5_1_1', 'rotary', 'windowed', 'two_sizes', 'merged'])
 def test_packed_rows_match_separate_examples(family):
     """Two examples in a row do not see each other; padding sees nothing and is not seen."""
     model = small_model(family)
@@ -59,7 +59,9 @@ def test_packed_rows_match_separate_examples(family):
     np.testing.assert_allclose(packed_BTV[1, :4], alone_BTV[2, :4], atol=2e-5)
 
 
-@pytest.mark.parametrize('family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False})])
+@pytest.mark.parametrize(
+    'family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False}), ('merged', {})]
+)
 def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     model = small_model(family, **fields)
     batch = {name: random_batch(family, target=6)[name] for name in FEATURES}
@@ -70,7 +72,7 @@ def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     for t in range(1, 6):
         logits_BV, cache = step(model, cache, batch['decoder_input_tokens'][:, t : t + 1])
         np.testing.assert_allclose(logits_BV, whole_BTV[:, t], atol=2e-5)
-    assert cache.index == 6 and logits_BV.dtype == jnp.float32
+    assert cache.index - cache.encoded == 6 and logits_BV.dtype == jnp.float32
 
 
 def test_rows_of_one_prompt_share_the_encoders_output():

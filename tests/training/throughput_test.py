@@ -9,7 +9,8 @@ import pytest
 
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
-from t5flan.training.throughput import Throughput, device_peak_tflops, model_flops
+from t5flan.training import throughput
+from t5flan.training.throughput import Throughput, cpu_peak_tflops, device_peak_tflops, model_flops
 
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_decoder_layers=8)
 
@@ -102,6 +103,26 @@ def test_throughput_counts_tokens_without_compilation_and_pauses():
     meter.count(batch), meter.count(batch)
     assert meter.read()['steps_per_second'] == 0.2  # 210
     assert meter.seconds_left(10) == pytest.approx(10 * (0.7 * 2 + 0.3 * 5))
+
+
+def test_the_peak_of_a_cpu_is_the_most_that_any_start_has_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    measured = iter([0.2, 0.1, 0.4, 0.1, 0.3])
+    monkeypatch.setattr(throughput, '_measured_tflops', lambda dtype: next(measured))
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+    assert [cpu_peak_tflops(mesh, 'float32') for _ in range(4)] == [0.2, 0.2, 0.4, 0.4]
+    assert cpu_peak_tflops(mesh, 'bfloat16') == 0.3  # another dtype
+    (tmp_path / 't5flan' / 'cpu_peak.json').write_text('[')
+    measured = iter([0.1])
+    assert cpu_peak_tflops(mesh, 'float32') == 0.1
+
+
+def test_the_peak_of_a_cpu_is_shared_by_its_devices(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    (tmp_path / 'file').write_text('not a folder, so nothing is remembered')
+    mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+    one, four = throughput._measured_tflops('float32', 64), cpu_peak_tflops(mesh, 'float32')
+    assert one > 0 and four > 0
 
 
 def test_there_is_no_utilisation_if_the_peak_is_unknown():

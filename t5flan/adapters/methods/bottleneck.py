@@ -9,13 +9,14 @@ f is attention or the MLP of a block. B batch, T length, D emb_dim, R size of th
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5flan.adapters.choice import Extension, copy_attributes, extended
 from t5flan.adapters.config import Adapter
 from t5flan.adapters.projection import is_stacked
 from t5flan.config.checks import require, require_count, require_one_of, require_positive
@@ -70,6 +71,19 @@ class Bottleneck(Adapter):
             setattr(parent, name, adapted(base, BottleneckMLP(model.config.emb_dim, place / 'bottleneck', self)))
         return model
 
+    @staticmethod
+    def by_row(model: Model, adapted: Mapping[int, Model]) -> Model:
+        """The model with the bottlenecks of several adapters."""
+        model = jax.tree.map(lambda x: x, model)  # new modules, the same arrays
+        kinds, at_root = tuple(SUBLAYERS.values()), Scope(jax.random.key(0))
+        others = {number: list(_sublayers(one, at_root, kinds)) for number, one in adapted.items()}
+        for i, (parent, name, _) in enumerate(list(_sublayers(model, at_root, kinds))):
+            here = {number: getattr(sublayers[i][0], name) for number, sublayers in others.items()}
+            found = {number: one.bottleneck for number, one in here.items() if hasattr(one, 'bottleneck')}
+            if found:
+                setattr(parent, name, extended(getattr(parent, name), RowBottlenecks).with_all(found))
+        return model
+
 
 def _sublayers(
     module: nnx.Module, scope: Scope, kinds: tuple[type[nnx.Module], ...]
@@ -110,7 +124,7 @@ class AdaptedAttention(Attention):
     """Attention with a bottleneck."""
 
     def __init__(self, base: Attention, bottleneck: BottleneckMLP):
-        _copy(base, self)
+        copy_attributes(base, self)
         self.bottleneck = bottleneck
 
     def __call__(self, x_BTD: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -122,7 +136,7 @@ class AdaptedMLP(MLP):
     """The MLP of a block with a bottleneck."""
 
     def __init__(self, base: MLP, bottleneck: BottleneckMLP):
-        _copy(base, self)
+        copy_attributes(base, self)
         self.bottleneck = bottleneck
 
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -130,7 +144,22 @@ class AdaptedMLP(MLP):
         return self.bottleneck.beside(x_BTD, super().__call__(x_BTD, dropout_key))
 
 
-def _copy(base: nnx.Module, to: nnx.Module) -> None:
-    for name, value in vars(base).items():
-        if not name.startswith('_'):
-            setattr(to, name, value)
+class RowBottlenecks(Extension):
+    """A sublayer with the bottlenecks of several adapters, of which each row has one or none."""
+
+    def with_all(self, bottlenecks: Mapping[int, BottleneckMLP]) -> 'RowBottlenecks':
+        """The module itself, with these: number of the adapter -> its bottleneck."""
+        self.bottleneck_numbers = tuple(bottlenecks)
+        for number, bottleneck in bottlenecks.items():
+            setattr(self, f'bottleneck_{number}', bottleneck)
+        self.hold_choice(bottleneck.up.shape[:-2])
+        return self
+
+    def __call__(self, x_BTD: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """[B, T, D] -> [B, T, D], with the arguments of the sublayer."""
+        y_BTD = without_BTD = super().__call__(x_BTD, *args, **kwargs)
+        chosen_B11 = self.chosen(x_BTD.shape[0])[:, None, None]
+        for number in self.bottleneck_numbers:
+            with_BTD = getattr(self, f'bottleneck_{number}').beside(x_BTD, without_BTD)
+            y_BTD = jnp.where(chosen_B11 == number, with_BTD, y_BTD)
+        return y_BTD

@@ -9,17 +9,20 @@ B batch, T length, P vectors, D emb_dim, N heads, K key-value heads, H head_dim,
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5flan.adapters.choice import Extension, copy_attributes, extended
 from t5flan.adapters.config import Adapter
 from t5flan.config.checks import require_count
 from t5flan.errors import UserError
 from t5flan.kernels.attention import attend
-from t5flan.models.attention import Attention
+from t5flan.models.attention import KV, Attention
+from t5flan.models.config import ModelConfig
 from t5flan.models.encoder_decoder import EncoderDecoder
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope
@@ -57,23 +60,73 @@ class LlamaAdapter(Adapter):
         model.decoder = GatedDecoder(model.decoder, scope / 'decoder', self)
         return model
 
+    @staticmethod
+    def by_row(model: Model, adapted: Mapping[int, Model]) -> Model:
+        """The model with the gated prompts of several adapters."""
+        model = jax.tree.map(lambda x: x, model)  # new modules, the same arrays
+        for stack, name in (('encoder', 'attention'), ('decoder', 'self_attention')):
+            if hasattr(model, stack):
+                blocks = {number: getattr(one, stack).stacked_layers() for number, one in adapted.items()}
+                block = getattr(model, stack).layers
+                gated = {number: getattr(other, name).gated for number, other in blocks.items()}
+                setattr(block, name, extended(getattr(block, name), RowGated).with_all(gated))
+        return model
+
+
+class GatedVectors(nnx.Module):
+    """Keys and values of P vectors of a layer, and their gate."""
+
+    def __init__(self, k_PKH: jax.Array, v_PKH: jax.Array, gate: jax.Array):
+        self.k_PKH, self.v_PKH, self.gate = nnx.Param(k_PKH), nnx.Param(v_PKH), nnx.Param(gate)
+
+    def read(self, config: ModelConfig, q_BTNH: jax.Array) -> jax.Array:
+        """What the queries read of the vectors, times the gate: [B, T, N, H]."""
+        k_BPKH, v_BPKH = (
+            jnp.broadcast_to(x[...][None], (q_BTNH.shape[0], *x[...].shape)) for x in (self.k_PKH, self.v_PKH)
+        )
+        scaling: dict[str, Any] = dict(scale=config.attention_scale, soft_cap=config.attention_soft_cap)
+        y_BTNH = attend(q_BTNH, k_BPKH, v_BPKH, **scaling, implementation='xla')
+        return self.gate[...].astype(y_BTNH.dtype) * y_BTNH
+
 
 class GatedAttention(Attention):
     """Self-attention whose queries also read P keys and values, times a gate."""
 
-    def __init__(self, base: Attention, k_PKH: jax.Array, v_PKH: jax.Array, gate: jax.Array):
-        self.config, self.rotary, self.bidirectional = base.config, base.rotary, base.bidirectional
-        self.query, self.key, self.value, self.out = base.query, base.key, base.value, base.out
-        self.k_PKH, self.v_PKH, self.gate = nnx.Param(k_PKH), nnx.Param(v_PKH), nnx.Param(gate)
+    def __init__(self, base: Attention, gated: GatedVectors):
+        copy_attributes(base, self)
+        self.gated = gated
 
     def more_values(self, q_BTNH: jax.Array) -> jax.Array:
         """What the queries read of the vectors, [B, T, N, H]."""
-        k_BPKH, v_BPKH = (
-            jnp.broadcast_to(x[...][None], (q_BTNH.shape[0], *x[...].shape)) for x in (self.k_PKH, self.v_PKH)
-        )
-        scaling: dict[str, Any] = dict(scale=self.config.attention_scale, soft_cap=self.config.attention_soft_cap)
-        y_BTNH = attend(q_BTNH, k_BPKH, v_BPKH, **scaling, implementation='xla')
-        return self.gate[...].astype(y_BTNH.dtype) * y_BTNH
+        return self.gated.read(self.config, q_BTNH)
+
+
+def _keys_and_values(attention: Attention, prompt_PD: jax.Array) -> KV:
+    """The projections of a layer's vectors, two of [P, K, H]; keys are normed if the model does that."""
+    k_PKH, v_PKH = attention.key(prompt_PD), attention.value(prompt_PD)
+    return attention.key_norm(k_PKH) if attention.config.qk_norm else k_PKH, v_PKH
+
+
+class RowGated(Extension):
+    """Self-attention with the vectors of several adapters, of which each row has those of one or none."""
+
+    config: ModelConfig
+
+    def with_all(self, gated: Mapping[int, GatedVectors]) -> 'RowGated':
+        """The module itself, with these: number of the adapter -> its vectors, stacked over layers."""
+        self.gated_numbers = tuple(gated)
+        for number, vectors in gated.items():
+            setattr(self, f'gated_{number}', vectors)
+        self.hold_choice(vectors.gate.shape)
+        return self
+
+    def more_values(self, q_BTNH: jax.Array) -> jax.Array:
+        """What the queries of each row read of its vectors, [B, T, N, H]."""
+        more_BTNH, chosen_B = jnp.zeros_like(q_BTNH), self.chosen(q_BTNH.shape[0])
+        for number in self.gated_numbers:
+            read_BTNH = getattr(self, f'gated_{number}').read(self.config, q_BTNH)
+            more_BTNH = jnp.where(chosen_B[:, None, None, None] == number, read_BTNH, more_BTNH)
+        return more_BTNH
 
 
 class _GatedStack(nnx.Module):
@@ -98,8 +151,8 @@ class _GatedStack(nnx.Module):
         below = attention.query.kernel.shape[0] - self.adaption_gate.shape[0]
         prompt_LPD = jnp.pad(self.adaption_prompt[...], ((below, 0), (0, 0), (0, 0)))
         gate_L = jnp.pad(self.adaption_gate[...], (below, 0))
-        k_LPKH, v_LPKH = jax.vmap(lambda attention, x: (attention.key(x), attention.value(x)))(attention, prompt_LPD)
-        setattr(block, self.attention_name, GatedAttention(attention, k_LPKH, v_LPKH, gate_L))
+        k_LPKH, v_LPKH = jax.vmap(_keys_and_values)(attention, prompt_LPD)
+        setattr(block, self.attention_name, GatedAttention(attention, GatedVectors(k_LPKH, v_LPKH, gate_L)))
         return block
 
 
@@ -107,8 +160,7 @@ class GatedEncoder(_GatedStack, Encoder):
     """An encoder whose top layers have gated prompts."""
 
     def __init__(self, base: Encoder, scope: Scope, settings: LlamaAdapter):
-        self.config, self.layers = base.config, base.layers
-        self.relpos_bias, self.encoder_norm = base.relpos_bias, base.encoder_norm
+        copy_attributes(base, self)
         self._create('encoder', scope, settings, base.config.num_encoder_layers, base.config.emb_dim)
 
 
@@ -116,8 +168,5 @@ class GatedDecoder(_GatedStack, Decoder):
     """A decoder whose top layers have gated prompts."""
 
     def __init__(self, base: Decoder, scope: Scope, settings: LlamaAdapter):
-        self.config, self.layers = base.config, base.layers
-        self.relpos_bias, self.decoder_norm = base.relpos_bias, base.decoder_norm
-        if not base.config.tie_embeddings:
-            self.logits_dense = base.logits_dense
+        copy_attributes(base, self)
         self._create('decoder', scope, settings, base.config.num_decoder_layers, base.config.emb_dim)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5flan.adapters.config import Adapter
-from t5flan.adapters.methods.prompt_tuning import with_prompt
+from t5flan.adapters.methods.prompt_tuning import PromptTuning, with_prompt
 from t5flan.config.checks import is_count, require, require_count
 from t5flan.models.model import Model
 from t5flan.models.parameters import Initializer, Scope
@@ -56,7 +56,11 @@ class PTuning(Adapter):
 
     def adapt(self, model: Model, scope: Scope) -> Model:
         """The model with a prompt that a network computes."""
-        return with_prompt(model, self.tokens, PromptEncoder(self, model.config.emb_dim, scope / 'prompt'))
+        return with_prompt(
+            model, self.tokens, PromptEncoder(self, model.config.encoder_config.emb_dim, scope / 'prompt')
+        )
+
+    by_row = staticmethod(PromptTuning.by_row)
 
 
 class PromptEncoder(nnx.Module):

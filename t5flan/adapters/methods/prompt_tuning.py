@@ -7,18 +7,21 @@ B batch, S source length, T length, P vectors, D emb_dim, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5flan.adapters.choice import Extension, VirtualTokens, copy_attributes, extended
 from t5flan.adapters.config import Adapter
 from t5flan.config.checks import is_count, require, require_count
 from t5flan.errors import UserError
+from t5flan.models.attention import Mask
 from t5flan.models.decoder_only import DecoderOnly
 from t5flan.models.encoder_decoder import EncoderDecoder
-from t5flan.models.model import Batch, Model
+from t5flan.models.model import Batch, Model, positions_of
 from t5flan.models.parameters import Scope
 from t5flan.models.positions import before_tokens
 
@@ -47,13 +50,26 @@ class PromptTuning(Adapter):
 
     def adapt(self, model: Model, scope: Scope) -> Model:
         """The model with a prompt."""
-        embedding_VD = model.token_embedder.embedding[...]
+        embedder = model.encoder.token_embedder if isinstance(model, EncoderDecoder) else None
+        embedding_VD = (embedder or model.token_embedder).embedding[...]
 
         def some_embeddings(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
             return embedding_VD[jax.random.randint(key, shape[:1], 0, embedding_VD.shape[0])].astype(dtype)
 
-        shape = (self.rows or self.tokens, model.config.emb_dim)
+        shape = (self.rows or self.tokens, model.config.encoder_config.emb_dim)
         return with_prompt(model, self.tokens, scope.parameter('prompt', shape, ('prompt', 'embed'), some_embeddings))
+
+    @staticmethod
+    def by_row(model: Model, adapted: Mapping[int, Model]) -> Model:
+        """The model with the prompts of several adapters, also of P-tuning."""
+        assert isinstance(model, EncoderDecoder | DecoderOnly)
+        kind = RowPromptedEncoderDecoder if isinstance(model, EncoderDecoder) else RowPromptedDecoderOnly
+        prompts = {}
+        for number, one in adapted.items():
+            assert isinstance(one, PromptedEncoderDecoder | PromptedDecoderOnly)
+            prompts[number] = _vectors(one.prompt)[: one.tokens]
+        combined: Model = extended(model, kind).with_all(prompts)
+        return combined
 
 
 class PromptedEncoderDecoder(EncoderDecoder):
@@ -61,13 +77,13 @@ class PromptedEncoderDecoder(EncoderDecoder):
 
     def __init__(self, base: EncoderDecoder, tokens: int, prompt: Any):
         """`prompt` is a parameter, or a module that computes the vectors; the first `tokens` of them are read."""
-        self.config, self.tokens, self.prompt = base.config, tokens, prompt
-        self.token_embedder, self.encoder, self.decoder = base.token_embedder, base.encoder, base.decoder
+        copy_attributes(base, self)
+        self.tokens, self.prompt = tokens, prompt
 
     def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
         """The prompt and the embedded tokens, [B, P + S, D]. The prompt is not scaled as embeddings may be."""
         x_BSD = super().embed_source(tokens_BS)
-        return before_tokens(_vectors(self.prompt, self.tokens, x_BSD), x_BSD)
+        return before_tokens(_for_rows(self.prompt, self.tokens, x_BSD), x_BSD)
 
     def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
         """The segment of each position, int32 [B, P + S]: 1, or 0 for padding.
@@ -86,8 +102,8 @@ class PromptedDecoderOnly(DecoderOnly):
 
     def __init__(self, base: DecoderOnly, tokens: int, prompt: Any):
         """As of `PromptedEncoderDecoder`."""
-        self.config, self.tokens, self.prompt = base.config, tokens, prompt
-        self.token_embedder, self.decoder = base.token_embedder, base.decoder
+        copy_attributes(base, self)
+        self.tokens, self.prompt = tokens, prompt
 
     def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Normed hidden states [B, T, D] of the tokens, in the compute dtype; see `DecoderOnly`.
@@ -106,13 +122,78 @@ class PromptedDecoderOnly(DecoderOnly):
     def embed(self, tokens_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
         """The prompt and the embedded tokens, [B, P + T, D]. The prompt is not scaled as embeddings may be."""
         x_BTD = super().embed(tokens_BT)
-        return before_tokens(_vectors(self.prompt, self.tokens, x_BTD), x_BTD, pad_B)
+        return before_tokens(_for_rows(self.prompt, self.tokens, x_BTD), x_BTD, pad_B)
 
 
-def _vectors(prompt: Any, tokens: int, x_BTD: jax.Array) -> jax.Array:
+class _RowPrompts(Extension):
+    """What both architectures share: the prompts of several adapters, of which each row reads one or none."""
+
+    def with_all(self, prompts: Mapping[int, jax.Array]) -> Any:
+        """The model itself, with these: number of the adapter -> its vectors, [P, D]."""
+        self.prompts = VirtualTokens(prompts)
+        self.hold_choice()
+        return self
+
+    def before(self, x_BTD: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
+        """The prompt of each row, and then x: [B, P + T, D]."""
+        vectors_BPD = self.prompts.of_rows(self.chosen(x_BTD.shape[0]))
+        return before_tokens(vectors_BPD.astype(x_BTD.dtype), x_BTD, pad_B)
+
+
+class RowPromptedEncoderDecoder(_RowPrompts, EncoderDecoder):
+    """An encoder-decoder whose encoder reads the prompt that each row has, and then its tokens."""
+
+    def embed_source(self, tokens_BS: jax.Array) -> jax.Array:
+        """The prompt and the embedded tokens, [B, P + S, D]."""
+        return self.before(super().embed_source(tokens_BS))
+
+    def source_positions(self, x_BSD: jax.Array) -> jax.Array:
+        """Positions that begin at the first vector, or token, that a row reads."""
+        unread_B = self.prompts.unread(self.chosen(x_BSD.shape[0]))
+        return jnp.maximum(super().source_positions(x_BSD) - unread_B[:, None], 0)
+
+    def source_segments(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array | None) -> jax.Array:
+        """As of `PromptedEncoderDecoder`; vectors that a row does not read are padding."""
+        segment_ids_BS = super().source_segments(tokens_BS, segment_ids_BS)
+        return before_tokens(self.prompts.read(self.chosen(tokens_BS.shape[0])), segment_ids_BS)
+
+
+class RowPromptedDecoderOnly(_RowPrompts, DecoderOnly):
+    """A decoder-only model that reads the prompt that each row has, and then its tokens."""
+
+    def hidden(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """As of `PromptedDecoderOnly`."""
+        tokens_BT = jnp.asarray(batch['decoder_input_tokens'])
+        segment_ids_BT, prefix_BT = batch.get('decoder_segment_ids'), batch.get('decoder_causal_attention')
+        x_BTD, pad_B = self.embed(tokens_BT), self.with_unread(jnp.zeros(len(tokens_BT), jnp.int32))
+        place_BT = positions_of(x_BTD[..., 0]) - pad_B[:, None]
+        ids_BT, seen_BT = (place_BT >= 0).astype(jnp.int32), None
+        first = x_BTD.shape[1] - tokens_BT.shape[1]
+        if segment_ids_BT is not None:
+            ids_BT = ids_BT.at[:, first:].set(jnp.asarray(segment_ids_BT))
+        if prefix_BT is not None:
+            seen_BT = jnp.pad(jnp.asarray(prefix_BT) > 0, ((0, 0), (first, 0)), constant_values=True) & (ids_BT > 0)
+        mask, positions_BT = Mask(True, ids_BT, ids_BT, seen_BT), jnp.maximum(place_BT, 0)
+        where: dict[str, Any] = dict(positions_BT=positions_BT, pad_B=pad_B, dropout_key=dropout_key)
+        return unless_packed(self.decoder(x_BTD, mask=mask, **where)[0][:, first:], segment_ids_BT)
+
+    def embed(self, tokens_BT: jax.Array, pad_B: jax.Array | None = None) -> jax.Array:
+        """The prompt and the embedded tokens, [B, P + T, D]."""
+        return self.before(super().embed(tokens_BT, pad_B), pad_B)
+
+    def with_unread(self, pad_B: jax.Array) -> jax.Array:
+        """The padding of each row and the vectors that it does not read."""
+        return super().with_unread(pad_B) + self.prompts.unread(self.chosen(len(pad_B)))
+
+
+def _vectors(prompt: Any) -> jax.Array:
+    """All vectors of a prompt, float32 [P, D]."""
+    return prompt[...] if isinstance(prompt, nnx.Param) else prompt()
+
+
+def _for_rows(prompt: Any, tokens: int, x_BTD: jax.Array) -> jax.Array:
     """The prompt for the rows of x, [B, P, D] in its dtype."""
-    prompt_PD = prompt[...] if isinstance(prompt, nnx.Param) else prompt()
-    prompt_PD = prompt_PD[:tokens].astype(x_BTD.dtype)
+    prompt_PD = _vectors(prompt)[:tokens].astype(x_BTD.dtype)
     return jnp.broadcast_to(prompt_PD[None], (x_BTD.shape[0], *prompt_PD.shape))
 
 

@@ -17,7 +17,7 @@ from t5flan.adapters.adapter import adapter_arrays
 from t5flan.adapters.config import Adapter
 from t5flan.adapters.methods.llama_adapter import LlamaAdapter
 from t5flan.adapters.methods.p_tuning import PromptEncoder, PTuning
-from t5flan.adapters.methods.prefix_tuning import PrefixTuning
+from t5flan.adapters.methods.prefix_tuning import PrefixNetwork, PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.checkpoint import match_arrays
@@ -86,7 +86,9 @@ def virtual_tokens(
         'token_dim': config.emb_dim,
     }
     if isinstance(settings, PrefixTuning):
-        return _prefix(settings, arrays['decoder/prefix'], config, fields)
+        projected = settings.projection_size is not None
+        array = _computed_prefix(settings, arrays, config) if projected else arrays['decoder/prefix']
+        return _prefix(settings, array, config, fields)
     if isinstance(settings, PTuning):
         hidden = settings.hidden_size or config.emb_dim
         kind = 'LSTM' if settings.encoder == 'lstm' else 'MLP'
@@ -105,10 +107,13 @@ def virtual_tokens(
 def _prefix(
     settings: PrefixTuning, array: np.ndarray, config: ModelConfig, fields: dict[str, Any]
 ) -> tuple[Arrays, dict[str, Any]]:
-    fields |= {'peft_type': 'PREFIX_TUNING', 'encoder_hidden_size': config.emb_dim, 'prefix_projection': False}
+    projection = settings.projection_size
+    fields |= {'peft_type': 'PREFIX_TUNING', 'encoder_hidden_size': projection or config.emb_dim}
+    fields |= {'prefix_projection': projection is not None}
     if config.architecture == 'decoder_only':
         width = config.kv_heads * config.head_dim
-        fields |= {'num_attention_heads': config.kv_heads, 'token_dim': width, 'encoder_hidden_size': width}
+        fields |= {'num_attention_heads': config.kv_heads, 'token_dim': width}
+        fields |= {'encoder_hidden_size': projection or width}
     elif not settings.shared:
         problem = 'PrefixTuning.shared=False, but in PEFT two layers of T5 share a prefix'
         raise UserError(f'{problem}: it cannot be written. Train with PrefixTuning.shared=True.')
@@ -119,6 +124,16 @@ def _computed(settings: PTuning, arrays: Mapping[str, np.ndarray], config: Model
     """The vectors that the network of P-tuning computes, float32 [P, D]."""
     network = jax.eval_shape(lambda: PromptEncoder(settings, config.emb_dim, Scope(jax.random.key(0))))
     network = replace_parameters(network, {name.removeprefix('prompt/'): x for name, x in arrays.items()})
+    return np.asarray(jax.jit(lambda network: network())(network))
+
+
+def _computed_prefix(settings: PrefixTuning, arrays: Mapping[str, np.ndarray], config: ModelConfig) -> np.ndarray:
+    """The keys and values that the network of a prefix computes, float32 [2 L, P, K, H]."""
+    assert settings.projection_size is not None
+    shape = 2 * config.num_decoder_layers, settings.tokens, config.kv_heads, config.head_dim
+    sizes = config.emb_dim, settings.projection_size, shape
+    network = jax.eval_shape(lambda: PrefixNetwork(*sizes, Scope(jax.random.key(0))))
+    network = replace_parameters(network, {name.removeprefix('decoder/prefix/'): x for name, x in arrays.items()})
     return np.asarray(jax.jit(lambda network: network())(network))
 
 

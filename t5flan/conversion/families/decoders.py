@@ -197,10 +197,10 @@ def decoder_family(config: ModelConfig, where: str, source: str | None) -> str:
     nearest = _nearest_family(config)
     for kind in (source, nearest):
         if kind in ARCHITECTURES and all(
-            getattr(config, name) == value for name, value in _needed(config, kind).items()
+            getattr(config, name) == value for name, value in needed_fields(config, kind).items()
         ):
             return str(kind)
-    require_fields(where, config, _needed(config, nearest), f"Hugging Face's {nearest}")
+    require_fields(where, config, needed_fields(config, nearest), f"Hugging Face's {nearest}")
     return nearest
 
 
@@ -219,7 +219,7 @@ def _nearest_family(config: ModelConfig) -> str:
     return 'llama' if kinds[0].window is None else 'mistral'
 
 
-def _needed(config: ModelConfig, kind: str) -> dict[str, Any]:
+def needed_fields(config: ModelConfig, kind: str) -> dict[str, Any]:
     """Fields of ModelConfig that a family fixes."""
     gemma = kind in _GEMMAS
     needed: dict[str, Any] = {'position': 'rope', 'norm': 'rms', 'parallel_block': False, 'scale_attention': True}

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import seqio
-from etils import epath
 
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.examples import ExampleFn
 from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+from t5flan.files.buckets import epath
 
 INFO = 'info.json'
 VERSION = 1

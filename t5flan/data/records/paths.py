@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t5flan.errors import UserError
+from t5flan.files import cache_folder
 
 
 def match_files(pattern: str, setting: str, suffixes: Sequence[str] = ()) -> list[str]:
-    """The files of a path or glob, sorted; `~` is the home folder.
+    """The files of a path or glob, sorted; `~` is the home folder, and objects of gs:// are copied to the cache first.
 
     What exists under the very name is taken literally, so that names may contain `[`, `]`, `*`, `?`, `{`, `}` and `#`.
 
@@ -20,12 +21,24 @@ def match_files(pattern: str, setting: str, suffixes: Sequence[str] = ()) -> lis
     Raises:
         UserError: there is no file, one is empty or not a file, or a name has another suffix.
     """
-    paths = _expand(os.path.expanduser(pattern))
+    paths = _fetch(pattern, setting) if pattern.startswith('gs://') else _expand(os.path.expanduser(pattern))
     if not paths:
         raise UserError(f'{setting}={pattern!r} matches no file. Fix the glob in {setting}.')
     for path in paths:
         _check(path, setting, suffixes)
     return paths
+
+
+def _fetch(pattern: str, setting: str) -> list[str]:
+    """Copies of objects in a bucket, in the cache folder: libraries read local files."""
+    from t5flan.files.buckets import match_objects
+    from t5flan.files.gcs import local_copy
+
+    names = match_objects(pattern) if glob.has_magic(pattern) else [pattern]
+    try:
+        return [local_copy(name, cache_folder() / 'buckets') for name in names]
+    except FileNotFoundError as error:
+        raise UserError(f'{error.filename}: no such file. Set {setting} to a file that exists.') from None
 
 
 def find_under(pattern: str, folders: Sequence[str]) -> str:

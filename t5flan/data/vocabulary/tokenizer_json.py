@@ -6,7 +6,6 @@ Needs the `tokenizers` library (extra `convert`), which is imported when a file 
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ class TokenizerJsonVocabulary(Vocabulary):
         except ImportError:
             raise UserError(f"{path} needs tokenizers: pip install 't5flan[convert]', or set --vocabulary.") from None
         try:
-            self._content = pathlib.Path(path).read_bytes() if content is None else content
+            self._content = to_path(path).read_bytes() if content is None else content
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self._content)
         except OSError as error:
             raise UserError(f'{path}: {error.strerror}. Put the file back.') from None

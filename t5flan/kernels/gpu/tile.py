@@ -112,7 +112,7 @@ def bounds(spec: TileSpec, arrays: KernelArrays, blocks: Blocks, axis: int) -> j
 
     Unseen tiles inside the range are computed.
     """
-    seen_BIO = visible_tiles(arrays, blocks.queries, blocks.keys, spec.causal, spec.window)
+    seen_BIO = visible_tiles(arrays, blocks.queries, blocks.keys, spec.causal, spec.window, spec.far_prefix)
     end = jnp.where(jnp.any(seen_BIO, axis), seen_BIO.shape[axis] - jnp.argmax(jnp.flip(seen_BIO, axis), axis), 0)
     return jnp.stack([jnp.argmax(seen_BIO, axis), end], axis=-1).astype(jnp.int32)
 
@@ -244,6 +244,8 @@ def _pairs_allowed(
     masks = []
     if query_ids_C is not None and key_ids_P is not None:
         masks.append(of_key(key_ids_P >> 1) == jnp.expand_dims(query_ids_C, key_axis))
+    if spec.far_prefix and distance is not None and key_ids_P is not None:
+        distance = jnp.where(of_key(key_ids_P & 1 == 1), 0, distance)
     if spec.window is not None and distance is not None:
         masks.append((distance < spec.window) & (distance > -spec.window))
     if spec.causal and distance is not None:

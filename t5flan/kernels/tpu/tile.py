@@ -109,7 +109,7 @@ class Place(NamedTuple):
 
 def seen_tiles(spec: TileSpec, arrays: KernelArrays, axis: int) -> Seen:
     """For kernels that loop over keys for a block of queries (axis 2), or over queries for a block of keys (axis 1)."""
-    seen_BIO = visible_tiles(arrays, spec.block_q, spec.block_k, spec.causal, spec.window)
+    seen_BIO = visible_tiles(arrays, spec.block_q, spec.block_k, spec.causal, spec.window, spec.far_prefix)
     any_seen = jnp.any(seen_BIO, axis=axis)
     last = jnp.where(any_seen, seen_BIO.shape[axis] - 1 - jnp.argmax(jnp.flip(seen_BIO, axis), axis=axis), 0)
     words = -(-seen_BIO.shape[2] // _WORD)
@@ -198,6 +198,8 @@ def allowed(spec: TileSpec, refs: Refs, at: Place) -> jax.Array | None:
         first = at.key * spec.block_k - at.query * spec.block_q - at.q_offset
         iota = functools.partial(lax.broadcasted_iota, jnp.int32, shape)
         distance_PC = first + iota(0) - iota(1)
+        if spec.far_prefix:  # and as near
+            distance_PC = jnp.where((key_P1 & 1) == 1, 0, distance_PC)
         masks.append((distance_PC < spec.window) & (distance_PC > -spec.window))
     return functools.reduce(jnp.logical_and, masks) if masks else None
 

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -32,6 +31,7 @@ from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_rec
 from t5flan.adapters.config import Adapter
 from t5flan.errors import UserError, disk_problem
 from t5flan.files import PathLike, remove_folders
+from t5flan.files.buckets import bound_tensorstore, epath
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.checkpoints import whole
 from t5flan.training.checkpoints.folder import (
@@ -105,6 +105,7 @@ class CheckpointManager:
         )
         newest = whole.set_damaged_aside(self.workdir)
         self.lines, self._latest_step = newest.lines, newest.step
+        bound_tensorstore()
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(

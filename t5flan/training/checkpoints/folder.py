@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
-from etils import epath
 
 from t5flan.config.renames import current_settings
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 from t5flan.files import PathLike, check_links, read_object, write_json
+from t5flan.files.buckets import epath
 from t5flan.files.checksums import NAME as CHECKSUMS
 from t5flan.models.config import ModelConfig
 

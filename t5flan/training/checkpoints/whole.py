@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from t5flan.errors import UserError
 from t5flan.files import PathLike, checksums
+from t5flan.files.buckets import epath
 from t5flan.files.checksums import Damaged
 from t5flan.training.checkpoints.folder import (
     CHECKPOINTS,

@@ -12,7 +12,11 @@ from tests.models.small_models import small_model
 
 
 @pytest.mark.parametrize(
-    ('family', 'prefix_lm'), [('gemma', False), pytest.param('relative', True, marks=pytest.mark.slow)]
+    ('family', 'prefix_lm'),
+    [
+        ('modern', False),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (('gemma', False), ('relative', True))),
+    ],
 )
 def test_decoding_reads_the_vectors_as_a_forward_pass_does(family, prefix_lm):
     assert_cached_equals_whole(adapted(family, LlamaAdapter(tokens=3, layers=1)), prefix_lm)

@@ -40,8 +40,24 @@ def test_keys_and_values_of_tokens_act_as_these_tokens(family):
     np.testing.assert_allclose(logits_of(prefixed, batch), expected, atol=1e-6 * max(10, np.abs(expected).max()))
 
 
+def test_a_network_acts_as_the_prefix_that_it_computes():
+    model = adapted('gemma', PrefixTuning(tokens=3, projection_size=5))
+    computed = jax.jit(lambda model: model.decoder.prefix())(model)
+    plain = adapters.apply(small_model('gemma'), PrefixTuning(tokens=3), jax.random.key(1))
+    plain = adapters.with_arrays(plain, {'decoder/prefix': computed})
+    batch = whole_rows(prefix_lm=False)
+    np.testing.assert_allclose(logits_of(model, batch), logits_of(plain, batch), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_decoding_reads_the_prefix_of_a_network():
+    assert_cached_equals_whole(adapted('relative', PrefixTuning(tokens=3, projection_size=5)))
+
+
 def test_wrong_settings_are_one_clear_line():
     with pytest.raises(UserError, match='PrefixTuning.tokens=0, expected an integer of 1 or more'):
         PrefixTuning(tokens=0)
+    with pytest.raises(UserError, match='PrefixTuning.projection_size=0.5, expected an integer of 1 or more'):
+        PrefixTuning(projection_size=0.5)
     with pytest.raises(UserError, match='PrefixTuning.shared=True, but the model is decoder_only'):
         adapters.apply(small_model('palm'), PrefixTuning(shared=True), jax.random.key(1))

@@ -9,6 +9,7 @@ import pytest
 import t5flan
 from t5flan.adapters import adapter as adapters
 from t5flan.adapters.methods.p_tuning import PTuning
+from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.conversion import convert
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.conversion.adapters import peft
@@ -176,4 +177,34 @@ def test_the_network_of_p_tuning_is_written_as_vectors_and_is_pefts(encoder, bas
     adapter_folder.write(tmp_path / 'ours', str(base), settings, arrays, {})
     convert.main(str(tmp_path / 'ours'), str(tmp_path / 'back'), 't5flan', 'peft')
     found = read_arrays(tmp_path / 'back' / peft.WEIGHTS)['prompt_embeddings']
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.slow
+def test_the_network_of_a_prefix_is_written_as_keys_and_values_and_is_pefts(base, tmp_path):
+    """With PEFT's network, filled with our parameters."""
+    library, torch = pytest.importorskip('peft'), pytest.importorskip('torch')
+    config = checkpoints.read_description(base).model
+    settings = PrefixTuning(4, projection_size=12)
+    random = np.random.default_rng(0)
+    shapes = adapters.adapter_arrays(adapter_folder.abstract_adapted(config, settings))
+    arrays = {name: random.normal(size=x.shape).astype(np.float32) for name, x in shapes.items()}
+    theirs = library.PrefixEncoder(
+        library.PrefixTuningConfig(
+            num_virtual_tokens=4,
+            token_dim=config.kv_heads * config.head_dim,
+            num_layers=config.num_decoder_layers,
+            encoder_hidden_size=12,
+            prefix_projection=True,
+        )
+    )
+    for i, layer in enumerate((theirs.transform[0], theirs.transform[2])):
+        kernel, bias = (arrays[f'decoder/prefix/dense_{i}/{part}'] for part in ('kernel', 'bias'))
+        layer.weight = torch.nn.Parameter(torch.tensor(np.ascontiguousarray(kernel.T)))
+        layer.bias = torch.nn.Parameter(torch.tensor(bias))
+    expected = theirs.transform(torch.tensor(arrays['decoder/prefix/embedding'])).detach().numpy()
+    (tmp_path / 'ours').mkdir()
+    adapter_folder.write(tmp_path / 'ours', str(base), settings, arrays, {})
+    convert.main(str(tmp_path / 'ours'), str(tmp_path / 'theirs'), 't5flan', 'peft')
+    found = read_arrays(tmp_path / 'theirs' / peft.WEIGHTS)['prompt_embeddings']
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)

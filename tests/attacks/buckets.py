@@ -1,0 +1,162 @@
+"""Runs in a bucket whose server fails, and kills: nothing is lost, and losses are the same bits.
+
+    python -m tests.attacks.buckets --kills=20 --rate=0.1 --seed=0
+    python -m tests.attacks.buckets --files=300 --rate=0.3 --seed=0
+
+A server on loopback answers like Google Cloud Storage, and answers a share of the requests with 429, 500 or 503, late,
+by half, or not at all, before or after it has done the work. `--kills` trains with the workdir there: runs are killed
+at random moments and started again; the losses are those of a run on a local disk, bit for bit, and metrics.jsonl has
+every step up to the newest checkpoint. Then `evaluate`, `infer` and `report` write there. `--files` writes, appends to,
+renames, lists and removes files and takes locks there, beside the same on a local disk, and compares.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from tests.attacks.tiny_run import losses, preload, start, train_arguments, wait, write_rows
+from tests.gcs_server import Faults, GcsServer
+
+STEPS, EVERY = 12, 4
+RUN = 'gs://bucket/run'
+TASK = ('--tasks=file', '--split=train', '--limit=4', '--max_new_tokens=2')
+
+
+def point_at(server: GcsServer) -> None:
+    """Makes this process, and those it starts, use the server, with short pauses."""
+    os.environ['STORAGE_EMULATOR_HOST'] = os.environ['TENSORSTORE_GCS_HTTP_URL'] = server.url
+    os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'none'  # TensorStore looks for no credentials
+    from t5flan.files import gcs
+
+    gcs.FIRST_PAUSE, gcs.LONGEST_PAUSE, gcs.GrowingObject.EVERY = 0.02, 0.2, 0.5
+
+
+def attack_runs(kills: int, rate: float, seed: int, folder: Path) -> dict[str, int]:
+    """Kills training `kills` times; returns counts. An AssertionError says what was lost."""
+    rows, chance, log = write_rows(folder), random.Random(seed), folder / 'log.txt'
+    with GcsServer(Faults(rate, seed)) as server:
+        point_at(server)
+        preload()
+        started = time.monotonic()
+        assert wait(start(train_arguments(folder / 'whole', rows, STEPS, EVERY), log)) == 0, log.read_text()
+        duration, expected = time.monotonic() - started, losses(folder / 'whole')
+        arguments = train_arguments(RUN, rows, STEPS, EVERY)  # type: ignore[arg-type]
+        counts, newest = {'kills': 0, 'runs': 0, 'with_no_checkpoint': 0}, 0
+        while counts['kills'] < kills or not counts['runs']:
+            process = start(arguments, log)
+            if counts['kills'] < kills:
+                time.sleep(chance.uniform(0, 1.5 * duration))
+                os.kill(process, signal.SIGKILL)
+            code = wait(process)
+            assert code in (0, -signal.SIGKILL), log.read_text()
+            known, saved = _losses(server, folder), _newest_step(server)
+            assert saved >= newest, f'step {newest} was there and is gone'
+            missing = set(range(1, saved + 1)) - set(known)
+            assert not missing, f'step {saved} is saved, and metrics.jsonl lacks {sorted(missing)}'
+            assert all(known[step] == expected[step] for step in known), 'a loss differs'
+            newest = saved
+            counts['kills'] += code != 0
+            counts['with_no_checkpoint'] += not saved
+            if code == 0:
+                counts['runs'] += 1
+                assert known == expected and not any(name.endswith('.lock') for name in server.names())
+                newest = 0
+                if counts['kills'] < kills:
+                    for name in server.names():
+                        del server.objects['bucket', name]
+        _others(server, rows, log)
+        assert not os.path.lexists('gs:'), 'something was written to a local folder gs:'
+        return {**counts, 'requests': server.requests, **server.faults.counts}
+
+
+def _others(server: GcsServer, rows: Path, log: Path) -> None:
+    """The other commands on the run that is in the bucket."""
+    given = [f'--checkpoint={RUN}', f'--input={rows}', f'--output={RUN}/answers.jsonl', '--batch_size=8']
+    for arguments in (
+        ['infer', *given, '--max_new_tokens=3'],
+        ['evaluate', *given[:1], *TASK, f'--json={RUN}/evaluation.json', f'--predictions={RUN}/predictions.jsonl'],
+        ['report', RUN],
+    ):
+        assert wait(start(arguments, log)) == 0, log.read_text()
+    answers = server.read('run/answers.jsonl').decode().splitlines()
+    assert [json.loads(line)['index'] for line in answers] == list(range(len(rows.read_text().splitlines())))
+    assert json.loads(server.read('run/evaluation.json'))['step'] == STEPS
+    assert b'</html>' in server.read('run/report.html')
+
+
+def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
+    if 'run/metrics.jsonl' not in server.names():
+        return {}
+    copy = folder / 'copy'
+    copy.mkdir(exist_ok=True)
+    (copy / 'metrics.jsonl').write_bytes(server.read('run/metrics.jsonl'))
+    return losses(copy)
+
+
+def _newest_step(server: GcsServer) -> int:
+    """The newest complete checkpoint; 0 if there is none."""
+    found = (re.fullmatch(r'run/checkpoints/(\d+)/commit_success.txt', name) for name in server.names())
+    return max((int(one[1]) for one in found if one), default=0)
+
+
+def attack_files(count: int, rate: float, seed: int, folder: Path) -> dict[str, int]:
+    """Does `count` things to files in the bucket and on a disk; an AssertionError says where they differ."""
+    chance = random.Random(seed)
+    with GcsServer(Faults(rate, seed, pause=0.02)) as server:
+        point_at(server)
+        from t5flan.errors import UserError
+        from t5flan.files import checksums, locks, open_append, to_path, write_whole
+
+        roots = [to_path('gs://bucket/files'), folder / 'files']
+        for root in roots:
+            root.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            name, other = chance.choice('abc') + '/' + chance.choice('xyz'), chance.choice('defg')
+            content, kind = chance.randbytes(chance.choice([0, 10, 10**5])), chance.randrange(6)
+            for root in roots:
+                path = root / name
+                if kind <= 1:
+                    write_whole(path, content)
+                elif kind == 2:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = open_append(path)
+                    for line in (b'one\n', b'two\n', content):
+                        file.write(line)
+                    file.close()
+                elif kind == 3 and path.parent.is_dir() and not (root / other).exists():
+                    path.parent.rename(root / other)
+                elif kind == 4:
+                    path.unlink(missing_ok=True)
+                else:
+                    lock = root / 'lock'
+                    with locks.hold(lock, root, '--workdir'):
+                        try:
+                            locks.acquire(lock, root, '--workdir')
+                            raise AssertionError(f'{number}: two hold the lock {lock}')
+                        except UserError:
+                            pass
+            found = [{name: size for name, (size, _) in checksums.scan(root).items() if size} for root in roots]
+            assert found[0] == found[1], f'{number}: {found}'
+            if (roots[1] / name).is_file():
+                assert (roots[0] / name).read_bytes() == (roots[1] / name).read_bytes(), f'{number}: {name}'
+        return {'files': count, 'requests': server.requests, **server.faults.counts}
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--kills', type=int, default=0)
+    parser.add_argument('--files', type=int, default=0)
+    parser.add_argument('--rate', type=float, default=0.1)
+    parser.add_argument('--seed', type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as here:
+        if given.files:
+            print(attack_files(given.files, given.rate, given.seed, Path(here)))
+        else:
+            print(attack_runs(given.kills, given.rate, given.seed, Path(here)))
