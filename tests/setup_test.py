@@ -90,6 +90,7 @@ def test_imported_packages_are_required(metadata):
 
     found = set()
     provided = {'orbax': 'orbax-checkpoint', 'gin': 'gin-config', 'tensorflow_datasets': 'tensorflow-datasets'}
+    provided |= {'google': 'google-cloud-storage'}
     brought = {'tensorflow': 'seqio', 'tensorflow_text': 'seqio', 'absl': 'seqio', 'etils': 'orbax-checkpoint'}
     required = {
         canonicalize_name(Requirement(text).name)

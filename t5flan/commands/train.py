@@ -91,7 +91,7 @@ def _initial_settings(settings: 'Settings', has_model: bool) -> tuple[str, dict[
 
 
 PROFILE_HELP = (
-    'traces this number of steps, writes DIR/profile and prints the time of each part of a step (default: 0, none)'
+    'traces this number of steps, writes DIR/profile and prints the time of each part of a step (default: 0)'
 )
 COMMAND = Command(
     'train',

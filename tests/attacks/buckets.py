@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from tests.attacks.tiny_run import losses, preload, start, train_arguments, wait, write_rows
-from tests.gcs_server import Faults, GcsServer
+from tests.files.gcs_server import Faults, GcsServer
 
 STEPS, EVERY = 12, 4
 RUN = 'gs://bucket/run'

@@ -10,7 +10,7 @@ pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
 from t5flan.errors import BucketError
 from t5flan.files import buckets, checksums, gcs, open_whole, read_object, to_path, write_json, write_whole
 from t5flan.files.buckets import epath
-from tests.gcs_server import KINDS, Faults, GcsServer, use
+from tests.files.gcs_server import KINDS, Faults, GcsServer, use
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def path(request, tmp_path, monkeypatch):
         monkeypatch.setattr(os, 'link', refuse)
     if request.param == 'gcs':
         pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
-        from tests.gcs_server import GcsServer, use
+        from tests.files.gcs_server import GcsServer, use
 
         server = request.getfixturevalue('exits').enter_context(GcsServer())
         use(server, monkeypatch)
