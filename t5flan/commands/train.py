@@ -90,9 +90,7 @@ def _initial_settings(settings: 'Settings', has_model: bool) -> tuple[str, dict[
     return None if source is None else initial_checkpoint(source)
 
 
-PROFILE_HELP = (
-    'traces this number of steps, writes DIR/profile and prints the time of each part of a step (default: 0)'
-)
+PROFILE_HELP = 'traces this number of steps, writes DIR/profile and prints the time of each part of a step (default: 0)'
 COMMAND = Command(
     'train',
     'trains a model, or resumes the run in DIR',

@@ -16,7 +16,8 @@ from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import logical_axes, named_parameters
-from t5flan.training.config import LossConfig, OptimizerConfig
+from t5flan.training import step as step_lib
+from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.optimizer import make_optimizer, state_axes
 from t5flan.training.state import TrainState, create_state
 from t5flan.training.step import loss_weights, make_eval_step, make_train_step
@@ -229,3 +230,21 @@ def compiled_for_long_rows(config, mesh):
         batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
         step = make_train_step(ADAFACTOR, LossConfig(chunk_tokens=1024), optimizer, 0)
         return jax.jit(step).lower(state, batch).compile()
+
+
+def test_a_new_state_has_the_same_bits_at_both_levels_of_optimization(monkeypatch):
+    """On a CPU the program that draws it is compiled at level 1, unless XLA_FLAGS names a level."""
+    monkeypatch.setenv('XLA_FLAGS', '')
+    assert (
+        step_lib._once_options('cpu') == {'xla_backend_optimization_level': 1} and step_lib._once_options('tpu') is None
+    )
+    states = []
+    for level in (1, 2):
+        monkeypatch.setattr(step_lib, '_once_options', lambda _, level=level: {'xla_backend_optimization_level': level})
+        sharding = sharding_lib.create_sharding(MeshConfig())
+        trainer = step_lib.Trainer(ENCODER_DECODER, ADAFACTOR, LOSS, RunConfig(steps=1), sharding)
+        states.append(jax.device_get(trainer.new_state()))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    monkeypatch.undo()
+    monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+    assert step_lib._once_options('cpu') is None
