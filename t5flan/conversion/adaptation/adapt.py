@@ -9,20 +9,23 @@ With merged attention nothing is new: of an empty input the result computes the 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from t5flan.conversion import convert, names
 from t5flan.conversion import folder as own_folder
 from t5flan.conversion.checkpoint import Checkpoint
-from t5flan.data.randomness import stable_hash
 from t5flan.errors import UserError
+from t5flan.models.build import build_model
 from t5flan.models.config import ENCODER_FIELDS, ModelConfig, shortest_period
+from t5flan.models.parameters import named_parameters
 
-ATTENTIONS = ('merged', 'cross')
+FRESH = ('none', 'encoder', 'decoder', 'all')
 _TOKENIZER_ONLY = ('config.json', 'generation_config.json')  # of Hugging Face's folder: they describe a decoder
 _NORMS = {'pre_attention': 'pre_self_attention', 'post_attention': 'post_self_attention'}
 
@@ -43,6 +46,7 @@ def main(
     attention: str = 'merged',
     encoder_layers: str | None = None,
     decoder_layers: str | None = None,
+    fresh: str = 'none',
     add_tokens: Sequence[str] = (),
 ) -> None:
     """Writes the encoder-decoder as a checkpoint folder, and prints what is new in it.
@@ -53,6 +57,7 @@ def main(
         encoder_from: another decoder with the same vocabulary, from which the encoder is built; None: `source`.
         attention: 'merged', or 'cross': cross-attention in each layer, a copy of its self-attention.
         encoder_layers, decoder_layers: which layers are taken, see `chosen_layers`; None: all.
+        fresh: 'encoder' or 'decoder' draws the layers of that stack anew, 'all' every parameter, to compare with.
         add_tokens: tokens to add to the vocabulary, with rows in the embedding.
 
     Raises:
@@ -63,7 +68,7 @@ def main(
     if add_tokens:
         decoder = decoder.with_added_tokens(add_tokens)
         encoder = encoder and encoder.with_added_tokens(add_tokens)
-    adapted = adapt(decoder, encoder, attention, encoder_layers, decoder_layers)
+    adapted = adapt(decoder, encoder, attention, encoder_layers, decoder_layers, fresh)
     target = convert.new_folder(destination)
     convert.write(adapted, target, 't5flan')
     count = sum(math.prod(shape.whole) for shape in names.shapes(adapted.config).values())
@@ -80,6 +85,7 @@ def adapt(
     attention: str = 'merged',
     encoder_layers: str | None = None,
     decoder_layers: str | None = None,
+    fresh: str = 'none',
 ) -> Checkpoint:
     """The encoder-decoder as a checkpoint that reads the decoders' arrays; see `main` for the arguments.
 
@@ -101,15 +107,19 @@ def adapt(
     new = []
     for name, shape in names.shapes(config).items():
         place = _place(name, decoder, first, from_encoder, from_decoder)
+        if fresh == 'all' or name.startswith(f'{fresh}/layers/'):
+            continue
         if shape.one == names.shapes(place.source.config)[place.name].one:
             places[name] = place
         else:
             new.append(name)
 
+    drawn = _drawn(config)
+
     def read(shape: names.Shape, layer: int | None) -> np.ndarray:
         place = places.get(shape.name)
         if place is None:
-            return _drawn(shape, layer)
+            return drawn(shape.name) if layer is None else drawn(shape.name)[layer]
         theirs = names.shapes(place.source.config)[place.name]
         return place.source.read(theirs, None if place.layers is None or layer is None else place.layers[layer])
 
@@ -233,9 +243,12 @@ def _place(
     return Place(encoder, f'decoder/{rest}', from_encoder)
 
 
-def _drawn(shape: names.Shape, layer: int | None) -> np.ndarray:
-    """Keys or values of a cross-attention whose encoder has another size: as a new model has them."""
-    random = np.random.default_rng(stable_hash(f'{shape.name} {layer}'))
-    if len(shape.one) < 2:
-        return np.zeros(shape.one, np.float32)  # a bias
-    return (random.standard_normal(shape.one) * shape.one[0] ** -0.5).astype(np.float32)
+def _drawn(config: ModelConfig) -> Callable[[str], np.ndarray]:
+    """Name -> the parameter as a new model has it, with its axis of layers."""
+
+    @functools.lru_cache(maxsize=1)  # its layers are read one after the other
+    def parameter(name: str) -> np.ndarray:
+        draw = jax.jit(lambda: named_parameters(build_model(config, jax.random.key(0)))[name])
+        return np.asarray(draw())
+
+    return parameter

@@ -10,9 +10,9 @@ import pytest
 from t5flan.conversion import convert
 from t5flan.conversion.adaptation.adapt import adapt, chosen_layers, main
 from t5flan.errors import UserError
-from t5flan.models.build import abstract_model
+from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
-from t5flan.models.parameters import replace_parameters
+from t5flan.models.parameters import named_parameters, replace_parameters
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 
@@ -76,6 +76,19 @@ def test_layers_are_chosen_with_their_kind(decoder):
     assert full and chosen_layers(None, 3, '') == [0, 1, 2]
     encoder = adapted.config.encoder_config
     assert encoder.layer_kinds[0] == source.config.layer_kinds[0]
+
+
+@pytest.mark.parametrize('fresh', ['encoder', 'decoder', 'all'])
+def test_fresh_parameters_are_those_of_a_new_model_and_the_others_are_copied(fresh, decoder):
+    source = decoder('llama')
+    found, copied = arrays_of(adapt(source, fresh=fresh)), arrays_of(adapt(source))
+    config = adapt(source).config
+    new = named_parameters(jax.jit(lambda: build_model(config, jax.random.key(0)))())
+    assert found.keys() == new.keys()
+    for name, array in found.items():
+        is_new = fresh == 'all' or name.startswith(f'{fresh}/layers/')
+        np.testing.assert_allclose(array, new[name] if is_new else copied[name], atol=1e-6, err_msg=name)
+        assert name.endswith('/scale') or np.array_equal(array, copied[name]) != is_new, name
 
 
 @pytest.mark.parametrize('given', ['0', '5', '-1', 'a', '', '1,0', '0,0', '0,4', '1.5'])
