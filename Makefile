@@ -37,7 +37,7 @@ test: $(STAMP)
 
 test-slow: export T5FLAN_TEST_OPTIMIZE := 1
 test-slow: $(STAMP)
-	$(PYTEST) -m 'slow or golden' $(TESTS)
+	$(PYTEST) -vv -m 'slow or golden' $(TESTS)  # each test's name as it ends: a failure is known before the last one
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .
