@@ -28,7 +28,9 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int, dtype: jax.typing.DTyp
         dtype: of the product and its operands.
     """
     x = x.astype(dtype)
-    if sharding.platform() != 'cpu':
+    current = sharding.current()
+    # The layout of x^T cannot be partitioned: on several devices each would gather the rows of all.
+    if sharding.platform() != 'cpu' or (current is not None and current.mesh.size > 1):
         last, first = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
         return jax.lax.dot_general(x, kernel.astype(dtype), ((last, first), ((), ())))
     size = math.prod(kernel.shape[:inputs])
