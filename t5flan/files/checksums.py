@@ -47,7 +47,8 @@ def scan(
         return {name: (size, _SIZE_ONLY) for name, size in sizes.items()}
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         is_new = lambda name: known is not None and known.get(name, (None,))[0] != sizes[name]
-        digests = pool.map(lambda name: '' if is_new(name) else digest(os.path.join(folder, name)), sizes)
+        is_read = lambda name: not name.endswith('/') and not is_new(name)  # an empty folder has no content
+        digests = pool.map(lambda name: digest(os.path.join(folder, name)) if is_read(name) else '', sizes)
         return {name: (size, found) for (name, size), found in zip(sizes.items(), digests, strict=True)}
 
 

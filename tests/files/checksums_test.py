@@ -23,6 +23,17 @@ def test_an_unchanged_folder_is_the_same(folder):
     checksums.compare(folder, content, ('a',))
 
 
+def test_an_empty_folder_is_a_part_without_content(folder):
+    (folder / 'empty').mkdir()
+    checksums.write(folder, {'step': 3})
+    content = checksums.read(folder)
+    assert 'empty/' in content['files']
+    checksums.compare(folder, content, ('empty',))
+    (folder / 'empty').rmdir()
+    with pytest.raises(checksums.Damaged, match='empty/ is missing'):
+        checksums.compare(folder, content, ('empty',))
+
+
 def test_parts_that_are_not_read_may_be_gone(folder):
     content = checksums.read(folder)
     (folder / 'a' / 'two').unlink()
