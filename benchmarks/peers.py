@@ -124,6 +124,8 @@ def _their_decoder(shape: dict[str, Any], batch: dict[str, Any], *, compiled: bo
     import torch
     import transformers
 
+    from benchmarks.train_step import torch_update
+
     config = transformers.LlamaConfig(
         vocab_size=shape['vocab_size'],
         hidden_size=shape['emb_dim'],
@@ -144,15 +146,7 @@ def _their_decoder(shape: dict[str, Any], batch: dict[str, Any], *, compiled: bo
         options = dict(position_ids=positions, labels=labels, shift_labels=labels, use_cache=False)
         return model(input_ids=ids, **options).loss
 
-    if compiled:
-        forward = torch.compile(forward)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-
-    return step
+    return torch_update(forward, optimizer, compiled=compiled)
 
 
 # -- Decoding ----------------------------------------------------------------------------------------------------------

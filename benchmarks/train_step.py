@@ -111,6 +111,13 @@ def torch_step(model: Any, optimizer: Any, args: argparse.Namespace, *, compiled
         with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
             return model(input_ids=inputs, labels=labels).loss
 
+    return torch_update(forward, optimizer, compiled=compiled)
+
+
+def torch_update(forward: Callable[[], Any], optimizer: Any, *, compiled: bool) -> Callable[[], None]:
+    """A function that updates the parameters of a PyTorch model by the gradients of the loss of `forward`."""
+    import torch
+
     if compiled:
         forward = torch.compile(forward)
 
