@@ -25,7 +25,7 @@ from t5flan.files import write_json, write_whole
 from t5flan.training.metric_writer import read_metrics
 
 import instruction_tuning
-from runs import Children, is_trained, markdown
+from runs import Children, is_trained, markdown, require_same_settings
 
 OBJECTIVES = {'ul2': 'UL2', 'prefix_lm': 'prefix LM'}
 BEGINNINGS = {'none': 'both stacks', 'encoder': 'decoder alone', 'decoder': 'encoder alone', 'all': 'from scratch'}
@@ -113,13 +113,7 @@ def check_settings(root: Path, arguments: argparse.Namespace) -> None:
     """
     names = ('steps', 'every', 'batches', 'batch_size', 'input_tokens', 'target_tokens', 'learning_rate', 'dtype')
     settings = {name: getattr(arguments, name) for name in (*names, 'checkpoint', 'texts')}
-    path = root / 'settings.json'
-    if not path.exists():
-        write_json(path, settings)
-    before = json.loads(path.read_text('utf-8'))
-    if changed := [name for name in settings if before.get(name) != settings[name]]:
-        was = ', '.join(f'--{name}={before.get(name)}' for name in changed)
-        raise UserError(f'{root} was started with {was}. Set the same, or another --workdir.')
+    require_same_settings(root, settings)
 
 
 def run_arm(children: Children, root: Path, objective: str, fresh: str, arguments: argparse.Namespace) -> bool:

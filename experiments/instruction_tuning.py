@@ -20,7 +20,6 @@ The defaults take about three hours on two cores. A GPU takes more rows and step
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from t5flan.files import write_json, write_whole
 
 import instruction_scores as scores
 from instruction_data import prepare, read_rows
-from runs import Children, is_trained
+from runs import Children, is_trained, require_same_settings
 
 
 class Method(NamedTuple):
@@ -188,14 +187,7 @@ def prepare_data(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def check_settings(root: Path, arguments: argparse.Namespace) -> None:
     """Refuses to continue a run with settings that would make its parts differ."""
     names = ('steps', 'batch_size', 'input_tokens', 'target_tokens', 'dtype', 'max_new_tokens')
-    settings = {name: getattr(arguments, name) for name in names}
-    path = root / 'settings.json'
-    if not path.exists():
-        write_json(path, settings)
-    before = json.loads(path.read_text('utf-8'))
-    if changed := [name for name in names if before.get(name) != settings[name]]:
-        was = ', '.join(f'--{name}={before.get(name)}' for name in changed)
-        raise UserError(f'{root} was started with {was}. Set the same, or another --workdir.')
+    require_same_settings(root, {name: getattr(arguments, name) for name in names})
 
 
 def run_all(root: Path, arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> list[str]:

@@ -1,14 +1,18 @@
 """Shared by the experiments: t5flan commands that are printed before they run, and Markdown tables."""
 
+import json
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from t5flan.__main__ import main
+from t5flan.errors import UserError
+from t5flan.files import write_json
 
 
 def run(*argv: str) -> None:
@@ -59,6 +63,21 @@ class Children:
             self._stopped = True
             for child in self._running:
                 child.terminate()
+
+
+def require_same_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a new experiment, and refuses to continue one with others.
+
+    Raises:
+        UserError: `root` was started with others.
+    """
+    path = root / 'settings.json'
+    if not path.exists():
+        write_json(path, settings)
+    before = json.loads(path.read_text('utf-8'))
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        was = ', '.join(f'--{name}={before.get(name)}' for name in changed)
+        raise UserError(f'{root} was started with {was}. Set the same, or another --workdir.')
 
 
 def is_trained(workdir: Path, steps: int) -> bool:
