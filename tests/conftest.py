@@ -41,6 +41,20 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000)  # of new objects; the default is 700; tracing one training step makes 90,000
 
 
+@pytest.fixture(autouse=True, scope='module')
+def few_memory_maps():
+    """Forgets compiled programs before the process has as many memory maps as Linux allows (65,530).
+
+    Each program of XLA's CPU takes several, and a compilation that gets no more ends in a segmentation fault.
+    """
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and maps.read_bytes().count(b'\n') > 15_000:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     """The root of the checkout."""

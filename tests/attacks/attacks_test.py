@@ -14,6 +14,7 @@ def run(module, *arguments):
     """Runs an attack in a process of its own: it forks, which a process that uses JAX must not."""
     given = [sys.executable, '-m', f'tests.attacks.{module}', *arguments]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')])}
+    environment.pop('XLA_FLAGS', None)  # one device: the batches of the attacks do not divide over eight
     done = subprocess.run(given, capture_output=True, text=True, env=environment)
     if 'CannotMount' in done.stderr:
         pytest.skip(f'this machine does not let tests mount a disk: {done.stderr.strip().splitlines()[-1]}')

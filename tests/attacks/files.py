@@ -110,11 +110,11 @@ def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
         name = list(ATTACKS)[counts['kills'] % len(ATTACKS)]
         write, check = ATTACKS[name]
         process = _start(write, folder / name)
-        if chance.random() < 0.8:  # the others are killed while they start
-            while not any(path.name.endswith('.lock') for path in (folder / name).iterdir()):
-                time.sleep(0.001)
+        locked = chance.random() < 0.8  # the others are killed while they start
+        while locked and not any(path.name.endswith('.lock') for path in (folder / name).iterdir()):
+            time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.05))
-        if chance.random() < 0.1:  # a second writer, meanwhile
+        if chance.random() < 0.1 and locked:  # a second writer, which must not win the lock from one that starts
             counts['refused'] += _wait(_start(write, folder / name, seconds=5)) == 1
         os.kill(process, signal.SIGKILL)
         assert _wait(process) in (0, -signal.SIGKILL)
