@@ -78,16 +78,30 @@ def attack_runs(kills: int, rate: float, seed: int, folder: Path) -> dict[str, i
 def _others(server: GcsServer, rows: Path, log: Path) -> None:
     """The other commands on the run that is in the bucket."""
     given = [f'--checkpoint={RUN}', f'--input={rows}', f'--output={RUN}/answers.jsonl', '--batch_size=8']
+    texts = f'--input={RUN}/answers.jsonl'
+    from t5flan.files import to_path, write_whole
+
+    write_whole(to_path('gs://bucket/source.txt'), Path(__file__).read_text())
     for arguments in (
         ['infer', *given, '--max_new_tokens=3'],
         ['evaluate', *given[:1], *TASK, f'--json={RUN}/evaluation.json', f'--predictions={RUN}/predictions.jsonl'],
         ['report', RUN],
+        ['convert', '--from=t5flan', '--to=hf', '--check', RUN, 'gs://bucket/hf'],
+        ['convert', '--from=hf', '--to=t5flan', '--check', 'gs://bucket/hf', 'gs://bucket/back'],
+        ['deduplicate', texts, '--field=inputs', '--output=gs://bucket/once.jsonl'],
+        ['decontaminate', texts, '--fields=inputs', texts.replace('--input', '--evaluation'), '--min_words=2']
+        + ['--output=gs://bucket/clean.jsonl'],
+        ['vocabulary', '--input=gs://bucket/source.txt', '--size=500', '--output=gs://bucket/words.model'],
+        ['memorization', '--make_canaries=gs://bucket/canaries.jsonl'],
+        ['mixture', 'flan2022', '--json=gs://bucket/mixture.json'],
     ):
         assert wait(start(arguments, log)) == 0, log.read_text()
     answers = server.read('run/answers.jsonl').decode().splitlines()
     assert [json.loads(line)['index'] for line in answers] == list(range(len(rows.read_text().splitlines())))
     assert json.loads(server.read('run/evaluation.json'))['step'] == STEPS
     assert b'</html>' in server.read('run/report.html')
+    written = {'hf/model.safetensors', 'back/t5flan.json', 'once.jsonl', 'clean.jsonl', 'words.model', 'canaries.jsonl'}
+    assert written | {'mixture.json'} <= set(server.names())
 
 
 def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
