@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
+from t5flan.kernels.kept import kept
 from t5flan.kernels.relative_bias import RelativeBias
 
 MASKED = -1e30  # finite: a query that sees no key must not produce NaN
@@ -94,7 +94,7 @@ def with_gradients(forward: Callable, backward: Callable) -> Callable:
         return forward(spec, arrays)[0]
 
     def save(spec: AttentionSpec, arrays: Any) -> tuple[jax.Array, tuple]:
-        y, lse = map(checkpoint_name, forward(spec, arrays), SAVED_NAMES)
+        y, lse = map(kept, forward(spec, arrays), SAVED_NAMES)
         return y, (arrays, y, lse)
 
     attention.defvjp(save, lambda spec, saved, dy: (backward(spec, *saved, dy),))

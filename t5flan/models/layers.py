@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
+from t5flan.kernels.kept import kept
 from t5flan.kernels.product import product
 from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import Initializer, Scope, fan_in
@@ -82,7 +82,7 @@ class Projection(nnx.Module):
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         with jax.named_scope('projection'):
             y = product(x, self.kernel[...], self.num_inputs, self.dtype)
-        return checkpoint_name(add_bias(y, self.bias), PROJECTION)
+        return kept(add_bias(y, self.bias), PROJECTION)
 
 
 def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:

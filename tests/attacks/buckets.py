@@ -93,7 +93,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
         + ['--output=gs://bucket/clean.jsonl'],
         ['vocabulary', '--input=gs://bucket/source.txt', '--size=500', '--output=gs://bucket/words.model'],
         ['memorization', '--make_canaries=gs://bucket/canaries.jsonl'],
-        ['mixture', 'flan2022', '--json=gs://bucket/mixture.json'],
+        ['plan', '--models=t5_1_1_small', '--tokens=1B', '--json=gs://bucket/plan.json'],
     ):
         assert wait(start(arguments, log)) == 0, log.read_text()
     answers = server.read('run/answers.jsonl').decode().splitlines()
@@ -101,7 +101,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
     assert json.loads(server.read('run/evaluation.json'))['step'] == STEPS
     assert b'</html>' in server.read('run/report.html')
     written = {'hf/model.safetensors', 'back/t5flan.json', 'once.jsonl', 'clean.jsonl', 'words.model', 'canaries.jsonl'}
-    assert written | {'mixture.json'} <= set(server.names())
+    assert written | {'plan.json'} <= set(server.names())
 
 
 def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
