@@ -316,6 +316,19 @@ def host_rows(sharding: Sharding, global_rows: int) -> slice:
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 
+def fetch(tree: Any) -> Any:
+    """Arrays of the mesh as NumPy arrays, whole on every host. If the mesh spans several, all of them must call it."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
 def memory_left(devices: Sequence[jax.Device]) -> tuple[float, str, float]:
     """Bytes that each of the devices has left, what they are, and bytes that the host has left.
 

@@ -79,6 +79,6 @@ class Compaction:
         return self._results
 
     def _remember(self, loop: sampled.Loop) -> None:
-        now: Any = jax.device_get((loop.tokens_BT, loop.log_probs_BT, loop.lengths_B))
+        now: Any = sharding_lib.fetch((loop.tokens_BT, loop.log_probs_BT, loop.lengths_B))
         for whole, part in zip(self._results, now, strict=True):
             whole[self.places_R] = part
