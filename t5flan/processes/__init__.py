@@ -19,6 +19,7 @@ from typing import Any
 from t5flan import signals
 from t5flan.errors import UserError
 from t5flan.processes.meeting import Peer, meet
+from t5flan.processes.relay import Relay
 from t5flan.processes.watch import Watch
 
 _CLUSTERS = 'SLURM (srun), Open MPI (mpirun), a Cloud TPU slice or a GKE JobSet'
@@ -100,10 +101,11 @@ def connect(processes: Processes | None = None) -> None:
     processes = dataclasses.replace(processes, coordinator=coordinator, process_count=count, process_id=index)
     peers = meet(str(coordinator), int(count or 0), int(index or 0), processes.timeout)
     _watch_others(peers, int(index or 0), int(count or 0))
+    address = Relay(str(coordinator)).address if _watch is not None and index else coordinator
     jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
-            coordinator,
+            address,
             count,
             index,
             devices,
@@ -152,7 +154,10 @@ def are_several() -> bool:
 def finish() -> None:
     """Returns when all processes of the job have come here; one that ends before ends this one too."""
     if _watch is not None:
+        import jax
+
         _watch.finish()
+        jax.distributed.shutdown()  # while all are there and the relay runs
 
 
 def fail(why: str) -> None:

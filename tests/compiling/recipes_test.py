@@ -24,10 +24,11 @@ CASES = {
     'PaLM 62B on v5p': (PALM_62B, 'v5p:8x8x8', ()),
     'XL at 32k on v5e': (XL, 'v5e:4x4', LONG),
 }
+MORE_PARTS = ('OptimizerConfig.microbatches=16',)
 SLICES_OF_540B = (
     ('v4:12x16x16', 2, ()),
-    ('v4:16x16x16', 1, ('MeshConfig.data=1', 'MeshConfig.fsdp=256', 'MeshConfig.tensor=16')),
-    ('v4:8x16x16', 1, ('MeshConfig.data=1', 'MeshConfig.fsdp=128', 'MeshConfig.tensor=16')),
+    ('v4:16x16x16', 1, ('MeshConfig.data=1', 'MeshConfig.tensor=16', 'OptimizerConfig.microbatches=8')),
+    ('v4:8x16x16', 1, ('MeshConfig.data=1', 'MeshConfig.fsdp=128', 'MeshConfig.tensor=16', *MORE_PARTS)),
 )
 """Slices, their number and settings: the first that the compiler takes is compiled for."""
 
