@@ -101,7 +101,7 @@ def connect(processes: Processes | None = None) -> None:
     processes = dataclasses.replace(processes, coordinator=coordinator, process_count=count, process_id=index)
     peers = meet(str(coordinator), int(count or 0), int(index or 0), processes.timeout)
     _watch_others(peers, int(index or 0), int(count or 0))
-    address = Relay(str(coordinator)).address if _watch is not None and index else coordinator
+    address = coordinator if _watch is None or not index else _relayed(str(coordinator))
     jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
@@ -127,6 +127,13 @@ def _watch_others(peers: Mapping[int, Peer], index: int, count: int) -> None:
         return
     for peer in peers.values():
         peer.connection.close()
+
+
+def _relayed(coordinator: str) -> str:
+    """The address of a relay to the coordinator, which no proxy of the environment is asked for."""
+    known = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy')
+    os.environ['no_grpc_proxy'] = ','.join(filter(None, [known, '127.0.0.1']))
+    return Relay(coordinator).address
 
 
 def _require_devices(index: int, count: int) -> None:
