@@ -164,6 +164,8 @@ def numbers(folder: Path, count: int) -> None:
     one, several = folder / 'one', folder / 'several'
     close(training_losses(one), training_losses(several))
     assert len(evaluations(one)) == 3
+    texts = [[json.loads(line)['prediction'] for line in (each / 'samples.jsonl').open()] for each in (one, several)]
+    assert texts[0] == texts[1] and len(texts[0]) == 3, texts
     close(evaluations(one), evaluations(several))
 
 
@@ -205,7 +207,7 @@ def evaluate(folder: Path, count: int) -> None:
 
 def infer(folder: Path, count: int) -> None:
     """Rows divided among processes, of which one is told to stop."""
-    rows = write_rows(folder, 60)
+    rows = write_rows(folder, 400)
     checkpoint = ready(folder, rows)
     output = folder / 'answers.jsonl'
     command = ['infer', f'--checkpoint={checkpoint}', f'--input={rows}', f'--output={output}', '--batch_size=1']
