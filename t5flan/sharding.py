@@ -132,8 +132,7 @@ def placement() -> Any:
 
 def device() -> jax.Device:
     """A device that the program being traced will run on; of the current mesh, which may be compiled for only."""
-    sharding = current()
-    return jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+    return _current[-1].mesh.devices.flat[0] if _current else jax.devices()[0]
 
 
 def platform() -> str:

@@ -105,8 +105,10 @@ class Watch:
 
     def leave(self, code: int) -> None:
         """Ends this process after an error or a signal, without JAX, which would wait for the others."""
-        self._is_reported = True
         self._pass_signal_on()
+        if signals.received() is None and not self._is_reported:
+            self._say(f'stop {self._name(self._index)} stopped, and so do all others')
+        self._is_reported = True
         if signals.received() is not None:
             with signals.saving():  # the others may still save; a second signal ends this process
                 self.finish()
@@ -156,12 +158,15 @@ class Watch:
             for one, peer in self._peers.items():
                 peer.connection.settimeout(1.0)
                 selector.register(peer.connection, selectors.EVENT_READ, one)
-            next_beat = 0.0
+            next_beat, before = 0.0, time.monotonic()
             while not self._closed.is_set() and (self._open or not self._finished.is_set()):
                 for key, _ in selector.select(_POLL):
                     if not self._read(key.data):
                         selector.unregister(key.fileobj)
                 now = time.monotonic()
+                if now - before > BEAT:  # this process was suspended: the others may have been heard long ago
+                    self._heard = dict.fromkeys(self._heard, now)
+                before = now
                 if now >= next_beat and not self._finished.is_set():
                     self._say('.')
                     next_beat = now + BEAT
