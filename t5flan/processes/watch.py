@@ -143,6 +143,8 @@ class Watch:
                     peer.connection.shutdown(socket.SHUT_WR)  # all that was said arrives
             time.sleep(0.2)
         until = time.monotonic() + (GRACE + _LAST if line is None else _LAST)
+        for one in list(self._open) if self._index == 0 else ():
+            self._peers[one].connection.settimeout(0.05)
         while self._index == 0 and self._open and time.monotonic() < until:
             if threading.current_thread() is self._thread:
                 for one in list(self._open):
