@@ -96,8 +96,8 @@ def measure_saves(step: Callable[[], Any], manager: checkpoints.CheckpointManage
         stalls.append(calls[-1] + slower - args.steps * statistics.mean(plain[-2:]))
     one, call, stall, write = map(statistics.median, (plain, calls, stalls, writes))
     print(f'a step takes {one:.3f} s; the call of a save {call:.3f} s ({100 * call / one:.1f} % of a step)')
-    print(f'a save and {args.steps} steps take {stall:.3f} s more than the steps alone: a stall of {100 * stall / one:.1f} %')
-    print(f'of a step; the checkpoint is complete {write:.2f} s after the call')
+    print(f'a save and {args.steps} steps take {stall:.3f} s more than the steps alone: a stall of')
+    print(f'{100 * stall / one:.1f} % of a step; the checkpoint is complete {write:.2f} s after the call')
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -169,7 +169,8 @@ def main() -> None:
     parser.add_argument('--folder', help='where the checkpoints are written for a while (default: a temporary folder)')
     args = parser.parse_args()
     model = sized_model(args.parameters)
-    print(f'{count_parameters(model) / 1e6:.0f} million parameters on {jax.device_count()} x {jax.devices()[0].device_kind}')
+    where = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    print(f'{count_parameters(model) / 1e6:.0f} million parameters on {where}')
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         mesh = MeshConfig(data=-1, fsdp=args.fsdp)
         with training(model, args.rows, args.length, mesh, args.optimizer) as (trainer, step):

@@ -67,7 +67,8 @@ def _main(argv: Sequence[str]) -> int:
             return 1
         if not processes.are_several():  # a bug, so show the traceback
             raise
-        processes.fail(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}')  # the end of another may cause it
+        why = ' '.join(str(error).split())[:300]
+        processes.fail(f'{type(error).__name__}: {why}')  # the end of another process may be the cause
         traceback.print_exc()
         return 1
 

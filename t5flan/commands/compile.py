@@ -1,4 +1,4 @@
-"""`t5flan compile`: memory, FLOPs and traffic of a run's training step, or of generation, on chips that need not be there."""
+"""`t5flan compile`: memory, FLOPs and traffic of a training step, or of generation, on chips that need not be there."""
 
 import argparse
 from typing import TYPE_CHECKING, Any

@@ -91,7 +91,8 @@ def test_a_process_without_a_device_is_one_line(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda':\nno device 3")
 
     monkeypatch.setattr(jax, 'local_devices', none)
-    with pytest.raises(UserError, match='process 3 of 4 has no device of its own .*no device 3.* at most one for each') as one:
+    words = 'process 3 of 4 has no device of its own .*no device 3.* at most one for each'
+    with pytest.raises(UserError, match=words) as one:
         processes._require_devices(3, 4)
     assert '\n' not in str(one.value)
     monkeypatch.setattr(jax, 'local_devices', list)

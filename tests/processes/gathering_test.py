@@ -1,4 +1,4 @@
-"""t5flan/processes/gathering.py: every input is answered once, by one process; several real ones are in tests/attacks."""
+"""t5flan/processes/gathering.py: each input is answered once, by one process; tests/attacks has several real ones."""
 
 import jax
 import pytest

@@ -108,7 +108,8 @@ def test_one_that_is_late_is_told_so(monkeypatch, answer):
 
         service = threading.Thread(target=serve)
         service.start()
-        with pytest.raises(UserError, match=f'process 1 of 2 is late: at localhost:{port} another program answers') as raised:
+        words = f'process 1 of 2 is late: at localhost:{port} another program answers'
+        with pytest.raises(UserError, match=words) as raised:
             meet(f'localhost:{port}', 2, 1, 20)
         ended.set()
         service.join(10)
