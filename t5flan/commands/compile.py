@@ -107,7 +107,11 @@ COMMAND = Command(
             required=True,
         ),
         Flag('--slices', 'number of such TPU slices (default: 1)', 'N', COUNT, 1),
-        Flag('--decode', 'compile generation instead: reading a batch of prompts, and one more token in each row', type=bool),
+        Flag(
+            '--decode',
+            'compile generation instead: reading a batch of prompts, and one more token in each row',
+            type=bool,
+        ),
         Flag('--fit', 'search mesh, microbatches and remat for the fastest step that fits', type=bool),
         Flag('--tries', 'with --fit: how many of the best by estimate are compiled (default: 4)', 'N', COUNT, 4),
         Flag('--parameters', 'also print the sharding of every parameter', type=bool),

@@ -73,7 +73,11 @@ def describe_decoding(settings: Mapping[str, Any], decoding: Decoding, target: T
         compiling = _Generation(settings['model'], settings['data'].format, decoding, sharding)
         prompts = prompts_of(settings, decoding, sharding)
         first, loop = compiling.begin(prompts)
-        read = {'phase': 'prompts', **_without_optimizer(describe_program(first, target)), **dataclasses.asdict(prompts)}
+        read = {
+            'phase': 'prompts',
+            **_without_optimizer(describe_program(first, target)),
+            **dataclasses.asdict(prompts),
+        }
         if loop is None or not read['fits']:
             return read
         report = _without_optimizer(describe_program(compiling.advance(prompts, loop), target))

@@ -9,7 +9,6 @@ Shapes: B rows of the whole batch, R rows of the loop now, T new tokens.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib

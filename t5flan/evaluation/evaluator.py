@@ -138,7 +138,9 @@ def evaluate(
     with contextlib.ExitStack() as held:
         if predictions is not None:
             held.enter_context(locks.hold_file(predictions, '--predictions'))
-        found = _evaluate_all(request, step, steps, StepResults(kept_in, header, several=several), StepRows(predictions))
+        found = _evaluate_all(
+            request, step, steps, StepResults(kept_in, header, several=several), StepRows(predictions)
+        )
         lead(None)
         return found
 
@@ -288,7 +290,9 @@ def _scored(
     """The log-likelihood of each target."""
     if not together or jax.process_count() == 1:
         return model.score_ids(inputs, targets, decoding.batch_size)
-    score = lambda places: model.score_ids([inputs[i] for i in places], [targets[i] for i in places], decoding.batch_size)
+    score = lambda places: model.score_ids(
+        [inputs[i] for i in places], [targets[i] for i in places], decoding.batch_size
+    )
     return divide(score, [len(ids) for ids in inputs])
 
 

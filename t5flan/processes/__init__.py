@@ -24,6 +24,7 @@ from t5flan.processes.watch import Watch
 
 _CLUSTERS = 'SLURM (srun), Open MPI (mpirun), a Cloud TPU slice or a GKE JobSet'
 _VARIABLES = {'coordinator': 'COORDINATOR', 'process_count': 'PROCESS_COUNT', 'process_id': 'PROCESS_ID'}
+_NO_PROXY = 'no_grpc_proxy'  # gRPC reads it in lower case
 _watch: Watch | None = None
 
 
@@ -131,8 +132,8 @@ def _watch_others(peers: Mapping[int, Peer], index: int, count: int) -> None:
 
 def _relayed(coordinator: str) -> str:
     """The address of a relay to the coordinator, which no proxy of the environment is asked for."""
-    known = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy')
-    os.environ['no_grpc_proxy'] = ','.join(filter(None, [known, '127.0.0.1']))
+    known = os.environ.get(_NO_PROXY) or os.environ.get('no_proxy')
+    os.environ[_NO_PROXY] = ','.join(filter(None, [known, '127.0.0.1']))
     return Relay(coordinator).address
 
 

@@ -68,7 +68,7 @@ class Watch:
     ) -> None:
         self._peers, self._index, self._count = peers, index, count
         self._show, self._exit = show, end
-        self._buffers = {one: b'' for one in peers}
+        self._buffers = dict.fromkeys(peers, b'')
         self._heard = dict.fromkeys(peers, time.monotonic())
         self._open = set(peers)
         self._done: set[int] = set()

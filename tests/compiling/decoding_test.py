@@ -88,6 +88,9 @@ def test_generation_is_compiled_for_a_tpu(changes, tmp_path):
     pytest.importorskip('libtpu', reason='the compiler comes with t5flan[compile]')
     path = tmp_path / 'report.json'
     gin = [f'--gin.{one}' for one in (*BINDINGS, *changes, 'MeshConfig.tensor=2')]
-    assert main(['compile', '--topology=v5e:2x2', '--decode', '--gin.Decoding.temperature=0.7', *gin, f'--json={path}']) == 0
+    assert (
+        main(['compile', '--topology=v5e:2x2', '--decode', '--gin.Decoding.temperature=0.7', *gin, f'--json={path}'])
+        == 0
+    )
     report = json.loads(path.read_text())
     assert report['fits'] and report['bound'] and report['tokens_per_second_at_most'] > 0

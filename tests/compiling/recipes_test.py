@@ -45,7 +45,9 @@ def compiled(tmp_path, capsys, example, topology, changes, slices=1):
     """The report of a configuration; None if there is no such slice."""
     path = tmp_path / 'report.json'
     gin = [f'--gin.{one}' for one in changes]
-    code = main(['compile', f'--topology={topology}', f'--slices={slices}', f'--gin_file={example}', *gin, f'--json={path}'])
+    code = main(
+        ['compile', f'--topology={topology}', f'--slices={slices}', f'--gin_file={example}', *gin, f'--json={path}']
+    )
     printed = capsys.readouterr()
     print(printed.out)  # shown with -rP
     if 'is no slice for the TPU compiler' in printed.err:

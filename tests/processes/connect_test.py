@@ -35,7 +35,9 @@ OPEN_MPI = {
 def no_cluster(monkeypatch):
     """The tests may themselves run under a scheduler."""
     for name in os.environ:
-        if name.startswith(('SLURM_', 'OMPI_', 'T5FLAN_COORD', 'T5FLAN_PROCESS', 'KUBERNETES_', 'JAX_COORDINATOR', 'MEGASCALE_')):
+        if name.startswith(
+            ('SLURM_', 'OMPI_', 'T5FLAN_COORD', 'T5FLAN_PROCESS', 'KUBERNETES_', 'JAX_COORDINATOR', 'MEGASCALE_')
+        ):
             monkeypatch.delenv(name)
 
 
