@@ -5,11 +5,12 @@ Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage.
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
-from t5flan import signals
+from t5flan import processes, signals
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import Exit, parse_arguments
 from t5flan.commands.startup import hold_outputs, set_allocator, set_environment
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     with signals.watched():
         code = _main(argv)
+        processes.leave(code)
         signals.reported()
         return code
 
@@ -40,11 +42,12 @@ def _main(argv: Sequence[str]) -> int:
         with hold_outputs(command, arguments):
             command.run(arguments)
         sys.stdout.flush()
+        processes.finish()
         return 0
     except Exit as done:
         return done.code
     except UserError as error:
-        print('t5flan:', *str(error).split(), file=sys.stderr)
+        _print_error(str(error))
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,11 +61,23 @@ def _main(argv: Sequence[str]) -> int:
             print(f't5flan: stopped by {stopped_by}; run the same command again to go on', file=sys.stderr)
             return 1
         problem = _problem_of_system(error)
-        if problem is None:  # a bug, so show the traceback
+        if problem is not None:
+            _forget_output()
+            _print_error(problem)
+            return 1
+        if not processes.are_several():  # a bug, so show the traceback
             raise
-        _forget_output()
-        print(f't5flan: {problem}', file=sys.stderr)
+        why = ' '.join(str(error).split())[:300]
+        processes.fail(f'{type(error).__name__}: {why}')  # the end of another process may be the cause
+        traceback.print_exc()
         return 1
+
+
+def _print_error(problem: str) -> None:
+    """Prints an error as one line, unless the end of another process of the job is the cause."""
+    line = ' '.join(problem.split())
+    processes.fail(line)
+    print('t5flan:', line, file=sys.stderr)
 
 
 def _problem_of_system(error: Exception) -> str | None:

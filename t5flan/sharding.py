@@ -132,8 +132,7 @@ def placement() -> Any:
 
 def device() -> jax.Device:
     """A device that the program being traced will run on; of the current mesh, which may be compiled for only."""
-    sharding = current()
-    return jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+    return _current[-1].mesh.devices.flat[0] if _current else jax.devices()[0]
 
 
 def platform() -> str:
@@ -314,6 +313,19 @@ def host_rows(sharding: Sharding, global_rows: int) -> slice:
     placed = sharding.named(('batch',), (global_rows,)).addressable_devices_indices_map((global_rows,))
     ranges = [index[0].indices(global_rows) for index in placed.values() if index is not None]
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of the mesh as NumPy arrays, whole on every host. If the mesh spans several, all of them must call it."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def memory_left(devices: Sequence[jax.Device]) -> tuple[float, str, float]:

@@ -134,6 +134,11 @@ def saving() -> Iterator[None]:
         yield
 
 
+def is_watching() -> bool:
+    """Whether this process ends at the deadline of a signal, as commands do."""
+    return _watch is not None
+
+
 def received() -> str | None:
     """The name of the signal that this process was told to end with, or None."""
     return None if _watch is None or _watch.received is None else signal.Signals(_watch.received).name

@@ -106,6 +106,12 @@ def test_one_host_has_all_rows_and_they_must_divide(mixed):
         sharding_lib.host_rows(mixed, 6)
 
 
+def test_the_device_of_a_mesh_of_one_is_its_own():
+    last = jax.devices()[-1]
+    with sharding_lib.use(sharding_lib.create_sharding(MeshConfig(), [last])):
+        assert sharding_lib.device() == last and sharding_lib.current() is None
+
+
 def test_the_platform_is_that_of_the_mesh(mixed):
     assert sharding_lib.platform() == 'cpu'
     with sharding_lib.use(mixed):

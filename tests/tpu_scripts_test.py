@@ -193,6 +193,12 @@ def test_launch_installs_everywhere_then_starts_everywhere(script, tmp_path):
     assert script('launch.sh', *SLICE)[0] == 2
 
 
+@pytest.mark.parametrize('command', ['infer', 'evaluate'])
+def test_the_hosts_share_the_work_of_a_command(script, tmp_path, command):
+    _, calls, _, _ = script('launch.sh', *SLICE, '--', command, '--checkpoint=gs://b/a')
+    assert on_worker(tmp_path, calls[-1][-1]) == [command, '--checkpoint=gs://b/a', '--multi_host']
+
+
 def test_watch_waits_until_the_slice_is_active(script):
     code, calls, out, _ = script('watch.sh', *SLICE, '--every=0', states='WAITING_FOR_RESOURCES PROVISIONING ACTIVE')
     assert code == 0 and ['describe' in call for call in calls] == [True, True, True, False]

@@ -93,7 +93,7 @@ else echo "t5flan-run: ended $(cat train.exit 2>/dev/null || echo unknown)"; fi'
 connect_processes() {
   case "${COMMAND[0]}" in
     train) COMMAND+=(--gin.RunConfig.multi_host=True) ;;
-    infer) COMMAND+=(--multi_host) ;;
+    infer | evaluate) COMMAND+=(--multi_host) ;;
   esac
 }
 

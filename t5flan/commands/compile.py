@@ -1,12 +1,12 @@
-"""`t5flan compile`: memory, FLOPs and traffic of a run's training step on chips that need not be there."""
+"""`t5flan compile`: memory, FLOPs and traffic of a training step, or of generation, on chips that need not be there."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import COUNT, Command, Flag
-from t5flan.commands.flags import JSON
+from t5flan.commands.flags import JSON, read_decoding
 from t5flan.commands.train import take_from_checkpoint
-from t5flan.errors import UserError
+from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json
 
 if TYPE_CHECKING:
@@ -17,8 +17,11 @@ _STEPS = 10_000
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compiles the training step of a run and prints what it takes."""
+    """Compiles the training step of a run, or generation with its model, and prints what it takes."""
     from t5flan import configurables
+
+    if arguments.decode and arguments.fit:
+        raise UsageError('--fit searches the settings of a training step. Remove it, or --decode')
 
     settings = configurables.parse(arguments.gin_file, arguments.gin)
     values = read_settings(settings)
@@ -29,13 +32,16 @@ def run(arguments: argparse.Namespace) -> None:
     run_nothing_here(int(count) if kind == 'cpu' and count.isdigit() and int(count) < 1000 else 1)
     target = find_target(arguments.topology, arguments.slices)
 
+    from t5flan.compiling.decoding import describe_decoding
     from t5flan.compiling.report import describe_program
     from t5flan.compiling.search import search
     from t5flan.compiling.step import compile_step
     from t5flan.compiling.terminal import print_report, print_search
 
-    describe = lambda given: describe_program(compile_step(given, target.devices), target, given)
-    if arguments.fit:
+    describe = lambda given: describe_program(compile_step(given, target.devices), target)
+    if arguments.decode:
+        report = describe_decoding(values, read_decoding(settings, arguments, 'compile'), target)
+    elif arguments.fit:
         report, rows = search(values, target, arguments.tries, describe)
         print_search(rows)
         report['search'] = rows
@@ -66,21 +72,29 @@ def read_settings(settings: 'Settings') -> dict[str, Any]:
 
 def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
     from t5flan.compiling.fitting import changes_that_fit
-    from t5flan.compiling.terminal import gib
 
     problem = f'the step does not fit on {report["topology"]}'
+    if 'phase' in report:
+        fix = 'Set a smaller Decoding.batch_size or Decoding.max_new_tokens, or more MeshConfig.fsdp or tensor'
+        return f'{problem}: {_needed(report)}. {fix}.'
     if report['peak_bytes_per_device'] is None:
         return f'{problem}. Set a smaller DataConfig.batch_size, ModelConfig.remat="full" or more MeshConfig.fsdp.'
-    problem += f': it needs {gib(report["peak_bytes_per_device"])} of {gib(report["limit_bytes"])} on each device'
+    problem += f': {_needed(report)}'
     found = changes_that_fit(values, report['devices'], report['peak_bytes_per_device'], report['limit_bytes'])
     if not found:
         return f'{problem}. By estimate no remat, microbatches or MeshConfig.fsdp makes it fit: use more chips.'
     return f'{problem}. By estimate it fits with {" or ".join(found)}.'
 
 
+def _needed(report: dict[str, Any]) -> str:
+    from t5flan.compiling.terminal import gib
+
+    return f'it needs {gib(report["peak_bytes_per_device"])} of {gib(report["limit_bytes"])} on each device'
+
+
 COMMAND = Command(
     'compile',
-    "compiles a run's training step for chips that need not be there: memory, FLOPs, traffic, least time",
+    "compiles a run's training step, or generation, for chips that need not be there: memory, FLOPs, traffic, time",
     run,
     gin=True,
     example='t5flan compile --topology=v5e:4x4 --gin_file=models/t5_1_1_small --gin_file=runs/pretrain',
@@ -93,6 +107,11 @@ COMMAND = Command(
             required=True,
         ),
         Flag('--slices', 'number of such TPU slices (default: 1)', 'N', COUNT, 1),
+        Flag(
+            '--decode',
+            'compile generation instead: reading a batch of prompts, and one more token in each row',
+            type=bool,
+        ),
         Flag('--fit', 'search mesh, microbatches and remat for the fastest step that fits', type=bool),
         Flag('--tries', 'with --fit: how many of the best by estimate are compiled (default: 4)', 'N', COUNT, 4),
         Flag('--parameters', 'also print the sharding of every parameter', type=bool),

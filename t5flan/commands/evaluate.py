@@ -1,16 +1,26 @@
 """`t5flan evaluate`: evaluates a checkpoint on held-out splits, with the files and modules of its run registered.
 
-With --benchmark, it asks the checkpoint the questions of public benchmarks instead.
+With --benchmark, it asks the checkpoint the questions of public benchmarks instead. Several processes share the work.
 """
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import COUNT, Command, Flag, words
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.flags import (
+    CHECKPOINT,
+    JSON,
+    PROCESSES,
+    connect,
+    decoding_flags,
+    read_data,
+    read_decoding,
+    read_run,
+)
+from t5flan.commands.startup import hold_file, import_tensorflow
 from t5flan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,12 +31,28 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluates a checkpoint on held-out splits or on public benchmarks."""
     if bool(arguments.benchmark) != bool(arguments.benchmark_dir):
         raise UsageError('--benchmark=NAME,NAME and --benchmark_dir=DIR go together')
-    if arguments.benchmark:
-        _run_benchmarks(arguments)
-        return
-    for name in ('prompt_length', 'samples'):
+    for name in () if arguments.benchmark else ('prompt_length', 'samples'):
         if getattr(arguments, name) is not None:
             raise UsageError(f'--{name} is of --benchmark; held-out splits have their own. Remove it')
+    several = connect(arguments, always=arguments.multi_host)  # before anything runs in JAX
+    with _held_json(arguments.json, several):
+        if arguments.benchmark:
+            _run_benchmarks(arguments)
+        else:
+            _run_tasks(arguments)
+
+
+def _held_json(path: str | None, several: bool) -> contextlib.AbstractContextManager[None]:
+    """Holds the file of results, which only the first of several processes writes."""
+    if path is not None and several:
+        import jax
+
+        if jax.process_index():
+            return contextlib.nullcontext()
+    return hold_file(path, '--json')
+
+
+def _run_tasks(arguments: argparse.Namespace) -> None:
     from t5flan.data.config import DataConfig
 
     settings = read_run(arguments)
@@ -131,6 +157,14 @@ COMMAND = Command(
             'FILE',
             writes='shared',
         ),
-        dataclasses.replace(JSON, help='also write the result to FILE as JSON; steps and tasks in it are not repeated'),
+        dataclasses.replace(
+            JSON, help='also write the result to FILE as JSON; steps and tasks in it are not repeated', writes='shared'
+        ),
+        Flag(
+            '--multi_host',
+            'the processes of this job, which the cluster starts, share the examples; the first one writes the results',
+            type=bool,
+        ),
+        *PROCESSES,
     ),
 )

@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     adapters = _adapters(arguments)
     shard = ALL if arguments.shard is None else read_part(arguments.shard)
+    connect(arguments, always=arguments.multi_host)  # before anything runs in JAX
     settings = read_run(arguments) if arguments.task else configurables.parse(arguments.gin_file, arguments.gin)
     decoding = read_decoding(settings, arguments, 'infer')
-    connect(arguments, always=arguments.multi_host)
     arguments.checkpoint = own_checkpoint(arguments.checkpoint)
     if arguments.chat and not (arguments.prompt or arguments.input or arguments.task):
         for flag in ('output', 'control', 'json', 'shard', 'adapters'):

@@ -109,8 +109,24 @@ def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[No
                 held.enter_context(_removed_if_empty(given))
                 held.enter_context(locks.hold(os.path.join(given, locks.NAME), given, flag.name))
             else:
-                held.enter_context(locks.hold_file(given, flag.name))
-                remove_partial(given)
+                held.enter_context(hold_file(given, flag.name))
+        yield
+
+
+@contextlib.contextmanager
+def hold_file(path: str | None, flag: str) -> Iterator[None]:
+    """Locks a file that a command writes, if it has one, and removes what a killed one left of it.
+
+    Raises:
+        UserError: another process writes it.
+    """
+    if path is None:
+        yield
+        return
+    from t5flan.files import locks
+
+    with locks.hold_file(path, flag):
+        remove_partial(path)
         yield
 
 

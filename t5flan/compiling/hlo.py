@@ -92,7 +92,7 @@ class Module:
                 yield called, 1
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often the body of a `while` runs: what XLA found, or the bound in its condition `i < bound`."""
+        """How often the body of a `while` runs: what XLA found, or the bound in its condition `i < bound`; else 1."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
@@ -100,7 +100,7 @@ class Module:
         bounds = [
             int(one.attributes) for one in condition.values() if one.opcode == 'constant' and one.attributes.isdigit()
         ]
-        return max(bounds, default=1)
+        return max([1, *bounds])
 
 
 def parse(text: str) -> Module:

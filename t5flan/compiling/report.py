@@ -1,8 +1,8 @@
-"""What a compiled training step takes, as JSON: memory, FLOPs, traffic, and the least time by the chip's data sheet."""
+"""What a compiled step takes, as JSON: memory, FLOPs, traffic, and the least time by the chip's data sheet."""
 
 import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,9 @@ from t5flan.mesh import MESH_AXES
 from t5flan.models.parameters import named_parameters
 from t5flan.planning.chips import Chip
 from t5flan.planning.cost import GIB
-from t5flan.training.throughput import model_flops
 
 
-def describe_program(program: Program, target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
+def describe_program(program: Program, target: Target) -> dict[str, Any]:
     """The report of `t5flan compile`.
 
     Bytes and executed FLOPs are those of one device, model FLOPs those of all.
@@ -25,11 +24,8 @@ def describe_program(program: Program, target: Target, settings: Mapping[str, An
     Args:
         program: the compiled step.
         target: what it was compiled for.
-        settings: those of the run.
     """
-    mesh = program.trainer.sharding.mesh
-    state = program.trainer.abstract_state
-    shapes = {name: x.shape for name, x in program.batch.items()}
+    mesh = program.sharding.mesh
     report: dict[str, Any] = {
         'topology': target.name,
         'slices': target.slices,
@@ -39,11 +35,11 @@ def describe_program(program: Program, target: Target, settings: Mapping[str, An
         'fits': program.compiled is not None,
         'compile_seconds': program.seconds,
         'limit_bytes': _limit(program, target.chip),
-        'argument_bytes': _held([state, dict(program.batch)]),
-        'optimizer_bytes': _held(state.opt_state),
-        'parameter_bytes': _held(state.model),
-        'model_flops': model_flops(settings['model'], shapes),
-        'parameters': _parameters(state.model),
+        'argument_bytes': _held([program.parameters, program.optimizer, program.inputs]),
+        'optimizer_bytes': _held(program.optimizer),
+        'parameter_bytes': _held(program.parameters),
+        'model_flops': program.model_flops,
+        'parameters': _parameters(program.parameters),
     }
     if program.compiled is None:
         return report | {'peak_bytes_per_device': program.needed_bytes, 'allocations': list(program.allocations)}
@@ -52,13 +48,13 @@ def describe_program(program: Program, target: Target, settings: Mapping[str, An
     report['activation_bytes'] = int(memory.temp_size_in_bytes)
     limit = report['limit_bytes']
     report['fits'] = limit is None or report['peak_bytes_per_device'] <= limit
-    return report | _work(program, target, report['model_flops'])
+    return report | _work(program, target)
 
 
-def _work(program: Program, target: Target, wanted: float) -> dict[str, Any]:
+def _work(program: Program, target: Target) -> dict[str, Any]:
     """FLOPs, traffic, and the least time of a step."""
-    module = hlo.parse(program.compiled.as_text())
-    mesh = program.trainer.sharding.mesh
+    module, wanted = hlo.parse(program.compiled.as_text()), program.model_flops
+    mesh = program.sharding.mesh
     found = [one for one in traffic.collectives(module, dict(mesh.shape)) if one.devices > 1]
     by_kind: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
     for one in found:
@@ -130,7 +126,7 @@ def _across_slices(program: Program, target: Target) -> dict[str, int]:
     """How many slices each mesh axis runs over."""
     if target.slices == 1:
         return {}
-    devices = program.trainer.sharding.mesh.devices
+    devices = program.sharding.mesh.devices
     counts = {}
     for number, axis in enumerate(MESH_AXES):
         line = devices[tuple(slice(None) if i == number else 0 for i in range(devices.ndim))]

@@ -1,4 +1,4 @@
-"""The training step of a run, lowered from shapes alone and compiled for a target."""
+"""The training step of a run, lowered from shapes alone and compiled for a target; decoding.py has generation."""
 
 import dataclasses
 import math
@@ -16,17 +16,21 @@ from t5flan.data.preprocessing.features import row_capacity
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
 from t5flan.training.step import Trainer
+from t5flan.training.throughput import model_flops
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled training step, or why there is none.
+    """A compiled step, or why there is none.
 
     Attributes:
-        trainer: what was compiled; its `abstract_state` has the sharding of every array.
-        batch: shape, dtype and sharding of each model feature.
+        sharding: the mesh that it was compiled for.
+        parameters: shape, dtype and sharding of each.
+        optimizer: the same of the optimizer's state; None if there is none.
+        inputs: the same of all other arguments: the batch, or the prompts, or keys and values.
+        model_flops: of a step of the model, on all devices.
         compiled: the program; None if it needs more memory than the devices have.
         seconds: of tracing and compiling.
         kernel_flops: FLOPs of the kernels in the program on each device, which its text does not tell.
@@ -35,8 +39,11 @@ class Program:
         allocations: the largest buffers of a program that does not fit, as the compiler names them.
     """
 
-    trainer: Trainer
-    batch: Mapping[str, jax.ShapeDtypeStruct]
+    sharding: Sharding
+    parameters: Any
+    optimizer: Any
+    inputs: Any
+    model_flops: float
     compiled: Any
     seconds: float
     kernel_flops: float = 0.0
@@ -98,17 +105,31 @@ def compile_step(settings: Mapping[str, Any], devices: Any) -> Program:
     mesh: MeshConfig = settings['mesh']
     sharding = sharding_lib.create_sharding(mesh, devices)
     traced, trainer, batch = trace_step(settings, sharding)
+    state, shapes = trainer.abstract_state, {name: x.shape for name, x in batch.items()}
+    program = Program(sharding, state.model, state.opt_state, batch, model_flops(settings['model'], shapes), None, 0.0)
+    return compile_traced(traced, program, started)
+
+
+def compile_traced(traced: Any, program: Program, started: float) -> Program:
+    """The program with what compiling it gave.
+
+    Args:
+        traced: a traced function; `.lower().compile()` compiles it.
+        program: what is known before.
+        started: `time.monotonic()` when tracing began.
+    """
     flops = kernel_flops(traced.jaxpr.jaxpr)
+    found: dict[str, Any] = {}
     try:
-        with sharding_lib.use(sharding):
+        with sharding_lib.use(program.sharding):
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        needed, limit = memory_in_message(str(error))
-        found = largest_allocations(str(error))
-        return Program(trainer, batch, None, time.monotonic() - started, flops, needed, limit, found)
-    return Program(trainer, batch, compiled, time.monotonic() - started, flops)
+        compiled, (needed, limit) = None, memory_in_message(str(error))
+        found = {'needed_bytes': needed, 'limit_bytes': limit, 'allocations': largest_allocations(str(error))}
+    seconds = time.monotonic() - started
+    return dataclasses.replace(program, compiled=compiled, seconds=seconds, kernel_flops=flops, **found)
 
 
 def kernel_flops(jaxpr: Any, times: float = 1.0, inside: bool = False) -> float:

@@ -16,6 +16,9 @@ def gib(value: float | None) -> str:
     return f'{value:.0f} B'
 
 
+_PHASES = {'prompts': 'reading the prompts', 'tokens': 'one more token in each row'}
+
+
 def print_report(report: Mapping[str, Any], all_parameters: bool = False) -> None:
     """Prints memory, work, traffic and the least time of a compiled step.
 
@@ -23,6 +26,12 @@ def print_report(report: Mapping[str, Any], all_parameters: bool = False) -> Non
         report: of `describe_program`.
         all_parameters: also print the sharding of every parameter.
     """
+    if 'phase' in report:
+        if 'prompts' in report:
+            print_report(report['prompts'])
+            print()
+        what = f'{report["rows"]} prompts of {report["length"]} tokens, {report["new_tokens"]} new tokens'
+        print(f'generation, {what}: {_PHASES[report["phase"]]}')
     mesh = ' x '.join(f'{axis}={size}' for axis, size in report['mesh'].items() if size > 1) or 'one device'
     slices = f'{report["slices"]} slices of ' if report['slices'] > 1 else ''
     across = ', '.join(f'{axis} over {count}' for axis, count in report['across_slices'].items())
@@ -35,6 +44,7 @@ def print_report(report: Mapping[str, Any], all_parameters: bool = False) -> Non
             ('arguments', 'argument_bytes'),
             ('parameters', 'parameter_bytes'),
             ('optimizer state', 'optimizer_bytes'),
+            ('keys and values', 'cache_bytes'),
             ('activations and other temporaries', 'activation_bytes'),
         )
         if report.get(key) is not None
@@ -71,6 +81,8 @@ def _print_work(report: Mapping[str, Any]) -> None:
         )
         print(f"at least, by the chip's data sheet: {bounds}")
         print(f'bound by {report["bound"]}; at most {100 * report["mfu"]:.1f} % of the peak')
+    if report.get('tokens_per_second_at_most'):
+        print(f'at most {short(report["tokens_per_second_at_most"])} tokens/s')
 
 
 def print_search(rows: Sequence[Mapping[str, Any]]) -> None:

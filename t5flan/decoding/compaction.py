@@ -9,7 +9,6 @@ Shapes: B rows of the whole batch, R rows of the loop now, T new tokens.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from t5flan import sharding as sharding_lib
@@ -79,6 +78,6 @@ class Compaction:
         return self._results
 
     def _remember(self, loop: sampled.Loop) -> None:
-        now: Any = jax.device_get((loop.tokens_BT, loop.log_probs_BT, loop.lengths_B))
+        now: Any = sharding_lib.fetch((loop.tokens_BT, loop.log_probs_BT, loop.lengths_B))
         for whole, part in zip(self._results, now, strict=True):
             whole[self.places_R] = part

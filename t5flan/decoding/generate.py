@@ -303,7 +303,7 @@ class _Program:
             return lambda: by_prompt(*results)
         loop = advance(loop, self.limit)
         found = loop.tokens_BT, loop.log_probs_BT, loop.lengths_B
-        return lambda: by_prompt(*jax.device_get(found))
+        return lambda: by_prompt(*sharding_lib.fetch(found))
 
     def _in_parts(self, loop: sampled.Loop, advance: Callable[..., sampled.Loop]) -> compaction.Results:
         """Advances a few tokens at a time, ends rows whose text has a stop string, and drops rows that have ended."""
@@ -315,14 +315,14 @@ class _Program:
             loop = advance(loop, until, batch.prompts_Q)
             if self.stops is not None:
                 loop = self._end_at_stops(loop, checked_B, batch.places_R)
-            if until == self.limit or np.asarray(loop.ended_B).all():
+            if until == self.limit or sharding_lib.fetch(loop.ended_B).all():
                 return batch.results(loop)
             loop = batch.shrink(loop, until)
 
     def _end_at_stops(self, loop: sampled.Loop, checked_B: np.ndarray, places_R: np.ndarray) -> sampled.Loop:
         """Ends the rows whose text has a stop string. `checked_B` counts the tokens searched, and is updated."""
         assert self.stops is not None
-        tokens_RT, lengths_R, ended_R = jax.device_get((loop.tokens_BT, loop.lengths_B, loop.ended_B))
+        tokens_RT, lengths_R, ended_R = sharding_lib.fetch((loop.tokens_BT, loop.lengths_B, loop.ended_B))
         lengths_R, stopped_R = self.stops.shorten(tokens_RT, lengths_R, checked_B[places_R])
         checked_B[places_R] = lengths_R
         return loop._replace(
@@ -346,14 +346,14 @@ class _Program:
         if self.stops is None:
             search = beam.advance(*fixed, search, candidates, limits, **static)
         while self.stops is not None:
-            tokens_BCT, lengths_BC = jax.device_get((candidates.beams.tokens_BWT, candidates.beams.lengths_BW))
+            tokens_BCT, lengths_BC = sharding_lib.fetch((candidates.beams.tokens_BWT, candidates.beams.lengths_BW))
             stopped_BC = self.stops.stopped(tokens_BCT, lengths_BC)
             search = beam.settle(search, candidates, stopped_BC, limits, **static)
-            if lengths_BC.max() >= self.limit or not np.any(search.open_B):
+            if lengths_BC.max() >= self.limit or not sharding_lib.fetch(search.open_B).any():
                 break
             search, candidates = beam.propose(*fixed, search, limits, **static)
         found = search._replace(cache=None)
-        return lambda: _Output(*beam.result(jax.device_get(found), rules))
+        return lambda: _Output(*beam.result(sharding_lib.fetch(found), rules))
 
     def generations(self, output: _Output) -> Iterator[list[Generation]]:
         """The continuations of each prompt of a batch, fillers included."""

@@ -91,7 +91,7 @@ def likelihoods(
     for chosen, passes in one_ahead(scored):
         total: dict[_Continuation, tuple[float, int]] = {}
         for rows, output in passes:
-            for row, log_prob, correct in zip(rows, *jax.device_get(output)):
+            for row, log_prob, correct in zip(rows, *sharding_lib.fetch(output)):
                 before = total.get(row, (0.0, 0))
                 total[row] = before[0] + float(log_prob), before[1] + int(correct)
         for row, (log_prob, correct) in total.items():

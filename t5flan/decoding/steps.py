@@ -28,11 +28,12 @@ def unrolls(config: ModelConfig) -> bool:
 
 def prepare(model: Model) -> Layers:
     """What every step reads, computed once for all batches."""
-    return _unroll_layers(model, sharding_lib.placement()) if unrolls(model.config) else None
+    return unroll(model, sharding_lib.placement()) if unrolls(model.config) else None
 
 
 @jax.jit(static_argnums=1)
-def _unroll_layers(model: Model, placement: Any) -> Layers:
+def unroll(model: Model, placement: Any) -> Layers:
+    """The layers as separate arrays; `placement` is that of the mesh."""
     return unroll_layers(model)
 
 

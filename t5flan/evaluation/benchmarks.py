@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from t5flan.data.vocabulary.prompt_format import answer_ids
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError, did_you_mean
@@ -27,6 +29,7 @@ from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps
 from t5flan.files import to_path
 from t5flan.language_model import LanguageModel
+from t5flan.processes.gathering import divide, follow, is_leader, lead, load_together
 from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
@@ -52,6 +55,8 @@ def evaluate_benchmarks(
     json_file: str | None = None,
 ) -> dict[str, Any]:
     """Asks checkpoints the questions of benchmarks, scores their answers and prints a table for each benchmark.
+
+    Several processes share the questions; the first one scores, prints and writes, and the others return {}.
 
     Args:
         folder: the files of the benchmarks' public releases, in subfolders or all there.
@@ -79,6 +84,9 @@ def evaluate_benchmarks(
     asked = _questions(benchmarks, folder, tasks, limit)
     if decoding.num_samples > 1 and decoding.greedy:
         raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
+    if not is_leader():
+        _follow(checkpoint, benchmarks, asked, decoding, prompt_length)
+        return {}
     settings = {name: value for name, value in dataclasses.asdict(decoding).items() if name != 'batch_size'}
     settings |= {'benchmarks': list(asked), 'tasks': list(tasks), 'prompt_length': prompt_length}
     root = os.fspath(checkpoint_root(checkpoint))
@@ -94,7 +102,8 @@ def evaluate_benchmarks(
         if (known := results.known(one, saved)) and (file is None or file.exists()):
             print(f'step {one}: the results are in {json_file} already', file=sys.stderr)
             return known
-        model = load_if_there(checkpoint, one)
+        lead(one)
+        model = load_together(lambda: load_if_there(checkpoint, one))
         if model is None:
             return None
         found = {'step': one, 'saved': saved, **_evaluate(model, benchmarks, asked, decoding, prompt_length, file)}
@@ -103,6 +112,7 @@ def evaluate_benchmarks(
 
     header = {'checkpoint': root, 'limit': limit, 'settings': settings}
     every = [header | one for one in each_step(chosen, measured)]
+    lead(None)
     if several:
         print_steps(every)
     return every[-1]
@@ -118,15 +128,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Answers and scores the questions with one checkpoint, and prints the tables."""
     started = time.monotonic()
-    prompts: list[Prompt] = []
-    dropped: dict[str, dict[int, int]] = {}
-    for benchmark in benchmarks:
-        new = decoding.max_new_tokens or benchmark.max_new_tokens
-        length = _input_limit(model, new) if prompt_length is None else prompt_length
-        rows, dropped[benchmark.name] = _rows(model, asked[benchmark.name], length)
-        for row in rows:
-            settings = _settings(model, benchmark, decoding)
-            prompts.append(Prompt(len(prompts), row['prompt'], {'benchmark': benchmark.name, **row, **settings}))
+    prompts, dropped = _prompts(model, benchmarks, asked, decoding, prompt_length)
     questions = list(itertools.chain.from_iterable(asked.values()))
     by_name = {benchmark.name: benchmark for benchmark in benchmarks}
     answered = _answer_all(model, by_name, prompts, questions, decoding, predictions)
@@ -147,6 +149,46 @@ def _evaluate(
         found['mean'] = mean([means[name] for name in BASELINES])
         print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
     return found
+
+
+def _follow(
+    checkpoint: str,
+    benchmarks: Sequence[Benchmark],
+    asked: Mapping[str, list[Question]],
+    decoding: Decoding,
+    prompt_length: int | None,
+) -> None:
+    """Answers questions with the first process, until it has evaluated all steps."""
+    questions = list(itertools.chain.from_iterable(asked.values()))
+    by_name = {benchmark.name: benchmark for benchmark in benchmarks}
+    while (step := follow()) is not None:
+        model = load_together(lambda step=step: load_if_there(checkpoint, step))
+        if model is None:
+            continue
+        prompts, _ = _prompts(model, benchmarks, asked, decoding, prompt_length)
+        while (numbers := follow()) is not None:
+            chunk = [prompts[number] for number in numbers]
+            _answer_together(model, by_name[chunk[0].row['benchmark']], chunk, questions, decoding)
+
+
+def _prompts(
+    model: LanguageModel,
+    benchmarks: Sequence[Benchmark],
+    asked: Mapping[str, list[Question]],
+    decoding: Decoding,
+    prompt_length: int | None,
+) -> tuple[list[Prompt], dict[str, dict[int, int]]]:
+    """A prompt for each question, and of each benchmark how many lost 0, 1, 2, ... exemplars to fit."""
+    prompts: list[Prompt] = []
+    dropped: dict[str, dict[int, int]] = {}
+    for benchmark in benchmarks:
+        new = decoding.max_new_tokens or benchmark.max_new_tokens
+        length = _input_limit(model, new) if prompt_length is None else prompt_length
+        rows, dropped[benchmark.name] = _rows(model, asked[benchmark.name], length)
+        for row in rows:
+            settings = _settings(model, benchmark, decoding)
+            prompts.append(Prompt(len(prompts), row['prompt'], {'benchmark': benchmark.name, **row, **settings}))
+    return prompts, dropped
 
 
 def _judged(
@@ -262,19 +304,26 @@ def _answer_all(
 ) -> list[tuple[str, Answer]]:
     """The benchmark and the answer of every question, of an earlier run's file or made now."""
     progress, answers = Progress(), []
+    size = WINDOW * decoding.batch_size * jax.process_count()
+
+    def answer(chunk: Sequence[Prompt]) -> list[Any]:
+        lead([prompt.number for prompt in chunk])
+        return _answer_together(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
+
     if predictions is None:
-        for chunk in _chunks(prompts, benchmarks, WINDOW * decoding.batch_size):
-            answers += _answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
+        for chunk in _chunks(prompts, benchmarks, size):
+            answers += answer(chunk)
             progress(len(answers), len(prompts))
     else:
         saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
         record = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
         with RowWriter(predictions, prompts, setting='--predictions', record=record) as writer:
             while writer.remaining:
-                chunk = next(_chunks(writer.remaining, benchmarks, WINDOW * decoding.batch_size))
-                writer.write(_answer(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding))
+                chunk = next(_chunks(writer.remaining, benchmarks, size))
+                writer.write(answer(chunk))
                 progress(len(writer.done), len(prompts))
             answers = [writer.done[prompt.number] for prompt in prompts]
+    lead(None)
     found = []
     for prompt, given in zip(prompts, answers, strict=True):
         samples = tuple(given) if isinstance(given, list) else (given,)
@@ -290,6 +339,18 @@ def _chunks(prompts: Sequence[Prompt], benchmarks: Mapping[str, Benchmark], size
         members = list(group)
         for start in range(0, len(members), size):
             yield members[start : start + size]
+
+
+def _answer_together(
+    model: LanguageModel,
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+    questions: Sequence[Question],
+    decoding: Decoding,
+) -> list[Any]:
+    """`_answer`, of which each process of the job does its share."""
+    own = lambda places: _answer(model, benchmark, [prompts[i] for i in places], questions, decoding)
+    return divide(own, [len(prompt.text) for prompt in prompts])
 
 
 def _answer(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from t5flan.data.batches.pipeline import EvalExamples, eval_examples
@@ -24,6 +25,7 @@ from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixtures.mixing import find_mixture
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, Decoding
+from t5flan.decoding.generate import Generation
 from t5flan.errors import UserError
 from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, metric_names, metrics_of, needs_predictions
 from t5flan.evaluation.results import StepResults, StepRows
@@ -32,6 +34,7 @@ from t5flan.evaluation.steps import each_step, load_if_there
 from t5flan.evaluation.terminal import Progress, print_steps, print_table
 from t5flan.files import locks, to_path
 from t5flan.language_model import LanguageModel
+from t5flan.processes.gathering import divide, follow, is_leader, lead, load_together
 from t5flan.sharding import Sharding
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
 from t5flan.training.config import EvaluationConfig
@@ -55,6 +58,26 @@ class _Request:
     decoding: Decoding
     instructions: InstructionConfig
     feature_lengths: Mapping[str, int] | None
+
+    def wanted(self) -> Tasks:
+        """All tasks, by name."""
+        return {name: task for group in self.expanded.values() for name, task in group.items()}
+
+    def evaluate(self, model: LanguageModel, names: Sequence[str], rows: list[Row]) -> dict[str, Result]:
+        """The results of some of the tasks; `rows` grows by their rows. With several processes, all call it."""
+        wanted = self.wanted()
+        return evaluate_tasks(
+            model,
+            {name: {name: wanted[name]} for name in names},
+            self.split,
+            self.limit,
+            decoding=self.decoding,
+            instructions=self.instructions,
+            feature_lengths=self.feature_lengths,
+            rows=rows,
+            progress=Progress() if is_leader() else None,
+            together=True,
+        )
 
     def header(self) -> dict[str, Any]:
         """What decides the results besides the step."""
@@ -85,7 +108,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates checkpoints on tasks and mixtures and prints a table for each.
 
-    With a file of results, tasks that it has for the same checkpoint and settings are not evaluated again.
+    With a file of results, tasks that it has for the same checkpoint and settings are not evaluated again. Several
+    processes share the examples; the first one measures, prints and writes, and the others return {}.
 
     Args:
         tasks: names of SeqIO tasks and mixtures; a mixture stands for all of its tasks, and their mean is reported.
@@ -106,12 +130,28 @@ def evaluate(
     """
     decoding.require_one_sample('evaluate')
     request = _Request(checkpoint, expand(tasks, split), split, limit, decoding, instructions, feature_lengths)
+    if not is_leader():
+        _follow(request)
+        return {}
     header, several = request.header(), steps is not None
     kept_in = json_file if json_file is not None or predictions is None else record_path(to_path(predictions))
     with contextlib.ExitStack() as held:
         if predictions is not None:
             held.enter_context(locks.hold_file(predictions, '--predictions'))
-        return _evaluate_all(request, step, steps, StepResults(kept_in, header, several=several), StepRows(predictions))
+        found = _evaluate_all(
+            request, step, steps, StepResults(kept_in, header, several=several), StepRows(predictions)
+        )
+        lead(None)
+        return found
+
+
+def _follow(request: _Request) -> None:
+    """Generates and scores with the first process, until it has evaluated all steps."""
+    while (order := follow()) is not None:
+        step, names = order
+        model = load_together(lambda step=step: load_if_there(request.checkpoint, step))
+        if model is not None:
+            request.evaluate(model, names, [])
 
 
 def _evaluate_all(
@@ -138,29 +178,20 @@ def _evaluate_step(request: _Request, step: int, results: StepResults, rows: Ste
     started = time.monotonic()
     saved = saved_at(checkpoint_root(request.checkpoint), step)
     entry = results.known(step, saved)
-    wanted = {name: task for group in request.expanded.values() for name, task in group.items()}
+    wanted = request.wanted()
     before, old_means = entry.get('tasks', {}), entry.get('means', {})
     known = {name: before[name] for name in wanted if name in before and rows.has(step, name, before[name]['examples'])}
-    missing = {name: {name: task} for name, task in wanted.items() if name not in known}
+    missing = [name for name in wanted if name not in known]
     if known:
         print(f'step {step}: the results of {len(known)} of {len(wanted)} tasks are there already', file=sys.stderr)
     new: dict[str, Result] = {}
     new_rows: list[Row] = []
     if missing:
-        model = load_if_there(request.checkpoint, step)
+        lead([step, missing])
+        model = load_together(lambda: load_if_there(request.checkpoint, step))
         if model is None:
             return None
-        new = evaluate_tasks(
-            model,
-            missing,
-            request.split,
-            request.limit,
-            decoding=request.decoding,
-            instructions=request.instructions,
-            feature_lengths=request.feature_lengths,
-            rows=new_rows,
-            progress=Progress(),
-        )
+        new = request.evaluate(model, missing, new_rows)
     plain = {task: {key: value for key, value in one.items() if key != 'samples'} for task, one in new.items()}
     every = before | plain
     groups = {name: list(group) for name, group in request.expanded.items() if len(group) > 1}
@@ -187,6 +218,7 @@ def evaluate_tasks(
     feature_lengths: Mapping[str, int] | None = None,
     rows: list[Row] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    together: bool = False,
 ) -> dict[str, Result]:
     """Evaluates a model on tasks and mixtures: {'practice_add': {'examples': 50, 'exact_match': 96.0, ...}, ...}.
 
@@ -194,6 +226,8 @@ def evaluate_tasks(
         tasks: names, or what `expand` returned for them.
         rows: a list to append every row to.
         progress: called with (examples done, number of examples).
+        together: each process of the job has the whole model and generates its share; all of them call this, and only
+            the first one measures, the others return {}.
 
     Raises:
         UserError: no such task or split, or a task has no metric functions.
@@ -205,17 +239,61 @@ def evaluate_tasks(
     examples = {name: _examples(model, name, split, limit, instructions, lengths) for name in chosen}
     predicted = {name: examples[name] for name, task in chosen.items() if needs_predictions(task)}
     inputs, numbers = _ids(predicted, 'inputs'), [i for group in predicted.values() for i in range(len(group))]
-    report = None if progress is None else lambda done: progress(done, len(inputs))
-    generations = _by_task(model.generate_ids(inputs, decoding=decoding, rows=numbers, progress=report), predicted)
+    answered = _generated(model, inputs, numbers, decoding, progress, together)
+    generations = _by_task(answered, predicted)
     scored = {name: examples[name] for name, task in chosen.items() if task.score_metric_fns}
-    scores = _by_task(model.score_ids(_ids(scored, 'inputs'), _ids(scored, 'targets'), decoding.batch_size), scored)
+    scores = _by_task(_scored(model, _ids(scored, 'inputs'), _ids(scored, 'targets'), decoding, together), scored)
+    if together and not is_leader():
+        return {}
     results: dict[str, Result] = {}
     for name, task in chosen.items():
-        first = [samples[0] for samples in generations.get(name, [])]
-        results[name], task_rows = measure(task, examples[name], model.vocabulary, first, scores.get(name, []))
+        own = generations.get(name, []), scores.get(name, [])
+        results[name], task_rows = measure(task, examples[name], model.vocabulary, *own)
         if rows is not None:
             rows.extend(task_rows)
     return results
+
+
+def _generated(
+    model: LanguageModel,
+    inputs: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    decoding: Decoding,
+    progress: Callable[[int, int], None] | None,
+    together: bool,
+) -> list[Generation]:
+    """The continuation of each input."""
+
+    def generate(places: Sequence[int]) -> list[Generation]:
+        report = None if progress is None else lambda done: progress(done, len(places))
+        chosen, rows = [inputs[i] for i in places], [numbers[i] for i in places]
+        return [best for best, *_ in model.generate_ids(chosen, decoding=decoding, rows=rows, progress=report)]
+
+    if not together or jax.process_count() == 1:
+        return generate(range(len(inputs)))
+    answers = divide(lambda places: [_as_json(one) for one in generate(places)], [len(ids) for ids in inputs])
+    arrays = lambda tokens, log_probs: (np.asarray(tokens, np.int32), np.asarray(log_probs, np.float32))
+    return [Generation(*arrays(tokens, log_probs), *rest) for tokens, log_probs, *rest in answers]
+
+
+def _as_json(one: Generation) -> list[Any]:
+    return [one.tokens.tolist(), one.log_probs.tolist(), one.ended, one.score, one.before_stop]
+
+
+def _scored(
+    model: LanguageModel,
+    inputs: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    decoding: Decoding,
+    together: bool,
+) -> list[float]:
+    """The log-likelihood of each target."""
+    if not together or jax.process_count() == 1:
+        return model.score_ids(inputs, targets, decoding.batch_size)
+    score = lambda places: model.score_ids(
+        [inputs[i] for i in places], [targets[i] for i in places], decoding.batch_size
+    )
+    return divide(score, [len(ids) for ids in inputs])
 
 
 def prompt_format_of(instructions: InstructionConfig) -> str:

@@ -3,18 +3,29 @@
     t5flan train ... --coordinator=node1:1234 --process_count=2 --process_id=0     # and --process_id=1 elsewhere
 
 What is not given is detected by JAX (`jax.distributed`) on Cloud TPU VMs, GKE (JobSet), SLURM and Open MPI.
+
+A command in several processes calls `finish` at its end, `fail` before it prints an error, and `leave` after that; see
+watch.py.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
+import sys
+from collections.abc import Mapping
 from typing import Any
 
+from t5flan import signals
 from t5flan.errors import UserError
-from t5flan.processes.meeting import meet
+from t5flan.processes.meeting import Peer, meet
+from t5flan.processes.relay import Relay
+from t5flan.processes.watch import Watch
 
 _CLUSTERS = 'SLURM (srun), Open MPI (mpirun), a Cloud TPU slice or a GKE JobSet'
 _VARIABLES = {'coordinator': 'COORDINATOR', 'process_count': 'PROCESS_COUNT', 'process_id': 'PROCESS_ID'}
+_NO_PROXY = 'no_grpc_proxy'  # gRPC reads it in lower case
+_watch: Watch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +82,8 @@ def from_environment(**given: Any) -> Processes:
 def connect(processes: Processes | None = None) -> None:
     """Connects this process to the others of the job; does nothing if it is connected or the only one.
 
-    Their signals are handled in preemption.py, not by JAX, which catches only SIGTERM.
+    On the command line, the processes then watch each other. Their signals are handled in preemption.py, not by JAX,
+    which catches only SIGTERM.
 
     Raises:
         UserError: something is missing and no cluster says it, or the others cannot be reached.
@@ -88,11 +100,13 @@ def connect(processes: Processes | None = None) -> None:
     if count == 1:
         return
     processes = dataclasses.replace(processes, coordinator=coordinator, process_count=count, process_id=index)
-    meet(str(coordinator), int(count or 0), int(index or 0), processes.timeout)
+    peers = meet(str(coordinator), int(count or 0), int(index or 0), processes.timeout)
+    _watch_others(peers, int(index or 0), int(count or 0))
+    address = coordinator if _watch is None or not index else _relayed(str(coordinator))
     jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
-            coordinator,
+            address,
             count,
             index,
             devices,
@@ -103,6 +117,70 @@ def connect(processes: Processes | None = None) -> None:
         why = ' '.join(str(error).split())[:200].rstrip('.')
         waited = f'within {processes.timeout} s at {coordinator} (process {index} of {count})'
         raise UserError(f'the processes of the job did not connect {waited}: {why}. Start all of them') from None
+    _require_devices(int(index or 0), int(count or 0))
+
+
+def _watch_others(peers: Mapping[int, Peer], index: int, count: int) -> None:
+    """Starts to watch, if this is a command; a program of its own ends as it likes."""
+    global _watch
+    if signals.is_watching():
+        _watch = Watch(peers, index, count)
+        return
+    for peer in peers.values():
+        peer.connection.close()
+
+
+def _relayed(coordinator: str) -> str:
+    """The address of a relay to the coordinator, which no proxy of the environment is asked for."""
+    known = os.environ.get(_NO_PROXY) or os.environ.get('no_proxy')
+    os.environ[_NO_PROXY] = ','.join(filter(None, [known, '127.0.0.1']))
+    return Relay(coordinator).address
+
+
+def _require_devices(index: int, count: int) -> None:
+    """Requires this process to have devices of its own.
+
+    Raises:
+        UserError: it has none: there are more processes than devices, or another process uses them.
+    """
+    import jax
+
+    try:
+        found, why = jax.local_devices(), 'JAX shows none'
+    except RuntimeError as error:
+        found, why = [], ' '.join(str(error).split())[:200].rstrip('.')
+    if not found:
+        fix = 'Start one process for each host of a TPU slice, or at most one for each GPU'
+        raise UserError(f'process {index} of {count} has no device of its own ({why}). {fix}')
+
+
+def are_several() -> bool:
+    """Whether this process watches others of its job."""
+    return _watch is not None
+
+
+def finish() -> None:
+    """Returns when all processes of the job have come here; one that ends before ends this one too."""
+    if _watch is not None:
+        import jax
+
+        _watch.finish()
+        jax.distributed.shutdown()  # while all are there and the relay runs
+
+
+def fail(why: str) -> None:
+    """Tells the other processes of the job that this one fails, before it says so itself."""
+    if _watch is not None and signals.received() is None:  # a signal stops them without an error
+        _watch.fail(why)
+
+
+def leave(code: int) -> None:
+    """Ends this process if it has failed and is one of several: JAX would wait for the others."""
+    if _watch is not None and code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        _watch.leave(code)
 
 
 def _detected(processes: Processes) -> tuple[str | None, int | None, int | None, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from t5flan.data.batches.streams import Position, merge_positions
 from t5flan.errors import UserError
 from t5flan.files import PathLike
+from t5flan.processes.gathering import gather
 from t5flan.training.optimizer import Optimizer
 
 
@@ -82,9 +82,4 @@ def gather_position(position: Position) -> Position:
     """The data position of all hosts, each of which knows only its own streams."""
     if jax.process_count() == 1:
         return position
-    from jax.experimental import multihost_utils
-
-    text = json.dumps(position).encode()
-    sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
-    padded = np.frombuffer(text.ljust(int(sizes.max()), b' '), np.uint8)
-    return merge_positions([json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)])
+    return merge_positions(gather(position))

@@ -112,6 +112,40 @@ def model_flops(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> flo
     return 3.0 * 2.0 * B * (layers + T * D * config.vocab_size)
 
 
+def prefill_flops(config: ModelConfig, rows: int, length: int) -> float:
+    """FLOPs of reading prompts and choosing the first token of each: forward only, otherwise as `model_flops`.
+
+    Args:
+        config: the model.
+        rows: of prompts.
+        length: of each.
+    """
+    D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
+    if config.architecture == 'decoder_only':
+        layers = config.num_decoder_layers * _layer_products(config, length)
+    else:
+        encoder = config.encoder_config
+        first = _layer_products(config, 1) + length * 2 * encoder.emb_dim * K * H + 2 * length * N * H
+        first += 2 * D * N * H if config.has_cross_attention else 0
+        layers = config.num_encoder_layers * _layer_products(encoder, length) + config.num_decoder_layers * first
+    return 2.0 * rows * (layers + D * config.vocab_size)
+
+
+def decode_flops(config: ModelConfig, rows: int, slots: int, source: int) -> float:
+    """FLOPs of one more token in each row: forward only, otherwise as `model_flops`.
+
+    Args:
+        config: the model.
+        rows: of continuations.
+        slots: of the cache; attention counts all of them.
+        source: length of the encoder's input; 0 without an encoder.
+    """
+    D, N, H = config.emb_dim, config.num_heads, config.head_dim
+    layer = _layer_products(config, 1) - 2 * N * H + 2 * (slots + source) * N * H
+    layer += 2 * D * N * H if config.has_cross_attention else 0
+    return 2.0 * rows * (config.num_decoder_layers * layer + D * config.vocab_size)
+
+
 def _layer_products(config: ModelConfig, T: int) -> int:
     """Multiplications of self-attention and MLP of a layer for T tokens."""
     D, N, K, H, F = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim, config.mlp_dim

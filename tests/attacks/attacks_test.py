@@ -55,6 +55,13 @@ def test_a_whole_attack(attack, flags, shown):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('scenario', ['numbers', 'restore', 'evaluate', 'infer', 'killed', 'fails'])
+def test_several_processes(scenario, count):
+    assert f"'{scenario}': passed" in run('processes', scenario, f'--count={count}')
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('number, to', [(signal.SIGINT, 1), (signal.SIGTERM, 0)], ids=['SIGINT', 'SIGTERM'])
 def test_two_processes_stop_at_the_same_step(tmp_path, number, to):
     lines, took = signals.stop_two(number, to, tmp_path)

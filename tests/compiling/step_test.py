@@ -36,7 +36,7 @@ def settings_of(*changes):
 def report():
     settings = settings_of('MeshConfig.data=1', 'MeshConfig.fsdp=2', 'MeshConfig.tensor=2')
     target = find_target('cpu:4')
-    return describe_program(compile_step(settings, target.devices), target, settings)
+    return describe_program(compile_step(settings, target.devices), target)
 
 
 def test_the_report_has_memory_flops_and_traffic(report, capsys):

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from t5flan import processes
 from t5flan.__main__ import main
@@ -33,7 +35,9 @@ OPEN_MPI = {
 def no_cluster(monkeypatch):
     """The tests may themselves run under a scheduler."""
     for name in os.environ:
-        if name.startswith(('SLURM_', 'OMPI_', 'T5FLAN_COORD', 'T5FLAN_PROCESS', 'KUBERNETES_', 'JAX_COORDINATOR')):
+        if name.startswith(
+            ('SLURM_', 'OMPI_', 'T5FLAN_COORD', 'T5FLAN_PROCESS', 'KUBERNETES_', 'JAX_COORDINATOR', 'MEGASCALE_')
+        ):
             monkeypatch.delenv(name)
 
 
@@ -44,6 +48,58 @@ def test_a_cluster_says_all(monkeypatch, environment, host):
     where, count, index, _ = processes._detected(Processes())
     assert (where.rpartition(':')[0], count, index) == (host, 4, 2)
     assert processes._detected(Processes('other:1234', process_id=3))[:3] == ('other:1234', 4, 3)
+
+
+@pytest.fixture
+def tpu_host(monkeypatch):
+    """A host of a TPU slice, without its metadata server; returns what the server says."""
+    said = {}
+    monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+    monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', lambda key: (said.get(key, ''), 200 if key in said else 404))
+    for name in ('TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'):
+        monkeypatch.delenv(name, raising=False)
+    return said
+
+
+def test_a_tpu_vm_says_all(tpu_host):
+    tpu_host |= {'agent-worker-number': '3', 'worker-network-endpoints': 'localhost,host1,host2,host3', 'tpu-env': ''}
+    where, count, index, devices = processes._detected(Processes())
+    assert (where, count, index, devices) == ('localhost:8482', 4, 3, None)
+
+
+def test_a_pod_of_a_jobset_says_all(tpu_host, monkeypatch):
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost,flan-0-1.flan')
+    monkeypatch.setenv('TPU_WORKER_ID', '1')
+    assert processes._detected(Processes())[:3] == ('localhost:8482', 2, 1)
+    slices = {'MEGASCALE_COORDINATOR_ADDRESS': 'localhost', 'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': '1'}
+    for name, value in slices.items():
+        monkeypatch.setenv(name, value)
+    assert processes._detected(Processes())[:3] == ('localhost:8482', 4, 3)
+
+
+@pytest.mark.parametrize('environment', [{'SLURM_PROCID': 'x'}, {'SLURM_NTASKS': ''}])
+def test_a_cluster_that_says_nonsense_is_one_line(monkeypatch, environment):
+    for name, value in {**SLURM, **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='the cluster does not say which processes the job has') as raised:
+        processes._detected(Processes())
+    assert '\n' not in str(raised.value)
+
+
+def test_a_process_without_a_device_is_one_line(monkeypatch):
+    processes._require_devices(0, 2)
+
+    def none():
+        raise RuntimeError("Unable to initialize backend 'cuda':\nno device 3")
+
+    monkeypatch.setattr(jax, 'local_devices', none)
+    words = 'process 3 of 4 has no device of its own .*no device 3.* at most one for each'
+    with pytest.raises(UserError, match=words) as one:
+        processes._require_devices(3, 4)
+    assert '\n' not in str(one.value)
+    monkeypatch.setattr(jax, 'local_devices', list)
+    with pytest.raises(UserError, match='JAX shows none'):
+        processes._require_devices(3, 4)
 
 
 def test_flags_come_before_the_environment(monkeypatch):

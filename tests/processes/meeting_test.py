@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from t5flan.errors import UserError
-from t5flan.processes.meeting import meet
+from t5flan.processes import meeting
+from t5flan.processes.meeting import meet, own_host
 
 
 def free_port() -> int:
@@ -22,7 +23,8 @@ def outcomes(processes: list[tuple[int, int]], timeout: float = 1.5) -> list[str
 
     def one(place: int, index: int, count: int) -> None:
         try:
-            meet(where, count, index, timeout)
+            for peer in meet(where, count, index, timeout).values():
+                peer.connection.close()
             found[place] = ''
         except UserError as error:
             found[place] = str(error).replace(where, 'WHERE')
@@ -56,7 +58,8 @@ def test_processes_that_count_differently():
 def test_strangers_are_ignored():
     port = free_port()
     ended = threading.Event()
-    first = threading.Thread(target=lambda: (meet(f'localhost:{port}', 2, 0, 20), ended.set()))
+    peers = {}
+    first = threading.Thread(target=lambda: (peers.update(meet(f'localhost:{port}', 2, 0, 20)), ended.set()))
     first.start()
     for text in (b'GET / HTTP/1.1\r\n\r\n', b't5flan x 2', b''):
         for _ in range(50):
@@ -67,9 +70,50 @@ def test_strangers_are_ignored():
             except ConnectionRefusedError:
                 threading.Event().wait(0.1)
     assert not ended.is_set()
-    meet(f'localhost:{port}', 2, 1, 20)
+    [first_peer] = meet(f'localhost:{port}', 2, 1, 20).values()
     first.join(20)
-    assert ended.is_set()
+    assert ended.is_set() and list(peers) == [1] and peers[1].host == own_host()
+    for peer in (first_peer, peers[1]):
+        peer.connection.close()
+
+
+def test_the_connections_stay_open_for_the_watch():
+    where, found = f'localhost:{free_port()}', {}
+    first = threading.Thread(target=lambda: found.update(meet(where, 2, 0, 20)))
+    first.start()
+    [to_first] = meet(where, 2, 1, 20).values()
+    first.join(20)
+    found[1].connection.sendall(b'hello')
+    assert to_first.connection.recv(10) == b'hello' and to_first.host == 'localhost'
+    for peer in (to_first, found[1]):
+        peer.connection.close()
+
+
+@pytest.mark.parametrize('answer', [b'\x00\x00\x12\x04', b'HTTP/1.1 400 Bad Request\r\n\r\n', b't5f\n'])
+def test_one_that_is_late_is_told_so(monkeypatch, answer):
+    monkeypatch.setattr(meeting, 'STRANGE', 0.5)
+    with socket.create_server(('', 0)) as running:  # as JAX's service of a job that runs
+        port, ended = running.getsockname()[1], threading.Event()
+
+        def serve():
+            running.settimeout(0.1)
+            while not ended.is_set():
+                try:
+                    with running.accept()[0] as one:
+                        one.sendall(answer)
+                        one.settimeout(2)
+                        one.recv(100)
+                except TimeoutError:
+                    pass
+
+        service = threading.Thread(target=serve)
+        service.start()
+        words = f'process 1 of 2 is late: at localhost:{port} another program answers'
+        with pytest.raises(UserError, match=words) as raised:
+            meet(f'localhost:{port}', 2, 1, 20)
+        ended.set()
+        service.join(10)
+    assert '\n' not in str(raised.value)
 
 
 def test_a_port_in_use_is_one_line():

@@ -10,7 +10,14 @@ import pytest
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
 from t5flan.training import throughput
-from t5flan.training.throughput import Throughput, cpu_peak_tflops, device_peak_tflops, model_flops
+from t5flan.training.throughput import (
+    Throughput,
+    cpu_peak_tflops,
+    decode_flops,
+    device_peak_tflops,
+    model_flops,
+    prefill_flops,
+)
 
 SMALL = dict(vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_decoder_layers=8)
 
@@ -45,6 +52,24 @@ def test_flops_of_t5_small_by_hand():
     given = model_flops(config, {'encoder_input_tokens': (8, S), 'decoder_target_tokens': (8, T)})
     assert given == expected
     assert 600e9 < given < 900e9
+
+
+def test_flops_of_generation_are_those_of_the_forward_pass():
+    """A third of a training step, with the logits of one token instead of all, and attention to all slots."""
+    decoder = ModelConfig(architecture='decoder_only', num_kv_heads=2, **SMALL)
+    logits = 2 * 4 * 512 * 32128
+    forward = lambda config, **shapes: model_flops(config, {name: (4, size) for name, size in shapes.items()}) / 3
+    whole = forward(decoder, decoder_target_tokens=100)
+    assert prefill_flops(decoder, 4, 100) == pytest.approx(whole - 99 * logits)
+    more_slots = 2 * 4 * 8 * 2 * 59 * 6 * 64
+    assert decode_flops(decoder, 4, 60, 0) == pytest.approx(forward(decoder, decoder_target_tokens=1) + more_slots)
+
+    both = ModelConfig(architecture='encoder_decoder', num_encoder_layers=8, **SMALL)
+    one_token = forward(both, encoder_input_tokens=100, decoder_target_tokens=1)
+    assert prefill_flops(both, 4, 100) == pytest.approx(one_token)
+    encoder = 2 * 4 * 8 * (100 * (4 * 512 * 384 + 3 * 512 * 1024) + 2 * 100 * 100 * 384)
+    keys_and_values = 2 * 4 * 8 * 100 * 2 * 512 * 384
+    assert decode_flops(both, 4, 1, 100) == pytest.approx(one_token - encoder - keys_and_values)
 
 
 def dot_flops(jaxpr) -> int:
