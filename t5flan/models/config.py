@@ -313,6 +313,8 @@ class ModelConfig:
         self._require(not windows or window is not None, 'attention_window', "a number for layer_pattern's windows")
         unread = 'None, because layer_pattern has no window'
         self._require(window is None or pattern is None or windows, 'attention_window', unread)
+        if window is not None and self.attention_window_ahead == window - 1:
+            object.__setattr__(self, 'attention_window_ahead', None)  # as far as before: one spelling
         ahead = self.attention_window_ahead is None or (window is not None and self.architecture == 'encoder_decoder')
         self._require(ahead, 'attention_window_ahead', "None without an encoder's attention_window")
         rotary = f'None with position={self.position!r}'
