@@ -18,7 +18,7 @@ from t5flan.models.parameters import named_parameters
 
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
-FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 't5gemma')
+FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 't5gemma', 'longt5_local')
 RECORDINGS = ('t5_1_1_tiny', 'scalable_t5_1_1_tiny_scanned')
 LOGIT_TOLERANCE, RELATIVE = 2e-4, 1e-4
 
@@ -154,13 +154,14 @@ def test_beams_and_their_scores_are_hugging_faces(name, shared, converted):
                 assert written + [eos] * (limit - len(written)) == row
 
 
-@pytest.mark.parametrize('name', ['t5_v1_1', 'umt5'])
+@pytest.mark.parametrize('name', ['t5_v1_1', 'umt5', 't5gemma', 'longt5_local'])
 def test_long_inputs_reach_the_far_buckets(name, shared, converted):
     folder = shared / 'fixtures' / 'hf' / name
     expected, _ = recorded(folder)
+    shifted_BT = np.pad(expected['long_labels'][:, :-1], ((0, 0), (1, 0)))
     batch = {
         'encoder_input_tokens': expected['long_input_ids'],
-        'decoder_input_tokens': np.pad(expected['long_labels'][:, :-1], ((0, 0), (1, 0))),
+        'decoder_input_tokens': expected.get('long_decoder_input_ids', shifted_BT),
     }
     logits_BTV = converted(folder, 'hf').logits(batch)[:, :: int(expected['long_logits_stride'])]
     np.testing.assert_allclose(logits_BTV, expected['long_logits'], atol=LOGIT_TOLERANCE, rtol=0)
