@@ -37,6 +37,7 @@ from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.training.distillation.teacher import read_teacher
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
 from t5flan.training.start import restore_or_initialize
@@ -145,6 +146,9 @@ def _train(
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
+        if loss.teacher is not None:
+            trainer.teacher = (read_teacher(loss, model, vocabulary.fingerprint, vocabulary.eos_id, sharding),)
+            told = [*told, f'learns from {loss.teacher} too']
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')
@@ -216,7 +220,7 @@ class Loop:
             batches = profiler.waiting(self.pipeline)
             for step, (batch, position) in zip(range(first, self.run.steps + 1), batches):
                 placed = sharding_lib.put_batch(sharding, batch, batch_size)
-                state, metrics = self.trainer.train_step(state, placed)
+                state, metrics = self.trainer.train_step(state, placed, *self.trainer.teacher)
                 if profiler.after(metrics, functools.partial(self.trainer.compiled_text, placed)):
                     self.throughput.pause()
                 if in_flight is not None:  # the device always has a step to run while the host prepares the next
