@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.conversion.checkpoint import T5_FIELDS, require_fields
+from t5flan.conversion.families import t5gemma, t5gemma2
 from t5flan.conversion.families.decoders import (
     ARCHITECTURES,
     decoder_family,
@@ -12,7 +13,6 @@ from t5flan.conversion.families.decoders import (
     from_decoder,
     needed_fields,
 )
-from t5flan.conversion.families import t5gemma, t5gemma2
 from t5flan.conversion.families.t5gemma import T5GEMMA
 from t5flan.conversion.families.t5gemma2 import T5GEMMA2
 from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_LONGT5, HF_T5, HF_T5GEMMA, HF_T5GEMMA2, Table

@@ -101,7 +101,7 @@ class LossConfig:
         normalize: True divides by the sum of the batch's loss weights; False minimises the sum, as T5X does (no
             difference to Adafactor, but to `clip_by_global_norm`). Reported losses are per token in both cases.
         chunk_tokens: how many tokens' float32 logits are in memory at once, over all devices; None chooses by device.
-        teacher: a checkpoint folder of a frozen model with the same vocabulary, whose probabilities the model learns too
+        teacher: a checkpoint folder of a frozen model with the same vocabulary; the model learns its probabilities too
             (distillation, arXiv:1503.02531). An encoder-decoder may learn from a decoder, which reads input and target
             as one text. None = no teacher.
         teacher_weight: with a teacher, the loss is (1 - teacher_weight) times the loss without one + teacher_weight *

@@ -84,7 +84,7 @@ def divergence(
 ) -> jax.Array:
     """The weighted sum over tokens of KL(teacher || student) at LossConfig.temperature, float32 [].
 
-    Gradients flow to `x_BTD` and to the parameters that `logits_of` closes over; the backward pass computes logits again.
+    Gradients flow to `x_BTD` and to what `logits_of` closes over. The backward pass computes logits again.
 
     Args:
         logits_of, x_BTD: the student's, as of `cross_entropy`.
@@ -94,7 +94,7 @@ def divergence(
     """
     chunks = _chunks_of(logits_of, x_BTD, config)
 
-    .checkpoint
+    @jax.checkpoint
     def chunk_sum(x_BCD: jax.Array, teacher_x_BCE: jax.Array, weights_BC: jax.Array) -> jax.Array:
         log_q_BCV = jax.nn.log_softmax(logits_of(x_BCD) / config.temperature)
         log_p_BCV = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits_of(teacher_x_BCE)) / config.temperature)

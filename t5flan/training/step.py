@@ -52,8 +52,8 @@ def make_train_step(
 
     Metrics are float32 scalars: `loss`, which is minimised, its parts `cross_entropy`, `z_loss` and `label_smoothing`,
     and `accuracy`, each per weighted token of the batch; `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of
-    the gradient before clipping; and `learning_rate`. With a teacher, `teacher_divergence` is a part of the loss. An adapter
-    may add a term to the loss, `adapter_penalty`, which `loss` does not contain.
+    the gradient before clipping; and `learning_rate`. With a teacher, `teacher_divergence` is a part of
+    `loss`. An adapter may add a term to the loss, `adapter_penalty`, which `loss` does not contain.
 
     Raises:
         UserError: when traced, if `config.microbatches` does not divide the rows of the batch.

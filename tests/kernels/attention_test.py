@@ -110,7 +110,9 @@ CASES = {
         window=6, queries=9, q_offset=8, causal=True, kv_lengths_B=np.array([15, 3], np.int32), bias=RelativeBias(False)
     ),
     'window of one, queries before the keys': dict(window=1, q_offset=-4),
-    'window, more keys after than before': dict(window=(1, 4), bias=RelativeBias(True, 8, 9), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS),
+    'window, more keys after than before': dict(
+        window=(1, 4), bias=RelativeBias(True, 8, 9), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS
+    ),
     'window, no key before': dict(window=(0, 3), queries=9, q_offset=5, kv_heads=1, soft_cap=2.0),
     'window of all': dict(window=10**6, causal=True, bias=RelativeBias(False)),
     'lengths and segments': dict(

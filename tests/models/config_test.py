@@ -69,10 +69,18 @@ def test_a_configuration_survives_json(family):
             {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'share_embeddings': False},
             r'share_embeddings=False, expected True for a decoder_only model',
         ),
-        ({'attention_window_ahead': 3}, r"attention_window_ahead=3, expected None without an encoder's attention_window"),
+        (
+            {'attention_window_ahead': 3},
+            r"attention_window_ahead=3, expected None without an encoder's attention_window",
+        ),
         ({'attention_window': 2, 'attention_window_ahead': -1}, r'attention_window_ahead=-1, expected an integer of 0'),
         (
-            {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'attention_window': 3, 'attention_window_ahead': 1},
+            {
+                'architecture': 'decoder_only',
+                'num_encoder_layers': 0,
+                'attention_window': 3,
+                'attention_window_ahead': 1,
+            },
             r'attention_window_ahead=1, expected None without an encoder',
         ),
         ({'unscaled_token': -1}, r'unscaled_token=-1, expected an integer of 0 or more'),

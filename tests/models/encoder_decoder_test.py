@@ -60,7 +60,8 @@ def test_packed_rows_match_separate_examples(family):
 
 
 @pytest.mark.parametrize(
-    'family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False}), ('merged', {}), ('t5gemma2', {})]
+    'family, fields',
+    [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False}), ('merged', {}), ('t5gemma2', {})],
 )
 def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     model = small_model(family, **fields)
@@ -123,7 +124,7 @@ def test_tied_logits_have_no_kernel():
 
 @pytest.mark.parametrize('family, back, ahead', [('longt5', 2, 2), ('t5gemma2', 1, 3)])
 def test_an_encoders_window_hides_tokens_before_and_after(family, back, ahead):
-    """By gradient, of one layer: a state depends on exactly the tokens in its window. All tokens are different words."""
+    """By gradient, of one layer: a state depends on exactly the tokens in its window. Each is another word."""
     model = small_model(family, num_encoder_layers=1)
     tokens_BS = np.arange(20, 32)[None]
 

@@ -212,7 +212,9 @@ def _rope_scaling(file: gguf_file.GgufFile, fields: Mapping[str, Any]) -> dict[s
         scaled_H = scale_frequencies(jnp.asarray(base_H), fields['rope_theta'], RopeScaling.from_dict(scaling))
         if np.allclose(base_H / np.asarray(scaled_H), given_H, rtol=1e-3):
             return scaling
-    problem = f'it has {_ROPE_FREQS}, the scaled rotary embedding of Llama 3.1 and later, with other numbers than theirs'
+    problem = (
+        f'it has {_ROPE_FREQS}, the scaled rotary embedding of Llama 3.1 and later, with other numbers than theirs'
+    )
     raise UserError(f'{file.where}: {problem}. Convert the Hugging Face folder.')
 
 

@@ -36,7 +36,8 @@ def test_a_model_is_that_of_the_hugging_face_folder(tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    'name', ['gguf_qwen2_f16', *(pytest.param(f'gguf_llama_{type}', marks=pytest.mark.slow) for type in ('q4_0', 'q8_0'))]
+    'name',
+    ['gguf_qwen2_f16', *(pytest.param(f'gguf_llama_{type}', marks=pytest.mark.slow) for type in ('q4_0', 'q8_0'))],
 )
 def test_logits_are_those_that_llama_cpps_format_stands_for(name, tmp_path, shared):
     """QKV biases, and quantized numbers; recorded by transformers, from the same files."""
