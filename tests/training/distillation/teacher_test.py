@@ -21,8 +21,11 @@ from t5flan.training.optimizer import make_optimizer
 from t5flan.training.state import create_state
 from t5flan.training.step import make_train_step
 from t5flan.training.trainer import train
-from tests.training.examples import DECODER, ENCODER_DECODER, make_batch, make_model
+from tests.training import examples
+from tests.training.examples import make_batch, make_model
 
+DECODER = dataclasses.replace(examples.DECODER, num_decoder_layers=1)
+STUDENT = dataclasses.replace(examples.ENCODER_DECODER, num_encoder_layers=1, num_decoder_layers=1)
 SGD_LIKE = OptimizerConfig(name='adamw', learning_rate=0.01)
 
 
@@ -38,7 +41,11 @@ def gradients_of(config, loss, batch, teacher):
     return state, metrics
 
 
-@pytest.mark.parametrize('config, of_teacher', [(ENCODER_DECODER, DECODER), (DECODER, DECODER)], ids=['t5', 'decoder'])
+@pytest.mark.parametrize(
+    'config, of_teacher',
+    [(STUDENT, DECODER), pytest.param(DECODER, DECODER, marks=pytest.mark.slow)],
+    ids=['encoder_decoder', 'decoder'],
+)
 def test_the_gradient_is_that_of_the_divergence(config, of_teacher):
     """With weight 1 nothing else is left: as of the textbook KL of whole logits, in parts of two tokens too."""
     batch, teacher = make_batch(config), new_teacher(of_teacher)
@@ -58,15 +65,18 @@ def test_the_gradient_is_that_of_the_divergence(config, of_teacher):
     np.testing.assert_allclose(metrics['teacher_divergence'] * temperature**2, value, rtol=1e-5)
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
-    moments = [one for one in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(one, 'mu')]
+    moments = [
+        one for one in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(one, 'mu')
+    ]
     for moment, x in zip(jax.tree.leaves(moments[0].mu), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(moment, 0.1 * x, atol=1e-6 * max(1.0, float(jnp.abs(x).max())), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_weight_of_0_is_the_loss_without_a_teacher():
-    batch, teacher = make_batch(ENCODER_DECODER), new_teacher(DECODER)
-    plain, expected = gradients_of(ENCODER_DECODER, LossConfig(), batch, None)
-    taught, metrics = gradients_of(ENCODER_DECODER, LossConfig(teacher='x', teacher_weight=0.0), batch, teacher)
+    batch, teacher = make_batch(STUDENT), new_teacher(DECODER)
+    plain, expected = gradients_of(STUDENT, LossConfig(), batch, None)
+    taught, metrics = gradients_of(STUDENT, LossConfig(teacher='x', teacher_weight=0.0), batch, teacher)
     np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-6)
     np.testing.assert_allclose(metrics['cross_entropy'], expected['cross_entropy'], rtol=1e-6)
     assert 'teacher_divergence' not in expected and metrics['teacher_divergence'] > 0
@@ -113,15 +123,16 @@ def runs(tmp_path_factory):
     )
     tasks.register_all(data)
     sizes = dict(vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_decoder_layers=1)
-    shared = dict(data=data, optimizer=OptimizerConfig(learning_rate=0.01), mesh=MeshConfig(data=2))
+    shared = dict(data=data, optimizer=OptimizerConfig(learning_rate=0.01), mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     shared |= dict(checkpoints=CheckpointConfig(every=2))
     decoder = dataclasses.replace(DECODER, **sizes)
     train(str(folder / 'teacher'), **shared, model=decoder, run=RunConfig(steps=2))
-    student = dataclasses.replace(ENCODER_DECODER, **sizes, num_encoder_layers=1)
+    student = dataclasses.replace(STUDENT, **sizes)
     data = dataclasses.replace(data, format='encoder_decoder')
     return folder, shared | dict(data=data, model=student, loss=LossConfig(teacher=str(folder / 'teacher')))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits_and_the_teacher_is_not_saved(runs, tmp_path):
     folder, settings = runs
     train(str(tmp_path / 'whole'), **settings, run=RunConfig(steps=4, log_every=1))
@@ -137,11 +148,12 @@ def build_shapes(config):
     return jax.eval_shape(lambda: build_model(config, jax.random.key(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'change, message',
     [
         ({'loss': LossConfig(teacher='/none')}, '/none'),
-        ({'model': dataclasses.replace(ENCODER_DECODER, vocab_size=400)}, 'has 384 rows in its embedding, the model 400'),
+        ({'model': dataclasses.replace(STUDENT, vocab_size=400)}, 'has 384 rows in its embedding, the model 400'),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_one_line(runs, tmp_path, change, message):
