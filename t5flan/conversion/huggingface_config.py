@@ -220,7 +220,7 @@ def to_fields(
     fields['is_encoder_decoder'] = True
     fields['feed_forward_proj'] = next(name for name, found in _ACTIVATIONS.items() if found == config.mlp_activations)
     if kind == LONGT5:
-        fields |= {'encoder_attention_type': 'local', 'local_radius': config.encoder_config.attention_window - 1}
+        fields |= {'encoder_attention_type': 'local', 'local_radius': (config.encoder_config.attention_window or 1) - 1}
     if kind in ('t5', LONGT5):  # transformers before version 5 scales if tied, and reads no such field
         fields['scale_decoder_outputs'] = config.tie_embeddings and config.scale_tied_logits
     return fields

@@ -138,7 +138,7 @@ def _train(
     if run.epochs is not None:
         steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
         run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
-    trainer = Trainer(model, optimizer, loss, run, sharding)
+    trainer = make_trainer(model, optimizer, loss, run, sharding, vocabulary)
     if first_host:
         description_lib.write_description(workdir, description, vocabulary, gin, checkpoints.initialize_from)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
@@ -146,9 +146,6 @@ def _train(
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
         state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
-        if loss.teacher is not None:
-            trainer.teacher = (read_teacher(loss, model, vocabulary.fingerprint, vocabulary.eos_id, sharding),)
-            told = [*told, f'learns from {loss.teacher} too']
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')
@@ -172,6 +169,27 @@ def _train(
         writer.close()
         pipeline.close()
     return state
+
+
+def make_trainer(
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    loss: LossConfig,
+    run: RunConfig,
+    sharding: sharding_lib.Sharding,
+    vocabulary: Vocabulary,
+) -> Trainer:
+    """The steps of a run, with the teacher that LossConfig.teacher names.
+
+    Raises:
+        UserError: the teacher does not fit the model, or the state does not fit in memory.
+    """
+    trainer = Trainer(model, optimizer, loss, run, sharding)
+    if loss.teacher is not None:
+        with sharding_lib.use(sharding):
+            teacher = read_teacher(loss, model, vocabulary.fingerprint, vocabulary.eos_id, sharding)
+        trainer.teacher = (teacher,)
+    return trainer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A teacher adds the divergence from its probabilities to the loss and is never trained; off, nothing changes."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_a_decoder_reads_input_and_target_as_one_text():
 def runs(tmp_path_factory):
     """Arguments of train() for a tiny encoder-decoder, and the folder of a decoder with the same vocabulary."""
     folder = tmp_path_factory.mktemp('runs')
-    rows = ['{"inputs": "%s", "targets": "%s"}\n' % (word, word[::-1]) for word in ('abc', 'bcd efg', 'hi') * 40]
+    rows = [json.dumps({'inputs': word, 'targets': word[::-1]}) + '\n' for word in ('abc', 'bcd efg', 'hi') * 40]
     (folder / 'rows.jsonl').write_text(''.join(rows))
     data = DataConfig(
         mixture='teacher_test',
