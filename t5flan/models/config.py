@@ -189,8 +189,8 @@ class ModelConfig:
             projections, in place of cross-attention (T5Gemma 2). The encoder's output has no positions there, and a
             window does not hide it.
         attention_window: a token sees only those at a distance less than this, in 'window' layers; None for no window.
-        attention_window_ahead: of an encoder: a token sees so many tokens after it in 'window' layers (T5Gemma 2); None:
-            as many as before it. A decoder sees none.
+        attention_window_ahead: of an encoder: a token sees so many tokens after it in 'window' layers (T5Gemma 2);
+            None: as many as before it. A decoder sees none.
         layer_pattern: how layers differ, over and over from the first: 'full' attention, 'window', 'nope' (full and
             without positions) or 'window_nope'. None: all alike, with the attention_window if there is one.
         attention: the implementation of `attend()`; 'auto' chooses one for the device and the lengths.

@@ -105,7 +105,7 @@ class LossConfig:
             (distillation, arXiv:1503.02531). An encoder-decoder may learn from a decoder, which reads input and target
             as one text. None = no teacher.
         teacher_weight: with a teacher, the loss is (1 - teacher_weight) times the loss without one + teacher_weight *
-            temperature^2 times the divergence KL(teacher || model).
+            temperature^2 times the divergence of the model from the teacher (Kullback-Leibler).
         temperature: divides the logits of both in the divergence; above 1, unlikely words count more.
     """
 

@@ -10,11 +10,13 @@ import pytest
 import t5flan
 from t5flan.configurables import parse
 from t5flan.conversion import convert
+from t5flan.conversion.adaptation.adapt import adapt
 from t5flan.conversion.families.t5gemma2 import t5gemma2_fields, with_defaults
 from t5flan.conversion.huggingface_config import family_of, to_model_config
 from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 
+GOLDEN = Path(__file__).parents[1] / 'golden'
 GEMMA3 = {
     't5gemma2_270m_270m': dict(hidden_size=640, intermediate_size=2048, num_hidden_layers=18, sliding_window=512),
     't5gemma2_1b_1b': dict(hidden_size=1152, intermediate_size=6912, num_hidden_layers=26, sliding_window=512),
@@ -111,6 +113,17 @@ def test_other_models_cannot_be_written(change, message):
 def test_a_config_without_parts_has_the_defaults():
     fields = with_defaults({'decoder': {'bos_token_id': 5}})
     assert (fields['bos_token_id'], fields['vocab_size'], fields['eoi_token_index']) == (5, 262208, 256000)
+
+
+def test_an_adapted_gemma_3_is_written_as_one(tmp_path):
+    """With merged attention and no token of its own: the index of the end of an image is that of no token."""
+    source = adapt(convert.read(GOLDEN / 'gemma3_linear', 'hf'))
+    convert.write(source, tmp_path / 'hf', 'hf')
+    back = convert.read(tmp_path / 'hf', 'hf')
+    convert.compare(source, back, 'hf')
+    assert back.config == source.config
+    fields = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    assert (fields['model_type'], fields['eoi_token_index']) == ('t5gemma2', source.config.vocab_size)
 
 
 @pytest.fixture(scope='module')
