@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     values['data'] = files_of_run(values['data'], workdir)
     if source := values['checkpoints'].initialize_from:
         values['checkpoints'] = dataclasses.replace(values['checkpoints'], initialize_from=own_checkpoint(source))
+    if teacher := values['loss'].teacher:
+        values['loss'] = dataclasses.replace(values['loss'], teacher=own_checkpoint(teacher))
 
     import_tensorflow()
     from t5flan.data.mixtures.registration import names_inside

@@ -13,6 +13,7 @@ from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
+from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
 from t5flan.training.step import Trainer
@@ -82,10 +83,13 @@ def trace_step(settings: Mapping[str, Any], sharding: Sharding) -> tuple[Any, Tr
         The traced step, the trainer that it belongs to, and its batch.
 
     Raises:
-        UserError: the mesh does not divide the model or the batch.
+        UserError: the mesh does not divide the model or the batch, or there is a teacher.
     """
     with sharding_lib.use(sharding):
         model, optimizer, loss, run = (settings[name] for name in ('model', 'optimizer', 'loss', 'run'))
+        if loss.teacher is not None:
+            problem = f'LossConfig.teacher={loss.teacher!r}, but compiling a step leaves a teacher out'
+            raise UserError(f'{problem}. Set --gin.LossConfig.teacher=None.')
         trainer = Trainer(model, optimizer, loss, run, sharding)
         batch = abstract_batch(settings['data'], sharding)
         return trainer.train_step.trace(trainer.abstract_state, batch), trainer, batch

@@ -30,6 +30,7 @@ T5_FIELDS: Mapping[str, Any] = {
     'attention_bias': False,
     'attention_out_bias': False,
     'attention_window': None,
+    'unscaled_token': None,
     'qk_norm': False,
     'post_norms': False,
     'logits_soft_cap': None,

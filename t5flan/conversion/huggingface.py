@@ -10,7 +10,9 @@ import numpy as np
 
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint, match_arrays, one_dtype
+from t5flan.conversion.families.t5gemma2 import T5GEMMA2, text_arrays
 from t5flan.conversion.huggingface_config import (
+    LONGT5,
     REPLACED,
     T5_FAMILY,
     UNTIED,
@@ -71,12 +73,14 @@ def read(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
 
 
 def _read(folder: Path, vocabulary: Vocabulary | None) -> Checkpoint:
-    fields = read_fields(folder)
-    kind = str(fields.get('model_type'))
-    stored = read_folder(folder)
+    fields, stored = read_fields(folder), read_folder(folder)
+    kind, notes = str(fields.get('model_type')), tuple[str, ...]()
+    if kind == T5GEMMA2:
+        fields, stored, notes = text_arrays(fields, stored)
     _require_logits(folder, fields, kind, stored)
     arrays = _without_copies(folder, stored, kind)
-    return read_source(Source(folder, fields, arrays, table_of(kind)), vocabulary)
+    checkpoint = read_source(Source(folder, fields, arrays, table_of(kind)), vocabulary)
+    return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *(f'{folder}: {note}' for note in notes)))
 
 
 def read_source(source: Source, vocabulary: Vocabulary | None = None) -> Checkpoint:
@@ -125,6 +129,8 @@ def _require_logits(folder: Path, fields: Mapping[str, Any], kind: str, arrays: 
 
     transformers leaves out of config.json what is the default of a family: Llama's logits are not tied.
     """
+    if kind == LONGT5:  # they always are: tie_word_embeddings only says whether they are scaled
+        return
     tied = fields.get('tie_word_embeddings', kind not in UNTIED)
     head = dict(table_of(kind))['decoder/logits_dense/kernel']
     if tied is False and head not in arrays:
@@ -159,13 +165,14 @@ def _without_copies(folder: Path, arrays: dict[str, Stored], kind: str) -> dict[
     """The arrays without those that no model reads, and with the token embedding under one name (tied logits too)."""
     arrays = dict(arrays)
     embedding = dict(table_of(kind))['token_embedder/embedding']
-    copies = names.HF_T5_COPIES if kind in T5_FAMILY else ()
-    for name in copies:
-        if name in arrays and embedding not in arrays:
-            arrays[embedding] = arrays.pop(name)  # some files have the embedding only under another name
-    for name in copies:
-        if name in arrays and not _equal(arrays[name], arrays[embedding]):
-            problem = f'{name} differs from {embedding}: encoder and decoder have different token embeddings'
+    copies = dict.fromkeys(names.HF_T5_COPIES, embedding) if kind in T5_FAMILY else {}
+    copies |= names.HF_T5GEMMA2_COPIES if kind == T5GEMMA2 else {}
+    for name, original in copies.items():
+        if name in arrays and original not in arrays:
+            arrays[original] = arrays.pop(name)  # some files have the embedding only under another name
+    for name, original in copies.items():
+        if name in arrays and not _equal(arrays[name], arrays[original]):
+            problem = f'{name} differs from {original}: encoder and decoder have different token embeddings'
             raise UserError(f"{folder}: {problem}, which t5flan's models do not support.")
         arrays.pop(name, None)
     head = dict(table_of(kind))['decoder/logits_dense/kernel']

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.conversion.checkpoint import T5_FIELDS, require_fields
+from t5flan.conversion.families import t5gemma, t5gemma2
 from t5flan.conversion.families.decoders import (
     ARCHITECTURES,
     decoder_family,
@@ -12,20 +13,15 @@ from t5flan.conversion.families.decoders import (
     from_decoder,
     needed_fields,
 )
-from t5flan.conversion.families.t5gemma import (
-    ARCHITECTURE,
-    T5GEMMA,
-    from_t5gemma,
-    needed_by_t5gemma,
-    t5gemma_fields,
-    with_defaults,
-)
-from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_T5, HF_T5GEMMA, Table
+from t5flan.conversion.families.t5gemma import T5GEMMA
+from t5flan.conversion.families.t5gemma2 import T5GEMMA2
+from t5flan.conversion.names import HF_GEMMA_2, HF_LLAMA, HF_LONGT5, HF_T5, HF_T5GEMMA, HF_T5GEMMA2, Table
 from t5flan.errors import UserError
 from t5flan.files import parse_object, read_object
 from t5flan.models.config import ModelConfig
 
-T5_FAMILY = ('t5', 'mt5', 'umt5')
+LONGT5 = 'longt5'
+T5_FAMILY = ('t5', 'mt5', 'umt5', LONGT5)
 _POST_NORMS = ('gemma2', 'gemma3_text')
 UNTIED = ('llama', 'mistral', 'qwen2', 'qwen3')  # families whose logits are not tied unless config.json says so
 REPLACED = ('rope_scaling', 'rope_theta', 'rope_local_base_freq', 'layer_types', 'no_rope_layers')
@@ -78,9 +74,8 @@ def parse_json(file: Path, content: bytes) -> dict[str, Any]:
 
 def table_of(model_type: str) -> Table:
     """The parameter names of a family."""
-    if model_type == T5GEMMA:
-        return HF_T5GEMMA
-    return HF_T5 if model_type in T5_FAMILY else HF_GEMMA_2 if model_type in _POST_NORMS else HF_LLAMA
+    own = {LONGT5: HF_LONGT5, T5GEMMA: HF_T5GEMMA, T5GEMMA2: HF_T5GEMMA2, **dict.fromkeys(_POST_NORMS, HF_GEMMA_2)}
+    return own.get(model_type, HF_T5 if model_type in T5_FAMILY else HF_LLAMA)
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
@@ -90,7 +85,9 @@ def read_fields(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or is not a JSON object.
     """
     fields = read_json(folder / 'config.json')
-    return with_defaults(fields) if fields.get('model_type') == T5GEMMA else fields
+    families = {T5GEMMA: t5gemma.with_defaults, T5GEMMA2: t5gemma2.with_defaults}
+    whole = families.get(str(fields.get('model_type')))
+    return fields if whole is None else whole(fields)
 
 
 def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelConfig:
@@ -105,12 +102,15 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
         UserError: the family, or an option of the model, is not supported.
     """
     kind = fields.get('model_type')
-    known = (*T5_FAMILY, *ARCHITECTURES, T5GEMMA)
-    if kind not in known:
-        raise UserError(f'{file}: model_type {kind!r} is not converted; expected one of {", ".join(known)}.')
-    read = _t5 if kind in T5_FAMILY else from_t5gemma if kind == T5GEMMA else from_decoder
+    readers = {**dict.fromkeys(T5_FAMILY, _t5), **dict.fromkeys(ARCHITECTURES, from_decoder)}
+    readers |= {T5GEMMA: t5gemma.from_t5gemma, T5GEMMA2: t5gemma2.from_t5gemma2}
+    if kind not in readers:
+        raise UserError(f'{file}: model_type {kind!r} is not converted; expected one of {", ".join(readers)}.')
+    if fields.get('quantization_config') is not None:
+        problem = f'{file} has a quantization_config, and quantized weights are not converted'
+        raise UserError(f'{problem}. Save the model with its weights dequantized, or convert its GGUF file.')
     try:
-        return ModelConfig(**read(file, kind, fields, tied), dtype='float32')
+        return ModelConfig(**readers[kind](file, kind, fields, tied), dtype='float32')
     except KeyError as error:
         name = error.args[0]
         raise UserError(f'{file} lacks {name!r}, which a model of type {kind!r} needs. Download it again.') from None
@@ -121,12 +121,13 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
 
 
 def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    projection = fields.get('feed_forward_proj', 'relu' if kind == 't5' else 'gated-gelu')
+    projection = fields.get('feed_forward_proj', 'relu' if kind in ('t5', LONGT5) else 'gated-gelu')
     if projection not in _ACTIVATIONS:
         known = ', '.join(_ACTIVATIONS)
         raise UserError(f'{file}: feed_forward_proj {projection!r} is not converted; expected one of {known}.')
     # transformers 5 writes `scale_decoder_outputs`, and calls every T5 tied; before it, only tied models scaled.
-    scaled = fields.get('scale_decoder_outputs', tied) if kind == 't5' else tied and kind == 'umt5'
+    by_default = tied if kind == 't5' else tied and fields.get('tie_word_embeddings', True)  # LongT5's are always tied
+    scaled = tied and kind == 'umt5' if kind in ('mt5', 'umt5') else fields.get('scale_decoder_outputs', by_default)
     if scaled and not tied:
         problem = f'{file}: scale_decoder_outputs is true, but lm_head.weight differs from shared.weight'
         fix = 'Set it to false if this is a T5 1.1.'
@@ -141,7 +142,19 @@ def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[st
         'mlp_activations': _ACTIVATIONS[projection],
         'tie_embeddings': tied,
         'scale_tied_logits': bool(scaled) if tied else True,
+        'encoder': _local_attention(file, given) if kind == LONGT5 else None,
     }
+
+
+def _local_attention(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What LongT5's encoder has that T5's has not: a token sees those at a distance up to the radius."""
+    attention, radius = fields.get('encoder_attention_type', 'local'), fields.get('local_radius', 127)
+    if attention != 'local':
+        problem = f'encoder_attention_type {attention!r}, whose blocks have tokens of their own, is not converted'
+        raise UserError(f'{file}: {problem}; expected local.')
+    if not isinstance(radius, int) or radius < 1:
+        raise UserError(f'{file}: local_radius is {radius!r}, expected a number of tokens of 1 or more.')
+    return {'attention_window': radius + 1}
 
 
 def family_of(config: ModelConfig, where: str, source: str | None = None) -> str:
@@ -157,13 +170,21 @@ def family_of(config: ModelConfig, where: str, source: str | None = None) -> str
     """
     if config.architecture == 'decoder_only':
         return decoder_family(config, where, source)
+    if config.merged_attention:
+        t5gemma2.require_t5gemma2(config, where)
+        return T5GEMMA2
     if config.position == 'rope':
-        needed, encoder = needed_by_t5gemma(config)
+        needed, encoder = t5gemma.needed_by_t5gemma(config)
+        ahead = {'attention_window_ahead': None}
+        require_fields(f'{where}: its encoder', config.encoder_config, ahead, "Hugging Face's t5gemma")
         require_fields(where, config, needed, "Hugging Face's t5gemma")
         require_fields(f'{where}: its encoder', encoder, needed_fields(encoder, 'gemma2'), "Hugging Face's t5gemma")
         return T5GEMMA
-    kind = 'umt5' if config.relative_bias_per_layer else 't5'
+    local = config.encoder is not None and set(config.encoder) == {'attention_window'}
+    kind = 'umt5' if config.relative_bias_per_layer else LONGT5 if local else 't5'
     needed = dict(T5_FIELDS)
+    if kind == LONGT5:
+        needed |= {'encoder': config.encoder, 'tie_embeddings': True}
     if config.kv_heads != config.num_heads:
         needed['num_kv_heads'] = None
     if config.mlp_activations not in _ACTIVATIONS.values():
@@ -178,9 +199,10 @@ def to_fields(
 ) -> dict[str, Any]:
     """The content of config.json for a model of a family; `original` is that which it came from, if of that family."""
     t5 = kind in T5_FAMILY
-    name = f'{kind.upper()}ForConditionalGeneration' if t5 else ARCHITECTURES.get(kind, ARCHITECTURE)
+    known = {**ARCHITECTURES, LONGT5: 'LongT5ForConditionalGeneration'}
+    known |= {T5GEMMA: t5gemma.ARCHITECTURE, T5GEMMA2: t5gemma2.ARCHITECTURE}
     fields = {
-        'architectures': [name],
+        'architectures': [known.get(kind, f'{kind.upper()}ForConditionalGeneration')],
         'model_type': kind,
         **dict.fromkeys(('torch_dtype', 'dtype'), dtype),
         'decoder_start_token_id' if t5 else 'bos_token_id': start_id,
@@ -189,13 +211,16 @@ def to_fields(
         'use_cache': True,
         'tie_word_embeddings': config.tie_embeddings,
     }
-    if kind == T5GEMMA:
-        return fields | t5gemma_fields(config, original or {})
+    if kind in (T5GEMMA, T5GEMMA2):
+        write = t5gemma.t5gemma_fields if kind == T5GEMMA else t5gemma2.t5gemma2_fields
+        return fields | write(config, original or {})
     if not t5:
         return fields | decoder_fields(config, kind)
     fields |= {theirs: getattr(config, ours) for ours, theirs in _T5_NAMES.items()}
     fields['is_encoder_decoder'] = True
     fields['feed_forward_proj'] = next(name for name, found in _ACTIVATIONS.items() if found == config.mlp_activations)
-    if kind == 't5':  # transformers before version 5 scales if tied, and reads no such field
+    if kind == LONGT5:
+        fields |= {'encoder_attention_type': 'local', 'local_radius': (config.encoder_config.attention_window or 1) - 1}
+    if kind in ('t5', LONGT5):  # transformers before version 5 scales if tied, and reads no such field
         fields['scale_decoder_outputs'] = config.tie_embeddings and config.scale_tied_logits
     return fields

@@ -30,6 +30,12 @@ def _biases(module: str, theirs: str, names: Mapping[str, str]) -> Table:
     return [(f'{module}/{ours}/bias', f'{theirs}.{name}.bias') for ours, name in names.items()]
 
 
+def _head_norms(attention: str, theirs: str) -> Table:
+    """The rows of the norms of queries and keys."""
+    names = {'query': 'q', 'key': 'k'}
+    return [(f'{attention}/{ours}_norm/scale', f'{theirs}.{name}_norm.weight') for ours, name in names.items()]
+
+
 _T5_ATTENTION = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 _T5_MLP = {name: name for name in ('wi', 'wi_0', 'wi_1', 'wo')}
 HF_T5: Table = (
@@ -50,6 +56,10 @@ HF_T5: Table = (
     ('decoder/layers/pre_mlp_layer_norm/scale', 'decoder.block.{i}.layer.2.layer_norm.weight'),
     *_kernels('decoder/layers/mlp', 'decoder.block.{i}.layer.2.DenseReluDense', _T5_MLP),
 )
+HF_LONGT5: Table = tuple(  # with local attention
+    (ours, theirs.replace('.SelfAttention.', '.LocalSelfAttention.') if ours.startswith('encoder') else theirs)
+    for ours, theirs in HF_T5
+)
 
 _LLAMA_ATTENTION = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'out': 'o_proj'}
 _LLAMA_MLP = {'wi_0': 'gate_proj', 'wi_1': 'up_proj', 'wo': 'down_proj'}
@@ -60,8 +70,7 @@ _DECODER: Table = (
     ('decoder/layers/pre_self_attention_layer_norm/scale', 'model.layers.{i}.input_layernorm.weight'),
     *_kernels('decoder/layers/self_attention', 'model.layers.{i}.self_attn', _LLAMA_ATTENTION),
     *_biases('decoder/layers/self_attention', 'model.layers.{i}.self_attn', _LLAMA_ATTENTION),
-    ('decoder/layers/self_attention/query_norm/scale', 'model.layers.{i}.self_attn.q_norm.weight'),
-    ('decoder/layers/self_attention/key_norm/scale', 'model.layers.{i}.self_attn.k_norm.weight'),
+    *_head_norms('decoder/layers/self_attention', 'model.layers.{i}.self_attn'),
     *_kernels('decoder/layers/mlp', 'model.layers.{i}.mlp', _LLAMA_MLP),
 )
 HF_LLAMA: Table = (  # and Gemma's, Mistral's, Qwen's, SmolLM3's
@@ -109,8 +118,21 @@ HF_T5GEMMA: Table = (
     ),
 )
 
+HF_T5GEMMA2: Table = (
+    ('token_embedder/embedding', 'model.encoder.embed_tokens.weight'),
+    ('token_embedder/unscaled_embedding', 'model.encoder.embed_tokens.eoi_embedding'),
+    ('decoder/logits_dense/kernel', 'lm_head.out_proj.weight'),
+    *_t5gemma_stack('encoder', 'attention'),
+    *_t5gemma_stack('decoder', 'self_attention'),
+    *_head_norms('encoder/layers/attention', 'model.encoder.layers.{i}.self_attn'),
+    *_head_norms('decoder/layers/self_attention', 'model.decoder.layers.{i}.self_attn'),
+)
+
 # Other names of the token embedding in Hugging Face's files, and arrays of old files that no model reads.
 HF_T5_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+HF_T5GEMMA2_COPIES = {
+    f'model.decoder.embed_tokens.{name}': f'model.encoder.embed_tokens.{name}' for name in ('weight', 'eoi_embedding')
+}
 HF_T5_UNREAD = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
 HF_LLAMA_UNREAD = ('model.layers.{i}.self_attn.rotary_emb.inv_freq',)
 

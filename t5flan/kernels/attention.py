@@ -46,7 +46,7 @@ def attend(
     kv_lengths_B: jax.Array | None = None,
     scale: float = 1.0,
     soft_cap: float | None = None,
-    window: int | None = None,
+    window: int | tuple[int, int] | None = None,
     far_prefix: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -73,8 +73,8 @@ def attend(
         kv_lengths_B: how many keys of each row exist.
         scale: factor of the products of queries and keys.
         soft_cap: see above; None for no cap.
-        window: a query sees only keys at a distance less than this, before it and after it, those of the prefix too;
-            None for no window.
+        window: a query sees only keys at a distance less than this, before it and after it, those of the prefix too; a
+            pair (before, after): at most so many keys before it and after it; None for no window.
         far_prefix: the window does not hide keys of the prefix: a query sees all of them.
         dropout_rate: of probabilities. As in T5, a head drops a key for all queries of a row.
         dropout_key: required if `dropout_rate` is above 0.
@@ -92,7 +92,7 @@ def attend(
     masks = dict(prefix_BS=prefix_BS, **segment_ids, kv_lengths_B=kv_lengths_B)
     _check_masks(q_BTNH.shape[:2], k_BSKH.shape[:2], causal, masks | {'q_offset': q_offset})
     _require(not far_prefix or prefix_BS is not None, 'attend() got far_prefix=True without prefix_BS; pass both.')
-    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias, window, far_prefix)
+    spec = AttentionSpec(causal, scale, soft_cap, dropout_rate, precision, bias, _reach(window), far_prefix)
     _check_options(q_BTNH, bias_table, spec, dropout_key, implementation)
     masks = _mask_operands(k_BSKH.shape[1], **masks)
     operands = Operands(q_BTNH, k_BSKH, v_BSKH, jnp.asarray(q_offset, jnp.int32), bias_table, **masks)
@@ -150,6 +150,18 @@ def _require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _reach(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """A window as the numbers of keys that a query sees before and after its own place."""
+    if window is None:
+        return None
+    pair, least = (window, 0) if isinstance(window, tuple) else ((window, window), 1)
+    whole = len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
+    expected = 'expected a number of keys above 0, a pair (before, after) of numbers from 0, or None'
+    _require(whole, f'window={window}, {expected}. Set ModelConfig.attention_window.')
+    before, after = pair
+    return before - least, after - least
+
+
 def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
     q, k, v = q_BTNH.shape, k_BSKH.shape, v_BSKH.shape
     got = f'attend() got q {q}, k {k}, v {v}; expected'
@@ -194,9 +206,6 @@ def _check_options(
     cap, rate = spec.soft_cap, spec.dropout_rate
     above_zero = 'expected a number above 0, or None. Set ModelConfig.attention_soft_cap.'
     _require(cap is None or cap > 0.0, f'soft_cap={cap}, {above_zero}')
-    whole = spec.window is None or (isinstance(spec.window, int) and spec.window > 0)
-    of_keys = 'expected a number of keys above 0, or None. Set ModelConfig.attention_window.'
-    _require(whole, f'window={spec.window}, {of_keys}')
     _require(0.0 <= rate < 1.0, f'dropout_rate={rate}, expected a number in [0, 1). Set ModelConfig.dropout_rate.')
     pass_one = 'pass one, or a rate of 0.0 outside training.'
     _require(rate == 0.0 or dropout_key is not None, f'dropout_rate={rate} needs a dropout_key; {pass_one}')

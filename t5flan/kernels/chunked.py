@@ -11,8 +11,8 @@ B batch, T queries, S keys, N heads, K key-value heads, G = N / K heads that sha
 block, M = G * C rows of a tile, W = T + S - 1 distances, J steps: blocks of queries for each group of heads. In a tile,
 N and K count the heads of one group. A tile is [K, G, C, S], or [K, S, G, C] transposed.
 
-With a window a tile reads only the keys that its queries may see, and S is their number: C + window - 1, and as many
-after the queries if they look ahead.
+With a window a tile reads only the keys that its queries may see, and S is their number: C, those of the window before
+them, and those after them if they look ahead.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from t5flan import sharding
-from t5flan.kernels.operands import LEAST_MAXIMUM, MASKED, AttentionSpec, Operands, with_gradients
+from t5flan.kernels.operands import LEAST_MAXIMUM, MASKED, AttentionSpec, Operands, is_near, with_gradients
 from t5flan.kernels.relative_bias import bias_tile, bias_vector
 
 # Logits of one tile. On a CPU, larger tiles were measured to leave the cache; elsewhere a step of the loop must be
@@ -54,7 +54,7 @@ class TileSpec(AttentionSpec):
     part: int = 0  # keys of a part in the forward pass, which leaves out those after the queries; 0: all keys at once
 
     @property
-    def sliding_window(self) -> int | None:
+    def sliding_window(self) -> tuple[int, int] | None:
         """The window, if a tile reads only its keys; None if a prefix is seen from far away."""
         return None if self.far_prefix else self.window
 
@@ -91,10 +91,9 @@ def choose_tiles(spec: AttentionSpec, operands: Operands) -> TileSpec:
     platform, share = sharding.platform(), heads // kv_heads
     if spec.window is not None and not spec.far_prefix:
         ahead = not spec.causal or operands.prefix_BS is not None
-        reach = (spec.window - 1) * (2 if ahead else 1)
-        block, tile_kv_heads, tile_keys = _window_tile_size(
-            spec.window, reach, queries, keys, share, kv_heads, platform
-        )
+        before, after = spec.window
+        reach, window = before + (after if ahead else 0), max(before, after) + 1
+        block, tile_kv_heads, tile_keys = _window_tile_size(window, reach, queries, keys, share, kv_heads, platform)
         part = 0
     else:
         skips, tile_keys = _skips_keys(spec, operands, platform), keys
@@ -376,9 +375,9 @@ def _not_after(spec: TileSpec, operands: Operands, place: _Place, transposed: bo
     return key_S <= query_C
 
 
-def _is_near(spec: TileSpec, window: int, operands: Operands, place: _Place, transposed: bool) -> jax.Array:
+def _is_near(spec: TileSpec, window: tuple[int, int], operands: Operands, place: _Place, transposed: bool) -> jax.Array:
     key_S, query_C = _key_and_query(spec, operands, place, transposed)
-    return jnp.abs(key_S - query_C) < window
+    return is_near(window, key_S - query_C)
 
 
 def _key_and_query(spec: TileSpec, operands: Operands, place: _Place, transposed: bool) -> tuple[jax.Array, jax.Array]:
@@ -442,7 +441,7 @@ def _place(spec: TileSpec, operands: Operands, j: jax.Array, b: Any) -> _Place:
     kv_head, query = j // spec.blocks * spec.kv_heads, j % spec.blocks * spec.block
     key: jax.Array | int = 0
     if spec.sliding_window is not None:
-        key = query + operands.q_offset - (spec.sliding_window - 1)
+        key = query + operands.q_offset - spec.sliding_window[0]
         key = jnp.clip(key, 0, operands.k_BSKH.shape[1] - spec.keys)
     return _Place(jnp.asarray(b, jnp.int32), query, kv_head * spec.share, kv_head, key)
 

@@ -37,7 +37,7 @@ class AttentionSpec:
     dropout_rate: float = 0.0
     precision: Any = None
     bias: RelativeBias | None = None
-    window: int | None = None  # keys at this distance or more are not seen
+    window: tuple[int, int] | None = None  # at most so many keys before a query, and after it, are seen
     far_prefix: bool = False  # but those of the prefix are
 
     @property
@@ -136,12 +136,18 @@ def packed_ids(
     return pad(query_ids_BT, padding_T, padded_query), pad(key_ids_BS, padding_S, 0)
 
 
+def is_near(window: tuple[int, int], distance: jax.Array) -> jax.Array:
+    """Whether a window holds keys at these distances, (key index) - (query index)."""
+    before, after = window
+    return (distance >= -before) & (distance <= after)
+
+
 def visible_tiles(
     arrays: KernelArrays,
     block_q: int,
     block_k: int,
     causal: bool,
-    window: int | None = None,
+    window: tuple[int, int] | None = None,
     far_prefix: bool = False,
 ) -> jax.Array:
     """Which tiles may hold a query and a key that it sees, bool [B, I, O]; of ids only the range of a block counts."""
@@ -154,9 +160,9 @@ def visible_tiles(
         seen_BIO &= (o[None, :] * block_k <= last_I[:, None])[None]
     near_IO = jnp.ones((i.size, o.size), bool)
     if window is not None:
-        first_I, first_O = i * block_q + arrays.q_offset, o * block_k
-        before_IO = first_O[None, :] + (block_k - 1) <= first_I[:, None] - window
-        after_IO = first_O[None, :] >= first_I[:, None] + (block_q - 1 + window)
+        (before, after), first_I, first_O = window, i * block_q + arrays.q_offset, o * block_k
+        before_IO = first_O[None, :] + (block_k - 1) < first_I[:, None] - before
+        after_IO = first_O[None, :] > first_I[:, None] + (block_q - 1 + after)
         near_IO = ~(before_IO | after_IO)
     if far_prefix:
         seen_BIO &= near_IO[None]

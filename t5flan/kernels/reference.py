@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from t5flan.kernels.operands import MASKED, AttentionSpec, Operands
+from t5flan.kernels.operands import MASKED, AttentionSpec, Operands, is_near
 from t5flan.kernels.relative_bias import bias_vector, toeplitz
 
 
@@ -43,7 +43,7 @@ def _allowed(spec: AttentionSpec, operands: Operands) -> jax.Array | None:
     masks = []
     key_1S = jnp.arange(keys, dtype=jnp.int32)[None, :]
     query_T1 = (operands.q_offset + jnp.arange(queries, dtype=jnp.int32))[:, None]
-    near_1TS = None if spec.window is None else (jnp.abs(key_1S - query_T1) < spec.window)[None]
+    near_1TS = None if spec.window is None else is_near(spec.window, key_1S - query_T1)[None]
     if spec.causal:
         seen_1TS = (key_1S <= query_T1)[None]
         if spec.far_prefix and near_1TS is not None:

@@ -157,13 +157,12 @@ class Attention(nnx.Module):
             q_offset: the key index of the first query; 0 unless there is a cache.
         """
         config = self.config
-        window = None if kind is None else kind.window
         q_BTNH = self.query(x_BTD)
         if config.qk_norm:
             q_BTNH = self.query_norm(q_BTNH)
         q_BTNH = constrain(self._rotate(q_BTNH, positions_BT, kind), ('batch', 'length', 'act_heads', 'kv'))
         if self.reader is not None:
-            y_BTNH = self.reader(config, q_BTNH, kv, bias_table_NR, window)
+            y_BTNH = self.reader(config, q_BTNH, kv, bias_table_NR, None if kind is None else kind.window)
         else:
             bias = None
             if bias_table_NR is not None:
@@ -177,7 +176,7 @@ class Attention(nnx.Module):
                 **mask._asdict(),
                 scale=config.attention_scale,
                 soft_cap=config.attention_soft_cap,
-                window=window,
+                window=None if kind is None else kind.seen(self.bidirectional),
                 dropout_rate=0.0 if dropout_key is None else config.dropout_rate,
                 dropout_key=dropout_key,
                 implementation=config.attention,

@@ -91,12 +91,20 @@ class LayerKind(NamedTuple):
         rotary: queries and keys are rotated.
         rope_base: base of the rotary frequencies.
         rope_scaling: of the rotary frequencies, or None.
+        window_ahead: in an encoder, how many keys after a query the window holds; None: as many as before it.
     """
 
     window: int | None
     rotary: bool
     rope_base: float
     rope_scaling: RopeScaling | None
+    window_ahead: int | None = None
+
+    def seen(self, bidirectional: bool) -> int | tuple[int, int] | None:
+        """The window as `attend()` takes it."""
+        if self.window is None or self.window_ahead is None or not bidirectional:
+            return self.window
+        return self.window - 1, self.window_ahead
 
 
 class FrozenDict(dict[str, Any]):
@@ -119,6 +127,7 @@ ENCODER_FIELDS = (
     'attention_out_bias',
     'qk_norm',
     'attention_window',
+    'attention_window_ahead',
     'layer_pattern',
     'rope_base',
     'rope_local_base',
@@ -142,6 +151,7 @@ class ModelConfig:
     | T5 1.0     | relative_bias | relu             | rms   | tie_embeddings                                           |
     | T5 1.1     | relative_bias | gelu, linear     | rms   |                                                          |
     | UMT5       | relative_bias | gelu, linear     | rms   | relative_bias_per_layer                                  |
+    | LongT5     | relative_bias | gelu, linear     | rms   | encoder={'attention_window': ...} (local attention)      |
     | PaLM       | rope          | silu, linear     | layer | tie_embeddings, parallel_block, num_kv_heads=1, ...      |
     | Llama 2    | rope          | silu, linear     | rms   | scale_attention                                          |
     | Gemma      | rope          | gelu, linear     | rms   | norm_scale_plus_one, scale_embedding, tied, unscaled     |
@@ -153,7 +163,7 @@ class ModelConfig:
     | Qwen 3     | as Llama 2    |                  |       | qk_norm                                                  |
     | SmolLM 3   | as Llama 2    |                  |       | layer_pattern                                            |
     | T5Gemma    | as Gemma 2    |                  |       | encoder_decoder, share_embeddings=False                  |
-    | T5Gemma 2  | as Gemma 3    |                  |       | encoder_decoder, merged_attention                        |
+    | T5Gemma 2  | as Gemma 3    |                  |       | encoder_decoder, merged_attention, unscaled_token, ...   |
 
     Attributes:
         architecture: 'encoder_decoder' or 'decoder_only'.
@@ -179,6 +189,8 @@ class ModelConfig:
             projections, in place of cross-attention (T5Gemma 2). The encoder's output has no positions there, and a
             window does not hide it.
         attention_window: a token sees only those at a distance less than this, in 'window' layers; None for no window.
+        attention_window_ahead: of an encoder: a token sees so many tokens after it in 'window' layers (T5Gemma 2);
+            None: as many as before it. A decoder sees none.
         layer_pattern: how layers differ, over and over from the first: 'full' attention, 'window', 'nope' (full and
             without positions) or 'window_nope'. None: all alike, with the attention_window if there is one.
         attention: the implementation of `attend()`; 'auto' chooses one for the device and the lengths.
@@ -199,6 +211,8 @@ class ModelConfig:
         tie_embeddings: compute logits with the token embedding, that of the decoder.
         scale_tied_logits: with tie_embeddings: logits x emb_dim^-0.5 (T5 1.0, PaLM).
         scale_embedding: embedded tokens x emb_dim^0.5 (Gemma).
+        unscaled_token: the id of a token whose embedding is a vector of its own, which scale_embedding does not change
+            (the end of an image in T5Gemma 2); its row of the table serves the logits only. None: no such token.
         logits_soft_cap: as attention_soft_cap, for the output logits.
         dropout_rate: during training; 0 turns dropout off.
         dtype: of the computation; parameters, softmax, norms and logits are float32.
@@ -227,6 +241,7 @@ class ModelConfig:
     qk_norm: bool = False
     merged_attention: bool = False
     attention_window: int | None = None
+    attention_window_ahead: CountFrom0 | None = None
     layer_pattern: tuple[Literal['full', 'window', 'nope', 'window_nope'], ...] | None = None
     attention: Literal['auto', 'xla', 'chunked', 'flash_tpu', 'flash_gpu'] = 'auto'
 
@@ -249,6 +264,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     scale_tied_logits: bool = True
     scale_embedding: bool = False
+    unscaled_token: CountFrom0 | None = None
     logits_soft_cap: Positive | None = None
 
     # None of these changes what the parameters mean.
@@ -297,6 +313,10 @@ class ModelConfig:
         self._require(not windows or window is not None, 'attention_window', "a number for layer_pattern's windows")
         unread = 'None, because layer_pattern has no window'
         self._require(window is None or pattern is None or windows, 'attention_window', unread)
+        if window is not None and self.attention_window_ahead == window - 1:
+            object.__setattr__(self, 'attention_window_ahead', None)  # as far as before: one spelling
+        ahead = self.attention_window_ahead is None or (window is not None and self.architecture == 'encoder_decoder')
+        self._require(ahead, 'attention_window_ahead', "None without an encoder's attention_window")
         rotary = f'None with position={self.position!r}'
         for name in ('rope_local_base', 'rope_scaling'):
             self._require(self.position == 'rope' or getattr(self, name) is None, name, rotary)
@@ -387,8 +407,9 @@ class ModelConfig:
         assert scaling is None or isinstance(scaling, RopeScaling)  # since __post_init__
         rotary = self.position == 'rope' and 'nope' not in name
         if windowed and self.rope_local_base is not None:
-            return LayerKind(self.attention_window, rotary, self.rope_local_base, None)
-        return LayerKind(self.attention_window if windowed else None, rotary, self.rope_base, scaling)
+            return LayerKind(self.attention_window, rotary, self.rope_local_base, None, self.attention_window_ahead)
+        window, ahead = (self.attention_window, self.attention_window_ahead) if windowed else (None, None)
+        return LayerKind(window, rotary, self.rope_base, scaling, ahead)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON types; `ModelConfig.from_dict` reads them back."""

@@ -147,6 +147,9 @@ class TokenEmbedder(nnx.Module):
         small = config.scale_embedding or (config.tie_embeddings and not config.scale_tied_logits)
         init = jax.nn.initializers.normal(config.emb_dim**-0.5 if small else 1.0)
         self.embedding = scope.parameter('embedding', (config.vocab_size, config.emb_dim), ('vocab', 'embed'), init)
+        if config.unscaled_token is not None:
+            zeros = jax.nn.initializers.zeros
+            self.unscaled_embedding = scope.parameter('unscaled_embedding', (config.emb_dim,), ('embed',), zeros)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """[B, T] -> [B, T, D]. A token outside the vocabulary becomes NaN, so that it cannot go unnoticed."""
@@ -155,6 +158,9 @@ class TokenEmbedder(nnx.Module):
             x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode='fill').astype(self.config.dtype)
         if self.config.scale_embedding:
             x_BTD = x_BTD * jnp.asarray(self.config.emb_dim**0.5, x_BTD.dtype)
+        if self.config.unscaled_token is not None:
+            own_11D = self.unscaled_embedding[...].astype(x_BTD.dtype)[None, None]
+            x_BTD = jnp.where((tokens_BT == self.config.unscaled_token)[..., None], own_11D, x_BTD)
         return constrain(x_BTD, ('batch', 'length', 'act_embed'))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:

@@ -101,16 +101,28 @@ class LossConfig:
         normalize: True divides by the sum of the batch's loss weights; False minimises the sum, as T5X does (no
             difference to Adafactor, but to `clip_by_global_norm`). Reported losses are per token in both cases.
         chunk_tokens: how many tokens' float32 logits are in memory at once, over all devices; None chooses by device.
+        teacher: a checkpoint folder of a frozen model with the same vocabulary; the model learns its probabilities too
+            (distillation, arXiv:1503.02531). An encoder-decoder may learn from a decoder, which reads input and target
+            as one text. None = no teacher.
+        teacher_weight: with a teacher, the loss is (1 - teacher_weight) times the loss without one + teacher_weight *
+            temperature^2 times the divergence of the model from the teacher (Kullback-Leibler).
+        temperature: divides the logits of both in the divergence; above 1, unlikely words count more.
     """
 
     z_loss: NonNegative = 1e-4
     label_smoothing: BelowOne = 0.0
     normalize: bool = True
     chunk_tokens: Count | None = None
+    teacher: str | None = None
+    teacher_weight: Share = 0.5
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         check_limits(self)
         require_bools(self, 'normalize')
+        if self.teacher is not None:
+            require_text('LossConfig.teacher', self.teacher)
+            object.__setattr__(self, 'teacher', os.path.expanduser(self.teacher))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,48 @@ def cross_entropy(
         weights_BT: loss weights; 0 where there is nothing to predict.
         config: z_loss, label_smoothing, chunk_tokens.
     """
+    chunks = _chunks_of(logits_of, x_BTD, config)
+    x_nBCD = chunks(x_BTD)
+    logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
+    targets_nBC, weights_nBC = chunks(targets_BT), chunks(weights_BT.astype(jnp.float32))
+    return _chunked_sums(logits_of, config, tuple(parameters), (x_nBCD, targets_nBC, weights_nBC))
+
+
+def divergence(
+    logits_of: Logits,
+    x_BTD: jax.Array,
+    teacher_logits_of: Logits,
+    teacher_x_BTE: jax.Array,
+    weights_BT: jax.Array,
+    config: LossConfig,
+) -> jax.Array:
+    """The weighted sum over tokens of KL(teacher || student) at LossConfig.temperature, float32 [].
+
+    Gradients flow to `x_BTD` and to what `logits_of` closes over. The backward pass computes logits again.
+
+    Args:
+        logits_of, x_BTD: the student's, as of `cross_entropy`.
+        teacher_logits_of, teacher_x_BTE: the teacher's, for the same words.
+        weights_BT: loss weights.
+        config: temperature, chunk_tokens.
+    """
+    chunks = _chunks_of(logits_of, x_BTD, config)
+
+    @jax.checkpoint
+    def chunk_sum(x_BCD: jax.Array, teacher_x_BCE: jax.Array, weights_BC: jax.Array) -> jax.Array:
+        log_q_BCV = jax.nn.log_softmax(logits_of(x_BCD) / config.temperature)
+        log_p_BCV = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits_of(teacher_x_BCE)) / config.temperature)
+        return jnp.sum(weights_BC * jnp.sum(jnp.exp(log_p_BCV) * (log_p_BCV - log_q_BCV), axis=-1))
+
+    def body(total: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + chunk_sum(*chunk), None
+
+    stacked = chunks(x_BTD), chunks(jax.lax.stop_gradient(teacher_x_BTE)), chunks(weights_BT.astype(jnp.float32))
+    return jax.lax.scan(body, jnp.zeros((), jnp.float32), stacked)[0]
+
+
+def _chunks_of(logits_of: Logits, x_BTD: jax.Array, config: LossConfig) -> Callable[[jax.Array], jax.Array]:
+    """A function that cuts arrays [B, T, ...] into chunks [n, B, C, ...]."""
     parts = _length_parts(x_BTD.shape[1])
     positions = _chunk_positions(logits_of, x_BTD, config, parts)
 
@@ -79,10 +121,7 @@ def cross_entropy(
         x = x.reshape(-1, rows, parts * positions, *rest)
         return sharding.constrain(x, (None, *sharding.batch_axes(x.ndim - 1)))
 
-    x_nBCD = chunks(x_BTD)
-    logits_of, parameters = jax.closure_convert(logits_of, x_nBCD[0])
-    targets_nBC, weights_nBC = chunks(targets_BT), chunks(weights_BT.astype(jnp.float32))
-    return _chunked_sums(logits_of, config, tuple(parameters), (x_nBCD, targets_nBC, weights_nBC))
+    return chunks
 
 
 def _length_parts(length: int) -> int:

@@ -24,13 +24,14 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.layers import fold
 from t5flan.models.parameters import logical_axes, named_parameters, parameter_count
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.losses import LossSums, cross_entropy
+from t5flan.training.distillation.teacher import Teacher
+from t5flan.training.losses import LossSums, cross_entropy, divergence
 from t5flan.training.optimizer import Optimizer, make_optimizer, state_axes, with_parameters
 from t5flan.training.state import TrainState, create_state
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-_Sums = tuple[LossSums, jax.Array | None]  # of the loss, and what an adapter adds to it
+_Sums = tuple[LossSums, jax.Array | None, jax.Array | None]  # of the loss, an adapter's penalty, and the divergence
 
 
 def _once_options(platform: str) -> dict[str, int] | None:
@@ -46,19 +47,19 @@ def _once_options(platform: str) -> dict[str, int] | None:
 
 def make_train_step(
     config: OptimizerConfig, loss: LossConfig, optimizer: Optimizer, seed: int, adapter: Adapter | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the function (state, batch) -> (state after one update, metrics).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the function (state, batch, teacher) -> (state after one update, metrics); `teacher` is None without one.
 
     Metrics are float32 scalars: `loss`, which is minimised, its parts `cross_entropy`, `z_loss` and `label_smoothing`,
     and `accuracy`, each per weighted token of the batch; `tokens`, the sum of loss weights; `grad_norm`, the L2 norm of
-    the gradient before clipping; and `learning_rate`. An adapter may add a term to the loss, `adapter_penalty`, which
-    `loss` does not contain.
+    the gradient before clipping; and `learning_rate`. With a teacher, `teacher_divergence` is a part of
+    `loss`. An adapter may add a term to the loss, `adapter_penalty`, which `loss` does not contain.
 
     Raises:
         UserError: when traced, if `config.microbatches` does not divide the rows of the batch.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher: Teacher | None = None) -> tuple[TrainState, Metrics]:
         parameters = optimizer.trained_parameters(state.model)
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         tokens = jnp.sum(loss_weights(batch))
@@ -71,11 +72,12 @@ def make_train_step(
             if adapter is not None:
                 penalty = adapter.penalty(model)
                 model = adapter.in_step(model, fold(dropout_key, 'adapter'))
-            sums = loss_sums(model, part, scale * loss_weights(part), loss, key)
+            sums, apart = sums_and_divergence(model, part, scale * loss_weights(part), loss, key, teacher)
+            total = sums.loss if apart is None else distilled(sums.loss, apart, loss)
             if penalty is None:
-                return sums.loss, (sums, None)
+                return total, (sums, None, apart)
             penalty *= scale * divisor / config.microbatches  # as much of it as of the loss
-            return sums.loss + penalty, (sums, penalty)
+            return total + penalty, (sums, penalty, apart)
 
         def gradients_and_sums(part: Batch, index: jax.Array | int) -> tuple[Any, _Sums]:
             key = jax.random.fold_in(dropout_key, index) if state.model.config.dropout_rate else None
@@ -83,13 +85,15 @@ def make_train_step(
             return optimizer.constrain(gradients), sums
 
         if config.microbatches == 1:
-            gradients, (sums, penalty) = gradients_and_sums(batch, 0)
+            gradients, (sums, penalty, apart) = gradients_and_sums(batch, 0)
         else:
-            gradients, (sums, penalty) = _accumulate(gradients_and_sums, batch, config.microbatches)
+            gradients, (sums, penalty, apart) = _accumulate(gradients_and_sums, batch, config.microbatches)
         with jax.named_scope('optimizer'):
             updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, parameters)
             model = with_parameters(state.model, optax.apply_updates(parameters, updates))
         per_token = per_token_sums(sums) | ({} if penalty is None else {'adapter_penalty': penalty})
+        if apart is not None:
+            per_token |= {'loss': distilled(sums.loss, apart, loss), 'teacher_divergence': apart}
         metrics = {name: value / (scale * divisor) for name, value in per_token.items()}
         metrics |= {'tokens': tokens, 'grad_norm': optax.global_norm(gradients)}
         metrics['learning_rate'] = optimizer.schedule(state.step)
@@ -118,13 +122,36 @@ def per_token_sums(sums: LossSums) -> Metrics:
     return {'loss': sums.loss, **parts, 'accuracy': sums.correct}
 
 
+def distilled(loss: jax.Array, apart: jax.Array, config: LossConfig) -> jax.Array:
+    """The loss with a teacher, from the loss without one and the divergence from it."""
+    share = config.teacher_weight
+    return (1.0 - share) * loss + share * config.temperature**2 * apart
+
+
 def loss_sums(
     model: Any, batch: Batch, weights_BT: jax.Array, loss: LossConfig, dropout_key: jax.Array | None
 ) -> LossSums:
     """Sums the loss over a batch with these weights; without a key there is no dropout."""
+    return sums_and_divergence(model, batch, weights_BT, loss, dropout_key, None)[0]
+
+
+def sums_and_divergence(
+    model: Any,
+    batch: Batch,
+    weights_BT: jax.Array,
+    loss: LossConfig,
+    dropout_key: jax.Array | None,
+    teacher: Teacher | None,
+) -> tuple[LossSums, jax.Array | None]:
+    """`loss_sums`, and the divergence from a teacher (None without one)."""
     x_BTD = model.hidden(batch, dropout_key=dropout_key)
     with jax.named_scope('loss'):
-        return cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
+        sums = cross_entropy(model.logits, x_BTD, batch['decoder_target_tokens'], weights_BT, loss)
+    if teacher is None:
+        return sums, None
+    with jax.named_scope('teacher'):
+        x_BTE = teacher.hidden(batch)
+        return sums, divergence(model.logits, x_BTD, teacher.model.logits, x_BTE, weights_BT, loss)
 
 
 def loss_weights(batch: Batch) -> jax.Array:
@@ -168,7 +195,8 @@ class Trainer:
         abstract_base: shape, dtype and sharding of every parameter of the model without its adapter.
         abstract_state: the same of every array of the state.
         state_shardings: the shardings alone.
-        train_step: (state, batch) -> (state, metrics), see `make_train_step`; the given state is donated.
+        train_step: (state, batch, *teacher) -> (state, metrics), see `make_train_step`; the given state is donated.
+        teacher: the frozen model that LossConfig.teacher names, or nothing; read by whoever makes the Trainer.
         eval_step: (model, batch) -> sums, see `make_eval_step`.
     """
 
@@ -181,6 +209,7 @@ class Trainer:
         sharding: sharding_lib.Sharding,
     ):
         self.sharding, self.adapter = sharding, run.adapter
+        self.teacher: tuple[Teacher, ...] = ()
         self._model_config, self._seed, self._base_dtype = model, run.seed, run.base_dtype
         base = abstract_model(model)
         axes = logical_axes(jax.eval_shape(self._adapted, base))
@@ -238,7 +267,7 @@ class Trainer:
 
     def compiled_text(self, batch: Batch) -> str:
         """The compiled training step for batches of these shapes, as HLO text."""
-        return self.train_step.lower(self.abstract_state, batch).compile().as_text() or ''
+        return self.train_step.lower(self.abstract_state, batch, *self.teacher).compile().as_text() or ''
 
     def state_with(self, model: Any) -> TrainState:
         """A new adapter, if there is one, and optimizer state for the parameters of `model`.

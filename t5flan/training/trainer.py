@@ -37,6 +37,7 @@ from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
+from t5flan.training.distillation.teacher import read_teacher
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
 from t5flan.training.start import restore_or_initialize
@@ -137,7 +138,7 @@ def _train(
     if run.epochs is not None:
         steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
         run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
-    trainer = Trainer(model, optimizer, loss, run, sharding)
+    trainer = make_trainer(model, optimizer, loss, run, sharding, vocabulary)
     if first_host:
         description_lib.write_description(workdir, description, vocabulary, gin, checkpoints.initialize_from)
     manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
@@ -168,6 +169,27 @@ def _train(
         writer.close()
         pipeline.close()
     return state
+
+
+def make_trainer(
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    loss: LossConfig,
+    run: RunConfig,
+    sharding: sharding_lib.Sharding,
+    vocabulary: Vocabulary,
+) -> Trainer:
+    """The steps of a run, with the teacher that LossConfig.teacher names.
+
+    Raises:
+        UserError: the teacher does not fit the model, or the state does not fit in memory.
+    """
+    trainer = Trainer(model, optimizer, loss, run, sharding)
+    if loss.teacher is not None:
+        with sharding_lib.use(sharding):
+            teacher = read_teacher(loss, model, vocabulary.fingerprint, vocabulary.eos_id, sharding)
+        trainer.teacher = (teacher,)
+    return trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +238,7 @@ class Loop:
             batches = profiler.waiting(self.pipeline)
             for step, (batch, position) in zip(range(first, self.run.steps + 1), batches):
                 placed = sharding_lib.put_batch(sharding, batch, batch_size)
-                state, metrics = self.trainer.train_step(state, placed)
+                state, metrics = self.trainer.train_step(state, placed, *self.trainer.teacher)
                 if profiler.after(metrics, functools.partial(self.trainer.compiled_text, placed)):
                     self.throughput.pause()
                 if in_flight is not None:  # the device always has a step to run while the host prepares the next

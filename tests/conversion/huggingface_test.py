@@ -92,7 +92,7 @@ def test_an_embedding_with_only_its_second_name_is_found(folder):
 @pytest.mark.parametrize(
     'family, config, message',
     [
-        ('t5_1_1', {'model_type': 'bart'}, "'bart' is not converted; expected one of t5, mt5, umt5, llama, gemma,"),
+        ('t5_1_1', {'model_type': 'bart'}, "'bart' is not converted; expected one of t5, mt5, umt5, longt5, llama,"),
         ('t5_1_1', {'model_type': ...}, 'model_type None'),
         ('t5_1_1', {'d_ff': ...}, "lacks 'd_ff'"),
         ('t5_1_1', {'d_ff': 25}, r'wi_0.weight has shape \[24, 16\], but config.json \(t5\) requires \[25, 16\]'),
@@ -123,6 +123,15 @@ def test_an_embedding_with_only_its_second_name_is_found(folder):
         ('llama', {'model_type': 't5'}, "lacks 'd_model'|lacks 'vocab"),
         ('gemma', {'model_type': 'gemma2'}, 'lacks .*post_feedforward_layernorm.weight'),
         ('gemma', {'model_type': 'gemma3n'}, "model_type 'gemma3n'"),
+        (
+            'llama',
+            {'head_dim': ..., 'num_attention_heads': 3},
+            '=3 do not divide hidden_size=16, and head_dim is not set',
+        ),
+        ('llama', {'quantization_config': {'bits': 4}}, 'has a quantization_config, and quantized weights are not'),
+        ('gemma', {'model_type': 'gemma2', 'hidden_activation': 'gelu'}, "hidden_act 'gelu' of a gemma2 model is not"),
+        ('t5_1_1', {'model_type': 'longt5', 'encoder_attention_type': 'transient-global'}, "'transient-global', whose"),
+        ('t5_1_1', {'model_type': 'longt5', 'local_radius': 0}, 'local_radius is 0, expected a number of tokens'),
     ],
 )
 def test_a_config_that_is_not_supported_or_of_another_model_is_refused(folder, family, config, message):

@@ -119,7 +119,35 @@ FAMILIES = {
         'float32',
     ),
 }
+PART = dict(
+    **{**DECODER, 'num_hidden_layers': 3},
+    num_key_value_heads=2,
+    query_pre_attn_scalar=7,
+    layer_types=['sliding_attention', 'full_attention', 'sliding_attention'],
+)
+FAMILIES['t5gemma2'] = (
+    transformers.T5Gemma2Config(
+        encoder={
+            'text_config': PART | {'sliding_window': 6},  # three tokens after a token, two before it
+            'vision_config': dict(
+                model_type='siglip_vision_model',
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                image_size=16,
+                patch_size=8,
+            ),
+            'eoi_token_index': 11,
+            'mm_tokens_per_image': 4,
+        },
+        decoder=PART | {'sliding_window': 3, 'final_logit_softcapping': 6.0},
+        attn_implementation='eager',
+    ),
+    'float32',
+)
 DECODERS = ('llama', 'gemma', 'gemma3_text', 'mistral', 'smollm3', 'qwen3')
+TIED = ('t5_1_0', 't5gemma2')
 
 
 def make(family: str) -> None:
@@ -136,15 +164,15 @@ def make(family: str) -> None:
         for parameter in model.parameters():  # far from their initial values, so that nothing is small by chance
             parameter.copy_(
                 torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2)
-                + (parameter.ndim == 1) * (not config.model_type.startswith('gemma'))
+                + (parameter.ndim == 1) * ('gemma' not in config.model_type)
             )
             parameter.copy_(parameter.to(getattr(torch, dtype)).float())
-        if not decoder and family != 't5_1_0':  # transformers ties them by default, these families do not
+        if family not in TIED and not decoder:  # transformers ties them by default, these families do not
             model.lm_head.weight = torch.nn.Parameter((torch.randn(VOCAB, 16) * 0.3).to(getattr(torch, dtype)).float())
     folder = GOLDEN / family
     shutil.rmtree(folder, ignore_errors=True)
     expected = record(model, decoder, family)
-    if not decoder and family != 't5_1_0':
+    if family not in TIED and not decoder:
         model.config.tie_word_embeddings = False
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size='12KB' if family == 'byt5' else '5GB')
     (folder / 'generation_config.json').unlink(missing_ok=True)
@@ -168,7 +196,10 @@ def record(model: torch.nn.Module, decoder: bool, family: str) -> dict[str, np.n
         logits = out.logits
     else:
         source[1, 6:], mask[1, 6:] = 0, 0
-        decoder_inputs = np.pad(labels[:, :-1], ((0, 0), (1, 0)))
+        start = 2 if family == 't5gemma2' else 0
+        decoder_inputs = np.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+        if family == 't5gemma2':  # the word that has an embedding of its own
+            source[0, 3] = decoder_inputs[2, 4] = 11
         inputs, attention = torch.tensor(source), torch.tensor(mask)
         logits = model(
             input_ids=inputs, attention_mask=attention, decoder_input_ids=torch.tensor(decoder_inputs)
@@ -180,7 +211,11 @@ def record(model: torch.nn.Module, decoder: bool, family: str) -> dict[str, np.n
         greedy = model.generate(inputs, attention_mask=attention, max_new_tokens=NEW, do_sample=False)[:, 1:]
         arrays = {'input_ids': source, 'labels': labels, 'decoder_input_ids': decoder_inputs}
     loss.backward()
-    norms = {name: float(parameter.grad.norm()) for name, parameter in model.named_parameters()}
+    norms = {
+        name.replace('.text_model.', '.'): float(parameter.grad.norm())
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None  # of the text model
+    }
     return arrays | {
         'logits': logits.detach().numpy(),
         'loss': np.float32(loss.item()),

@@ -121,6 +121,11 @@ CASES = {
         ),
         dict(batch=2, queries=190, keys=300, heads=4, kv_heads=2),
     ),
+    'window, more keys after than before': (
+        dict(window=(20, 90), bias=RelativeBias(True, 8, 30), kv_segment_ids_BS=(PACKED > 0).astype(np.int32)),
+        dict(batch=2, queries=300, heads=4, kv_heads=2),
+    ),
+    'window, no key after': (dict(window=(150, 0), soft_cap=2.0), dict(queries=400, heads=2, kv_heads=1)),
     'queries before the keys': (dict(q_offset=-130, causal=True, bias=RelativeBias(True)), dict(queries=300, keys=150)),
 }
 
@@ -174,6 +179,8 @@ def draw(seed):
         options['window'] = int(rng.integers(1, 400))
     if 'window' in options and 'prefix_BS' in options:
         options['far_prefix'] = pick(True, False)
+    if 'window' in options and pick(True, False):
+        options['window'] = int(rng.integers(0, 400)), int(rng.integers(0, 400))
     return options, shape, dtype, blocks
 
 

@@ -20,8 +20,10 @@ def seen_keys(b, t, keys, options):
         prefix = get('prefix_BS', b)
         prefix = np.zeros(keys, bool) if prefix is None else prefix.astype(bool)
         seen &= (at <= t + options.get('q_offset', 0)) | prefix
-    if options.get('window'):
-        near = np.abs(at - t - options.get('q_offset', 0)) < options['window']
+    if (window := options.get('window')) is not None:
+        before, after = window if isinstance(window, tuple) else (window - 1, window - 1)
+        distance = at - t - options.get('q_offset', 0)
+        near = (distance >= -before) & (distance <= after)
         seen &= near | (prefix if options.get('far_prefix') else False)
     return seen
 

@@ -110,6 +110,10 @@ CASES = {
         window=6, queries=9, q_offset=8, causal=True, kv_lengths_B=np.array([15, 3], np.int32), bias=RelativeBias(False)
     ),
     'window of one, queries before the keys': dict(window=1, q_offset=-4),
+    'window, more keys after than before': dict(
+        window=(1, 4), bias=RelativeBias(True, 8, 9), q_segment_ids_BT=SEGMENTS, kv_segment_ids_BS=SEGMENTS
+    ),
+    'window, no key before': dict(window=(0, 3), queries=9, q_offset=5, kv_heads=1, soft_cap=2.0),
     'window of all': dict(window=10**6, causal=True, bias=RelativeBias(False)),
     'lengths and segments': dict(
         bias=RelativeBias(True),
@@ -350,6 +354,7 @@ SPLIT = {
     'prefix': dict(causal=True, prefix_BS=LONG_PREFIX, kv_heads=2, soft_cap=2.0, scale=0.5),
     'window': dict(causal=True, window=7, bias=RelativeBias(False, 8, 12), kv_heads=2),
     'window, far prefix': dict(causal=True, window=4, far_prefix=True, prefix_BS=LONG_PREFIX, kv_heads=2),
+    'window, more keys after than before': dict(window=(2, 5), bias=RelativeBias(True, 8, 12), kv_heads=2),
     'cross': dict(
         keys=16,
         q_segment_ids_BT=LONG_IDS,
@@ -458,6 +463,8 @@ BAD = {
     'ModelConfig.attention_soft_cap': dict(soft_cap=0.0),
     'window=0.*ModelConfig.attention_window': dict(window=0),
     'window=2.5.*ModelConfig.attention_window': dict(window=2.5),
+    'window=\\(3, -1\\).*pair \\(before, after\\)': dict(window=(3, -1)),
+    'window=\\(3,\\), expected': dict(window=(3,)),
     'ModelConfig.dropout_rate': dict(dropout_rate=1.0, dropout_key=jax.random.key(0)),
     'needs a dropout_key': dict(dropout_rate=0.1),
     'Set ModelConfig.attention': dict(implementation='flash'),

@@ -47,6 +47,7 @@ def test_a_window_costs_only_its_own_tiles():
         for queries in (512, 2048):
             assert multiplications(queries, causal=True, window=window) == products * queries * (8 + window - 1)
     assert multiplications(512, window=32) == products * 512 * (8 + 2 * 31)  # keys after the queries too
+    assert multiplications(512, window=(15, 16)) == products * 512 * (8 + 15 + 16)
     assert multiplications(16, causal=True, window=100) == products * 16 * 16
 
 

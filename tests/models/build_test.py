@@ -57,8 +57,10 @@ KNOWN = {
     'gemma2_27b': 27_227_128_320,
     'gemma3_270m': 268_098_176,
     'gemma3_1b': 999_885_952,
+    'gemma3_4b': 3_880_263_168,
     't5gemma_2b_2b': 5_596_853_760,
     't5gemma_9b_2b': 12_292_375_296,
+    't5gemma2_270m_270m': 368_424_832,
 }
 # Rounded in the papers, in billions.
 ROUNDED = {
@@ -93,7 +95,7 @@ def test_known_models_exist():
     assert KNOWN.keys() | ROUNDED.keys() <= {file.stem for file in FILES}
 
 
-@pytest.mark.parametrize('name', ['t5_1_1_xxl', 'palm_540b', 'gemma_2b', 'gemma3_27b'])
+@pytest.mark.parametrize('name', ['t5_1_1_xxl', 'palm_540b', 'gemma_2b', 'gemma3_27b', 't5gemma2_4b_4b'])
 def test_the_largest_models_run_in_shapes(name):
     config = parse([f'models/{name}']).read(ModelConfig)
     tokens = jax.ShapeDtypeStruct((2, 512), np.int32)

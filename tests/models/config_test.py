@@ -69,6 +69,21 @@ def test_a_configuration_survives_json(family):
             {'architecture': 'decoder_only', 'num_encoder_layers': 0, 'share_embeddings': False},
             r'share_embeddings=False, expected True for a decoder_only model',
         ),
+        (
+            {'attention_window_ahead': 3},
+            r"attention_window_ahead=3, expected None without an encoder's attention_window",
+        ),
+        ({'attention_window': 2, 'attention_window_ahead': -1}, r'attention_window_ahead=-1, expected an integer of 0'),
+        (
+            {
+                'architecture': 'decoder_only',
+                'num_encoder_layers': 0,
+                'attention_window': 3,
+                'attention_window_ahead': 1,
+            },
+            r'attention_window_ahead=1, expected None without an encoder',
+        ),
+        ({'unscaled_token': -1}, r'unscaled_token=-1, expected an integer of 0 or more'),
         ({'merged_attention': True}, r"merged_attention=True, expected False with position='relative_bias'"),
         ({'embdim': 3}, r"no field 'embdim'; did you mean 'emb_dim'"),
     ],
@@ -86,6 +101,14 @@ def test_an_encoder_has_the_settings_of_its_decoder_but_those_given():
     same = dict(config.encoder or {}, emb_dim=config.emb_dim)
     assert 'emb_dim' not in dataclasses.replace(config, encoder=same).encoder  # only differences are stored
     assert dataclasses.replace(config, encoder={'emb_dim': 32}).encoder is None
+
+
+def test_an_encoders_window_may_reach_farther_after_a_token():
+    config = small_config('t5gemma2')
+    window, full = config.encoder_config.layer_kinds
+    assert (window.seen(True), window.seen(False), full.seen(True)) == ((1, 3), 2, None)
+    same = dataclasses.replace(config, encoder={'attention_window': 4, 'attention_window_ahead': 3})
+    assert same.encoder == {'attention_window': 4} and same.encoder_config.layer_kinds[0].seen(True) == 4
 
 
 def test_a_missing_size_is_named():
@@ -109,4 +132,4 @@ def test_kinds_of_layers_repeat_with_the_shortest_period():
     assert (local.window, local.rope_base, local.rope_scaling) == (3, 50.0, None)
     assert (whole.window, whole.rope_base, whole.rope_scaling.factor) == (None, 10000.0, 4.0)
     assert len(small_config('modern', layer_pattern=None).layer_kinds) == 1
-    assert small_config('gemma').layer_kinds == ((None, True, 10000.0, None),)
+    assert small_config('gemma').layer_kinds == ((None, True, 10000.0, None, None),)

@@ -29,7 +29,7 @@ def test_the_decoder_is_causal_and_sees_the_whole_input():
     assert words == {10, 11, 12, 13, 20, 21}
 
 
-@pytest.mark.parametrize('family', ['t5_1_1', 'rotary', 'windowed', 'two_sizes', 'merged'])
+@pytest.mark.parametrize('family', ['t5_1_1', 'rotary', 'windowed', 'two_sizes', 'merged', 't5gemma2', 'longt5'])
 def test_packed_rows_match_separate_examples(family):
     """Two examples in a row do not see each other; padding sees nothing and is not seen."""
     model = small_model(family)
@@ -60,7 +60,8 @@ def test_packed_rows_match_separate_examples(family):
 
 
 @pytest.mark.parametrize(
-    'family, fields', [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False}), ('merged', {})]
+    'family, fields',
+    [('t5_1_1', {}), ('rotary', {}), ('umt5', {'scan_layers': False}), ('merged', {}), ('t5gemma2', {})],
 )
 def test_decoding_step_by_step_matches_the_full_sequence(family, fields):
     model = small_model(family, **fields)
@@ -119,3 +120,24 @@ def test_tied_logits_have_no_kernel():
     assert hasattr(small_model('t5_1_1').decoder, 'logits_dense')
     assert not hasattr(small_model('t5_1_0').decoder, 'logits_dense')
     assert small_config('t5_1_0').tie_embeddings
+
+
+@pytest.mark.parametrize('family, back, ahead', [('longt5', 2, 2), ('t5gemma2', 1, 3)])
+def test_an_encoders_window_hides_tokens_before_and_after(family, back, ahead):
+    """By gradient, of one layer: a state depends on exactly the tokens in its window. Each is another word."""
+    model = small_model(family, num_encoder_layers=1)
+    tokens_BS = np.arange(20, 32)[None]
+
+    def at(model):
+        return model.encode(tokens_BS)[0, 5].sum()
+
+    depends_VD = jax.jit(jax.grad(at))(model).token_embedder.embedding[...]
+    words = np.flatnonzero(np.abs(depends_VD).max(axis=1))
+    assert words.tolist() == list(range(25 - back, 25 + ahead + 1))
+
+
+def test_a_token_may_have_an_embedding_of_its_own_that_is_not_scaled():
+    model = small_model('t5gemma2')
+    x_BTD = model.token_embedder(np.array([[8, 9, 9]]))
+    np.testing.assert_array_equal(x_BTD[0, 1:], np.stack([model.token_embedder.unscaled_embedding[...]] * 2))
+    np.testing.assert_allclose(x_BTD[0, 0], model.token_embedder.embedding[8] * 32**0.5, rtol=1e-6)

@@ -60,6 +60,21 @@ ENCODER_DECODERS = {
         'tie_embeddings': True,
         'scale_tied_logits': False,
     },
+    't5gemma2': {
+        'position': 'rope',
+        'num_kv_heads': 2,
+        'qk_norm': True,
+        'post_norms': True,
+        'attention_window': 3,
+        'layer_pattern': ('window', 'full'),
+        'encoder': {'attention_window': 2, 'attention_window_ahead': 3},
+        'merged_attention': True,
+        'tie_embeddings': True,
+        'scale_tied_logits': False,
+        'scale_embedding': True,
+        'unscaled_token': 9,
+    },
+    'longt5': {'encoder': {'attention_window': 3}},
 }
 DECODERS = {
     'relative': {'relative_buckets': 8, 'relative_max_distance': 12},

@@ -27,7 +27,8 @@ _GEMMAS = ('gemma', 'gemma2', 'gemma3_text')
 _PATTERNED = ('qwen2', 'qwen3', 'smollm3', 'gemma2', 'gemma3_text')
 _WINDOWED = ('mistral', *_PATTERNED)
 _QUERY_SCALED = ('gemma2', 'gemma3_text')
-_GELU = {'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu', 'gelu_new': 'gelu'}  # Gemma reads all of them as the tanh form
+_TANH = {'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
+_GELU = {**_TANH, 'gelu': 'gelu'}  # Gemma 1 reads 'gelu' as the tanh form; Gemma 2 and 3 do not
 _NAMES = {  # ModelConfig's field -> config.json's
     'vocab_size': 'vocab_size',
     'emb_dim': 'hidden_size',
@@ -37,9 +38,11 @@ _NAMES = {  # ModelConfig's field -> config.json's
     'norm_epsilon': 'rms_norm_eps',
 }
 _SOFT_CAPS = {'attention_soft_cap': 'attn_logit_softcapping', 'logits_soft_cap': 'final_logit_softcapping'}
+_CAPS = {'gemma2': tuple(_SOFT_CAPS), 'gemma3_text': ('logits_soft_cap',)}  # those that a family applies
 _ROPE_BASES = {'smollm3': 2e6, 'gemma3_text': 1e6}  # where config.json has none; others: 10,000
 _LOCAL_ROPE_BASE = 1e4
 _WINDOW = 4096  # where config.json has none
+_HEAD_DIMS = {'qwen3': 128, **dict.fromkeys(_GEMMAS, 256)}  # where config.json has none; others: hidden_size / heads
 _MOST_LAYERS = 10_000
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
@@ -59,9 +62,9 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
     sizes = {ours: fields[theirs] for ours, theirs in _NAMES.items()}
     heads = sizes['num_heads']
     kv_heads = fields.get('num_key_value_heads') or heads
-    size = fields.get('head_dim') or (256 if gemma else sizes['emb_dim'] // heads)
+    size = fields.get('head_dim') or _HEAD_DIMS.get(kind) or _heads_fit(file, sizes['emb_dim'], heads)
     scalar = fields.get('query_pre_attn_scalar', 256) if kind in _QUERY_SCALED else size
-    biased = bool(fields.get('attention_bias'))
+    biased = bool(fields.get('attention_bias')) and kind != 'mistral'  # whose attention never has biases
     return {
         'architecture': 'decoder_only',
         **sizes,
@@ -69,7 +72,7 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
         'num_kv_heads': None if kv_heads == heads else kv_heads,
         'scale_attention': True,
         'query_pre_attn_scalar': None if scalar == size else scalar,
-        **{ours: fields.get(theirs) if kind == 'gemma2' else None for ours, theirs in _SOFT_CAPS.items()},
+        **{ours: fields.get(theirs) if ours in _CAPS.get(kind, ()) else None for ours, theirs in _SOFT_CAPS.items()},
         'attention_bias': biased or kind == 'qwen2',
         'attention_out_bias': biased and kind != 'qwen2',
         'qk_norm': kind in ('qwen3', 'gemma3_text'),
@@ -84,9 +87,17 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
     }
 
 
+def _heads_fit(file: Path, size: int, heads: int) -> int:
+    if size % heads:
+        problem = f'num_attention_heads={heads} do not divide hidden_size={size}, and head_dim is not set'
+        raise UserError(f'{file}: {problem}. Download config.json again.')
+    return size // heads
+
+
 def _activation(file: Path, kind: str, fields: Mapping[str, Any]) -> str:
-    known = _GELU if kind in _GEMMAS else {'silu': 'silu'}
-    activation = fields.get('hidden_activation') or fields.get('hidden_act') or next(iter(known))
+    known = _GELU if kind == 'gemma' else _TANH if kind in _GEMMAS else {'silu': 'silu'}
+    given = fields.get('hidden_act') if kind not in _QUERY_SCALED else None
+    activation = fields.get('hidden_activation') or given or next(iter(known))
     if activation not in known:
         problem = f'hidden_act {activation!r} of a {kind} model is not converted'
         raise UserError(f'{file}: {problem}; expected {", ".join(known)}.')
@@ -233,8 +244,8 @@ def needed_fields(config: ModelConfig, kind: str) -> dict[str, Any]:
         needed |= {'attention_bias': False, 'attention_out_bias': False}
     else:
         needed['attention_out_bias'] = config.attention_bias
-    if kind != 'gemma2':
-        needed |= dict.fromkeys(_SOFT_CAPS, None)
+    needed |= {name: None for name in _SOFT_CAPS if name not in _CAPS.get(kind, ())}
+    needed['unscaled_token'] = None
     if kind not in _QUERY_SCALED:
         needed['query_pre_attn_scalar'] = None
     if kind not in _WINDOWED:
@@ -274,8 +285,7 @@ def decoder_fields(config: ModelConfig, kind: str) -> dict[str, Any]:
     if kind in _QUERY_SCALED:
         scalar = config.query_pre_attn_scalar or config.head_dim
         fields['query_pre_attn_scalar'] = int(scalar) if scalar == int(scalar) else scalar  # transformers: an int
-    if kind == 'gemma2':
-        fields |= {theirs: getattr(config, ours) for ours, theirs in _SOFT_CAPS.items()}
+    fields |= {_SOFT_CAPS[name]: getattr(config, name) for name in _CAPS.get(kind, ())}
     if kind in _WINDOWED:
         windowed = any(one.window for one in kinds)
         fields['sliding_window'] = config.attention_window

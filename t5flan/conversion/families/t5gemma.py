@@ -29,13 +29,13 @@ _DEFAULTS = {  # transformers leaves out of config.json what is the default
     'attn_logit_softcapping': 50.0,
     'final_logit_softcapping': 30.0,
 }
-_TOKENS = {'bos_token_id': 2, 'eos_token_id': 1, 'pad_token_id': 0}
+TOKENS = {'bos_token_id': 2, 'eos_token_id': 1, 'pad_token_id': 0}
 
 
 def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The content of config.json with both parts whole, and the ids of tokens and the vocabulary's size at the top."""
     parts = {name: {**_DEFAULTS, **dict(fields.get(name) or {})} for name in STACKS}
-    shared = {name: parts['decoder'].get(name, value) for name, value in _TOKENS.items()}
+    shared = {name: parts['decoder'].get(name, value) for name, value in TOKENS.items()}
     return {**shared, **fields, **parts, 'vocab_size': parts['decoder']['vocab_size']}
 
 
@@ -47,17 +47,9 @@ def from_t5gemma(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
         UserError: an option of the model is not supported.
     """
     fields = with_defaults(fields)
-    found = {}
-    for name in STACKS:
-        part = fields[name]
-        if part['hidden_activation'] not in ('gelu_pytorch_tanh', 'gelu_new'):
-            problem = f'hidden_activation {part["hidden_activation"]!r} of its {name} is not converted'
-            raise UserError(f'{file}: {problem}; expected gelu_pytorch_tanh.')
-        found[name] = from_decoder(file, 'gemma2', part, tied)
-    encoder, decoder = found['encoder'], found['decoder']
-    if encoder['vocab_size'] != decoder['vocab_size']:
-        problem = f'its encoder has {encoder["vocab_size"]:,} tokens, its decoder {decoder["vocab_size"]:,}'
-        raise UserError(f'{file}: {problem}; expected one vocabulary.')
+    parts = [fields[name] for name in STACKS]
+    require_alike(file, *parts)
+    encoder, decoder = (from_decoder(file, 'gemma2', part, tied) for part in parts)
     if encoder['attention_window'] is not None:
         encoder['attention_window'] += 1
     return {
@@ -70,6 +62,18 @@ def from_t5gemma(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
     }
 
 
+def require_alike(file: Path, encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
+    """Raises a UserError if the parts of config.json have two vocabularies, or an activation that is not converted."""
+    for name, part in zip(STACKS, (encoder, decoder), strict=True):
+        if part['hidden_activation'] not in ('gelu_pytorch_tanh', 'gelu_new'):
+            problem = f'hidden_activation {part["hidden_activation"]!r} of its {name} is not converted'
+            raise UserError(f'{file}: {problem}; expected gelu_pytorch_tanh.')
+    sizes = encoder['vocab_size'], decoder['vocab_size']
+    if sizes[0] != sizes[1]:
+        problem = f'its encoder has {sizes[0]:,} tokens, its decoder {sizes[1]:,}'
+        raise UserError(f'{file}: {problem}; expected one vocabulary.')
+
+
 def needed_by_t5gemma(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
     """Fields of ModelConfig that T5Gemma fixes; and the encoder, as a decoder, which must have those of Gemma 2."""
     needed = needed_fields(config, 'gemma2') | {'share_embeddings': False, 'merged_attention': False}
@@ -78,14 +82,23 @@ def needed_by_t5gemma(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]
 
 def _as_decoder(config: ModelConfig) -> ModelConfig:
     """The encoder as a Gemma 2, whose window is counted as in config.json."""
-    encoder, window = config.encoder_config, config.encoder_config.attention_window
+    window = config.encoder_config.attention_window
     return dataclasses.replace(
-        encoder,
+        encoder_as_decoder(config), attention_window=None if window is None else max(window - 1, 1)
+    )
+
+
+def encoder_as_decoder(config: ModelConfig) -> ModelConfig:
+    """The encoder as a decoder-only model, whose window has as many tokens as before a token of the encoder."""
+    return dataclasses.replace(
+        config.encoder_config,
         architecture='decoder_only',
         num_decoder_layers=config.num_encoder_layers,
         num_encoder_layers=0,
         share_embeddings=True,
-        attention_window=None if window is None else max(window - 1, 1),
+        merged_attention=False,
+        attention_window_ahead=None,
+        unscaled_token=None,
     )
 
 

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from t5flan.conversion import names
 from t5flan.conversion.checkpoint import Checkpoint
 from t5flan.conversion.gguf import file as gguf_file
@@ -23,9 +26,20 @@ from t5flan.conversion.huggingface import Source, read_source
 from t5flan.conversion.huggingface_config import table_of
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+from t5flan.models.config import RopeScaling
+from t5flan.models.positions import scale_frequencies
 
 SUFFIX = '.gguf'
-ARCHITECTURES = {'llama': 'llama', 'gemma': 'gemma', 'qwen2': 'qwen2', 't5': 't5'}
+ARCHITECTURES = {
+    'llama': 'llama',
+    'gemma': 'gemma',
+    'gemma2': 'gemma2',
+    'gemma3': 'gemma3_text',
+    'qwen2': 'qwen2',
+    'qwen3': 'qwen3',
+    'smollm3': 'smollm3',
+    't5': 't5',
+}
 """general.architecture -> model_type. Mistral's models have the architecture llama."""
 _DECODER = {  # after 'llama.' -> config.json's
     'block_count': 'num_hidden_layers',
@@ -57,8 +71,18 @@ _READ = (  # read by to_fields, beside the tables
     'rope.scaling.factor',
     'rope.scaling.original_context_length',
 )
+_READ_FOR_GEMMA = (
+    'attn_logit_softcapping',
+    'final_logit_softcapping',
+    'attention.sliding_window',
+    'attention.sliding_window_pattern',
+    'rope.freq_base_swa',
+)
+_LARGE_GEMMAS = {'gemma2': 46, 'gemma3_text': 62}  # layers of those whose logits are scaled by hidden_size / heads
+_PUBLISHED_SCALING = {'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+_ROPE_FREQS = 'rope_freqs.weight'
 _NO_MATTER = ('vocab_size', 'tensor_data_layout', 'rope.scaling.finetuned', 'attention.layer_norm_rms_epsilon')
-_UNREAD = ('dec.blk.0.cross_attn_rel_b.weight',)  # of old T5 files; no model reads it
+_UNREAD = ('dec.blk.0.cross_attn_rel_b.weight', _ROPE_FREQS)  # of old T5 files; and what _rope_scaling reads
 _PER_LAYER_BIAS = 'enc.blk.1.attn_rel_b.weight'  # UMT5's, which has T5's architecture
 _LARGEST = 2**31
 _AGAIN = 'Download the file again, or convert the Hugging Face folder.'
@@ -103,10 +127,10 @@ def gguf_table(kind: str, architecture: str) -> names.Table:
 def _as_in_hugging_face(name: str, tensor: Tensor, fields: Mapping[str, Any]) -> Tensor:
     """The tensor with its rows and numbers as Hugging Face's model has them."""
     kind = fields['model_type']
-    if kind == 'gemma' and name.endswith('norm.weight'):
+    if kind in ('gemma', *_LARGE_GEMMAS) and name.endswith('norm.weight'):
         return dataclasses.replace(tensor, shift=-1.0)  # llama.cpp's norm multiplies by the number that it finds
     heads = {'attn_q': fields.get('num_attention_heads'), 'attn_k': fields.get('num_key_value_heads')}
-    count = heads.get(name.split('.')[-2]) if kind == 'llama' and name.startswith('blk.') else None
+    count = heads.get(name.split('.')[-2]) if kind in ('llama', 'smollm3') and name.startswith('blk.') else None
     if count and not tensor.shape[0] % (2 * count):  # if it does not divide, the shape is wrong, and named later
         return dataclasses.replace(tensor, heads=count)
     return tensor
@@ -132,12 +156,10 @@ def to_fields(file: gguf_file.GgufFile) -> dict[str, Any]:
         known = ', '.join(ARCHITECTURES)
         problem = f'general.architecture {spelled(architecture)} is not converted; expected one of {known}'
         raise UserError(f'{file.where}: {problem}.')
-    if 'rope_freqs.weight' in file.tensors:
-        problem = 'it has rope_freqs.weight, the scaled rotary embedding of Llama 3.1 and later, which is not converted'
-        raise UserError(f'{file.where}: {problem}.')
     kind = 'umt5' if architecture == 't5' and _PER_LAYER_BIAS in file.tensors else ARCHITECTURES[architecture]
     given = _Settings(file, architecture)
-    given.require_known((*_READ, *(_T5 if architecture == 't5' else _DECODER), *_NO_MATTER))
+    more = _READ_FOR_GEMMA if kind in _LARGE_GEMMAS else ()
+    given.require_known((*_READ, *more, *(_T5 if architecture == 't5' else _DECODER), *_NO_MATTER))
     embedding = file.tensors.get('token_embd.weight')
     if embedding is None:
         raise UserError(f'{file.where} lacks token_embd.weight, the token embedding. {_AGAIN}')
@@ -149,7 +171,51 @@ def to_fields(file: gguf_file.GgufFile) -> dict[str, Any]:
         'tie_word_embeddings': 'output.weight' not in file.tensors,
         **tokens,
     }
-    return fields | (_t5_fields(given, file.tensors) if architecture == 't5' else _decoder_fields(given))
+    if architecture == 't5':
+        return fields | _t5_fields(given, file.tensors)
+    fields |= _decoder_fields(given)
+    if kind in _LARGE_GEMMAS:
+        fields |= _gemma_fields(given, kind, fields)
+    if _ROPE_FREQS in file.tensors:
+        fields['rope_scaling'] = _rope_scaling(file, fields)
+    return fields
+
+
+def _gemma_fields(given: '_Settings', kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What Gemma 2 and 3 have beside others. Where a file has no setting, llama.cpp's model has that of the family."""
+    layers, size = fields['num_hidden_layers'], fields['head_dim']
+    large = layers == _LARGE_GEMMAS[kind]
+    found = {'query_pre_attn_scalar': fields['hidden_size'] // fields['num_attention_heads'] if large else size}
+    if kind == 'gemma2':
+        caps = {'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0}
+        found |= {name: given.number(name, default) for name, default in caps.items()}
+        return found | {'sliding_window': given.size('attention.sliding_window', 4096)}
+    if given.values.get('final_logit_softcapping'):
+        found['final_logit_softcapping'] = given.number('final_logit_softcapping')
+    if not given.values.get('attention.sliding_window'):
+        return found | {'layer_types': ['full_attention'] * layers}
+    found |= {'sliding_window': given.size('attention.sliding_window')}
+    found |= {'sliding_window_pattern': given.size('attention.sliding_window_pattern', 6)}
+    return found | {'rope_local_base_freq': given.number('rope.freq_base_swa', 10000.0)}
+
+
+def _rope_scaling(file: gguf_file.GgufFile, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling of Llama 3.1 to 3.3, of which a file has only the factor of each frequency.
+
+    Raises:
+        UserError: the factors are not those of the published settings.
+    """
+    given_H = file.tensors[_ROPE_FREQS].read().astype(np.float64).ravel()
+    scaling = {'rope_type': 'llama3', 'factor': round(float(given_H.max()), 3), **_PUBLISHED_SCALING}
+    if given_H.shape == (fields['head_dim'] // 2,) and scaling['factor'] > 1:
+        base_H = np.asarray(fields['rope_theta'] ** (-np.arange(given_H.size) / given_H.size), np.float32)
+        scaled_H = scale_frequencies(jnp.asarray(base_H), fields['rope_theta'], RopeScaling.from_dict(scaling))
+        if np.allclose(base_H / np.asarray(scaled_H), given_H, rtol=1e-3):
+            return scaling
+    problem = (
+        f'it has {_ROPE_FREQS}, the scaled rotary embedding of Llama 3.1 and later, with other numbers than theirs'
+    )
+    raise UserError(f'{file.where}: {problem}. Convert the Hugging Face folder.')
 
 
 def _decoder_fields(given: '_Settings') -> dict[str, Any]:

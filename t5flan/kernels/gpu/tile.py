@@ -26,7 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, visible_tiles
+from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, is_near, visible_tiles
 
 LEAST_SIZE = 16  # of the axes of a matrix product
 LOG2_E = math.log2(math.e)
@@ -247,7 +247,7 @@ def _pairs_allowed(
     if spec.far_prefix and distance is not None and key_ids_P is not None:
         distance = jnp.where(of_key(key_ids_P & 1 == 1), 0, distance)
     if spec.window is not None and distance is not None:
-        masks.append((distance < spec.window) & (distance > -spec.window))
+        masks.append(is_near(spec.window, distance))
     if spec.causal and distance is not None:
         if spec.prefix and key_ids_P is not None:  # keys of the prefix count as before every query
             distance = jnp.where(of_key(key_ids_P & 1 == 1), -1, distance)

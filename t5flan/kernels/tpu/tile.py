@@ -26,7 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, dot, visible_tiles
+from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, dot, is_near, visible_tiles
 
 LANES = 128
 _WORD = 32  # tiles whose visibility fits in one integer
@@ -200,7 +200,7 @@ def allowed(spec: TileSpec, refs: Refs, at: Place) -> jax.Array | None:
         distance_PC = first + iota(0) - iota(1)
         if spec.far_prefix:  # and as near
             distance_PC = jnp.where((key_P1 & 1) == 1, 0, distance_PC)
-        masks.append((distance_PC < spec.window) & (distance_PC > -spec.window))
+        masks.append(is_near(spec.window, distance_PC))
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 

@@ -98,6 +98,29 @@ def test_windows_and_patterns(kind, fields, window, pattern):
     assert read(kind, SMALL | decoder_fields(config, kind)) == config
 
 
+def test_soft_caps_are_those_that_a_family_applies():
+    """Gemma 3 has both fields, and applies the cap of the logits only; Llama reads neither."""
+    caps = {'attn_logit_softcapping': 5.0, 'final_logit_softcapping': 7.0}
+    found = {kind: read(kind, SMALL | caps) for kind in ('gemma2', 'gemma3_text', 'llama')}
+    given = [(config.attention_soft_cap, config.logits_soft_cap) for config in found.values()]
+    assert given == [(5.0, 7.0), (None, 7.0), (None, None)]
+    assert decoder_family(found['gemma3_text'], 'x', None) == 'gemma3_text'
+    assert read('gemma3_text', SMALL | decoder_fields(found['gemma3_text'], 'gemma3_text')) == found['gemma3_text']
+
+
+@pytest.mark.parametrize('kind, size', [('qwen3', 128), ('gemma2', 256), ('llama', 4), ('qwen2', 4), ('mistral', 4)])
+def test_a_head_has_its_familys_size_where_the_file_has_none(kind, size):
+    assert read(kind, SMALL | {'head_dim': None}).head_dim == size
+
+
+@pytest.mark.parametrize(
+    'kind, biases', [('mistral', (False, False)), ('qwen2', (True, False)), ('qwen3', (True, True))]
+)
+def test_biases_are_those_that_a_family_has(kind, biases):
+    config = read(kind, SMALL | {'attention_bias': True})
+    assert (config.attention_bias, config.attention_out_bias) == biases
+
+
 def test_a_decoder_stays_of_its_type_if_it_can():
     config = read('mistral', SMALL | {'sliding_window': None})
     assert [decoder_family(config, 'x', source) for source in (None, 'mistral', 'qwen2', 't5')] == [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t5flan.conversion import convert
+from t5flan.conversion.gguf import file as gguf_file
 from t5flan.conversion.gguf import model
 from t5flan.data.vocabulary.byte_level import IdsVocabulary
 from t5flan.errors import UserError
@@ -34,9 +35,13 @@ def test_a_model_is_that_of_the_hugging_face_folder(tmp_path, family):
     convert.compare(golden(family), convert.read(file, 'gguf'), 'the file')
 
 
-def test_qwen2_has_the_logits_that_llama_cpps_format_stands_for(tmp_path, shared):
-    """QKV biases; the numbers were recorded by transformers, from the same file."""
-    folder = shared / 'fixtures' / 'hf' / 'gguf_qwen2_f16'
+@pytest.mark.parametrize(
+    'name',
+    ['gguf_qwen2_f16', *(pytest.param(f'gguf_llama_{type}', marks=pytest.mark.slow) for type in ('q4_0', 'q8_0'))],
+)
+def test_logits_are_those_that_llama_cpps_format_stands_for(name, tmp_path, shared):
+    """QKV biases, and quantized numbers; recorded by transformers, from the same files."""
+    folder = shared / 'fixtures' / 'hf' / name
     convert.write(model.read(folder / 'model.gguf', IdsVocabulary(128, 1, 2)), tmp_path / 'own', 't5flan')
     expected = np.load(folder / 'expected.npz')
     logits_BTV = load(tmp_path / 'own').logits({'decoder_input_tokens': expected['input_ids']})
@@ -52,6 +57,64 @@ def test_gemmas_norms_are_one_less(tmp_path):
     for key, array in pieces(expected).items():
         array = array + np.float32(1) - np.float32(1) if 'norm' in key[0] else array
         np.testing.assert_array_equal(pieces(found)[key], array)
+
+
+WINDOWED = {'gemma2.attention.sliding_window': 6, 'gemma2.attn_logit_softcapping': 3.0}
+FAMILIES = {
+    'qwen3': {'qwen3.rope.freq_base': 50000.0},
+    'gemma2': {**WINDOWED, 'gemma2.final_logit_softcapping': 8.0, 'gemma2.rope.freq_base': 5000.0},
+    'gemma3': {
+        'gemma3.attention.sliding_window': 6,
+        'gemma3.attention.sliding_window_pattern': 3,
+        'gemma3.rope.freq_base': 90000.0,
+        'gemma3.rope.freq_base_swa': 700.0,
+    },
+}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_other_families_are_those_of_their_folders(family, tmp_path, shared):
+    """But for query_pre_attn_scalar, which no file holds: llama.cpp has that of the published sizes."""
+    folder = shared / 'fixtures' / 'hf' / family
+    expected = convert.read(folder, 'hf')
+    found = convert.read(tiny.of_folder(tmp_path / 'model.gguf', folder, family, FAMILIES[family]), 'gguf')
+    epsilon = float(np.float32(expected.config.norm_epsilon))
+    config = dataclasses.replace(expected.config, norm_epsilon=epsilon, query_pre_attn_scalar=None)
+    assert found.config == config
+    for key, array in pieces(expected).items():
+        shifted = family != 'qwen3' and 'norm' in key[0]
+        np.testing.assert_array_equal(pieces(found)[key], array + np.float32(1) - np.float32(1) if shifted else array)
+
+
+def test_smollm3_has_layers_without_positions(tmp_path):
+    file = tiny.of_folder(tmp_path / 'model.gguf', GOLDEN / 'smollm3', 'smollm3', {'smollm3.rope.freq_base': 5e6})
+    found, expected = convert.read(file, 'gguf'), pieces(convert.read(GOLDEN / 'smollm3', 'hf'))
+    assert (found.config.layer_pattern, found.config.rope_base) == (None, 5e6)  # three layers: the fourth has none
+    for key, array in pieces(found).items():
+        np.testing.assert_array_equal(array, expected[key])
+
+
+def test_llama_3s_factors_of_frequencies_are_its_rope_scaling(tmp_path):
+    base, size = 500000.0, 128
+    frequency = base ** (-np.arange(size // 2) / (size // 2))
+    smooth = np.clip((8192 * frequency / (2 * np.pi) - 1) / 3, 0, 1)
+    factors = (1 / ((1 - smooth) / 32 + smooth)).astype(np.float32)
+    model_of = lambda factors: tiny.golden(
+        tmp_path / 'model.gguf',
+        'llama',
+        {'llama.attention.key_length': size, 'llama.rope.freq_base': base},
+        lambda held: {'token_embd.weight': held['token_embd.weight'], 'rope_freqs.weight': factors},
+    )
+    fields = model.to_fields(gguf_file.read(model_of(factors)))
+    assert fields['rope_scaling'] == {
+        'rope_type': 'llama3',
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192,
+    }
+    with pytest.raises(UserError, match='with other numbers than theirs. Convert the Hugging Face folder'):
+        model.to_fields(gguf_file.read(model_of(np.sqrt(factors))))
 
 
 @pytest.mark.parametrize('type', ['F16', 'BF16'])
@@ -93,6 +156,8 @@ def test_there_and_back_through_every_command(tmp_path, monkeypatch, capsys):
         ),
         ('llama', {'llama.expert_count': 8}, 'llama.expert_count=8 is an option that is not converted'),
         ('llama', {'llama.attention.sliding_window': 7}, 'llama.attention.sliding_window=7 is an option that'),
+        ('llama', {'llama.attn_logit_softcapping': 9.0}, 'llama.attn_logit_softcapping=9.0 is an option that'),
+        ('gemma', {'gemma.attention.sliding_window': 9}, 'gemma.attention.sliding_window=9 is an option that'),
         ('llama', {'llama.rope.scaling.type': 'odd', 'llama.rope.scaling.factor': 2.0}, "rope_type 'odd' is not conv"),
         ('llama', {'llama.rope.dimension_count': 2}, 'llama.rope.dimension_count=2 differs from the size of a head, 4'),
         ('llama', {'llama.block_count': None}, 'lacks llama.block_count. Download'),

@@ -35,9 +35,9 @@ _DECODER = {
 Metadata = Mapping[str, Any]
 
 
-def settings(family: str) -> dict[str, Any]:
-    """The metadata of a golden model: 'llama', 'gemma', 't5_1_1', 't5_1_0' or 'umt5'."""
-    fields = json.loads((GOLDEN / family / 'config.json').read_text())
+def settings(family: str, folder: Path | None = None) -> dict[str, Any]:
+    """The metadata of a golden model, or of the one in a folder: 'llama', 'gemma', 'gemma3', 't5_1_1', 'umt5', ..."""
+    fields = json.loads(((folder or GOLDEN / family) / 'config.json').read_text())
     architecture = 't5' if 't5' in family else family
     table = _T5 if architecture == 't5' else _DECODER
     made = {f'{architecture}.{theirs}': fields[ours] for ours, theirs in table.items()}
@@ -45,20 +45,23 @@ def settings(family: str) -> dict[str, Any]:
     return made | {'tokenizer.ggml.bos_token_id': 2, 'tokenizer.ggml.eos_token_id': 1}
 
 
-def arrays(family: str, held: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """A golden model's arrays (or `held`, by Hugging Face's names) under GGUF's names, as llama.cpp orders them."""
-    fields = json.loads((GOLDEN / family / 'config.json').read_text())
+def arrays(
+    family: str, held: Mapping[str, np.ndarray] | None = None, folder: Path | None = None
+) -> dict[str, np.ndarray]:
+    """A model's arrays (or `held`, by Hugging Face's names) under GGUF's names, as llama.cpp orders them."""
+    folder = folder or GOLDEN / family
+    fields = json.loads((folder / 'config.json').read_text())
     if held is None:
-        held = {name: stored.read() for name, stored in read_folder(GOLDEN / family).items()}
+        held = {name: stored.read() for name, stored in read_folder(folder).items()}
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH['T5' if 't5' in family else family.upper()], 8)
     made = {}
     for name, array in held.items():
         theirs = known.get_name(name, try_suffixes=('.weight',))
-        if family == 'llama' and name.endswith(('q_proj.weight', 'k_proj.weight')):
+        if family in ('llama', 'smollm3') and name.endswith(('q_proj.weight', 'k_proj.weight')):
             heads = fields['num_attention_heads' if 'q_proj' in name else 'num_key_value_heads']
             halves = array.reshape(heads, 2, -1, array.shape[-1])
             array = np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(array.shape)
-        if family == 'gemma' and name.endswith('norm.weight'):
+        if family.startswith('gemma') and name.endswith('norm.weight'):
             array = array + np.float32(1)
         made[theirs] = array
     return made
@@ -96,6 +99,12 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def of_folder(path: Path, folder: Path, family: str, metadata: Metadata, more: Mapping[str, Any] | None = None) -> Path:
+    """The model of a Hugging Face folder as a GGUF file of an architecture."""
+    made = arrays(family, folder=folder) | dict(more or {})
+    return write(path, settings(family, folder) | dict(metadata), made)
 
 
 def golden(path: Path, family: str, metadata: Metadata | None = None, tensors=lambda held: held, **options) -> Path:

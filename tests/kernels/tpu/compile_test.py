@@ -57,6 +57,7 @@ def test_every_option_at_once_compiles(chip):
     compile_for(chip, 2000, head_dim=128, kv_heads=1, reach=None, ids=False, causal=True)
     compile_for(chip, 2000, kv_heads=2, **EVERYTHING, window=700)
     compile_for(chip, 2000, kv_heads=2, **EVERYTHING, window=700, far_prefix=True)
+    compile_for(chip, 2000, kv_heads=2, reach=300, causal=False, window=(511, 512))
     compile_for(chip, 2000, head_dim=256, kv_heads=1, reach=None, ids=False, causal=True, soft_cap=50.0, window=512)
 
 

@@ -122,7 +122,8 @@ def test_which_tiles_are_computed():
     def count(causal=False, ids=None, prefix=None, offset=0, window=None):
         operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
         _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, (128, 128))
-        return int(visible_tiles(arrays, 128, 128, causal, window).sum())
+        pair = (window - 1, window - 1) if isinstance(window, int) else window
+        return int(visible_tiles(arrays, 128, 128, causal, pair).sum())
 
     assert count() == 16
     assert count(causal=True) == 10
@@ -132,6 +133,7 @@ def test_which_tiles_are_computed():
     # The first query of a block reaches back by window - 1 keys.
     assert [count(causal=True, window=window) for window in (1, 2, 129, 130)] == [4, 7, 7, 9]
     assert [count(window=window) for window in (1, 2, 129, 130)] == [4, 10, 10, 14]
+    assert [count(window=window) for window in ((0, 0), (0, 1), (1, 0), (128, 2), (2, 129))] == [4, 7, 7, 10, 12]
     # The queries of block 0 see block 1 too.
     assert count(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
 

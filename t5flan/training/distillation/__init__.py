@@ -1,0 +1,1 @@
+"""Distillation: a frozen teacher beside the model that is trained."""
