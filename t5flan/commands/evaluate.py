@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import COUNT, Command, Flag, words
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import register_tasks
 from t5flan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = arguments.tasks or (data.mixture,)
     decoding = read_decoding(settings, arguments, 'evaluate')
 
-    import_tensorflow()
+    register_tasks(data, tasks)
     steps = _steps(arguments, settings)
     from t5flan.evaluation.evaluator import evaluate
-    from t5flan.tasks import register_all
 
-    register_all(data)
     evaluate(
         arguments.checkpoint,
         tasks,
