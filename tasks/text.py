@@ -81,7 +81,7 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
     tokens: list[ExampleFn] = [text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize]
     if not controls:  # control_token hashes the text
         tokens.append(without_text)
-    cached = (*[function.before_cache() for function in tokens], definitions.CachePlace())
+    cached: tuple[Any, ...] = (*[function.before_cache() for function in tokens], definitions.CachePlace())
     begin = (*cached, *[control_token.bind(control=control) for control in controls])
     for objective, functions in objectives().items():
         features = ('targets',) if objective == 'causal_lm' else definitions.FEATURES
