@@ -21,8 +21,8 @@ from t5flan.training.step import Trainer
 def few_collections() -> Iterator[Callable[[], None]]:
     """Searches for cycles of garbage after 20,000 new objects instead of 700, until the yielded function is called.
 
-    Tracing a step makes tens of thousands of objects that stay, beside half a million of imported modules; searching all
-    of them again and again slows the start down. Later searches must be frequent: a cycle may hold large arrays.
+    Tracing a step makes tens of thousands of objects that stay, beside half a million of imported modules; searching
+    all of them again and again slows the start down. Later searches must be frequent: a cycle may hold large arrays.
     """
     before = gc.get_threshold()
     if 0 < before[0] < 20_000:

@@ -1,4 +1,4 @@
-"""t5flan/training/start.py: garbage collection during the start of a run. trainer_test.py has what a run starts from."""
+"""t5flan/training/start.py: garbage collection while a run starts. trainer_test.py has what a run starts from."""
 
 import gc
 
