@@ -5,6 +5,7 @@
         --beside_t5
     python benchmarks/data_pipeline.py --mixture=natural_instructions --natural_instructions=DIR --tasks=1500 --alone=90
         --warm=300 --batches=60 --rounds=5
+    python benchmarks/data_pipeline.py --mixing=1500 --warm=300 --batches=120 --rounds=5 --vocabulary=F.model
 
 Prints medians over `--rounds` rounds of `--batches` batches: tokens (without padding) per second of CPU and of wall
 clock, microseconds per example, and the share of tokens that are not padding. At the end it prints how many TPU v5p
@@ -14,6 +15,9 @@ chips one such core can feed, each training T5 1.1 XL at half of its peak.
 - `--tasks=N` makes N tasks by repeating the files of the folder.
 - `--alone=N` also runs N of the mixture's tasks by themselves and prints the cost of mixing: its CPU time per example
   over theirs. The tasks are evenly spaced in the mixture's order by rate, so that they stand for its examples.
+- `--mixing=N` measures what many tasks cost: the CPU time per example of N tasks over that of eight with the same
+  content, in turns in one process. The tasks repeat eight files of `--natural_instructions`, or of the standard
+  library's documentation. A cycle in which every task prepares examples takes about N / 3 batches of 64 rows.
 - `--text` makes the corpus 'text' of local files; `text_t5` is its span corruption, `text_ul2` UL2's mixture.
 - `--beside_t5` also does the work of `text_t5` with the t5 package's span corruption under SeqIO (pip install t5), in
   alternating rounds.
@@ -22,11 +26,13 @@ chips one such core can feed, each training T5 1.1 XL at half of its peak.
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,9 @@ from t5flan.models.config import ModelConfig
 from t5flan.tasks import register_all
 from t5flan.tasks.text import stdlib_documents
 from t5flan.training.throughput import device_peak_tflops, model_flops
+
+FEW = 8
+"""Tasks that `--mixing` compares with."""
 
 
 def main() -> None:
@@ -68,34 +77,60 @@ def main() -> None:
     parser.add_argument('--chat', action='append', default=[], help='a file of conversations; may be repeated')
     parser.add_argument('--tasks', type=int, help='number of tasks to make from the files of --natural_instructions')
     parser.add_argument('--alone', type=int, default=0, help='number of tasks of the mixture to run by themselves')
+    parser.add_argument('--mixing', type=int, help='number of tasks to compare with eight of the same content')
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.mixing:
+            measure_mixing(arguments, Path(folder))
+            return
         if arguments.tasks:
-            repeat_files(arguments.natural_instructions, Path(folder), arguments.tasks)
+            repeat_files(task_files(arguments.natural_instructions), Path(folder), arguments.tasks)
             arguments.natural_instructions = folder
         measure(arguments)
 
 
-def repeat_files(source: str, folder: Path, count: int) -> None:
-    """Makes `count` files in `folder`: links to those of `source` under other names."""
-    inside = Path(source, 'tasks') if Path(source, 'tasks').is_dir() else Path(source)
-    files = sorted(path.resolve() for path in inside.glob('*.json'))
+def task_files(folder: str) -> list[Path]:
+    """The files of a folder of Super-NaturalInstructions."""
+    inside = Path(folder, 'tasks') if Path(folder, 'tasks').is_dir() else Path(folder)
+    return sorted(path.resolve() for path in inside.glob('*.json'))
+
+
+def repeat_files(files: Sequence[Path], folder: Path, count: int) -> None:
+    """Makes `count` files in `folder`: links to `files` under other names."""
     for number in range(count):
-        (folder / f'task{number:04}_{files[number % len(files)].stem}.json').symlink_to(files[number % len(files)])
+        file = files[number % len(files)]
+        (folder / f'task{number:04}_of_{count}_{file.stem}.json').symlink_to(file)
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    if arguments.vocabulary == 'train':
-        vocabulary = train_sentencepiece(stdlib_documents(), 8000)
-    else:
-        described = Path(arguments.vocabulary).with_suffix('.json').is_file() or Path(arguments.vocabulary).is_dir()
-        vocabulary = load_vocabulary(arguments.vocabulary, mode_tokens=() if described else ('[NLU]', '[NLG]', '[S2S]'))
-    lengths = {'inputs': arguments.inputs, 'targets': arguments.targets}
-    config = DataConfig(
+def write_files(folder: Path) -> list[Path]:
+    """Writes eight tasks of Super-NaturalInstructions' form, made of the standard library's documentation."""
+    texts = stdlib_documents()
+    made = []
+    for number in range(FEW):
+        mine = texts[number::FEW]
+        examples = [{'input': text[:300], 'output': text[-60:], 'explanation': ''} for text in mine[:3]]
+        instances = [{'id': str(i), 'input': text[:800], 'output': [text[-60:]]} for i, text in enumerate(mine[3:1003])]
+        fields = {'Definition': [mine[0][:300]], 'Positive Examples': examples, 'Negative Examples': []}
+        made.append(folder / f'task{number}_documentation.json')
+        made[-1].write_text(json.dumps(fields | {'Instances': instances}))
+    return made
+
+
+def open_vocabulary(name: str) -> Vocabulary:
+    """The vocabulary at a path, or one of 8,000 ids that is trained now."""
+    if name == 'train':
+        return train_sentencepiece(stdlib_documents(), 8000)
+    described = Path(name).with_suffix('.json').is_file() or Path(name).is_dir()
+    return load_vocabulary(name, mode_tokens=() if described else ('[NLU]', '[NLG]', '[S2S]'))
+
+
+def data_config(arguments: argparse.Namespace, vocabulary: Vocabulary) -> DataConfig:
+    """The settings that the flags give."""
+    return DataConfig(
         arguments.mixture,
         arguments.batch_size,
-        lengths,
+        {'inputs': arguments.inputs, 'targets': arguments.targets},
         arguments.vocabulary,
         format=arguments.format,
         prefetch=0,
@@ -107,6 +142,41 @@ def measure(arguments: argparse.Namespace) -> None:
         concatenate=arguments.concatenate,
         denoisers={'t5': (Denoiser('r', 'R', 3.0, 0.15),)},
     )
+
+
+def measure_mixing(arguments: argparse.Namespace, folder: Path) -> None:
+    """Prints the CPU time per example of many tasks and of a few with the same content, measured in turns."""
+    vocabulary = open_vocabulary(arguments.vocabulary)
+    given = task_files(arguments.natural_instructions) if arguments.natural_instructions else write_files(folder)
+    files = given[:: max(1, len(given) // FEW)][:FEW]
+    pipelines: dict[int, TrainPipeline] = {}
+    for count in (len(files), arguments.mixing):
+        inside = folder / str(count)
+        inside.mkdir()
+        repeat_files(files, inside, count)
+        config = dataclasses.replace(
+            data_config(arguments, vocabulary), mixture='natural_instructions', natural_instructions=str(inside)
+        )
+        register_all(config)
+        pipelines[count] = TrainPipeline(config, vocabulary)
+        for _ in range(arguments.warm):
+            next(pipelines[count])
+    one_round = argparse.Namespace(batches=arguments.batches, rounds=1)
+    found: dict[int, list[float]] = {count: [] for count in pipelines}
+    for _ in range(arguments.rounds):
+        for count, pipeline in pipelines.items():
+            found[count].append(rates(pipeline, one_round)['example'])
+    for count, values in found.items():
+        print(f'us of CPU/example {statistics.median(values):12,.1f} of {count:,} tasks')
+    ratio = statistics.median(many / few for few, many in zip(*found.values(), strict=True))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f'cost of mixing    {ratio:12.2f} x')
+    print(f'peak memory       {memory:12.2f} GiB')
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    vocabulary = open_vocabulary(arguments.vocabulary)
+    config = data_config(arguments, vocabulary)
     started = time.perf_counter()
     register_all(config)
     with TrainPipeline(config, vocabulary) as pipeline:
@@ -120,7 +190,7 @@ def measure(arguments: argparse.Namespace) -> None:
         shares = [pipeline.rates[name] for name in names]
         efficiency = pipeline.report()['packing_efficiency']
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    shape = f'{arguments.batch_size} x {lengths}, {arguments.format}'
+    shape = f'{arguments.batch_size} x {dict(config.feature_lengths)}, {arguments.format}'
     print(f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {shape}')
     print(f'first batch after {first:12,.1f} s')
     print(f'tokens/s of CPU   {found["cpu"]:12,.0f}')

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.corpus_config import FileTask
+from t5flan.data.mixtures import definitions
 from t5flan.data.preprocessing.tokenization import append_eos, tokenize
 from t5flan.data.prompting.published_rows import as_question, inputs_and_targets, is_wrong_option
 from t5flan.data.records.fields import find_field, list_options, require_text, require_texts
@@ -44,26 +45,22 @@ def register(tasks: Sequence[FileTask], skip_broken: bool = False) -> None:
 
 def register_task(task: FileTask, skip_broken: bool = False) -> None:
     """Registers one file task; its files are found now, and read when the task is used."""
-    import seqio
-
     from t5flan.data.records.sources import IndexedSource
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     if _registered.get(task.name) == task:
         return
-    if task.name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names(), MIXTURE}:
+    if task.name in {*definitions.task_names(), *definitions.mixture_names(), MIXTURE}:
         raise UserError(f'FileTask.name={task.name!r} is the name of another task or mixture. Set another one.')
     needed_fields(task)
     for split, pattern in splits(task).items():
         match_rows(pattern, f'FileTask.{split if getattr(task, split) else "train"}')
     source = IndexedSource({split: functools.partial(open_rows, task, split, skip_broken) for split in splits(task)})
     try:
-        seqio.TaskRegistry.add(
+        definitions.add_task(
             task.name,
             source=source,
             preprocessors=[tokenize, append_eos],
             postprocess_fn=postprocess,
-            output_features=text_features(),
             metric_fns=[getattr(metrics, name) for name in task.metrics],
         )
     except ValueError as error:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from t5flan.data.mixtures import definitions
 from t5flan.errors import UserError
 
 _made: dict[str, tuple[str, Any]] = {}
@@ -39,30 +40,23 @@ def add_task(name: str, path: str, part: Any = None, **task: Any) -> None:
 
     Args:
         part: the part of the file, if the task is not the whole of it.
-        **task: source, preprocessors and the other arguments of seqio.TaskRegistry.add.
+        **task: source, preprocessors and the other arguments of `definitions.add_task`.
 
     Raises:
         UserError: the name belongs to another task or mixture, or is not a valid name.
     """
-    import seqio
-
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
-
-    if name in seqio.MixtureRegistry.names():
+    if name in definitions.mixture_names():
         raise UserError(f'{path}: {name} is the name of a mixture. Rename the file.')
     try:
-        seqio.TaskRegistry.add(name, output_features=text_features(), **task)
+        definitions.add_task(name, **task)
     except ValueError as error:
-        why = 'the name of another task' if name in seqio.TaskRegistry.names() else 'not a valid name for a task'
+        why = 'the name of another task' if name in definitions.task_names() else 'not a valid name for a task'
         raise UserError(f'{path}: {name} is {why}. Rename the file.') from error
     _made[name] = (path, part)
 
 
 def replace_mixture(name: str, parts: Sequence[Any], default_rate: Any = None) -> None:
     """Registers a mixture in place of an earlier one of that name; no parts, no mixture."""
-    import seqio
-
-    if name in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(name)
+    definitions.remove_mixture(name)
     if parts:
-        seqio.MixtureRegistry.add(name, parts, default_rate=default_rate)
+        definitions.add_mixture(name, [(part, default_rate) if isinstance(part, str) else part for part in parts])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.corpus_config import Control, TextFiles
+from t5flan.data.mixtures import definitions
 from t5flan.data.preprocessing.controls import control_token
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, example_fn
 from t5flan.data.preprocessing.joining import join_documents
@@ -41,6 +42,7 @@ _MC4_LANGUAGES = """
 """
 MC4_LANGUAGES = tuple(_MC4_LANGUAGES.split())
 """Languages of TFDS's c4/multilingual; task names have "_" for "-": mc4_fr_span_corruption, mc4_ja_Latn_prefix_lm."""
+_TFDS = 'C4 and mC4'
 _registered: dict[str, Any] = {}
 
 
@@ -71,34 +73,30 @@ def register_corpus(name: str, source: Any, controls: Sequence[Control] = ()) ->
     """Registers the tasks and mixtures of a corpus.
 
     Args:
-        source: a seqio.DataSource of records with 'text' and the scores that `controls` name.
+        source: an IndexedSource or a seqio.DataSource of records with 'text' and the scores that `controls` name.
         controls: control tokens to put in front of texts.
     """
-    import seqio
-
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
     from t5flan.tasks import ul2
 
     tokens: list[ExampleFn] = [text_as_targets.bind(kept=tuple(control.field for control in controls)), tokenize]
     if not controls:  # control_token hashes the text
         tokens.append(without_text)
-    cached = (*[function.before_cache() for function in tokens], seqio.CacheDatasetPlaceholder())
+    cached: tuple[Any, ...] = (*[function.before_cache() for function in tokens], definitions.CachePlace())
     begin = (*cached, *[control_token.bind(control=control) for control in controls])
     for objective, functions in objectives().items():
-        seqio.TaskRegistry.add(
-            f'{name}_{objective}',
-            source=source,
-            preprocessors=[*begin, *functions],
-            output_features=text_features(inputs=objective != 'causal_lm'),
-            metric_fns=[],
-        )
+        features = ('targets',) if objective == 'causal_lm' else definitions.FEATURES
+        definitions.add_task(f'{name}_{objective}', source, [*begin, *functions], features)
     ul2.register_corpus(name, source, (*begin, join_documents))
 
 
 def register() -> None:
     """Registers the standard library's documentation, C4 and mC4 (one corpus per language); nothing is read yet."""
-    import seqio
+    register_docs()
+    register_tfds()
 
+
+def register_docs() -> None:
+    """Registers the standard library's documentation, without SeqIO if it is not imported."""
     from t5flan.data.records.sources import IndexedSource
 
     if STDLIB_DOCS in _registered:
@@ -106,11 +104,26 @@ def register() -> None:
     _registered[STDLIB_DOCS] = None
     docs = IndexedSource({split: functools.partial(stdlib_docs, split) for split in ('train', 'validation')})
     register_corpus(STDLIB_DOCS, docs)
+    if not definitions.is_published():
+        definitions.reserve(f'{name}_{objective}' for name in ('c4', *_mc4_corpora()) for objective in objectives())
+
+
+def register_tfds() -> None:
+    """Registers the corpora that TFDS reads: C4 and mC4."""
+    if _TFDS in _registered:
+        return
+    seqio = definitions.publish()
+    _registered[_TFDS] = None
     register_corpus('c4', seqio.TfdsDataSource(tfds_name='c4/en:3.1.0', splits=['train', 'validation']))
-    for language in MC4_LANGUAGES:
+    for name, language in _mc4_corpora().items():
         splits = {'train': language, 'validation': f'{language}-validation'}
         source = seqio.TfdsDataSource(tfds_name='c4/multilingual:3.1.0', splits=splits)
-        register_corpus(f'mc4_{language.replace("-", "_")}', source)
+        register_corpus(name, source)
+
+
+def _mc4_corpora() -> dict[str, str]:
+    """Name -> language of the corpora of mC4."""
+    return {f'mc4_{language.replace("-", "_")}': language for language in MC4_LANGUAGES}
 
 
 def register_files(files: TextFiles) -> None:
@@ -119,13 +132,11 @@ def register_files(files: TextFiles) -> None:
     Raises:
         UserError: a file is missing, or the name is taken.
     """
-    import seqio
-
     from t5flan.data.records.sources import IndexedSource
 
     if _registered.get(files.name) == files:
         return
-    taken = {f'{files.name}_{objective}' for objective in objectives()} & set(seqio.TaskRegistry.names())
+    taken = {f'{files.name}_{objective}' for objective in objectives()} & definitions.task_names()
     if taken:
         raise UserError(f'TextFiles.name={files.name!r}: the task {min(taken)} exists already. Set another name.')
     splits = ('train', 'validation')

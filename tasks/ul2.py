@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t5flan.data.corpus_config import Denoiser
+from t5flan.data.mixtures import definitions
 from t5flan.data.preprocessing.examples import ExampleFn
 from t5flan.errors import UserError
 
@@ -77,30 +78,22 @@ def _update(corpus: str) -> None:
 
 
 def _register(corpus: str, mixture: str, parts: tuple[Denoiser, ...]) -> None:
-    import seqio
-
     from t5flan.data.preprocessing.denoisers import denoise
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
     known = _corpora[corpus]
     name = f'{corpus}_{mixture}'
     if mixture in known.mixtures:  # its previous version
-        seqio.MixtureRegistry.remove(name)
+        definitions.remove_mixture(name)
         for old in known.mixtures.pop(mixture):
-            seqio.TaskRegistry.remove(f'{name}_{old.name}')
-    names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+            definitions.remove_task(f'{name}_{old.name}')
+    names = definitions.task_names() | definitions.mixture_names()
     if taken := {name, *(f'{name}_{one.name}' for one in parts)} & names:
         raise UserError(
             f"DataConfig.denoisers['{mixture}']: {min(taken)} is another task or mixture. Set another name."
         )
     optional = tuple(sorted({one.mode_token for one in parts})) if denoisers().get(mixture) == parts else ()
     for one in parts:
-        seqio.TaskRegistry.add(
-            f'{name}_{one.name}',
-            source=known.source,
-            preprocessors=[*known.functions, denoise.bind(denoiser=one, optional_modes=optional)],
-            output_features=text_features(),
-            metric_fns=[],
-        )
-    seqio.MixtureRegistry.add(name, [(f'{name}_{one.name}', one.rate) for one in parts if one.rate > 0])
+        functions = [*known.functions, denoise.bind(denoiser=one, optional_modes=optional)]
+        definitions.add_task(f'{name}_{one.name}', known.source, functions)
+    definitions.add_mixture(name, [(f'{name}_{one.name}', one.rate) for one in parts if one.rate > 0])
     known.mixtures[mixture] = parts

@@ -20,7 +20,7 @@ from t5flan.commands.flags import (
     read_decoding,
     read_run,
 )
-from t5flan.commands.startup import hold_file, import_tensorflow
+from t5flan.commands.startup import hold_file, register_tasks
 from t5flan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,12 +62,10 @@ def _run_tasks(arguments: argparse.Namespace) -> None:
     tasks = arguments.tasks or (data.mixture,)
     decoding = read_decoding(settings, arguments, 'evaluate')
 
-    import_tensorflow()
+    register_tasks(data, tasks)
     steps = _steps(arguments, settings)
     from t5flan.evaluation.evaluator import evaluate
-    from t5flan.tasks import register_all
 
-    register_all(data)
     evaluate(
         arguments.checkpoint,
         tasks,

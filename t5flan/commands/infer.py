@@ -19,7 +19,7 @@ from t5flan.commands.flags import (
     read_decoding,
     read_run,
 )
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import register_tasks
 from t5flan.errors import UsageError, did_you_mean
 from t5flan.files import to_path
 
@@ -106,11 +106,9 @@ def _check(arguments: argparse.Namespace) -> None:
 def _task_prompts(arguments: argparse.Namespace, settings: 'Settings') -> dict[str, Any]:
     """The rows of SeqIO tasks, worded as the checkpoint's own settings say: arguments of `infer`."""
     data = read_data(settings, arguments.checkpoint, '-', 'infer')
-    import_tensorflow()
+    register_tasks(data, arguments.task)
     from t5flan.evaluation.evaluator import prompt_format_of, task_prompts
-    from t5flan.tasks import register_all
 
-    register_all(data)
     read = functools.partial(
         task_prompts,
         tasks=arguments.task,

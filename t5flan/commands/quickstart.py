@@ -3,16 +3,14 @@
 import argparse
 
 from t5flan.commands.arguments import COUNT, Command, Flag
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import register_tasks
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Pretrains, finetunes and evaluates a tiny model from nothing."""
-    import_tensorflow()
     from t5flan.quickstart import main
-    from t5flan.tasks import register_all
 
-    register_all()
+    register_tasks(None)
     main(arguments.workdir, arguments.examples)
 
 

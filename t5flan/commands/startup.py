@@ -8,13 +8,16 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Command
 from t5flan.config.memory import keep_freed_memory
 from t5flan.errors import disk_problem
 from t5flan.files import cache_folder, check_folder, check_output, remove_partial
+
+if TYPE_CHECKING:
+    from t5flan.data.config import DataConfig
 
 ACCELERATORS = ('/dev/accel*', '/dev/vfio/[0-9]*', '/dev/nvidia[0-9]*', '/dev/kfd')
 """Devices that JAX may compute on: TPUs, older and newer, and GPUs of NVIDIA and AMD."""
@@ -165,3 +168,25 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(screen, 2)
             os.close(screen)
+
+
+def register_tasks(data: 'DataConfig | None', others: Iterable[str] = ()) -> bool:
+    """Registers the tasks of a command; imports TensorFlow only if one of them needs it.
+
+    Args:
+        data: None registers the packaged tasks.
+        others: tasks and mixtures that the command uses besides those of `data`.
+
+    Returns:
+        Whether they are registered with SeqIO.
+
+    Raises:
+        UserError: as `tasks.register_all`.
+    """
+    from t5flan import tasks
+
+    if tasks.register_natively(data, others):
+        return False
+    import_tensorflow()
+    tasks.register_all(data)
+    return True

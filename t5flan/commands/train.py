@@ -14,11 +14,12 @@ from t5flan.commands.flags import (
     own_checkpoint,
     skip_broken,
 )
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import register_tasks
 from t5flan.errors import UsageError
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
+    from t5flan.evaluation.evaluator import GeneratedMetrics
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,17 +45,22 @@ def run(arguments: argparse.Namespace) -> None:
     if teacher := values['loss'].teacher:
         values['loss'] = dataclasses.replace(values['loss'], teacher=own_checkpoint(teacher))
 
-    import_tensorflow()
-    from t5flan.data.mixtures.registration import names_inside
-    from t5flan.evaluation.evaluator import GeneratedMetrics
-    from t5flan.tasks import register_all
-    from t5flan.tasks.flan import mixtures as flan
+    if register_tasks(data := values['data'], values['evaluation'].tasks):
+        from t5flan.data.mixtures.registration import names_inside
+        from t5flan.tasks.flan import mixtures as flan
+
+        used = (data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in)
+        flan.require_complete(names_inside(used, data.mixtures), data.flan_redistribute)
     from t5flan.training.trainer import train
 
-    register_all(data := values['data'])
-    used = (data.mixture, *(stage.mixture for stage in data.stages), *data.mixed_in)
-    flan.require_complete(names_inside(used, data.mixtures), data.flan_redistribute)
-    train(workdir, **values, gin=settings.operative_config(), generated=GeneratedMetrics, profile=arguments.profile)
+    train(workdir, **values, gin=settings.operative_config(), generated=_generated, profile=arguments.profile)
+
+
+def _generated(*settings: Any) -> 'GeneratedMetrics':
+    """The metrics of generated text; what generates is imported only for runs that measure it."""
+    from t5flan.evaluation.evaluator import GeneratedMetrics
+
+    return GeneratedMetrics(*settings)
 
 
 def take_from_checkpoint(settings: 'Settings', workdir: str) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -170,6 +171,7 @@ class _TensorBoard:
     """Writes scalars as TensorBoard event files with the tensorboard package (TensorFlow is not needed)."""
 
     def __init__(self, folder: epath.Path, start_step: int):
+        _use_no_tensorflow()
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -197,6 +199,17 @@ class _TensorBoard:
     def close(self) -> None:
         self.flush()
         self._writer.close()
+
+
+def _use_no_tensorflow() -> None:
+    """Lets the tensorboard package write files itself, unless TensorFlow is imported anyway.
+
+    Otherwise it imports TensorFlow, where that is installed, to make a folder. The module of this name is the package's
+    own switch (tensorboard/compat/__init__.py).
+    """
+    if 'tensorflow' not in sys.modules:
+        name = 'tensorboard.compat.notf'
+        sys.modules.setdefault(name, types.ModuleType(name))
 
 
 def _wait_for_a_new_second(folder: epath.Path) -> None:

@@ -40,7 +40,7 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
 from t5flan.training.distillation.teacher import read_teacher
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
-from t5flan.training.start import restore_or_initialize
+from t5flan.training.start import few_collections, restore_or_initialize
 from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer
 from t5flan.training.throughput import Throughput, peak_memory, peak_tflops, require_memory
@@ -101,8 +101,8 @@ def train(
     if run.multi_host:
         processes.connect()
     require_memory(model, data, run, optimizer, mesh)
-    with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock:
-        context = Context(preemption, lock, started, profile)
+    with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock, few_collections() as end_start:
+        context = Context(preemption, lock, started, profile, end_start)
         return _train(
             workdir, model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated, context
         )
@@ -203,6 +203,8 @@ class Context:
     """`time.monotonic()` at the start."""
     profile: int
     """Steps to trace."""
+    end_start: Callable[[], None]
+    """Called after the first step."""
 
 
 @dataclasses.dataclass
@@ -310,6 +312,7 @@ class Loop:
         values = self._check_finite(step, metrics)
         if step == first:
             self.writer.log(f'first step {time.monotonic() - self.context.started:.1f} s after the start')
+            self.context.end_start()
         values |= self.throughput.read() | peak_memory()
         if self._due(step, self.run.log_every):
             self.writer.write(step, values)

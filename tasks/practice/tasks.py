@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5flan.data.mixtures import definitions
 from t5flan.scoring.answers import TRIGGER, extract_answer
 from t5flan.scoring.metrics import exact_match
 from t5flan.tasks.practice import arithmetic, languages, lexicon, lists, logic, measures
@@ -162,24 +163,19 @@ def mixtures() -> dict[str, list[tuple[str, float]]]:
 
 
 def register() -> None:
-    """Registers every practice task and mixture with SeqIO; calling it again changes nothing."""
-    import seqio
-
+    """Registers every practice task and mixture; calling it again changes nothing."""
     from t5flan.data.preprocessing.tokenization import append_eos, tokenize
     from t5flan.data.records.sources import IndexedSource
-    from t5flan.data.vocabulary.seqio_vocabulary import text_features
 
-    features = text_features()
     for task in task_names(trained=None):
-        if task not in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.add(
+        if task not in definitions.task_names():
+            definitions.add_task(
                 task,
                 source=IndexedSource({split: Examples(task, split) for split in SPLITS}),
                 preprocessors=[tokenize, append_eos],
-                output_features=features,
                 postprocess_fn=postprocess,
                 metric_fns=[exact_match],
             )
     for name, rates in mixtures().items():
-        if name not in seqio.MixtureRegistry.names():
-            seqio.MixtureRegistry.add(name, rates)
+        if name not in definitions.mixture_names():
+            definitions.add_mixture(name, rates)

@@ -234,7 +234,7 @@ def make_world(folder: Path, light: bool) -> None:
 
 @contextlib.contextmanager
 def nothing_starts(light: bool) -> Iterator[None]:
-    """Within, training and decoding raise `Started`; if `light`, the import of TensorFlow does."""
+    """Within, training and decoding raise `Started`; if `light`, registering tasks does."""
 
     def start(*_: Any, **__: Any) -> Any:
         raise Started
@@ -243,8 +243,9 @@ def nothing_starts(light: bool) -> Iterator[None]:
         if light:
             for name in COMMANDS:
                 module = importlib.import_module(f't5flan.commands.{name}')
-                if hasattr(module, 'import_tensorflow'):
-                    patches.enter_context(mock.patch.object(module, 'import_tensorflow', start))
+                for heavy in ('import_tensorflow', 'register_tasks'):
+                    if hasattr(module, heavy):
+                        patches.enter_context(mock.patch.object(module, heavy, start))
         else:
             from t5flan import language_model
             from t5flan.decoding import generate

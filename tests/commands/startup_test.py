@@ -2,6 +2,8 @@
 
 import fnmatch
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,21 @@ def test_commands_that_run_a_model_on_a_cpu_keep_freed_memory(monkeypatch, argv,
     monkeypatch.setenv('JAX_PLATFORMS', platforms)
     startup.set_allocator(argv, COMMANDS)
     assert bool(calls) == keeps
+
+
+RUN = """
+import sys
+from t5flan.__main__ import main
+code = main(sys.argv[1:])
+print(code, [name for name in ('tensorflow', 'seqio') if name in sys.modules])
+"""
+
+
+@pytest.mark.slow  # compiles a training step
+@pytest.mark.parametrize('more, heavy', [([], []), (["--gin.DataConfig.modules=['json']"], ['tensorflow', 'seqio'])])
+def test_training_on_own_text_imports_no_tensorflow(tmp_path, more, heavy):
+    flags = ['train', f'--workdir={tmp_path}/run', '--gin_file=examples/tiny_stdlib_pretrain', '--gin.STEPS=2']
+    flags += ['--gin.EvaluationConfig.every=2', '--gin.EvaluationConfig.batches=1', *more]
+    done = subprocess.run([sys.executable, '-c', RUN, *flags], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f'0 {heavy}', done.stderr
+    assert list((tmp_path / 'run' / 'tensorboard').iterdir()) and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()

@@ -35,10 +35,18 @@ def merge_positions(positions: Sequence[Position]) -> Position:
 
 
 class Stream:
-    """Fills its rows of every batch with examples in the mixture's order; `number` is below `config.stream_count`."""
+    """Fills its rows of every batch with examples in the mixture's order.
 
-    def __init__(self, config: DataConfig, plan: Plan, vocabulary: Vocabulary, number: int) -> None:
+    Args:
+        number: the stream's, below `config.stream_count`.
+        readers: task -> its readers in all streams of this host, where this stream's are added.
+    """
+
+    def __init__(
+        self, config: DataConfig, plan: Plan, vocabulary: Vocabulary, number: int, readers: dict[str, list[Reader]]
+    ) -> None:
         self._config, self._plan, self._vocabulary, self._number = config, plan, vocabulary, number
+        self._readers_of_host = readers
         self._readers: dict[str, Reader] = {}
         self._schedule: tuple[int, Schedule] | None = None  # of the present stage
         self._batch = 0
@@ -94,7 +102,8 @@ class Stream:
             # A rare task prepares few examples ahead: thousands of tasks would fill the memory with waiting ones.
             ahead = min(LARGEST_BLOCK, max(SMALL_BLOCK, int(2048 * self._plan.rates[:, number].max())))
             streams = self._number, self._config.stream_count
-            reader = Reader(task, self._config, self._vocabulary, *streams, ahead=ahead)
+            beside = self._readers_of_host.setdefault(task.name, [])
+            reader = Reader(task, self._config, self._vocabulary, *streams, ahead=ahead, beside=beside)
             if task.name in self._cursors:
                 reader.start(self._cursors[task.name])
             self._readers[task.name] = reader
@@ -114,7 +123,8 @@ class HostBatches:
         self._per_stream = config.batch_size // config.stream_count
         self._first = rows.start // self._per_stream
         last = (rows.stop - 1) // self._per_stream
-        self._streams = [Stream(config, plan, vocabulary, number) for number in range(self._first, last + 1)]
+        readers: dict[str, list[Reader]] = {}
+        self._streams = [Stream(config, plan, vocabulary, n, readers) for n in range(self._first, last + 1)]
         self._records = _record_counts(plan.tasks, config.split)
         for name, before in position.get('records', {}).items():
             if self._records.get(name, before) != before:

@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from t5flan.data.mixtures import definitions
 from t5flan.data.randomness import stable_hash
 from t5flan.errors import UserError
 
 
 def find_mixture(name: str, setting: str = 'DataConfig.mixture') -> Any:
-    """The SeqIO task or mixture that `setting` names; if there is none, raises a UserError with the nearest names."""
-    import seqio
-
-    tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
-    if name in mixtures:
-        return seqio.MixtureRegistry.get(name)
-    if name in tasks:
-        return seqio.TaskRegistry.get(name)
-    names = [*tasks, *mixtures]
+    """The task or mixture that `setting` names; if there is none, raises a UserError with the nearest names."""
+    if (found := definitions.find(name)) is not None:
+        return found
+    names = [*definitions.task_names(), *definitions.mixture_names()]
     longer = sorted(one for one in names if name and one.startswith(name))
     inside = sorted(one for one in names if name and name in one)
     near = (longer or inside or difflib.get_close_matches(name, names, 3, 0.5))[:3]
@@ -66,9 +62,7 @@ def tasks_and_rates(
 
 def _rates(mixture: Any, found: dict[str, Any], broken: dict[str, str] | None) -> dict[str, float]:
     """Task name -> rate within `mixture`, summing to 1 (or {}); adds the tasks to `found`."""
-    import seqio
-
-    if not isinstance(mixture, seqio.Mixture):
+    if not hasattr(mixture, 'rate_per_task_name'):
         found[mixture.name] = mixture
         return {} if broken and mixture.name in broken else {mixture.name: 1.0}
     weighted = []
@@ -105,7 +99,7 @@ def _weight(part: Any, rate: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class ByExamples:
-    """A rate for a SeqIO mixture: (times * min(examples, cap)) ** (1 / temperature).
+    """A rate for a mixture: (times * min(examples, cap)) ** (1 / temperature).
 
     Examples are those of 'train', or of the first split of a task without one. A mixture has as many examples as its
     largest task. The cap is T5's (arXiv:1910.10683, section 3.5.2) and Flan's, the temperature mT5's (arXiv:2010.11934,

@@ -11,12 +11,13 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures import definitions
 from t5flan.data.preprocessing import features
 from t5flan.data.preprocessing.examples import Context, Example, ExampleFn, run_block
 from t5flan.data.preprocessing.joining import joined_by, run_joined
@@ -53,10 +54,15 @@ class Ready:
     """An example that fits the features, the cursor after it, and what was counted on the way to it."""
 
     example: Example
-    lengths: Mapping[str, int]
-    """Tokens of each feature before trimming."""
+    whole: Example
+    """The example before trimming."""
     after: Cursor
     counts: Counts
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens of each feature before trimming."""
+        return {name: len(self.whole[name]) for name in FEATURES if name in self.whole}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class Reader:
         stream: number of this stream among the `streams` that share the task's records.
         epochs: passes over the records; None repeats them endlessly.
         ahead: the most records to process at once.
+        beside: the task's readers in the other streams of this host, where this one is added. They process their
+            records together: the streams of a run need a rare task at about the same time, a few records each.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class Reader:
         streams: int = 1,
         epochs: int | None = None,
         ahead: int = LARGEST_BLOCK,
+        beside: list['Reader'] | None = None,
     ) -> None:
         from t5flan.data.records.sources import IndexedSource
 
@@ -104,9 +113,16 @@ class Reader:
         self.cursor: Cursor = self._records.START
         self._fetched: Cursor = self._records.START  # where the block after the ready examples starts
         self._ready: collections.deque[Ready] = collections.deque()
+        self._counts, self._unused = Counts(), 0  # what was dropped, and groups read, since the last ready example
         self._largest_block = ahead
-        # Different first sizes, so that the readers of a mixture do not all run dry at the same time.
-        self._block = 1 + stable_hash(f'{task.name}/{stream}') % min(SMALL_BLOCK, ahead)
+        # Different first sizes, so that the tasks of a mixture do not all run dry at the same time, nor the streams of
+        # a frequent task, which do not read together.
+        together = beside is not None and 2 * max(ahead, self._joined) <= LARGEST_BLOCK
+        first = stable_hash(task.name if together else f'{task.name}/{stream}')
+        self._block = 1 + first % min(SMALL_BLOCK, ahead)
+        self._beside: list[Reader] = beside if beside is not None and indexed else []
+        if self._beside is beside:
+            self._beside.append(self)
 
     def start(self, cursor: Sequence[int]) -> None:
         """Moves to a cursor from a checkpoint; to be called before the first example."""
@@ -118,63 +134,90 @@ class Reader:
         Raises:
             UserError: a whole epoch has no usable example.
         """
-        counts, unused = Counts(), 0
         while not self._ready:
-            block = self._records.read(self._fetched, self._next_size(), self._epochs)
-            if block is None:
+            if not self._read_ahead():
                 return None
-            unused += len(block.groups)
-            for examples, cursors in self._examples(block):
-                for example, after in zip(examples, cursors):
-                    kept = self._fit(example, counts)
-                    if kept is not None:
-                        lengths = {name: len(example[name]) for name in FEATURES if name in example}
-                        self._ready.append(Ready(kept, lengths, after, counts))
-                        counts = Counts()
-            self._fetched = block.after
-            if not self._ready and self._epochs is None and unused > self._records.epoch_size(self._fetched):
-                raise self._nothing_usable(counts)
+            # An example that the reader meets once an epoch may be the first of one and the last of the next.
+            most = 2 * self._records.epoch_size(self._fetched)
+            if not self._ready and self._epochs is None and self._unused > most:
+                raise self._nothing_usable()
         return self._ready[0]
 
     def pop(self) -> None:
         """Moves past the example that peek() returned."""
         self.cursor = self._ready.popleft().after
 
+    def _read_ahead(self) -> bool:
+        """Makes the examples of the next block, and those of the readers beside this one; False after the last epoch.
+
+        No example depends on the block that it is made in.
+        """
+        blocks = []
+        for reader in self._running_dry():
+            size = max(1, reader._next_size() // reader._joined)
+            block = reader._records.read(reader._fetched, size, reader._epochs)
+            if block is not None:
+                blocks.append((reader, block))
+        groups = [group for _, block in blocks for group in block.groups]
+        contexts = [reader._context(index=i, epoch=epoch) for reader, block in blocks for i, epoch in block.places]
+        made = iter(self._made(groups, contexts) if groups else ())
+        for reader, block in blocks:
+            reader._take(block, itertools.islice(made, len(block.groups)))
+        return any(reader is self for reader, _ in blocks)
+
+    def _running_dry(self) -> list['Reader']:
+        """This reader and those beside it that have few examples left, for up to LARGEST_BLOCK records in all."""
+        found, records = [self], max(self._block, self._joined)
+        for reader in self._beside:
+            if reader is not self and 2 * len(reader._ready) <= reader._block:
+                records += max(reader._block, reader._joined)
+                if records > LARGEST_BLOCK:
+                    break
+                found.append(reader)
+        return found
+
     def _next_size(self) -> int:
-        """Groups to read: few at first, as a mixture of many tasks takes few of each, and more of a frequent task."""
+        """Records to read: few at first, as a mixture of many tasks takes few of each, and more of a frequent task."""
         size, self._block = self._block, min(max(2 * self._block, SMALL_BLOCK), self._largest_block)
-        return max(1, size // self._joined)
+        return size
 
-    def _examples(self, block: Block) -> list[tuple[list[Example], list[Cursor]]]:
-        """The examples that the preprocessors make of each group, with the cursor after each."""
-        if not block.groups:
-            return []
-        contexts = [self._context(index=index, epoch=epoch) for index, epoch in block.places]
+    def _made(self, groups: Sequence[list[Example]], contexts: Sequence[Context]) -> list[list[Example]]:
+        """The examples that the preprocessors make of each group."""
         if self._functions is None:
-            made = [[_model_example(record)] for (record,) in block.groups]
-        elif self._joined == 1:
-            made = run_block(self._functions, [record for (record,) in block.groups], contexts)
-        else:
-            made = run_joined(self._functions, block.groups, contexts)
-        starts = [self._fetched[-1]] + [0] * len(made)  # the examples of the first group before the cursor
-        return [_with_cursors(*one) for one in zip(made, block.cursors, starts)]
+            return [[_model_example(record)] for (record,) in groups]
+        if self._joined == 1:
+            return run_block(self._functions, [record for (record,) in groups], contexts)
+        return run_joined(self._functions, groups, contexts)
 
-    def _fit(self, example: Example, counts: Counts) -> Example | None:
+    def _take(self, block: Block, made: Iterable[list[Example]]) -> None:
+        """Keeps the examples of a block that fit the features."""
+        done = self._fetched[-1]  # examples of the first group before the cursor
+        for examples, group in zip(made, block.cursors, strict=True):
+            self._unused += 1
+            for example, after in zip(*_with_cursors(examples, group, done)):
+                kept = self._fit(example)
+                if kept is not None:
+                    self._ready.append(Ready(kept, example, after, self._counts))
+                    self._counts, self._unused = Counts(), 0
+            done = 0
+        self._fetched = block.after
+
+    def _fit(self, example: Example) -> Example | None:
         kept, cut = features.fit_example(example, self._config.feature_lengths, self._config.format)
         if not len(kept['targets']):
             return None
         if cut and self._config.too_long == 'drop':
-            counts.dropped += 1
+            self._counts.dropped += 1
             return None
-        counts.examples += 1
-        counts.trimmed += cut
-        counts.few_sentinels += 'few_sentinels' in kept
+        self._counts.examples += 1
+        self._counts.trimmed += cut
+        self._counts.few_sentinels += 'few_sentinels' in kept
         return kept
 
-    def _nothing_usable(self, counts: Counts) -> UserError:
+    def _nothing_usable(self) -> UserError:
         why = 'its records are empty, or its preprocessors removed all. Check what it reads (TextFiles.train)'
-        if counts.dropped:
-            why = f'{counts.dropped} are longer than DataConfig.feature_lengths. Set longer ones'
+        if self._counts.dropped:
+            why = f'{self._counts.dropped} are longer than DataConfig.feature_lengths. Set longer ones'
         problem = f'task {self._task.name}: no example of a whole epoch can be used'
         return UserError(f'{problem}: {why}, or set another DataConfig.mixture.')
 
@@ -189,6 +232,7 @@ class IndexedRecords:
         self._name, self._config, self._stream, self._streams, self._joined = task.name, config, stream, streams, joined
         self._size = -(-len(self._records) // joined)
         self._orders: dict[int, Permutation] = {}
+        self._ordered = (0, np.zeros(0, np.int64), np.zeros(0, np.int64))  # first group, their numbers and epochs
         self.random_split = config.split
 
     def epoch_size(self, cursor: Cursor) -> int:
@@ -198,21 +242,31 @@ class IndexedRecords:
     def read(self, cursor: Cursor, count: int, epochs: int | None) -> Block | None:
         """The next `count` groups from `cursor` on; None after the last epoch."""
         first, _ = cursor
+        start, numbers, passes = self._ordered
+        if first < start or first + count > start + len(numbers):
+            # The order of many groups takes hardly longer than that of a few.
+            start, numbers, passes = self._ordered = first, *self._order(first, max(count, _order_ahead(count)), epochs)
+        here = slice(first - start, first - start + count)
+        places = list(zip(numbers[here].tolist(), passes[here].tolist()))
+        if epochs is not None and not places:
+            return None
+        groups = [self._group(number) for number, _ in places]
+        cursors: list[Cursor] = [(first + i,) for i in range(len(groups))]
+        return Block(groups, cursors, places, (first + len(groups), 0))
+
+    def _order(self, first: int, count: int, epochs: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and epochs of this stream's next `count` groups, fewer at the end of the last epoch. int64."""
         places = self._stream + self._streams * np.arange(first, first + count)
         passes, places = np.divmod(places, self._size)
         if epochs is not None:
             places, passes = places[passes < epochs], passes[passes < epochs]
-            if not len(places):
-                return None
         numbers = places.copy()
         if self._config.shuffle:
             for epoch in np.unique(passes):
-                numbers[passes == epoch] = self._order(int(epoch))[places[passes == epoch]]
-        groups = [self._group(number) for number in numbers.tolist()]
-        cursors: list[Cursor] = [(first + i,) for i in range(len(groups))]
-        return Block(groups, cursors, list(zip(numbers.tolist(), passes.tolist())), (first + len(groups), 0))
+                numbers[passes == epoch] = self._permutation(int(epoch))[places[passes == epoch]]
+        return numbers, passes
 
-    def _order(self, epoch: int) -> Permutation:
+    def _permutation(self, epoch: int) -> Permutation:
         if epoch not in self._orders:
             config = self._config
             self._orders = {e: p for e, p in self._orders.items() if e >= epoch - 1}
@@ -222,6 +276,11 @@ class IndexedRecords:
     def _group(self, number: int) -> list[Example]:
         first = number * self._joined
         return [self._records[i] for i in range(first, min(first + self._joined, len(self._records)))]
+
+
+def _order_ahead(count: int) -> int:
+    """Groups whose order to compute with that of `count`: 2 KB for each reader of thousands of tasks."""
+    return min(16 * count, 128)
 
 
 class SequentialRecords:
@@ -318,7 +377,10 @@ def _with_cursors(examples: list[Example], group: Cursor, done: int) -> tuple[li
 
 def example_functions(task: Any) -> list[ExampleFn] | None:
     """The task's preprocessors if all of them work on single examples, else None."""
-    import seqio
+    places: tuple[type, ...] = (definitions.CachePlace,)
+    if definitions.is_published():
+        import seqio
 
-    functions = [function for function in task.preprocessors if not isinstance(function, seqio.CacheDatasetPlaceholder)]
+        places += (seqio.CacheDatasetPlaceholder,)
+    functions = [function for function in task.preprocessors if not isinstance(function, places)]
     return functions if all(isinstance(function, ExampleFn) for function in functions) else None

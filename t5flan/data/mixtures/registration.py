@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from t5flan.data.mixture_config import Mixture
+from t5flan.data.mixtures import definitions
 from t5flan.data.mixtures.mixing import ByExamples, tasks_of
 from t5flan.data.skipped import skipped_tasks
 from t5flan.errors import UserError, nearest
@@ -20,21 +21,19 @@ def register(mixtures: Sequence[Mixture]) -> None:
     """
     if not mixtures:
         return
-    import seqio
-
     names = [mixture.name for mixture in mixtures]
     for name in names:
         if names.count(name) > 1:
             problem = f'{names.count(name)} mixtures have Mixture.name={name!r}'
             raise UserError(f'{problem}. Set another Mixture.name for each.')
         if name in _registered:
-            seqio.MixtureRegistry.remove(name)
+            definitions.remove_mixture(name)
             _registered.remove(name)
-        if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        if name in definitions.task_names() | definitions.mixture_names():
             raise UserError(f'Mixture.name={name!r} is the name of another task or mixture. Set another Mixture.name.')
     for mixture in _parts_first({mixture.name: mixture for mixture in mixtures}):
         try:
-            seqio.MixtureRegistry.add(mixture.name, _tasks_and_rates(mixture))
+            definitions.add_mixture(mixture.name, _tasks_and_rates(mixture))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
@@ -49,10 +48,8 @@ def names_inside(names: Iterable[str], mixtures: Sequence[Mixture]) -> set[str]:
 
     Args:
         names: tasks and mixtures.
-        mixtures: gin's definitions; of other mixtures, SeqIO knows the parts.
+        mixtures: gin's definitions; of other mixtures, the registered ones tell the parts.
     """
-    import seqio
-
     defined, found = {mixture.name: mixture for mixture in mixtures}, set[str]()
     left: list[Any] = list(names)
     while left:
@@ -62,8 +59,8 @@ def names_inside(names: Iterable[str], mixtures: Sequence[Mixture]) -> set[str]:
         found.add(name)
         if name in defined:
             left += [*defined[name].rates, *defined[name].by_examples]
-        elif name in seqio.MixtureRegistry.names():
-            left += seqio.MixtureRegistry.get(name).rate_per_task_name
+        elif name in definitions.mixture_names():
+            left += definitions.find(name).rate_per_task_name
     return found
 
 
@@ -86,7 +83,7 @@ def _parts_first(mixtures: Mapping[str, Mixture]) -> list[Mixture]:
 
 
 def _tasks_and_rates(mixture: Mixture) -> list[tuple[Any, Any]]:
-    """(task or mixture, rate) pairs for seqio.Mixture."""
+    """The (task or mixture, rate) pairs of a mixture."""
     setting = 'Mixture.rates' if mixture.rates else 'Mixture.by_examples'
     parts = {name: _find(name, mixture, setting) for name in mixture.rates or mixture.by_examples}
     kept = _not_excluded(mixture, [task for found in parts.values() for one in found for task in tasks_of(one)])
@@ -114,19 +111,15 @@ def _is_pattern(name: str) -> bool:
 
 def _find(name: str, mixture: Mixture, setting: str) -> list[Any]:
     """The task or mixture of a name, or the tasks of a pattern; nothing for a skipped task."""
-    import seqio
-
-    if name in seqio.MixtureRegistry.names():
-        return [seqio.MixtureRegistry.get(name)]
-    if name in seqio.TaskRegistry.names():
-        return [seqio.TaskRegistry.get(name)]
+    if (one := definitions.find(name)) is not None:
+        return [one]
     if name in skipped_tasks():
         return []
     if _is_pattern(name) and not mixture.rates:
-        found = [seqio.TaskRegistry.get(task) for task in sorted(fnmatch.filter(seqio.TaskRegistry.names(), name))]
+        found = [definitions.find(task) for task in sorted(fnmatch.filter(definitions.task_names(), name))]
         if found:
             return found
-    raise _unknown(name, mixture, setting, [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+    raise _unknown(name, mixture, setting, [*definitions.task_names(), *definitions.mixture_names()])
 
 
 def _unknown(name: str, mixture: Mixture, setting: str, known: Iterable[str]) -> UserError:
@@ -158,15 +151,13 @@ def _not_excluded(mixture: Mixture, tasks: Sequence[Any]) -> set[str]:
 
 def _only(one: Any, kept: set[str]) -> Any | None:
     """A task or mixture with the kept tasks only, at their rates; None if no task is left."""
-    import seqio
-
     if all(task.name in kept for task in tasks_of(one)):
         return one
     if not hasattr(one, 'rate_per_task_name'):
         return None
     parts = [(_only(one._task_map[name], kept), rate) for name, rate in one.rate_per_task_name.items()]
     parts = [(part, rate) for part, rate in parts if part is not None]
-    return seqio.Mixture(one.name, parts) if parts else None
+    return definitions.make_mixture(one.name, parts) if parts else None
 
 
 def _check_caps(mixture: Mixture, parts: Mapping[str, Sequence[Any]]) -> None:

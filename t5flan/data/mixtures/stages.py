@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5flan.data.config import DataConfig
+from t5flan.data.mixtures import definitions
 from t5flan.data.mixtures.mixing import find_mixture, tasks_and_rates, tasks_of
 from t5flan.data.mixtures.readers import Reader
 from t5flan.data.preprocessing import features
@@ -99,9 +100,7 @@ def _open_tasks(
     Returns:
         Name -> the task as it is read (from DataConfig.cache if it is there), sorted by name.
     """
-    from t5flan.data.vocabulary.seqio_vocabulary import choose_vocabulary
-
-    choose_vocabulary(vocabulary)
+    definitions.choose_vocabulary(vocabulary)
     tasks = {task.name: task for mixture in mixtures for task in tasks_of(mixture) if config.split in task.splits}
     opened = {}
     for name, task in tasks.items():
@@ -121,14 +120,16 @@ def _open(task: Any, config: DataConfig, vocabulary: Vocabulary) -> Any:
     the task lacks.
     """
     from t5flan.data.records.sources import IndexedSource
-    from t5flan.data.vocabulary.seqio_vocabulary import check_vocabulary
 
     if config.cache:
         from t5flan.data.mixtures.cache import cached_task
 
         task = cached_task(task, config, vocabulary)
     features.check_features(config.format, config.feature_lengths, list(task.output_features), task.name)
-    check_vocabulary(task, vocabulary)
+    if not isinstance(task, definitions.Task):  # those have the run's vocabulary
+        from t5flan.data.vocabulary.seqio_vocabulary import check_vocabulary
+
+        check_vocabulary(task, vocabulary)
     if isinstance(task.source, IndexedSource):
         task.source.records(config.split)
     if config.skip_broken:

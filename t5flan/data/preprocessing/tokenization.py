@@ -34,9 +34,9 @@ class Tokenize(ExampleFn):
             rows = [i for i, example in enumerate(examples) if isinstance(example.get(feature), (str, bytes))]
             texts = [examples[i][feature] for i in rows]
             texts = [text.decode('utf-8') if isinstance(text, bytes) else text for text in texts]
-            for i, text, ids in zip(rows, texts, vocabulary.encode_batch(texts) if texts else ()):
+            for i, text, ids in zip(rows, texts, vocabulary.encode_arrays(texts) if texts else ()):
                 made[i][f'{feature}_pretokenized'] = text
-                made[i][feature] = np.array(ids, np.int32)
+                made[i][feature] = ids
         return made
 
 

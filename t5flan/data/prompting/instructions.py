@@ -376,13 +376,12 @@ def fit_prompts(prompts: Sequence[Prompt | None], contexts: Sequence[Context]) -
     while waiting:
         texts = [prompt.text() for _, prompt in waiting]
         again = []
-        for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_batch(texts), strict=True):
+        for (i, prompt), text, ids in zip(waiting, texts, vocabulary.encode_arrays(texts), strict=True):
             excess = len(ids) - room
             if excess > 0 and (prompt.drop(excess) or prompt.shorten(excess, len(ids))):
                 again.append((i, prompt))
             else:
-                inputs = np.array(ids, np.int32)
-                made[i] = {'inputs': inputs, 'inputs_pretokenized': text, 'shortened': prompt.shortened}
+                made[i] = {'inputs': ids, 'inputs_pretokenized': text, 'shortened': prompt.shortened}
         waiting = again
     return made
 

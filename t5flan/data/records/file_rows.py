@@ -1,5 +1,6 @@
 """Records that stay in their files: each is read from its byte offset when it is asked for."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -48,7 +49,12 @@ class FileRows:
 
 
 def read_bytes(path: str, offset: int, size: int) -> bytes:
-    """Part of a file."""
-    with open(path, 'rb') as file:
-        file.seek(offset)
-        return file.read(size)
+    """Part of a file; shorter where the file ends before."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a third of the time of open(), which asks much about the file
+    try:
+        data = os.pread(file, size, offset)
+        while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+            data += more
+        return data
+    finally:
+        os.close(file)

@@ -1,18 +1,18 @@
-"""SeqIO data sources with random access by record number, so that any position of a run is found in constant time."""
+"""Data sources with random access by record number, so that any position of a run is found in constant time.
+
+SeqIO reads them too, but nothing here imports it: a run that reads by number starts without TensorFlow.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import seqio
-
 from t5flan.data.records.file_rows import Records
-from t5flan.data.records.tf_values import dataset_of_records
 from t5flan.errors import UserError
 
 _SHARD_RECORDS, _MOST_SHARDS = 5000, 256
 
 
-class IndexedSource(seqio.DataSource):
+class IndexedSource:
     """A SeqIO source whose splits are sequences of records (`len(records)`, `records[i] -> dict`).
 
     Args:
@@ -22,7 +22,7 @@ class IndexedSource(seqio.DataSource):
     def __init__(self, splits: Mapping[str, Records | Callable[[], Records]]) -> None:
         self._makers = dict(splits)
         self._records: dict[str, Records] = {}
-        super().__init__(splits=list(splits), caching_permitted=True)
+        self.splits: Sequence[str] = tuple(splits)
 
     def records(self, split: str) -> Records:
         """The records of a split; raises a UserError if there is no such split, or it is empty."""
@@ -41,6 +41,16 @@ class IndexedSource(seqio.DataSource):
         return self.records(split)
 
     @property
+    def caching_permitted(self) -> bool:
+        """True: `t5flan cache` and SeqIO may cache it."""
+        return True
+
+    @property
+    def performs_internal_shuffling(self) -> bool:
+        """False: records are shuffled by who reads them."""
+        return False
+
+    @property
     def supports_arbitrary_sharding(self) -> bool:
         """True: a shard is any range of records."""
         return True
@@ -54,10 +64,13 @@ class IndexedSource(seqio.DataSource):
         """Number of records."""
         return len(self.records(split))
 
-    def get_dataset(
-        self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: seqio.ShardInfo | None = None
-    ) -> Any:
-        """The records as a tf.data.Dataset, as SeqIO reads them; `shuffle` shuffles up to 100,000 at a time."""
+    def get_dataset(self, split: str, shuffle: bool = True, seed: int | None = None, shard_info: Any = None) -> Any:
+        """The records as a tf.data.Dataset, as SeqIO reads them: all, or the `shard_info`'s share.
+
+        `shuffle` shuffles up to 100,000 at a time.
+        """
+        from t5flan.data.records.tf_values import dataset_of_records
+
         records = self.flat_records(split)
         index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         start, end = (len(records) * i // shards for i in (index, index + 1))

@@ -38,8 +38,17 @@ class ByteVocabulary(Vocabulary):
 
     def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
         """The bytes of each text; a lone surrogate, which JSON may hold, becomes three bytes instead of an error."""
+        return [ids.tolist() for ids in self._byte_ids(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As in `Vocabulary`."""
+        if self._find_special and self._may_spell_special(texts):
+            return super().encode_arrays(texts)
+        return self._byte_ids(texts)
+
+    def _byte_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8) for text in texts)
-        return [(bytes_T.astype(np.int32) + self._OFFSET).tolist() for bytes_T in encoded]
+        return [bytes_T.astype(np.int32) + np.int32(self._OFFSET) for bytes_T in encoded]
 
     def _decode_pieces(self, ids: list[int], first: bool) -> str:
         return bytes(i - self._OFFSET for i in ids if i >= self._OFFSET).decode('utf-8', 'replace')

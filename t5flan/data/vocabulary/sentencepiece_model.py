@@ -1,8 +1,11 @@
 """SentencePiece models as vocabularies: T5, mT5, Gemma and those that `t5flan vocabulary` trains."""
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from t5flan.data.vocabulary.vocabulary import MODEL, PAD_ID, Vocabulary
 from t5flan.errors import UserError
@@ -44,6 +47,7 @@ class SentencePieceVocabulary(Vocabulary):
         except OSError as error:
             raise UserError(f'vocabulary {self.path}: {error.strerror}. Set another DataConfig.vocabulary.') from None
         processor = self._processor = sentencepiece.SentencePieceProcessor()
+        self._makes_arrays = hasattr(processor, 'EncodeAsNumpy')  # since 0.2.2; Beam needs an older version
         try:
             loaded = bool(self._model) and processor.LoadFromSerializedProto(self._model)
         except RuntimeError:
@@ -94,6 +98,14 @@ class SentencePieceVocabulary(Vocabulary):
         if len(texts) < self._FEW:
             return [self._processor.encode(text, out_type=int) for text in texts]
         return self._processor.encode(list(texts), out_type=int)
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As in `Vocabulary`; without special tokens in the texts, straight from SentencePiece's own arrays."""
+        if not self._makes_arrays or (self._find_special and self._may_spell_special(texts)):
+            return super().encode_arrays(texts)
+        encode = functools.partial(self._processor.encode, out_type='numpy')
+        made = [encode(text) for text in texts] if len(texts) < self._FEW else encode(list(texts))
+        return [ids.copy() for ids in made]  # theirs are read-only
 
     def _encode_part(self, text: str, first: bool, last: bool) -> list[int]:
         if self._adds_space:  # the space that the model adds stands for the space after a special token

@@ -6,9 +6,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from t5flan.data.records.sources import IndexedSource
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
 
+seqio.DataSource.register(IndexedSource)  # it has the interface, and does without the base class to import no SeqIO
 _chosen: list[Vocabulary] = []
 
 

@@ -188,8 +188,7 @@ class Vocabulary(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts at once; special tokens spelled in a text are their ids."""
         finder = self._find_special
-        joined = '\n'.join(texts)  # most batches have no special token, and one substring search tells
-        if finder is None or not any(hint in joined for hint in self._hints):
+        if finder is None or not self._may_spell_special(texts):
             return self.encode_literally(texts)
         special = [i for i, text in enumerate(texts) if finder.search(text)]
         ids: list[list[int]] = [[]] * len(texts)
@@ -199,6 +198,15 @@ class Vocabulary(abc.ABC):
         for i in special:
             ids[i] = self._encode_split(texts[i], finder, self._id_of_special)
         return ids
+
+    def _may_spell_special(self, texts: Sequence[str]) -> bool:
+        """Whether a text may have a special token: most have none, and few substring searches in all at once tell."""
+        joined = '\n'.join(texts)
+        return any(hint in joined for hint in self._hints)
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of `encode_batch` as int32 arrays, which some vocabularies make without lists of Python numbers."""
+        return [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
 
     @functools.cached_property
     def _hints(self) -> tuple[str, ...]:

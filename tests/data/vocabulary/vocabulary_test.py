@@ -39,6 +39,15 @@ def test_random_text_is_not_lost(trained):
         assert trained.decode(trained.encode(text)) == text
 
 
+def test_arrays_are_the_ids_of_lists(trained):
+    texts = [*TEXTS, '[NLU] fill <extra_id_0>', *(f'word {i}' for i in range(40))]
+    for vocabulary in (trained, ByteVocabulary(), ByteVocabulary(10, ('[NLU]',))):
+        for some in (texts, TEXTS, texts[-40:], [''], []):
+            arrays, lists = vocabulary.encode_arrays(some), vocabulary.encode_batch(some)
+            assert [ids.tolist() for ids in arrays] == lists
+            assert all(ids.dtype == np.int32 and ids.flags.writeable and ids.flags.owndata for ids in arrays)
+
+
 def test_special_tokens_in_text(trained):
     text = '[NLU] fill <extra_id_0> in\nthe <extra_id_12> gap'
     ids = trained.encode(text)

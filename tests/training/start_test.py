@@ -1,0 +1,23 @@
+"""t5flan/training/start.py: garbage collection while a run starts. trainer_test.py has what a run starts from."""
+
+import gc
+
+import pytest
+
+from t5flan.training.start import few_collections
+
+
+@pytest.mark.parametrize('before, during', [((700, 10, 10), 20_000), ((0, 10, 10), 0), ((50_000, 10, 10), 50_000)])
+@pytest.mark.parametrize('ends', [True, False])
+def test_garbage_is_collected_as_before_once_a_run_has_started(before, during, ends):
+    given = gc.get_threshold()
+    gc.set_threshold(*before)
+    try:
+        with few_collections() as end_start:
+            assert gc.get_threshold()[0] == during
+            if ends:
+                end_start()
+                assert gc.get_threshold() == before
+        assert gc.get_threshold() == before
+    finally:
+        gc.set_threshold(*given)
