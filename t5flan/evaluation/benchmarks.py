@@ -162,7 +162,7 @@ def _follow(
     questions = list(itertools.chain.from_iterable(asked.values()))
     by_name = {benchmark.name: benchmark for benchmark in benchmarks}
     while (step := follow()) is not None:
-        model = load_together(lambda step=step: load_if_there(checkpoint, step))
+        model = load_together(functools.partial(load_if_there, checkpoint, step))
         if model is None:
             continue
         prompts, _ = _prompts(model, benchmarks, asked, decoding, prompt_length)

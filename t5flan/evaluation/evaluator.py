@@ -8,6 +8,7 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -149,7 +150,7 @@ def _follow(request: _Request) -> None:
     """Generates and scores with the first process, until it has evaluated all steps."""
     while (order := follow()) is not None:
         step, names = order
-        model = load_together(lambda step=step: load_if_there(request.checkpoint, step))
+        model = load_together(functools.partial(load_if_there, request.checkpoint, step))
         if model is not None:
             request.evaluate(model, names, [])
 

@@ -206,8 +206,9 @@ def _rope_scaling(file: gguf_file.GgufFile, fields: Mapping[str, Any]) -> dict[s
         UserError: the factors are not those of the published settings.
     """
     given_H = file.tensors[_ROPE_FREQS].read().astype(np.float64).ravel()
-    scaling = {'rope_type': 'llama3', 'factor': round(float(given_H.max()), 3), **_PUBLISHED_SCALING}
-    if given_H.shape == (fields['head_dim'] // 2,) and scaling['factor'] > 1:
+    factor = round(float(given_H.max()), 3)
+    scaling = {'rope_type': 'llama3', 'factor': factor, **_PUBLISHED_SCALING}
+    if given_H.shape == (fields['head_dim'] // 2,) and factor > 1:
         base_H = np.asarray(fields['rope_theta'] ** (-np.arange(given_H.size) / given_H.size), np.float32)
         scaled_H = scale_frequencies(jnp.asarray(base_H), fields['rope_theta'], RopeScaling.from_dict(scaling))
         if np.allclose(base_H / np.asarray(scaled_H), given_H, rtol=1e-3):

@@ -73,8 +73,10 @@ def read_teacher(loss: LossConfig, student: ModelConfig, fingerprint: str, eos_i
     if (config.architecture, student.architecture) == ('encoder_decoder', 'decoder_only'):
         problem = f'LossConfig.teacher={folder!r} is an encoder-decoder, and the model a decoder'
         raise UserError(f'{problem}: its batches have no input for an encoder. Set it to a decoder.')
-    frozen = dict(dropout_rate=0.0, dtype=student.dtype, attention=student.attention, remat='none')
-    abstract = abstract_model(dataclasses.replace(config, **frozen))
+    config = dataclasses.replace(
+        config, dropout_rate=0.0, dtype=student.dtype, attention=student.attention, remat='none'
+    )
+    abstract = abstract_model(config)
     places = tree_shardings(sharding, abstract, logical_axes(abstract))
     placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
     return Teacher(checkpoints_lib.restore_parameters(folder, placed), eos_id, known.format == 'prefix_lm')
