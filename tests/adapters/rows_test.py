@@ -78,7 +78,7 @@ def choice_of(format: str, kind: str = 'projections') -> list[str | None]:
     ('format', 'kind', 'family'),
     [
         ('causal_lm', 'projections', None),
-        ('causal_lm', 'others', None),
+        pytest.param('causal_lm', 'others', None, marks=pytest.mark.slow),
         pytest.param('encoder_decoder', 'projections', None, marks=pytest.mark.slow),
         pytest.param('encoder_decoder', 'others', None, marks=pytest.mark.slow),
         *(

@@ -70,6 +70,7 @@ def apply(diff: str, text: str) -> str:
     return text.replace(f'\n{before}\n', f'\n{after}\n')
 
 
+@pytest.mark.slow
 def test_the_model_option_works_as_shown(tmp_path):
     for name in ('t5flan', 'tasks', 'gin'):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))

@@ -30,7 +30,7 @@ def test_scan_unrolled_and_every_remat_match(family, ways):
 @pytest.mark.parametrize(
     'layers, pattern, others',
     [
-        (3, ('window', 'nope'), [{'scan_layers': False}]),  # one group and one layer left over
+        pytest.param(3, ('window', 'nope'), [{'scan_layers': False}], marks=pytest.mark.slow),  # one layer left over
         pytest.param(
             7,
             ('window', 'full', 'window_nope'),

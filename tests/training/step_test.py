@@ -232,6 +232,7 @@ def compiled_for_long_rows(config, mesh):
         return jax.jit(step).lower(state, batch).compile()
 
 
+@pytest.mark.slow
 def test_a_new_state_has_the_same_bits_at_both_levels_of_optimization(monkeypatch):
     """On a CPU the program that draws it is compiled at level 1, unless XLA_FLAGS names a level."""
     monkeypatch.setenv('XLA_FLAGS', '')
