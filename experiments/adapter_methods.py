@@ -188,7 +188,7 @@ def report(root: Path, arguments: argparse.Namespace) -> None:
             hits = [100.0 * (row['prediction'].strip() == row['target'].strip()) for row in rows]
             results[name] = {
                 'exact_match': statistics.mean(hits),
-                'interval': bootstrap_interval([[[hit] for hit in hits]]),
+                'interval': bootstrap_interval([[hits]]),
             }
             results[name] |= {} if name == BEFORE else training_facts(root, name)
     titles = ['method', 'trained', 'learning rate', 's / step', 'peak memory', 'held-out loss', 'exact match']
