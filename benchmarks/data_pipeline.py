@@ -28,7 +28,6 @@ import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -36,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from t5flan.config.memory import peak_resident_memory
 from t5flan.configurables import parse
 from t5flan.data.batches.pipeline import TrainPipeline
 from t5flan.data.config import FORMATS, DataConfig
@@ -169,7 +169,7 @@ def measure_mixing(arguments: argparse.Namespace, folder: Path) -> None:
     for count, values in found.items():
         print(f'us of CPU/example {statistics.median(values):12,.1f} of {count:,} tasks')
     ratio = statistics.median(many / few for few, many in zip(*found.values(), strict=True))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_resident_memory() / 2**30
     print(f'cost of mixing    {ratio:12.2f} x')
     print(f'peak memory       {memory:12.2f} GiB')
 
@@ -189,7 +189,7 @@ def measure(arguments: argparse.Namespace) -> None:
         names = sorted(pipeline.rates, key=pipeline.rates.get)
         shares = [pipeline.rates[name] for name in names]
         efficiency = pipeline.report()['packing_efficiency']
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_resident_memory() / 2**30
     shape = f'{arguments.batch_size} x {dict(config.feature_lengths)}, {arguments.format}'
     print(f'{arguments.mixture}, {len(names):,} tasks, {vocabulary.vocab_size} ids, {shape}')
     print(f'first batch after {first:12,.1f} s')

@@ -13,14 +13,13 @@ faster. Models have random weights and no dropout; T5 is T5 1.1 small, the decod
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from t5flan.config.memory import keep_freed_memory
+from t5flan.config.memory import keep_freed_memory, peak_resident_memory
 
 Step = Callable[[], Any]
 TINY = {'rows': 2, 'inputs': 16, 'targets': 16, 'layers': 1, 'new_tokens': 4}
@@ -193,7 +192,7 @@ def run_row(name: str, calls: int, only: str | None, *, tiny: bool) -> dict[str,
 
     row, sizes = ROWS[name], TINY if tiny else {}
     times = in_turns({side: row.make(side, **sizes) for side in row.sides if only in (None, side)}, calls)
-    return {'seconds': times, 'peak_GiB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {'seconds': times, 'peak_GiB': peak_resident_memory() / 2**30}
 
 
 def in_child(name: str, args: argparse.Namespace, only: str | None = None) -> dict[str, Any]:

@@ -71,6 +71,23 @@ def kept_memory() -> int:
     return min(libc.mallinfo2().values[8], resident)  # freed blocks that were never written are not resident
 
 
+def peak_resident_memory(proc: str = '/proc') -> int:
+    """The most bytes that this program has had in memory.
+
+    On Linux it is that of the program alone: getrusage's peak begins with that of the process that started it.
+    """
+    try:
+        found = re.search(r'^VmHWM:\s+(\d+) kB', Path(proc, 'self', 'status').read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is not None:
+        return 1024 * int(found[1])
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def host_memory(proc: str = '/proc', cgroup: str = '/sys/fs/cgroup') -> float:
     """Bytes that this process can still use: what is available, swap, and what the limit of a container leaves.
 

@@ -11,8 +11,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5flan.config.memory import peak_resident_memory
 from t5flan.config.memory import require_memory as require
 from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
@@ -193,9 +192,7 @@ def require_memory(
 def peak_memory() -> dict[str, float]:
     """`peak_memory_gib`: the most memory in use so far, on the fullest local device or, on a CPU, in this process."""
     peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
-    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss
-    most = max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {'peak_memory_gib': most / 2**30}
+    return {'peak_memory_gib': (max(peaks) or peak_resident_memory()) / 2**30}
 
 
 class Throughput:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from t5flan.config.memory import GIB, host_memory, require_memory
+from t5flan.config.memory import GIB, host_memory, peak_resident_memory, require_memory
 from t5flan.errors import UserError
 
 
@@ -100,3 +100,15 @@ def test_kept_memory_is_not_faulted_in_again(how, environment, keeps):
 def test_memory_that_is_kept_is_left(monkeypatch, tmp_path):
     monkeypatch.setattr('t5flan.config.memory.kept_memory', lambda: GIB)
     assert host_memory(write(tmp_path, MEMINFO), str(tmp_path)) == 6 * GIB
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='getrusage counts the memory of the starting process only on Linux')
+def test_the_peak_of_a_program_is_its_own():
+    filled = bytearray(os.urandom(64 * 2**20))
+    code = 'from t5flan.config.memory import peak_resident_memory; print(peak_resident_memory())'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < len(filled) < peak_resident_memory()
+
+
+def test_without_proc_the_peak_is_that_of_getrusage(tmp_path):
+    assert peak_resident_memory(str(tmp_path)) >= 0.9 * peak_resident_memory()

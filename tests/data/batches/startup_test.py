@@ -8,7 +8,8 @@ import sys
 import pytest
 
 COUNTS = """
-import json, resource, sys, time
+import json, sys, time
+from t5flan.config.memory import peak_resident_memory
 from t5flan.tasks import register_all
 from t5flan.data.config import DataConfig
 from t5flan.reporting.mixture_report import describe_mixture
@@ -24,7 +25,7 @@ with TrainPipeline(config, vocabulary) as pipeline:
     first = time.perf_counter() - started
 started = time.perf_counter()
 tasks = len(describe_mixture(config, vocabulary)['tasks'])
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+memory = peak_resident_memory() / 2**30
 print(json.dumps([first, time.perf_counter() - started, tasks, memory]))
 """
 
