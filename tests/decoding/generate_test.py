@@ -15,8 +15,8 @@ from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_config, small_model
 
-CASES = [('t5_1_1', False), ('relative', False), ('relative', True)]
-SLOW_CASES = [pytest.param('palm', False, marks=pytest.mark.slow)]
+CASES = [('relative', False), ('relative', True)]
+SLOW_CASES = [pytest.param(family, False, marks=pytest.mark.slow) for family in ('t5_1_1', 'palm')]
 PROMPTS = [[5, 9, 2], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 4], [33, 60]]
 NO_END = VOCABULARY  # an id that no model generates
 

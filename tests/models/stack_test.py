@@ -51,6 +51,7 @@ def test_layers_of_several_kinds_scan_in_groups(layers, pattern, others):
             np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_each_layer_has_its_own_kind():
     """By gradient: which tokens the last hidden state depends on. All tokens are different words."""
     batch = {'decoder_input_tokens': np.arange(10, 19)[None]}

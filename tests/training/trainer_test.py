@@ -116,6 +116,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, settings, six_steps, unbroken
     assert_same_bits(state, unbroken[1])
 
 
+@pytest.mark.slow
 def test_another_mesh_resumes_from_the_same_data(tmp_path, settings):
     changed = {
         'model': dataclasses.replace(MODEL, dropout_rate=0.0),
@@ -188,6 +189,7 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path, settings, monkeypatch,
     assert int(again.step) == 8 and steps == [2, 4, 6, 8], 'it is not evaluated again'
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_survives_a_resume_between_evaluations(tmp_path, settings, monkeypatch):
     changed = EVERY_STEP | {'evaluation': EvaluationConfig(every=2), 'run': RunConfig(steps=3)}
     evaluations(monkeypatch, [None, 1.0, 2.0, 3.0, None, 3.0])
@@ -234,6 +236,7 @@ def test_a_bad_row_of_the_validation_file_is_reported_before_the_first_step(tmp_
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_epochs_and_generated_metrics(tmp_path, settings, capsys):
     """Two epochs of 395 rows, measured by the text that the model writes."""
     changed = {
@@ -459,7 +462,8 @@ def test_a_run_killed_again_and_again_resumes_bit_for_bit(tmp_path, settings, un
     assert losses(tmp_path) == unbroken[0], log
 
 
-@pytest.mark.parametrize('tied, rows', [(True, 384), pytest.param(False, 392, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('tied, rows', [(True, 384), (False, 392)])
 def test_added_tokens_start_as_the_mean_and_change_no_old_logit(settings, tmp_path, tied, rows):
     source = tmp_path / 'old'
     model = dataclasses.replace(MODEL, tie_embeddings=tied)

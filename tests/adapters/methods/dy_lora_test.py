@@ -63,6 +63,7 @@ def test_a_step_trains_the_first_columns_or_the_last_of_them(only_last):
     assert trained == {at(rank) for rank in (1, 2, 3, 4)}
 
 
+@pytest.mark.slow
 def test_convert_cuts_it_to_a_rank(tmp_path):
     base = save_folder(tmp_path / 'base', byte_model())
     model = t5flan.load(base).model

@@ -36,7 +36,7 @@ def decoder():
     )
 
 
-@pytest.mark.parametrize('family', ['llama', 'gemma3_linear', 'smollm3'])
+@pytest.mark.parametrize('family', ['llama', pytest.param('gemma3_linear', marks=pytest.mark.slow), 'smollm3'])
 def test_of_an_empty_input_merged_attention_computes_the_decoders_logits(family, decoder):
     source = decoder(family)
     adapted = adapt(source)

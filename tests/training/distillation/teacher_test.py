@@ -84,6 +84,7 @@ def test_a_weight_of_0_is_the_loss_without_a_teacher():
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_reads_input_and_target_as_one_text():
     """Its probabilities of a target do not depend on how input and target are divided into features or packed."""
     teacher = new_teacher(dataclasses.replace(DECODER, attention_window=6))
