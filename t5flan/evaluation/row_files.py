@@ -197,7 +197,8 @@ class RowWriter:
         self._lock = self._held.enter_context(locks.hold_file(path, setting))
         self._close = weakref.finalize(self, self._held.close)
         try:
-            remove_partial(path)
+            for written in (path, record_path(path)):
+                remove_partial(written)
             if record is not None:
                 _check_begun(path, record, setting)
             self.done, whole = self._read(prompts)

@@ -8,6 +8,7 @@ rows are complete up to the last one, and the lock of the dead process is taken 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from t5flan.errors import UserError
 from t5flan.evaluation.row_files import Prompt, RowWriter
-from t5flan.files import append_whole, remove_partial, write_json, write_whole
+from t5flan.files import append_whole, locks, remove_partial, write_json, write_whole
 from t5flan.files.locks import hold, hold_file
 
 ROWS = 400
@@ -111,7 +112,7 @@ def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
         write, check = ATTACKS[name]
         process = _start(write, folder / name)
         locked = chance.random() < 0.8  # the others are killed while they start
-        while locked and not any(path.name.endswith('.lock') for path in (folder / name).iterdir()):
+        while locked and not _holds(process, folder / name) and not _has_ended(process):
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.05))
         if chance.random() < 0.1 and locked:  # a second writer, which must not win the lock from one that starts
@@ -122,7 +123,7 @@ def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
         counts['kills'] += 1
         counts[name] += 1
     for name in ATTACKS:  # one more start of each removes what the killed ones left
-        assert _wait(_start(ATTACKS[name][0], folder / name, seconds=0.5)) in (0, 2)
+        assert _wait(_start(ATTACKS[name][0], folder / name, seconds=3)) in (0, 2)
         ATTACKS[name][1](folder / name)
         stray = [path.name for path in (folder / name).iterdir() if path.name.endswith('.tmp')]
         assert not [path for path in stray if path.count('.') > 2], stray
@@ -158,6 +159,20 @@ def _start(write: Callable[[Path], None], folder: Path, seconds: float | None = 
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _holds(process: int, folder: Path) -> bool:
+    """Whether a lock in the folder is that of the process, and not one that a killed process left."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # it is taken over
+            holder = locks.Holder.read(path.read_text()) if path.name.endswith('.lock') else None
+            if holder is not None and holder.pid == process:
+                return True
+    return False
+
+
+def _has_ended(process: int) -> bool:
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _wait(process: int) -> int:

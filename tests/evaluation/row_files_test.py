@@ -128,6 +128,17 @@ def test_one_process_at_a_time_writes_a_file(tmp_path):
     assert RowWriter(output, prompts).done == {0: 'x'}
 
 
+def test_what_a_killed_run_left_of_its_files_is_removed(tmp_path):
+    answers = tmp_path / 'out.jsonl'
+    for path in (answers, record_path(answers)):
+        (tmp_path / f'.{path.name}.0123abcd.tmp').write_text('half')
+    other = tmp_path / '.other.json.0123abcd.tmp'
+    other.write_text('of another run')
+    with RowWriter(answers, [Prompt(0, 'a', {'inputs': 'a'})], record={'checkpoint': 'run'}) as writer:
+        writer.write(['b'])
+    assert sorted(tmp_path.iterdir()) == sorted([other, answers, record_path(answers)])
+
+
 def test_the_name_of_an_output_and_of_a_part(tmp_path):
     output = tmp_path / 'o.jsonl'
     own = Part(1, 4).path(output)
