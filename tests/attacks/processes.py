@@ -20,14 +20,13 @@ import os
 import re
 import signal
 import socket
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from tests.attacks.tiny_run import ENVIRONMENT, losses, preload, train_arguments, write_rows
+from tests.attacks.tiny_run import ENVIRONMENT, become, losses, preload, train_arguments, write_rows
 
 LIMIT = 60.0
 """Seconds after which all processes have ended when one of them has."""
@@ -72,25 +71,15 @@ class Job:
             time.sleep(0.1)
 
 
-def _child(arguments: Sequence[str], log: Path) -> None:
+def _child(arguments: Sequence[str], log: Path) -> NoReturn:
     """A process of a job, in a fork; ends it."""
-    code = 70
-    try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+
+    def leave_job() -> None:
         import jax
 
-        from t5flan.__main__ import main
-
-        code = main(arguments)
         jax.distributed.shutdown()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    become(arguments, log, leave_job)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu',
@@ -75,6 +76,11 @@ def start(arguments: Sequence[str], log: Path) -> int:
     process = os.fork()
     if process:
         return process
+    become(arguments, log)
+
+
+def become(arguments: Sequence[str], log: Path, after: Callable[[], None] = lambda: None) -> NoReturn:
+    """Runs `t5flan ARGUMENTS` in this fork with its output in `log`, calls `after`, and ends the process."""
     code = 70
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -83,6 +89,7 @@ def start(arguments: Sequence[str], log: Path) -> int:
         from t5flan.__main__ import main
 
         code = main(arguments)
+        after()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -15,6 +15,7 @@ from t5flan.conversion.huggingface_config import table_of
 from t5flan.decoding.config import Decoding
 from t5flan.language_model import LanguageModel
 from t5flan.models.parameters import named_parameters
+from tests.conversion.round_trip import there_and_back
 
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
@@ -189,14 +190,8 @@ def test_logits_and_greedy_tokens_are_t5xs(name, shared, converted):
 def test_there_and_back_is_the_identity(family, tmp_path):
     """Through each format and back, bit for bit and in each array's dtype."""
     source = convert.read(GOLDEN / family, 'hf')
-    for format in convert.FORMATS if source.config.position == 'relative_bias' else ('hf', 't5flan'):
-        convert.write(source, tmp_path / format, format)
-        there = convert.read(tmp_path / format, format)
-        convert.compare(source, there, format)
-        convert.write(there, tmp_path / f'{format}_back', 'hf')
-        back = convert.read(tmp_path / f'{format}_back', 'hf')
-        convert.compare(source, back, format)
-        assert (back.config, back.dtypes) == (source.config, source.dtypes)
+    formats = convert.FORMATS if source.config.position == 'relative_bias' else ('hf', 't5flan')
+    there_and_back(source, tmp_path, formats)
 
 
 def test_there_and_back_from_t5x(tmp_path, shared):

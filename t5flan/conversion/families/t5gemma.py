@@ -16,8 +16,7 @@ from t5flan.models.config import ENCODER_FIELDS, ModelConfig
 T5GEMMA = 't5gemma'
 ARCHITECTURE = 'T5GemmaForConditionalGeneration'
 STACKS = ('encoder', 'decoder')
-_DEFAULTS = {  # transformers leaves out of config.json what is the default
-    'vocab_size': 256000,
+STACK_DEFAULTS = {  # transformers leaves out of config.json what is the default
     'hidden_size': 2304,
     'intermediate_size': 9216,
     'num_hidden_layers': 26,
@@ -26,6 +25,10 @@ _DEFAULTS = {  # transformers leaves out of config.json what is the default
     'head_dim': 256,
     'hidden_activation': 'gelu_pytorch_tanh',
     'rms_norm_eps': 1e-6,
+}
+_DEFAULTS = {
+    'vocab_size': 256000,
+    **STACK_DEFAULTS,
     'attn_logit_softcapping': 50.0,
     'final_logit_softcapping': 30.0,
 }

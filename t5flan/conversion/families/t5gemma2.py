@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from t5flan.conversion.checkpoint import require_fields
 from t5flan.conversion.families.decoders import decoder_fields, from_decoder, needed_fields
-from t5flan.conversion.families.t5gemma import TOKENS, encoder_as_decoder, require_alike
+from t5flan.conversion.families.t5gemma import STACK_DEFAULTS, TOKENS, encoder_as_decoder, require_alike
 from t5flan.errors import UserError
 from t5flan.models.config import ENCODER_FIELDS, ModelConfig
 
@@ -20,17 +20,7 @@ T5GEMMA2 = 't5gemma2'
 ARCHITECTURE = 'T5Gemma2ForConditionalGeneration'
 _STACK = 'gemma3_text'
 _END_OF_IMAGE = 256000
-_DEFAULTS = {  # transformers leaves out of config.json what is the default
-    'vocab_size': 262208,
-    'hidden_size': 2304,
-    'intermediate_size': 9216,
-    'num_hidden_layers': 26,
-    'num_attention_heads': 8,
-    'num_key_value_heads': 4,
-    'head_dim': 256,
-    'hidden_activation': 'gelu_pytorch_tanh',
-    'rms_norm_eps': 1e-6,
-}
+_DEFAULTS = {'vocab_size': 262208, **STACK_DEFAULTS}
 _VISION = ('model.encoder.vision_tower.', 'model.encoder.multi_modal_projector.')
 _LEFT_OUT = 'the parts that read images are left out: vision tower and projector'
 Array = TypeVar('Array')
