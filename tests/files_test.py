@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pathlib
+import threading
+import time
 
 import pytest
 from etils import epath
@@ -16,6 +18,7 @@ from t5flan.files import (
     check_links,
     check_output,
     open_whole,
+    remove_folders,
     remove_partial,
     to_path,
     write_json,
@@ -183,3 +186,17 @@ def test_what_a_killed_process_wrote_by_half_is_removed(tmp_path):
         (tmp_path / name).write_text('x')
     remove_partial(tmp_path / 'a.json')
     assert names(tmp_path) == ['.a.json.mine.tmp', '.b.json.0123abcd.tmp', 'a.json']
+
+
+def test_folders_that_threads_still_write_into_are_removed(tmp_path):
+    def write():
+        for _ in range(10):
+            (tmp_path / '6.part' / 'array').mkdir(parents=True, exist_ok=True)
+            time.sleep(0.02)
+
+    (tmp_path / '6').mkdir()
+    writer = threading.Thread(target=write)
+    writer.start()
+    remove_folders(tmp_path, '.part', quiet=0.5)
+    writer.join()
+    assert os.listdir(tmp_path) == ['6']

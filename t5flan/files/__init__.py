@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol, cast
@@ -90,13 +91,28 @@ def remove_partial(path: PathLike) -> None:
             os.unlink(entry.path)
 
 
-def remove_folders(folder: PathLike, suffix: str) -> None:
-    """Removes the folders right in a local folder whose names end in `suffix`; those that cannot be removed stay."""
+def remove_folders(folder: PathLike, suffix: str, quiet: float = 0.0, patience: float = 10.0) -> None:
+    """Removes the folders right in a local folder whose names end in `suffix`; those that cannot be removed stay.
+
+    Args:
+        folder: a folder in a bucket is left as it is.
+        suffix: the end of the names.
+        quiet: seconds without such a folder before this returns, where threads may still write into one.
+        patience: seconds after which it returns in any case.
+    """
     target = to_path(folder)
-    if '://' not in os.fspath(target) and target.is_dir():
+    if '://' in os.fspath(target) or not target.is_dir():
+        return
+    began = since = time.monotonic()
+    while True:
         for path in target.iterdir():
             if path.name.endswith(suffix):
                 shutil.rmtree(path, ignore_errors=True)
+                since = time.monotonic()
+        now = time.monotonic()
+        if now - since >= quiet or now - began >= patience:
+            return
+        time.sleep(0.05)
 
 
 def check_output(path: PathLike, setting: str = '') -> None:

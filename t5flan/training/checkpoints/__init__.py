@@ -195,7 +195,8 @@ class CheckpointManager:
     def _save_error(self, subject: str, error: Exception) -> UserError:
         known = disk_problem(error) or ' '.join(str(error).split())[:300]
         if jax.process_count() == 1:  # they fill the disk
-            remove_folders(self.workdir / CHECKPOINTS, '.orbax-checkpoint-tmp')
+            # Orbax raises the first error of several writes, and the others go on.
+            remove_folders(self.workdir / CHECKPOINTS, '.orbax-checkpoint-tmp', quiet=0.5)
         self._latest_step = latest_step(self.workdir)
         last = f'step {self._latest_step}' if self._latest_step is not None else 'none'
         return UserError(
