@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage.
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import NoReturn
@@ -28,7 +29,9 @@ def console() -> NoReturn:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
-    with signals.watched():
+    with signals.watched(), warnings.catch_warnings():
+        # Of Orbax, when a signal or an error stops it: what happened is told in one line.
+        warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
         code = _main(argv)
         processes.leave(code)
         signals.reported()

@@ -24,9 +24,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from tests.attacks.tiny_run import ENVIRONMENT, become, losses, preload, train_arguments, write_rows
+from tests.attacks.tiny_run import ENVIRONMENT, losses, preload, start, train_arguments, wait, write_rows
 
 LIMIT = 60.0
 """Seconds after which all processes have ended when one of them has."""
@@ -71,15 +70,16 @@ class Job:
             time.sleep(0.1)
 
 
-def _child(arguments: Sequence[str], log: Path) -> NoReturn:
-    """A process of a job, in a fork; ends it."""
+def _leave_job() -> None:
+    import jax
 
-    def leave_job() -> None:
-        import jax
+    jax.distributed.shutdown()
 
-        jax.distributed.shutdown()
 
-    become(arguments, log, leave_job)
+def _be_impatient() -> None:
+    from t5flan.processes import meeting
+
+    meeting.STRANGE = 2.0
 
 
 @contextlib.contextmanager
@@ -93,10 +93,8 @@ def job(folder: Path, arguments: Sequence[str], count: int, last: Sequence[str] 
         flags = [f'--coordinator={where}', f'--process_count={count}', f'--process_id={index}'] if count > 1 else []
         log = folder / f'process{index}.log'
         log.write_text('')
-        pid = os.fork()
-        if not pid:
-            _child([*arguments, *flags, *(last if index == count - 1 else ())], log)
-        found.pids.append(pid)
+        given = [*arguments, *flags, *(last if index == count - 1 else ())]
+        found.pids.append(start(given, log, after=_leave_job))
         found.logs.append(log)
     try:
         yield found
@@ -254,13 +252,9 @@ def fails(folder: Path, count: int) -> None:
     with job(folder, command, count) as found:
         found.wait_for('step 5/')
         late, own = folder / 'late.log', [f'--process_count={count}', f'--process_id={count - 1}']
-        pid = os.fork()
-        if not pid:
-            from t5flan.processes import meeting
-
-            meeting.STRANGE = 2.0
-            _child([*command, f'--coordinator={found.coordinator}', *own], late)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, late.read_text()
+        given = [*command, f'--coordinator={found.coordinator}', *own]
+        code = wait(start(given, late, _be_impatient, _leave_job))
+        assert code == 1, late.read_text()
         assert f'process {count - 1} of {count} is late' in last_line(late.read_text()), late.read_text()
         assert not found.poll(), ('the run was disturbed', found.texts())
         os.kill(found.pids[0], signal.SIGINT)

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu',
@@ -71,16 +70,21 @@ def preload() -> None:
     import t5flan.training.trainer  # noqa: F401
 
 
-def start(arguments: Sequence[str], log: Path) -> int:
-    """Starts `t5flan ARGUMENTS` in a fork, with its output in `log`; returns its process id."""
+def _nothing() -> None:
+    pass
+
+
+def start(
+    arguments: Sequence[str], log: Path, before: Callable[[], None] = _nothing, after: Callable[[], None] = _nothing
+) -> int:
+    """Starts `t5flan ARGUMENTS` in a fork, with its output in `log`; returns its process id.
+
+    The fork calls `before` and `after` it.
+    """
+    sys.stdout.flush()  # the fork would write it again
     process = os.fork()
     if process:
         return process
-    become(arguments, log)
-
-
-def become(arguments: Sequence[str], log: Path, after: Callable[[], None] = lambda: None) -> NoReturn:
-    """Runs `t5flan ARGUMENTS` in this fork with its output in `log`, calls `after`, and ends the process."""
     code = 70
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -88,6 +92,7 @@ def become(arguments: Sequence[str], log: Path, after: Callable[[], None] = lamb
         os.dup2(file, 2)
         from t5flan.__main__ import main
 
+        before()
         code = main(arguments)
         after()
     except BaseException:

@@ -33,6 +33,19 @@ def test_an_error_of_a_command_is_one_line(cli, monkeypatch, error, code, expect
     assert cli('fails') == (code, '', expected)
 
 
+def test_what_a_signal_leaves_undone_does_not_warn(cli, monkeypatch, recwarn):
+    async def task():
+        pass
+
+    def run(_):
+        left = task()
+        raise KeyboardInterrupt(left.__name__)
+
+    monkeypatch.setitem(COMMANDS, 'fails', Command('fails', '', run, ()))
+    assert cli('fails')[0] == 1
+    assert not recwarn.list
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def run(_):
         raise KeyError('x')
