@@ -17,8 +17,9 @@ class MeshConfig:
         data: copies of the model, each with its share of the batch; -1: all devices that the other axes leave.
         fsdp: devices over which parameters, optimizer state and the batch are split.
         tensor: devices over which heads, MLP and vocabulary are split.
-        context: devices over which every row is split along its length, for rows too long for one device; divides the
-            lengths of `DataConfig.feature_lengths` (for a decoder-only model their sum as well).
+        context: devices over which every row is split along its length, for rows too long for one device, as well as
+            parameters and optimizer state. It divides the lengths of `DataConfig.feature_lengths` (for a decoder-only
+            model their sum as well).
         rules: pairs (logical axis, mesh axis or axes or None) that override the table in `sharding.py`.
         peak_tflops: a device's peak dense TFLOP/s, for the utilization on chips that `throughput.py` does not list.
     """

@@ -89,6 +89,7 @@ def test_batches_are_split_over_the_batch_axis(mixed):
 def test_rows_are_split_along_their_length():
     sharding = sharding_lib.create_sharding(MeshConfig(data=2, context=4))
     assert sharding.spec(('batch', 'length', 'act_embed')) == PartitionSpec('data', 'context', None)
+    assert sharding.spec(('embed', 'mlp')) == PartitionSpec('context', None)  # and so are parameters
     batch = {'tokens': np.arange(64, dtype=np.int32).reshape(8, 8), 'weights': np.ones(8, np.float32)}
     put = sharding_lib.put_batch(sharding, batch, 8)
     np.testing.assert_array_equal(put['tokens'], batch['tokens'])

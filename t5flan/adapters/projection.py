@@ -50,6 +50,7 @@ class AdaptedProjection(Projection):
     def __init__(self, base: Projection):
         self.dtype = base.dtype
         self.num_inputs = base.num_inputs
+        self.kept_as = base.kept_as
         self.kernel = base.kernel
         if base.bias is not None:
             self.bias = base.bias

@@ -80,7 +80,8 @@ def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
     if report['peak_bytes_per_device'] is None:
         return f'{problem}. Set a smaller DataConfig.batch_size, ModelConfig.remat="full" or more MeshConfig.fsdp.'
     problem += f': {_needed(report)}'
-    found = changes_that_fit(values, report['devices'], report['peak_bytes_per_device'], report['limit_bytes'])
+    needed = report.get('allocated_bytes', report['peak_bytes_per_device'])
+    found = changes_that_fit(values, report['devices'], needed, report['limit_bytes'])
     if not found:
         return f'{problem}. By estimate no remat, microbatches or MeshConfig.fsdp makes it fit: use more chips.'
     return f'{problem}. By estimate it fits with {" or ".join(found)}.'
@@ -89,7 +90,8 @@ def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
 def _needed(report: dict[str, Any]) -> str:
     from t5flan.compiling.terminal import gib
 
-    return f'it needs {gib(report["peak_bytes_per_device"])} of {gib(report["limit_bytes"])} on each device'
+    needed = report.get('allocated_bytes', report['peak_bytes_per_device'])
+    return f'it needs {gib(needed)} of {gib(report["limit_bytes"])} on each device'
 
 
 COMMAND = Command(

@@ -1,6 +1,7 @@
 """What a compiled step takes, as JSON: memory, FLOPs, traffic, and the least time by the chip's data sheet."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import jax
 
 from t5flan.compiling import hlo, traffic
+from t5flan.compiling.buffers import largest_buffers
 from t5flan.compiling.step import Program
-from t5flan.compiling.targets import Target
+from t5flan.compiling.targets import SLICES, Target
 from t5flan.mesh import MESH_AXES
 from t5flan.models.parameters import named_parameters
 from t5flan.planning.chips import Chip
@@ -44,10 +46,10 @@ def describe_program(program: Program, target: Target) -> dict[str, Any]:
     if program.compiled is None:
         return report | {'peak_bytes_per_device': program.needed_bytes, 'allocations': list(program.allocations)}
     memory = program.compiled.memory_analysis()
-    report |= {'peak_bytes_per_device': _peak(memory), 'argument_bytes': int(memory.argument_size_in_bytes)}
-    report['activation_bytes'] = int(memory.temp_size_in_bytes)
+    report |= {'peak_bytes_per_device': _peak(memory, target), 'argument_bytes': int(memory.argument_size_in_bytes)}
+    report |= {'activation_bytes': int(memory.temp_size_in_bytes), 'allocated_bytes': _allocated(memory)}
     limit = report['limit_bytes']
-    report['fits'] = limit is None or report['peak_bytes_per_device'] <= limit
+    report['fits'] = limit is None or report['allocated_bytes'] <= limit
     return report | _work(program, target)
 
 
@@ -69,6 +71,7 @@ def _work(program: Program, target: Target) -> dict[str, Any]:
         'kernel_flops': program.kernel_flops,
         'memory_traffic_bytes': moved,
         'collective_bytes': {kind: dict(axes) for kind, axes in sorted(by_kind.items())},
+        'largest_buffers': [dataclasses.asdict(row) for row in largest_buffers(module)],
     }
     sent = sum(one.sent for one in found) - slow
     return work | roofline(target.chip, flops, moved, sent, slow, wanted / mesh.size)
@@ -101,11 +104,15 @@ def roofline(
     return {'roofline_seconds': bounds, 'bound': bound, 'mfu': mfu}
 
 
-def _peak(memory: Any) -> int:
-    """The most bytes in use at once; an upper bound where the compiler does not say, as that of CPUs."""
+def _peak(memory: Any, target: Target) -> int:
+    """The most bytes in use at once, as the compiler for TPUs counts them; for other devices, what is allocated."""
     peak = getattr(memory, 'peak_memory_in_bytes', 0)
-    if peak > memory.temp_size_in_bytes:
-        return int(peak)
+    is_tpu = target.name.partition(':')[0] in SLICES
+    return int(peak) if peak and is_tpu else _allocated(memory)
+
+
+def _allocated(memory: Any) -> int:
+    """Bytes that the program reserves: more than its peak, since buffers of different sizes leave gaps."""
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 

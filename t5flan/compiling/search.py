@@ -20,8 +20,8 @@ from t5flan.planning.cost import GIB, Memory, activation_bytes, batch_of, count_
 from t5flan.sharding import abstract_sharding
 from t5flan.training.throughput import model_flops
 
-RECOMPUTED = {'none': 1.0, 'minimal': 1.0, 'full': 4 / 3}
-"""Executed over model FLOPs by ModelConfig.remat: 'full' repeats the forward pass, 'minimal' no matrix product."""
+RECOMPUTED = {'none': 1.0, 'minimal': 7 / 6, 'full': 4 / 3}
+"""Executed over model FLOPs by ModelConfig.remat: 'full' repeats the forward pass, 'minimal' about half of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +114,8 @@ def _all(settings: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
 def estimated_seconds(settings: Mapping[str, Any], chip: Chip, devices: int) -> float:
     """Seconds of a step if compute and traffic do not overlap; only good for comparing.
 
-    Parameters are gathered twice and their gradients reduced once over `fsdp` for each microbatch, reduced over `data`,
-    and every layer reduces its activations over `tensor` four times.
+    Parameters are gathered twice and their gradients reduced once over `fsdp` and `context` for each microbatch,
+    reduced over `data`, and every layer reduces its activations over `tensor` four times.
     """
     model: ModelConfig = settings['model']
     mesh, data = settings['mesh'], settings['data']
@@ -124,8 +124,8 @@ def estimated_seconds(settings: Mapping[str, Any], chip: Chip, devices: int) -> 
     seconds = compute / (devices * chip.peak_tflops * 1e12 / chip.devices)
     width, ring = jax.numpy.dtype(model.dtype).itemsize, lambda size: (size - 1) / size
     held = count_parameters(model) / mesh.tensor
-    sent = held * (2 * width + 4) * ring(mesh.fsdp) * settings['optimizer'].microbatches
-    sent += 2 * 4 * held / mesh.fsdp * ring(mesh.data)
+    sent = held * (2 * width + 4) * ring(mesh.fsdp * mesh.context) * settings['optimizer'].microbatches
+    sent += 2 * 4 * held / (mesh.fsdp * mesh.context) * ring(mesh.data)
     layers = model.num_encoder_layers + model.num_decoder_layers
     tokens = batch.tokens / (mesh.data * mesh.fsdp * mesh.context)
     sent += 4 * layers * 2 * tokens * model.emb_dim * width * ring(mesh.tensor)

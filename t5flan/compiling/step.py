@@ -139,7 +139,8 @@ def compile_traced(traced: Any, program: Program, started: float) -> Program:
 def kernel_flops(jaxpr: Any, times: float = 1.0, inside: bool = False) -> float:
     """FLOPs of the matrix products inside the Pallas kernels of a traced step, on each device.
 
-    Tiles that a kernel skips because nothing in them is seen count too.
+    Tiles that a kernel skips because nothing in them is seen count too. A kernel whose results are not used does not:
+    JAX leaves the forward kernel of saved attention in the backward pass, and XLA removes it.
 
     Args:
         jaxpr: the traced step, or a part of it.
@@ -147,8 +148,11 @@ def kernel_flops(jaxpr: Any, times: float = 1.0, inside: bool = False) -> float:
         inside: whether the part belongs to a kernel.
     """
     total = 0.0
+    used = {id(x) for x in (*jaxpr.outvars, *(x for equation in jaxpr.eqns for x in equation.invars))}
     for equation in jaxpr.eqns:
         name, settings = equation.primitive.name, equation.params
+        if name == 'pallas_call' and not any(id(x) in used for x in equation.outvars):
+            continue
         if inside and name == 'dot_general':
             (contracted, _), _ = settings['dimension_numbers']
             left = equation.invars[0].aval.shape

@@ -40,6 +40,7 @@ def print_report(report: Mapping[str, Any], all_parameters: bool = False) -> Non
         [name.replace('_', ' '), gib(report[key])]
         for name, key in (
             ('peak', 'peak_bytes_per_device'),
+            ('allocated', 'allocated_bytes'),
             ('limit', 'limit_bytes'),
             ('arguments', 'argument_bytes'),
             ('parameters', 'parameter_bytes'),
@@ -73,6 +74,7 @@ def _print_work(report: Mapping[str, Any]) -> None:
     ]
     if rows:
         print_rows('collectives of each device in a step', ['', 'mesh axes', 'bytes'], rows)
+    _print_buffers(report['largest_buffers'])
     model, ratio = report['model_flops'], report['executed_over_model_flops']
     print(f'model FLOPs {short(model)} in a step; executed FLOPs are {ratio:.2f} times those')
     if report['bound'] is not None:
@@ -83,6 +85,15 @@ def _print_work(report: Mapping[str, Any]) -> None:
         print(f'bound by {report["bound"]}; at most {100 * report["mfu"]:.1f} % of the peak')
     if report.get('tokens_per_second_at_most'):
         print(f'at most {short(report["tokens_per_second_at_most"])} tokens/s')
+
+
+def _print_buffers(buffers: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        [gib(row['bytes']), f'{row["count"]} x {row["shape"]}', row['operation'].removeprefix('jit(train_step)/')]
+        for row in buffers
+    ]
+    if rows:
+        print_rows('largest buffers of each device besides arguments, at the peak', ['bytes', '', ''], rows)
 
 
 def print_search(rows: Sequence[Mapping[str, Any]]) -> None:

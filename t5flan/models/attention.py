@@ -11,7 +11,7 @@ from flax import nnx
 
 from t5flan.kernels.attention import RelativeBias, attend
 from t5flan.models.config import LayerKind, ModelConfig
-from t5flan.models.layers import Norm, Projection
+from t5flan.models.layers import CROSS_PROJECTION, PROJECTION, Norm, Projection
 from t5flan.models.parameters import Scope, fan_in
 from t5flan.models.positions import before_tokens, rotate
 from t5flan.sharding import constrain
@@ -100,8 +100,9 @@ class Attention(nnx.Module):
         variance = 1.0 if config.scale_attention else 1.0 / config.head_dim
         bias = config.attention_bias
         self.query = Projection(config, scope / 'query', embed, heads, fan_in(1, variance=variance), bias=bias)
-        self.key = Projection(config, scope / 'key', source, kv, fan_in(1), bias=bias)
-        self.value = Projection(config, scope / 'value', source, kv, fan_in(1), bias=bias)
+        kept_as = CROSS_PROJECTION if across else PROJECTION
+        self.key = Projection(config, scope / 'key', source, kv, fan_in(1), bias=bias, kept_as=kept_as)
+        self.value = Projection(config, scope / 'value', source, kv, fan_in(1), bias=bias, kept_as=kept_as)
         self.out = Projection(config, scope / 'out', heads, embed, fan_in(2), bias=config.attention_out_bias)
         if config.qk_norm:
             self.query_norm = Norm(config, scope / 'query_norm', of_heads=True)

@@ -218,7 +218,8 @@ class ModelConfig:
         dtype: of the computation; parameters, softmax, norms and logits are float32.
         scan_layers: True compiles one layer and scans over the stack; False unrolls the loop over the same parameters.
         remat: what the backward pass recomputes: nothing ('none'), all but the outputs of projections and attention
-            ('minimal'), or everything ('full').
+            ('minimal'; on TPUs and GPUs it also recomputes the inner projections of the MLP and the keys and values of
+            the encoder's output), or everything ('full').
     """
 
     architecture: Literal['encoder_decoder', 'decoder_only']

@@ -18,9 +18,9 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import Initializer, Scope, fan_in
 from t5flan.sharding import constrain
 
-# The outputs of projections, which `remat='minimal'` saves besides those of attention: they are small and expensive to
-# recompute. (T5X's policy saves every product without batch axes, and with it each layer's whole relative bias.)
-PROJECTION = 'projection'
+# Names of the outputs of projections, for `remat` (`stack.py`). Those of the inner projections of an MLP, and the keys
+# and values of the encoder's output, are the largest, and are computed from an input that is saved anyway.
+PROJECTION, MLP_PROJECTION, CROSS_PROJECTION = PROJECTIONS = 'projection', 'mlp_projection', 'cross_projection'
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': functools.partial(jax.nn.gelu, approximate=True),
@@ -57,9 +57,11 @@ class Projection(nnx.Module):
 
     Attributes:
         bias: [*outputs], added to the product; None without one.
+        kept_as: the name of its output for `remat`.
     """
 
     bias: nnx.Param | None = None
+    kept_as: str = PROJECTION
 
     def __init__(
         self,
@@ -70,8 +72,10 @@ class Projection(nnx.Module):
         init: Initializer | None = None,
         *,
         bias: bool = False,
+        kept_as: str = PROJECTION,
     ):
         self.dtype = config.dtype
+        self.kept_as = kept_as
         self.num_inputs = len(inputs)
         shape, init = (*inputs.values(), *outputs.values()), init or fan_in(len(inputs), truncated=True)
         self.kernel = scope.parameter('kernel', shape, (*inputs, *outputs), init)
@@ -82,7 +86,7 @@ class Projection(nnx.Module):
         """[..., *inputs] -> [..., *outputs] in the compute dtype."""
         with jax.named_scope('projection'):
             y = product(x, self.kernel[...], self.num_inputs, self.dtype)
-        return kept(add_bias(y, self.bias), PROJECTION)
+        return kept(add_bias(y, self.bias), self.kept_as)
 
 
 def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
@@ -120,8 +124,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, scope: Scope):
         self.config = config
+        sizes = {'embed': config.emb_dim}, {'mlp': config.mlp_dim}
         for name in self.inner_names():
-            setattr(self, name, Projection(config, scope / name, {'embed': config.emb_dim}, {'mlp': config.mlp_dim}))
+            setattr(self, name, Projection(config, scope / name, *sizes, kept_as=MLP_PROJECTION))
         self.wo = Projection(config, scope / 'wo', {'mlp': config.mlp_dim}, {'embed': config.emb_dim})
 
     def inner_names(self) -> list[str]:

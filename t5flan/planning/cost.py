@@ -159,12 +159,13 @@ def activation_bytes(config: ModelConfig, batch: Batch, microbatches: int, shard
     def stack(config: ModelConfig, layers: int, length: int, crosses: bool) -> float:
         D, N, K, H = config.emb_dim, config.num_heads, config.kv_heads, config.head_dim
         mlp = len(config.mlp_activations) * config.mlp_dim / sharding.size('act_mlp')
-        # Query, output; key, value; out.
-        attention = 2 * N * H / heads + 2 * K * H / (heads if K % heads == 0 else 1) + D
+        queries = 2 * N * H / heads + D  # query, output; out
+        attention = queries + 2 * K * H / (heads if K % heads == 0 else 1)
         projections = attention + mlp + D + (attention if crosses else 0.0)
+        minimal = attention + (queries if crosses else 0.0)  # on accelerators (`models/stack.py`)
         tokens = rows * length / sharding.size('length')
         own = projections + 2 * D + config.mlp_dim / sharding.size('act_mlp')  # norms, product of activations
-        kept = {'none': own + D, 'minimal': projections + D, 'full': D}[config.remat]
+        kept = {'none': own + D, 'minimal': minimal + D, 'full': D}[config.remat]
         return tokens * width * (layers * kept + own)
 
     crosses = config.has_cross_attention

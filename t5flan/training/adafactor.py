@@ -184,7 +184,7 @@ def _separate_reads(x: jax.Array) -> Iterator[jax.Array]:
 def _mean_square(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
     """Mean of squares over `dims`, which are removed."""
     wide = x.ndim == 2 and dims == (0,) and x.shape[1] > _WIDE
-    if wide and jax.default_backend() == 'cpu' and sharding.current() is None:
+    if wide and sharding.platform() == 'cpu' and sharding.current() is None:
         # XLA's CPU code walks down one column after the other, a page per step: 200 ms for [512, 32128]; this takes 3.
         total, _ = jax.lax.scan(lambda total, row: (total + row * row, None), jnp.zeros(x.shape[1], x.dtype), x)
         return total / x.shape[0]

@@ -140,7 +140,7 @@ def _chunk_positions(logits_of: Logits, x_BTD: jax.Array, config: LossConfig, pa
         V = jax.eval_shape(logits_of, x_BTD).shape[-1]
         mesh = sharding.current()
         rows, words = (B, V) if mesh is None else (B / mesh.size('batch'), V / mesh.size('act_vocab'))
-        budget = _CHUNK_BYTES_CPU if jax.default_backend() == 'cpu' else _CHUNK_BYTES
+        budget = _CHUNK_BYTES_CPU if sharding.platform() == 'cpu' else _CHUNK_BYTES
         positions = int(budget / (4 * rows * words))
     positions = min(max(positions, 1), T)
     return math.ceil(T / math.ceil(T / positions))

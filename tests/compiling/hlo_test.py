@@ -19,6 +19,37 @@ def test_the_trip_count_that_xla_found_is_preferred():
     assert hlo.parse(PROGRAM.replace('body=%body', known)).executions()['body'] == 5.0
 
 
+UNROLLED = (
+    PROGRAM.replace('constant(3)', 'constant(8)')
+    .replace('tuple(%i, %stack', 'tuple(%second, %stack')
+    .replace(
+        '  ROOT %next',
+        '  %one = s32[] constant(1)\n  %first = s32[] add(%i, %one)\n  %second = s32[] add(%one, %first)\n  ROOT %next',
+    )
+)
+
+
+def test_a_loop_whose_body_has_two_turns_runs_half_as_often():
+    assert hlo.parse(UNROLLED).executions() == {'main': 1.0, 'body': 4.0}
+    assert hlo.parse(UNROLLED.replace('constant(8)', 'constant(7)')).executions()['body'] == 4.0
+
+
+def test_a_counter_may_start_above_zero():
+    start = '%two = s32[] constant(2)\n  %begin = s32[] copy(%two)\n  '
+    begin = start + '%given = (s32[], f32[3,64,64]) tuple(%begin, %g)\n  '
+    text = UNROLLED.replace('%loop =', begin + '%loop =').replace('while(%state)', 'while(%given)')
+    assert hlo.parse(text).executions()['body'] == 3.0
+
+
+def test_arrays_take_whole_tiles():
+    module = hlo.parse(PROGRAM)
+    (array,) = module.computations['fused_product']['param_0.2'].arrays
+    assert (array.text, array.sizes, array.padded) == ('bf16[4,8,16,1]', (4, 8, 16, 1), (4, 8, 128, 1))
+    assert array.padded_bytes == 8 * array.bytes == 4 * 8 * 128 * 2
+    carry = module.computations['body']['carry']
+    assert carry.arrays_of_elements == (1, 1, 1) and module.computations['body']['shard'].index == 2
+
+
 def test_nested_loops_multiply_and_calls_count():
     text = PROGRAM.replace('%layer =', '%inner = (s32[]) while(%carry), condition=%condition, body=%other\n  %layer =')
     other = '%other (p: s32[]) -> s32[] {\n  ROOT %c = s32[] call(%p), to_apply=%called\n}\n\n'

@@ -56,10 +56,10 @@ def compiled(tmp_path, capsys, example, topology, changes, slices=1):
     return json.loads(path.read_text())
 
 
-def check(report):
+def check(report, most_work=1.35):
     """Requires a step that fits, shards its parameters and does no more than it must."""
     assert report['fits'] and report['peak_bytes_per_device'] <= report['limit_bytes']
-    assert 1.0 <= report['executed_over_model_flops'] < 1.7 and 0 < report['mfu'] <= 1
+    assert 1.0 <= report['executed_over_model_flops'] < most_work and 0 < report['mfu'] <= 1
     whole = sum(one['bytes_per_device'] for one in report['parameters'].values() if not any(one['sharding']))
     assert whole < 0.05 * report['parameter_bytes']  # norms and small tables
     assert 'unknown' not in {axes for found in report['collective_bytes'].values() for axes in found}
@@ -68,7 +68,7 @@ def check(report):
 @pytest.mark.parametrize('case', CASES)
 def test_it_compiles_and_fits(case, tmp_path, capsys):
     example, topology, changes = CASES[case]
-    check(compiled(tmp_path, capsys, example, topology, changes))
+    check(compiled(tmp_path, capsys, example, topology, changes), 1.7 if changes == LONG else 1.35)
 
 
 def test_palm_540b_compiles_and_fits_on_the_largest_slices_that_the_compiler_takes(tmp_path, capsys):

@@ -1,14 +1,17 @@
 """The compiled step is the one that `train` runs; its report adds up."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from t5flan import configurables, sharding
 from t5flan.commands.compile import read_settings
+from t5flan.compiling import report as report_lib
 from t5flan.compiling.report import describe_program, roofline
 from t5flan.compiling.step import abstract_batch, compile_step, kernel_flops, largest_allocations, memory_in_message
-from t5flan.compiling.targets import find_target
+from t5flan.compiling.targets import Target, find_target
 from t5flan.compiling.terminal import print_report
 from t5flan.errors import UserError
 from t5flan.planning.chips import find_chip
@@ -42,6 +45,8 @@ def report():
 def test_the_report_has_memory_flops_and_traffic(report, capsys):
     assert report['mesh'] == {'data': 1, 'fsdp': 2, 'context': 1, 'tensor': 2} and report['fits']
     assert report['peak_bytes_per_device'] >= report['argument_bytes'] > report['parameter_bytes']
+    assert report['allocated_bytes'] == report['peak_bytes_per_device']  # a CPU's compiler does not tell the peak
+    assert report['largest_buffers'] and report['largest_buffers'][0]['bytes'] < report['allocated_bytes']
     assert report['optimizer_bytes'] > 0 and report['activation_bytes'] > 0 and report['compile_seconds'] > 0
     # Three layers in a loop: counted once, they would be below the model's FLOPs.
     assert 1.0 <= report['executed_over_model_flops'] < 2.0
@@ -102,6 +107,9 @@ def test_products_in_kernels_count_for_every_tile_of_the_grid():
     thrice = lambda x, y: jax.lax.scan(lambda carry, _: (carry + product(x, y), None), product(x, y), None, length=3)
     assert kernel_flops(jax.make_jaxpr(thrice)(x, y).jaxpr) == 4 * 2 * 32 * 16 * 8
     assert kernel_flops(jax.make_jaxpr(lambda x, y: x @ y)(x, y).jaxpr) == 0.0
+    unused = lambda x, y: (product(x, y), x + 1.0)[1]
+    jaxpr = jax.make_jaxpr(unused)(x, y)
+    assert 'pallas_call' in str(jaxpr) and kernel_flops(jaxpr.jaxpr) == 0.0
 
 
 def test_the_message_of_a_program_that_does_not_fit_is_read():
@@ -121,6 +129,15 @@ def test_the_message_of_a_program_that_does_not_fit_is_read():
     assert first == '8.00G: bf16[24,128,512]{2,1,0:T(8,128)}, of jit(train_step)/while'
     assert second == '512.0M: f32[32128,1024]{1,0}'
     assert memory_in_message('another error') == (None, None)
+
+
+def test_the_peak_is_the_compilers_on_tpus_and_what_is_allocated_elsewhere():
+    sizes = dict(argument=700, output=690, alias=680, temp=3700, generated_code=50)
+    memory = types.SimpleNamespace(**{f'{name}_size_in_bytes': size for name, size in sizes.items()})
+    memory.peak_memory_in_bytes = 3100
+    target = lambda name: Target(name, None, 1, ())
+    assert report_lib._peak(memory, target('v5e:4x4')) == 3100
+    assert report_lib._peak(memory, target('cpu:4')) == report_lib._allocated(memory) == 700 + 10 + 3700 + 50
 
 
 def test_the_roofline_is_the_largest_bound():

@@ -40,3 +40,6 @@ def test_16_bit_results_of_all_layers_are_kept_as_they_are():
 def test_other_devices_keep_the_array_itself(monkeypatch):
     monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
     assert 'bitcast' not in str(jax.make_jaxpr(lambda y: kept(y, 'y'))(jnp.zeros(3, jnp.bfloat16)))
+    named = lambda *shape: str(jax.make_jaxpr(lambda y: kept(y, 'y'))(jnp.zeros(shape, jnp.bfloat16)))
+    assert 'bf16[2,3,256] = name' in named(2, 3, 4, 64)  # a last axis of 64 would be padded to 128
+    assert 'bf16[2,3,4,128] = name' in named(2, 3, 4, 128) and 'bf16[2,3,64] = name' in named(2, 3, 64)

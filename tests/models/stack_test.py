@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from t5flan.models import stack
 from t5flan.models.layers import fold
 from t5flan.models.stack import run_layers
 from tests.models.small_models import mean_loss, random_batch, small_model
@@ -84,6 +85,24 @@ def test_remat_saves_the_documented_arrays():
     assert not any(shape.count(LONG) == 2 for shape in (*shapes['minimal'], *shapes['full']))
     # 'minimal' saves the inner projections of the MLP of all layers, 'full' does not.
     assert (2, 3, LONG, 48) in shapes['minimal'] and (2, 3, LONG, 48) not in shapes['full']
+
+
+def test_remat_minimal_on_an_accelerator_leaves_out_the_largest_projections(monkeypatch):
+    batch = random_batch('t5_1_1', source=11, target=LONG)
+
+    def kept(remat: str) -> list[tuple[int, ...]]:
+        model = small_model('t5_1_1', remat=remat, attention='xla')
+        backward = jax.eval_shape(lambda model: jax.vjp(lambda model: model.hidden(batch).sum(), model)[1], model)
+        return [x.shape for x in jax.tree.leaves(backward)]
+
+    on_cpu = kept('minimal')
+    monkeypatch.setattr(stack, 'platform', lambda: 'tpu')
+    shapes, full = kept('minimal'), kept('full')
+    inner = (2, 3, LONG, 48)
+    of_heads = lambda shapes, length: sum(shape[:3] == (2, 3, length) and len(shape) == 5 for shape in shapes)
+    assert on_cpu.count(inner) - shapes.count(inner) == 2 and inner not in shapes
+    assert of_heads(on_cpu, 11) - of_heads(shapes, 11) == 2  # keys and values of the encoder's output
+    assert of_heads(on_cpu, LONG) == of_heads(shapes, LONG) > of_heads(full, LONG) == 0
 
 
 def test_dropout_differs_by_layer_and_by_key():
