@@ -56,6 +56,12 @@ def few_memory_maps():
 
 
 @pytest.fixture(scope='session')
+def peft_library():
+    """PEFT. No extra of setup.py has it, since t5flan reads and writes its files without it; nor is torch in the lock."""
+    return pytest.importorskip('peft', reason="PEFT is not installed: pip install 't5flan[convert]' peft")
+
+
+@pytest.fixture(scope='session')
 def root() -> Path:
     """The root of the checkout."""
     return ROOT
