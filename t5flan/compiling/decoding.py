@@ -126,10 +126,11 @@ class _Generation:
             names = ('batch', None)[: len(shape)]
             return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.sharding.named(names, shape))
 
-        model, inputs = self.model, (rows(prompts.rows, prompts.length), rows(prompts.rows), rows(prompts.rows))
+        tokens_BP, of_row_B = rows(prompts.rows, prompts.length), rows(prompts.rows)
+        model, inputs = self.model, steps.PromptBatch(tokens_BP, of_row_B, of_row_B, of_row_B)
         traced = sampled.begin.trace(
             model,
-            *inputs,
+            inputs,
             self.choice,
             np.int32(self.decoding.seed),
             greedy=self.decoding.greedy,

@@ -78,8 +78,8 @@ def generate(
     `decoding.num_beams` if fewer have ended.
 
     Args:
-        prompts: token ids. For an encoder-decoder, the encoder's input; for a decoder, the tokens before the new ones,
-            without the start token. No id may be 0, which is padding.
+        prompts: token ids. For an encoder-decoder, the encoder's input, in which no id may be 0: that is padding; for a decoder, the tokens before the new ones,
+            without the start token.
         decoding: its max_new_tokens must be set.
         eos_id: ends a row; it is kept as the last token.
         start_id: the decoder's first token; None takes the first token of each prompt (decoder-only models).
@@ -131,11 +131,12 @@ def generate(
 
 
 def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], start_id: int | None) -> None:
+    least = 1 if config.architecture == 'encoder_decoder' else 0  # an encoder reads 0 as padding
     for i, prompt in enumerate(prompts):
         ids_P = np.asarray(prompt, np.int64)
-        if ids_P.size and not (ids_P.min() > 0 and ids_P.max() < config.vocab_size):
+        if ids_P.size and not (ids_P.min() >= least and ids_P.max() < config.vocab_size):
             raise UserError(
-                f'prompt {i} has token ids from {ids_P.min()} to {ids_P.max()}; the model has 1 to '
+                f'prompt {i} has token ids from {ids_P.min()} to {ids_P.max()}; the model has {least} to '
                 f'{config.vocab_size - 1}. The vocabulary is not the one the model was trained with.'
             )
         if start_id is None and not ids_P.size:
@@ -163,9 +164,7 @@ def _check_memory(config: ModelConfig, prompts: Sequence[Sequence[int]], decodin
 class _Batch(NamedTuple):
     chosen: list[int]  # indices of the prompts
     new_slots: int  # of the cache, for new tokens
-    tokens_BP: Any
-    rows_B: Any
-    starts_B: Any
+    prompts: steps.PromptBatch
     adapters_B: np.ndarray | None
 
 
@@ -192,19 +191,22 @@ def _batches(
             slots = _cache_slots(tokens_BP.shape[1] + least, slots)
             new_slots = slots - tokens_BP.shape[1]
         rows_B, starts_B = np.full(height, -1, np.int32), np.full(height, START_TOKEN, np.int32)
+        pad_B = np.full(height, tokens_BP.shape[1], np.int32)
         for place, i in enumerate(chosen):
             prompt = np.asarray(prompts[i], np.int32)
-            first = 0 if config.architecture == 'encoder_decoder' else tokens_BP.shape[1] - len(prompt)
+            pad_B[place] = tokens_BP.shape[1] - len(prompt)
+            first = 0 if config.architecture == 'encoder_decoder' else pad_B[place]
             tokens_BP[place, first : first + len(prompt)] = prompt
             rows_B[place], starts_B[place] = rows[i], starts[i]
-        arrays = (tokens_BP, rows_B, starts_B)
+        arrays = steps.PromptBatch(tokens_BP, pad_B, rows_B, starts_B)
         if sharding is not None:
-            arrays = tuple(jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape)) for x in arrays)
+            put = lambda x: jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape))
+            arrays = steps.PromptBatch(*map(put, arrays))
         adapters_B = None
         if adapters is not None:
             adapters_B = np.zeros(height, np.int32)
             adapters_B[: len(chosen)] = [adapters[i] for i in chosen]
-        yield _Batch(chosen, new_slots, *arrays, adapters_B)
+        yield _Batch(chosen, new_slots, arrays, adapters_B)
 
 
 def _cache_slots(needed: int, previous: int) -> int:
@@ -277,9 +279,7 @@ class _Program:
         whole = self.for_rows(batch.adapters_B)
         loop = sampled.begin(
             whole.model,
-            batch.tokens_BP,
-            batch.rows_B,
-            batch.starts_B,
+            batch.prompts,
             choice,
             np.int32(decoding.seed),
             greedy=decoding.greedy,
@@ -298,7 +298,7 @@ class _Program:
             of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
             return _Output(of_prompt(tokens_BT), of_prompt(log_probs_BT), of_prompt(lengths_B), None)
 
-        if self.stops is not None or compaction.is_useful(len(batch.tokens_BP), self.limit):
+        if self.stops is not None or compaction.is_useful(len(batch.prompts.tokens_BP), self.limit):
             results = self._in_parts(loop, advance)
             return lambda: by_prompt(*results)
         loop = advance(loop, self.limit)
@@ -339,9 +339,8 @@ class _Program:
         limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
         static: Any = dict(rules=rules, placement=self.placement)
         capacity = rounded_length(self.limit)
-        arrays = batch.tokens_BP, batch.rows_B, batch.starts_B
         search, candidates = beam.begin(
-            own.model, *arrays, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
+            own.model, batch.prompts, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
         )
         if self.stops is None:
             search = beam.advance(*fixed, search, candidates, limits, **static)

@@ -3,7 +3,7 @@
 Shapes: B rows, P prompt length, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,6 +19,22 @@ UNROLLED_LAYERS = 32
 Layers = unrolled.Layers | None
 """The decoder's layers as separate arrays, or None where a step scans the model's own."""
 AnyCache = Cache | UnrolledCache
+
+
+class PromptBatch(NamedTuple):
+    """A batch of prompts.
+
+    Attributes:
+        tokens_BP: int32, padded with 0: on the right for an encoder, on the left for a decoder.
+        pad_B: how many tokens of each row are padding; a decoder's vocabulary may have a word with the id 0.
+        rows_B: row numbers, which with the seed determine the samples; -1 marks a row that only fills up the batch.
+        starts_B: the first token each row's decoder reads.
+    """
+
+    tokens_BP: Any
+    pad_B: Any
+    rows_B: Any
+    starts_B: Any
 
 
 def unrolls(config: ModelConfig) -> bool:
@@ -37,19 +53,15 @@ def unroll(model: Model, placement: Any) -> Layers:
     return unroll_layers(model)
 
 
-def start(
-    model: Model, tokens_BP: jax.Array, starts_B: jax.Array, capacity: int, prefix_lm: bool
-) -> tuple[jax.Array, AnyCache]:
+def start(model: Model, prompts: PromptBatch, capacity: int, prefix_lm: bool) -> tuple[jax.Array, AnyCache]:
     """Reads prompts -> float32 logits [B, V] of the first new token, and the cache.
 
     Args:
-        tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
-        starts_B: the first token each row's decoder reads.
         capacity: how many more tokens `step` can read.
         prefix_lm: a decoder reads the prompt in both directions.
     """
-    options = {'prefix_lm': prefix_lm} if model.config.architecture == 'decoder_only' else {}
-    logits_BV, cache = model.start_cache(tokens_BP, capacity, start_id=starts_B, **options)
+    options = {'prefix_lm': prefix_lm, 'pad_B': prompts.pad_B} if model.config.architecture == 'decoder_only' else {}
+    logits_BV, cache = model.start_cache(prompts.tokens_BP, capacity, start_id=prompts.starts_B, **options)
     return logits_BV, unroll_cache(model.config, cache, capacity) if unrolls(model.config) else cache
 
 
