@@ -30,7 +30,8 @@ from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import START_TOKEN, Model
 
-SMALLEST_LENGTH = 32
+LENGTHS = steps.Sizes(least=32, powers=256, parts=2)
+"""Of prompts and of new tokens."""
 
 T = TypeVar('T')
 
@@ -149,7 +150,7 @@ def _check_memory(config: ModelConfig, prompts: Sequence[Sequence[int]], decodin
     """Requires the memory of the largest batch: keys and values of all positions."""
     height = min(decoding.batch_size, len(prompts))
     rows = height * max(decoding.num_samples, decoding.num_beams)
-    new_slots = rows * rounded_length(decoding.max_new_tokens or 1)
+    new_slots = rows * LENGTHS.rounded(decoding.max_new_tokens or 1)
     slots = new_slots + height * max(map(len, prompts), default=0)
     sharding = sharding_lib.current()
     devices = jax.local_devices()[:1] if sharding is None else list(sharding.mesh.local_devices)
@@ -180,13 +181,13 @@ def _batches(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
-    height = min(decoding.batch_size, 1 << max(0, len(order) - 1).bit_length())
+    height = min(decoding.batch_size, steps.power_of_two(len(order)))
     height = -(-height // parts) * parts
-    least = new_slots = rounded_length(decoding.max_new_tokens or 1)
+    least = new_slots = LENGTHS.rounded(decoding.max_new_tokens or 1)
     slots = 0
     for start in range(0, len(order), decoding.batch_size):
         chosen = order[start : start + decoding.batch_size]
-        tokens_BP = np.zeros((height, rounded_length(len(prompts[chosen[0]]))), np.int32)
+        tokens_BP = np.zeros((height, LENGTHS.rounded(len(prompts[chosen[0]]))), np.int32)
         if config.architecture == 'decoder_only' and decoding.num_samples == 1:
             slots = _cache_slots(tokens_BP.shape[1] + least, slots)
             new_slots = slots - tokens_BP.shape[1]
@@ -216,19 +217,6 @@ def _cache_slots(needed: int, previous: int) -> int:
     (256, 576, 192)
     """
     return previous if needed <= previous <= 2 * needed else needed
-
-
-def rounded_length(length: int) -> int:
-    """Rounds up to one of 32, 64, 128, 256, 384, 512, 768, 1024, ...: with few shapes, little is compiled.
-
-    >>> [rounded_length(n) for n in (1, 33, 200, 300, 512, 600, 5000)]
-    [32, 64, 256, 384, 512, 768, 6144]
-    """
-    size = SMALLEST_LENGTH
-    while size < length:
-        size *= 2
-    three_quarters = size * 3 // 4
-    return three_quarters if size > 256 and length <= three_quarters else size
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -283,7 +271,7 @@ class _Program:
             choice,
             np.int32(decoding.seed),
             greedy=decoding.greedy,
-            capacity=rounded_length(self.limit),
+            capacity=LENGTHS.rounded(self.limit),
             new_slots=batch.new_slots,
             num_samples=decoding.num_samples,
             prefix_lm=self.prefix_lm,
@@ -338,7 +326,7 @@ class _Program:
         numbers = np.float32(decoding.length_penalty), np.int32(self.limit)
         limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
         static: Any = dict(rules=rules, placement=self.placement)
-        capacity = rounded_length(self.limit)
+        capacity = LENGTHS.rounded(self.limit)
         search, candidates = beam.begin(
             own.model, batch.prompts, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
         )

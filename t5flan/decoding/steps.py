@@ -1,8 +1,11 @@
 """Reading a batch of prompts, and the decoding step after it: scanned over layers, or unrolled where that is faster.
 
+With few shapes, little is compiled: `Sizes` rounds lengths and numbers of rows up.
+
 Shapes: B rows, P prompt length, V vocabulary.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +22,39 @@ UNROLLED_LAYERS = 32
 Layers = unrolled.Layers | None
 """The decoder's layers as separate arrays, or None where a step scans the model's own."""
 AnyCache = Cache | UnrolledCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes to which numbers are rounded up.
+
+    These are the powers of two from `least` to `powers`, and after it `parts` sizes in each octave, equally spaced and
+    at least powers / 2 apart.
+
+    >>> [Sizes(least=32, powers=256, parts=2).rounded(n) for n in (1, 33, 200, 300, 512, 600, 5000)]
+    [32, 64, 256, 384, 512, 768, 6144]
+    >>> [Sizes(least=1, powers=16, parts=4).rounded(n) for n in (0, 3, 9, 17, 65, 129, 600)]
+    [1, 4, 16, 24, 80, 160, 640]
+    >>> [Sizes(least=1, powers=2, parts=2).rounded(n) for n in (1, 2, 3, 4, 5, 7, 9, 13)]
+    [1, 2, 3, 4, 6, 8, 12, 16]
+    """
+
+    least: int
+    powers: int
+    parts: int
+
+    def rounded(self, number: int) -> int:
+        """The smallest of the sizes that is `number` or more."""
+        if number <= self.powers:
+            return max(self.least, power_of_two(number))
+        octave = 1 << ((number - 1).bit_length() - 1)
+        spacing = max(self.powers // 2, octave // self.parts)
+        return -(-number // spacing) * spacing
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is `number` or more."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 class PromptBatch(NamedTuple):
