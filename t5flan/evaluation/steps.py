@@ -103,7 +103,7 @@ def load_if_there(checkpoint: str, step: int, adapter: str | None = None) -> Lan
         adapter: the folder of an adapter of the checkpoint, which every row then has.
     """
     try:
-        return load(checkpoint, step) if adapter is None else _load_adapted(checkpoint, step, adapter)
+        return load_adapted(checkpoint, adapter, step)
     except Exception:  # of many kinds: files vanish one by one
         end = time.monotonic() + _PATIENCE
         while step in saved_steps(checkpoint_root(checkpoint)):
@@ -114,8 +114,17 @@ def load_if_there(checkpoint: str, step: int, adapter: str | None = None) -> Lan
         return None
 
 
-def _load_adapted(checkpoint: str, step: int, adapter: str) -> LanguageModel:
-    model = load(checkpoint, step, adapters={adapter: adapter})
+def load_adapted(
+    checkpoint: str, adapter: str | None, step: int | None = None, dtype: str | None = None
+) -> LanguageModel:
+    """Loads a checkpoint with an adapter in every row, as `language_model.load`.
+
+    Args:
+        adapter: the folder of an adapter of the checkpoint; None is the checkpoint alone.
+    """
+    if adapter is None:
+        return load(checkpoint, step, dtype=dtype)
+    model = load(checkpoint, step, dtype=dtype, adapters={adapter: adapter})
     every_row = np.ones(1, np.int32)
     return dataclasses.replace(model, model=choose(model.model, every_row), adapters=())
 

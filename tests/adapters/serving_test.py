@@ -15,6 +15,7 @@ from t5flan.adapters.methods.lora import Lora
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
+from t5flan.conversion import convert
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation.steps import load_if_there
@@ -140,7 +141,7 @@ def test_an_unknown_adapter_of_a_row_is_refused_before_anything_is_loaded(folder
     assert '\n' not in str(error.value) and not (tmp_path / 'out.jsonl').exists()
 
 
-@pytest.mark.parametrize('case', ['whole model', 'other base', 'missing'])
+@pytest.mark.parametrize('case', ['whole model', 'other base', 'missing', 'of PEFT'])
 def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
     base, paths = folders
     folder, words = str(base), 'holds a whole model, expected an adapter of'
@@ -158,6 +159,9 @@ def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
         (tmp_path / 'adapter' / 't5flan.json').write_text(json.dumps(fields))
         for path in (tmp_path / 'adapter').rglob('checksums.json'):  # they would tell that the file has changed
             path.unlink()
+    if case == 'of PEFT':
+        folder, words = str(tmp_path / 'peft'), 'peft is an adapter in the format of PEFT, .* --from=peft --to=t5flan'
+        convert.main(paths['de'], folder, 't5flan', 'peft')
     with pytest.raises(UserError, match=words) as error:
         t5flan.load(base, adapters={'x': folder})
     assert '\n' not in str(error.value)
