@@ -202,6 +202,27 @@ def test_folders_are_combined_and_merged(folders, tmp_path):
     np.testing.assert_allclose(both.logits(batch, adapter='sum'), found, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [{}, {'combine': 'cat'}, {'combine': 'cat', 'merge': True}, {'rank': 1}], ids=str)
+def test_a_base_that_has_changed_is_refused(folders, tmp_path, how):
+    """By every way to use an adapter without loading it: nothing is made of it and another base."""
+    _, (source, _) = folders
+    base = save_folder(tmp_path / 'base', byte_model(), steps=(3,))
+    if 'rank' in how:
+        source = write_adapter(tmp_path / 'dylora', base, DyLora(rank=2))
+    one = shutil.copytree(source, tmp_path / 'one')
+    fields = json.loads((one / 't5flan.json').read_text())
+    fields['adapter']['base'] = str(base)
+    (one / 't5flan.json').write_text(json.dumps(fields))
+    given = f'{one}:1' if 'combine' in how else str(one)
+    convert.main(given, str(tmp_path / 'fine'), 't5flan', 't5flan', **how)
+    shutil.rmtree(base)
+    save_folder(base, jax.tree.map(lambda x: x + 1e-3, byte_model()), steps=(3,))
+    with pytest.raises(UserError, match='is an adapter of another base: the parameters of .*base.* have changed'):
+        convert.main(given, str(tmp_path / 'x'), 't5flan', 't5flan', **how)
+    assert not (tmp_path / 'x').exists()
+
+
 @pytest.mark.parametrize(
     ('sources', 'words'),
     [
