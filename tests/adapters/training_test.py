@@ -23,7 +23,7 @@ from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
-from tests.reversed_words import MODEL, run_settings
+from tests.training.reversed_words import MODEL, run_settings
 
 BATCH = {'decoder_input_tokens': np.arange(1, 21, dtype=np.int32).reshape(2, 10)}
 

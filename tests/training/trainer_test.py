@@ -30,7 +30,7 @@ from t5flan.training import trainer as trainer_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
-from tests.reversed_words import MODEL, run_settings
+from tests.training.reversed_words import MODEL, run_settings
 
 SIX_STEPS = RunConfig(steps=6, log_every=1)
 
