@@ -57,7 +57,7 @@ def few_memory_maps():
 
 @pytest.fixture(scope='session')
 def peft_library():
-    """PEFT. No extra of setup.py has it, since t5flan reads and writes its files without it; nor is torch in the lock."""
+    """PEFT. It is in no extra of setup.py and not in the lock (nor is torch): t5flan itself never imports it."""
     return pytest.importorskip('peft', reason="PEFT is not installed: pip install 't5flan[convert]' peft")
 
 

@@ -79,8 +79,8 @@ def generate(
     `decoding.num_beams` if fewer have ended.
 
     Args:
-        prompts: token ids. For an encoder-decoder, the encoder's input, in which no id may be 0: that is padding; for a decoder, the tokens before the new ones,
-            without the start token.
+        prompts: token ids. For an encoder-decoder, the encoder's input, in which no id may be 0: that is padding; for a
+            decoder, the tokens before the new ones, without the start token.
         decoding: its max_new_tokens must be set.
         eos_id: ends a row; it is kept as the last token.
         start_id: the decoder's first token; None takes the first token of each prompt (decoder-only models).

@@ -64,7 +64,7 @@ def test_training_on_own_text_imports_no_tensorflow(tmp_path, more, heavy):
 
 @pytest.mark.slow  # three processes, one of which compiles
 def test_commands_on_plain_files_import_no_tensorflow(tmp_path):
-    (tmp_path / 'text.txt').write_text('An example of text to train on, with words of its own and nothing else in it.\n')
+    (tmp_path / 'text.txt').write_text('An example of text to train on, with words of its own and no others.\n')
     folder = save_folder(tmp_path / 'run', byte_model(), steps=(1,))
     lines = {
         ('mixture', 'practice', '--sample=2'): 0,

@@ -107,8 +107,9 @@ def test_an_encoder_decoder_reads_them_apart(seq2seq):
 def test_an_adapter_is_the_checkpoint_or_over_one(tmp_path):
     base = save_folder(tmp_path / 'base', byte_model(), steps=(3,))
     folder = write_adapter(tmp_path / 'adapter', base, Ia3())
-    alone, over = HarnessModel(folder), HarnessModel(str(base), adapter=folder)
-    plain, *both = (one.loglikelihood(requests('loglikelihood', PAIRS[:2]), disable_tqdm=True) for one in (HarnessModel(str(base)), alone, over))
+    models = HarnessModel(str(base)), HarnessModel(folder), HarnessModel(str(base), adapter=folder)
+    asked = requests('loglikelihood', PAIRS[:2])
+    plain, *both = (model.loglikelihood(asked, disable_tqdm=True) for model in models)
     check(*both)
     assert plain[0][0] != pytest.approx(both[0][0][0], rel=1e-3)
     with pytest.raises(UserError, match='holds a whole model, expected an adapter of'):
