@@ -22,7 +22,7 @@ from t5flan.commands.arguments import parse_arguments
 from t5flan.conversion import convert
 from t5flan.errors import UsageError, UserError
 from t5flan.models.parameters import named_parameters
-from tests.adapters.serving_test import write_adapter
+from tests.adapters.properties import write_adapter
 from tests.saved_model import byte_model, save_folder
 
 ONE = Lora(rank=2, alpha=6, rank_pattern={'.*/value/kernel': 3})

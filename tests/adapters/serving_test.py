@@ -9,32 +9,21 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.adapters import adapter as adapters
 from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.adapters.methods.lora import Lora
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
 from t5flan.conversion import convert
-from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.errors import UsageError, UserError
 from t5flan.evaluation.steps import load_if_there
 from t5flan.mesh import MeshConfig
-from tests.adapters.properties import moved
+from tests.adapters.properties import write_adapter
 from tests.saved_model import byte_model, save_folder
 
 SETTINGS = {'de': Lora(rank=2, targets=['.*/mlp/.*/kernel']), 'fr': Ia3(), 'it': PromptTuning(tokens=2)}
 FEATURES = ('encoder_input_tokens', 'decoder_input_tokens')
 TEXTS = ['ab', 'a longer one', 'c', 'xyz']
-
-
-def write_adapter(folder, base, settings, seed=0):
-    """A folder with an adapter of random numbers."""
-    model = moved(adapters.apply(byte_model(), settings, jax.random.key(seed)))
-    folder.mkdir(parents=True)
-    arrays = {name: np.asarray(x) for name, x in adapters.adapter_arrays(model).items()}
-    adapter_folder.write(folder, str(base), settings, arrays, {})
-    return str(folder)
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from t5flan.evaluation.benchmarks import evaluate_benchmarks, fitting, likeliest
 from t5flan.language_model import load
 from t5flan.scoring.benchmark import Question
 from t5flan.tasks.benchmarks import find
-from tests.adapters.serving_test import write_adapter
+from tests.adapters.properties import write_adapter
 from tests.saved_model import byte_model, save_folder
 
 LONG = 4000
@@ -99,7 +99,8 @@ def test_a_stopped_run_resumes(checkpoint, data, tmp_path, answers, monkeypatch)
 
 def test_answers_of_an_adapter_are_not_those_of_its_base(checkpoint, data, tmp_path, answers, capsys):
     adapter = write_adapter(tmp_path / 'adapter', checkpoint, Ia3())
-    rest = ['--benchmark=bbh_direct', '--limit=1', f'--predictions={tmp_path}/rows.jsonl', f'--json={tmp_path}/out.json']
+    files = [f'--predictions={tmp_path}/rows.jsonl', f'--json={tmp_path}/out.json']
+    rest = ['--benchmark=bbh_direct', '--limit=1', *files]
     given = [f'--adapters=mine={adapter}', '--adapter=mine']
     assert command(checkpoint, data, *rest, *given) == 0
     assert json.loads((tmp_path / 'out.json').read_text())['settings']['adapter']['checkpoint'] == adapter

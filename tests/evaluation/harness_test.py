@@ -28,7 +28,7 @@ from t5flan.decoding.likelihood import rolling_windows
 from t5flan.errors import UserError
 from t5flan.evaluation.harness import HarnessModel, default_max_length
 from t5flan.language_model import LanguageModel, load
-from tests.adapters.serving_test import write_adapter
+from tests.adapters.properties import write_adapter
 from tests.saved_model import LENGTHS, byte_model, save_folder
 
 PAIRS = [('What?', ' yes'), ('What?', ' no'), ('What? ', 'no'), ('a\n', 'b'), ('', 'x y')]
