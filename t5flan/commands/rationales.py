@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
     register_tasks(data)
-    from t5flan.synthesis.rationales import Filters, rationales
+    from t5flan.synthesis.rationales import Choice, Filters, rationales
     from t5flan.tasks.cot import answer_words, open_rows
 
     solved: list[Any] = []
@@ -27,20 +27,17 @@ def run(arguments: argparse.Namespace) -> None:
         rows = open_rows({'train': given, 'validation': given}, 'train', None)
         solved = [rows[i] for i in range(len(rows))]
     filters = Filters(arguments.min_words, arguments.max_words, arguments.repetition, arguments.copying)
+    choice = Choice(arguments.keep, arguments.each, arguments.agreement, filters, arguments.score)
     rationales(
         arguments.checkpoint,
         arguments.task,
         arguments.output,
-        keep=arguments.keep,
+        choice=choice,
         split=arguments.split,
         limit=arguments.limit,
-        each=arguments.each,
-        agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
         exemplars=solved,
-        filters=filters,
-        score=arguments.score,
         draws=arguments.draws,
         step=arguments.step,
         decoding=decoding,
