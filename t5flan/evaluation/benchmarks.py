@@ -238,7 +238,7 @@ class _Asker:
                 progress(len(answers), len(self.prompts))
         else:
             saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
-            record = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
+            record: Row = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
             record |= self._request.adapter_fields()
             with RowWriter(predictions, self.prompts, setting='--predictions', record=record) as writer:
                 while writer.remaining:
