@@ -107,7 +107,7 @@ def test_answers_of_an_adapter_are_not_those_of_its_base(checkpoint, data, tmp_p
     rows = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
     assert {row['adapter'] for row in rows} == {adapter}
     assert command(checkpoint, data, *rest) == 1
-    assert 'Set another --predictions' in capsys.readouterr().err
+    assert 'Set the former, or another --predictions' in capsys.readouterr().err
 
 
 def test_answers_end_at_the_stop_strings_of_the_benchmark_and_of_the_run(checkpoint, data, tmp_path, monkeypatch):
