@@ -99,7 +99,8 @@ def parts(mixture: str) -> dict[str, dict[str, Any]]:
         {submixture: {'share', 'here' (the tasks here), 'data_sets' (how many of TFDS and of the hub they read),
         'missing' {data set: why}, 'tasks' (as `counted` in published.py)}}. niv2 and cot are what the files hold.
     """
-    table, found = load_table(), {}
+    table = load_table()
+    found: dict[str, dict[str, Any]] = {}
     if mixture not in table.mixtures:
         return found
     import seqio
