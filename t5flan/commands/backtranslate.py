@@ -3,29 +3,17 @@
 import argparse
 
 from t5flan.commands.arguments import COUNT, Command, Flag
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags
+from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS, read_job
 from t5flan.decoding.config import CANDIDATES
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes instructions for texts."""
-    decoding = read_decoding(read_run(arguments), arguments, 'backtranslate', CANDIDATES)
+    job = read_job(arguments, 'backtranslate')
     from t5flan.synthesis.backtranslate import backtranslate
 
-    backtranslate(
-        arguments.checkpoint,
-        arguments.input,
-        arguments.output,
-        field=arguments.field,
-        count=arguments.count,
-        seeds=arguments.seeds,
-        most_words=arguments.most_words,
-        decoding=decoding,
-        patience=arguments.patience,
-        step=arguments.step,
-        json_file=arguments.json,
-    )
+    backtranslate(job, arguments.input, arguments.field, arguments.seeds, arguments.most_words)
 
 
 COMMAND = Command(

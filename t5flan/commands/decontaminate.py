@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _tasks(arguments: argparse.Namespace) -> 'list[Evaluation]':
     """The tasks that --task names, with the settings' files and modules registered."""
     from t5flan import configurables
-    from t5flan.commands.startup import import_tensorflow
+    from t5flan.commands.startup import register_tasks
     from t5flan.data.config import DataConfig
 
     settings = configurables.parse(arguments.gin_file, [*arguments.gin, 'DataConfig.stages=[]'])
@@ -64,12 +64,10 @@ def _tasks(arguments: argparse.Namespace) -> 'list[Evaluation]':
     settings.set_defaults(DataConfig, defaults, 't5flan decontaminate')
     data = settings.read(DataConfig, 'decontaminate')
 
-    import_tensorflow()
+    register_tasks(data, arguments.task)
     from t5flan.corpora.decontamination import Evaluation
     from t5flan.data.mixtures.mixing import find_mixture, tasks_of
-    from t5flan.tasks import register_all
 
-    register_all(data)
     tasks = {task.name: task for name in arguments.task for task in tasks_of(find_mixture(name, '--task'))}
     return [Evaluation(name, _examples(task, arguments.split), '--task') for name, task in tasks.items()]
 
@@ -77,16 +75,23 @@ def _tasks(arguments: argparse.Namespace) -> 'list[Evaluation]':
 def _examples(task: Any, split: str | None) -> Iterator[tuple[str, list[str]]]:
     """The examples of a task as its source has them, before prompts are added."""
     from t5flan.corpora.decontamination import texts_in
-    from t5flan.data.records.tf_values import plain_value
+    from t5flan.data.records.sources import IndexedSource
 
     split = split or next((name for name in ('test', 'validation') if name in task.splits), '')
     if split not in task.splits:
         raise UserError(
             f'task {task.name} has no split {split or "test"!r}; it has {", ".join(task.splits)}. Set --split.'
         )
-    dataset = task.source.get_dataset(split, shuffle=False)
-    for number, example in enumerate(dataset.as_numpy_iterator(), 1):
-        yield f'{task.name} {split} {number}', list(texts_in(plain_value(example)))
+    examples: Iterator[Any]
+    if isinstance(task.source, IndexedSource):
+        records = task.source.flat_records(split)
+        examples = (records[i] for i in range(len(records)))
+    else:
+        from t5flan.data.records.tf_values import plain_value
+
+        examples = map(plain_value, task.source.get_dataset(split, shuffle=False).as_numpy_iterator())
+    for number, example in enumerate(examples, 1):
+        yield f'{task.name} {split} {number}', list(texts_in(example))
 
 
 def _benchmark(given: str) -> 'Evaluation':

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import COUNT, Command, Flag, words
 from t5flan.commands.flags import (
+    ADAPTER,
+    ADAPTERS,
     CHECKPOINT,
     JSON,
     PROCESSES,
     connect,
     decoding_flags,
+    read_adapters,
     read_data,
     read_decoding,
     read_run,
@@ -34,12 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     for name in () if arguments.benchmark else ('prompt_length', 'samples'):
         if getattr(arguments, name) is not None:
             raise UsageError(f'--{name} is of --benchmark; held-out splits have their own. Remove it')
+    adapter = _adapter(arguments)
     several = connect(arguments, always=arguments.multi_host)  # before anything runs in JAX
     with _held_json(arguments.json, several):
         if arguments.benchmark:
-            _run_benchmarks(arguments)
+            _run_benchmarks(arguments, adapter)
         else:
-            _run_tasks(arguments)
+            _run_tasks(arguments, adapter)
 
 
 def _held_json(path: str | None, several: bool) -> contextlib.AbstractContextManager[None]:
@@ -52,7 +56,15 @@ def _held_json(path: str | None, several: bool) -> contextlib.AbstractContextMan
     return hold_file(path, '--json')
 
 
-def _run_tasks(arguments: argparse.Namespace) -> None:
+def _adapter(arguments: argparse.Namespace) -> str | None:
+    """The folder that --adapter names."""
+    found = read_adapters(arguments)
+    if found and arguments.adapter is None:
+        raise UsageError(f'--adapters has {", ".join(found)}, of which every row has one. Set --adapter=NAME')
+    return found[arguments.adapter] if found else None
+
+
+def _run_tasks(arguments: argparse.Namespace, adapter: str | None) -> None:
     from t5flan.data.config import DataConfig
 
     settings = read_run(arguments)
@@ -78,6 +90,7 @@ def _run_tasks(arguments: argparse.Namespace) -> None:
         json_file=arguments.json,
         instructions=data.instructions,
         feature_lengths=data.feature_lengths,
+        adapter=adapter,
     )
 
 
@@ -94,7 +107,7 @@ def _steps(arguments: argparse.Namespace, settings: 'Settings') -> 'Iterator[int
     return chosen_steps(arguments.checkpoint, arguments.steps, config)
 
 
-def _run_benchmarks(arguments: argparse.Namespace) -> None:
+def _run_benchmarks(arguments: argparse.Namespace, adapter: str | None) -> None:
     from t5flan.tasks.benchmarks import find
 
     benchmarks = [find(name) for name in arguments.benchmark]
@@ -115,6 +128,7 @@ def _run_benchmarks(arguments: argparse.Namespace) -> None:
         prompt_length=arguments.prompt_length,
         predictions=arguments.predictions,
         json_file=arguments.json,
+        adapter=adapter,
     )
 
 
@@ -139,6 +153,8 @@ COMMAND = Command(
             'checkpoints to evaluate: latest, best (by CheckpointConfig.best_metric), all, or steps N,N',
             'latest|best|all|N,N',
         ),
+        ADAPTERS,
+        ADAPTER,
         *decoding_flags(),
         Flag(
             '--samples', 'with --benchmark: samples of each question, which vote on its answer (default: 1)', 'N', int

@@ -3,27 +3,17 @@
 import argparse
 
 from t5flan.commands.arguments import COUNT, Command, Flag
-from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
-from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS, TASK_COUNT
+from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags
+from t5flan.commands.self_instruct import OUTPUT, PATIENCE, SEEDS, TASK_COUNT, read_job
 from t5flan.decoding.config import CANDIDATES
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Rewrites tasks with Evol-Instruct."""
-    decoding = read_decoding(read_run(arguments), arguments, 'evol_instruct', CANDIDATES)
+    job = read_job(arguments, 'evol_instruct')
     from t5flan.synthesis.evol_instruct import evol_instruct
 
-    evol_instruct(
-        arguments.checkpoint,
-        arguments.output,
-        count=arguments.count,
-        seeds=arguments.seeds,
-        depth=arguments.depth,
-        decoding=decoding,
-        patience=arguments.patience,
-        step=arguments.step,
-        json_file=arguments.json,
-    )
+    evol_instruct(job, arguments.seeds, arguments.depth)
 
 
 COMMAND = Command(

@@ -6,9 +6,9 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from t5flan.commands.arguments import COUNT_FROM_0, Flag
+from t5flan.commands.arguments import COUNT_FROM_0, Flag, words
 from t5flan.decoding.config import GREEDY, Decoding
-from t5flan.errors import UsageError, UserError
+from t5flan.errors import UsageError, UserError, did_you_mean
 from t5flan.files import to_path
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ STEP = Flag('--step', 'the checkpoint of step N (default: the latest)', 'N', COU
 CONTROL = Flag(
     '--control', "token put before every prompt, e.g. '[S2S]'; may be given several times", 'TOKEN', many=True
 )
+
+ADAPTERS = Flag('--adapters', 'adapters of --checkpoint that share its parameters', 'NAME=DIR,...', words)
+ADAPTER = Flag('--adapter', 'the adapter of every row, one of --adapters (default: none)', 'NAME')
 
 PROCESSES = (
     Flag('--coordinator', 'address of the first of several processes (default: T5FLAN_COORDINATOR)', 'HOST:PORT'),
@@ -104,6 +107,25 @@ def read_decoding(
         raise UsageError(str(error)) from None
     decoding.require_effect()
     return decoding
+
+
+def read_adapters(arguments: argparse.Namespace) -> dict[str, str]:
+    """Name -> folder of --adapters, of which --adapter is one.
+
+    Raises:
+        UsageError: a pair is malformed, or --adapter is unknown.
+    """
+    found: dict[str, str] = {}
+    for given in arguments.adapters or ():
+        name, _, folder = given.partition('=')
+        if not name or not folder or name in found:
+            raise UsageError(f'--adapters={given}, expected NAME=DIR with names that differ, such as de=runs/de')
+        found[name] = os.path.expanduser(folder)
+    if arguments.adapter is not None and arguments.adapter not in found:
+        hint = did_you_mean(arguments.adapter, found) or '.'
+        known = f'--adapters has {", ".join(found)}{hint}' if found else 'no --adapters are given.'
+        raise UsageError(f'--adapter={arguments.adapter} is not known: {known} Set --adapters=NAME=DIR')
+    return found
 
 
 def own_checkpoint(folder: str) -> str:

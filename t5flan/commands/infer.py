@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import functools
-import os
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import COUNT, Command, Flag, words
 from t5flan.commands.flags import (
+    ADAPTER,
+    ADAPTERS,
     CHECKPOINT,
     CONTROL,
     JSON,
@@ -15,12 +16,13 @@ from t5flan.commands.flags import (
     connect,
     decoding_flags,
     own_checkpoint,
+    read_adapters,
     read_data,
     read_decoding,
     read_run,
 )
 from t5flan.commands.startup import register_tasks
-from t5flan.errors import UsageError, did_you_mean
+from t5flan.errors import UsageError
 from t5flan.files import to_path
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         _merge(arguments)
         return
     _check(arguments)
-    adapters = _adapters(arguments)
+    adapters = read_adapters(arguments)
     shard = ALL if arguments.shard is None else read_part(arguments.shard)
     connect(arguments, always=arguments.multi_host)  # before anything runs in JAX
     settings = read_run(arguments) if arguments.task else configurables.parse(arguments.gin_file, arguments.gin)
@@ -67,21 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
         adapter=arguments.adapter,
         **given,
     )
-
-
-def _adapters(arguments: argparse.Namespace) -> dict[str, str]:
-    """Name -> folder of --adapters, of which --adapter is one."""
-    found: dict[str, str] = {}
-    for given in arguments.adapters or ():
-        name, _, folder = given.partition('=')
-        if not name or not folder or name in found:
-            raise UsageError(f'--adapters={given}, expected NAME=DIR with names that differ, such as de=runs/de')
-        found[name] = os.path.expanduser(folder)
-    if arguments.adapter is not None and arguments.adapter not in found:
-        hint = did_you_mean(arguments.adapter, found) or '.'
-        known = f'--adapters has {", ".join(found)}{hint}' if found else 'no --adapters are given.'
-        raise UsageError(f'--adapter={arguments.adapter} is not known: {known} Set --adapters=NAME=DIR')
-    return found
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -172,13 +159,8 @@ COMMAND = Command(
         Flag('--merge', 'merge the files that jobs with --output=FILE wrote, into --output (default: FILE)', 'FILE'),
         Flag('--chat', "word each prompt with the tokenizer's chat template; alone, talk in the terminal", type=bool),
         CONTROL,
-        Flag(
-            '--adapters',
-            "adapters of --checkpoint that share its parameters; a row's field 'adapter' names its own",
-            'NAME=DIR,...',
-            words,
-        ),
-        Flag('--adapter', 'the adapter of prompts, and of rows without this field (default: none)', 'NAME'),
+        dataclasses.replace(ADAPTERS, help=f"{ADAPTERS.help}; a row's field 'adapter' names its own"),
+        dataclasses.replace(ADAPTER, help='the adapter of prompts, and of rows without this field (default: none)'),
         *decoding_flags(),
         Flag('--samples', 'samples of each prompt, all written with their scores (default: 1)', 'N', int),
         JSON,

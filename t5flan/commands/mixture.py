@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import COUNT_FROM_0, Command, Flag
 from t5flan.commands.flags import JSON, SKIP_BROKEN, files_of_run, skip_broken, take_from_initial_checkpoint
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import import_tensorflow, register_tasks
 from t5flan.files import write_json
+
+if TYPE_CHECKING:
+    from t5flan.data.config import DataConfig
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,25 +34,28 @@ def run(arguments: argparse.Namespace) -> None:
     if source is not None:
         data = files_of_run(data, source)
 
-    import_tensorflow()
-    from t5flan.reporting.mixture_report import main
-    from t5flan.tasks import register_all, ul2
+    if only_list:
+        _list_names(data, arguments.json)
+        return
+    from t5flan.tasks import ul2
     from t5flan.tasks.text import STDLIB_DOCS
 
-    register_all(data)
     if data.mixture in {**ul2.denoisers(), **data.denoisers}:  # has no corpus: show it on one that always exists
         data = dataclasses.replace(data, mixture=f'{STDLIB_DOCS}_{data.mixture}')
-    if only_list:
-        _list_names(arguments.json)
-    else:
-        from t5flan.tasks.flan.mixtures import parts
+    register_tasks(data)
+    from t5flan.reporting.mixture_report import main
+    from t5flan.tasks.flan.mixtures import parts
 
-        main(data, arguments.json, arguments.sample, arguments.examples, source, submixtures=parts(data.mixture))
+    main(data, arguments.json, arguments.sample, arguments.examples, source, submixtures=parts(data.mixture))
 
 
-def _list_names(json_path: str | None) -> None:
+def _list_names(data: 'DataConfig', json_path: str | None) -> None:
+    import_tensorflow()
     import seqio
 
+    from t5flan.tasks import register_all
+
+    register_all(data)
     names = {'mixtures': sorted(seqio.MixtureRegistry.names()), 'tasks': sorted(seqio.TaskRegistry.names())}
     for kind, found in names.items():
         print(f'{kind}:', *found, sep='\n  ')

@@ -195,7 +195,7 @@ COMMAND = Command(
             '--gin_file, that one)',
             'GLOB',
         ),
-        Flag('--finetune_tokens', 'tokens of finetuning (default: 1000000000.0)', 'N', count, 1e9),
+        Flag('--finetune_tokens', 'tokens of finetuning (default: 1B)', 'N', count, '1B'),
         Flag('--fit', "instead, fit the laws to the finished runs in these workdirs, e.g. 'runs/*'", 'GLOB'),
         Flag('--resamples', 'with --fit: resampled fits behind the intervals (default: 100)', 'N', int, 100),
         Flag('--plot', 'also draw the result into FILE (.png, .svg or .pdf)', 'FILE', writes='file'),

@@ -5,7 +5,7 @@ from typing import Any
 
 from t5flan.commands.arguments import COUNT, COUNT_FROM_0, SHARE, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_data, read_decoding, read_run
-from t5flan.commands.startup import import_tensorflow
+from t5flan.commands.startup import register_tasks
 from t5flan.decoding.config import SAMPLING
 from t5flan.errors import UsageError
 
@@ -18,31 +18,26 @@ def run(arguments: argparse.Namespace) -> None:
     data = read_data(settings, arguments.checkpoint, arguments.task, 'rationales')
     decoding = read_decoding(settings, arguments, 'rationales', SAMPLING)
 
-    import_tensorflow()
-    from t5flan.synthesis.rationales import Filters, rationales
-    from t5flan.tasks import register_all
+    register_tasks(data)
+    from t5flan.synthesis.rationales import Choice, Filters, rationales
     from t5flan.tasks.cot import answer_words, open_rows
 
-    register_all(data)
     solved: list[Any] = []
     if given := arguments.exemplars:
         rows = open_rows({'train': given, 'validation': given}, 'train', None)
         solved = [rows[i] for i in range(len(rows))]
     filters = Filters(arguments.min_words, arguments.max_words, arguments.repetition, arguments.copying)
+    choice = Choice(arguments.keep, arguments.each, arguments.agreement, filters, arguments.score)
     rationales(
         arguments.checkpoint,
         arguments.task,
         arguments.output,
-        keep=arguments.keep,
+        choice=choice,
         split=arguments.split,
         limit=arguments.limit,
-        each=arguments.each,
-        agreement=arguments.agreement,
         trigger=arguments.trigger,
         answer_words=answer_words(),
         exemplars=solved,
-        filters=filters,
-        score=arguments.score,
         draws=arguments.draws,
         step=arguments.step,
         decoding=decoding,

@@ -1,10 +1,14 @@
 """`t5flan self_instruct`: a model makes new tasks from a few seed tasks."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from t5flan.commands.arguments import COUNT, Command, Flag
 from t5flan.commands.flags import CHECKPOINT, JSON, decoding_flags, read_decoding, read_run
 from t5flan.decoding.config import CANDIDATES
+
+if TYPE_CHECKING:
+    from t5flan.synthesis.loop import Job
 
 SEEDS = Flag('--seeds', 'a file of tasks to start from: instruction, instances (default: 26 packaged ones)', 'FILE')
 TASK_COUNT = Flag('--count', 'stop with N accepted tasks (default: 200)', 'N', COUNT, 200)
@@ -20,14 +24,21 @@ PATIENCE = Flag(
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes tasks with Self-Instruct."""
-    decoding = read_decoding(read_run(arguments), arguments, 'self_instruct', CANDIDATES)
+    job = read_job(arguments, 'self_instruct')
     from t5flan.synthesis.self_instruct import self_instruct
 
-    self_instruct(
+    self_instruct(job, arguments.seeds)
+
+
+def read_job(arguments: argparse.Namespace, command: str) -> 'Job':
+    """What the flags of a command that makes tasks say of the model, the rows and the end."""
+    decoding = read_decoding(read_run(arguments), arguments, command, CANDIDATES)
+    from t5flan.synthesis.loop import Job
+
+    return Job(
         arguments.checkpoint,
         arguments.output,
         count=arguments.count,
-        seeds=arguments.seeds,
         decoding=decoding,
         patience=arguments.patience,
         step=arguments.step,

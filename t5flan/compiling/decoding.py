@@ -19,7 +19,7 @@ from t5flan.compiling.targets import Target
 from t5flan.data.preprocessing.features import row_capacity
 from t5flan.decoding import sampled, steps
 from t5flan.decoding.config import Decoding
-from t5flan.decoding.generate import rounded_length
+from t5flan.decoding.generate import LENGTHS
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model
 from t5flan.models.config import ModelConfig
@@ -49,7 +49,7 @@ def prompts_of(settings: Mapping[str, Any], decoding: Decoding, sharding: Shardi
     length, new = data.feature_lengths.get('inputs'), decoding.max_new_tokens or data.feature_lengths['targets']
     if length is None:  # a language model has no inputs
         length = row_capacity(data.format, data.feature_lengths)[-1]
-    return Prompts(-(-decoding.batch_size // parts) * parts, rounded_length(length), rounded_length(new))
+    return Prompts(-(-decoding.batch_size // parts) * parts, LENGTHS.rounded(length), LENGTHS.rounded(new))
 
 
 def describe_decoding(settings: Mapping[str, Any], decoding: Decoding, target: Target) -> dict[str, Any]:
@@ -126,10 +126,11 @@ class _Generation:
             names = ('batch', None)[: len(shape)]
             return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.sharding.named(names, shape))
 
-        model, inputs = self.model, (rows(prompts.rows, prompts.length), rows(prompts.rows), rows(prompts.rows))
+        tokens_BP, of_row_B = rows(prompts.rows, prompts.length), rows(prompts.rows)
+        model, inputs = self.model, steps.PromptBatch(tokens_BP, of_row_B, of_row_B, of_row_B)
         traced = sampled.begin.trace(
             model,
-            *inputs,
+            inputs,
             self.choice,
             np.int32(self.decoding.seed),
             greedy=self.decoding.greedy,

@@ -147,7 +147,9 @@ def read(
     where = os.fspath(where)
     if combine is not None:
         sum_ = combined.read(where, combine)
-        return adapter_folder.merged(own_folder.read(sum_.base), sum_.settings, sum_.arrays, where)
+        checkpoint = own_folder.read(sum_.base)
+        adapter_folder.require_base(checkpoint, sum_.fingerprint, where)
+        return adapter_folder.merged(checkpoint, sum_.settings, sum_.arrays, where)
     if format in ('hf', 'peft'):
         check_links(where)
     chosen: Any = None
@@ -202,9 +204,10 @@ def cut_adapter(source: str, destination: str, rank: int) -> None:
         UserError: `source` is not an adapter of DyLoRA, the rank is above its own, or `destination` exists.
     """
     target = new_folder(destination)
-    base, settings, arrays = adapter_folder.read_cut(source, rank)
-    _write_whole(target, lambda partial: adapter_folder.write(partial, base, settings, arrays, {}))
-    print(f'{destination}: {sum(x.size for x in arrays.values()):,} parameters, an adapter of {base}, as t5flan')
+    cut = adapter_folder.read_cut(source, rank)
+    _write_whole(target, lambda partial: adapter_folder.write_derived(partial, source, cut))
+    size = sum(array.size for array in cut.arrays.values())
+    print(f'{destination}: {size:,} parameters, an adapter of {cut.base}, as t5flan')
 
 
 def new_folder(destination: str) -> Path:
@@ -226,7 +229,7 @@ def combine_adapters(sources: str, destination: str, convention: str) -> None:
     """
     target = new_folder(destination)
     found = combined.read(sources, convention)
-    _write_whole(target, lambda partial: adapter_folder.write(partial, *found, {}))
+    _write_whole(target, lambda partial: adapter_folder.write_derived(partial, sources, found))
     size = sum(array.size for array in found.arrays.values())
     print(f'{destination}: {size:,} parameters, the sum of adapters of {found.base}, as t5flan')
 

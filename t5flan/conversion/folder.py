@@ -39,6 +39,7 @@ def read(where: str, step: int | None = None, vocabulary: Vocabulary | None = No
     description = checkpoints.read_description(root)
     if description.adapter is not None:
         base = read(f'{checkpoints.base_folder(root, description)}', description.adapter['step'], vocabulary)
+        adapter_folder.require_base(base, description.adapter['fingerprint'], where)
         return dataclasses.replace(
             adapter_folder.merged(base, *adapter_folder.read_arrays(where), where), step=checkpoints.find_step(where)
         )

@@ -102,9 +102,7 @@ class Candidates(NamedTuple):
 @functools.partial(jax.jit, static_argnames=('rules', 'capacity', 'prefix_lm', 'placement'))
 def begin(
     model: Model,
-    tokens_BP: jax.Array,
-    rows_B: jax.Array,
-    starts_B: jax.Array,
+    prompts: steps.PromptBatch,
     limits: Limits,
     *,
     rules: Rules,
@@ -115,19 +113,16 @@ def begin(
     """Reads a batch of prompts -> the search before the first token, and the candidates for it.
 
     Args:
-        tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
-        rows_B: -1 marks a row that only fills up the batch.
-        starts_B: the first token each row's decoder reads.
         capacity: T, the length of the arrays; at least the number of new tokens.
         placement: `sharding.placement()`, which the compiled program depends on.
     """
-    logits_BV, cache = steps.start(model, tokens_BP, starts_B, capacity, prefix_lm)
-    width, shape = rules.num_beams, (tokens_BP.shape[0], rules.num_beams)
+    logits_BV, cache = steps.start(model, prompts, capacity, prefix_lm)
+    width, shape = rules.num_beams, (prompts.rows_B.shape[0], rules.num_beams)
     tokens_BWT, log_probs_BWT = jnp.zeros((*shape, capacity), jnp.int32), jnp.zeros((*shape, capacity), jnp.float32)
     nothing = Beams(tokens_BWT, log_probs_BWT, jnp.zeros(shape, jnp.int32), jnp.full(shape, IMPOSSIBLE))
     # The beams of a prompt start equal: only the first one may continue.
     running = nothing._replace(scores_BW=nothing.scores_BW.at[:, 0].set(0.0))
-    search = Search(jnp.int32(0), running, nothing, rows_B >= 0, cache.repeated(width))
+    search = Search(jnp.int32(0), running, nothing, prompts.rows_B >= 0, cache.repeated(width))
     return search, _candidates(search, jnp.repeat(logits_BV, width, axis=0), limits, rules)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from t5flan import sharding as sharding_lib
 from t5flan.decoding import sampled
+from t5flan.decoding.steps import power_of_two
 
 CHECK_EVERY = 32
 """Tokens that are decoded between two looks at the rows."""
@@ -63,7 +64,7 @@ class Compaction:
         if not self._useful or self.limit - step < LEAST_TOKENS:
             return loop
         ended_P = np.all(np.asarray(loop.ended_B).reshape(-1, self.num_samples), axis=1)
-        height = max(LEAST_PROMPTS, 1 << max(0, int((~ended_P).sum()) - 1).bit_length())
+        height = max(LEAST_PROMPTS, power_of_two(int((~ended_P).sum())))
         if height * 2 > len(ended_P) or ended_P.all():
             return loop
         self._remember(loop)

@@ -30,7 +30,8 @@ from t5flan.errors import UserError
 from t5flan.models.config import ModelConfig
 from t5flan.models.model import START_TOKEN, Model
 
-SMALLEST_LENGTH = 32
+LENGTHS = steps.Sizes(least=32, powers=256, parts=2)
+"""Of prompts and of new tokens."""
 
 T = TypeVar('T')
 
@@ -78,8 +79,8 @@ def generate(
     `decoding.num_beams` if fewer have ended.
 
     Args:
-        prompts: token ids. For an encoder-decoder, the encoder's input; for a decoder, the tokens before the new ones,
-            without the start token. No id may be 0, which is padding.
+        prompts: token ids. For an encoder-decoder, the encoder's input, in which no id may be 0: that is padding; for a
+            decoder, the tokens before the new ones, without the start token.
         decoding: its max_new_tokens must be set.
         eos_id: ends a row; it is kept as the last token.
         start_id: the decoder's first token; None takes the first token of each prompt (decoder-only models).
@@ -131,11 +132,12 @@ def generate(
 
 
 def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], start_id: int | None) -> None:
+    least = 1 if config.architecture == 'encoder_decoder' else 0  # an encoder reads 0 as padding
     for i, prompt in enumerate(prompts):
         ids_P = np.asarray(prompt, np.int64)
-        if ids_P.size and not (ids_P.min() > 0 and ids_P.max() < config.vocab_size):
+        if ids_P.size and not (ids_P.min() >= least and ids_P.max() < config.vocab_size):
             raise UserError(
-                f'prompt {i} has token ids from {ids_P.min()} to {ids_P.max()}; the model has 1 to '
+                f'prompt {i} has token ids from {ids_P.min()} to {ids_P.max()}; the model has {least} to '
                 f'{config.vocab_size - 1}. The vocabulary is not the one the model was trained with.'
             )
         if start_id is None and not ids_P.size:
@@ -148,7 +150,7 @@ def _check_memory(config: ModelConfig, prompts: Sequence[Sequence[int]], decodin
     """Requires the memory of the largest batch: keys and values of all positions."""
     height = min(decoding.batch_size, len(prompts))
     rows = height * max(decoding.num_samples, decoding.num_beams)
-    new_slots = rows * rounded_length(decoding.max_new_tokens or 1)
+    new_slots = rows * LENGTHS.rounded(decoding.max_new_tokens or 1)
     slots = new_slots + height * max(map(len, prompts), default=0)
     sharding = sharding_lib.current()
     devices = jax.local_devices()[:1] if sharding is None else list(sharding.mesh.local_devices)
@@ -163,9 +165,7 @@ def _check_memory(config: ModelConfig, prompts: Sequence[Sequence[int]], decodin
 class _Batch(NamedTuple):
     chosen: list[int]  # indices of the prompts
     new_slots: int  # of the cache, for new tokens
-    tokens_BP: Any
-    rows_B: Any
-    starts_B: Any
+    prompts: steps.PromptBatch
     adapters_B: np.ndarray | None
 
 
@@ -181,30 +181,33 @@ def _batches(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
-    height = min(decoding.batch_size, 1 << max(0, len(order) - 1).bit_length())
+    height = min(decoding.batch_size, steps.power_of_two(len(order)))
     height = -(-height // parts) * parts
-    least = new_slots = rounded_length(decoding.max_new_tokens or 1)
+    least = new_slots = LENGTHS.rounded(decoding.max_new_tokens or 1)
     slots = 0
     for start in range(0, len(order), decoding.batch_size):
         chosen = order[start : start + decoding.batch_size]
-        tokens_BP = np.zeros((height, rounded_length(len(prompts[chosen[0]]))), np.int32)
+        tokens_BP = np.zeros((height, LENGTHS.rounded(len(prompts[chosen[0]]))), np.int32)
         if config.architecture == 'decoder_only' and decoding.num_samples == 1:
             slots = _cache_slots(tokens_BP.shape[1] + least, slots)
             new_slots = slots - tokens_BP.shape[1]
         rows_B, starts_B = np.full(height, -1, np.int32), np.full(height, START_TOKEN, np.int32)
+        pad_B = np.full(height, tokens_BP.shape[1], np.int32)
         for place, i in enumerate(chosen):
             prompt = np.asarray(prompts[i], np.int32)
-            first = 0 if config.architecture == 'encoder_decoder' else tokens_BP.shape[1] - len(prompt)
+            pad_B[place] = tokens_BP.shape[1] - len(prompt)
+            first = 0 if config.architecture == 'encoder_decoder' else pad_B[place]
             tokens_BP[place, first : first + len(prompt)] = prompt
             rows_B[place], starts_B[place] = rows[i], starts[i]
-        arrays = (tokens_BP, rows_B, starts_B)
+        arrays = steps.PromptBatch(tokens_BP, pad_B, rows_B, starts_B)
         if sharding is not None:
-            arrays = tuple(jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape)) for x in arrays)
+            put = lambda x: jax.device_put(x, sharding.named(('batch', None)[: x.ndim], x.shape))
+            arrays = steps.PromptBatch(*map(put, arrays))
         adapters_B = None
         if adapters is not None:
             adapters_B = np.zeros(height, np.int32)
             adapters_B[: len(chosen)] = [adapters[i] for i in chosen]
-        yield _Batch(chosen, new_slots, *arrays, adapters_B)
+        yield _Batch(chosen, new_slots, arrays, adapters_B)
 
 
 def _cache_slots(needed: int, previous: int) -> int:
@@ -214,19 +217,6 @@ def _cache_slots(needed: int, previous: int) -> int:
     (256, 576, 192)
     """
     return previous if needed <= previous <= 2 * needed else needed
-
-
-def rounded_length(length: int) -> int:
-    """Rounds up to one of 32, 64, 128, 256, 384, 512, 768, 1024, ...: with few shapes, little is compiled.
-
-    >>> [rounded_length(n) for n in (1, 33, 200, 300, 512, 600, 5000)]
-    [32, 64, 256, 384, 512, 768, 6144]
-    """
-    size = SMALLEST_LENGTH
-    while size < length:
-        size *= 2
-    three_quarters = size * 3 // 4
-    return three_quarters if size > 256 and length <= three_quarters else size
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -277,13 +267,11 @@ class _Program:
         whole = self.for_rows(batch.adapters_B)
         loop = sampled.begin(
             whole.model,
-            batch.tokens_BP,
-            batch.rows_B,
-            batch.starts_B,
+            batch.prompts,
             choice,
             np.int32(decoding.seed),
             greedy=decoding.greedy,
-            capacity=rounded_length(self.limit),
+            capacity=LENGTHS.rounded(self.limit),
             new_slots=batch.new_slots,
             num_samples=decoding.num_samples,
             prefix_lm=self.prefix_lm,
@@ -298,7 +286,7 @@ class _Program:
             of_prompt = lambda x: x.reshape(-1, decoding.num_samples, *x.shape[1:])
             return _Output(of_prompt(tokens_BT), of_prompt(log_probs_BT), of_prompt(lengths_B), None)
 
-        if self.stops is not None or compaction.is_useful(len(batch.tokens_BP), self.limit):
+        if self.stops is not None or compaction.is_useful(len(batch.prompts.tokens_BP), self.limit):
             results = self._in_parts(loop, advance)
             return lambda: by_prompt(*results)
         loop = advance(loop, self.limit)
@@ -338,10 +326,9 @@ class _Program:
         numbers = np.float32(decoding.length_penalty), np.int32(self.limit)
         limits = beam.Limits(np.int32(self.eos_id), np.int32(self.known_ids), *numbers)
         static: Any = dict(rules=rules, placement=self.placement)
-        capacity = rounded_length(self.limit)
-        arrays = batch.tokens_BP, batch.rows_B, batch.starts_B
+        capacity = LENGTHS.rounded(self.limit)
         search, candidates = beam.begin(
-            own.model, *arrays, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
+            own.model, batch.prompts, limits, capacity=capacity, prefix_lm=self.prefix_lm, **static
         )
         if self.stops is None:
             search = beam.advance(*fixed, search, candidates, limits, **static)

@@ -22,6 +22,7 @@ from t5flan import sharding as sharding_lib
 from t5flan.adapters.rows import choose
 from t5flan.decoding.generate import one_ahead
 from t5flan.decoding.sampled import first_largest
+from t5flan.decoding.steps import Sizes, power_of_two
 from t5flan.errors import UserError
 from t5flan.models.cache import Cache
 from t5flan.models.model import START_TOKEN, Model
@@ -35,6 +36,9 @@ _ROWS_OF_A_ROW = 8
 """At most as many continuations are in a pass for each row of `batch_size`: they repeat the cache of their context."""
 _LOGITS_OF_A_CHUNK = 256
 """Positions whose logits are in memory together."""
+_LENGTHS = Sizes(least=1, powers=16, parts=4)
+"""Of contexts and of continuations."""
+_ROWS = Sizes(least=1, powers=2, parts=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +154,12 @@ def _score(
         adapters_B = _filled([context.adapter or 0 for context in contexts], len(inputs[0]))
     reader = model if adapters_B is None else choose(model, adapters_B)
     logits_BV, cache = _read_contexts(reader, *inputs, prefix_lm=prefix_lm, placement=placement)
-    firsts = _filled([one.ids[0] for one in rows], _power_of_two(len(rows)))
-    places = _filled([one.row for one in rows], _power_of_two(len(rows)))
+    firsts = _filled([one.ids[0] for one in rows], power_of_two(len(rows)))
+    places = _filled([one.row for one in rows], power_of_two(len(rows)))
     passes = [(rows, _score_first(logits_BV, places, firsts))]
     longer = sorted((one for one in rows if len(one.ids) > 1), key=lambda one: -len(one.ids))
     while longer:
-        width = rounded_length(len(longer[0].ids) - 1)
+        width = _LENGTHS.rounded(len(longer[0].ids) - 1)
         count = max(1, min(_TOKENS_OF_A_ROW * batch_size // width, _ROWS_OF_A_ROW * batch_size))
         now, longer = longer[:count], longer[count:]
         height = _rounded_rows(len(now))
@@ -173,7 +177,7 @@ def _context_arrays(model: Model, contexts: Sequence[Ids], start_id: int, height
     """Tokens [B, P], the first token that each row's decoder reads [B], and how much of it is padding [B]."""
     decoder_only = model.config.architecture == 'decoder_only'
     texts = [context[1:] if decoder_only else context for context in contexts]
-    tokens_BP = np.zeros((height, rounded_length(max(map(len, texts)))), np.int32)
+    tokens_BP = np.zeros((height, _LENGTHS.rounded(max(map(len, texts)))), np.int32)
     starts_B, pad_B = np.full(height, start_id, np.int32), np.full(height, tokens_BP.shape[1], np.int32)
     for row, (context, text) in enumerate(zip(contexts, texts)):
         pad_B[row] = tokens_BP.shape[1] - len(text)
@@ -238,29 +242,11 @@ def _score_rest(
     return jnp.sum(jnp.where(real_RT, log_probs_RT, 0.0), axis=1), jnp.sum(best_RT & real_RT, axis=1)
 
 
-def rounded_length(length: int) -> int:
-    """Rounds up to one of 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, ...: four sizes an octave from 32 on.
-
-    >>> [rounded_length(n) for n in (0, 3, 9, 17, 65, 129, 600)]
-    [1, 4, 16, 24, 80, 160, 640]
-    """
-    if length <= 16:
-        return _power_of_two(length)
-    step = max(8, 1 << ((length - 1).bit_length() - 3))
-    return -(-length // step) * step
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()
-
-
 def _rounded_rows(rows: int) -> int:
-    """Rounds up to 1, 2, 3, 4, 6, 8, 12, 16, ..., and to a multiple of the mesh's parts of a batch."""
+    """Rounds up to one of `_ROWS`, and to a multiple of the mesh's parts of a batch."""
     sharding = sharding_lib.current()
     parts = 1 if sharding is None else sharding.size('batch')
-    size = _power_of_two(rows)
-    size = size * 3 // 4 if rows <= size * 3 // 4 else size
-    return -(-size // parts) * parts
+    return -(-_ROWS.rounded(rows) // parts) * parts
 
 
 def _filled(values: Sequence[int], length: int) -> np.ndarray:

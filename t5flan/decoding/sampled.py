@@ -51,9 +51,7 @@ class Loop(NamedTuple):
 )
 def begin(
     model: Model,
-    tokens_BP: jax.Array,
-    rows_B: jax.Array,
-    starts_B: jax.Array,
+    prompts: steps.PromptBatch,
     choice: Choice,
     seed: jax.Array,
     *,
@@ -67,15 +65,13 @@ def begin(
     """Reads a batch of prompts and chooses the first token of each of B * num_samples continuations.
 
     Args:
-        tokens_BP: prompts padded with 0 (on the right for an encoder, on the left for a decoder).
-        rows_B: row numbers, which with the seed determine the samples; -1 marks a row that only fills up the batch.
-        starts_B: the first token each row's decoder reads.
         seed: of the samples.
         capacity: T, the length of the arrays; at least the number of new tokens.
         new_slots: of the cache for new tokens; at least T.
         placement: `sharding.placement()`, which the compiled program depends on.
     """
-    logits_BV, cache = steps.start(model, tokens_BP, starts_B, new_slots, prefix_lm)
+    logits_BV, cache = steps.start(model, prompts, new_slots, prefix_lm)
+    rows_B = prompts.rows_B
     keys_B = None if greedy else sample_keys(seed, rows_B, num_samples)
     if num_samples > 1:
         logits_BV, rows_B = jnp.repeat(logits_BV, num_samples, axis=0), jnp.repeat(rows_B, num_samples)

@@ -22,14 +22,14 @@ from t5flan.data.vocabulary.prompt_format import answer_ids
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.errors import UserError, did_you_mean
 from t5flan.evaluation.benchmark_scores import print_result, summary
-from t5flan.evaluation.inference import WINDOW
+from t5flan.evaluation.inference import WINDOW, which_parameters
 from t5flan.evaluation.results import StepResults
 from t5flan.evaluation.row_files import Prompt, RowWriter
-from t5flan.evaluation.steps import each_step, load_if_there
+from t5flan.evaluation.steps import each_step, load_on_all
 from t5flan.evaluation.terminal import Progress, print_steps
 from t5flan.files import to_path
 from t5flan.language_model import LanguageModel
-from t5flan.processes.gathering import divide, follow, is_leader, lead, load_together
+from t5flan.processes.gathering import divide, follow, is_leader, lead
 from t5flan.scoring.benchmark import Answer, Benchmark, Question, mean, score
 from t5flan.scoring.statistics import BASELINES, normalized_average
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
@@ -53,6 +53,7 @@ def evaluate_benchmarks(
     prompt_length: int | None = None,
     predictions: str | None = None,
     json_file: str | None = None,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """Asks checkpoints the questions of benchmarks, scores their answers and prints a table for each benchmark.
 
@@ -71,6 +72,7 @@ def evaluate_benchmarks(
         predictions: a .jsonl file for the answers. If it exists, the run resumes. Of several steps, each has its own:
             predictions-step100.jsonl.
         json_file: also write the result to this file. Steps that are there with the same settings are not repeated.
+        adapter: the folder of an adapter of the checkpoint, which every question then has.
 
     Returns:
         Of the last step: checkpoint, limit, settings, step, saved, seconds and `benchmarks`: name -> what
@@ -84,18 +86,22 @@ def evaluate_benchmarks(
     asked = _questions(benchmarks, folder, tasks, limit)
     if decoding.num_samples > 1 and decoding.greedy:
         raise UserError(f'num_samples={decoding.num_samples} with temperature 0 are all alike. Set --temperature=0.7.')
+    by_name = {benchmark.name: benchmark for benchmark in benchmarks}
+    request = _Request(checkpoint, adapter, by_name, asked, decoding, prompt_length)
     if not is_leader():
-        _follow(checkpoint, benchmarks, asked, decoding, prompt_length)
+        _follow(request)
         return {}
-    settings = {name: value for name, value in dataclasses.asdict(decoding).items() if name != 'batch_size'}
-    settings |= {'benchmarks': list(asked), 'tasks': list(tasks), 'prompt_length': prompt_length}
-    root = os.fspath(checkpoint_root(checkpoint))
+    header: Row = {
+        'checkpoint': os.fspath(checkpoint_root(checkpoint)),
+        'limit': limit,
+        'settings': request.settings() | {'tasks': list(tasks)},
+    }
     several = steps is not None
-    results = StepResults(json_file, {'checkpoint': root, 'limit': limit, 'settings': settings}, several=several)
+    results = StepResults(json_file, header, several=several)
     chosen = iter([find_step(checkpoint, step)]) if steps is None else steps
 
     def measured(one: int) -> dict[str, Any] | None:
-        saved = saved_at(root, one)
+        saved = saved_at(header['checkpoint'], one)
         file = None if predictions is None else to_path(predictions)
         if file is not None and several:
             file = file.with_name(f'{file.stem}-step{one}{file.suffix}')
@@ -103,14 +109,13 @@ def evaluate_benchmarks(
             print(f'step {one}: the results are in {json_file} already', file=sys.stderr)
             return known
         lead(one)
-        model = load_together(lambda: load_if_there(checkpoint, one))
-        if model is None:
+        asker = request.asker(one)
+        if asker is None:
             return None
-        found = {'step': one, 'saved': saved, **_evaluate(model, benchmarks, asked, decoding, prompt_length, file)}
+        found = {'step': one, 'saved': saved, **asker.evaluate(file)}
         results.add(found)
         return found
 
-    header = {'checkpoint': root, 'limit': limit, 'settings': settings}
     every = [header | one for one in each_step(chosen, measured)]
     lead(None)
     if several:
@@ -118,77 +123,164 @@ def evaluate_benchmarks(
     return every[-1]
 
 
-def _evaluate(
-    model: LanguageModel,
-    benchmarks: Sequence[Benchmark],
-    asked: Mapping[str, list[Question]],
-    decoding: Decoding,
-    prompt_length: int | None,
-    predictions: Path | None,
-) -> dict[str, Any]:
-    """Answers and scores the questions with one checkpoint, and prints the tables."""
-    started = time.monotonic()
-    prompts, dropped = _prompts(model, benchmarks, asked, decoding, prompt_length)
-    questions = list(itertools.chain.from_iterable(asked.values()))
-    by_name = {benchmark.name: benchmark for benchmark in benchmarks}
-    answered = _answer_all(model, by_name, prompts, questions, decoding, predictions)
-    found: dict[str, Any] = {'benchmarks': {}}
-    for name, benchmark in by_name.items():
-        answers = [answer for one, answer in answered if one == name]
-        scores = score(benchmark, answers)
-        result = summary(benchmark, scores)
-        judged = _judged(prompts, answered, name, scores.judged, benchmark.metric)
-        found['benchmarks'][name] = result | {'exemplars_dropped': dropped[name], 'samples': judged}
-        print_result(benchmark, result, f'{model.folder}, step {model.step}')
-        if lost := sum(dropped[name].values()) - dropped[name].get(0, 0):
-            print(f'{lost} of {len(answers)} prompts had to lose exemplars')
-    found['seconds'] = round(time.monotonic() - started, 1)
-    means = {name: result['score'] for name, result in found['benchmarks'].items()}
-    if set(BASELINES) <= set(means):
-        found['normalized_average'] = normalized_average(means)
-        found['mean'] = mean([means[name] for name in BASELINES])
-        print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
-    return found
-
-
-def _follow(
-    checkpoint: str,
-    benchmarks: Sequence[Benchmark],
-    asked: Mapping[str, list[Question]],
-    decoding: Decoding,
-    prompt_length: int | None,
-) -> None:
+def _follow(request: '_Request') -> None:
     """Answers questions with the first process, until it has evaluated all steps."""
-    questions = list(itertools.chain.from_iterable(asked.values()))
-    by_name = {benchmark.name: benchmark for benchmark in benchmarks}
     while (step := follow()) is not None:
-        model = load_together(functools.partial(load_if_there, checkpoint, step))
-        if model is None:
+        asker = request.asker(step)
+        if asker is None:
             continue
-        prompts, _ = _prompts(model, benchmarks, asked, decoding, prompt_length)
         while (numbers := follow()) is not None:
-            chunk = [prompts[number] for number in numbers]
-            _answer_together(model, by_name[chunk[0].row['benchmark']], chunk, questions, decoding)
+            asker.answer_together([asker.prompts[number] for number in numbers])
 
 
-def _prompts(
-    model: LanguageModel,
-    benchmarks: Sequence[Benchmark],
-    asked: Mapping[str, list[Question]],
-    decoding: Decoding,
-    prompt_length: int | None,
-) -> tuple[list[Prompt], dict[str, dict[int, int]]]:
-    """A prompt for each question, and of each benchmark how many lost 0, 1, 2, ... exemplars to fit."""
-    prompts: list[Prompt] = []
-    dropped: dict[str, dict[int, int]] = {}
-    for benchmark in benchmarks:
-        new = decoding.max_new_tokens or benchmark.max_new_tokens
-        length = _input_limit(model, new) if prompt_length is None else prompt_length
-        rows, dropped[benchmark.name] = _rows(model, asked[benchmark.name], length)
-        for row in rows:
-            settings = _settings(model, benchmark, decoding)
-            prompts.append(Prompt(len(prompts), row['prompt'], {'benchmark': benchmark.name, **row, **settings}))
-    return prompts, dropped
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What every checkpoint is asked; benchmarks and their questions by name."""
+
+    checkpoint: str
+    adapter: str | None
+    benchmarks: Mapping[str, Benchmark]
+    asked: Mapping[str, list[Question]]
+    decoding: Decoding
+    prompt_length: int | None
+
+    def settings(self) -> Row:
+        """What decides the results besides the step, the tasks and their limit."""
+        found = {name: value for name, value in dataclasses.asdict(self.decoding).items() if name != 'batch_size'}
+        found |= {'benchmarks': list(self.asked), 'prompt_length': self.prompt_length}
+        return found | self.adapter_fields()
+
+    def adapter_fields(self) -> Row:
+        """{'adapter': which it is}; {} without one."""
+        return {} if self.adapter is None else {'adapter': which_parameters(self.adapter)}
+
+    def asker(self, step: int) -> '_Asker | None':
+        """Loads a checkpoint on all processes; None if a run has removed it."""
+        model = load_on_all(self.checkpoint, step, self.adapter)
+        return None if model is None else _Asker(self, model)
+
+
+class _Asker:
+    """Asks one checkpoint the questions of a request.
+
+    Attributes:
+        prompts: one for each question.
+        dropped: of each benchmark, how many prompts lost 0, 1, 2, ... exemplars to fit.
+
+    Raises:
+        UserError: a question is too long without exemplars.
+    """
+
+    def __init__(self, request: _Request, model: LanguageModel) -> None:
+        self._request, self._model = request, model
+        self._started = time.monotonic()
+        self._questions = list(itertools.chain.from_iterable(request.asked.values()))
+        self.prompts: list[Prompt] = []
+        self.dropped: dict[str, dict[int, int]] = {}
+        for name, benchmark in request.benchmarks.items():
+            new = request.decoding.max_new_tokens or benchmark.max_new_tokens
+            length = _input_limit(model, new) if request.prompt_length is None else request.prompt_length
+            rows, self.dropped[name] = _rows(model, request.asked[name], length)
+            settings = self._settings(benchmark)
+            for row in rows:
+                self.prompts.append(Prompt(len(self.prompts), row['prompt'], {'benchmark': name, **row, **settings}))
+
+    def _settings(self, benchmark: Benchmark) -> Row:
+        """What decides an answer besides its prompt: a file with other settings is not resumed."""
+        decoding = self._request.decoding
+        settings: Row = {'checkpoint': self._model.folder, 'step': self._model.step}
+        settings |= {name: one['checkpoint'] for name, one in self._request.adapter_fields().items()}
+        settings['max_new_tokens'] = decoding.max_new_tokens or benchmark.max_new_tokens
+        if not decoding.greedy:
+            names = ('temperature', 'top_k', 'top_p', 'num_samples', 'seed')
+            settings |= {name: getattr(decoding, name) for name in names}
+        if decoding.num_beams > 1:
+            search = ('num_beams', 'length_penalty', 'early_stopping', 'beam_scoring')
+            settings |= {name: getattr(decoding, name) for name in search}
+        if decoding.stop:  # the benchmark's own stop strings do not change what an answer scores
+            settings['stop'] = list(decoding.stop)
+        return settings
+
+    def evaluate(self, predictions: Path | None) -> Row:
+        """Answers and scores the questions, and prints the tables."""
+        answered = self._answer_all(predictions)
+        found: Row = {'benchmarks': {}}
+        adapter = '' if self._request.adapter is None else f' with {self._request.adapter}'
+        for name, benchmark in self._request.benchmarks.items():
+            answers = [answer for one, answer in answered if one == name]
+            scores = score(benchmark, answers)
+            result = summary(benchmark, scores)
+            judged = _judged(self.prompts, answered, name, scores.judged, benchmark.metric)
+            dropped = self.dropped[name]
+            found['benchmarks'][name] = result | {'exemplars_dropped': dropped, 'samples': judged}
+            print_result(benchmark, result, f'{self._model.folder}{adapter}, step {self._model.step}')
+            if lost := sum(dropped.values()) - dropped.get(0, 0):
+                print(f'{lost} of {len(answers)} prompts had to lose exemplars')
+        found['seconds'] = round(time.monotonic() - self._started, 1)
+        means = {name: result['score'] for name, result in found['benchmarks'].items()}
+        if set(BASELINES) <= set(means):
+            found['normalized_average'] = normalized_average(means)
+            found['mean'] = mean([means[name] for name in BASELINES])
+            print(f'normalized average {found["normalized_average"]:.2f}, mean {found["mean"]:.2f}')
+        return found
+
+    def _answer_all(self, predictions: Path | None) -> list[tuple[str, Answer]]:
+        """The benchmark and the answer of every question, of an earlier run's file or made now."""
+        progress, answers, model = Progress(), [], self._model
+
+        def answer(chunk: Sequence[Prompt]) -> list[Any]:
+            lead([prompt.number for prompt in chunk])
+            return self.answer_together(chunk)
+
+        if predictions is None:
+            for chunk in self._chunks(self.prompts):
+                answers += answer(chunk)
+                progress(len(answers), len(self.prompts))
+        else:
+            saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
+            record: Row = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
+            record |= self._request.adapter_fields()
+            with RowWriter(predictions, self.prompts, setting='--predictions', record=record) as writer:
+                while writer.remaining:
+                    chunk = next(self._chunks(writer.remaining))
+                    writer.write(answer(chunk))
+                    progress(len(writer.done), len(self.prompts))
+                answers = [writer.done[prompt.number] for prompt in self.prompts]
+        lead(None)
+        found = []
+        for prompt, given in zip(self.prompts, answers, strict=True):
+            samples = tuple(given) if isinstance(given, list) else (given,)
+            row = prompt.row
+            found.append((row['benchmark'], Answer(row['task'], row['index'], samples, row['target'])))
+        return found
+
+    def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+        """Parts of a few batches, each of one benchmark and with the same stop strings."""
+        size = WINDOW * self._request.decoding.batch_size * jax.process_count()
+        for _, group in itertools.groupby(prompts, key=lambda prompt: (prompt.row['benchmark'], self._stops(prompt))):
+            members = list(group)
+            for start in range(0, len(members), size):
+                yield members[start : start + size]
+
+    def _stops(self, prompt: Prompt) -> tuple[str, ...]:
+        return self._request.benchmarks[prompt.row['benchmark']].stop_strings(prompt.row['task'])
+
+    def answer_together(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """The answers to a chunk, of which each process of the job gives its share."""
+        own = lambda places: self._answer([prompts[i] for i in places])
+        return divide(own, [len(prompt.text) for prompt in prompts])
+
+    def _answer(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """The completion of each prompt, or a list of samples; for options, the likeliest."""
+        texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
+        asked = [self._questions[number] for number in numbers]
+        decoding, model = self._request.decoding, self._model
+        if asked[0].options:
+            return likeliest(model, texts, [question.options for question in asked], decoding.batch_size)
+        limit = prompts[0].row['max_new_tokens']
+        decoding = decoding.replace(stop=(*decoding.stop, *self._stops(prompts[0])))
+        samples = model.samples(texts, decoding.num_samples, limit, decoding=decoding, rows=numbers)
+        return samples if decoding.num_samples > 1 else [first for (first,) in samples]
 
 
 def _judged(
@@ -277,98 +369,6 @@ def fitting(model: LanguageModel, question: Question, length: int | None) -> tup
         if size <= length:
             return dropped, size
     return len(question.exemplars), size
-
-
-def _settings(model: LanguageModel, benchmark: Benchmark, decoding: Decoding) -> Row:
-    """What decides an answer besides its prompt: a file with other settings is not resumed."""
-    settings: Row = {'checkpoint': model.folder, 'step': model.step}
-    settings['max_new_tokens'] = decoding.max_new_tokens or benchmark.max_new_tokens
-    if not decoding.greedy:
-        names = ('temperature', 'top_k', 'top_p', 'num_samples', 'seed')
-        settings |= {name: getattr(decoding, name) for name in names}
-    if decoding.num_beams > 1:
-        search = ('num_beams', 'length_penalty', 'early_stopping', 'beam_scoring')
-        settings |= {name: getattr(decoding, name) for name in search}
-    if decoding.stop:  # the benchmark's own stop strings do not change what an answer scores
-        settings['stop'] = list(decoding.stop)
-    return settings
-
-
-def _answer_all(
-    model: LanguageModel,
-    benchmarks: Mapping[str, Benchmark],
-    prompts: Sequence[Prompt],
-    questions: Sequence[Question],
-    decoding: Decoding,
-    predictions: Path | None,
-) -> list[tuple[str, Answer]]:
-    """The benchmark and the answer of every question, of an earlier run's file or made now."""
-    progress, answers = Progress(), []
-    size = WINDOW * decoding.batch_size * jax.process_count()
-
-    def answer(chunk: Sequence[Prompt]) -> list[Any]:
-        lead([prompt.number for prompt in chunk])
-        return _answer_together(model, benchmarks[chunk[0].row['benchmark']], chunk, questions, decoding)
-
-    if predictions is None:
-        for chunk in _chunks(prompts, benchmarks, size):
-            answers += answer(chunk)
-            progress(len(answers), len(prompts))
-    else:
-        saved = None if model.folder is None or model.step is None else saved_at(model.folder, model.step)
-        record = {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
-        with RowWriter(predictions, prompts, setting='--predictions', record=record) as writer:
-            while writer.remaining:
-                chunk = next(_chunks(writer.remaining, benchmarks, size))
-                writer.write(answer(chunk))
-                progress(len(writer.done), len(prompts))
-            answers = [writer.done[prompt.number] for prompt in prompts]
-    lead(None)
-    found = []
-    for prompt, given in zip(prompts, answers, strict=True):
-        samples = tuple(given) if isinstance(given, list) else (given,)
-        row = prompt.row
-        found.append((row['benchmark'], Answer(row['task'], row['index'], samples, row['target'])))
-    return found
-
-
-def _chunks(prompts: Sequence[Prompt], benchmarks: Mapping[str, Benchmark], size: int) -> Any:
-    """Parts of at most `size` prompts, each of one benchmark and with the same stop strings."""
-    stops = lambda row: (row['benchmark'], benchmarks[row['benchmark']].stop_strings(row['task']))
-    for _, group in itertools.groupby(prompts, key=lambda prompt: stops(prompt.row)):
-        members = list(group)
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
-
-
-def _answer_together(
-    model: LanguageModel,
-    benchmark: Benchmark,
-    prompts: Sequence[Prompt],
-    questions: Sequence[Question],
-    decoding: Decoding,
-) -> list[Any]:
-    """`_answer`, of which each process of the job does its share."""
-    own = lambda places: _answer(model, benchmark, [prompts[i] for i in places], questions, decoding)
-    return divide(own, [len(prompt.text) for prompt in prompts])
-
-
-def _answer(
-    model: LanguageModel,
-    benchmark: Benchmark,
-    prompts: Sequence[Prompt],
-    questions: Sequence[Question],
-    decoding: Decoding,
-) -> list[Any]:
-    """The completion of each prompt, or a list of samples; for options, the likeliest."""
-    texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
-    asked = [questions[number] for number in numbers]
-    if asked[0].options:
-        return likeliest(model, texts, [question.options for question in asked], decoding.batch_size)
-    limit = prompts[0].row['max_new_tokens']
-    decoding = decoding.replace(stop=(*decoding.stop, *benchmark.stop_strings(prompts[0].row['task'])))
-    samples = model.samples(texts, decoding.num_samples, limit, decoding=decoding, rows=numbers)
-    return samples if decoding.num_samples > 1 else [first for (first,) in samples]
 
 
 def likeliest(

@@ -8,7 +8,6 @@ As in SeqIO's Evaluator, every task's own metric functions and postprocessor are
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -28,14 +27,15 @@ from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.decoding.config import GREEDY, Decoding
 from t5flan.decoding.generate import Generation
 from t5flan.errors import UserError
+from t5flan.evaluation.inference import which_parameters
 from t5flan.evaluation.measures import Result, Row, mean_metrics, measure, metric_names, metrics_of, needs_predictions
 from t5flan.evaluation.results import StepResults, StepRows
 from t5flan.evaluation.row_files import Prompt, record_path
-from t5flan.evaluation.steps import each_step, load_if_there
+from t5flan.evaluation.steps import each_step, load_on_all
 from t5flan.evaluation.terminal import Progress, print_steps, print_table
 from t5flan.files import locks, to_path
 from t5flan.language_model import LanguageModel
-from t5flan.processes.gathering import divide, follow, is_leader, lead, load_together
+from t5flan.processes.gathering import divide, follow, is_leader, lead
 from t5flan.sharding import Sharding
 from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at
 from t5flan.training.config import EvaluationConfig
@@ -53,6 +53,7 @@ class _Request:
     """What is measured at each step."""
 
     checkpoint: str
+    adapter: str | None
     expanded: Mapping[str, Tasks]
     split: str
     limit: int | None
@@ -89,6 +90,8 @@ class _Request:
             'instructions': dataclasses.asdict(self.instructions),
             'feature_lengths': self.feature_lengths and dict(self.feature_lengths),
         }
+        if self.adapter is not None:
+            settings['adapter'] = which_parameters(self.adapter)
         root = os.fspath(checkpoint_root(self.checkpoint))
         return json.loads(json.dumps({'checkpoint': root, 'split': self.split, 'settings': settings}))
 
@@ -106,6 +109,7 @@ def evaluate(
     json_file: str | None = None,
     instructions: InstructionConfig = INSTRUCTIONS,
     feature_lengths: Mapping[str, int] | None = None,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates checkpoints on tasks and mixtures and prints a table for each.
 
@@ -121,6 +125,7 @@ def evaluate(
         json_file: write the table to this file as JSON. Without it, it is kept beside the predictions.
         instructions: how instruction tasks build their prompts (few-shot or not, with a rationale or not).
         feature_lengths: longer examples are cut to these; None is the lengths in training.
+        adapter: the folder of an adapter of the checkpoint, which every example then has.
 
     Returns:
         The table: checkpoint, split, settings, step, saved, seconds, `tasks` (name -> metrics) and `means` (mixture ->
@@ -130,7 +135,8 @@ def evaluate(
         UserError: the folder, a task, its split or a setting is wrong, or a task has no metrics.
     """
     decoding.require_one_sample('evaluate')
-    request = _Request(checkpoint, expand(tasks, split), split, limit, decoding, instructions, feature_lengths)
+    wanted = expand(tasks, split)
+    request = _Request(checkpoint, adapter, wanted, split, limit, decoding, instructions, feature_lengths)
     if not is_leader():
         _follow(request)
         return {}
@@ -150,7 +156,7 @@ def _follow(request: _Request) -> None:
     """Generates and scores with the first process, until it has evaluated all steps."""
     while (order := follow()) is not None:
         step, names = order
-        model = load_together(functools.partial(load_if_there, request.checkpoint, step))
+        model = load_on_all(request.checkpoint, step, request.adapter)
         if model is not None:
             request.evaluate(model, names, [])
 
@@ -189,7 +195,7 @@ def _evaluate_step(request: _Request, step: int, results: StepResults, rows: Ste
     new_rows: list[Row] = []
     if missing:
         lead([step, missing])
-        model = load_together(lambda: load_if_there(request.checkpoint, step))
+        model = load_on_all(request.checkpoint, step, request.adapter)
         if model is None:
             return None
         new = request.evaluate(model, missing, new_rows)

@@ -33,8 +33,9 @@ from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.likelihood import Likelihood, rolling_windows
 from t5flan.errors import UserError
+from t5flan.evaluation.steps import load_adapted
 from t5flan.files import read_object, to_path
-from t5flan.language_model import LanguageModel, load
+from t5flan.language_model import LanguageModel
 
 try:
     import lm_eval.__main__
@@ -73,6 +74,7 @@ class HarnessModel(TemplateLM):
         seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         """Loads the model.
 
@@ -88,10 +90,12 @@ class HarnessModel(TemplateLM):
             seed: of samples, in tasks that sample.
             max_batch_size: the batch size of batch_size='auto' (default: 32).
             device: not used. lm-eval passes PyTorch's name of a device; JAX_PLATFORMS chooses JAX's.
+            adapter: the folder of an adapter of the checkpoint. The folder may also be the `checkpoint` itself, which
+                names its base.
         """
         super().__init__()
         if not isinstance(checkpoint, LanguageModel):
-            checkpoint = load(as_checkpoint_folder(str(checkpoint)), step, dtype=dtype)
+            checkpoint = load_adapted(as_checkpoint_folder(str(checkpoint)), adapter, step, dtype)
         self.model = checkpoint
         automatic = str(batch_size).startswith('auto')
         self.batch_size = _positive('batch_size', (max_batch_size or _AUTO_BATCH_SIZE) if automatic else batch_size)

@@ -97,11 +97,11 @@ class _Asker:
 
     def record(self) -> Row:
         """What decides an answer besides its row."""
-        adapters = {name: _saved(folder, None) for name, folder in self.adapters.items()}
+        adapters = {name: which_parameters(folder) for name, folder in self.adapters.items()}
         settings = dataclasses.asdict(self.decoding)
         del settings['batch_size']
         return {
-            **_saved(self.checkpoint, self.step),
+            **which_parameters(self.checkpoint, self.step),
             **settings,
             **({'adapters': adapters, 'adapter': self.adapter} if adapters else {}),
             'control': list(self.control),
@@ -110,8 +110,8 @@ class _Asker:
         }
 
 
-def _saved(checkpoint: str, step: int | None) -> Row:
-    """Which parameters a folder holds."""
+def which_parameters(checkpoint: str, step: int | None = None) -> Row:
+    """Which parameters a folder holds: {'checkpoint', 'step', 'saved'}; step None is the latest."""
     from t5flan.training.checkpoints import checkpoint_root, find_step, saved_at  # imports JAX
 
     folder, step = os.fspath(checkpoint_root(checkpoint)), find_step(checkpoint, step)

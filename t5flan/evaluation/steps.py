@@ -1,13 +1,18 @@
 """Which checkpoints of a run are evaluated: the latest, the best, all, or some by their steps; also while it trains."""
 
+import dataclasses
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from t5flan.adapters.rows import choose
 from t5flan.errors import UsageError, UserError
 from t5flan.language_model import LanguageModel, load
+from t5flan.processes.gathering import load_together
 from t5flan.training.checkpoints import CHECKPOINTS, checkpoint_root, saved_steps
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.metric_writer import METRICS, read_metrics
@@ -86,10 +91,19 @@ def best_step(checkpoint: str, config: CheckpointConfig) -> int:
     return min(known, key=lambda step: (sign * known[step], step))
 
 
-def load_if_there(checkpoint: str, step: int) -> LanguageModel | None:
-    """Loads a checkpoint, or returns None, and says so, if a run has removed it meanwhile."""
+def load_on_all(checkpoint: str, step: int, adapter: str | None = None) -> LanguageModel | None:
+    """`load_if_there` on all processes of the job; None if the checkpoint was removed for one of them."""
+    return load_together(lambda: load_if_there(checkpoint, step, adapter))
+
+
+def load_if_there(checkpoint: str, step: int, adapter: str | None = None) -> LanguageModel | None:
+    """Loads a checkpoint, or returns None, and says so, if a run has removed it meanwhile.
+
+    Args:
+        adapter: the folder of an adapter of the checkpoint, which every row then has.
+    """
     try:
-        return load(checkpoint, step)
+        return load_adapted(checkpoint, adapter, step)
     except Exception:  # of many kinds: files vanish one by one
         end = time.monotonic() + _PATIENCE
         while step in saved_steps(checkpoint_root(checkpoint)):
@@ -98,6 +112,21 @@ def load_if_there(checkpoint: str, step: int) -> LanguageModel | None:
             time.sleep(_PATIENCE / 10)
         print(f'step {step} was removed before it was read: skipped', file=sys.stderr, flush=True)
         return None
+
+
+def load_adapted(
+    checkpoint: str, adapter: str | None, step: int | None = None, dtype: str | None = None
+) -> LanguageModel:
+    """Loads a checkpoint with an adapter in every row, as `language_model.load`.
+
+    Args:
+        adapter: the folder of an adapter of the checkpoint; None is the checkpoint alone.
+    """
+    if adapter is None:
+        return load(checkpoint, step, dtype=dtype)
+    model = load(checkpoint, step, dtype=dtype, adapters={adapter: adapter})
+    every_row = np.ones(1, np.int32)
+    return dataclasses.replace(model, model=choose(model.model, every_row), adapters=())
 
 
 def each_step(steps: Iterator[int], evaluate: Callable[[int], dict[str, Any] | None]) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ from t5flan.evaluation.measures import metrics_of
 
 def print_table(summary: Mapping[str, Any]) -> None:
     """Prints the summary of `evaluate` as a table."""
-    title = f'{summary["checkpoint"]}, step {summary["step"]}, {summary["split"]}'
+    adapter = summary['settings'].get('adapter')
+    model = summary['checkpoint'] + (f' with {adapter["checkpoint"]}' if adapter else '')
+    title = f'{model}, step {summary["step"]}, {summary["split"]}'
     print_scores(title, summary['tasks'], summary['means'])
     cut = [f'{result["cut"]} of {task}' for task, result in summary['tasks'].items() if result.get('cut')]
     if cut:

@@ -13,11 +13,11 @@ from typing import Any
 from t5flan.data.records.fields import require_field
 from t5flan.data.records.rows import read_rows
 from t5flan.data.records.text_files import match_texts
-from t5flan.decoding.config import CANDIDATES, Decoding
+from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, copied, instruction_fault, length_fault, without_quotes
-from t5flan.synthesis.loop import Run, Verdict
+from t5flan.synthesis.loop import Job, Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, chosen, read_seeds
 from t5flan.synthesis.self_instruct import one_line
 
@@ -123,27 +123,15 @@ def read_texts(patterns: Sequence[str], field: str) -> list[tuple[str, str]]:
 
 
 def backtranslate(
-    checkpoint: str,
-    input: Sequence[str],
-    output: str,
-    *,
-    field: str = 'text',
-    count: int | None = None,
-    seeds: str | None = None,
-    most_words: int = 300,
-    decoding: Decoding = CANDIDATES,
-    patience: int = 5,
-    step: int | None = None,
-    json_file: str | None = None,
+    job: Job, texts: Sequence[str], field: str = 'text', seeds: str | None = None, most_words: int = 300
 ) -> dict[str, Any]:
     """Writes instructions for texts; see the module and `loop.synthesize`.
 
     Args:
-        input: files or globs of rows.
+        texts: files or globs of rows.
         field: the field that holds the text.
-        count: stop with so many accepted; None reads all texts.
+        seeds: a file of tasks as examples; None is the packaged ones.
         most_words: longer texts are rejected.
     """
-    method = Backtranslate(read_texts(input, field), read_seeds(seeds), decoding, most_words)
-    given: dict[str, Any] = dict(decoding=decoding, patience=patience, step=step, json_file=json_file)
-    return loop.synthesize(method, checkpoint, output, count=count, **given)
+    method = Backtranslate(read_texts(texts, field), read_seeds(seeds), job.decoding, most_words)
+    return loop.synthesize(method, job)

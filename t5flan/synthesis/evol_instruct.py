@@ -12,11 +12,11 @@ parents of eliminated tasks stay, and are tried again.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5flan.decoding.config import CANDIDATES, Decoding
+from t5flan.decoding.config import Decoding
 from t5flan.errors import UsageError
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, instruction_fault, output_fault, without_quotes
-from t5flan.synthesis.loop import Run, Verdict
+from t5flan.synthesis.loop import Job, Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, generator, read_seeds, request
 
 _WORDING = PROMPTS['evol_instruct']
@@ -101,19 +101,8 @@ def _task_of(text: str) -> str:
     return without_quotes(text)
 
 
-def evol_instruct(
-    checkpoint: str,
-    output: str,
-    *,
-    count: int = 200,
-    seeds: str | None = None,
-    depth: int = 4,
-    decoding: Decoding = CANDIDATES,
-    patience: int = 5,
-    step: int | None = None,
-    json_file: str | None = None,
-) -> dict[str, Any]:
-    """Rewrites tasks until `count` are accepted; see the module and `loop.synthesize`.
+def evol_instruct(job: Job, seeds: str | None = None, depth: int = 4) -> dict[str, Any]:
+    """Rewrites tasks until enough are accepted; see the module and `loop.synthesize`.
 
     Args:
         seeds: a file of tasks; None is the packaged ones.
@@ -121,6 +110,4 @@ def evol_instruct(
     """
     if depth < 1:
         raise UsageError(f'--depth={depth}, expected an integer of 1 or more')
-    method = EvolInstruct(read_seeds(seeds), decoding, depth)
-    given: dict[str, Any] = dict(decoding=decoding, patience=patience, step=step, json_file=json_file)
-    return loop.synthesize(method, checkpoint, output, count=count, **given)
+    return loop.synthesize(EvolInstruct(read_seeds(seeds), job.decoding, depth), job)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from t5flan.decoding.config import Decoding
+from t5flan.decoding.config import CANDIDATES, Decoding
 from t5flan.errors import UsageError, UserError
 from t5flan.files import to_path, write_json
 from t5flan.language_model import LanguageModel, load
@@ -124,23 +124,31 @@ def model_fields(model: LanguageModel) -> Row:
     return {'checkpoint': model.folder, 'step': model.step, 'saved': saved}
 
 
-def synthesize(
-    method: Method,
-    checkpoint: str,
-    output: str,
-    *,
-    count: int | None,
-    decoding: Decoding,
-    patience: int = 5,
-    step: int | None = None,
-    json_file: str | None = None,
-) -> Row:
-    """Runs a method, writes `output` (.jsonl) and its provenance, and prints the acceptance by filter.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Whom a method asks, how long, and where its rows go.
 
-    Args:
+    Attributes:
+        checkpoint: the workdir of a run, or one of its steps.
+        output: a .jsonl file; its provenance is written beside it.
         count: stop with this number of accepted rows; None is as many as the method has.
-        decoding: how candidates are sampled.
+        decoding: how candidates are sampled; its batch size is the number of prompts in a round.
         patience: stop if under 1 % of the candidates of as many rounds were accepted.
+        step: the checkpoint; None is the latest.
+        json_file: also write the provenance to this file.
+    """
+
+    checkpoint: str
+    output: str
+    count: int | None = 200
+    decoding: Decoding = CANDIDATES
+    patience: int = 5
+    step: int | None = None
+    json_file: str | None = None
+
+
+def synthesize(method: Method, job: Job) -> Row:
+    """Runs a method, writes `job.output` and its provenance, and prints the acceptance by filter.
 
     Returns:
         The provenance.
@@ -149,36 +157,37 @@ def synthesize(
         UsageError: a setting is out of range.
         UserError: the checkpoint cannot be loaded, the output is of another run, or the model only repeats itself.
     """
-    _check_settings(output, count, patience, decoding)
-    model = load(checkpoint, step).in_format('auto')
+    _check_settings(job)
+    model = load(job.checkpoint, job.step).in_format('auto')
     own = {**model_fields(model), 'method': method.name, **method.settings}
-    own |= {name: value for name, value in dataclasses.asdict(decoding).items() if name != 'num_samples'}
+    own |= {name: value for name, value in dataclasses.asdict(job.decoding).items() if name != 'num_samples'}
     own = json.loads(json.dumps(own))
-    path = to_path(output)
-    known = finished(path, {**own, 'count': count})
+    path = to_path(job.output)
+    known = finished(path, {**own, 'count': job.count})
     if known is None:
         with open_run(path, own) as journal:
-            run = Run(model, journal, decoding)
-            known = _rounds(method, run, path, count, patience, own)
-    print(f'{output}: {_summary(known["counts"])}')
-    if json_file is not None:
-        write_json(json_file, known, indent=2)
+            run = Run(model, journal, job.decoding)
+            known = _rounds(method, run, path, job, own)
+    print(f'{job.output}: {_summary(known["counts"])}')
+    if job.json_file is not None:
+        write_json(job.json_file, known, indent=2)
     return known
 
 
-def _check_settings(output: str, count: int | None, patience: int, decoding: Decoding) -> None:
-    if not output.endswith('.jsonl'):
-        raise UsageError(f'--output={output}, expected a file name that ends in .jsonl')
-    for name, value in (('count', count), ('patience', patience)):
+def _check_settings(job: Job) -> None:
+    if not job.output.endswith('.jsonl'):
+        raise UsageError(f'--output={job.output}, expected a file name that ends in .jsonl')
+    for name, value in (('count', job.count), ('patience', job.patience)):
         if value is not None and value < 1:
             raise UsageError(f'--{name}={value}, expected an integer of 1 or more')
-    if decoding.greedy:
+    if job.decoding.greedy:
         raise UsageError('--temperature=0 makes the same candidates in every round: set it above 0')
-    decoding.require_one_sample('this command')
+    job.decoding.require_one_sample('this command')
 
 
-def _rounds(method: Method, run: Run, path: Path, count: int | None, patience: int, own: Row) -> Row:
+def _rounds(method: Method, run: Run, path: Path, job: Job, own: Row) -> Row:
     """Accepts rows until a reason to stop; writes them."""
+    count, patience = job.count, job.patience
     rows: list[Row] = []
     rejected: collections.Counter[str] = collections.Counter()
     recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=patience)

@@ -56,21 +56,44 @@ Exemplar = Mapping[str, str]
 """A question, a rationale and an answer."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which rationales are kept.
+
+    Attributes:
+        keep: 'right' or 'vote'.
+        each: at most so many different rationales of a question.
+        agreement: for 'vote', the smallest share of the samples that must have the answer.
+        filters: which rationales are rejected.
+        score: whether the log-likelihood of each kept rationale by the model itself is written, too.
+    """
+
+    keep: str = 'right'
+    each: int = 1
+    agreement: float = 0.5
+    filters: Filters = Filters()
+    score: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of the provenance."""
+        fields = dataclasses.asdict(self)
+        return fields if self.keep == 'vote' else {name: x for name, x in fields.items() if name != 'agreement'}
+
+
+CHOICE = Choice()
+
+
 def rationales(
     checkpoint: str,
     task: str,
     output: str,
     *,
-    keep: str = 'right',
+    choice: Choice = CHOICE,
     split: str = 'train',
     limit: int | None = None,
-    each: int = 1,
-    agreement: float = 0.5,
     trigger: str | None = None,
     answer_words: Sequence[str] = (TRIGGER,),
     exemplars: Sequence[Exemplar] = (),
-    filters: Filters | None = None,
-    score: bool = False,
     draws: str | None = None,
     step: int | None = None,
     decoding: Decoding = SAMPLING,
@@ -80,16 +103,12 @@ def rationales(
 
     Args:
         task: a SeqIO task. Its questions are used as they are, or its zero-shot prompts if it has no questions.
-        keep: 'right' or 'vote'.
+        choice: which rationales are kept.
         limit: only the first N questions; None is all.
-        each: at most N different rationales of a question are kept.
-        agreement: for 'vote', the smallest share of the samples that must have the answer.
         trigger: the sentence that asks for a rationale; '' adds none. None is the first of InstructionConfig.triggers,
             for prompts that do not ask for one.
         answer_words: the phrases that announce an answer, one for each language, beside the usual ones.
         exemplars: solved questions that come before each prompt.
-        filters: which rationales are rejected; None is the default of `Filters`.
-        score: also write the log-likelihood of each kept rationale by the model itself.
         draws: also write every draw and what became of it to this .jsonl file.
         decoding: its num_samples is the number of rationales sampled for each question.
 
@@ -100,7 +119,6 @@ def rationales(
         UsageError: a setting is out of range.
         UserError: no such checkpoint, task or split, the output is of another run, or no rationale was kept.
     """
-    choice = Choice(keep, each, agreement, Filters() if filters is None else filters, score)
     _check_settings(output, choice, draws, decoding)
     questions, whole = read_questions(task, split, limit, answer_words)
     model = load(checkpoint, step).in_format('auto')
@@ -124,7 +142,7 @@ def rationales(
         with open_run(path, {**drawing, 'batch_size': decoding.batch_size}) as journal:
             samples = sample(model, questions, prompts, decoding, answer_words, journal)
             found, kept = _choose_all(questions, samples, choice, made, draws)
-            kept = _scored(model, prompts, kept, journal) if score else kept
+            kept = _scored(model, prompts, kept, journal) if choice.score else kept
             journal.finish(lines_of(path, questions, kept, task), found)
     counts = found['counts']
     print(
@@ -135,22 +153,6 @@ def rationales(
     if json_file is not None:
         write_json(json_file, found, indent=2)
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What is kept, as in `rationales`."""
-
-    keep: str
-    each: int
-    agreement: float
-    filters: Filters
-    score: bool
-
-    def settings(self) -> dict[str, Any]:
-        """The fields of the provenance."""
-        fields = dataclasses.asdict(self)
-        return fields if self.keep == 'vote' else {name: x for name, x in fields.items() if name != 'agreement'}
 
 
 def _choose_all(

@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5flan.decoding.config import CANDIDATES, Decoding
+from t5flan.decoding.config import Decoding
 from t5flan.synthesis import loop
 from t5flan.synthesis.filters import Pool, instruction_fault, output_fault, without_quotes
-from t5flan.synthesis.loop import Draw, Run, Verdict
+from t5flan.synthesis.loop import Draw, Job, Run, Verdict
 from t5flan.synthesis.seeds import PROMPTS, Instance, Task, chosen, generator, read_seeds, request
 
 _WORDING = PROMPTS['self_instruct']
@@ -180,23 +180,10 @@ def _labelled(instruction: str, draw: Draw) -> tuple[Instance, bool] | str:
     return fault or (Instance(given, label), True)
 
 
-def self_instruct(
-    checkpoint: str,
-    output: str,
-    *,
-    count: int = 200,
-    seeds: str | None = None,
-    decoding: Decoding = CANDIDATES,
-    patience: int = 5,
-    step: int | None = None,
-    json_file: str | None = None,
-) -> dict[str, Any]:
-    """Makes tasks until `count` are accepted; see the module and `loop.synthesize`.
+def self_instruct(job: Job, seeds: str | None = None) -> dict[str, Any]:
+    """Makes tasks until enough are accepted; see the module and `loop.synthesize`.
 
     Args:
         seeds: a file of seed tasks; None is the packaged ones.
-        decoding: how tasks and inputs are sampled; its batch size is the number of lists in a round.
     """
-    method = SelfInstruct(read_seeds(seeds), decoding)
-    given: dict[str, Any] = dict(decoding=decoding, patience=patience, step=step, json_file=json_file)
-    return loop.synthesize(method, checkpoint, output, count=count, **given)
+    return loop.synthesize(SelfInstruct(read_seeds(seeds), job.decoding), job)

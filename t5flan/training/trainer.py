@@ -102,46 +102,49 @@ def train(
         processes.connect()
     require_memory(model, data, run, optimizer, mesh)
     with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock, few_collections() as end_start:
-        context = Context(preemption, lock, started, profile, end_start)
-        return _train(
-            workdir, model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated, context
-        )
+        settings = _Settings(model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated)
+        return _train(workdir, settings, Context(preemption, lock, started, profile, end_start))
 
 
-def _train(
-    workdir: str,
-    model: ModelConfig,
-    data: DataConfig,
-    run: RunConfig,
-    optimizer: OptimizerConfig,
-    loss: LossConfig,
-    mesh: MeshConfig,
-    checkpoints: CheckpointConfig,
-    evaluation: EvaluationConfig,
-    gin: str,
-    generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None,
-    context: 'Context',
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """The settings of a run; see `train`."""
+
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    mesh: MeshConfig
+    checkpoints: CheckpointConfig
+    evaluation: EvaluationConfig
+    gin: str
+    generated: Callable[[DataConfig, EvaluationConfig, Vocabulary], GeneratedMetrics] | None
+
+
+def _train(workdir: str, settings: _Settings, context: 'Context') -> TrainState:
     """`train`, once no other run can write the workdir."""
+    model, data, run = settings.model, settings.data, settings.run
+    initial = settings.checkpoints.initialize_from
     first_host = jax.process_index() == 0
     # -- The data, the devices, and the workdir ---------------------------------------------------------------------
     vocabulary = load_vocabulary(data.vocabulary, data.extra_ids, data.mode_tokens, data.added_tokens)
     check_vocabulary(vocabulary, model)
-    data = description_lib.continued(workdir, data, vocabulary, checkpoints.initialize_from)
-    sharding = sharding_lib.create_sharding(mesh)
+    data = description_lib.continued(workdir, data, vocabulary, initial)
+    sharding = sharding_lib.create_sharding(settings.mesh)
     pipeline = make_pipeline(data, vocabulary, sharding)
     description = description_lib.describe(model, data, vocabulary)
-    description = description_lib.with_adapter(description, run.adapter, workdir, checkpoints.initialize_from)
-    told = description_lib.check_workdir(workdir, description, gin, checkpoints.initialize_from)
-    evaluator = Evaluator(evaluation, data, vocabulary, sharding, generated)
-    evaluator.check(checkpoints)
+    description = description_lib.with_adapter(description, run.adapter, workdir, initial)
+    told = description_lib.check_workdir(workdir, description, settings.gin, initial)
+    evaluator = Evaluator(settings.evaluation, data, vocabulary, sharding, settings.generated)
+    evaluator.check(settings.checkpoints)
     if run.epochs is not None:
         steps, line = steps_of_epochs(run.epochs, data, vocabulary, pipeline.plan)
         run, told = dataclasses.replace(run, steps=steps, epochs=None), [line, *told]
-    trainer = make_trainer(model, optimizer, loss, run, sharding, vocabulary)
+    trainer = make_trainer(model, settings.optimizer, settings.loss, run, sharding, vocabulary)
     if first_host:
-        description_lib.write_description(workdir, description, vocabulary, gin, checkpoints.initialize_from)
-    manager = checkpoints_lib.CheckpointManager(workdir, checkpoints)
+        description_lib.write_description(workdir, description, vocabulary, settings.gin, initial)
+    manager = checkpoints_lib.CheckpointManager(workdir, settings.checkpoints)
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
@@ -154,7 +157,8 @@ def _train(
             writer.log(line)
 
         # -- The steps ----------------------------------------------------------------------------------------------
-        throughput = Throughput(model, data.batch_size, sharding.mesh, peak_tflops(mesh, sharding, model), run.steps)
+        peak = peak_tflops(settings.mesh, sharding, model)
+        throughput = Throughput(model, data.batch_size, sharding.mesh, peak, run.steps)
         try:
             state = Loop(run, trainer, pipeline, evaluator, manager, writer, throughput, context).train(state)
         except BaseException:

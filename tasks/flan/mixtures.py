@@ -99,10 +99,13 @@ def parts(mixture: str) -> dict[str, dict[str, Any]]:
         {submixture: {'share', 'here' (the tasks here), 'data_sets' (how many of TFDS and of the hub they read),
         'missing' {data set: why}, 'tasks' (as `counted` in published.py)}}. niv2 and cot are what the files hold.
     """
+    table = load_table()
+    found: dict[str, dict[str, Any]] = {}
+    if mixture not in table.mixtures:
+        return found
     import seqio
 
-    table, found = load_table(), {}
-    for name, share in table.mixtures.get(mixture, {}).items():
+    for name, share in table.mixtures[mixture].items():
         part = table.submixtures[name]
         registered = name_of(part) in seqio.MixtureRegistry.names()
         here = [task.name for task in seqio.MixtureRegistry.get(name_of(part)).tasks] if registered else []

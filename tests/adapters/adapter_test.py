@@ -125,6 +125,20 @@ def test_a_step_of_an_adapter_saves_the_products_of_frozen_gradients():
     assert 0.95 * products < saved < 1.6 * products  # and what the optimizer computes
 
 
+@both_models
+def test_a_fingerprint_of_pieces_is_that_of_the_whole(config):
+    model = base_model(config)
+
+    def pieces():
+        for name, x in named_parameters(model).items():
+            if '/layers/' not in name:
+                yield name, None, np.asarray(x)
+                continue
+            yield from ((name, layer, np.asarray(x[layer])) for layer in reversed(range(len(x))))
+
+    assert adapters.fingerprint_of_pieces(pieces()) == adapters.fingerprint(model)
+
+
 def test_a_fingerprint_depends_on_every_bit_and_its_place():
     model = base_model(DECODER)
     name = 'decoder/layers/mlp/wo/kernel'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from t5flan import sharding as sharding_lib
 from t5flan.adapters import adapter as adapters
 from t5flan.adapters.config import Adapter
+from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
@@ -19,6 +21,7 @@ from t5flan.models.parameters import named_parameters, parameter_count
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.state import TrainState
 from t5flan.training.step import Trainer
+from tests.saved_model import byte_model
 
 SIZES = dict(vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2, dtype='float32')
 ENCODER_DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
@@ -51,6 +54,15 @@ def moved(model: Any) -> Any:
     return adapters.with_arrays(
         model, {name: x + 0.1 * jax.random.normal(k, x.shape) for (name, x), k in zip(arrays.items(), keys)}
     )
+
+
+def write_adapter(folder: Path, base: Path | str, settings: Adapter, seed: int = 0) -> str:
+    """A folder with an adapter of random numbers, of a `byte_model` in the folder `base`."""
+    model = moved(adapters.apply(byte_model(), settings, jax.random.key(seed)))
+    folder.mkdir(parents=True)
+    arrays = {name: np.asarray(x) for name, x in adapters.adapter_arrays(model).items()}
+    adapter_folder.write(folder, str(base), settings, arrays, {})
+    return str(folder)
 
 
 def logits(model: Any, batch: Any) -> np.ndarray:

@@ -9,29 +9,21 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan.adapters import adapter as adapters
 from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.adapters.methods.lora import Lora
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
-from t5flan.conversion.adapters import folder as adapter_folder
+from t5flan.conversion import convert
 from t5flan.errors import UsageError, UserError
+from t5flan.evaluation.steps import load_if_there
 from t5flan.mesh import MeshConfig
-from tests.adapters.properties import moved
+from tests.adapters.properties import write_adapter
 from tests.saved_model import byte_model, save_folder
 
 SETTINGS = {'de': Lora(rank=2, targets=['.*/mlp/.*/kernel']), 'fr': Ia3(), 'it': PromptTuning(tokens=2)}
+FEATURES = ('encoder_input_tokens', 'decoder_input_tokens')
 TEXTS = ['ab', 'a longer one', 'c', 'xyz']
-
-
-def write_adapter(folder, base, settings, seed=0):
-    """A folder with an adapter of random numbers."""
-    model = moved(adapters.apply(byte_model(), settings, jax.random.key(seed)))
-    folder.mkdir(parents=True)
-    arrays = {name: np.asarray(x) for name, x in adapters.adapter_arrays(model).items()}
-    adapter_folder.write(folder, str(base), settings, arrays, {})
-    return str(folder)
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +34,8 @@ def folders(tmp_path_factory):
     return base, {name: write_adapter(root / name, base, one) for name, one in SETTINGS.items()}
 
 
-def run(*argv):
-    command, arguments = parse_arguments(['infer', *argv], COMMANDS)
+def run(*argv, command='infer'):
+    command, arguments = parse_arguments([command, *argv], COMMANDS)
     command.run(arguments)
 
 
@@ -80,6 +72,34 @@ def test_rows_of_a_file_name_their_adapters(folders, tmp_path, capsys):
     assert capsys.readouterr().out == expected[1] + '\n'
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['de', 'it'])
+def test_evaluate_measures_an_adapter_over_its_base(folders, tmp_path, name):
+    """The predictions and scores are those of the folder of the adapter, which loads its base itself."""
+    base, paths = folders
+    given = {'alone': [f'--checkpoint={paths[name]}']}
+    pairs = ','.join(f'{one}={folder}' for one, folder in paths.items())
+    given['over'] = [f'--checkpoint={base}', f'--adapters={pairs}', f'--adapter={name}']
+    tables, rows = {}, {}
+    for kind, flags in given.items():
+        files = [f'--json={tmp_path}/{kind}.json', f'--predictions={tmp_path}/{kind}.jsonl']
+        run(*flags, *files, '--tasks=practice_add', '--limit=3', '--max_new_tokens=4', command='evaluate')
+        tables[kind] = json.loads((tmp_path / f'{kind}.json').read_text())
+        rows[kind] = [json.loads(line) for line in (tmp_path / f'{kind}.jsonl').read_text().splitlines()]
+    assert tables['alone']['tasks'] == tables['over']['tasks']
+    assert [row['prediction'] for row in rows['alone']] == [row['prediction'] for row in rows['over']]
+    assert tables['over']['step'] == 3 and tables['over']['settings']['adapter']['checkpoint'] == paths[name]
+
+
+def test_a_loaded_step_has_the_adapter_in_every_row(folders):
+    base, paths = folders
+    model, chosen = load_if_there(str(base), 3, paths['fr']), t5flan.load(base, adapters=paths)
+    batch = {name: np.arange(3, 15, dtype=np.int32).reshape(3, 4) for name in FEATURES}
+    np.testing.assert_allclose(model.logits(batch), chosen.logits(batch, adapter='fr'), atol=1e-5)
+    assert model.adapters == () and not np.allclose(model.logits(batch), chosen.logits(batch), atol=1e-2)
+
+
+@pytest.mark.parametrize('command', ['infer', 'evaluate'])
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
@@ -89,10 +109,17 @@ def test_rows_of_a_file_name_their_adapters(folders, tmp_path, capsys):
         (['--adapters=de=a', '--adapter=dee'], '--adapter=dee is not known: --adapters has de; did you mean de'),
     ],
 )
-def test_wrong_flags_are_one_line(folders, flags, words):
+def test_wrong_flags_are_one_line(folders, flags, words, command):
+    rows = {'infer': '--prompt=a', 'evaluate': '--tasks=practice_add'}[command]
     with pytest.raises(UsageError, match=words) as error:
-        run(f'--checkpoint={folders[0]}', '--prompt=a', *flags)
+        run(f'--checkpoint={folders[0]}', rows, *flags, command=command)
     assert '\n' not in str(error.value)
+
+
+def test_evaluate_needs_one_of_the_adapters():
+    words = '--adapters has de, fr, of which every row has one. Set --adapter=NAME'
+    with pytest.raises(UsageError, match=words):
+        run('--checkpoint=nowhere', '--tasks=practice_add', '--adapters=de=a,fr=b', command='evaluate')
 
 
 def test_an_unknown_adapter_of_a_row_is_refused_before_anything_is_loaded(folders, tmp_path):
@@ -103,7 +130,7 @@ def test_an_unknown_adapter_of_a_row_is_refused_before_anything_is_loaded(folder
     assert '\n' not in str(error.value) and not (tmp_path / 'out.jsonl').exists()
 
 
-@pytest.mark.parametrize('case', ['whole model', 'other base', 'missing'])
+@pytest.mark.parametrize('case', ['whole model', 'other base', 'missing', 'of PEFT'])
 def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
     base, paths = folders
     folder, words = str(base), 'holds a whole model, expected an adapter of'
@@ -121,6 +148,9 @@ def test_a_folder_that_does_not_fit_is_refused(folders, tmp_path, case):
         (tmp_path / 'adapter' / 't5flan.json').write_text(json.dumps(fields))
         for path in (tmp_path / 'adapter').rglob('checksums.json'):  # they would tell that the file has changed
             path.unlink()
+    if case == 'of PEFT':
+        folder, words = str(tmp_path / 'peft'), 'peft is an adapter in the format of PEFT, .* --from=peft --to=t5flan'
+        convert.main(paths['de'], folder, 't5flan', 'peft')
     with pytest.raises(UserError, match=words) as error:
         t5flan.load(base, adapters={'x': folder})
     assert '\n' not in str(error.value)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 import shutil
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 import t5flan
-from t5flan import tasks
 from t5flan.adapters.adapter import adapter_arrays
 from t5flan.adapters.config import METHODS
 from t5flan.adapters.methods.lora import Lora
@@ -18,28 +16,15 @@ from t5flan.adapters.methods.p_tuning import PTuning
 from t5flan.adapters.methods.prefix_tuning import PrefixTuning
 from t5flan.adapters.methods.prompt_tuning import PromptTuning
 from t5flan.conversion import convert
-from t5flan.data.config import DataConfig
-from t5flan.data.corpus_config import FileTask
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
-from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
+from tests.training.reversed_words import MODEL, run_settings
 
-MODEL = ModelConfig(
-    architecture='decoder_only',
-    vocab_size=384,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_decoder_layers=2,
-    dropout_rate=0.1,
-    dtype='float32',
-)
 BATCH = {'decoder_input_tokens': np.arange(1, 21, dtype=np.int32).reshape(2, 10)}
 
 pytestmark = pytest.mark.slow  # every run compiles its steps
@@ -48,28 +33,11 @@ pytestmark = pytest.mark.slow  # every run compiles its steps
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory):
     """Arguments of train(): two steps, saved at the end."""
-    path = tmp_path_factory.mktemp('data') / 'reverse.jsonl'
-    rng = random.Random(0)
-    rows = [rng.choices(['ant', 'bee', 'cat', 'dog'], k=rng.randint(1, 5)) for _ in range(200)]
-    texts = [{'inputs': ' '.join(row), 'targets': ' '.join(row[::-1])} for row in rows]
-    path.write_text(''.join(json.dumps(row) + '\n' for row in texts))
-    data = DataConfig(
-        mixture='reverse_adapter_test',
-        batch_size=8,
-        feature_lengths={'inputs': 40, 'targets': 40},
-        format='causal_lm',
-        vocabulary='bytes',
-        extra_ids=0,
-        file_tasks=(FileTask(name='reverse_adapter_test', train=str(path), validation=str(path)),),
-    )
-    tasks.register_all(data)
-    return dict(
-        model=MODEL,
-        data=data,
+    shared = run_settings(tmp_path_factory.mktemp('data'), 'reverse_adapter_test', 'causal_lm', validation=True)
+    return shared | dict(
         run=RunConfig(steps=2, log_every=1),
         optimizer=OptimizerConfig(name='adamw', learning_rate=0.01),
         checkpoints=CheckpointConfig(every=2, keep=5),
-        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from t5flan.commands import COMMANDS, startup
 from t5flan.commands.startup import set_environment
+from tests.saved_model import byte_model, save_folder
 
 
 def test_existing_environment_variables_stay(monkeypatch, tmp_path):
@@ -59,3 +60,18 @@ def test_training_on_own_text_imports_no_tensorflow(tmp_path, more, heavy):
     done = subprocess.run([sys.executable, '-c', RUN, *flags], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f'0 {heavy}', done.stderr
     assert list((tmp_path / 'run' / 'tensorboard').iterdir()) and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
+
+
+@pytest.mark.slow  # three processes, one of which compiles
+def test_commands_on_plain_files_import_no_tensorflow(tmp_path):
+    (tmp_path / 'text.txt').write_text('An example of text to train on, with words of its own and no others.\n')
+    folder = save_folder(tmp_path / 'run', byte_model(), steps=(1,))
+    lines = {
+        ('mixture', 'practice', '--sample=2'): 0,
+        ('mixture', 'ul2', '--sample=2'): 0,
+        ('decontaminate', f'--input={tmp_path}/text.txt', f'--output={tmp_path}/clean.jsonl', '--task=practice_add'): 0,
+        ('rationales', f'--checkpoint={folder}', '--task=practice_add', '--limit=2', f'--output={tmp_path}/r.jsonl'): 1,
+    }
+    for line, code in lines.items():
+        done = subprocess.run([sys.executable, '-c', RUN, *line], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f'{code} []', f'{line}\n{done.stdout}\n{done.stderr}'

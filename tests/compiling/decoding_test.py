@@ -44,9 +44,9 @@ def test_the_shapes_are_those_of_generation(monkeypatch):
     found = {}
     begin = generating.sampled.begin
 
-    def recorded(model, tokens_BP, *given, **options):
-        found.update(shape=tokens_BP.shape, **{name: options[name] for name in ('capacity', 'new_slots')})
-        return begin(model, tokens_BP, *given, **options)
+    def recorded(model, prompts, *given, **options):
+        found.update(shape=prompts.tokens_BP.shape, **{name: options[name] for name in ('capacity', 'new_slots')})
+        return begin(model, prompts, *given, **options)
 
     monkeypatch.setattr(generating.sampled, 'begin', recorded)
     decoding = Decoding(batch_size=6, max_new_tokens=5)

@@ -55,17 +55,9 @@ def test_the_rows_that_remain_go_on_as_in_the_whole_batch(family, samples, unrol
     ended_B = np.repeat(np.arange(8) % 3 > 0, samples)  # prompts 0, 3 and 6 run
 
     def begun():
-        starts_B = np.zeros(8, np.int32)
-        loop = sampled.begin(
-            model,
-            PROMPTS_BP,
-            np.arange(8, dtype=np.int32),
-            starts_B,
-            choice,
-            np.int32(1),
-            **options,
-            placement=placement,
-        )
+        none_B = np.zeros(8, np.int32)
+        prompts = steps.PromptBatch(PROMPTS_BP, none_B, np.arange(8, dtype=np.int32), none_B)
+        loop = sampled.begin(model, prompts, choice, np.int32(1), **options, placement=placement)
         return sampled.advance(model, layers, loop, choice, np.int32(4), placement=placement)._replace(
             ended_B=ended_B.copy()
         )

@@ -11,6 +11,7 @@ from t5flan.decoding import generate as generate_lib
 from t5flan.decoding import sampled
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.generate import _batches, generate
+from t5flan.decoding.likelihood import likelihoods
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from tests.models.small_models import ENCODER_DECODERS, VOCABULARY, small_config, small_model
@@ -142,6 +143,18 @@ def test_a_mesh_does_not_change_the_result(family, mesh, models):
         np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
 
 
+@pytest.mark.parametrize('decoding', [Decoding(6), Decoding(6, num_beams=2)], ids=['greedy', 'beams'])
+def test_a_decoder_reads_the_id_0_as_a_word(models, decoding):
+    """At the beginning of a prompt too, where padding is."""
+    model, prompts = models('palm'), [[0, 0, 9], [9], [5, 0], [0]]
+    together = generate(model, prompts, decoding, eos_id=NO_END)
+    for prompt, (first, *_) in zip(prompts, together, strict=True):
+        (likelihood,) = likelihoods(model, [[0, *prompt]], [first.tokens.tolist()])
+        assert first.log_probs.sum() == pytest.approx(likelihood.log_prob, abs=2e-4)
+        assert decoding.num_beams > 1 or likelihood.is_greedy
+    assert together[0][0].log_probs.tolist() != together[1][0].log_probs.tolist()
+
+
 def test_batches_keep_the_order_and_report_progress(models):
     model = models('palm')
     prompts = [[i + 3] * (1 + i % 5) for i in range(9)]
@@ -166,9 +179,9 @@ def test_the_batches_of_a_call_have_few_shapes(family, settings, new_slots):
     prompts = [[3] * length for length in (40, 230, 120, 60, 200, 250, 390, 30, 20)]
     decoding = Decoding(max_new_tokens=40, batch_size=2, **settings)
     batches = list(_batches(small_config(family), prompts, range(9), [0] * 9, None, decoding))
-    assert [batch.tokens_BP.shape for batch in batches] == [(2, 512), (2, 256), (2, 128), (2, 64), (2, 32)]
+    assert [batch.prompts.tokens_BP.shape for batch in batches] == [(2, 512), (2, 256), (2, 128), (2, 64), (2, 32)]
     assert [batch.new_slots for batch in batches] == new_slots
-    assert (batches[-1].rows_B[1:] == -1).all()
+    assert (batches[-1].prompts.rows_B[1:] == -1).all()
 
 
 def test_wrong_prompts_are_reported(models):
@@ -181,6 +194,8 @@ def test_wrong_prompts_are_reported(models):
         generate(model, PROMPTS, decoding, eos_id=1, start_id=None)
     with pytest.raises(UserError, match='prompt 1 is empty: start_id=None'):
         generate(models('palm'), [[3], []], decoding, eos_id=1, start_id=None)
+    with pytest.raises(UserError, match='prompt 0 has token ids from -1 to 3; the model has 0 to 63'):
+        generate(models('palm'), [[3, -1]], decoding, eos_id=1)
 
 
 def test_worked_examples():

@@ -1,5 +1,6 @@
 """Every command line and every piece of gin in the README and the documentation is one that t5flan takes."""
 
+import re
 import shlex
 
 import pytest
@@ -96,3 +97,9 @@ def test_the_pages_show_commands():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     assert any(line.startswith('t5flan train ') for line in commands(text))
     assert 'my_mixture.gin' in OUR_FILES
+
+
+def test_the_readme_names_every_command():
+    rows = [line for line in (ROOT / 'README.md').read_text(encoding='utf-8').splitlines() if line.startswith('| `')]
+    named = {name for row in rows for name in re.findall(r'`(\w+)`', row.split('|')[1])}
+    assert named >= set(COMMANDS)

@@ -11,8 +11,7 @@ FILE, PEFT, MERGED = (block.text for block in blocks(TEXT) if block.language == 
 pytestmark = pytest.mark.slow
 
 
-def test_the_page(smollm2, tmp_path, monkeypatch):
-    pytest.importorskip('peft')
+def test_the_page(smollm2, peft_library, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT), prepend=':')
     monkeypatch.delenv('XLA_FLAGS')  # a user's commands run on one device, optimized
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from t5flan.__main__ import main
+from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation import benchmarks
@@ -13,6 +14,7 @@ from t5flan.evaluation.benchmarks import evaluate_benchmarks, fitting, likeliest
 from t5flan.language_model import load
 from t5flan.scoring.benchmark import Question
 from t5flan.tasks.benchmarks import find
+from tests.adapters.properties import write_adapter
 from tests.saved_model import byte_model, save_folder
 
 LONG = 4000
@@ -93,6 +95,19 @@ def test_a_stopped_run_resumes(checkpoint, data, tmp_path, answers, monkeypatch)
     assert run()['benchmarks'] == whole['benchmarks'] and not answers
     with pytest.raises(UserError, match='does not answer a row of this input. Set another --predictions'):
         run(decoding=Decoding(max_new_tokens=3))
+
+
+def test_answers_of_an_adapter_are_not_those_of_its_base(checkpoint, data, tmp_path, answers, capsys):
+    adapter = write_adapter(tmp_path / 'adapter', checkpoint, Ia3())
+    files = [f'--predictions={tmp_path}/rows.jsonl', f'--json={tmp_path}/out.json']
+    rest = ['--benchmark=bbh_direct', '--limit=1', *files]
+    given = [f'--adapters=mine={adapter}', '--adapter=mine']
+    assert command(checkpoint, data, *rest, *given) == 0
+    assert json.loads((tmp_path / 'out.json').read_text())['settings']['adapter']['checkpoint'] == adapter
+    rows = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
+    assert {row['adapter'] for row in rows} == {adapter}
+    assert command(checkpoint, data, *rest) == 1
+    assert 'Set the former, or another --predictions' in capsys.readouterr().err
 
 
 def test_answers_end_at_the_stop_strings_of_the_benchmark_and_of_the_run(checkpoint, data, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from t5flan.adapters.methods.ia3 import Ia3
 from t5flan.commands import COMMANDS
 from t5flan.commands.arguments import parse_arguments
 from t5flan.data.vocabulary.byte_level import ByteVocabulary
@@ -27,6 +28,7 @@ from t5flan.decoding.likelihood import rolling_windows
 from t5flan.errors import UserError
 from t5flan.evaluation.harness import HarnessModel, default_max_length
 from t5flan.language_model import LanguageModel, load
+from tests.adapters.properties import write_adapter
 from tests.saved_model import LENGTHS, byte_model, save_folder
 
 PAIRS = [('What?', ' yes'), ('What?', ' no'), ('What? ', 'no'), ('a\n', 'b'), ('', 'x y')]
@@ -100,6 +102,18 @@ def test_an_encoder_decoder_reads_them_apart(seq2seq):
     pairs = [([*encode(context), 1], encode(continuation)) for context, continuation in split]
     found = seq2seq.loglikelihood(requests('loglikelihood', PAIRS), disable_tqdm=True)
     check(found, [log_likelihood(seq2seq.model, *pair) for pair in pairs])
+
+
+def test_an_adapter_is_the_checkpoint_or_over_one(tmp_path):
+    base = save_folder(tmp_path / 'base', byte_model(), steps=(3,))
+    folder = write_adapter(tmp_path / 'adapter', base, Ia3())
+    models = HarnessModel(str(base)), HarnessModel(folder), HarnessModel(str(base), adapter=folder)
+    asked = requests('loglikelihood', PAIRS[:2])
+    plain, *both = (model.loglikelihood(asked, disable_tqdm=True) for model in models)
+    check(*both)
+    assert plain[0][0] != pytest.approx(both[0][0][0], rel=1e-3)
+    with pytest.raises(UserError, match='holds a whole model, expected an adapter of'):
+        HarnessModel(str(base), adapter=str(base))
 
 
 def test_the_start_token_is_read_if_the_tokenizer_adds_it():

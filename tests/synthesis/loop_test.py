@@ -18,9 +18,9 @@ from t5flan.synthesis.backtranslate import read_texts
 from t5flan.synthesis.evol_instruct import OPERATIONS, evol_instruct
 from t5flan.synthesis.filters import Pool, instruction_fault
 from t5flan.synthesis.journal import journal_path, provenance_path
-from t5flan.synthesis.loop import Draw
+from t5flan.synthesis.loop import Draw, Job
 from t5flan.synthesis.seeds import read_seeds
-from t5flan.synthesis.self_instruct import SelfInstruct, items, self_instruct
+from t5flan.synthesis.self_instruct import items, self_instruct
 from t5flan.tasks import chat
 from tests.saved_model import byte_model, save_folder
 from tests.synthesis import stub_model
@@ -107,7 +107,7 @@ def test_the_seed_decides_the_file(tmp_path):
         path = tmp_path / f'{number}.jsonl'
         decoding = stub_model.SAMPLING.replace(seed=seed)
         loop.load = lambda *_: Stub()
-        loop.synthesize(SelfInstruct(read_seeds(), decoding), 'x', str(path), count=9, decoding=decoding)
+        self_instruct(Job('x', str(path), count=9, decoding=decoding))
         made.append(path.read_bytes())
     assert made[0] == made[1] != made[2]
 
@@ -169,11 +169,11 @@ def test_settings_out_of_range(tmp_path):
         ({'decoding': CANDIDATES.replace(temperature=0.0)}, '--temperature=0'),
     ):
         with pytest.raises(UsageError, match=pattern):
-            self_instruct('none', str(tmp_path / 'x.jsonl'), **settings)
+            self_instruct(Job('none', str(tmp_path / 'x.jsonl'), **settings))
     with pytest.raises(UsageError, match=r'x.csv, expected a file name that ends in .jsonl'):
-        self_instruct('none', 'x.csv')
+        self_instruct(Job('none', 'x.csv'))
     with pytest.raises(UsageError, match='--depth=0'):
-        evol_instruct('none', 'x.jsonl', depth=0)
+        evol_instruct(Job('none', 'x.jsonl'), depth=0)
     (tmp_path / 't.jsonl').write_text('{"text": " "}\n')
     with pytest.raises(UserError, match="has no text in field 'text'"):
         read_texts([str(tmp_path / 't.jsonl')], 'text')

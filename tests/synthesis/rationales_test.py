@@ -1,5 +1,6 @@
 """Rationales: the prompts, the filter, and a file that the CoT tasks read back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,7 +16,17 @@ from t5flan.decoding.config import SAMPLING, Decoding
 from t5flan.decoding.generate import Generation
 from t5flan.errors import UsageError, UserError
 from t5flan.synthesis import rationales as lib
-from t5flan.synthesis.rationales import Kept, Question, Sample, choose, parse, prompt_of, rationales, read_questions
+from t5flan.synthesis.rationales import (
+    Choice,
+    Kept,
+    Question,
+    Sample,
+    choose,
+    parse,
+    prompt_of,
+    rationales,
+    read_questions,
+)
 from t5flan.tasks import cot, registry
 from t5flan.tasks.practice import tasks as practice
 from tests.saved_model import byte_model, save_folder
@@ -64,11 +75,17 @@ def task(tmp_path):
     return f'cot_{stem}'
 
 
+def made(*args, **settings):
+    """`rationales` with the fields of `Choice` among its settings."""
+    fields = {field.name: settings.pop(field.name) for field in dataclasses.fields(Choice) if field.name in settings}
+    return rationales(*args, choice=Choice(**fields), **settings)
+
+
 def run(monkeypatch, tmp_path, task, say, name='sampled.tsv', **settings):
     speaker = Speaker(say)
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     settings = {'decoding': SAMPLING.replace(num_samples=4), 'limit': 6} | settings
-    provenance = rationales('runs/speaker', task, str(tmp_path / 'out' / name), **settings)
+    provenance = made('runs/speaker', task, str(tmp_path / 'out' / name), **settings)
     return speaker, provenance, tmp_path / 'out' / name
 
 
@@ -202,7 +219,7 @@ def test_prompts_that_ask_for_a_rationale_are_read_back_unchanged(monkeypatch, t
     ]
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     path = tmp_path / 'ratasks.tsv'
-    found = rationales('runs/speaker', 'practice_minutes_cot', str(path), decoding=Decoding(), limit=20, keep='vote')
+    found = made('runs/speaker', 'practice_minutes_cot', str(path), decoding=Decoding(), limit=20, keep='vote')
     assert found['whole_prompts'] and found['prompts_ask']
     cot.register([str(path)])
     task = seqio.TaskRegistry.get('cot_ratasks')
@@ -325,7 +342,7 @@ def test_exemplars_draws_and_scores(monkeypatch, tmp_path, task):
     monkeypatch.setattr(lib, 'load', lambda *_: speaker)
     path, draws = tmp_path / 'x.jsonl', tmp_path / 'draws.jsonl'
     given = dict(decoding=SAMPLING.replace(num_samples=4, batch_size=1), limit=1)
-    rationales('x', task, str(path), exemplars=exemplars, score=True, draws=str(draws), **given)
+    made('x', task, str(path), exemplars=exemplars, score=True, draws=str(draws), **given)
     assert speaker.asked[0].startswith(solved) and speaker.asked[0].endswith('step by step.\nA:')
     [row] = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
     assert row['log_likelihood'] == -2.0
@@ -366,7 +383,7 @@ def test_nothing_kept_is_explained_with_three_draws(monkeypatch, tmp_path, task,
 )
 def test_settings_out_of_range(settings, pattern):
     with pytest.raises(UsageError, match=pattern):
-        rationales('none', 'none', **{'output': 'x.tsv'} | settings)
+        made('none', 'none', **{'output': 'x.tsv'} | settings)
 
 
 def test_flags_override_gin_and_gin_overrides_the_defaults(monkeypatch, tmp_path):

@@ -105,7 +105,7 @@ def run(name: str, output: str, pause: float = 0.0, **settings: Any) -> dict[str
     """Runs a method with the stub, whatever the checkpoint."""
     loop.load = lambda *_: Stub(pause)  # type: ignore[assignment]
     given = {'count': None if name == 'backtranslate' else 30, 'decoding': SAMPLING} | settings
-    return loop.synthesize(method(name), 'runs/stub', output, **given)
+    return loop.synthesize(method(name), loop.Job('runs/stub', output, **given))
 
 
 def run_and_kill(name: str, output: str, kills: int, seed: int) -> int:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from t5flan import tasks
-from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask
 from t5flan.data.instruction_config import InstructionConfig
 from t5flan.data.mixture_config import Mixture, Stage
@@ -25,62 +24,22 @@ from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import GeneratedMetrics
 from t5flan.language_model import load
 from t5flan.mesh import MeshConfig
-from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_axes, named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import trainer as trainer_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.trainer import train
+from tests.training.reversed_words import MODEL, run_settings
 
-MODEL = ModelConfig(  # a decoder, because it compiles in half the time of an encoder-decoder
-    architecture='decoder_only',
-    vocab_size=384,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_decoder_layers=2,
-    dropout_rate=0.1,
-    dtype='float32',
-)
-WORDS = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu', 'hen']
 SIX_STEPS = RunConfig(steps=6, log_every=1)
 
 
 @pytest.fixture(scope='module')
-def task_file(tmp_path_factory):
-    """400 rows: words, and the same words reversed."""
-    path = tmp_path_factory.mktemp('data') / 'reverse.jsonl'
-    rng = random.Random(0)
-    rows = [rng.choices(WORDS, k=rng.randint(1, 5)) for _ in range(400)]
-    path.write_text(
-        ''.join(json.dumps({'inputs': ' '.join(row), 'targets': ' '.join(row[::-1])}) + '\n' for row in rows)
-    )
-    return path
-
-
-@pytest.fixture(scope='module')
-def settings(task_file):
+def settings(tmp_path_factory):
     """Arguments of train(): 40 steps, saved every 5."""
-    data = DataConfig(
-        mixture='reverse_trainer_test',
-        batch_size=8,
-        feature_lengths={'inputs': 40, 'targets': 40},
-        format='prefix_lm',
-        vocabulary='bytes',
-        extra_ids=0,
-        file_tasks=(FileTask(name='reverse_trainer_test', train=str(task_file)),),
-    )
-    tasks.register_all(data)
-    return dict(
-        model=MODEL,
-        data=data,
-        run=RunConfig(steps=40, log_every=1),
-        optimizer=OptimizerConfig(learning_rate=0.01),
-        checkpoints=CheckpointConfig(every=5, keep=2),
-        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
-    )
+    shared = run_settings(tmp_path_factory.mktemp('data'), 'reverse_trainer_test', 'prefix_lm')
+    return shared | dict(run=RunConfig(steps=40, log_every=1), checkpoints=CheckpointConfig(every=5, keep=2))
 
 
 @pytest.fixture(scope='module')
@@ -224,11 +183,11 @@ def test_what_evaluation_lacks_is_reported_before_the_first_step(tmp_path, setti
     assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_a_bad_row_of_the_validation_file_is_reported_before_the_first_step(tmp_path, settings, task_file):
+def test_a_bad_row_of_the_validation_file_is_reported_before_the_first_step(tmp_path, settings):
     bad = tmp_path / 'bad.jsonl'
     bad.write_text('{"inputs": "a", "targets": "b"}\n{"inputs": "a", "targets": 3.8}\n')
     name = 'trainer_test_bad_validation'
-    file_tasks = (FileTask(name=name, train=str(task_file), validation=str(bad)),)
+    file_tasks = (FileTask(name=name, train=settings['data'].file_tasks[0].train, validation=str(bad)),)
     data = dataclasses.replace(settings['data'], mixture=name, file_tasks=file_tasks)
     tasks.register_all(data)
     with pytest.raises(UserError, match=r"bad.jsonl line 2: field 'targets' is float \(3.8\), it must be text"):

@@ -1,26 +1,15 @@
 """The weighted sum of adapters in folders of t5flan: 'runs/de:0.7,runs/fr:0.3' -> one adapter of their base."""
 
 import math
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from t5flan.adapters.combine import Weighted, combine
-from t5flan.adapters.config import Adapter
 from t5flan.conversion.adapters import folder as adapter_folder
 from t5flan.errors import UserError
 from t5flan.training import checkpoints
 
 
-class Combined(NamedTuple):
-    """A combined adapter: the folder of a step of its base, its settings and arrays."""
-
-    base: str
-    settings: Adapter
-    arrays: dict[str, np.ndarray]
-
-
-def read(sources: str, convention: str) -> Combined:
+def read(sources: str, convention: str) -> adapter_folder.Derived:
     """Reads the adapters of `sources`, folders with their weights, and combines them; see `adapters.combine`.
 
     Raises:
@@ -41,7 +30,7 @@ def read(sources: str, convention: str) -> Combined:
         records.append(record | {'base': f'{checkpoints.base_folder(checkpoints.checkpoint_root(where), description)}'})
         found.append(Weighted(where, weight, *adapter_folder.read_arrays(where)))
     base = f'{records[0]["base"]}/{checkpoints.CHECKPOINTS}/{records[0]["step"]}'
-    return Combined(base, *combine(found, convention))
+    return adapter_folder.Derived(base, records[0]['fingerprint'], *combine(found, convention))
 
 
 def _parsed(source: str) -> tuple[str, float]:

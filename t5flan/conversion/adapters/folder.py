@@ -7,14 +7,14 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, from_record
+from t5flan.adapters.adapter import adapter_arrays, apply, fingerprint, fingerprint_of_pieces, from_record
 from t5flan.adapters.config import Adapter
 from t5flan.adapters.methods.dy_lora import DyLora
 from t5flan.adapters.projection import AdaptedProjection, projections
@@ -61,8 +61,23 @@ def read_arrays(where: str) -> tuple[Adapter, dict[str, np.ndarray]]:
     return settings, {name: array.read() for name, array in found.items()}
 
 
-def read_cut(where: str, rank: int) -> tuple[str, Adapter, dict[str, np.ndarray]]:
-    """An adapter of DyLoRA, cut to a rank: the checkpoint folder of its base, and the settings and arrays of LoRA.
+class Derived(NamedTuple):
+    """An adapter that is made from others of the same base.
+
+    Attributes:
+        base: the folder of a step of the base.
+        fingerprint: that of the base; None if it is not known.
+        settings, arrays: its own.
+    """
+
+    base: str
+    fingerprint: str | None
+    settings: Adapter
+    arrays: dict[str, np.ndarray]
+
+
+def read_cut(where: str, rank: int) -> Derived:
+    """An adapter of DyLoRA, cut to a rank: an adapter of LoRA.
 
     Raises:
         UserError: the folder holds something else, or the rank is above that of the adapter.
@@ -76,8 +91,22 @@ def read_cut(where: str, rank: int) -> tuple[str, Adapter, dict[str, np.ndarray]
     cut = settings.at_rank(rank)
     shapes = {name: x.shape for name, x in adapter_arrays(abstract_adapted(description.model, cut)).items()}
     arrays = {name: np.ascontiguousarray(x[tuple(map(slice, shapes[name]))]) for name, x in arrays.items()}
-    step = (description.adapter or {})['step']
-    return f'{checkpoints.base_folder(root, description)}/{checkpoints.CHECKPOINTS}/{step}', cut, arrays
+    record = description.adapter or {}
+    base = f'{checkpoints.base_folder(root, description)}/{checkpoints.CHECKPOINTS}/{record["step"]}'
+    return Derived(base, record['fingerprint'], cut, arrays)
+
+
+def require_base(base: Checkpoint, known: str | None, where: str) -> None:
+    """Requires the base of the adapter `where` to have the parameters with this fingerprint; reads all of them.
+
+    Raises:
+        UserError: they have changed.
+    """
+    if known is None or checkpoints.read_description(base.where).adapter is not None:
+        return  # an adapter that is a base was compared with its own base; merged here, it may round otherwise
+    pieces = ((shape.name, layer, array) for shape, layer, array in base.pieces(allow_nan=True))
+    if fingerprint_of_pieces(pieces) != known:
+        raise checkpoints.changed_base(where, base.where)
 
 
 def merged(base: Checkpoint, settings: Adapter, arrays: Arrays, where: str) -> Checkpoint:
@@ -147,6 +176,18 @@ def write(folder: Path, base: str, settings: Adapter, arrays: Arrays, extras: Ma
         items = ocp.args.Composite(parameters=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave({'step': 0}))
         checkpointer.save((folder / checkpoints.CHECKPOINTS / '0').absolute(), items)
     whole.write_checksums(folder / checkpoints.CHECKPOINTS / '0', folder, 0)
+
+
+def write_derived(folder: Path, where: str, derived: Derived) -> None:
+    """Writes the folder of an adapter that was made from those in `where`; see `write`.
+
+    Raises:
+        UserError: the parameters of the base have changed.
+    """
+    write(folder, derived.base, derived.settings, derived.arrays, {})
+    found = (checkpoints.read_description(folder).adapter or {})['fingerprint']
+    if derived.fingerprint not in (None, found):
+        raise checkpoints.changed_base(where, derived.base)
 
 
 @functools.cache

@@ -62,6 +62,7 @@ __all__ = [
     'Description',
     'base_folder',
     'base_record',
+    'changed_base',
     'check_is_model',
     'checkpoint_root',
     'find_step',
@@ -335,9 +336,14 @@ def restore_base(folder: PathLike, description: Description, abstract_model: Any
     base = base_folder(folder, description)
     model = restore_parameters(base, abstract_model, record['step'])
     if record['fingerprint'] not in (None, fingerprint(model)):
-        problem = f'{os.fspath(folder)} is an adapter of another base: the parameters of {base} have changed'
-        raise UserError(f'{problem}. Put the ones it was trained with back, or train the adapter again.')
+        raise changed_base(folder, base)
     return model
+
+
+def changed_base(folder: PathLike, base: PathLike) -> UserError:
+    """The error for an adapter whose base does not have the parameters that it was trained with."""
+    problem = f'{os.fspath(folder)} is an adapter of another base: the parameters of {os.fspath(base)} have changed'
+    return UserError(f'{problem}. Put the ones it was trained with back, or train the adapter again.')
 
 
 def write_fingerprint(folder: PathLike, description: Description, model: Any) -> None:

@@ -110,12 +110,15 @@ def checkpoint_root(folder: PathLike) -> epath.Path:
     """The folder that holds t5flan.json, given that folder or one of its steps (WORKDIR/checkpoints/1000).
 
     Raises:
-        UserError: neither holds a t5flan.json.
+        UserError: neither holds a t5flan.json; an adapter of PEFT is named as such.
     """
     path = epath.Path(folder)
     for candidate in (path, path.parent.parent):
         if (candidate / DESCRIPTION).exists():
             return candidate
+    if (path / 'adapter_config.json').exists():
+        fix = f'Convert it with `t5flan convert --from=peft --to=t5flan --base=BASE {os.fspath(folder)} NEW`'
+        raise UserError(f'{os.fspath(folder)} is an adapter in the format of PEFT, expected one of t5flan. {fix}.')
     problem = 'has no t5flan.json in it' if path.exists() else 'does not exist'
     raise UserError(f'{os.fspath(folder)} {problem}; expected the workdir of a `t5flan train` run. Set --checkpoint.')
 

@@ -40,9 +40,8 @@ CASES += [('t5_v1_1', 'prompt'), ('t5_v1_1', 'prefix')]
 
 
 @pytest.fixture(scope='module')
-def bases(tmp_path_factory, shared):
+def bases(tmp_path_factory, shared, peft_library):
     """Name -> (the folder of Hugging Face, its conversion)."""
-    pytest.importorskip('peft')
     found = {}
     for name in ('t5_v1_1', 'llama'):
         source = shared / 'fixtures' / 'hf' / name
@@ -104,21 +103,24 @@ def test_logits_in_peft_are_ours(bases, tmp_path, base, name):
     assert np.abs(ours - plain).max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize('convention', CONVENTIONS)
-def test_a_weighted_sum_is_pefts(bases, tmp_path, convention):
+@pytest.mark.parametrize(
+    ('settings', 'convention'), [*((Lora(rank=4), one) for one in CONVENTIONS), (Ia3(), 'linear')], ids=str
+)
+def test_a_weighted_sum_is_pefts(bases, tmp_path, settings, convention):
     import peft
 
     source, converted = bases['llama']
     weights = (0.7, -0.4)
     model = None
     for name, seed in (('a', 1), ('b', 2)):
-        folder = write_adapter(converted, tmp_path / name, Lora(rank=4), seed)
+        folder = write_adapter(converted, tmp_path / name, settings, seed)
         convert.main(str(folder), str(tmp_path / f'peft {name}'), 't5flan', 'peft')
         if model is None:
             model = peft.PeftModel.from_pretrained(load_theirs(source), str(tmp_path / 'peft a'), adapter_name='a')
         else:
             model.load_adapter(str(tmp_path / 'peft b'), adapter_name='b')
-    model.add_weighted_adapter(['a', 'b'], list(weights), 'sum', combination_type=convention)
+    how = {'combination_type': convention} if isinstance(settings, Lora) else {}  # of (IA)3 it is always linear
+    model.add_weighted_adapter(['a', 'b'], list(weights), 'sum', **how)
     model.set_adapter('sum')
     sources = ','.join(f'{tmp_path}/{name}:{weight}' for name, weight in zip('ab', weights))
     convert.main(sources, str(tmp_path / 'sum'), 't5flan', 't5flan', combine=convention)

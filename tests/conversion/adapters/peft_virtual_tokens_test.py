@@ -95,9 +95,9 @@ def test_an_adapter_that_does_not_fit_is_one_clear_line(change, base, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', [*TYPES, 'P_TUNING LSTM', 'PREFIX_TUNING projection'])
-def test_outputs_are_pefts(kind, base, tmp_path, shared):
+def test_outputs_are_pefts(kind, base, tmp_path, shared, peft_library):
     """Of a decoder-only model: logits and greedy tokens, and PEFT reads what is written back."""
-    library, torch = pytest.importorskip('peft'), pytest.importorskip('torch')
+    library, torch = peft_library, pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     source = shared / 'fixtures' / 'hf' / 'llama'
     kind, _, how = kind.partition(' ')
@@ -143,9 +143,9 @@ def test_outputs_are_pefts(kind, base, tmp_path, shared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('encoder', ['mlp', 'lstm'])
-def test_the_network_of_p_tuning_is_written_as_vectors_and_is_pefts(encoder, base, tmp_path):
+def test_the_network_of_p_tuning_is_written_as_vectors_and_is_pefts(encoder, base, tmp_path, peft_library):
     """With PEFT's network, filled with our parameters."""
-    library, torch = pytest.importorskip('peft'), pytest.importorskip('torch')
+    library, torch = peft_library, pytest.importorskip('torch')
     config = checkpoints.read_description(base).model
     settings = PTuning(4, encoder, hidden_size=12)
     random = np.random.default_rng(0)
@@ -181,9 +181,9 @@ def test_the_network_of_p_tuning_is_written_as_vectors_and_is_pefts(encoder, bas
 
 
 @pytest.mark.slow
-def test_the_network_of_a_prefix_is_written_as_keys_and_values_and_is_pefts(base, tmp_path):
+def test_the_network_of_a_prefix_is_written_as_keys_and_values_and_is_pefts(base, tmp_path, peft_library):
     """With PEFT's network, filled with our parameters."""
-    library, torch = pytest.importorskip('peft'), pytest.importorskip('torch')
+    library, torch = peft_library, pytest.importorskip('torch')
     config = checkpoints.read_description(base).model
     settings = PrefixTuning(4, projection_size=12)
     random = np.random.default_rng(0)
