@@ -203,7 +203,7 @@ def test_the_whole_experiment_with_a_tiny_decoder(tmp_path):
     (tmp_path / 'chat' / 'alpaca.json').write_text(json.dumps(chats))
     tiny = ['--gin_file=models/tiny_decoder', '--gin_file=runs/pretrain_files', '--gin.VOCABULARY=bytes']
     tiny += [f'--gin.TEXT_FILES={tmp_path}/text.txt', '--gin.MIXTURE=files_causal_lm', '--gin.STEPS=1']
-    tiny += ['--gin.DataConfig.format=causal_lm', '--gin.FEATURE_LENGTHS={"targets": 64}', '--gin.BATCH_SIZE=2']
+    tiny += ['--gin.DataConfig.format=causal_lm', "--gin.FEATURE_LENGTHS={'targets': 64}", '--gin.BATCH_SIZE=2']
     tiny += ['--gin.EvaluationConfig.every=0']
     assert main(['train', f'--workdir={tmp_path}/decoder', *tiny]) == 0
 
