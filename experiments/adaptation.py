@@ -123,8 +123,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def arms() -> list[tuple[str, str]]:
-    """(objective, what is drawn anew) of every run; both objectives of a beginning follow each other."""
-    return [(objective, fresh) for fresh in BEGINNINGS for objective in OBJECTIVES]
+    """(objective, what is drawn anew) of every run: first the copies and the new model of each objective."""
+    order = list(BEGINNINGS)
+    return [(objective, fresh) for pair in (order[:2], order[2:]) for objective in OBJECTIVES for fresh in pair]
 
 
 # -- Stages ------------------------------------------------------------------------------------------------------------

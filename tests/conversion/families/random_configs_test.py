@@ -67,8 +67,10 @@ def decoder(kind: str, rng: random.Random) -> dict:
         fields['sliding_window'] = rng.choice((None, 1, 4))
     if kind in ('qwen2', 'qwen3'):
         by_number = {'layer_types': None, 'max_window_layers': rng.randint(0, layers), 'sliding_window': 3}
-        fields |= rng.choice((layers_of(rng, layers) | {'use_sliding_window': True}, by_number))
-        fields |= {'use_sliding_window': True} if rng.random() < 0.7 else {'use_sliding_window': False, 'layer_types': None}
+        fields |= rng.choice((layers_of(rng, layers), by_number))
+        fields |= {'use_sliding_window': True}
+        if rng.random() < 0.3:
+            fields |= {'use_sliding_window': False, 'layer_types': None}
     if kind == 'smollm3':
         fields['no_rope_layers'] = rng.choice((None, [rng.randint(0, 1) for _ in range(layers)]))
         fields |= layers_of(rng, layers) | {'use_sliding_window': True} if rng.random() < 0.7 else {}
