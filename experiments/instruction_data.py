@@ -39,8 +39,8 @@ def prepare(
 
     Args:
         folder: where to write.
-        sources: 'natural_instructions', 'cot' (left out: no sets with rationales) and 'chat' (folders), 'gsm8k' (a .jsonl
-            file, or None).
+        sources: 'natural_instructions', 'cot' (left out: no sets with rationales) and 'chat' (folders), 'gsm8k' (a
+            .jsonl file, or None).
         sizes: 'tasks' (held-out tasks of Natural Instructions), 'rows' (questions of each), 'reasoning_rows' (questions
             of each reasoning set), 'cot_rows' (training rows of each set with rationales), 'prompt_tokens' (the
             longest prompt).

@@ -13,7 +13,6 @@ from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
-from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
 from t5flan.training.distillation.teacher import abstract_teacher

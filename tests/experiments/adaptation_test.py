@@ -14,6 +14,7 @@ from tests.docs.markdown import ROOT
 sys.path.insert(0, str(ROOT / 'experiments'))
 
 import adaptation
+
 import runs
 
 GIVEN = ['--checkpoint=base', '--texts=books/*.txt']
@@ -188,7 +189,9 @@ def test_flags_that_are_missing(given, message, capsys):
 @pytest.mark.slow
 def test_the_whole_experiment_with_a_tiny_decoder(tmp_path):
     """Every command for real: eight models, and three that are finetuned and asked held-out tasks."""
-    (tmp_path / 'text.txt').write_text('\n\n'.join(f'Paragraph {i} of a text about {i * 7} things.' for i in range(400)))
+    (tmp_path / 'text.txt').write_text(
+        '\n\n'.join(f'Paragraph {i} of a text about {i * 7} things.' for i in range(400))
+    )
     categories = {'task1': 'Titles', 'task2': 'Tags', 'task3': 'Answers', 'task4': 'Answers'}
     for name, category in categories.items():
         instances = [{'input': f'{name} {i}', 'output': [f'out {i}']} for i in range(9)]
@@ -215,9 +218,7 @@ def test_the_whole_experiment_with_a_tiny_decoder(tmp_path):
     assert sorted(results['losses']) == sorted('-'.join(arm) for arm in adaptation.arms())
     assert all({'before', 'full finetuning'} <= set(values) for values in results['instructions'].values())
     assert len(results['instructions']) == 3
-    asked = {
-        path.name: path.read_text() for path in (tmp_path / 'run/instructions/decoder/data/evaluation').iterdir()
-    }
+    asked = {path.name: path.read_text() for path in (tmp_path / 'run/instructions/decoder/data/evaluation').iterdir()}
     for objective in adaptation.OBJECTIVES:
         folder = tmp_path / 'run' / 'instructions' / objective / 'data' / 'evaluation'
         assert asked == {path.name: path.read_text() for path in folder.iterdir()}  # the same questions

@@ -36,7 +36,7 @@ def test_gin_files_parse(tmp_path):
         settings = configurables.parse([str(tmp_path / 'training.gin')], ["VOCABULARY='bytes'", "INITIALIZE_FROM='x'"])
         [mixture] = settings.read(DataConfig).mixtures
         assert mixture.rates == (parts or {'natural_instructions': 0.9, 'chat': 0.1})
-        assert settings.read(DataConfig).cot == (f'{tmp_path}/cot' if rate else None)
+        assert settings.read(DataConfig).cot == ((f'{tmp_path}/cot',) if rate else ())
     (tmp_path / 'evaluation.gin').write_text(experiment.evaluation_gin(tmp_path, ['direct.qasc', 'a.b'], arguments))
     given = ["DataConfig.mixture='-'", "DataConfig.vocabulary='bytes'", 'DataConfig.batch_size=1']
     found = configurables.parse([str(tmp_path / 'evaluation.gin')], given).read(DataConfig)

@@ -50,7 +50,7 @@ GEMMAS = dict(
     norm_scale_plus_one=True,
     post_norms=True,
 )
-"""Every option of attention that the adapted encoder-decoders have (T5Gemma, T5Gemma 2); `merged_attention` is apart."""
+"""Every option of attention of T5Gemma and T5Gemma 2, but for `merged_attention`."""
 GEMMA_KERNELS = {False: 18, True: 12}
 """With `merged_attention` or without: three kernels for each kind of layer in encoder, decoder and cross-attention."""
 

@@ -110,7 +110,11 @@ def test_soft_caps_are_those_that_a_family_applies():
 
 def test_soft_caps_that_a_file_does_not_have_are_those_of_the_family():
     """transformers writes null for no cap; Gemma 3 has none."""
-    found = [read('gemma2', SMALL), read('gemma2', SMALL | {'attn_logit_softcapping': None}), read('gemma3_text', SMALL)]
+    found = [
+        read('gemma2', SMALL),
+        read('gemma2', SMALL | {'attn_logit_softcapping': None}),
+        read('gemma3_text', SMALL),
+    ]
     caps = [(config.attention_soft_cap, config.logits_soft_cap) for config in found]
     assert caps == [(50.0, 30.0), (None, 30.0), (None, None)]
 
@@ -122,7 +126,10 @@ YARN = {'factor': 4.0, 'original_max_position_embeddings': 64}
     'fields, expected',
     [
         ({'rope_parameters': {'rope_type': 'default', 'type': 'linear', 'factor': 2.0}}, None),
-        ({'rope_scaling': {'type': 'linear', 'factor': 2.0}, 'rope_parameters': {'rope_type': 'default'}}, ('linear', None)),
+        (
+            {'rope_scaling': {'type': 'linear', 'factor': 2.0}, 'rope_parameters': {'rope_type': 'default'}},
+            ('linear', None),
+        ),
         ({'rope_parameters': {'rope_type': 'yarn', **YARN}}, ('yarn', 64)),
         ({'rope_parameters': {'rope_type': 'yarn', **YARN}, 'original_max_position_embeddings': 32}, ('yarn', 32)),
         ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}, 'max_position_embeddings': 16}, ('yarn', 16)),
@@ -144,9 +151,17 @@ LINEAR = {'rope_type': 'linear', 'factor': 2.0}
         ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention is true'),
         ('mistral', {'per_layer_config': {'1': {'intermediate_size': 8}}}, 'per_layer_config gives layers settings'),
         ('smollm3', {'mlp_bias': True}, 'mlp_bias is true'),
-        ('qwen3', {'rope_parameters': BOTH_TYPES}, 'of a qwen3 has full_attention, sliding_attention; expected settings of'),
+        (
+            'qwen3',
+            {'rope_parameters': BOTH_TYPES},
+            'of a qwen3 has full_attention, sliding_attention; expected settings of',
+        ),
         ('gemma3_text', {'rope_parameters': LINEAR}, 'of a gemma3_text has rope_type, factor; expected full_attention'),
-        ('gemma3_text', {'rope_parameters': {'sliding_attention': LINEAR}}, 'scale the rotary embedding of sliding_att'),
+        (
+            'gemma3_text',
+            {'rope_parameters': {'sliding_attention': LINEAR}},
+            'scale the rotary embedding of sliding_att',
+        ),
         ('llama', {'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type 'proportional' is not"),
         ('llama', {'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 0.5}}, 'partial_rotary_factor'),
         ('gemma2', {'hidden_activation': 'gelu'}, "hidden_act 'gelu' of a gemma2 model is not converted"),
