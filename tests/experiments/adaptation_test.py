@@ -187,7 +187,7 @@ def test_flags_that_are_missing(given, message, capsys):
 
 
 @pytest.mark.slow
-def test_the_whole_experiment_with_a_tiny_decoder(tmp_path):
+def test_the_whole_experiment_with_a_tiny_decoder(tmp_path, monkeypatch):
     """Every command for real: eight models, and three that are finetuned and asked held-out tasks."""
     (tmp_path / 'text.txt').write_text(
         '\n\n'.join(f'Paragraph {i} of a text about {i * 7} things.' for i in range(400))
@@ -206,10 +206,11 @@ def test_the_whole_experiment_with_a_tiny_decoder(tmp_path):
     (tmp_path / 'chat' / 'alpaca.json').write_text(json.dumps(chats))
     tiny = ['--gin_file=models/tiny_decoder', '--gin_file=runs/pretrain_files', '--gin.VOCABULARY=bytes']
     tiny += [f'--gin.TEXT_FILES={tmp_path}/text.txt', '--gin.MIXTURE=files_causal_lm', '--gin.STEPS=1']
-    tiny += ['--gin.DataConfig.format=causal_lm', "--gin.FEATURE_LENGTHS={'targets': 64}", '--gin.BATCH_SIZE=2']
+    tiny += ['--gin.DataConfig.format=causal_lm', "--gin.FEATURE_LENGTHS={'targets': 64}", '--gin.BATCH_SIZE=8']
     tiny += ['--gin.EvaluationConfig.every=0']
     assert main(['train', f'--workdir={tmp_path}/decoder', *tiny]) == 0
 
+    monkeypatch.setenv('XLA_FLAGS', '')  # one device: the eight of these tests do not divide the batches
     flags = [f'--workdir={tmp_path}/run', f'--checkpoint={tmp_path}/decoder', f'--texts={tmp_path}/text.txt']
     flags += [f'--natural_instructions={tmp_path}/ni', f'--chat={tmp_path}/chat', '--chat_format=markers', '--smoke']
     adaptation.main([*flags, '--dtype=float32'])
