@@ -3,7 +3,7 @@
 `prepare` reads the public files and writes a folder that the later stages need alone:
 
     natural_instructions/tasks/TASK.json    the tasks that are trained on
-    cot/SET_train.tsv                       rows of the sets with rationales that are trained on
+    cot/SET_train.tsv                       rows of the sets with rationales that are trained on, if there are any
     chat/FILE                               conversations, as they are
     evaluation/KIND.TASK.jsonl              {"inputs": the whole prompt, "targets": right answers, "bare": the question}
     prepared.json                           what was chosen; its presence means that the folder is complete
@@ -39,7 +39,8 @@ def prepare(
 
     Args:
         folder: where to write.
-        sources: 'natural_instructions' and 'cot' (folders), 'chat' (a folder), 'gsm8k' (a .jsonl file, or None).
+        sources: 'natural_instructions', 'cot' (left out: no sets with rationales) and 'chat' (folders), 'gsm8k' (a
+            .jsonl file, or None).
         sizes: 'tasks' (held-out tasks of Natural Instructions), 'rows' (questions of each), 'reasoning_rows' (questions
             of each reasoning set), 'cot_rows' (training rows of each set with rationales), 'prompt_tokens' (the
             longest prompt).
@@ -59,14 +60,15 @@ def prepare(
             given = ', '.join(f'{name}={value}' for name, value in sizes.items() if found['sizes'].get(name) != value)
             raise UserError(f'{folder} was prepared with other sizes than {given}. Set another --workdir.')
         return found
-    if missing := [name for name in ('natural_instructions', 'cot', 'chat') if not sources.get(name)]:
+    if missing := [name for name, path in sources.items() if name != 'gsm8k' and not path]:
         raise UserError(f'{folder} is not prepared. Set {", ".join(f"--{name}" for name in missing)}.')
-    natural, cot = Path(str(sources['natural_instructions'])), Path(str(sources['cot']))
+    natural = Path(str(sources['natural_instructions']))
+    cot = Path(str(sources['cot'])) if 'cot' in sources else None
     held_out, trained = split_by_category(read_categories(natural), read_test_list(natural), sizes['tasks'])
     (folder / 'natural_instructions' / 'tasks').mkdir(parents=True, exist_ok=True)
     for name in trained:
         shutil.copyfile(natural / 'tasks' / f'{name}.json', folder / 'natural_instructions' / 'tasks' / f'{name}.json')
-    sets = write_cot(cot, folder / 'cot', sizes['cot_rows'])
+    sets = [] if cot is None else write_cot(cot, folder / 'cot', sizes['cot_rows'])
     chats = copy_chat(Path(str(sources['chat'])), folder / 'chat')
     evaluations: dict[str, Row] = {}
     for tasks in held_out.values():
@@ -206,11 +208,11 @@ def ask(definition: str, exemplars: Sequence[tuple[str, str]], text: str) -> str
     return f'{definition}\n\n{shown}Input: {text}\nOutput:'
 
 
-def reasoning_items(cot: Path, gsm8k: str | None) -> dict[str, list[Row]]:
+def reasoning_items(cot: Path | None, gsm8k: str | None) -> dict[str, list[Row]]:
     """Set -> its questions {'question', 'answer'}: those of HELD_OUT_SETS, and the test questions of GSM8K."""
     found: dict[str, list[Row]] = {}
-    for name in HELD_OUT_SETS:
-        path = cot / f'{name}_train.tsv'
+    paths = {} if cot is None else {name: cot / f'{name}_train.tsv' for name in HELD_OUT_SETS}
+    for name, path in paths.items():
         if not path.is_file():
             raise UserError(f'{path}: no such file. Set --cot to the folder of FLAN.')
         rows = [line.split('\t') for line in path.read_text('utf-8').split('\n') if line.strip()]

@@ -59,7 +59,7 @@ SMOKE = {
 MIXTURE = """
 include 'runs/instruct.gin'
 NATURAL_INSTRUCTIONS_DIR = '{data}/natural_instructions'
-COT_DIR = '{data}/cot'
+COT_DIR = {cot!r}
 CHAT_FILES = ['{data}/chat/*']
 MIXTURE = 'training'
 Mixture.name = 'training'
@@ -67,7 +67,7 @@ Mixture.rates = {rates}
 DataConfig.mixtures = [@Mixture()]
 InstructionConfig.max_exemplars = 2
 InstructionConfig.inverted = 0.0
-InstructionConfig.chat_format = 'template'
+InstructionConfig.chat_format = {chat_format!r}
 
 FEATURE_LENGTHS = {lengths}
 BATCH_SIZE = {batch_size}
@@ -125,8 +125,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add('--workdir', default='runs/instruction_tuning')
     add('--checkpoint', required=True, help='a converted chat model (`t5flan convert`)')
     add('--natural_instructions', help='a folder of Super-NaturalInstructions')
-    add('--cot', help="a folder of FLAN's chain-of-thought sets")
+    add('--cot', help="a folder of FLAN's chain-of-thought sets; not needed if all rates are 0")
     add('--chat', help='a folder of conversations (.json, .jsonl)')
+    add('--chat_format', default='template', help="the model's template, or markers (default: %(default)s)")
     add('--gsm8k', help="GSM8K's test.jsonl (default: without GSM8K's questions)")
     add('--methods', default='full,lora,dora,ia3', help=f'of {", ".join(METHODS)} (default: %(default)s)')
     add('--seeds', type=int, default=2)
@@ -179,7 +180,10 @@ def prepare_data(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = {
         name: getattr(arguments, name) for name in ('tasks', 'rows', 'reasoning_rows', 'cot_rows', 'prompt_tokens')
     }
-    sources = {name: getattr(arguments, name) for name in ('natural_instructions', 'cot', 'chat', 'gsm8k')}
+    names = ('natural_instructions', 'cot', 'chat', 'gsm8k')
+    sources = {name: getattr(arguments, name) for name in names}
+    if arguments.cot is None and not any(arm.cot_rate for arm in arms_of(arguments)):
+        del sources['cot']
     vocabulary = load_vocabulary(Path(arguments.checkpoint) / 'vocabulary')
     return prepare(root / 'data', sources, sizes, lambda text: len(vocabulary.encode(text)))
 
@@ -275,6 +279,8 @@ def training_gin(data: Path, cot_rate: float, arguments: argparse.Namespace) -> 
     rates = {name: round(rate * (1 - cot_rate), 4) for name, rate in others.items()}
     return MIXTURE.format(
         data=data,
+        cot=f'{data}/cot' if cot_rate else None,
+        chat_format=arguments.chat_format,
         rates=rates | ({'cot': cot_rate} if cot_rate else {}),
         lengths={'inputs': arguments.input_tokens, 'targets': arguments.target_tokens},
         batch_size=arguments.batch_size,

@@ -1,5 +1,6 @@
 """Shared by the experiments: t5flan commands that are printed before they run, and Markdown tables."""
 
+import contextlib
 import json
 import shlex
 import signal
@@ -14,6 +15,8 @@ from t5flan.__main__ import main
 from t5flan.errors import UserError
 from t5flan.files import write_json
 
+SECONDS_TO_SAVE = 120.0
+
 
 def run(*argv: str) -> None:
     """Prints and runs a t5flan command in this process; exits if it fails."""
@@ -25,7 +28,7 @@ def run(*argv: str) -> None:
 class Children:
     """t5flan commands that run as processes of their own, from several threads.
 
-    An error, Ctrl-C or SIGTERM inside a `with` block ends those that run.
+    An error, Ctrl-C or SIGTERM inside a `with` block ends those that run, and waits until a training run has saved.
     """
 
     def __init__(self) -> None:
@@ -40,6 +43,11 @@ class Children:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.stop()
+            with self._lock:
+                running = list(self._running)
+            for child in running:  # it holds the lock of its workdir until it has saved
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(SECONDS_TO_SAVE)
 
     def run(self, log: Path, *argv: str) -> int:
         """Prints and runs a command, whose output is added to `log`; returns its exit status, 1 after `stop`."""

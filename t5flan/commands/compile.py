@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import COUNT, Command, Flag
-from t5flan.commands.flags import JSON, read_decoding
+from t5flan.commands.flags import JSON, read_decoding, with_own_teacher
 from t5flan.commands.train import take_from_checkpoint
 from t5flan.errors import UsageError, UserError
 from t5flan.files import write_json
@@ -67,7 +67,8 @@ def read_settings(settings: 'Settings') -> dict[str, Any]:
     settings.set_defaults(DataConfig, {'mixture': '-', 'vocabulary': 'bytes'}, 't5flan compile')
     settings.set_defaults(RunConfig, {'steps': _STEPS}, 't5flan compile')
     take_from_checkpoint(settings, '')
-    return configurables.training_settings(settings)
+    values = configurables.training_settings(settings)
+    return values | {'loss': with_own_teacher(values['loss'])}
 
 
 def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from t5flan.files import to_path
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
     from t5flan.data.config import DataConfig
+    from t5flan.training.config import LossConfig
 
 JSON = Flag('--json', 'also write the result to FILE as JSON', 'FILE', writes='file')
 SKIP_BROKEN = Flag('--skip_broken', 'skip tasks and rows that cannot be used, and report which and why', type=bool)
@@ -140,6 +141,11 @@ def own_checkpoint(folder: str) -> str:
     from t5flan.conversion.convert import as_checkpoint_folder  # imports JAX
 
     return as_checkpoint_folder(folder)
+
+
+def with_own_teacher(loss: 'LossConfig') -> 'LossConfig':
+    """The settings with the teacher as a checkpoint folder, see `own_checkpoint`."""
+    return loss if loss.teacher is None else dataclasses.replace(loss, teacher=own_checkpoint(loss.teacher))
 
 
 def files_of_run(data: 'DataConfig', folder: str) -> 'DataConfig':

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5flan.commands.arguments import Command, Flag
-from t5flan.commands.flags import JSON
+from t5flan.commands.flags import JSON, with_own_teacher
 from t5flan.errors import UsageError, did_you_mean
 from t5flan.files import write_json
 
 if TYPE_CHECKING:
     from t5flan.config.settings import Settings
+    from t5flan.models.config import ModelConfig
     from t5flan.planning.plan import Goal, Machine, Shape
 
 _UNITS = {'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
@@ -110,6 +111,7 @@ def _plan(arguments: argparse.Namespace, settings: 'Settings') -> dict[str, Any]
         mesh,
         arguments.finetune_tokens,
         all_shapes=arguments.models is not None or bool(arguments.gin_file),
+        teacher=_teacher(settings),
     )
     print_plan(plan)
     if arguments.plot:
@@ -117,6 +119,18 @@ def _plan(arguments: argparse.Namespace, settings: 'Settings') -> dict[str, Any]
 
         draw_plan(arguments.plot, plan, LAWS)
     return plan
+
+
+def _teacher(settings: 'Settings') -> 'ModelConfig | None':
+    """The model that LossConfig.teacher names."""
+    from t5flan.training.config import LossConfig
+
+    loss = with_own_teacher(settings.read(LossConfig))
+    if loss.teacher is None:
+        return None
+    from t5flan.training.checkpoints import read_description
+
+    return read_description(loss.teacher).model
 
 
 def _shapes(arguments: argparse.Namespace, settings: 'Settings', devices: int) -> list['Shape']:

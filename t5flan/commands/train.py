@@ -13,6 +13,7 @@ from t5flan.commands.flags import (
     initial_checkpoint,
     own_checkpoint,
     skip_broken,
+    with_own_teacher,
 )
 from t5flan.commands.startup import register_tasks
 from t5flan.errors import UsageError
@@ -42,8 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     values['data'] = files_of_run(values['data'], workdir)
     if source := values['checkpoints'].initialize_from:
         values['checkpoints'] = dataclasses.replace(values['checkpoints'], initialize_from=own_checkpoint(source))
-    if teacher := values['loss'].teacher:
-        values['loss'] = dataclasses.replace(values['loss'], teacher=own_checkpoint(teacher))
+    values['loss'] = with_own_teacher(values['loss'])
 
     if register_tasks(data := values['data'], values['evaluation'].tasks):
         from t5flan.data.mixtures.registration import names_inside

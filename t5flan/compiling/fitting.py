@@ -7,6 +7,7 @@ from typing import Any
 from t5flan.errors import UserError
 from t5flan.mesh import MESH_AXES
 from t5flan.planning.cost import Memory, batch_of, memory_of
+from t5flan.training.distillation.teacher import teacher_config
 
 
 def changes_that_fit(settings: Mapping[str, Any], devices: int, needed: int, limit: int) -> list[str]:
@@ -36,7 +37,8 @@ def estimated_memory(settings: Mapping[str, Any], devices: int) -> Memory | None
     model, data = settings['model'], settings['data']
     batch = batch_of(model, data.batch_size, data.feature_lengths)
     try:
-        return memory_of(model, batch, settings['optimizer'], settings['mesh'], devices)
+        teacher = teacher_config(settings['loss'], model)
+        return memory_of(model, batch, settings['optimizer'], settings['mesh'], devices, teacher)
     except UserError:
         return None
 

@@ -37,9 +37,10 @@ def describe_program(program: Program, target: Target) -> dict[str, Any]:
         'fits': program.compiled is not None,
         'compile_seconds': program.seconds,
         'limit_bytes': _limit(program, target.chip),
-        'argument_bytes': _held([program.parameters, program.optimizer, program.inputs]),
+        'argument_bytes': _held([program.parameters, program.optimizer, program.inputs, program.teacher]),
         'optimizer_bytes': _held(program.optimizer),
         'parameter_bytes': _held(program.parameters),
+        'teacher_bytes': None if program.teacher is None else _held(program.teacher),
         'model_flops': program.model_flops,
         'parameters': _parameters(program.parameters),
     }

@@ -13,9 +13,9 @@ from t5flan import sharding as sharding_lib
 from t5flan.data.batches.converter import make_batch
 from t5flan.data.config import DataConfig
 from t5flan.data.preprocessing.features import row_capacity
-from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
+from t5flan.training.distillation.teacher import abstract_teacher
 from t5flan.training.step import Trainer
 from t5flan.training.throughput import model_flops
 
@@ -31,13 +31,14 @@ class Program:
         parameters: shape, dtype and sharding of each.
         optimizer: the same of the optimizer's state; None if there is none.
         inputs: the same of all other arguments: the batch, or the prompts, or keys and values.
-        model_flops: of a step of the model, on all devices.
+        model_flops: of a step of the model, on all devices; a teacher does not count.
         compiled: the program; None if it needs more memory than the devices have.
         seconds: of tracing and compiling.
         kernel_flops: FLOPs of the kernels in the program on each device, which its text does not tell.
         needed_bytes: with `compiled` None, the memory that the compiler wanted on each device, if it said.
         limit_bytes: the same of the memory that it had.
         allocations: the largest buffers of a program that does not fit, as the compiler names them.
+        teacher: shape, dtype and sharding of each parameter of the teacher; None without one.
     """
 
     sharding: Sharding
@@ -51,6 +52,7 @@ class Program:
     needed_bytes: int | None = None
     limit_bytes: int | None = None
     allocations: tuple[str, ...] = ()
+    teacher: Any = None
 
 
 def abstract_batch(data: DataConfig, sharding: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
@@ -83,16 +85,15 @@ def trace_step(settings: Mapping[str, Any], sharding: Sharding) -> tuple[Any, Tr
         The traced step, the trainer that it belongs to, and its batch.
 
     Raises:
-        UserError: the mesh does not divide the model or the batch, or there is a teacher.
+        UserError: the mesh does not divide the model or the batch, or the teacher does not fit the model.
     """
     with sharding_lib.use(sharding):
         model, optimizer, loss, run = (settings[name] for name in ('model', 'optimizer', 'loss', 'run'))
-        if loss.teacher is not None:
-            problem = f'LossConfig.teacher={loss.teacher!r}, but compiling a step leaves a teacher out'
-            raise UserError(f'{problem}. Set --gin.LossConfig.teacher=None.')
         trainer = Trainer(model, optimizer, loss, run, sharding)
+        if loss.teacher is not None:
+            trainer.teacher = (abstract_teacher(loss, model, sharding),)
         batch = abstract_batch(settings['data'], sharding)
-        return trainer.train_step.trace(trainer.abstract_state, batch), trainer, batch
+        return trainer.train_step.trace(trainer.abstract_state, batch, *trainer.teacher), trainer, batch
 
 
 def compile_step(settings: Mapping[str, Any], devices: Any) -> Program:
@@ -110,7 +111,8 @@ def compile_step(settings: Mapping[str, Any], devices: Any) -> Program:
     sharding = sharding_lib.create_sharding(mesh, devices)
     traced, trainer, batch = trace_step(settings, sharding)
     state, shapes = trainer.abstract_state, {name: x.shape for name, x in batch.items()}
-    program = Program(sharding, state.model, state.opt_state, batch, model_flops(settings['model'], shapes), None, 0.0)
+    flops, teacher = model_flops(settings['model'], shapes), trainer.teacher or None
+    program = Program(sharding, state.model, state.opt_state, batch, flops, None, 0.0, teacher=teacher)
     return compile_traced(traced, program, started)
 
 

@@ -45,6 +45,7 @@ def print_report(report: Mapping[str, Any], all_parameters: bool = False) -> Non
             ('arguments', 'argument_bytes'),
             ('parameters', 'parameter_bytes'),
             ('optimizer state', 'optimizer_bytes'),
+            ('teacher', 'teacher_bytes'),
             ('keys and values', 'cache_bytes'),
             ('activations and other temporaries', 'activation_bytes'),
         )

@@ -12,6 +12,7 @@ from t5flan.conversion.families.decoders import (
     decoder_fields,
     from_decoder,
     needed_fields,
+    require_plain,
 )
 from t5flan.conversion.families.t5gemma import T5GEMMA
 from t5flan.conversion.families.t5gemma2 import T5GEMMA2
@@ -121,13 +122,14 @@ def to_model_config(file: Path, fields: Mapping[str, Any], tied: bool) -> ModelC
 
 
 def _t5(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    require_plain(file, fields)
     projection = fields.get('feed_forward_proj', 'relu' if kind in ('t5', LONGT5) else 'gated-gelu')
     if projection not in _ACTIVATIONS:
         known = ', '.join(_ACTIVATIONS)
         raise UserError(f'{file}: feed_forward_proj {projection!r} is not converted; expected one of {known}.')
     # transformers 5 writes `scale_decoder_outputs`, and calls every T5 tied; before it, only tied models scaled.
     by_default = tied if kind == 't5' else tied and fields.get('tie_word_embeddings', True)  # LongT5's are always tied
-    scaled = tied and kind == 'umt5' if kind in ('mt5', 'umt5') else fields.get('scale_decoder_outputs', by_default)
+    scaled = False if kind == 'mt5' else fields.get('scale_decoder_outputs', by_default)
     if scaled and not tied:
         problem = f'{file}: scale_decoder_outputs is true, but lm_head.weight differs from shared.weight'
         fix = 'Set it to false if this is a T5 1.1.'
@@ -221,6 +223,6 @@ def to_fields(
     fields['feed_forward_proj'] = next(name for name, found in _ACTIVATIONS.items() if found == config.mlp_activations)
     if kind == LONGT5:
         fields |= {'encoder_attention_type': 'local', 'local_radius': (config.encoder_config.attention_window or 1) - 1}
-    if kind in ('t5', LONGT5):  # transformers before version 5 scales if tied, and reads no such field
+    if kind != 'mt5':  # transformers before version 5 scales if tied, and reads no such field
         fields['scale_decoder_outputs'] = config.tie_embeddings and config.scale_tied_logits
     return fields

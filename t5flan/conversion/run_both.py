@@ -68,7 +68,7 @@ def _hugging_face_logits(folder: Path, encoder_BS: np.ndarray | None, decoder_BT
         logits_BTV = model(**tokens).logits.numpy()
     fields = read_json(folder / 'config.json')
     untied_umt5 = fields['model_type'] == 'umt5' and fields.get('tie_word_embeddings') is False
-    if untied_umt5 and model.config.tie_word_embeddings:
+    if untied_umt5 and getattr(model.config, 'scale_decoder_outputs', model.config.tie_word_embeddings):
         logits_BTV = logits_BTV * fields['d_model'] ** 0.5
         print("note: this transformers scales UMT5's logits although they are not tied; the comparison undoes that")
     return logits_BTV

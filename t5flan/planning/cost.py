@@ -96,25 +96,34 @@ class Memory:
         gradients: float32, beside the parameters while they are updated.
         optimizer: the moments of OptimizerConfig.
         activations: what the backward pass keeps under ModelConfig.remat, one layer's own, and a chunk of logits.
+        teacher: the parameters of LossConfig.teacher, float32.
     """
 
     parameters: float
     gradients: float
     optimizer: float
     activations: float
+    teacher: float = 0.0
 
     @property
     def total(self) -> float:
         """The sum."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.teacher
 
     def gib(self) -> dict[str, float]:
         """All of them in GiB, as JSON."""
         return {name: value / GIB for name, value in {**dataclasses.asdict(self), 'total': self.total}.items()}
 
 
-def memory_of(config: ModelConfig, batch: Batch, optimizer: OptimizerConfig, mesh: MeshConfig, devices: int) -> Memory:
-    """The memory of each of `devices` devices in a training step.
+def memory_of(
+    config: ModelConfig,
+    batch: Batch,
+    optimizer: OptimizerConfig,
+    mesh: MeshConfig,
+    devices: int,
+    teacher: ModelConfig | None = None,
+) -> Memory:
+    """The memory of each of `devices` devices in a training step, with the teacher of a distillation if there is one.
 
     Raises:
         UserError: the mesh does not divide the devices, the batch or the model, or a setting of the optimizer is wrong.
@@ -128,12 +137,20 @@ def memory_of(config: ModelConfig, batch: Batch, optimizer: OptimizerConfig, mes
     state = jax.eval_shape(made.init, model)
     names = named_axes(model)
     parameters = named_parameters(model)
-    held = sum(_bytes(sharding, x, names[path]) for path, x in parameters.items())
+    held = _model_bytes(sharding, model)
     gradients = sum(_bytes(sharding, x, names[path]) for path, x in parameters.items() if path in made.trained)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     of_state = {path_name(path): found for path, found in _named_tuples(state_axes(state, axes))}
     moments = sum(_bytes(sharding, x, of_state[path_name(path)]) for path, x in leaves)
-    return Memory(held, gradients, moments, activation_bytes(config, batch, optimizer.microbatches, sharding))
+    activations = activation_bytes(config, batch, optimizer.microbatches, sharding)
+    taught = 0.0 if teacher is None else _model_bytes(sharding, abstract_model(teacher))
+    return Memory(held, gradients, moments, activations, taught)
+
+
+def _model_bytes(sharding: Sharding, model: Any) -> float:
+    """Bytes of the parameters on one device."""
+    names = named_axes(model)
+    return sum(_bytes(sharding, x, names[path]) for path, x in named_parameters(model).items())
 
 
 def _named_tuples(tree: Any) -> list[tuple[Any, tuple[str, ...]]]:

@@ -117,6 +117,7 @@ def cost_of_shape(
     mesh: MeshConfig,
     finetune_tokens: float,
     loss: LossLaw = CHINCHILLA_LOSS,
+    teacher: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """What training a model takes, by the project's own count of FLOPs.
 
@@ -140,7 +141,7 @@ def cost_of_shape(
         return row
     row |= machine.cost(row['flops'])
     try:
-        memory = memory_of(shape.config, shape.batch, optimizer, mesh, machine.devices)
+        memory = memory_of(shape.config, shape.batch, optimizer, mesh, machine.devices, teacher)
         limit = machine.chip.memory_gib * GIB / machine.chip.devices
         row |= {'memory_gib_per_device': memory.gib(), 'fits': memory.total <= limit}
     except UserError as error:
@@ -161,6 +162,7 @@ def make_plan(
     *,
     all_shapes: bool = False,
     loss: LossLaw = CHINCHILLA_LOSS,
+    teacher: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """The whole plan, as JSON.
 
@@ -174,6 +176,7 @@ def make_plan(
         finetune_tokens: tokens of finetuning.
         all_shapes: show all `shapes`, not only those near an optimal size.
         loss: the law of the expected loss.
+        teacher: the model that LossConfig.teacher names, for the memory of the run.
 
     Raises:
         UserError: there are no models.
@@ -185,7 +188,8 @@ def make_plan(
         raise UserError('there is no model to plan with. Set --models=NAME or --gin_file=models/NAME')
     chosen = shapes if all_shapes else choose_shapes(shapes, [row['parameters'] for row in rows])
     costs = [
-        cost_of_shape(shape, goal, laws[main], machine, optimizer, mesh, finetune_tokens, loss) for shape in chosen
+        cost_of_shape(shape, goal, laws[main], machine, optimizer, mesh, finetune_tokens, loss, teacher)
+        for shape in chosen
     ]
     nearest = min(costs, key=lambda row: abs(math.log(row['parameters'] / best)))
     for row in costs:

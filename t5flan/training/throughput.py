@@ -153,12 +153,17 @@ def _layer_products(config: ModelConfig, T: int) -> int:
 
 
 def require_memory(
-    model: ModelConfig, data: DataConfig, run: RunConfig, optimizer: OptimizerConfig, mesh: MeshConfig
+    model: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    optimizer: OptimizerConfig,
+    mesh: MeshConfig,
+    teacher: ModelConfig | None = None,
 ) -> None:
     """Requires the memory that a run needs at least, whatever the compiler does, before anything is built.
 
-    These are parameters, gradients and optimizer state, and the hidden states between layers, which the backward pass
-    reads with every `remat`.
+    These are parameters, gradients and optimizer state, the parameters of a teacher, and the hidden states between
+    layers, which the backward pass reads with every `remat`.
 
     Raises:
         UserError: the devices, or the host, have less.
@@ -181,6 +186,8 @@ def require_memory(
         'optimizer state': float(state) * trained / shards,
         'hidden states': rows * states * model.itemsize,
     }
+    if teacher is not None:
+        of_device['teacher'] = 4.0 * teacher.kernel_size / shards
     fix = 'Set a smaller model or batch (DataConfig.batch_size, DataConfig.feature_lengths, vocab_size, emb_dim), '
     fix += 'more OptimizerConfig.microbatches, or more devices with MeshConfig.fsdp.'
     host_rows = 4 * 3 * data.batch_size / jax.process_count() * (inputs + targets) * (1 + data.prefetch)

@@ -37,7 +37,7 @@ from t5flan.signals import saving
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training import description as description_lib
 from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.distillation.teacher import read_teacher
+from t5flan.training.distillation.teacher import read_teacher, teacher_config
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
 from t5flan.training.start import few_collections, restore_or_initialize
@@ -100,7 +100,7 @@ def train(
     optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
     if run.multi_host:
         processes.connect()
-    require_memory(model, data, run, optimizer, mesh)
+    require_memory(model, data, run, optimizer, mesh, teacher_config(loss, model))
     with Preemption() as preemption, description_lib.hold_workdir(workdir) as lock, few_collections() as end_start:
         settings = _Settings(model, data, run, optimizer, loss, mesh, checkpoints, evaluation, gin, generated)
         return _train(workdir, settings, Context(preemption, lock, started, profile, end_start))

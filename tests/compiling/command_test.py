@@ -22,6 +22,7 @@ GIN = [f'--gin.{one}' for one in BINDINGS]
         (['--topology=cpu:8', '--gin.MeshConfig.fsdp=5', *GIN], 'does not divide 8 devices'),
         (['--topology=cpu:8', '--gin.MeshConfig.tensor=8', *GIN], 'ModelConfig.num_heads=4 does not divide'),
         (['--topology=cpu:8', '--gin.OptimizerConfig.microbatches=3', *GIN], 'microbatches=3 does not divide'),
+        (['--topology=cpu:8', '--gin.LossConfig.teacher=/none', *GIN], '/none'),
     ],
 )
 def test_what_is_wrong_is_one_line(argv, said, capsys):

@@ -9,12 +9,14 @@ import pytest
 from t5flan import configurables, sharding
 from t5flan.commands.compile import read_settings
 from t5flan.compiling import report as report_lib
+from t5flan.compiling.fitting import estimated_memory
 from t5flan.compiling.report import describe_program, roofline
 from t5flan.compiling.step import abstract_batch, compile_step, kernel_flops, largest_allocations, memory_in_message
 from t5flan.compiling.targets import Target, find_target
 from t5flan.compiling.terminal import print_report
 from t5flan.errors import UserError
 from t5flan.planning.chips import find_chip
+from t5flan.training.checkpoints.folder import Description
 
 BINDINGS = [
     "ModelConfig.architecture='decoder_only'",
@@ -149,3 +151,17 @@ def test_the_roofline_is_the_largest_bound():
     assert found['roofline_seconds']['compute'] == pytest.approx(1.0) and found['bound'] == 'hbm'
     assert found['mfu'] == pytest.approx(0.5)
     assert roofline(None, 1.0, 1.0, 1.0, 1.0, 1.0)['bound'] is None
+
+
+@pytest.mark.slow
+def test_a_step_with_a_teacher_holds_it_and_computes_its_logits(tmp_path, report):
+    sharded = ('MeshConfig.data=1', 'MeshConfig.fsdp=2', 'MeshConfig.tensor=2')
+    teacher = settings_of(*sharded, 'ModelConfig.num_decoder_layers=5')['model']
+    Description(teacher, 'causal_lm', {}, {'size': 384, 'fingerprint': '-'}).write(tmp_path)
+    target = find_target('cpu:4')
+    settings = settings_of(*sharded, f"LossConfig.teacher='{tmp_path}'")
+    found = describe_program(compile_step(settings, target.devices), target)
+    assert report['teacher_bytes'] is None and found['teacher_bytes'] > report['parameter_bytes']
+    assert found['argument_bytes'] - report['argument_bytes'] == pytest.approx(found['teacher_bytes'], rel=0.02)
+    assert found['executed_flops'] > 1.3 * report['executed_flops']
+    assert estimated_memory(settings, 4).teacher == pytest.approx(found['teacher_bytes'], rel=0.02)

@@ -57,6 +57,24 @@ def test_embeddings_are_tied_where_the_numbers_say_so(folder):
 
 
 @pytest.mark.parametrize(
+    'given, scaled',
+    [
+        ({'tie_word_embeddings': True}, True),
+        ({'tie_word_embeddings': True, 'scale_decoder_outputs': False}, False),  # as transformers 5.24 writes it
+        ({'tie_word_embeddings': ..., 'scale_decoder_outputs': True}, True),
+    ],
+)
+def test_logits_of_a_tied_umt5_are_scaled_where_the_file_says_so(given, scaled, folder, tmp_path):
+    tied = lambda held: {name: array for name, array in held.items() if name != 'lm_head.weight'}
+    source = convert.read(folder('umt5', given, arrays=tied), 'hf')
+    assert source.config.tie_embeddings and source.config.scale_tied_logits == scaled
+    convert.write(source, tmp_path / 'hf', 'hf')
+    assert convert.read(tmp_path / 'hf', 'hf').config == source.config
+    with pytest.raises(UserError, match='scale_decoder_outputs is true, but lm_head.weight differs'):
+        convert.read(folder('umt5', {'scale_decoder_outputs': True}), 'hf')
+
+
+@pytest.mark.parametrize(
     'family, config', [('t5_1_1', {'tie_word_embeddings': False}), ('llama', {'tie_word_embeddings': ...})]
 )
 def test_logits_of_their_own_must_be_there(folder, family, config):
@@ -101,6 +119,7 @@ def test_an_embedding_with_only_its_second_name_is_found(folder):
         ('t5_1_1', {'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu' is not converted"),
         ('t5_1_1', {'feed_forward_proj': 'relu'}, 'lacks .*wi.weight'),
         ('t5_1_1', {'d_model': 'many'}, 'ModelConfig.emb_dim'),
+        ('t5_1_1', {'is_causal': False}, 'is_causal is false'),
         ('llama', {'attention_bias': True}, r'lacks model.layers.0.self_attn.\w_proj.bias \[\d+\]'),
         ('llama', {'mlp_bias': True}, 'mlp_bias is true'),
         ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type 'dynamic' is not converted"),

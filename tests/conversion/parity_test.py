@@ -11,7 +11,9 @@ import pytest
 
 import t5flan
 from t5flan.conversion import convert, names
+from t5flan.conversion.gguf import model as gguf
 from t5flan.conversion.huggingface_config import table_of
+from t5flan.data.vocabulary.byte_level import IdsVocabulary
 from t5flan.decoding.config import Decoding
 from t5flan.language_model import LanguageModel
 from t5flan.models.parameters import named_parameters
@@ -20,6 +22,7 @@ from tests.conversion.round_trip import there_and_back
 GOLDEN = Path(__file__).parent / 'golden'
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 FIXTURES = ('t5_v1_0', 't5_v1_1', 'umt5', 'llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 't5gemma', 'longt5_local')
+FIXTURES += ('gguf_qwen2_f16', 'gguf_llama_q4_0', 'gguf_llama_q8_0')
 RECORDINGS = ('t5_1_1_tiny', 'scalable_t5_1_1_tiny_scanned')
 LOGIT_TOLERANCE, RELATIVE = 2e-4, 1e-4
 
@@ -31,7 +34,17 @@ def source(request) -> Path:
     return request.getfixturevalue('shared') / 'fixtures' / 'hf' / name.split()[1] if ' ' in name else GOLDEN / name
 
 
-every_source = pytest.mark.parametrize('source', [*FAMILIES, *(f'fixture {name}' for name in FIXTURES)], indirect=True)
+every_source = pytest.mark.parametrize(
+    'source',
+    [
+        *FAMILIES,
+        *(
+            pytest.param(f'fixture {name}', marks=[pytest.mark.slow] if name.startswith('gguf') else [])
+            for name in FIXTURES
+        ),
+    ],
+    indirect=True,
+)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +54,11 @@ def converted(tmp_path_factory):
     @functools.cache
     def load(source: Path, format: str) -> LanguageModel:
         folder = tmp_path_factory.mktemp('converted') / 'model'
-        convert.write(convert.read(source, format), folder, 't5flan')
+        if (source / 'model.gguf').exists():  # without a tokenizer: start and end are those of the recording
+            checkpoint = gguf.read(source / 'model.gguf', IdsVocabulary(128, 1, 2))
+        else:
+            checkpoint = convert.read(source, format)
+        convert.write(checkpoint, folder, 't5flan')
         return t5flan.load(folder)
 
     return load
@@ -51,6 +68,12 @@ def recorded(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     expected = dict(np.load(folder / 'expected.npz'))
     given = expected.pop('grad_norms', None)
     return expected, json.loads(str(given) if given is not None else (folder / 'grad_norms.json').read_text())
+
+
+def model_type(folder: Path) -> str:
+    """Hugging Face's name of the family, of a folder or of the recording of a GGUF file (gguf_llama_q4_0)."""
+    config = folder / 'config.json'
+    return json.loads(config.read_text())['model_type'] if config.exists() else folder.name.split('_')[1]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +103,7 @@ def test_logits_loss_and_gradients_are_hugging_faces(source, converted):
     np.testing.assert_allclose(logits_BTV, expected['logits'], atol=LOGIT_TOLERANCE, rtol=0)
     np.testing.assert_allclose(value, expected['loss'], rtol=RELATIVE)
 
-    table = table_of(json.loads((source / 'config.json').read_text())['model_type'])
+    table = table_of(model_type(source))
     gradients = named_parameters(gradients)
     pieces = list(names.all_pieces(model.config))
     for shape, layer in pieces:
@@ -134,11 +157,7 @@ def test_beams_and_their_scores_are_hugging_faces(name, shared, converted):
     folder = shared / 'fixtures' / 'hf' / name
     expected, _ = recorded(folder)
     model = converted(folder, 'hf')
-    if 'labels' in expected:
-        prompts, skipped = [[int(token) for token in row if token] for row in expected['input_ids']], 1
-    else:
-        rows = zip(expected['left_padded_input_ids'], expected['attention_mask'], strict=True)
-        prompts, skipped = [row[mask > 0].tolist() for row, mask in rows], expected['attention_mask'].shape[1]
+    prompts, skipped = rows_of(expected)
     for search, decoding in SEARCHES.items():
         if search not in expected:
             continue
@@ -154,6 +173,47 @@ def test_beams_and_their_scores_are_hugging_faces(name, shared, converted):
             for one, row in zip(beams, tokens_WT.tolist(), strict=True):
                 written = one.tokens.tolist()
                 assert written + [eos] * (width - len(written)) == row
+
+
+def rows_of(expected: dict[str, np.ndarray]) -> tuple[list[list[int]], int]:
+    """The prompts without padding, and how many tokens of a recorded continuation belong to the prompt."""
+    if 'labels' in expected:
+        return [[int(token) for token in row if token] for row in expected['input_ids']], 1
+    rows = zip(expected['left_padded_input_ids'], expected['attention_mask'], strict=True)
+    return [row[mask > 0].tolist() for row, mask in rows], expected['left_padded_input_ids'].shape[1]
+
+
+def uncached(model: LanguageModel, prompts: list[list[int]], texts: list[list[int]], start: int) -> list[np.ndarray]:
+    """Log-probabilities [T, V] before each of the T tokens of a text, in one pass over all of them: without a cache."""
+    crosses = model.config.architecture == 'encoder_decoder'
+    first = [[start] if crosses else prompt for prompt in prompts]
+    read = [[*before, *text[:-1]] for before, text in zip(first, texts, strict=True)]
+    padded = lambda rows: np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows], np.int32)
+    batch = {'decoder_input_tokens': padded(read)} | ({'encoder_input_tokens': padded(prompts)} if crosses else {})
+    log_probs_BTV = np.asarray(jax.nn.log_softmax(model.logits(batch)))
+    places = [len(before) - 1 for before in first]
+    return [row[i : i + len(text)] for row, i, text in zip(log_probs_BTV, places, texts, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FIXTURES)
+def test_uncached_tokens_and_scores_are_hugging_faces(name, shared, converted):
+    """Each greedy token is the likeliest of a pass over all before it; the score of a beam is that of such a pass."""
+    folder = shared / 'fixtures' / 'hf' / name
+    expected, _ = recorded(folder)
+    model, eos = converted(folder, 'hf'), 1
+    prompts, skipped = rows_of(expected)
+    start = int(expected['decoder_input_ids'][0, 0]) if 'labels' in expected else 0
+    ended = lambda row: row[: row.index(eos) + 1] if eos in row else row
+    greedy = [ended(row[skipped:].tolist()) for row in expected['greedy']]
+    for found_TV, text in zip(uncached(model, prompts, greedy, start), greedy, strict=True):
+        assert found_TV.argmax(-1).tolist() == text
+    best_BT = expected['beam4'].reshape(len(prompts), 4, -1)[:, 0, skipped:]
+    beams = [ended(row.tolist()) for row in best_BT]
+    scores_B = expected['beam4_scores'].reshape(len(prompts), 4)[:, 0]
+    for found_TV, text, score in zip(uncached(model, prompts, beams, start), beams, scores_B, strict=True):
+        total = found_TV[np.arange(len(text)), text].sum()
+        np.testing.assert_allclose(total / len(text), score, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['t5_v1_1', 'umt5', 't5gemma', 'longt5_local'])

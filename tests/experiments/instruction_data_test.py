@@ -100,3 +100,11 @@ def test_instances_that_are_too_long_are_counted_and_replaced():
     assert any(left_out for _, left_out in results)
     with pytest.raises(UserError, match='fewer than 4 different instances'):
         data.instruction_prompts({**content, 'Instances': content['Instances'][:3]}, 3, len, 'seed')
+
+
+def test_sets_with_rationales_may_be_left_out(sources, tmp_path):
+    folder = tmp_path / 'data'
+    given = {name: path for name, path in sources.items() if name != 'cot'} | {'gsm8k': None}
+    made = data.prepare(folder, given, SIZES, lambda text: len(text.split()))
+    assert made['trained'] == ['task3', 'alpaca.json'] and not (folder / 'cot').exists()
+    assert {one['kind'] for one in made['evaluations'].values()} == {'zero_shot', 'two_shot'}

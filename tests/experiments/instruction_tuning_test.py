@@ -36,6 +36,7 @@ def test_gin_files_parse(tmp_path):
         settings = configurables.parse([str(tmp_path / 'training.gin')], ["VOCABULARY='bytes'", "INITIALIZE_FROM='x'"])
         [mixture] = settings.read(DataConfig).mixtures
         assert mixture.rates == (parts or {'natural_instructions': 0.9, 'chat': 0.1})
+        assert settings.read(DataConfig).cot == ((f'{tmp_path}/cot',) if rate else ())
     (tmp_path / 'evaluation.gin').write_text(experiment.evaluation_gin(tmp_path, ['direct.qasc', 'a.b'], arguments))
     given = ["DataConfig.mixture='-'", "DataConfig.vocabulary='bytes'", 'DataConfig.batch_size=1']
     found = configurables.parse([str(tmp_path / 'evaluation.gin')], given).read(DataConfig)
@@ -143,3 +144,29 @@ def test_children_are_processes_with_logs(tmp_path, capsys):
     assert children.run(tmp_path / 'logs' / 'b.log', 'no_such_command') != 0
     children.stop()
     assert children.run(tmp_path / 'logs' / 'c.log', '--version') == 1
+
+
+def test_sets_with_rationales_are_needed_if_they_are_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, 'load_vocabulary', lambda path: None)
+    asked = []
+    monkeypatch.setattr(experiment, 'prepare', lambda folder, sources, sizes, count: asked.append(set(sources)))
+    for given in ([], ['--cot_rate=0'], ['--cot_rate=0', '--rates=', '--methods=full']):
+        experiment.prepare_data(tmp_path, experiment.parse([*REQUIRED, *given]))
+    assert ['cot' in sources for sources in asked] == [True, False, False]
+
+
+def test_an_error_ends_the_children_and_waits_until_they_have_saved(monkeypatch):
+    calls = []
+
+    class Child:
+        def terminate(self):
+            calls.append('terminate')
+
+        def wait(self, timeout):
+            calls.append('wait')
+
+    monkeypatch.setattr(runs.signal, 'signal', lambda *_: None)
+    with pytest.raises(KeyboardInterrupt), runs.Children() as children:
+        children._running.add(Child())
+        raise KeyboardInterrupt
+    assert calls == ['terminate', 'wait']

@@ -31,8 +31,32 @@ def compile_attention(
         return jax.jit(step).lower(q, k, k, table, q, ids_BT).compile()
 
 
-def compile_model(devices, mesh, **fields):
-    """Loss and gradients of a small model split over `mesh`, compiled for `devices`."""
+GEMMAS = dict(
+    architecture='encoder_decoder',
+    num_encoder_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    position='rope',
+    rope_local_base=1e3,
+    layer_pattern=('window', 'full'),
+    attention_window=300,
+    encoder=dict(attention_window=200, attention_window_ahead=200),
+    scale_attention=True,
+    query_pre_attn_scalar=50.0,
+    attention_soft_cap=30.0,
+    logits_soft_cap=20.0,
+    attention_bias=True,
+    qk_norm=True,
+    norm_scale_plus_one=True,
+    post_norms=True,
+)
+"""Every option of attention of T5Gemma and T5Gemma 2, but for `merged_attention`."""
+GEMMA_KERNELS = {False: 18, True: 12}
+"""With `merged_attention` or without: three kernels for each kind of layer in encoder, decoder and cross-attention."""
+
+
+def compile_model(devices, mesh, source=1024, **fields):
+    """Loss and gradients of a small model split over `mesh`, compiled for `devices`; `source` tokens of input."""
     sizes = dict(vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_decoder_layers=2)
     config = ModelConfig(**sizes, dropout_rate=0.1, remat='minimal', **fields)
     with sharding.use(sharding.create_sharding(mesh, devices)) as placed:
@@ -41,7 +65,8 @@ def compile_model(devices, mesh, **fields):
         model = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, places)
         sides = ('encoder', 'decoder') if config.architecture == 'encoder_decoder' else ('decoder',)
         names = [f'{side}_{name}' for side in sides for name in ('input_tokens', 'segment_ids', 'positions')]
-        tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=placed.named(('batch', None)))
-        batch = dict.fromkeys([*names, 'decoder_target_tokens'], tokens)
+        tokens = lambda length: jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=placed.named(('batch', None)))
+        batch = {name: tokens(source if name.startswith('encoder') else 1024) for name in names}
+        batch['decoder_target_tokens'] = tokens(1024)
         loss = lambda model, batch: jnp.mean(model(batch, dropout_key=jax.random.key(0)))
         return jax.jit(jax.value_and_grad(loss)).lower(model, batch).compile()

@@ -82,3 +82,11 @@ def test_a_mesh_that_does_not_divide_is_one_line():
         memory_of(model('t5_1_1_small'), Batch(12, (8, 8)), OptimizerConfig(), FSDP, 6)
     with pytest.raises(UserError, match='batch_size=7 does not divide'):
         memory_of(model('t5_1_1_small'), Batch(7, (8, 8)), OptimizerConfig(), FSDP, 8)
+
+
+def test_a_teacher_adds_its_parameters():
+    config, batch, teacher = model('t5_1_1_small'), Batch(8, (8, 8)), model('t5_1_1_base')
+    alone = memory_of(config, batch, OptimizerConfig(), FSDP, 8)
+    taught = memory_of(config, batch, OptimizerConfig(), FSDP, 8, teacher)
+    assert taught.teacher * 8 == pytest.approx(4 * count_parameters(teacher), rel=0.01)
+    assert taught.total == alone.total + taught.teacher and alone.teacher == 0

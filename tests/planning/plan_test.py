@@ -9,10 +9,11 @@ from t5flan.__main__ import main
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.planning.chips import find_chip
-from t5flan.planning.cost import batch_of, flops_per_token
+from t5flan.planning.cost import batch_of, count_parameters, flops_per_token
 from t5flan.planning.laws import LAWS
 from t5flan.planning.plan import Goal, Machine, Shape, choose_shapes, make_plan
 from t5flan.planning.runs import read_run, read_runs
+from t5flan.training.checkpoints.folder import Description
 from t5flan.training.config import OptimizerConfig
 
 
@@ -113,6 +114,17 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     found = json.loads((tmp_path / 'plan.json').read_text())
     assert [row['model'] for row in found['models']] == ['t5_1_1_small', 't5_1_1_base']
     assert 'palm2' in (tmp_path / 'plan.svg').read_text()
+
+
+def test_the_memory_of_a_plan_counts_the_teacher(tmp_path, capsys):
+    teacher = configurables.parse(['models/t5_1_1_base']).read(ModelConfig)
+    Description(teacher, 'encoder_decoder', {}, {}).write(tmp_path)
+    argv = ['plan', '--chip=v5e', '--chips=8', '--hours=10', '--models=t5_1_1_small', f'--json={tmp_path}/plan.json']
+    assert main([*argv, f'--gin.LossConfig.teacher={tmp_path}']) == 0
+    [row] = json.loads((tmp_path / 'plan.json').read_text())['models']
+    assert row['memory_gib_per_device']['teacher'] == pytest.approx(4 * count_parameters(teacher) / 8 / 2**30, rel=0.01)
+    assert main([*argv, '--gin.LossConfig.teacher=/none']) == 1
+    assert '/none' in capsys.readouterr().err
 
 
 # -- Runs -----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ _NAMES = {  # ModelConfig's field -> config.json's
 }
 _SOFT_CAPS = {'attention_soft_cap': 'attn_logit_softcapping', 'logits_soft_cap': 'final_logit_softcapping'}
 _CAPS = {'gemma2': tuple(_SOFT_CAPS), 'gemma3_text': ('logits_soft_cap',)}  # those that a family applies
+_CAP_DEFAULTS = {'gemma2': {'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0}}  # null is no cap
+_BY_TYPE = 'gemma3_text'
+"""The family whose rotary embedding has settings for each type of layer."""
 _ROPE_BASES = {'smollm3': 2e6, 'gemma3_text': 1e6}  # where config.json has none; others: 10,000
 _LOCAL_ROPE_BASE = 1e4
 _WINDOW = 4096  # where config.json has none
@@ -55,10 +58,7 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
         UserError: an option of the model is not supported.
     """
     gemma = kind in _GEMMAS
-    if fields.get('mlp_bias'):
-        raise UserError(f'{file}: mlp_bias is true, but the MLPs of t5flan have no biases.')
-    if fields.get('use_bidirectional_attention'):
-        raise UserError(f'{file}: use_bidirectional_attention is true, but decoders of t5flan are causal.')
+    require_plain(file, fields)
     sizes = {ours: fields[theirs] for ours, theirs in _NAMES.items()}
     heads = sizes['num_heads']
     kv_heads = fields.get('num_key_value_heads') or heads
@@ -72,7 +72,7 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
         'num_kv_heads': None if kv_heads == heads else kv_heads,
         'scale_attention': True,
         'query_pre_attn_scalar': None if scalar == size else scalar,
-        **{ours: fields.get(theirs) if ours in _CAPS.get(kind, ()) else None for ours, theirs in _SOFT_CAPS.items()},
+        **_soft_caps(kind, fields),
         'attention_bias': biased or kind == 'qwen2',
         'attention_out_bias': biased and kind != 'qwen2',
         'qk_norm': kind in ('qwen3', 'gemma3_text'),
@@ -85,6 +85,24 @@ def from_decoder(file: Path, kind: str, fields: Mapping[str, Any], tied: bool) -
         'tie_embeddings': tied,
         'scale_tied_logits': not tied,
     }
+
+
+def require_plain(file: Path, fields: Mapping[str, Any]) -> None:
+    """Raises a UserError at an option that transformers applies to every family, or to several, and t5flan does not."""
+    if fields.get('mlp_bias'):
+        raise UserError(f'{file}: mlp_bias is true, but the MLPs of t5flan have no biases.')
+    for name, bad in (('use_bidirectional_attention', True), ('is_causal', False)):
+        if fields.get(name) not in (None, not bad):
+            raise UserError(f'{file}: {name} is {str(fields[name]).lower()}, but decoders of t5flan are causal.')
+    if fields.get('per_layer_config'):
+        raise UserError(f'{file}: per_layer_config gives layers settings of their own, which are not converted.')
+
+
+def _soft_caps(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The soft caps that a family applies; a missing one has the default, and null is none."""
+    defaults, applied = _CAP_DEFAULTS.get(kind, {}), _CAPS.get(kind, ())
+    found = {ours: fields.get(theirs, defaults.get(theirs)) for ours, theirs in _SOFT_CAPS.items()}
+    return {ours: value if ours in applied else None for ours, value in found.items()}
 
 
 def _heads_fit(file: Path, size: int, heads: int) -> int:
@@ -165,12 +183,16 @@ def _rotated_layers(kind: str, fields: Mapping[str, Any], layers: int) -> list[b
 def _rope(file: Path, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The bases and the scaling of rotary embedding."""
     given = dict(fields.get('rope_parameters') or {})
-    by_type = {_FULL, _SLIDING} & given.keys()
+    by_type = bool({_FULL, _SLIDING} & given.keys())
+    if given and by_type != (kind == _BY_TYPE):
+        expected = 'full_attention and sliding_attention' if kind == _BY_TYPE else 'settings of all layers'
+        raise UserError(f'{file}: rope_parameters of a {kind} has {", ".join(map(str, given))}; expected {expected}.')
     theirs = given.get(_FULL) or {} if by_type else given
-    scaling = {**(fields.get('rope_scaling') or {}), **theirs}
+    older = dict(fields.get('rope_scaling') or {})  # it counts, if there are both
+    scaling = {**theirs, **older} if by_type else older or dict(theirs)
     base = scaling.pop('rope_theta', None) or fields.get('rope_theta') or _ROPE_BASES.get(kind, 1e4)
     found: dict[str, Any] = {'rope_base': float(base), 'rope_scaling': _scaling(file, scaling, fields)}
-    if kind != 'gemma3_text':
+    if kind != _BY_TYPE:
         return found
     local = dict(given.get(_SLIDING) or {}) if by_type else {}
     local_base = local.pop('rope_theta', None) or fields.get('rope_local_base_freq') or _LOCAL_ROPE_BASE
@@ -183,17 +205,18 @@ def _rope(file: Path, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def _scaling(file: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """`RopeScaling`'s fields, or None for the default rotary embedding."""
     scaling = {name: value for name, value in given.items() if value is not None}
-    types = {scaling.pop(name) for name in ('type', 'rope_type') if name in scaling} - {'default'}
+    old, name = scaling.pop('type', 'default'), scaling.pop('rope_type', None)
+    name = old if name is None else name
     if scaling.pop('partial_rotary_factor', 1.0) != 1.0 or fields.get('partial_rotary_factor') not in (None, 1.0):
         raise UserError(f'{file}: partial_rotary_factor is not converted; expected 1.0.')
-    if not types:
+    if name == 'default':
         return None
-    name = types.pop()
     if name not in ('linear', 'llama3', 'yarn'):
         raise UserError(f'{file}: rope_type {name!r} is not converted; expected default, linear, llama3 or yarn.')
     if name != 'linear':
-        length = fields.get('original_max_position_embeddings') or fields.get('max_position_embeddings')
-        scaling.setdefault('original_max_position_embeddings', length)
+        scaling.setdefault('original_max_position_embeddings', fields.get('max_position_embeddings'))
+        if original := fields.get('original_max_position_embeddings'):  # this one counts, if there are two
+            scaling['original_max_position_embeddings'] = original
     if 'factor' not in scaling:
         raise UserError(f'{file}: the {name} scaling of its rotary embedding has no factor. Download it again.')
     return {'rope_type': name, **scaling}

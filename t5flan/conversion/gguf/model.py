@@ -82,6 +82,7 @@ _LARGE_GEMMAS = {'gemma2': 46, 'gemma3_text': 62}  # layers of those whose logit
 _PUBLISHED_SCALING = {'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
 _ROPE_FREQS = 'rope_freqs.weight'
 _NO_MATTER = ('vocab_size', 'tensor_data_layout', 'rope.scaling.finetuned', 'attention.layer_norm_rms_epsilon')
+_ON_BY_DEFAULT = 'attention.causal'  # other options that are 0 or false change nothing
 _UNREAD = ('dec.blk.0.cross_attn_rel_b.weight', _ROPE_FREQS)  # of old T5 files; and what _rope_scaling reads
 _PER_LAYER_BIAS = 'enc.blk.1.attn_rel_b.weight'  # UMT5's, which has T5's architecture
 _LARGEST = 2**31
@@ -270,7 +271,8 @@ class _Settings:
     def require_known(self, known: Iterable[str]) -> None:
         """Raises a UserError at an option that is set and would change the model in an unknown way."""
         for name, value in self.values.items():
-            if name not in known and not (isinstance(value, (int, float)) and not value):
+            is_off = isinstance(value, (int, float)) and not value and name != _ON_BY_DEFAULT
+            if name not in known and not (is_off or (name, value) == (_ON_BY_DEFAULT, True)):
                 raise UserError(f'{self.where}: {self.spelled(name)} is an option that is not converted.')
 
     def size(self, name: str, default: int | None = None) -> int:

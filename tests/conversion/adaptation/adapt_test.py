@@ -142,3 +142,14 @@ def test_the_folder_is_whole_and_never_replaces_another(decoder, tmp_path, capsy
     assert isinstance(again.config, ModelConfig) and again.config.num_decoder_layers == 1
     with pytest.raises(UserError, match='exists already'):
         main(str(tmp_path / 'decoder'), str(tmp_path / 'adapted'))
+
+
+@pytest.mark.parametrize('family, one', [('llama', 0.0), ('gemma3_linear', 1.0)])
+def test_merged_attention_begins_with_little_of_the_encoder(family, one, decoder):
+    """With cross-attention the last norm is a copy; with merged attention it has the size that the layers read."""
+    source = decoder(family)
+    theirs, merged = arrays_of(source), arrays_of(adapt(source))
+    layers = theirs['decoder/layers/pre_self_attention_layer_norm/scale'].astype(np.float32) + one
+    np.testing.assert_allclose(merged['encoder/encoder_norm/scale'] + one, layers.mean(0) / 32, rtol=1e-2, atol=1e-6)
+    crossed = arrays_of(adapt(source, attention='cross'))['encoder/encoder_norm/scale']
+    np.testing.assert_array_equal(crossed, theirs['decoder/decoder_norm/scale'])

@@ -108,6 +108,75 @@ def test_soft_caps_are_those_that_a_family_applies():
     assert read('gemma3_text', SMALL | decoder_fields(found['gemma3_text'], 'gemma3_text')) == found['gemma3_text']
 
 
+def test_soft_caps_that_a_file_does_not_have_are_those_of_the_family():
+    """transformers writes null for no cap; Gemma 3 has none."""
+    found = [
+        read('gemma2', SMALL),
+        read('gemma2', SMALL | {'attn_logit_softcapping': None}),
+        read('gemma3_text', SMALL),
+    ]
+    caps = [(config.attention_soft_cap, config.logits_soft_cap) for config in found]
+    assert caps == [(50.0, 30.0), (None, 30.0), (None, None)]
+
+
+YARN = {'factor': 4.0, 'original_max_position_embeddings': 64}
+
+
+@pytest.mark.parametrize(
+    'fields, expected',
+    [
+        ({'rope_parameters': {'rope_type': 'default', 'type': 'linear', 'factor': 2.0}}, None),
+        (
+            {'rope_scaling': {'type': 'linear', 'factor': 2.0}, 'rope_parameters': {'rope_type': 'default'}},
+            ('linear', None),
+        ),
+        ({'rope_parameters': {'rope_type': 'yarn', **YARN}}, ('yarn', 64)),
+        ({'rope_parameters': {'rope_type': 'yarn', **YARN}, 'original_max_position_embeddings': 32}, ('yarn', 32)),
+        ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}, 'max_position_embeddings': 16}, ('yarn', 16)),
+    ],
+)
+def test_of_two_settings_of_the_rotary_embedding_the_one_that_transformers_reads_counts(fields, expected):
+    scaling = read('llama', SMALL | fields).rope_scaling
+    assert (scaling and (scaling.rope_type, scaling.original_max_position_embeddings)) == expected
+
+
+BOTH_TYPES = {name: {'rope_type': 'default', 'rope_theta': 9.0} for name in ('full_attention', 'sliding_attention')}
+LINEAR = {'rope_type': 'linear', 'factor': 2.0}
+
+
+@pytest.mark.parametrize(
+    'kind, fields, message',
+    [
+        ('llama', {'is_causal': False}, 'is_causal is false, but decoders of t5flan are causal'),
+        ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention is true'),
+        ('mistral', {'per_layer_config': {'1': {'intermediate_size': 8}}}, 'per_layer_config gives layers settings'),
+        ('smollm3', {'mlp_bias': True}, 'mlp_bias is true'),
+        (
+            'qwen3',
+            {'rope_parameters': BOTH_TYPES},
+            'of a qwen3 has full_attention, sliding_attention; expected settings of',
+        ),
+        ('gemma3_text', {'rope_parameters': LINEAR}, 'of a gemma3_text has rope_type, factor; expected full_attention'),
+        (
+            'gemma3_text',
+            {'rope_parameters': {'sliding_attention': LINEAR}},
+            'scale the rotary embedding of sliding_att',
+        ),
+        ('llama', {'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type 'proportional' is not"),
+        ('llama', {'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 0.5}}, 'partial_rotary_factor'),
+        ('gemma2', {'hidden_activation': 'gelu'}, "hidden_act 'gelu' of a gemma2 model is not converted"),
+        ('llama', {'head_dim': 5}, 'head_dim=5, expected an even number'),
+        ('llama', {'num_key_value_heads': 3}, 'num_kv_heads=3, expected a divisor of num_heads=4'),
+        ('qwen2', {'layer_types': ['sliding_attention'] * 4}, 'sliding_window is None, expected a number of tokens'),
+        ('gemma3', {'text_config': SMALL}, "model_type 'gemma3' is not converted"),
+    ],
+)
+def test_settings_that_are_not_converted_are_refused_in_one_line(kind, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(kind, SMALL | fields)
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize('kind, size', [('qwen3', 128), ('gemma2', 256), ('llama', 4), ('qwen2', 4), ('mistral', 4)])
 def test_a_head_has_its_familys_size_where_the_file_has_none(kind, size):
     assert read(kind, SMALL | {'head_dim': None}).head_dim == size

@@ -155,6 +155,7 @@ def test_there_and_back_through_every_command(tmp_path, monkeypatch, capsys):
             "architecture 'mamba' is not converted; expected one of llama, ge",
         ),
         ('llama', {'llama.expert_count': 8}, 'llama.expert_count=8 is an option that is not converted'),
+        ('llama', {'llama.attention.causal': False}, 'llama.attention.causal=False is an option that is not converted'),
         ('llama', {'llama.attention.sliding_window': 7}, 'llama.attention.sliding_window=7 is an option that'),
         ('llama', {'llama.attn_logit_softcapping': 9.0}, 'llama.attn_logit_softcapping=9.0 is an option that'),
         ('gemma', {'gemma.attention.sliding_window': 9}, 'gemma.attention.sliding_window=9 is an option that'),

@@ -6,7 +6,7 @@ import pytest
 
 from t5flan.compiling import targets
 from t5flan.mesh import MeshConfig
-from tests.kernels.compile_cases import EVERYTHING, compile_attention, compile_model
+from tests.kernels.compile_cases import EVERYTHING, GEMMA_KERNELS, GEMMAS, compile_attention, compile_model
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,10 @@ def test_other_options_compile(chip):
     compile_for(chip, 1024, reach=None)
     compile_for(chip, 1024, ids=False)
     compile_for(chip, 2048, reach=5000)
+    compile_for(chip, 2000, kv_heads=2, **EVERYTHING, window=700)
+    compile_for(chip, 2000, kv_heads=2, **EVERYTHING, window=700, far_prefix=True)
+    compile_for(chip, 2000, kv_heads=2, causal=False, window=(511, 512))
+    compile_for(chip, 2000, head_dim=256, kv_heads=1, reach=None, ids=False, causal=True, soft_cap=50.0, window=512)
 
 
 def test_long_inputs_of_t5_xxl_take_linear_memory():
@@ -57,3 +61,10 @@ def test_a_whole_model_split_over_rows_and_heads_compiles():
     compiled = compile_model(devices('h100'), MeshConfig(tensor=2), **fields)
     kernels = 3 * 3 + 2  # three for encoder, decoder and cross-attention, and one more if there is a bias
     assert compiled.as_text().count('__gpu$xla.gpu.triton') == kernels
+
+
+@pytest.mark.parametrize('merged', GEMMA_KERNELS, ids=['cross', 'merged'])
+@pytest.mark.parametrize('chip', CHIPS)
+def test_the_options_of_adapted_encoder_decoders_compile(chip, merged):
+    compiled = compile_model(devices(chip), MeshConfig(tensor=2), source=1536, merged_attention=merged, **GEMMAS)
+    assert compiled.as_text().count('__gpu$xla.gpu.triton') == GEMMA_KERNELS[merged]

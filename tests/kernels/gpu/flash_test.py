@@ -103,10 +103,12 @@ def test_which_tiles_are_computed():
     q = jnp.zeros((1, 512, 1, 64))
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
-    def ranges(axis, causal=False, ids=None, prefix=None, offset=0):
+    def ranges(axis, causal=False, ids=None, prefix=None, offset=0, window=None):
         tiling = Tiling(*[Blocks(128, 128, 4, 1)] * 4)
         operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
-        spec, arrays = flash_gpu.arrange(AttentionSpec(causal), operands, tiling)
+        pair = None if window is None else (window - 1, window - 1)
+        options = AttentionSpec(causal, window=pair, far_prefix=window is not None and prefix is not None)
+        spec, arrays = flash_gpu.arrange(options, operands, tiling)
         return flash_gpu_tile.bounds(spec, arrays, tiling.forward, axis)[0].tolist()
 
     assert ranges(2) == [[0, 4]] * 4 == ranges(1)
@@ -116,6 +118,10 @@ def test_which_tiles_are_computed():
     assert ranges(2, causal=True, offset=-512) == [[0, 0]] * 4
     assert ranges(2, ids=ids) == [[0, 1], [1, 2], [2, 3], [0, 0]]
     assert ranges(2, causal=True, prefix=jnp.arange(512)[None] == 200)[0] == [0, 2]
+    assert ranges(2, window=2) == [[0, 2], [0, 3], [1, 4], [2, 4]] == ranges(1, window=2)
+    assert ranges(2, causal=True, window=130) == [[0, 1], [0, 2], [0, 3], [1, 4]]
+    # With a prefix that is seen from far away, all tiles between it and the window are computed.
+    assert ranges(2, causal=True, window=2, prefix=jnp.arange(512)[None] < 128) == [[0, 1], [0, 2], [0, 3], [0, 4]]
 
 
 @pytest.mark.parametrize('offset', [0, 5, -37, 64])
@@ -191,6 +197,10 @@ def lowered(length=512, heads=4, kv_heads=None, head_dim=64, dtype=jnp.bfloat16,
         dict(head_dim=256),
         dict(EVERYTHING, head_dim=256, dtype=jnp.float32),
         dict(head_dim=8, ids=False),
+        dict(EVERYTHING, kv_heads=2, window=200),
+        dict(EVERYTHING, kv_heads=2, window=200, far_prefix=True),
+        dict(window=(99, 100), kv_heads=2),
+        dict(causal=True, bias=None, ids=False, soft_cap=50.0, window=64, head_dim=256, kv_heads=1),
     ],
     ids=str,
 )

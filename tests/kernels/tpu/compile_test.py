@@ -13,7 +13,7 @@ from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu
 from t5flan.mesh import MeshConfig
 from tests.kernels.attention_cases import attention_step
-from tests.kernels.compile_cases import EVERYTHING, compile_attention, compile_model
+from tests.kernels.compile_cases import EVERYTHING, GEMMA_KERNELS, GEMMAS, compile_attention, compile_model
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +112,21 @@ def test_a_whole_model_split_over_rows_and_heads_compiles(fields, kernels):
     chips = devices('v5p')
     compiled = compile_model(chips, MeshConfig(data=2, tensor=len(chips) // 2), **fields)
     assert compiled.as_text().count('tpu_custom_call"') == kernels
+
+
+@pytest.mark.parametrize('merged', GEMMA_KERNELS, ids=['cross', 'merged'])
+@pytest.mark.parametrize('chip', TOPOLOGIES)
+def test_the_options_of_adapted_encoder_decoders_compile(chip, merged):
+    """Windows of two sizes on both sides, soft caps, grouped queries in all attentions, local and global rotations."""
+    chips = devices(chip)
+    mesh = MeshConfig(data=2, tensor=len(chips) // 2)
+    compiled = compile_model(chips, mesh, source=1536, merged_attention=merged, **GEMMAS)
+    assert compiled.as_text().count('tpu_custom_call"') == GEMMA_KERNELS[merged]
+
+
+@pytest.mark.parametrize('merged', GEMMA_KERNELS, ids=['cross', 'merged'])
+def test_their_rows_split_along_the_length_compile(merged):
+    chips = devices('v5e')
+    mesh = MeshConfig(data=len(chips) // 2, context=2)
+    compiled = compile_model(chips, mesh, source=2048, merged_attention=merged, **GEMMAS)
+    assert compiled.as_text().count('tpu_custom_call"') == GEMMA_KERNELS[merged]

@@ -119,11 +119,11 @@ def test_which_tiles_are_computed():
     q = jnp.zeros((1, 512, 1, 64))
     ids = np.repeat(np.array([[1, 2, 3, 0]], np.int32), 128, axis=1)
 
-    def count(causal=False, ids=None, prefix=None, offset=0, window=None):
+    def count(causal=False, ids=None, prefix=None, offset=0, window=None, far_prefix=False):
         operands = Operands(q, q, q, jnp.int32(offset), q_segment_ids_BT=ids, kv_segment_ids_BS=ids, prefix_BS=prefix)
         _, arrays = flash_tpu.arrange(AttentionSpec(causal), operands, (128, 128))
         pair = (window - 1, window - 1) if isinstance(window, int) else window
-        return int(visible_tiles(arrays, 128, 128, causal, pair).sum())
+        return int(visible_tiles(arrays, 128, 128, causal, pair, far_prefix).sum())
 
     assert count() == 16
     assert count(causal=True) == 10
@@ -134,6 +134,9 @@ def test_which_tiles_are_computed():
     assert [count(causal=True, window=window) for window in (1, 2, 129, 130)] == [4, 7, 7, 9]
     assert [count(window=window) for window in (1, 2, 129, 130)] == [4, 10, 10, 14]
     assert [count(window=window) for window in ((0, 0), (0, 1), (1, 0), (128, 2), (2, 129))] == [4, 7, 7, 10, 12]
+    # The window leaves out two tiles of the prefix, which all queries see if it is seen from far away.
+    prefix = jnp.arange(512)[None] < 128
+    assert [count(causal=True, window=2, prefix=prefix, far_prefix=far) for far in (False, True)] == [7, 9]
     # The queries of block 0 see block 1 too.
     assert count(causal=True, prefix=jnp.arange(512)[None] == 200) == 11
 

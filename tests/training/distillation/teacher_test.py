@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5flan import tasks
+from t5flan import sharding, tasks
 from t5flan.data.config import DataConfig
 from t5flan.data.corpus_config import FileTask
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import build_model
-from t5flan.models.parameters import logical_axes
+from t5flan.models.parameters import logical_axes, parameter_count
+from t5flan.training import throughput
+from t5flan.training.checkpoints.folder import Description
 from t5flan.training.config import CheckpointConfig, LossConfig, OptimizerConfig, RunConfig
-from t5flan.training.distillation.teacher import Teacher
+from t5flan.training.distillation.teacher import Teacher, abstract_teacher, teacher_config
 from t5flan.training.metric_writer import read_metrics
 from t5flan.training.optimizer import make_optimizer
 from t5flan.training.state import create_state
@@ -175,3 +177,36 @@ def test_a_teacher_that_does_not_fit_is_one_line(runs, tmp_path, change, message
 def test_settings_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         LossConfig(**fields)
+
+
+def write_teacher(folder, config):
+    """A folder that describes a checkpoint, without its parameters."""
+    folder.mkdir()
+    Description(config, 'causal_lm', {}, {'size': config.vocab_size, 'fingerprint': '-'}).write(folder)
+    return LossConfig(teacher=str(folder))
+
+
+def test_a_run_whose_teacher_does_not_fit_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    data = DataConfig(mixture='-', vocabulary='bytes', batch_size=8, feature_lengths={'inputs': 8, 'targets': 8})
+    large = dataclasses.replace(DECODER, vocab_size=STUDENT.vocab_size, emb_dim=4096, num_heads=32, head_dim=128)
+    loss = write_teacher(tmp_path / 'teacher', large)
+    monkeypatch.setattr(throughput, 'memory_left', lambda devices: (4.0 * large.kernel_size, 'each device', 1e12))
+    given = dict(model=STUDENT, data=data, run=RunConfig(steps=1), mesh=MeshConfig(data=8))
+    with pytest.raises(UserError, match='this run needs at least .* GiB of teacher.*, but each device has') as error:
+        train(str(tmp_path / 'run'), **given, loss=loss)
+    assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+    monkeypatch.setattr(throughput, 'memory_left', lambda devices: (5.0 * large.kernel_size, 'each device', 1e12))
+    require = lambda teacher: throughput.require_memory(
+        STUDENT, data, RunConfig(steps=1), OptimizerConfig(), given['mesh'], teacher
+    )
+    require(teacher_config(loss, STUDENT))
+    assert teacher_config(LossConfig(), STUDENT) is None
+
+
+def test_a_teacher_of_shapes_is_placed_as_one_that_is_read(tmp_path):
+    loss = write_teacher(tmp_path / 'teacher', dataclasses.replace(DECODER, vocab_size=STUDENT.vocab_size))
+    with sharding.use(sharding.create_sharding(MeshConfig(data=1, fsdp=4, tensor=2))) as placed:
+        found = abstract_teacher(loss, STUDENT, placed)
+    leaves = jax.tree.leaves(found.model)
+    assert sum(x.size for x in leaves) == parameter_count(found.model)
+    assert any(x.sharding.shard_shape(x.shape) != x.shape for x in leaves) and not found.prefix_lm
