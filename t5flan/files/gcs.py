@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from t5flan.errors import BucketError, UserError
+from t5flan.files.partial import partial_folder
 
 FIRST_CONTACT = 20.0
 """Seconds for which the first request of a process is tried: a wrong name or no network is told soon."""
@@ -399,7 +400,8 @@ def local_copy(path: str, folder: Path) -> str:
     target = folder / found.bucket.name / str(found.generation) / found.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as write, open_object(path, 'rb') as read:
-            shutil.copyfileobj(read, write, PIECE)
-        os.replace(write.name, target)
+        with partial_folder(target) as partial:
+            with open(partial / 'object', 'wb') as write, open_object(path, 'rb') as read:
+                shutil.copyfileobj(read, write, PIECE)
+            os.replace(partial / 'object', target)
     return str(target)
