@@ -40,6 +40,17 @@ def test_sizes_that_do_not_suit_the_text(texts):
         train_sentencepiece(['', '\n'], 500)
 
 
+.mark.parametrize('text', ['a', 'hello world', 'the cat sat on the mat\n' * 3, '\u6f22\u5b57'])
+def test_a_text_too_small_for_any_size_gets_the_same_error_for_every_size(text):
+    found = set()
+    for size in (104, 300, 370, 400, 5000):
+        with pytest.raises(UserError, match='Give more text') as error:
+            train_sentencepiece([text], size)
+        found.add(str(error.value).partition('cannot be trained')[2])
+        assert '\n' not in str(error.value)
+    assert len(found) == 1, found
+
+
 def test_text_and_json_files(tmp_path):
     (tmp_path / 'a.txt').write_text('\n'.join(LINES[:200]), 'utf-8')
     rows = [{'inputs': line, 'targets': 'yes', 'id': 3} for line in LINES[200:]]
