@@ -291,6 +291,7 @@ def as_checkpoint_folder(where: str) -> str:
     Raises:
         UserError: the model cannot be downloaded or converted.
     """
+    where = os.path.expanduser(where)
     source = _download(where.removeprefix(HUB)) if where.startswith(HUB) else Path(where)
     if '://' in where:
         return where

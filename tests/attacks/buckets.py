@@ -6,7 +6,8 @@
 A server on loopback answers like Google Cloud Storage, and answers a share of the requests with 429, 500 or 503, late,
 by half, or not at all, before or after it has done the work. `--kills` trains with the workdir there: runs are killed
 at random moments and started again; the losses are those of a run on a local disk, bit for bit, and metrics.jsonl has
-every step up to the newest checkpoint. Then `evaluate`, `infer` and `report` write there. `--files` writes, appends to,
+every step up to the newest checkpoint. Then the other commands read and write there; `quickstart` with a few steps, and
+`self_instruct` and its like with a stand-in for the model, in tests/synthesis/loop_test.py. `--files` writes, appends to,
 renames, lists and removes files and takes locks there, beside the same on a local disk, and compares.
 """
 
@@ -79,6 +80,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
     """The other commands on the run that is in the bucket."""
     given = [f'--checkpoint={RUN}', f'--input={rows}', f'--output={RUN}/answers.jsonl', '--batch_size=8']
     texts = f'--input={RUN}/answers.jsonl'
+    _shorten_quickstart()
     from t5flan.files import to_path, write_whole
 
     write_whole(to_path('gs://bucket/source.txt'), Path(__file__).read_text())
@@ -94,6 +96,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
         ['vocabulary', '--input=gs://bucket/source.txt', '--size=500', '--output=gs://bucket/words.model'],
         ['memorization', '--make_canaries=gs://bucket/canaries.jsonl'],
         ['plan', '--models=t5_1_1_small', '--tokens=1B', '--json=gs://bucket/plan.json'],
+        ['quickstart', '--workdir=gs://bucket/quick', '--examples=1'],
     ):
         assert wait(start(arguments, log)) == 0, log.read_text()
     answers = server.read('run/answers.jsonl').decode().splitlines()
@@ -101,7 +104,18 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
     assert json.loads(server.read('run/evaluation.json'))['step'] == STEPS
     assert b'</html>' in server.read('run/report.html')
     written = {'hf/model.safetensors', 'back/t5flan.json', 'once.jsonl', 'clean.jsonl', 'words.model', 'canaries.jsonl'}
-    assert written | {'plan.json'} <= set(server.names())
+    written |= {'plan.json', 'quick/vocabulary.model', 'quick/report.html', 'quick/report.png'}
+    assert written <= set(server.names()), written - set(server.names())
+
+
+def _shorten_quickstart() -> None:
+    """Makes it take two steps, with few questions and texts."""
+    from t5flan import quickstart
+
+    run = quickstart.run
+    quickstart.run = lambda gin_file, workdir, **macros: run(gin_file, workdir, STEPS='2', **macros)
+    quickstart.QUESTIONS = quickstart.QUESTIONS[:1]
+    quickstart.VOCABULARY_TEXTS = {'practice': 5000, 'stdlib_docs_causal_lm': 200}
 
 
 def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:

@@ -101,6 +101,21 @@ def test_rows_are_read_by_train_and_name_their_origin(name, tmp_path):
         pool.add(row['instruction'])
 
 
+.mark.parametrize('name', METHODS)
+def test_a_run_in_a_bucket_writes_the_same_file(name, tmp_path, monkeypatch):
+    pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
+    from tests.files.gcs_server import Faults, GcsServer, use
+
+    run(name, str(tmp_path / 'here.jsonl'))
+    with GcsServer(Faults(rate=0.2, seed=1, pause=0.01)) as server:
+        use(server, monkeypatch)
+        report = run(name, 'gs://bucket/new/there.jsonl', json_file='gs://bucket/new/there.json')
+        assert server.read('new/there.jsonl') == (tmp_path / 'here.jsonl').read_bytes()
+        written = {'new/there.jsonl', 'new/there.jsonl.provenance.json', 'new/there.json'}
+        assert {one for one in server.names() if not one.endswith('/')} == written
+        assert run(name, 'gs://bucket/new/there.jsonl') == report, 'a finished run stays as it is'
+
+
 def test_the_seed_decides_the_file(tmp_path):
     made = []
     for number, seed in enumerate((0, 0, 1)):
