@@ -16,6 +16,7 @@ from t5flan.synthesis import journal as journal_lib
 from t5flan.synthesis import loop
 from t5flan.synthesis.backtranslate import read_texts
 from t5flan.synthesis.evol_instruct import OPERATIONS, evol_instruct
+from t5flan.synthesis.evol_instruct import _task_of as task_of
 from t5flan.synthesis.filters import Pool, instruction_fault
 from t5flan.synthesis.journal import journal_path, provenance_path
 from t5flan.synthesis.loop import Draw, Job
@@ -99,6 +100,19 @@ def test_rows_are_read_by_train_and_name_their_origin(name, tmp_path):
     for row in rows if name != 'evol_instruct' else ():
         assert not pool.has_similar(row['instruction'])
         pool.add(row['instruction'])
+
+
+.mark.parametrize(
+    'reply, task',
+    [
+        ('Sure, here is the new task:\n\n**Name a red fruit.**\n\nAnswer: a cherry', 'Name a red fruit.'),
+        ('New task: "Name a red fruit."\n\n**Solution:**\nA cherry.', 'Name a red fruit.'),
+        ('Sort these words:\nsun dog', 'Sort these words:\nsun dog'),
+        ('Here: there and everywhere', 'Here: there and everywhere'),
+    ],
+)
+def test_the_task_in_a_reply(reply, task):
+    assert task_of(reply) == task
 
 
 .mark.parametrize('name', METHODS)
