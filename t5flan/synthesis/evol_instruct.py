@@ -23,7 +23,7 @@ from t5flan.synthesis.seeds import PROMPTS, Instance, Task, generator, read_seed
 _WORDING = PROMPTS['evol_instruct']
 OPERATIONS = tuple(_WORDING['operations'])
 _LEAKED = ('new task', 'rewrite', 'rewritten', 'given task', 'the task', 'constraint or requirement')
-_PREFACE = re.compile(r'(?:sure|certainly|of course|okay|here)\b.*:\W*\n', re.IGNORECASE)
+_PREFACE = re.compile(r'\A(?:sure|certainly|of course|okay|here)\b.*:\W*\n', re.IGNORECASE)
 _ANSWER = re.compile(r'\n\W*(?:answer|solution|output|response)\b', re.IGNORECASE)
 """Where a reply goes on with an answer, which was not asked for."""
 _TASK_TOKENS = 128
