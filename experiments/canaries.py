@@ -105,16 +105,27 @@ def pretrain(root: Path, canaries: Path, arguments: argparse.Namespace) -> int:
 
 def table(found: dict) -> str:
     """What was measured for each number of repeats, with 95 % intervals."""
-    titles = ('repeats', 'canaries', 'continued word for word', 'tokens right', 'nats per token', 'exposure, bits', 'fit')
+    titles = (
+        'repeats',
+        'canaries',
+        'continued word for word',
+        'tokens right',
+        'nats per token',
+        'exposure, bits',
+        'fit',
+    )
     rows = []
     for repeats in map(str, REPEATS):
         one = found[repeats]
-        percent = lambda name: '{:.0%} ({:.0%} to {:.0%})'.format(one[name], *one['intervals'][name])
-        number = lambda name: '{:.1f} ({:.1f} to {:.1f})'.format(one[name], *one['intervals'][name])
-        log_likelihood = f'{-one["log_likelihood"]:.2f}'
-        shown = (percent('exact'), percent('accuracy'), log_likelihood, number('exposure'), number('exposure_fit'))
-        rows.append((repeats, str(one['texts']), *shown))
+        shares = [_cell(one, name, '.0%') for name in ('exact', 'accuracy')]
+        bits = [_cell(one, name, '.1f') for name in ('exposure', 'exposure_fit')]
+        rows.append((repeats, str(one['texts']), *shares, f'{-one["log_likelihood"]:.2f}', *bits))
     return markdown(titles, rows)
+
+
+def _cell(one: dict, name: str, form: str) -> str:
+    low, high = one['intervals'][name]
+    return f'{one[name]:{form}} ({low:{form}} to {high:{form}})'
 
 
 if __name__ == '__main__':

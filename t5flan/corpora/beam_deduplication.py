@@ -99,7 +99,9 @@ def _remove_left(scratch: str) -> None:
     folder = to_path(scratch)
     if not folder.exists():
         return
-    others = [path.name for path in folder.iterdir() if not re.match(r'(copies|removed|report)-|beam-temp|\.', path.name)]
+    others = [
+        path.name for path in folder.iterdir() if not re.match(r'(copies|removed|report)-|beam-temp|\.', path.name)
+    ]
     if others:
         fix = 'Rename the folder, or set another --output'
         raise UserError(f'{scratch} has {min(others)!r}, which is not of a run that was killed. {fix}.')

@@ -207,11 +207,11 @@ def fetched(folder: str) -> Iterator[str]:
         yield str(target)
 
 
-@contextlib_INCOMPLETE = '.t5flan.incomplete'
+_INCOMPLETE = '.t5flan.incomplete'
 """An object in a folder of which not everything has been sent."""
 
 
-.contextmanager
+@contextlib.contextmanager
 def sent(folder: str, last: Collection[str] = ()) -> Iterator[str]:
     """A local path for a new folder that goes to a bucket after the block; another path is given back as it is.
 

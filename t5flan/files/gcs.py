@@ -22,7 +22,7 @@ from t5flan.files.partial import partial_folder
 FIRST_CONTACT = 15.0
 """Seconds for which the first request of a process is tried: a wrong name or no network is told soon."""
 LOGIN = 6.0
-"""Seconds to find the credentials of a process; then it goes on without, which is enough for what everybody may read."""
+"""Seconds to find credentials; then a process goes on without, which is enough for what everybody may read."""
 _GRACE = 4.0  # seconds for the last try of the first request
 PATIENCE = 300.0
 """Seconds for which a request is tried once the bucket has answered: a run outlives an outage of minutes."""
@@ -78,7 +78,9 @@ def _new_client() -> Any:
     if os.environ.get('STORAGE_EMULATOR_HOST'):
         return storage.Client(project='none', credentials=AnonymousCredentials())
     try:
-        return storage.Client(project=None) if _Server.answered else _within(LOGIN, lambda: storage.Client(project=None))
+        return (
+            storage.Client(project=None) if _Server.answered else _within(LOGIN, lambda: storage.Client(project=None))
+        )
     except (DefaultCredentialsError, TimeoutError):
         return storage.Client(project=None, credentials=AnonymousCredentials())
 

@@ -165,7 +165,10 @@ def hold(path: PathLike, subject: PathLike, setting: str) -> Iterator[Lock]:
 
 @contextlib.contextmanager
 def hold_file(path: PathLike, setting: str) -> Iterator[Lock]:
-    """Holds the lock of a file that the block writes, `.NAME.lock` beside it; removes what killed processes left there."""
+    """Holds the lock of a file that the block writes, `.NAME.lock` beside it.
+
+    Removes what killed processes left of it, and in its folder.
+    """
     target = to_path(path)
     with hold(target.parent / f'.{target.name[:80]}.lock', path, setting) as lock:
         remove_partial(path)
@@ -297,4 +300,3 @@ def _objects() -> Any:
 
 def _in_bucket(path: Path) -> bool:
     return '://' in os.fspath(path)
-

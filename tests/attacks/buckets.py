@@ -6,9 +6,9 @@
 A server on loopback answers like Google Cloud Storage, and answers a share of the requests with 429, 500 or 503, late,
 by half, or not at all, before or after it has done the work. `--kills` trains with the workdir there: runs are killed
 at random moments and started again; the losses are those of a run on a local disk, bit for bit, and metrics.jsonl has
-every step up to the newest checkpoint. Then the other commands read and write there; `quickstart` with a few steps, and
-`self_instruct` and its like with a stand-in for the model, in tests/synthesis/loop_test.py. `--files` writes, appends to,
-renames, lists and removes files and takes locks there, beside the same on a local disk, and compares.
+every step up to the newest checkpoint. Then the other commands read and write there, `quickstart` with a few steps
+(`self_instruct` and the like do so in tests/synthesis/loop_test.py). `--files` writes, appends to, renames, lists and
+removes files and takes locks there, beside the same on a local disk, and compares.
 """
 
 import argparse

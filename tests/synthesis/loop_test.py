@@ -102,7 +102,7 @@ def test_rows_are_read_by_train_and_name_their_origin(name, tmp_path):
         pool.add(row['instruction'])
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     'reply, task',
     [
         ('Sure, here is the new task:\n\n**Name a red fruit.**\n\nAnswer: a cherry', 'Name a red fruit.'),
@@ -115,7 +115,7 @@ def test_the_task_in_a_reply(reply, task):
     assert task_of(reply) == task
 
 
-.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', METHODS)
 def test_a_run_in_a_bucket_writes_the_same_file(name, tmp_path, monkeypatch):
     pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
     from tests.files.gcs_server import Faults, GcsServer, use

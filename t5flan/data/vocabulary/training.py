@@ -212,9 +212,7 @@ def _train(lines: Sequence[str], pieces: int, *, character_coverage: float, spli
     return model.getvalue()
 
 
-def _size_error(
-    message: str, size: int, reserved: int, lines: Sequence[str], train: Callable[[int], bytes]
-) -> str:
+def _size_error(message: str, size: int, reserved: int, lines: Sequence[str], train: Callable[[int], bytes]) -> str:
     """SentencePiece's error about the size, in ids instead of pieces.
 
     The size that it suggests may not do either: `train` tries it with a text that is so small.

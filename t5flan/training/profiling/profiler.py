@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import jax
 from etils import epath
 
-from t5flan.files import PathLike, write_json
+from t5flan.files import PathLike, write_json, write_whole
 from t5flan.training.profiling.parts import DATA, Event, instruction_parts, seconds_by_part
 
 T = TypeVar('T')

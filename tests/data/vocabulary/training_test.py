@@ -40,7 +40,7 @@ def test_sizes_that_do_not_suit_the_text(texts):
         train_sentencepiece(['', '\n'], 500)
 
 
-.mark.parametrize('text', ['a', 'hello world', 'the cat sat on the mat\n' * 3, '\u6f22\u5b57'])
+@pytest.mark.parametrize('text', ['a', 'hello world', 'the cat sat on the mat\n' * 3, '\u6f22\u5b57'])
 def test_a_text_too_small_for_any_size_gets_the_same_error_for_every_size(text):
     found = set()
     for size in (104, 300, 370, 400, 5000):
