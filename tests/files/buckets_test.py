@@ -183,7 +183,7 @@ def test_a_folder_that_was_sent_in_part_is_sent_again(server, tmp_path):
             write_whole(f'{here}/config.json', text)
             write_whole(f'{here}/a/b', text)
             if fails:
-                monkeypatched.setattr(epath.Path, 'copy', None)
+                monkeypatched.setattr(buckets.shutil, 'copyfileobj', None)
 
     with pytest.MonkeyPatch.context() as monkeypatched, pytest.raises(TypeError):
         send('one', fails=True)

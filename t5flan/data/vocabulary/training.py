@@ -1,10 +1,9 @@
 """Trains a SentencePiece vocabulary from text files (`t5flan vocabulary`)."""
 
-import functools
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from t5flan.data.records.hub import is_dataset
@@ -18,7 +17,6 @@ MOST_BYTES = 100_000_000
 TRAINING_THREADS = 4
 """Fixed rather than the number of cores: SentencePiece's result depends on it."""
 CHARACTER_COVERAGE = 0.9995
-_SMALL = 10**6  # characters of a text that is trained on again, for an error
 Languages = Mapping[str, Sequence[str]]
 """Name of a language -> the paths of its files."""
 
@@ -176,11 +174,11 @@ def train_sentencepiece(
     lines = [line for text in texts for line in text.split('\n') if line.strip()]
     if not lines:
         raise UserError("the vocabulary's text is empty. Give --input files that hold text.")
-    train = functools.partial(_train, lines, character_coverage=character_coverage, split_digits=split_digits)
+    pieces = max(size - reserved, 4)  # with fewer, SentencePiece does not say how many it needs
     try:
-        model = train(size - reserved)
+        model = _train(lines, pieces, character_coverage=character_coverage, split_digits=split_digits)
     except RuntimeError as error:
-        raise UserError(_size_error(str(error), size, reserved, lines, train)) from None
+        raise UserError(_size_error(str(error), size, reserved)) from None
     return SentencePieceVocabulary('a trained vocabulary', extra_ids, mode_tokens, model=model)
 
 
@@ -212,38 +210,13 @@ def _train(lines: Sequence[str], pieces: int, *, character_coverage: float, spli
     return model.getvalue()
 
 
-def _size_error(message: str, size: int, reserved: int, lines: Sequence[str], train: Callable[[int], bytes]) -> str:
-    """SentencePiece's error about the size, in ids instead of pieces.
-
-    The size that it suggests may not do either: `train` tries it with a text that is so small.
-    """
+def _size_error(message: str, size: int, reserved: int) -> str:
+    """SentencePiece's error about the size, in ids instead of pieces."""
     start = f'a vocabulary of {size} ids ({reserved} of them sentinels and mode tokens)'
-    most, least = _most(message), _least(message)
-    suggested = most or least
-    if suggested and sum(map(len, lines)) < _SMALL:
-        try:
-            train(suggested)
-        except RuntimeError as error:
-            most, least = most or _most(str(error)), least or _least(str(error))
-    if most and least:
-        needed = f'its characters and the 256 bytes need {least + reserved} ids, and it can fill {most + reserved}'
-        return f'{start} cannot be trained: this text is too small for any --size: {needed}. Give more text.'
-    if most:
-        problem = f'is more than this text can fill: {most + reserved} at most'
-        return f'{start} {problem}. Set a smaller --size, or give more text.'
-    if least:
-        problem = f'is too small for this text and the 256 bytes: {least + reserved} at least'
-        return f'{start} {problem}. Set a larger --size.'
-    return f'{start} cannot be trained: {message.splitlines()[-1]}. Give more text, or set another --size.'
-
-
-def _most(message: str) -> int:
-    """The most pieces that a text can fill, of SentencePiece's error; 0 if that says something else."""
-    found = re.search(r'value <= (\d+)', message)
-    return int(found[1]) if found else 0
-
-
-def _least(message: str) -> int:
-    """The fewest pieces that a text needs."""
-    found = re.search(r'(-?\d+) vs (\d+)', message)
-    return int(found[2]) + 1 if found else 0
+    if found := re.search(r'value <= (\d+)', message):
+        most = int(found[1]) + reserved
+        return f'{start} is more than this text can fill: {most} at most. Set a smaller --size, or give more text.'
+    if found := re.search(r'-?\d+ vs (\d+)', message):
+        least = int(found[1]) + reserved
+        return f'{start} is too small for this text and the 256 bytes: {least} at least. Set a larger --size.'
+    return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'
