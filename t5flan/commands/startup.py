@@ -104,7 +104,7 @@ def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[No
                 check_folder(given, flag.name)
             elif flag.writes != 'new folder':
                 check_output(given, flag.name)
-            if flag.writes == 'shared' or (flag.writes == 'new folder' and os.path.lexists(given)):
+            if flag.writes == 'shared' or (flag.writes == 'new folder' and not _may_be_new(given)):
                 continue
             from t5flan.files import locks
 
@@ -115,6 +115,11 @@ def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[No
             else:
                 held.enter_context(hold_file(given, flag.name))
         yield
+
+
+def _may_be_new(folder: str) -> bool:
+    """Whether a folder can be written, locally or in a bucket; an existing one is compared with, or refused."""
+    return folder.startswith('gs://') or ('://' not in folder and not os.path.lexists(folder))
 
 
 @contextlib.contextmanager

@@ -112,8 +112,8 @@ def _shorten_quickstart() -> None:
     """Makes it take two steps, with few questions and texts."""
     from t5flan import quickstart
 
-    run = quickstart.run
-    quickstart.run = lambda gin_file, workdir, **macros: run(gin_file, workdir, STEPS='2', **macros)
+    run, few = quickstart.run, {'STEPS': '2', 'OptimizerConfig.warmup_steps': '1'}
+    quickstart.run = lambda gin_file, workdir, **macros: run(gin_file, workdir, **few, **macros)
     quickstart.QUESTIONS = quickstart.QUESTIONS[:1]
     quickstart.VOCABULARY_TEXTS = {'practice': 5000, 'stdlib_docs_causal_lm': 200}
 

@@ -1,4 +1,4 @@
-"""t5flan/quickstart.py: the folder that it empties; the whole command runs in `make quickstart` and the slow tests."""
+"""t5flan quickstart: the folder that it empties; `make quickstart` runs it whole, tests/attacks/buckets.py a short one."""
 
 import pytest
 
