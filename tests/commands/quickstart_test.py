@@ -1,4 +1,4 @@
-"""t5flan quickstart: the folder that it empties; `make quickstart` runs it whole, tests/attacks/buckets.py a short one."""
+"""t5flan quickstart: the folder that it empties; tests/attacks/buckets.py runs a short one, `make quickstart` all."""
 
 import pytest
 
