@@ -26,6 +26,7 @@ _LEAKED = ('new task', 'rewrite', 'rewritten', 'given task', 'the task', 'constr
 _PREFACE = re.compile(r'\A(?:sure|certainly|of course|okay|here)\b.*:\W*\n', re.IGNORECASE)
 _ANSWER = re.compile(r'\n\W*(?:answer|solution|output|response)\b', re.IGNORECASE)
 """Where a reply goes on with an answer, which was not asked for."""
+_LABEL = re.compile(r'\A(?:(?:new|rewritten)? ?task:\s*)+', re.IGNORECASE)
 _TASK_TOKENS = 128
 _MOST_WORDS = 120
 
@@ -104,8 +105,7 @@ def _task_of(text: str) -> str:
     'Name a red fruit.'
     """
     text = _ANSWER.split(_PREFACE.sub('', text.strip()))[0].strip().strip('*#').strip()
-    for label in ('New task:', 'Task:', 'Rewritten task:'):
-        text = text.removeprefix(label).strip()
+    text = _LABEL.sub('', text)
     return without_quotes(text)
 
 

@@ -108,6 +108,7 @@ def test_rows_are_read_by_train_and_name_their_origin(name, tmp_path):
         ('Sure, here is the new task:\n\n**Name a red fruit.**\n\nAnswer: a cherry', 'Name a red fruit.'),
         ('New task: "Name a red fruit."\n\n**Solution:**\nA cherry.', 'Name a red fruit.'),
         ('Sort these words:\nsun dog', 'Sort these words:\nsun dog'),
+        ('TASK: Task: *Name a red fruit.*', 'Name a red fruit.'),
         ('Here: there and everywhere', 'Here: there and everywhere'),
     ],
 )
