@@ -4,7 +4,7 @@
 
 Canaries are random words, planted 1, 10 and 100 times each (Carlini et al. 2019, arXiv:1802.08232). The decoder reads
 bytes; it sees the corpus, canaries included, about once. Prints the t5flan commands that it runs, and a Markdown
-table. A stopped run continues when started again.
+table. A stopped run continues when started again. docs/ul2.md reports a run.
 """
 
 import argparse
