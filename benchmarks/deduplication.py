@@ -157,7 +157,7 @@ def measure(count: int, steps: str) -> dict[str, Any]:
 
         def watch() -> None:
             while not done.wait(0.2):
-                sizes = [at.stat().st_size for at in Path(folder).glob('.deduplicate-*/*') if at.exists()]
+                sizes = [at.stat().st_size for at in Path(folder).glob('.once.jsonl.*.tmp/*') if at.exists()]
                 largest[0] = max(largest[0], sum(sizes))
 
         watcher = threading.Thread(target=watch)

@@ -20,7 +20,7 @@ from t5flan.data.vocabulary.training import train_sentencepiece
 from t5flan.decoding.config import Decoding
 from t5flan.errors import UserError
 from t5flan.evaluation.evaluator import evaluate_tasks
-from t5flan.files import to_path
+from t5flan.files import remove_partial, to_path
 from t5flan.language_model import LanguageModel, load
 from t5flan.reporting import page
 from t5flan.reporting.run_report import curve
@@ -136,6 +136,7 @@ def _empty_folder(folder: Path) -> Path:
         UserError: it has other files.
     """
     made = {'vocabulary.model', 'vocabulary.json', 'pretrained', 'finetuned', 'report.html', 'report.png'}
+    remove_partial(folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there - made:
         raise UserError(

@@ -43,7 +43,7 @@ COMMAND = Command(
     run,
     example='t5flan adapt --from=hf:HuggingFaceTB/SmolLM2-135M --attention=merged smollm2-encoder-decoder',
     flags=(
-        Flag('DST', 'new folder to write', 'DST', required=True),
+        Flag('DST', 'new folder to write', 'DST', required=True, writes='new folder'),
         Flag(
             '--from',
             'the decoder: a workdir, a Hugging Face folder, hf:OWNER/NAME or a GGUF file',

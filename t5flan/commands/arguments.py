@@ -32,7 +32,8 @@ class Flag:
     many: bool = False
     """May be given several times; its value is a list, or None."""
     writes: str = ''
-    """What it names, if the command writes it: 'file' or 'folder' of one process at a time, or a 'shared' file."""
+    """What it names, if the command writes it: a 'file', 'folder' or 'new folder' of one process at a time, or a
+    'shared' file, which the command locks itself."""
 
 
 @dataclasses.dataclass(frozen=True)

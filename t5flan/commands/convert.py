@@ -90,7 +90,7 @@ COMMAND = Command(
     example='t5flan convert --from=hf --to=t5flan flan-t5-small runs/flan-t5-small',
     flags=(
         Flag('SRC', SOURCE_HELP, 'SRC', required=True),
-        Flag('DST', 'new folder to write', 'DST', required=True),
+        Flag('DST', 'new folder to write', 'DST', required=True, writes='new folder'),
         Flag('--from', 'format of SRC: hf, t5x, t5flan, peft or gguf', 'FORMAT', required=True),
         Flag('--to', 'format of DST: hf, t5x, t5flan or peft', 'FORMAT', required=True),
         Flag('--vocabulary', "a SentencePiece model, or 'bytes' (default: the one in SRC)", 'F.model'),

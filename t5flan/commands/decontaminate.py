@@ -1,6 +1,7 @@
 """`t5flan decontaminate`: removes training examples that overlap with evaluation sets."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ def _benchmark(given: str) -> 'Evaluation':
         raise UsageError(f'--benchmark={given} must be NAME=DIR, such as gsm8k=data/gsm8k')
     benchmark = find(name)
     questions = (one for task in benchmark.tasks(folder) for one in benchmark.questions(folder, task))
+    folder = os.path.expanduser(folder)
     examples = ((f'{one.task} {one.index}', [one.text, *texts_in(one.target)]) for one in questions)
     return Evaluation(name, examples, '--benchmark')
 

@@ -8,10 +8,12 @@ from t5flan.commands.startup import register_tasks
 
 def run(arguments: argparse.Namespace) -> None:
     """Pretrains, finetunes and evaluates a tiny model from nothing."""
+    from t5flan.files import locks
     from t5flan.quickstart import main
 
     register_tasks(None)
-    main(arguments.workdir, arguments.examples)
+    with locks.hold_file(arguments.workdir.rstrip('/'), '--workdir'):
+        main(arguments.workdir, arguments.examples)
 
 
 WORKDIR_HELP = 'folder of both runs and the report; replaces an earlier quickstart (default: runs/quickstart)'

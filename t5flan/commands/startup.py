@@ -102,23 +102,29 @@ def hold_outputs(command: Command, arguments: argparse.Namespace) -> Iterator[No
                 continue
             if flag.writes == 'folder':
                 check_folder(given, flag.name)
-            else:
+            elif flag.writes != 'new folder':
                 check_output(given, flag.name)
-            if flag.writes == 'shared':
+            if flag.writes == 'shared' or (flag.writes == 'new folder' and not _may_be_new(given)):
                 continue
             from t5flan.files import locks
 
             if flag.writes == 'folder':
                 held.enter_context(_removed_if_empty(given))
                 held.enter_context(locks.hold(os.path.join(given, locks.NAME), given, flag.name))
+                remove_partial(given)
             else:
                 held.enter_context(hold_file(given, flag.name))
         yield
 
 
+def _may_be_new(folder: str) -> bool:
+    """Whether a folder can be written, locally or in a bucket; an existing one is compared with, or refused."""
+    return folder.startswith('gs://') or ('://' not in folder and not os.path.lexists(folder))
+
+
 @contextlib.contextmanager
 def hold_file(path: str | None, flag: str) -> Iterator[None]:
-    """Locks a file that a command writes, if it has one, and removes what a killed one left of it.
+    """Locks a file, or a new folder, that a command writes, if it has one, and removes what a killed one left of it.
 
     Raises:
         UserError: another process writes it.
@@ -129,7 +135,6 @@ def hold_file(path: str | None, flag: str) -> Iterator[None]:
     from t5flan.files import locks
 
     with locks.hold_file(path, flag):
-        remove_partial(path)
         yield
 
 

@@ -1,6 +1,6 @@
 """`t5flan convert`: converts a checkpoint of T5X, Hugging Face or t5flan to another of these formats, and GGUF files.
 
-    SRC --reader--> Checkpoint (t5flan's names, a layer at a time) --writer--> DST.partial-… --renamed--> DST
+    SRC --reader--> Checkpoint (t5flan's names, a layer at a time) --writer--> .DST.….tmp --renamed--> DST
 
 One layer at a time is read, checked for NaN and written, so memory holds little more than the largest array. Whatever
 fails, DST is complete or not there.
@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from t5flan.data.vocabulary.byte_level import ByteVocabulary
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.errors import UserError
 from t5flan.files import cache_folder, check_links
+from t5flan.files.partial import partial_folder
 from t5flan.models.config import ModelConfig
 from t5flan.training.checkpoints.whole import RUN_FIELDS
 from t5flan.training.description import INITIAL_FIELDS
@@ -270,18 +270,13 @@ def write(
 
 def _write_whole(target: Path, write_into: Callable[[Path], Written]) -> Written:
     """Calls `write_into(a new folder)`, which gets the name `target` if nothing fails, and returns its result."""
-    parent = target.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.partial-', dir=parent))
     try:
-        notes = write_into(partial)
-        partial.chmod(0o755)
-        os.rename(partial, target)  # fails if a non-empty folder has appeared
+        with partial_folder(target) as partial:
+            notes = write_into(partial)
+            os.rename(partial, target)  # fails if a non-empty folder has appeared
     except OSError as error:
         problem = f'{target} could not be written: {error.strerror or error}. Nothing was left behind'
         raise UserError(f'{problem}. Free some space, or name another folder.') from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return notes
 
 
@@ -296,6 +291,7 @@ def as_checkpoint_folder(where: str) -> str:
     Raises:
         UserError: the model cannot be downloaded or converted.
     """
+    where = os.path.expanduser(where)
     source = _download(where.removeprefix(HUB)) if where.startswith(HUB) else Path(where)
     if '://' in where:
         return where
@@ -310,7 +306,12 @@ def as_checkpoint_folder(where: str) -> str:
     target = cache_folder() / 'checkpoints' / f'{source.name}-{stamp:016x}'
     if not target.is_dir():
         checkpoint = read(source, format)
-        notes = write(checkpoint, target, 't5flan')
+        try:
+            notes = write(checkpoint, target, 't5flan')
+        except UserError:
+            if not target.is_dir():  # else another process has converted it at the same time
+                raise
+            return str(target)
         print(f'{where}: converted once, to {target}', file=sys.stderr)
         for note in (*checkpoint.notes, *notes):
             print(f'note: {note}', file=sys.stderr)

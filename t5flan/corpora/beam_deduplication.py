@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -64,8 +65,7 @@ def deduplicate_with_beam(
     check_output(output, [path for path in paths if '://' not in path], report_file)
     stem = output.removesuffix('.jsonl')
     scratch = to_path(f'{stem}.parts')
-    if scratch.exists():
-        raise UserError(f'{scratch} is left from another run. Remove it, or set another --output.')
+    _remove_left(str(scratch))
     scratch.mkdir(parents=True)
     try:
         _find_copies(paths, field, unit, rules, str(scratch), pipeline_options)
@@ -88,6 +88,24 @@ def remove_folder(path: str) -> None:
     from t5flan.files.buckets import epath
 
     epath.Path(path).rmtree(missing_ok=True)
+
+
+def _remove_left(scratch: str) -> None:
+    """Removes the folder of a killed run.
+
+    Raises:
+        UserError: it has other files than such a run writes.
+    """
+    folder = to_path(scratch)
+    if not folder.exists():
+        return
+    others = [
+        path.name for path in folder.iterdir() if not re.match(r'(copies|removed|report)-|beam-temp|\.', path.name)
+    ]
+    if others:
+        fix = 'Rename the folder, or set another --output'
+        raise UserError(f'{scratch} has {min(others)!r}, which is not of a run that was killed. {fix}.')
+    remove_folder(scratch)
 
 
 def _match(pattern: str, unit: str) -> list[str]:

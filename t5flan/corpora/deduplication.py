@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -41,6 +42,7 @@ from t5flan.corpora.words import hash_ngrams, hash_words
 from t5flan.data.randomness import stable_hash
 from t5flan.errors import UserError
 from t5flan.files import open_whole
+from t5flan.files.partial import partial_folder
 
 _NEW = -1
 
@@ -105,13 +107,11 @@ def deduplicate(
     """
     paths = match_inputs(patterns, unit)
     check_output(output, paths, report_file)
-    folder = os.path.dirname(output) or '.'
-    if '://' not in output:
-        os.makedirs(folder, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        where = None if '://' in output else folder
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.deduplicate-', dir=where))
-        corpus = _Corpus(paths, field, unit, rules or Rules(), cuts or Cuts(), scratch)
+        in_bucket = '://' in output
+        scratch: Any = tempfile.TemporaryDirectory() if in_bucket else partial_folder(pathlib.Path(output))
+        folder = os.fspath(stack.enter_context(scratch))
+        corpus = _Corpus(paths, field, unit, rules or Rules(), cuts or Cuts(), folder)
         file = stack.enter_context(open_whole(output, 'wb'))
         listed = stack.enter_context(ReportFile(report_file)) if report_file else None
         return corpus.write(file, listed)

@@ -197,8 +197,7 @@ class RowWriter:
         self._lock = self._held.enter_context(locks.hold_file(path, setting))
         self._close = weakref.finalize(self, self._held.close)
         try:
-            for written in (path, record_path(path)):
-                remove_partial(written)
+            remove_partial(record_path(path))
             if record is not None:
                 _check_begun(path, record, setting)
             self.done, whole = self._read(prompts)

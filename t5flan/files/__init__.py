@@ -5,16 +5,16 @@ import io
 import json
 import os
 import pathlib
-import re
 import shutil
 import stat
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol, cast
 
 from t5flan.errors import OUT_OF_SPACE, UserError
+from t5flan.files.partial import partial_path
+from t5flan.files.partial import remove_partial as remove_partial
 
 PathLike = str | os.PathLike[str]
 LARGEST_JSON = 2**26
@@ -58,7 +58,7 @@ def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
             with target.open(mode, encoding=encoding) as file:
                 shutil.copyfileobj(local, file, 2**24)
         return
-    temporary = pathlib.Path(target.parent, f'{_partial(target)}{uuid.uuid4().hex[:8]}.tmp')
+    temporary = partial_path(target)
     try:
         with open(temporary, mode, encoding=encoding, newline=newline, errors=errors) as file:
             yield file
@@ -71,24 +71,6 @@ def open_whole(path: PathLike, mode: str = 'w') -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename == os.fspath(temporary):
             raise OSError(error.errno, error.strerror, os.fspath(target)) from None
         raise
-
-
-def _partial(target: pathlib.Path) -> str:
-    """How the name of a half-written file begins; a name may have 255 bytes."""
-    return f'.{target.name[:40]}.'
-
-
-def remove_partial(path: PathLike) -> None:
-    """Removes half-written files that a killed process left: of a file, or of all files right in a folder.
-
-    The caller holds the lock of the file or folder.
-    """
-    target = to_path(path)
-    folder, start = (target, '.') if target.is_dir() else (target.parent, _partial(target))
-    for entry in os.scandir(folder) if folder.is_dir() and '://' not in os.fspath(folder) else ():
-        is_partial = re.fullmatch(r'\..*\.[0-9a-f]{8}\.tmp', entry.name) and entry.name.startswith(start)
-        if is_partial and entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
 
 
 def remove_folders(folder: PathLike, suffix: str, quiet: float = 0.0, patience: float = 10.0) -> None:

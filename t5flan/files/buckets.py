@@ -207,9 +207,15 @@ def fetched(folder: str) -> Iterator[str]:
         yield str(target)
 
 
+_INCOMPLETE = '.t5flan.incomplete'
+"""An object in a folder of which not everything has been sent."""
+
+
 @contextlib.contextmanager
 def sent(folder: str, last: Collection[str] = ()) -> Iterator[str]:
     """A local path for a new folder that goes to a bucket after the block; another path is given back as it is.
+
+    What a killed process sent of it is removed. The caller holds the lock of the folder.
 
     Args:
         last: the files that are sent last, which make the folder complete.
@@ -220,14 +226,19 @@ def sent(folder: str, last: Collection[str] = ()) -> Iterator[str]:
     if not gcs.is_bucket(folder):
         yield folder
         return
-    if epath.Path(folder).exists():
-        raise UserError(f'{folder} exists already: nothing is overwritten. Name another folder, or remove it.')
+    target = epath.Path(folder.rstrip('/'))
+    if target.exists():
+        if not (target / _INCOMPLETE).exists():
+            raise UserError(f'{folder} exists already: nothing is overwritten. Name another folder, or remove it.')
+        target.rmtree()
     with tempfile.TemporaryDirectory() as parent:
         here = Path(parent, folder.rstrip('/').rpartition('/')[2])
         yield str(here)
         files = sorted((path for path in here.rglob('*') if path.is_file()), key=lambda path: path.name in last)
+        (target / _INCOMPLETE).write_text('')
         for path in files:
-            epath.Path(path).copy(f'{folder.rstrip("/")}/{path.relative_to(here)}', overwrite=True)
+            epath.Path(path).copy(target / str(path.relative_to(here)), overwrite=True)
+        (target / _INCOMPLETE).unlink()
         print(f'{folder}: {len(files)} files')
 
 

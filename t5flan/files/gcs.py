@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from t5flan.errors import BucketError, UserError
+from t5flan.files.partial import partial_folder
 
-FIRST_CONTACT = 20.0
+FIRST_CONTACT = 15.0
 """Seconds for which the first request of a process is tried: a wrong name or no network is told soon."""
+LOGIN = 6.0
+"""Seconds to find credentials; then a process goes on without, which is enough for what everybody may read."""
+_GRACE = 4.0  # seconds for the last try of the first request
 PATIENCE = 300.0
 """Seconds for which a request is tried once the bucket has answered: a run outlives an outage of minutes."""
 FIRST_PAUSE = 0.5
@@ -30,6 +34,8 @@ TIMEOUT = (8.0, 20.0)
 _TELL_EVERY = 10.0  # seconds between two lines about retries
 PIECE = 2**23  # bytes of a request
 _IN_MEMORY = 2**24  # bytes of a new object that are kept in memory, not in a temporary file
+
+_CHECK_NETWORK = 'Check the network, and run the command again'
 
 _T = TypeVar('_T')
 
@@ -72,9 +78,36 @@ def _new_client() -> Any:
     if os.environ.get('STORAGE_EMULATOR_HOST'):
         return storage.Client(project='none', credentials=AnonymousCredentials())
     try:
-        return storage.Client(project=None)
-    except DefaultCredentialsError:  # enough for what everybody may read
+        return (
+            storage.Client(project=None) if _Server.answered else _within(LOGIN, lambda: storage.Client(project=None))
+        )
+    except (DefaultCredentialsError, TimeoutError):
         return storage.Client(project=None, credentials=AnonymousCredentials())
+
+
+def _within(seconds: float, run: Callable[[], _T]) -> _T:
+    """Calls `run` in a thread and waits for it: name servers and Google's login have a patience of their own.
+
+    Raises:
+        TimeoutError: it took longer; the thread is left behind.
+    """
+    found: list[_T] = []
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            found.append(run())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, name='first contact', daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError
+    return found[0]
 
 
 def request(path: str, run: Callable[..., _T], missing: bool = True) -> tuple[_T | None, int]:
@@ -111,8 +144,11 @@ def request(path: str, run: Callable[..., _T], missing: bool = True) -> tuple[_T
         timeout=limit,
         on_error=tell,
     )
+    ask = functools.partial(run, retry=patient, timeout=TIMEOUT)
     try:
-        found: _T | None = run(retry=patient, timeout=TIMEOUT)
+        found: _T | None = ask() if _Server.answered else _within(limit + _GRACE, ask)
+    except TimeoutError:
+        raise BucketError(f'{path} cannot be reached (no answer in {limit:.0f} s). {_CHECK_NETWORK}.') from None
     except exceptions.NotFound as error:
         if not missing or 'bucket does not exist' in str(error).lower():
             raise BucketError(f'{_bucket_of(path)} does not exist. Check the name of the bucket in {path}.') from None
@@ -121,8 +157,7 @@ def request(path: str, run: Callable[..., _T], missing: bool = True) -> tuple[_T
         fix = 'Log in with `gcloud auth application-default login`, or ask for the role Storage Object Admin'
         raise BucketError(f'{path}: no rights ({_reason(error)}). {fix}.') from None
     except exceptions.RetryError as error:
-        fix = 'Check the network, and run the command again'
-        raise BucketError(f'{path} cannot be reached ({_reason(error.cause or error)}). {fix}.') from None
+        raise BucketError(f'{path} cannot be reached ({_reason(error.cause or error)}). {_CHECK_NETWORK}.') from None
     except exceptions.PreconditionFailed:
         raise
     except (exceptions.GoogleAPICallError, GoogleAuthError, ConnectionError) as error:
@@ -173,7 +208,7 @@ def list_folder(path: str, deep: bool = False) -> tuple[list[Any], list[str]]:
     given = {} if deep else {'delimiter': '/'}
 
     def pages(retry: Any, timeout: Any) -> tuple[list[Any], list[str]]:
-        found = client().list_blobs(bucket, prefix=prefix, retry=retry, timeout=timeout, **given)
+        found = bucket.client.list_blobs(bucket, prefix=prefix, retry=retry, timeout=timeout, **given)
         objects = [one for one in found if deep or one.name != prefix]
         return objects, sorted(one.removeprefix(prefix).rstrip('/') for one in found.prefixes)
 
@@ -186,7 +221,7 @@ def has_folder(path: str) -> bool:
 
     def first(retry: Any, timeout: Any) -> bool:
         prefix = f'{name}/' if name else ''
-        return any(client().list_blobs(bucket, prefix=prefix, max_results=1, retry=retry, timeout=timeout))
+        return any(bucket.client.list_blobs(bucket, prefix=prefix, max_results=1, retry=retry, timeout=timeout))
 
     return bool(request(path, first, missing=False)[0]) or not name
 
@@ -399,7 +434,8 @@ def local_copy(path: str, folder: Path) -> str:
     target = folder / found.bucket.name / str(found.generation) / found.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as write, open_object(path, 'rb') as read:
-            shutil.copyfileobj(read, write, PIECE)
-        os.replace(write.name, target)
+        with partial_folder(target) as partial:
+            with open(partial / 'object', 'wb') as write, open_object(path, 'rb') as read:
+                shutil.copyfileobj(read, write, PIECE)
+            os.replace(partial / 'object', target)
     return str(target)

@@ -30,6 +30,7 @@ from typing import Any
 
 from t5flan.errors import UserError
 from t5flan.files import PathLike, to_path
+from t5flan.files.partial import machine, partial_path, process_start, remove_partial
 
 NAME = '.t5flan.lock'
 """The lock of a folder, inside it."""
@@ -64,7 +65,8 @@ class Holder:
     def this_process(cls) -> 'Holder':
         """This process, from now on."""
         since = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
-        return cls(socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()) or '', since, uuid.uuid4().hex)
+        pid = os.getpid()
+        return cls(socket.gethostname(), machine(), pid, process_start(pid) or '', since, uuid.uuid4().hex)
 
     @classmethod
     def read(cls, content: str) -> 'Holder | None':
@@ -77,9 +79,9 @@ class Holder:
 
     def is_alive(self) -> bool | None:
         """Whether the process runs; None if it is of another machine."""
-        if self.machine != _machine():
+        if self.machine != machine():
             return None
-        now = _started(self.pid)
+        now = process_start(self.pid)
         return now is not None and now == self.started
 
     def __str__(self) -> str:
@@ -163,9 +165,13 @@ def hold(path: PathLike, subject: PathLike, setting: str) -> Iterator[Lock]:
 
 @contextlib.contextmanager
 def hold_file(path: PathLike, setting: str) -> Iterator[Lock]:
-    """Holds the lock of a file that the block writes: `.NAME.lock` beside it."""
+    """Holds the lock of a file that the block writes, `.NAME.lock` beside it.
+
+    Removes what killed processes left of it, and in its folder.
+    """
     target = to_path(path)
     with hold(target.parent / f'.{target.name[:80]}.lock', path, setting) as lock:
+        remove_partial(path)
         yield lock
 
 
@@ -201,7 +207,7 @@ def _create(path: Path, holder: Holder) -> bool:
         time.sleep(SETTLE)
         found = _read(path)
         return found is not None and (Holder.read(found[0]) or holder).token == holder.token
-    whole = path.with_name(f'.{holder.token[:16]}.tmp')
+    whole = partial_path(path)
     try:
         whole.write_text(content, encoding='utf-8')
         os.link(whole, path)
@@ -270,7 +276,7 @@ def _remove_stale(path: Path, found: Stamp) -> None:
         if _read(path) == found:
             path.unlink()
         return
-    aside = path.with_name(f'.{uuid.uuid4().hex[:16]}.tmp')
+    aside = partial_path(path)
     try:
         os.rename(path, aside)
     except FileNotFoundError:
@@ -294,32 +300,3 @@ def _objects() -> Any:
 
 def _in_bucket(path: Path) -> bool:
     return '://' in os.fspath(path)
-
-
-def _machine() -> str:
-    """Names the running kernel and the process numbers of this container; '' stands for neither being known."""
-    try:
-        boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-        return f'{boot} {os.readlink("/proc/self/ns/pid")}'
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, '' if the system does not say; None if there is no such process."""
-    try:
-        text = Path(f'/proc/{pid}/stat').read_text()
-        state, *fields = text.rpartition(')')[2].split()
-        return None if state in 'ZX' else fields[18]
-    except (FileNotFoundError, ProcessLookupError):
-        if os.path.exists('/proc/self/stat'):
-            return None
-    except OSError:
-        return ''
-    try:  # a system without /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return ''

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from t5flan.files import open_whole
 from t5flan.planning.fit import Fit
 from t5flan.planning.laws import Frontier
 
@@ -18,6 +19,11 @@ def _new_figure(columns: int) -> tuple[Any, Any]:
         axis.grid(alpha=0.3)
         axis.set_xscale('log')
     return figure, axes
+
+
+def _save(figure: Any, path: str) -> None:
+    with open_whole(path, 'wb') as file:
+        figure.savefig(file, format=path.rpartition('.')[2], dpi=110)
 
 
 def draw_plan(path: str, plan: Mapping[str, Any], laws: Mapping[str, Frontier]) -> None:
@@ -34,7 +40,7 @@ def draw_plan(path: str, plan: Mapping[str, Any], laws: Mapping[str, Frontier]) 
         )
     axis.set(xlabel='FLOPs of training', ylabel='parameters', yscale='log')
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_fit(path: str, fit: Fit) -> None:
@@ -57,4 +63,4 @@ def draw_fit(path: str, fit: Fit) -> None:
     ends = [measured.min(), measured.max()]
     right.plot(ends, ends, color='gray', linewidth=1)
     right.set(xlabel='measured loss', ylabel='loss by the fitted law')
-    figure.savefig(path, dpi=110)
+    _save(figure, path)

@@ -9,6 +9,7 @@ ChatGPT), repeats words of the rewriting prompt, or its answer is a refusal, emp
 parents of eliminated tasks stay, and are tried again.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ from t5flan.synthesis.seeds import PROMPTS, Instance, Task, generator, read_seed
 _WORDING = PROMPTS['evol_instruct']
 OPERATIONS = tuple(_WORDING['operations'])
 _LEAKED = ('new task', 'rewrite', 'rewritten', 'given task', 'the task', 'constraint or requirement')
+_PREFACE = re.compile(r'\A(?:sure|certainly|of course|okay|here)\b.*:\W*\n', re.IGNORECASE)
+_ANSWER = re.compile(r'\n\W*(?:answer|solution|output|response)\b', re.IGNORECASE)
+"""Where a reply goes on with an answer, which was not asked for."""
+_LABEL = re.compile(r'\A(?:(?:new|rewritten)? ?task:\s*)+', re.IGNORECASE)
 _TASK_TOKENS = 128
 _MOST_WORDS = 120
 
@@ -94,10 +99,13 @@ def _whole(task: Task) -> str:
 
 
 def _task_of(text: str) -> str:
-    """The rewritten task in a reply, without a label or quotes around it."""
-    text = text.strip().strip('*#').strip()
-    for label in ('New task:', 'Task:', 'Rewritten task:'):
-        text = text.removeprefix(label).strip()
+    r"""The rewritten task in a reply, without a preface, a label or quotes around it, or an answer after it.
+
+    >>> _task_of('Sure, here is the new task:\n\n**Name a red fruit.**\n\nAnswer: a cherry')
+    'Name a red fruit.'
+    """
+    text = _ANSWER.split(_PREFACE.sub('', text.strip()))[0].strip().strip('*#').strip()
+    text = _LABEL.sub('', text)
     return without_quotes(text)
 
 

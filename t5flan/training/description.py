@@ -60,8 +60,8 @@ def hold_workdir(workdir: str) -> Iterator[locks.Lock | None]:
     if problem is not None:
         raise problem
     try:
-        for name in WRITTEN if lock is not None else ():
-            remove_partial(f'{workdir}/{name}')
+        for folder in ('', *_FOLDERS) if lock is not None else ():
+            remove_partial(os.path.join(workdir, folder))
         yield lock
     finally:
         if lock is not None:

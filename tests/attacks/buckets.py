@@ -6,8 +6,9 @@
 A server on loopback answers like Google Cloud Storage, and answers a share of the requests with 429, 500 or 503, late,
 by half, or not at all, before or after it has done the work. `--kills` trains with the workdir there: runs are killed
 at random moments and started again; the losses are those of a run on a local disk, bit for bit, and metrics.jsonl has
-every step up to the newest checkpoint. Then `evaluate`, `infer` and `report` write there. `--files` writes, appends to,
-renames, lists and removes files and takes locks there, beside the same on a local disk, and compares.
+every step up to the newest checkpoint. Then the other commands read and write there, `quickstart` with a few steps
+(`self_instruct` and the like do so in tests/synthesis/loop_test.py). `--files` writes, appends to, renames, lists and
+removes files and takes locks there, beside the same on a local disk, and compares.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def point_at(server: GcsServer) -> None:
     from t5flan.files import gcs
 
     gcs.FIRST_PAUSE, gcs.LONGEST_PAUSE, gcs.GrowingObject.EVERY = 0.02, 0.2, 0.5
+    gcs._GRACE = 60.0  # a busy machine stalls
 
 
 def attack_runs(kills: int, rate: float, seed: int, folder: Path) -> dict[str, int]:
@@ -79,6 +81,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
     """The other commands on the run that is in the bucket."""
     given = [f'--checkpoint={RUN}', f'--input={rows}', f'--output={RUN}/answers.jsonl', '--batch_size=8']
     texts = f'--input={RUN}/answers.jsonl'
+    _shorten_quickstart()
     from t5flan.files import to_path, write_whole
 
     write_whole(to_path('gs://bucket/source.txt'), Path(__file__).read_text())
@@ -94,6 +97,7 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
         ['vocabulary', '--input=gs://bucket/source.txt', '--size=500', '--output=gs://bucket/words.model'],
         ['memorization', '--make_canaries=gs://bucket/canaries.jsonl'],
         ['plan', '--models=t5_1_1_small', '--tokens=1B', '--json=gs://bucket/plan.json'],
+        ['quickstart', '--workdir=gs://bucket/quick', '--examples=1'],
     ):
         assert wait(start(arguments, log)) == 0, log.read_text()
     answers = server.read('run/answers.jsonl').decode().splitlines()
@@ -101,7 +105,18 @@ def _others(server: GcsServer, rows: Path, log: Path) -> None:
     assert json.loads(server.read('run/evaluation.json'))['step'] == STEPS
     assert b'</html>' in server.read('run/report.html')
     written = {'hf/model.safetensors', 'back/t5flan.json', 'once.jsonl', 'clean.jsonl', 'words.model', 'canaries.jsonl'}
-    assert written | {'plan.json'} <= set(server.names())
+    written |= {'plan.json', 'quick/vocabulary.model', 'quick/report.html', 'quick/report.png'}
+    assert written <= set(server.names()), written - set(server.names())
+
+
+def _shorten_quickstart() -> None:
+    """Makes it take two steps, with few questions and texts."""
+    from t5flan import quickstart
+
+    run, few = quickstart.run, {'STEPS': '2', 'OptimizerConfig.warmup_steps': '1'}
+    quickstart.run = lambda gin_file, workdir, **macros: run(gin_file, workdir, **few, **macros)
+    quickstart.QUESTIONS = quickstart.QUESTIONS[:1]
+    quickstart.VOCABULARY_TEXTS = {'practice': 5000, 'stdlib_docs_causal_lm': 200}
 
 
 def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:

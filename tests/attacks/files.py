@@ -2,9 +2,11 @@
 
     python -m tests.attacks.files --kills=300 --seed=0
 
-Writers that take no time to start are killed at random moments: of whole files (reports, results, settings), of lines
-of metrics that a restart rewrites, and of answers that resume. After each kill, a whole file has one of its contents,
-rows are complete up to the last one, and the lock of the dead process is taken over.
+Writers that take no time to start are killed at random moments: of whole files (results, settings), of lines of metrics
+that a restart rewrites, of answers that resume, of an output with the report that a command writes beside it, of the
+journal and provenance of a synthesis, and of whole folders. After each kill, a whole file or folder has one of its
+contents, rows are complete up to the last one, and the lock of the dead process is taken over. At the end, one more
+start of each leaves nothing half-written.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -20,10 +23,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from t5flan.corpora.deduplication import deduplicate
 from t5flan.errors import UserError
 from t5flan.evaluation.row_files import Prompt, RowWriter
 from t5flan.files import append_whole, locks, remove_partial, write_json, write_whole
 from t5flan.files.locks import hold, hold_file
+from t5flan.files.partial import partial_folder
+from t5flan.synthesis.journal import finished, journal_path, open_run, provenance_path
 
 ROWS = 400
 
@@ -31,7 +37,6 @@ ROWS = 400
 def write_files(folder: Path) -> None:
     """Writes a file again and again, alternately small and large."""
     with hold_file(folder / 'whole.json', '--json'):
-        remove_partial(folder / 'whole.json')
         for number in range(10**6):
             write_json(folder / 'whole.json', {'number': number, 'padding': 'x' * (number % 7 * 30_000)})
 
@@ -40,7 +45,7 @@ def write_metrics(folder: Path) -> None:
     """Appends rows, and starts with rewriting those that are kept, as a run does that resumes."""
     with hold(folder / '.t5flan.lock', folder, '--workdir') as lock:
         path = folder / 'metrics.jsonl'
-        remove_partial(path)
+        remove_partial(folder)
         kept = metrics(folder)
         write_whole(path, ''.join(json.dumps(row) + '\n' for row in kept))
         with open(path, 'ab', buffering=0) as file:
@@ -64,6 +69,35 @@ def write_answers(folder: Path) -> None:
     with RowWriter(folder / 'out.jsonl', prompts, record={'checkpoint': 'run', 'step': 3}) as writer:
         while writer.remaining:
             writer.write([f'answer {prompt.number}' for prompt in writer.remaining[:3]])
+
+
+def write_reports(folder: Path) -> None:
+    """Deduplicates again and again, as `t5flan deduplicate` does: an output, its report, and a folder to sort in."""
+    with hold_file(folder / 'once.jsonl', '--output'):
+        texts, report = folder / 'texts.jsonl', str(folder / 'once.report.json')
+        write_whole(texts, ''.join(json.dumps({'text': f'{i % 50} {"x" * 5000}'}) + '\n' for i in range(ROWS)))
+        while True:
+            deduplicate([str(texts)], str(folder / 'once.jsonl'), report_file=report)
+
+
+def write_synthesis(folder: Path) -> None:
+    """Asks a model, remembers its answers, and writes them with their provenance, as `t5flan self_instruct` does."""
+    output, settings = folder / 'new.jsonl', {'seed': 0}
+    if finished(output, settings) is None:
+        with open_run(output, settings) as journal:
+            rows = [journal.recall(f'round {i}', lambda i=i: f'row {i} \u2028') for i in range(ROWS)]  # type: ignore[misc]
+            journal.finish([json.dumps(row) for row in rows], {**settings, 'padding': 'x' * 10**6})
+
+
+def write_folders(folder: Path) -> None:
+    """Writes a folder that appears whole, as `t5flan convert` does."""
+    with hold_file(folder / 'model', 'DST'):
+        while True:
+            with partial_folder(folder / 'model') as partial:
+                for number in range(9):
+                    (partial / str(number)).write_text('x' * number * 30_000)
+                shutil.rmtree(folder / 'model', ignore_errors=True)
+                os.rename(partial, folder / 'model')
 
 
 def check_files(folder: Path) -> None:
@@ -94,10 +128,37 @@ def check_answers(folder: Path) -> None:
         path.unlink()
 
 
+def check_reports(folder: Path) -> None:
+    """Requires output and report to be absent or whole."""
+    output, report = folder / 'once.jsonl', folder / 'once.report.json'
+    assert not output.exists() or output.read_text().count('\n') == 50
+    assert not report.exists() or len(json.loads(report.read_text())['removed']) == ROWS - 50
+
+
+def check_synthesis(folder: Path) -> None:
+    """Requires the rows to be absent or whole; removes them once they are finished."""
+    output = folder / 'new.jsonl'
+    if output.exists():
+        rows = output.read_text('utf-8').split('\n')
+        assert [json.loads(row) for row in rows[:-1]] == [f'row {i} \u2028' for i in range(ROWS)]
+    if finished(output, {'seed': 0}) is not None:
+        assert provenance_path(output).exists() and not journal_path(output).exists()
+        output.unlink()
+
+
+def check_folders(folder: Path) -> None:
+    """Requires the folder to be absent or whole, or to be the older one that is being removed."""
+    found = {path.name: path.stat().st_size for path in (folder / 'model').glob('*')}
+    assert all(size == int(name) * 30_000 for name, size in found.items())
+
+
 ATTACKS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     'files': (write_files, check_files),
     'metrics': (write_metrics, check_metrics),
     'answers': (write_answers, check_answers),
+    'reports': (write_reports, check_reports),
+    'synthesis': (write_synthesis, check_synthesis),
+    'folders': (write_folders, check_folders),
 }
 
 
@@ -123,11 +184,17 @@ def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
         counts['kills'] += 1
         counts[name] += 1
     for name in ATTACKS:  # one more start of each removes what the killed ones left
-        assert _wait(_start(ATTACKS[name][0], folder / name, seconds=3)) in (0, 2)
+        _start_and_end(ATTACKS[name][0], folder / name)
         ATTACKS[name][1](folder / name)
-        stray = [path.name for path in (folder / name).iterdir() if path.name.endswith('.tmp')]
-        assert not [path for path in stray if path.count('.') > 2], stray
+        stray = [path.name for path in (folder / name).iterdir() if path.name.endswith(('.tmp', '.lock'))]
+        assert not stray, stray
     return counts
+
+
+def _start_and_end(write: Callable[[Path], None], folder: Path) -> None:
+    """Starts a writer and ends it, by an exception, which may come before a file is known to need removal: twice."""
+    for _ in range(2):
+        assert _wait(_start(write, folder, seconds=2)) in (0, 2)
 
 
 class _Over(Exception):

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from t5flan.commands import COMMANDS, startup
-from t5flan.commands.startup import set_environment
+from t5flan.commands.arguments import parse_arguments
+from t5flan.commands.startup import hold_outputs, set_environment
+from t5flan.errors import UserError
 from tests.saved_model import byte_model, save_folder
 
 
@@ -42,6 +44,17 @@ def test_commands_that_run_a_model_on_a_cpu_keep_freed_memory(monkeypatch, argv,
     monkeypatch.setenv('JAX_PLATFORMS', platforms)
     startup.set_allocator(argv, COMMANDS)
     assert bool(calls) == keeps
+
+
+def test_a_new_folder_is_written_by_one_command_at_a_time(tmp_path):
+    new = tmp_path / 'new'
+    given = parse_arguments(['convert', '--from=hf', '--to=t5flan', 'a', str(new)], COMMANDS)
+    refused = pytest.raises(UserError, match='new is being written by process .* set another DST')
+    with hold_outputs(*given), refused, hold_outputs(*given):
+        pass
+    new.mkdir()
+    with hold_outputs(*given):  # it is compared with, or refused
+        assert [path.name for path in tmp_path.iterdir()] == ['new']
 
 
 RUN = """

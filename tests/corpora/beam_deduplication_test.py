@@ -109,3 +109,16 @@ def test_beam_keeps_what_one_machine_keeps(folder, tmp_path, threshold):
     assert kept(tmp_path.glob('once-*-of-00003.jsonl')) == kept([tmp_path / 'local.jsonl'])
     assert report['kept'] == local['kept'] and not (tmp_path / 'once.parts').exists()
     assert len(json.loads((tmp_path / 'r.json').read_text())['removed']) == len(local['removed'])
+
+
+def test_what_a_killed_run_left_is_removed_and_other_folders_are_not(tmp_path):
+    scratch = tmp_path / 'once.parts'
+    scratch.mkdir()
+    for name in ('copies-00000-of-00001', 'removed-00000.json', '.report-00000.json.0123abcd.tmp'):
+        (scratch / name).write_text('')
+    beam_deduplication._remove_left(str(scratch))
+    assert not scratch.exists()
+    scratch.mkdir()
+    (scratch / 'mine.txt').write_text('')
+    with pytest.raises(UserError, match="once.parts has 'mine.txt', which is not of a run that was killed"):
+        beam_deduplication._remove_left(str(scratch))

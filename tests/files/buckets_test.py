@@ -2,12 +2,14 @@
 
 import os
 import sys
+import threading
+import time
 
 import pytest
 
 pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
 
-from t5flan.errors import BucketError
+from t5flan.errors import BucketError, UserError
 from t5flan.files import buckets, checksums, gcs, open_whole, read_object, to_path, write_json, write_whole
 from t5flan.files.buckets import epath
 from tests.files.gcs_server import KINDS, Faults, GcsServer, use
@@ -156,6 +158,42 @@ def test_no_network_ends_soon_at_first_and_a_run_is_patient(monkeypatch, capsys)
         to_path('gs://bucket/x').exists()
     told = capsys.readouterr().err
     assert told.count('\n') == 1 and 'trying again, for up to 0 s' in told
+
+
+def test_a_login_and_a_server_that_hang_do_not_hold_a_command(monkeypatch):
+    from google.cloud import storage
+
+    hang = threading.Event()
+    for name in ('LOGIN', 'FIRST_CONTACT', '_GRACE'):
+        monkeypatch.setattr(gcs, name, 0.1)
+    monkeypatch.delenv('STORAGE_EMULATOR_HOST', raising=False)
+    monkeypatch.setattr(storage, 'Client', lambda project, credentials=None: credentials or hang.wait(30))
+    monkeypatch.setattr(gcs._Server, 'pid', 0)
+    started = time.monotonic()
+    assert type(gcs.client()).__name__ == 'AnonymousCredentials'
+    with pytest.raises(BucketError, match=r'gs://bucket/x cannot be reached \(no answer in 0 s\). Check the network'):
+        gcs.request('gs://bucket/x', lambda **_: hang.wait(30))
+    assert time.monotonic() - started < 10
+    hang.set()
+
+
+def test_a_folder_that_was_sent_in_part_is_sent_again(server, tmp_path):
+    def send(text, fails=False):
+        with buckets.sent('gs://bucket/hf', ('config.json',)) as here:
+            write_whole(f'{here}/config.json', text)
+            write_whole(f'{here}/a/b', text)
+            if fails:
+                monkeypatched.setattr(buckets.shutil, 'copyfileobj', None)
+
+    with pytest.MonkeyPatch.context() as monkeypatched, pytest.raises(TypeError):
+        send('one', fails=True)
+    assert any(name.startswith('hf/.') for name in server.names())
+    server.put('bucket', 'hf/old', b'', {})
+    send('two')
+    found = {name: server.read(name) for name in server.names() if not name.endswith('/')}
+    assert found == {'hf/config.json': b'two', 'hf/a/b': b'two'}
+    with pytest.raises(UserError, match='gs://bucket/hf exists already'):
+        send('three')
 
 
 def test_without_the_client_one_line_says_what_to_install(monkeypatch):

@@ -16,6 +16,7 @@ from t5flan.synthesis import journal as journal_lib
 from t5flan.synthesis import loop
 from t5flan.synthesis.backtranslate import read_texts
 from t5flan.synthesis.evol_instruct import OPERATIONS, evol_instruct
+from t5flan.synthesis.evol_instruct import _task_of as task_of
 from t5flan.synthesis.filters import Pool, instruction_fault
 from t5flan.synthesis.journal import journal_path, provenance_path
 from t5flan.synthesis.loop import Draw, Job
@@ -99,6 +100,35 @@ def test_rows_are_read_by_train_and_name_their_origin(name, tmp_path):
     for row in rows if name != 'evol_instruct' else ():
         assert not pool.has_similar(row['instruction'])
         pool.add(row['instruction'])
+
+
+@pytest.mark.parametrize(
+    'reply, task',
+    [
+        ('Sure, here is the new task:\n\n**Name a red fruit.**\n\nAnswer: a cherry', 'Name a red fruit.'),
+        ('New task: "Name a red fruit."\n\n**Solution:**\nA cherry.', 'Name a red fruit.'),
+        ('Sort these words:\nsun dog', 'Sort these words:\nsun dog'),
+        ('TASK: Task: *Name a red fruit.*', 'Name a red fruit.'),
+        ('Here: there and everywhere', 'Here: there and everywhere'),
+    ],
+)
+def test_the_task_in_a_reply(reply, task):
+    assert task_of(reply) == task
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_run_in_a_bucket_writes_the_same_file(name, tmp_path, monkeypatch):
+    pytest.importorskip('google.cloud.storage', reason="pip install 't5flan[gcs]'")
+    from tests.files.gcs_server import Faults, GcsServer, use
+
+    run(name, str(tmp_path / 'here.jsonl'))
+    with GcsServer(Faults(rate=0.2, seed=1, pause=0.01)) as server:
+        use(server, monkeypatch)
+        report = run(name, 'gs://bucket/new/there.jsonl', json_file='gs://bucket/new/there.json')
+        assert server.read('new/there.jsonl') == (tmp_path / 'here.jsonl').read_bytes()
+        written = {'new/there.jsonl', 'new/there.jsonl.provenance.json', 'new/there.json'}
+        assert {one for one in server.names() if not one.endswith('/')} == written
+        assert run(name, 'gs://bucket/new/there.jsonl') == report, 'a finished run stays as it is'
 
 
 def test_the_seed_decides_the_file(tmp_path):

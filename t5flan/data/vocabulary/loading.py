@@ -63,7 +63,7 @@ def load_saved_vocabulary(path: os.PathLike[str], expected: Mapping[str, Any]) -
 def _load(spec: str | os.PathLike, extra_ids: int, mode_tokens: Sequence[str]) -> Vocabulary:
     if os.fspath(spec) == 'bytes':
         return ByteVocabulary(extra_ids, mode_tokens)
-    path = to_path(spec)
+    path = to_path(os.path.expanduser(spec))
     model = path / MODEL if path.is_dir() else path
     description_file = path / DESCRIPTION if path.is_dir() else path.with_suffix('.json')
     if not description_file.is_file():

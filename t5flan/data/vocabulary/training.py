@@ -170,37 +170,44 @@ def train_sentencepiece(
     Raises:
         UserError: there is no text, it cannot fill `size`, or `size` is too small for its characters.
     """
-    import sentencepiece
-
-    pieces = size - extra_ids - len(mode_tokens)
+    reserved = extra_ids + len(mode_tokens)
     lines = [line for text in texts for line in text.split('\n') if line.strip()]
     if not lines:
         raise UserError("the vocabulary's text is empty. Give --input files that hold text.")
-    model = io.BytesIO()
+    pieces = max(size - reserved, 4)  # with fewer, SentencePiece does not say how many it needs
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=pieces,
-            model_type='unigram',
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            user_defined_symbols=['\n'],
-            byte_fallback=True,
-            split_digits=split_digits,
-            allow_whitespace_only_pieces=True,
-            normalization_rule_name='identity',
-            remove_extra_whitespaces=False,
-            character_coverage=character_coverage,
-            max_sentence_length=2**30,
-            num_threads=TRAINING_THREADS,
-            minloglevel=2,
-        )
+        model = _train(lines, pieces, character_coverage=character_coverage, split_digits=split_digits)
     except RuntimeError as error:
-        raise UserError(_size_error(str(error), size, size - pieces)) from None
-    return SentencePieceVocabulary('a trained vocabulary', extra_ids, mode_tokens, model=model.getvalue())
+        raise UserError(_size_error(str(error), size, reserved)) from None
+    return SentencePieceVocabulary('a trained vocabulary', extra_ids, mode_tokens, model=model)
+
+
+def _train(lines: Sequence[str], pieces: int, *, character_coverage: float, split_digits: bool) -> bytes:
+    """A SentencePiece model; a RuntimeError if the number of pieces does not suit the text."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=pieces,
+        model_type='unigram',
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        user_defined_symbols=['\n'],
+        byte_fallback=True,
+        split_digits=split_digits,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        character_coverage=character_coverage,
+        max_sentence_length=2**30,
+        num_threads=TRAINING_THREADS,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def _size_error(message: str, size: int, reserved: int) -> str:
@@ -209,7 +216,7 @@ def _size_error(message: str, size: int, reserved: int) -> str:
     if found := re.search(r'value <= (\d+)', message):
         most = int(found[1]) + reserved
         return f'{start} is more than this text can fill: {most} at most. Set a smaller --size, or give more text.'
-    if found := re.search(r'(-?\d+) vs (\d+)', message):
-        least = int(found[2]) + reserved + 1
+    if found := re.search(r'-?\d+ vs (\d+)', message):
+        least = int(found[1]) + reserved
         return f'{start} is too small for this text and the 256 bytes: {least} at least. Set a larger --size.'
     return f'{start} cannot be trained: {message.splitlines()[-1]}. Set --size between 500 and 250000.'

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import jax
 from etils import epath
 
-from t5flan.files import PathLike, write_json
+from t5flan.files import PathLike, write_json, write_whole
 from t5flan.training.profiling.parts import DATA, Event, instruction_parts, seconds_by_part
 
 T = TypeVar('T')
@@ -110,8 +110,7 @@ class Profiler:
             events = [event for path in files if path.name.endswith('.xplane.pb') for event in read_events(path)]
             for path in files:
                 target = self._folder / path.relative_to(name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+                write_whole(target, path.read_bytes())
         self._running = None
         steps = self._taken - SKIPPED
         if not events:

@@ -40,6 +40,22 @@ def test_sizes_that_do_not_suit_the_text(texts):
         train_sentencepiece(['', '\n'], 500)
 
 
+@pytest.mark.parametrize('text', ['a', 'hello world', 'the cat sat on the mat\n' * 3, '\u6f22\u5b57'])
+def test_of_a_short_text_the_errors_name_the_sizes_that_do(text):
+    bounds = []
+    for size, words in ((104, 'at least'), (300, 'at least'), (5000, 'at most')):
+        with pytest.raises(UserError, match=words) as error:
+            train_sentencepiece([text], size)
+        bounds.append(int(str(error.value).split(f' {words}')[0].split()[-1]))
+    least, _, most = bounds
+    assert bounds[0] == bounds[1] <= most
+    for size in (least, most):
+        assert train_sentencepiece([text], size).vocab_size == size
+    for size in (least - 1, most + 1):
+        with pytest.raises(UserError):
+            train_sentencepiece([text], size)
+
+
 def test_text_and_json_files(tmp_path):
     (tmp_path / 'a.txt').write_text('\n'.join(LINES[:200]), 'utf-8')
     rows = [{'inputs': line, 'targets': 'yes', 'id': 3} for line in LINES[200:]]
