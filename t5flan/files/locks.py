@@ -23,7 +23,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ class Holder:
         """This process, from now on."""
         since = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
         pid = os.getpid()
-        return cls(socket.gethostname(), machine(), pid, process_start(pid) or '', since, uuid.uuid4().hex)
+        return cls(socket.gethostname(), machine(), pid, process_start(pid) or '', since, os.urandom(16).hex())
 
     @classmethod
     def read(cls, content: str) -> 'Holder | None':

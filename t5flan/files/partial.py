@@ -13,7 +13,6 @@ import pathlib
 import re
 import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Iterator
 
@@ -66,7 +65,7 @@ def partial_path(target: pathlib.Path) -> pathlib.Path:
         _looked.add((pid, os.fspath(folder)))
         _remove(folder, None)
     owner = f'{pid}-{process_start(pid) or ""}-{_machine_digits()}'
-    return folder / f'{_start(target)}{owner}.{uuid.uuid4().hex[:8]}.tmp'
+    return folder / f'{_start(target)}{owner}.{os.urandom(4).hex()}.tmp'
 
 
 @contextlib.contextmanager
