@@ -5,12 +5,11 @@ old module becomes a stand-in that looks its names up in the new modules and war
 """
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 import types
 import warnings
-from typing import Any
+from typing import Any, cast
 
 _TABLE = """
 annotations config.annotations
@@ -68,12 +67,18 @@ for _old, *_new in map(str.split, _TABLE.strip().splitlines()):
     MOVED[f't5flan.{_old}'] = (*MOVED.get(f't5flan.{_old}', ()), *_new)
 
 
-class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules of `MOVED`."""
+class MovedModules:
+    """Finds and loads the modules of `MOVED`.
+
+    It has no base class: importlib.abc would be a tenth of the command line's start.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """The spec of a moved module, None for any other."""
-        return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
+        return importlib.machinery.ModuleSpec(fullname, cast(Any, self)) if fullname in MOVED else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """An ordinary module."""
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Lets the stand-in look its names up in the new modules."""
@@ -92,4 +97,4 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Adds the finder once."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.append(cast(Any, MovedModules()))
