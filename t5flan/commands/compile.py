@@ -81,8 +81,7 @@ def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
     if report['peak_bytes_per_device'] is None:
         return f'{problem}. Set a smaller DataConfig.batch_size, ModelConfig.remat="full" or more MeshConfig.fsdp.'
     problem += f': {_needed(report)}'
-    needed = report.get('allocated_bytes', report['peak_bytes_per_device'])
-    found = changes_that_fit(values, report['devices'], needed, report['limit_bytes'])
+    found = changes_that_fit(values, report['devices'], _needed_bytes(report), report['limit_bytes'])
     if not found:
         return f'{problem}. By estimate no remat, microbatches or MeshConfig.fsdp makes it fit: use more chips.'
     return f'{problem}. By estimate it fits with {" or ".join(found)}.'
@@ -91,8 +90,12 @@ def _does_not_fit(report: dict[str, Any], values: dict[str, Any]) -> str:
 def _needed(report: dict[str, Any]) -> str:
     from t5flan.compiling.terminal import gib
 
-    needed = report.get('allocated_bytes', report['peak_bytes_per_device'])
-    return f'it needs {gib(needed)} of {gib(report["limit_bytes"])} on each device'
+    return f'it needs {gib(_needed_bytes(report))} of {gib(report["limit_bytes"])} on each device'
+
+
+def _needed_bytes(report: dict[str, Any]) -> int:
+    """What a device would need; of a step that the compiler refused, only the peak is known."""
+    return report.get('allocated_bytes', report['peak_bytes_per_device'])
 
 
 COMMAND = Command(

@@ -103,9 +103,8 @@ def _benchmark(given: str) -> 'Evaluation':
     name, _, folder = given.partition('=')
     if not folder:
         raise UsageError(f'--benchmark={given} must be NAME=DIR, such as gsm8k=data/gsm8k')
-    benchmark = find(name)
+    benchmark, folder = find(name), os.path.expanduser(folder)
     questions = (one for task in benchmark.tasks(folder) for one in benchmark.questions(folder, task))
-    folder = os.path.expanduser(folder)
     examples = ((f'{one.task} {one.index}', [one.text, *texts_in(one.target)]) for one in questions)
     return Evaluation(name, examples, '--benchmark')
 

@@ -106,6 +106,18 @@ def test_the_command_and_its_report(tmp_path, capsys):
     assert report['removed'][0]['evaluation'] == f'{tmp_path}/exam.txt' and report['kept'] == 1
 
 
+def test_a_benchmark_may_lie_in_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    question, other = text(), text()
+    (tmp_path / 'gsm8k').mkdir()
+    write(tmp_path / 'gsm8k' / 'test.jsonl', [{'question': question, 'answer': '#### 7'}])
+    train = write(tmp_path / 'a.jsonl', [{'t': question}, {'t': other}])
+    line = f'decontaminate --input={train} --benchmark=gsm8k=~/gsm8k --output={tmp_path}/o.jsonl'
+    command, arguments = parse_arguments(line.split(), COMMANDS)
+    command.run(arguments)
+    assert kept(tmp_path / 'o.jsonl') == [{'t': other}]
+
+
 @pytest.mark.slow  # imports TensorFlow
 def test_tasks_and_benchmarks_are_evaluation_sets(tmp_path, capsys):
     question = 'Ann has three red apples and buys four more at the market . How many apples has Ann ?'
