@@ -20,7 +20,15 @@ from typing import Any
 
 import jax
 
-from benchmarks.train_step import argument_parser, in_turns, random_batch, setting, torch_step, transformers_model
+from benchmarks.train_step import (
+    argument_parser,
+    as_a_command_does,
+    in_turns,
+    random_batch,
+    setting,
+    torch_step,
+    transformers_model,
+)
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
 from t5flan.adapters.config import METHODS, Adapter
@@ -124,6 +132,7 @@ def main() -> None:
     parser.add_argument('--markdown', action='store_true')
     parser.add_argument('--against', choices=['peft'])
     args = parser.parse_args()
+    as_a_command_does()
     names = sorted(METHODS) if 'ALL' in args.adapters else args.adapters
     steps: dict[str, Step] = {}
     facts: dict[str, Facts] = {}

@@ -20,11 +20,20 @@ import numpy as np
 
 from t5flan import configurables
 from t5flan import sharding as sharding_lib
+from t5flan.commands import COMMANDS, startup
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
+from t5flan.training.start import wait_for_each_program_on_a_cpu
 from t5flan.training.throughput import model_flops
 from t5flan.training.trainer import Trainer
+
+
+def as_a_command_does() -> None:
+    """Sets the allocator, the environment and JAX as `t5flan train` does; call it before JAX finds its devices."""
+    startup.set_environment()
+    startup.set_allocator(['train'], COMMANDS)
+    wait_for_each_program_on_a_cpu()
 
 
 def random_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
@@ -174,6 +183,7 @@ def main() -> None:
     parser.add_argument('--against', choices=['transformers'])
     parser.add_argument('--torch_compile', action='store_true')
     args = parser.parse_args()
+    as_a_command_does()
     step, facts = our_step(args)
     steps = {'t5flan': step} | ({'transformers': transformers_step(args)} if args.against else {})
     times = in_turns(steps, args.steps)

@@ -10,13 +10,10 @@ from typing import Any
 import jax
 
 from t5flan import sharding as sharding_lib
-from t5flan.data.batches.converter import make_batch
-from t5flan.data.config import DataConfig
-from t5flan.data.preprocessing.features import row_capacity
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
 from t5flan.training.distillation.teacher import abstract_teacher
-from t5flan.training.step import Trainer
+from t5flan.training.step import Trainer, abstract_batch
 from t5flan.training.throughput import model_flops
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -53,25 +50,6 @@ class Program:
     limit_bytes: int | None = None
     allocations: tuple[str, ...] = ()
     teacher: Any = None
-
-
-def abstract_batch(data: DataConfig, sharding: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of each model feature of a global batch, as the pipeline makes it.
-
-    Raises:
-        UserError: the rows, or their lengths, do not divide over the mesh.
-    """
-    sharding_lib.check_divides(sharding, 'batch', data.batch_size)
-    for length in row_capacity(data.format, data.feature_lengths):
-        sharding_lib.check_divides(sharding, 'length', length)
-    row = make_batch(data.format, data.feature_lengths, [[]], data.pack)
-
-    def place(x: Any) -> jax.ShapeDtypeStruct:
-        shape = (data.batch_size, *x.shape[1:])
-        placed = sharding.named(sharding_lib.batch_axes(x.ndim), shape)
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
-
-    return {name: place(x) for name, x in row.items()}
 
 
 def trace_step(settings: Mapping[str, Any], sharding: Sharding) -> tuple[Any, Trainer, dict[str, jax.ShapeDtypeStruct]]:

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
 
 from t5flan.adapters.adapter import with_arrays
 from t5flan.data.batches.streams import Position
@@ -15,6 +17,14 @@ from t5flan.models.parameters import named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.state import TrainState, saved_position
 from t5flan.training.step import Trainer
+
+
+def wait_for_each_program_on_a_cpu() -> None:
+    """Makes JAX's CPU device return from a program when it has ended; call it before JAX finds its devices.
+
+    A step that is queued behind another one gets its memory for temporaries before that one has given its own back.
+    """
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 @contextlib.contextmanager
@@ -35,9 +45,15 @@ def few_collections() -> Iterator[Callable[[], None]]:
 
 
 def restore_or_initialize(
-    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
+    trainer: Trainer,
+    manager: checkpoints_lib.CheckpointManager,
+    vocabulary: Vocabulary,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[TrainState, Position | None, str]:
     """The state a run starts from: its own latest checkpoint, else another run's, else new parameters.
+
+    Args:
+        batch: the batches of the run.
 
     Returns:
         The state, the data position (None: the beginning), and where the state comes from, for the log.
@@ -50,7 +66,7 @@ def restore_or_initialize(
         return state, position, f'resuming from step {int(state.step)} of {manager.workdir}'
     source, items = manager.config.initialize_from, manager.config.initialize
     if source is None:
-        return trainer.new_state(), None, 'new parameters'
+        return trainer.new_state(batch), None, 'new parameters'
     step = checkpoints_lib.find_step(source)
     known = checkpoints_lib.read_description(source)
     root = checkpoints_lib.checkpoint_root(source)

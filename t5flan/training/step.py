@@ -3,6 +3,7 @@
 Everything random is folded from the seed, the step and the microbatch, so a step depends on nothing but its arguments.
 """
 
+import concurrent.futures
 import dataclasses
 import math
 import os
@@ -18,6 +19,9 @@ from t5flan import sharding as sharding_lib
 from t5flan.adapters.adapter import adapter_arrays, apply, base_names
 from t5flan.adapters.config import Adapter
 from t5flan.config.memory import require_memory
+from t5flan.data.batches.converter import make_batch
+from t5flan.data.config import DataConfig
+from t5flan.data.preprocessing.features import row_capacity
 from t5flan.errors import UserError
 from t5flan.models.build import abstract_model, build_model
 from t5flan.models.config import ModelConfig
@@ -187,6 +191,25 @@ def _accumulate(
     return jax.lax.scan(body, zeros, (batch_parts, jnp.arange(parts)))[0]
 
 
+def abstract_batch(data: DataConfig, sharding: sharding_lib.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of each model feature of a global batch, as the pipeline makes it.
+
+    Raises:
+        UserError: the rows, or their lengths, do not divide over the mesh.
+    """
+    sharding_lib.check_divides(sharding, 'batch', data.batch_size)
+    for length in row_capacity(data.format, data.feature_lengths):
+        sharding_lib.check_divides(sharding, 'length', length)
+    row = make_batch(data.format, data.feature_lengths, [[]], data.pack)
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        shape = (data.batch_size, *x.shape[1:])
+        placed = sharding.named(sharding_lib.batch_axes(x.ndim), shape)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+
+    return {name: place(x) for name, x in row.items()}
+
+
 class Trainer:
     """The jitted steps and the state they work on, placed on the mesh. Make and use it inside `sharding.use(...)`.
 
@@ -195,7 +218,8 @@ class Trainer:
         abstract_base: shape, dtype and sharding of every parameter of the model without its adapter.
         abstract_state: the same of every array of the state.
         state_shardings: the shardings alone.
-        train_step: (state, batch, *teacher) -> (state, metrics), see `make_train_step`; the given state is donated.
+        train_step: (state, batch, *teacher) -> (state, metrics), see `make_train_step`; the given state is donated. A
+            jitted function, which `new_state` may replace by a compiled one.
         teacher: the frozen model that LossConfig.teacher names, or nothing; read by whoever makes the Trainer.
         eval_step: (model, batch) -> sums, see `make_eval_step`.
     """
@@ -229,7 +253,7 @@ class Trainer:
         self.abstract_base = jax.tree.map(placed, base, place(base, logical_axes(base)))
         self.abstract_state: TrainState = jax.tree.map(placed, abstract, self.state_shardings)
         self._check_memory()
-        self.train_step = jax.jit(
+        self.train_step: Any = jax.jit(
             make_train_step(optimizer, loss, self._optimizer, run.seed, run.adapter),
             donate_argnums=0,
             out_shardings=(self.state_shardings, None),
@@ -260,14 +284,27 @@ class Trainer:
         ]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    def new_state(self) -> TrainState:
-        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
+    def new_state(self, batch: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> TrainState:
+        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh.
+
+        Args:
+            batch: compiles the training step for such batches meanwhile; from then on it takes no others.
+        """
         options = _once_options(self.sharding.mesh.devices.flat[0].platform)
-        return jax.jit(self._create, out_shardings=self.state_shardings, compiler_options=options)()
+        create = jax.jit(self._create, out_shardings=self.state_shardings, compiler_options=options)
+        if batch is None:
+            return create()
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            state = thread.submit(create)
+            self.train_step = self.train_step.lower(self.abstract_state, batch, *self.teacher).compile()
+            return state.result()
 
     def compiled_text(self, batch: Batch) -> str:
         """The compiled training step for batches of these shapes, as HLO text."""
-        return self.train_step.lower(self.abstract_state, batch, *self.teacher).compile().as_text() or ''
+        step = self.train_step
+        if not isinstance(step, jax.stages.Compiled):
+            step = step.lower(self.abstract_state, batch, *self.teacher).compile()
+        return step.as_text() or ''
 
     def state_with(self, model: Any) -> TrainState:
         """A new adapter, if there is one, and optimizer state for the parameters of `model`.

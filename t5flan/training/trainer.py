@@ -40,9 +40,9 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
 from t5flan.training.distillation.teacher import read_teacher, teacher_config
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
-from t5flan.training.start import few_collections, restore_or_initialize
+from t5flan.training.start import few_collections, restore_or_initialize, wait_for_each_program_on_a_cpu
 from t5flan.training.state import TrainState, gather_position
-from t5flan.training.step import Trainer
+from t5flan.training.step import Trainer, abstract_batch
 from t5flan.training.throughput import Throughput, peak_memory, peak_tflops, require_memory
 
 MEASURED = {'loss': 'cross_entropy', 'accuracy': 'accuracy'}
@@ -95,6 +95,7 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
+    wait_for_each_program_on_a_cpu()
     evaluation = evaluation or EvaluationConfig()
     checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
     optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()
@@ -148,7 +149,8 @@ def _train(workdir: str, settings: _Settings, context: 'Context') -> TrainState:
 
     with sharding_lib.use(sharding):
         # -- The state to start from --------------------------------------------------------------------------------
-        state, position, origin = restore_or_initialize(trainer, manager, vocabulary)
+        batch = abstract_batch(data, sharding)
+        state, position, origin = restore_or_initialize(trainer, manager, vocabulary, batch)
         pipeline.start(position)
         writer = MetricWriter(workdir, start_step=int(state.step), total_steps=run.steps, active=first_host)
         writer.log(f'{trainer.count(state)} on {jax.device_count()} x {jax.devices()[0].device_kind}, {origin}')

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5flan import configurables, sharding
+from t5flan import configurables
 from t5flan.commands.compile import read_settings
 from t5flan.compiling import report as report_lib
 from t5flan.compiling.fitting import estimated_memory
 from t5flan.compiling.report import describe_program, roofline
-from t5flan.compiling.step import abstract_batch, compile_step, kernel_flops, largest_allocations, memory_in_message
+from t5flan.compiling.step import compile_step, kernel_flops, largest_allocations, memory_in_message
 from t5flan.compiling.targets import Target, find_target
 from t5flan.compiling.terminal import print_report
 from t5flan.errors import UserError
@@ -80,14 +80,6 @@ def test_a_mesh_that_does_not_divide_is_one_line(changes, said):
     with pytest.raises(UserError, match=said) as error:
         compile_step(settings_of(*changes), jax.devices())
     assert '\n' not in str(error.value)
-
-
-def test_the_batch_has_the_features_of_the_pipeline():
-    placed = sharding.create_sharding(settings_of()['mesh'], jax.devices())
-    batch = abstract_batch(settings_of()['data'], placed)
-    assert batch['decoder_target_tokens'].shape == (8, 32) and 'encoder_input_tokens' not in batch
-    assert batch['decoder_loss_weights'].dtype == np.float32
-    assert batch['decoder_target_tokens'].sharding.shard_shape((8, 32)) == (1, 32)
 
 
 def test_products_in_kernels_count_for_every_tile_of_the_grid():

@@ -1,6 +1,8 @@
-"""t5flan/training/start.py: garbage collection while a run starts. trainer_test.py has what a run starts from."""
+"""t5flan/training/start.py: JAX and garbage collection while a run starts. trainer_test.py has what a run starts from."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -21,3 +23,15 @@ def test_garbage_is_collected_as_before_once_a_run_has_started(before, during, e
         assert gc.get_threshold() == before
     finally:
         gc.set_threshold(*given)
+
+
+def test_a_program_on_a_cpu_has_ended_when_it_returns():
+    code = """
+import jax, jax.numpy as jnp
+from t5flan.training.start import wait_for_each_program_on_a_cpu
+wait_for_each_program_on_a_cpu()
+multiply = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: x @ y, x))
+print(multiply(jnp.eye(400)).is_ready())
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'True\n'

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from t5flan import sharding as sharding_lib
+from t5flan.data.config import DataConfig
 from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.models.build import abstract_model, build_model
@@ -234,6 +235,33 @@ def compiled_for_long_rows(config, mesh):
         return jax.jit(step).lower(state, batch).compile()
 
 
+def new_trainer() -> step_lib.Trainer:
+    sharding = sharding_lib.create_sharding(MeshConfig())
+    return step_lib.Trainer(ENCODER_DECODER, ADAFACTOR, LOSS, RunConfig(steps=1), sharding)
+
+
+def test_the_batch_has_the_features_of_the_pipeline():
+    data = DataConfig('practice', 8, {'targets': 32}, 'bytes', format='causal_lm')
+    batch = step_lib.abstract_batch(data, sharding_lib.create_sharding(MeshConfig()))
+    assert batch['decoder_target_tokens'].shape == (8, 32) and 'encoder_input_tokens' not in batch
+    assert batch['decoder_loss_weights'].dtype == np.float32
+    assert batch['decoder_target_tokens'].sharding.shard_shape((8, 32)) == (1, 32)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_compiled_while_the_state_is_drawn_is_the_same():
+    results = []
+    for early in (False, True):
+        trainer = new_trainer()
+        batch = sharding_lib.put_batch(trainer.sharding, make_batch(ENCODER_DECODER, rows=8), 8)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+        state = trainer.new_state(shapes if early else None)
+        assert isinstance(trainer.train_step, jax.stages.Compiled) == early
+        assert 'HloModule' in trainer.compiled_text(batch)
+        results.append(jax.device_get(trainer.train_step(state, batch)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 @pytest.mark.slow
 def test_a_new_state_has_the_same_bits_at_both_levels_of_optimization(monkeypatch):
     """On a CPU the program that draws it is compiled at level 1, unless XLA_FLAGS names a level."""
@@ -244,9 +272,7 @@ def test_a_new_state_has_the_same_bits_at_both_levels_of_optimization(monkeypatc
     states = []
     for level in (1, 2):
         monkeypatch.setattr(step_lib, '_once_options', lambda _, level=level: {'xla_backend_optimization_level': level})
-        sharding = sharding_lib.create_sharding(MeshConfig())
-        trainer = step_lib.Trainer(ENCODER_DECODER, ADAFACTOR, LOSS, RunConfig(steps=1), sharding)
-        states.append(jax.device_get(trainer.new_state()))
+        states.append(jax.device_get(new_trainer().new_state()))
     jax.tree.map(np.testing.assert_array_equal, *states)
     monkeypatch.undo()
     monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
