@@ -58,7 +58,7 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2', 'google-cloud-storage>=3.0'],
         'gcs': ['google-cloud-storage>=3.0'],  # gs:// paths; TensorStore has its own client, for arrays
-        'compile': ['libtpu>=0.0.42'],  # the TPU compiler, for t5flan compile; jax[tpu] brings it too
+        'compile': ['jax[tpu]>=0.10.2'],  # brings libtpu, the TPU compiler, in the one version that fits this JAX
         'convert': ['torch>=2.4', 'transformers>=4.57', 'tokenizers>=0.20', 'gguf>=0.17'],
         # sentencepiece 0.2.2 and later require protobuf 7; Beam requires protobuf below 7
         'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.2'],

@@ -5,6 +5,7 @@ a GPU or driver: `pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -115,6 +116,7 @@ def find_target(topology: str, slices: int = 1) -> Target:
         raise UserError(f'--topology={topology}, expected the chips along each axis of a slice, e.g. {nearest}')
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(f'--topology={topology} needs the TPU compiler. Install it: pip install "t5flan[compile]"')
+    _check_version()
     try:
         devices = tpu_devices(topology, slices)
     except jax.errors.JaxRuntimeError as error:
@@ -122,6 +124,18 @@ def find_target(topology: str, slices: int = 1) -> Target:
         hint = f'The nearest slice is {nearest_slice(kind, shape)}.'
         raise UserError(f'--topology={topology} is no slice for the TPU compiler ({said}). {hint}') from None
     return Target(topology, find_chip(kind), slices, devices)
+
+
+def _check_version() -> None:
+    """Requires the libtpu that this JAX names: JAX cannot read the programs of some others."""
+    try:
+        required, found = importlib.metadata.requires('jax') or [], importlib.metadata.version('libtpu')
+    except importlib.metadata.PackageNotFoundError:
+        return
+    named = [one[1] for line in required if (one := re.match(r'libtpu==([\d.]+\d)', line))]
+    if named and not f'{found}.'.startswith(f'{named[0]}.'):
+        fix = f'Install it: pip install "jax[tpu]=={jax.__version__}"'
+        raise UserError(f'libtpu {found} is installed, but JAX {jax.__version__} works with libtpu {named[0]}. {fix}')
 
 
 def _counted_target(topology: str, kind: str, shape: str, slices: int) -> Target:

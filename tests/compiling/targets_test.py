@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from t5flan.compiling import targets
 from t5flan.compiling.targets import find_target, nearest_slice
 from t5flan.errors import UserError
 
@@ -45,6 +46,21 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
         find_target('v5e:2x2')
     with pytest.raises(UserError, match='CUDA'):
         find_target('h100:8')
+
+
+@pytest.mark.parametrize('found, fits', [('0.0.42', True), ('0.0.42.1', True), ('0.0.4', False), ('0.0.52', False)])
+def test_another_version_of_the_compiler_is_refused_with_the_one_to_install(monkeypatch, found, fits):
+    monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(targets.importlib.metadata, 'version', lambda name: found)
+    named = ['numpy>=2.0', 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(targets.importlib.metadata, 'requires', lambda name: named)
+    monkeypatch.setattr(targets, 'tpu_devices', lambda topology, slices: [])
+    if fits:
+        assert find_target('v5e:2x2').devices == []
+        return
+    with pytest.raises(UserError, match=rf'libtpu {found} is installed.* libtpu 0.0.42. .*jax\[tpu\]==') as error:
+        find_target('v5e:2x2')
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
