@@ -252,12 +252,19 @@ class T5Package:
             daemon=True,
             args=(other, texts, arguments.vocabulary, config.feature_lengths, arguments.batch_size),
         ).start()
-        self._pipe.recv()
+        other.close()  # so that `recv` ends when the process does
+        self._receive()
+
+    def _receive(self) -> float:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit('--beside_t5: the process that runs the t5 package ended; its error is above') from None
 
     def rate(self, batches: int) -> float:
         """Tokens per second of CPU."""
         self._pipe.send(batches)
-        return self._pipe.recv()
+        return self._receive()
 
     def close(self) -> None:
         self._pipe.send(0)
