@@ -10,19 +10,28 @@ import jax
 
 from t5flan.adapters.adapter import with_arrays
 from t5flan.data.batches.streams import Position
+from t5flan.data.config import DataConfig
 from t5flan.data.vocabulary.loading import load_vocabulary
 from t5flan.data.vocabulary.vocabulary import Vocabulary
 from t5flan.errors import UserError
+from t5flan.models.config import ModelConfig
 from t5flan.models.parameters import named_parameters
 from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.state import TrainState, saved_position
 from t5flan.training.step import Trainer
 
 
+def takes_long_on_a_cpu(model: ModelConfig, data: DataConfig) -> bool:
+    """Whether a training step takes about half a second or more on a CPU."""
+    tokens = data.batch_size * sum(data.feature_lengths.values())
+    return 6.0 * model.kernel_size * tokens > 1e11
+
+
 def wait_for_each_program_on_a_cpu() -> None:
     """Makes JAX's CPU device return from a program when it has ended; call it before JAX finds its devices.
 
-    A step that is queued behind another one gets its memory for temporaries before that one has given its own back.
+    A step that is queued behind another one gets its memory for temporaries before that one has given its own back. For
+    short steps, which need little memory, the queue is worth more: the device does not wait for the next batch.
     """
     jax.config.update('jax_cpu_enable_async_dispatch', False)
 

@@ -40,7 +40,12 @@ from t5flan.training.config import CheckpointConfig, EvaluationConfig, LossConfi
 from t5flan.training.distillation.teacher import read_teacher, teacher_config
 from t5flan.training.metric_writer import MetricWriter, read_metrics
 from t5flan.training.profiling.profiler import Profiler
-from t5flan.training.start import few_collections, restore_or_initialize, wait_for_each_program_on_a_cpu
+from t5flan.training.start import (
+    few_collections,
+    restore_or_initialize,
+    takes_long_on_a_cpu,
+    wait_for_each_program_on_a_cpu,
+)
 from t5flan.training.state import TrainState, gather_position
 from t5flan.training.step import Trainer, abstract_batch
 from t5flan.training.throughput import Throughput, peak_memory, peak_tflops, require_memory
@@ -95,7 +100,8 @@ def train(
             written, or SIGTERM or SIGINT stopped the run (after saving).
     """
     started = time.monotonic()
-    wait_for_each_program_on_a_cpu()
+    if takes_long_on_a_cpu(model, data):
+        wait_for_each_program_on_a_cpu()
     evaluation = evaluation or EvaluationConfig()
     checkpoints = (checkpoints or CheckpointConfig()).resolved(evaluates=evaluation.every > 0)
     optimizer, loss, mesh = optimizer or OptimizerConfig(), loss or LossConfig(), mesh or MeshConfig()

@@ -1,4 +1,4 @@
-"""t5flan/training/start.py: JAX and garbage collection while a run starts. trainer_test.py has what a run starts from."""
+"""t5flan/training/start.py: JAX and garbage collection at the start of a run; trainer_test.py has the rest."""
 
 import gc
 import subprocess
