@@ -16,11 +16,10 @@ import json
 import os
 import random
 import re
-import signal
 import tempfile
-import time
 from pathlib import Path
 
+from tests.attacks.kills import Run, kill_often
 from tests.attacks.tiny_run import losses, preload, start, train_arguments, wait, write_rows
 from tests.files.gcs_server import Faults, GcsServer
 
@@ -41,37 +40,20 @@ def point_at(server: GcsServer) -> None:
 
 def attack_runs(kills: int, rate: float, seed: int, folder: Path) -> dict[str, int]:
     """Kills training `kills` times; returns counts. An AssertionError says what was lost."""
-    rows, chance, log = write_rows(folder), random.Random(seed), folder / 'log.txt'
+    rows, log = write_rows(folder), folder / 'log.txt'
     with GcsServer(Faults(rate, seed)) as server:
         point_at(server)
         preload()
-        started = time.monotonic()
         assert wait(start(train_arguments(folder / 'whole', rows, STEPS, EVERY), log)) == 0, log.read_text()
-        duration, expected = time.monotonic() - started, losses(folder / 'whole')
         arguments = train_arguments(RUN, rows, STEPS, EVERY)  # type: ignore[arg-type]
-        counts, newest = {'kills': 0, 'runs': 0, 'with_no_checkpoint': 0}, 0
-        while counts['kills'] < kills or not counts['runs']:
-            process = start(arguments, log)
-            if counts['kills'] < kills:
-                time.sleep(chance.uniform(0, 1.5 * duration))
-                os.kill(process, signal.SIGKILL)
-            code = wait(process)
-            assert code in (0, -signal.SIGKILL), log.read_text()
-            known, saved = _losses(server, folder), _newest_step(server)
-            assert saved >= newest, f'step {newest} was there and is gone'
-            missing = set(range(1, saved + 1)) - set(known)
-            assert not missing, f'step {saved} is saved, and metrics.jsonl lacks {sorted(missing)}'
-            assert all(known[step] == expected[step] for step in known), 'a loss differs'
-            newest = saved
-            counts['kills'] += code != 0
-            counts['with_no_checkpoint'] += not saved
-            if code == 0:
-                counts['runs'] += 1
-                assert known == expected and not any(name.endswith('.lock') for name in server.names())
-                newest = 0
-                if counts['kills'] < kills:
-                    for name in server.names():
-                        del server.objects['bucket', name]
+        run = Run(
+            begin=lambda: start(arguments, log),
+            losses=lambda: _losses(server, folder),
+            newest_step=lambda: _newest_step(server),
+            clear=lambda: _clear(server),
+        )
+        counts = kill_often(run, kills, random.Random(seed), losses(folder / 'whole'), log)
+        assert not any(name.endswith('.lock') for name in server.names())
         _others(server, rows, log)
         assert not os.path.lexists('gs:'), 'something was written to a local folder gs:'
         return {**counts, 'requests': server.requests, **server.faults.counts}
@@ -126,6 +108,11 @@ def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
     copy.mkdir(exist_ok=True)
     (copy / 'metrics.jsonl').write_bytes(server.read('run/metrics.jsonl'))
     return losses(copy)
+
+
+def _clear(server: GcsServer) -> None:
+    for name in server.names():
+        del server.objects['bucket', name]
 
 
 def _newest_step(server: GcsServer) -> int:

@@ -14,59 +14,94 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.attacks.tiny_run import losses, preload, start, train_arguments, wait, write_rows
 
 STEPS, EVERY = 60, 4
+Losses = dict[int, tuple[float, float]]
+"""Step -> loss and gradient norm."""
 
 
-def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
-    """Kills training `kills` times; returns counts. An AssertionError says what was lost."""
-    preload()
-    rows, chance = write_rows(folder), random.Random(seed)
-    log = folder / 'log.txt'
+class Run(NamedTuple):
+    """A run to kill, wherever its workdir is."""
 
-    def begin(workdir: Path) -> int:
-        return start(train_arguments(workdir, rows, STEPS, EVERY), log)
+    begin: Callable[[], int]
+    """Starts or resumes it; returns its process id."""
+    losses: Callable[[], Losses]
+    """Those of its metrics.jsonl."""
+    newest_step: Callable[[], int]
+    """Of its complete checkpoints; 0 if there is none."""
+    clear: Callable[[], None]
+    """Empties its workdir."""
 
-    for name in ('warm', 'whole'):  # the first fills the compilation cache
-        started = time.monotonic()
-        assert wait(begin(folder / name)) == 0, log.read_text()
-    duration, expected = time.monotonic() - started, losses(folder / 'whole')
-    assert list(expected) == list(range(1, STEPS + 1))
+
+def kill_often(run: Run, kills: int, chance: random.Random, expected: Losses, log: Path) -> dict[str, int]:
+    """Kills it `kills` times, at moments drawn over the time of a whole run, and leaves a complete one.
+
+    Args:
+        expected: the losses of a run that was never stopped.
+        log: where its processes write.
+
+    Returns:
+        Counts. An AssertionError says what was lost.
+    """
+    started = time.monotonic()
+    assert wait(run.begin()) == 0, log.read_text()
+    duration = time.monotonic() - started
+    assert run.losses() == expected
 
     counts = dict.fromkeys(('kills', 'runs', 'in_the_first_moments', 'with_no_checkpoint'), 0)
-    workdir, newest = folder / 'run', 0
-    while counts['kills'] < kills:
-        process = begin(workdir)
-        early = chance.random() < 1 / 3
-        time.sleep(chance.uniform(0, duration * (0.3 if early else 1.0)))
-        os.kill(process, signal.SIGKILL)
+    newest, code = 0, 0
+    while counts['kills'] < kills or code:
+        if code == 0:
+            run.clear()
+            newest = 0
+        process, early = run.begin(), chance.random() < 1 / 3
+        if counts['kills'] < kills:
+            time.sleep(chance.uniform(0, duration * (0.3 if early else 1.0)))
+            os.kill(process, signal.SIGKILL)
         code = wait(process)
         assert code in (0, -signal.SIGKILL), log.read_text()
-        known, saved = losses(workdir), _newest_step(workdir)
+        known, saved = run.losses(), run.newest_step()
         assert saved >= newest, f'step {newest} was there and is gone'
         missing = set(range(1, saved + 1)) - set(known)
         assert not missing, f'step {saved} is saved, and metrics.jsonl lacks {sorted(missing)}'
         assert all(known[step] == expected[step] for step in known), 'a loss differs'
-        counts['kills'] += code != 0
-        counts['in_the_first_moments'] += code != 0 and early
-        counts['with_no_checkpoint'] += not saved
         newest = saved
-        if code == 0:
+        if code:
+            counts['kills'] += 1
+            counts['in_the_first_moments'] += early
+            counts['with_no_checkpoint'] += not saved
+        else:
             counts['runs'] += 1
             assert known == expected
-            shutil.rmtree(workdir)
-            newest = 0
-    if workdir.exists():
-        assert wait(begin(workdir)) == 0, log.read_text()
-        assert losses(workdir) == expected
-        stray = [
-            path for path in workdir.rglob('*') if path.name.endswith('.tmp') or 'orbax-checkpoint-tmp' in path.name
-        ]
-        assert not stray and not (workdir / '.t5flan.lock').exists(), stray
-        counts['runs'] += 1
+    assert kills < 10 or counts['with_no_checkpoint'] < kills, f'no kill came after a checkpoint: {counts}'
+    return counts
+
+
+def attack(kills: int, seed: int, folder: Path) -> dict[str, int]:
+    """Kills training on this disk `kills` times; returns counts. An AssertionError says what was lost."""
+    preload()
+    rows, log, workdir = write_rows(folder), folder / 'log.txt', folder / 'run'
+
+    def begin(workdir: Path) -> int:
+        return start(train_arguments(workdir, rows, STEPS, EVERY), log)
+
+    assert wait(begin(folder / 'whole')) == 0, log.read_text()
+    expected = losses(folder / 'whole')
+    assert list(expected) == list(range(1, STEPS + 1))
+    run = Run(
+        begin=lambda: begin(workdir),
+        losses=lambda: losses(workdir),
+        newest_step=lambda: _newest_step(workdir),
+        clear=lambda: shutil.rmtree(workdir),
+    )
+    counts = kill_often(run, kills, random.Random(seed), expected, log)
+    stray = [path for path in workdir.rglob('*') if path.name.endswith('.tmp') or 'orbax-checkpoint-tmp' in path.name]
+    assert not stray and not (workdir / '.t5flan.lock').exists(), stray
     return counts
 
 
