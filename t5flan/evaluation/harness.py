@@ -19,11 +19,16 @@ A decoder that was trained with inputs (features 'inputs' and 'targets', plain p
 encoded apart and ended as in training.
 """
 
+import argparse
+import inspect
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
 import jax
 from tqdm import tqdm
@@ -32,7 +37,7 @@ from t5flan.conversion.convert import as_checkpoint_folder
 from t5flan.data.vocabulary import chat_template
 from t5flan.decoding.config import Decoding
 from t5flan.decoding.likelihood import Likelihood, rolling_windows
-from t5flan.errors import UserError
+from t5flan.errors import UsageError, UserError, did_you_mean
 from t5flan.evaluation.steps import load_adapted
 from t5flan.files import read_object, to_path
 from t5flan.language_model import LanguageModel
@@ -43,6 +48,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise UserError(f"lm-eval is missing ({error}): pip install 't5flan[eval]'.") from None
 
@@ -62,6 +68,29 @@ class HarnessModel(TemplateLM):
     Raises:
         UserError: an argument is wrong, or the checkpoint cannot be loaded.
     """
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> 'HarnessModel':
+        """Makes the model of lm-eval's model_args; what they set wins over lm-eval's own flags, such as --batch_size.
+
+        Raises:
+            UserError: an argument is unknown or missing.
+        """
+        known = list(inspect.signature(cls).parameters)
+        for name in arg_dict:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UserError(f'model_args has {name}={arg_dict[name]}, expected {", ".join(known)}{hint}')
+        if not arg_dict.get('checkpoint'):
+            raise UserError('model_args has no checkpoint. Set --model_args=checkpoint=DIR')
+        return cls(**{name: x for name, x in (additional_config or {}).items() if x is not None} | arg_dict)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> 'HarnessModel':
+        """`create_from_arg_obj` of 'name=value,...'."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def __init__(
         self,
@@ -288,12 +317,27 @@ class HarnessModel(TemplateLM):
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """Runs lm-eval's command line, which knows the model `t5flan` here."""
+    """Runs lm-eval's command line, which knows the model `t5flan` here.
+
+    Raises:
+        UserError: lm-eval refuses an argument.
+    """
     ours, sys.argv = sys.argv, ['t5flan lm_eval', *arguments]
     try:
-        lm_eval.__main__.cli_evaluate()
+        with mock.patch.object(argparse.ArgumentParser, 'error', _refuse):
+            lm_eval.__main__.cli_evaluate()
+    except ValueError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not {'_cli', 'config'} & set(Path(last).parts):  # else it is about the arguments
+            raise
+        problem = ' '.join(str(error).split()).rstrip('.')
+        raise UserError(f'lm-eval: {problem}. `t5flan lm_eval run --help` lists its arguments') from None
     finally:
         sys.argv = ours
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    raise UsageError(f'lm-eval: {message}. `t5flan lm_eval run --help` lists its arguments')
 
 
 def default_max_length(model: LanguageModel) -> int:

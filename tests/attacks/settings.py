@@ -34,6 +34,7 @@ from t5flan.config import annotations
 from t5flan.config.checks import INT32, Limits
 
 SEED, LIMIT = 19, 20  # seconds
+os.environ.setdefault('LMEVAL_LOG_LEVEL', 'ERROR')  # lm-eval says what it is going to do
 SHOWN: TextIO | None = None
 TABLE = Path(__file__).with_suffix('.txt')
 

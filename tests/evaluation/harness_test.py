@@ -304,6 +304,28 @@ def test_a_task_of_lm_eval_runs_from_the_command_line(task, tmp_path, capsys):
     assert '|tiny' in capsys.readouterr().out.replace(' ', '')
 
 
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        (['--model_args=checkpoint=run,stpe=3'], 'model_args has stpe=3, expected .*did you mean step'),
+        (['--model_args='], 'model_args has no checkpoint'),
+        (['--model_args=checkpoint=run', '--tasks=no_such_task'], 'lm-eval: Tasks not found: no_such_task'),
+        (['--no_such_flag'], 'lm-eval: unrecognized arguments: --no_such_flag'),
+    ],
+)
+def test_wrong_arguments_of_the_command_are_one_line(changes, said):
+    command, arguments = parse_arguments(['lm_eval', '--model=t5flan', '--tasks=arc_easy', *changes], COMMANDS)
+    with pytest.raises(UserError, match=said) as error:
+        command.run(arguments)
+    assert '\n' not in str(error.value)
+
+
+def test_model_args_win_over_flags(tmp_path):
+    folder = save_folder(tmp_path / 'run', byte_model())
+    made = HarnessModel.create_from_arg_string(f'checkpoint={folder},batch_size=3', {'batch_size': 1, 'device': None})
+    assert made.batch_size == 3
+
+
 # -- What lm-eval recorded for a real model -------------------------------------------------------------------------
 
 QUICK = (
