@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from t5flan.config.memory import peak_resident_memory
+from t5flan.config.memory import keep_freed_memory, peak_resident_memory
 
 Step = Callable[[], Any]
 TINY = {'rows': 2, 'inputs': 16, 'targets': 16, 'layers': 1, 'new_tokens': 4}
@@ -187,6 +187,7 @@ ROWS = {
 
 def run_row(name: str, calls: int, only: str | None, *, tiny: bool) -> dict[str, Any]:
     """Seconds of each call of each side, in turns, and the peak resident memory of this process in GiB."""
+    keep_freed_memory()  # before NumPy and JAX start threads
     from benchmarks.train_step import as_a_command_does, in_turns
 
     as_a_command_does()

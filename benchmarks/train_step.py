@@ -30,8 +30,7 @@ from t5flan.training.trainer import Trainer
 
 
 def as_a_command_does() -> None:
-    """Sets the allocator, the environment and JAX as `t5flan train` does; call it before JAX finds its devices."""
-    startup.set_environment()
+    """Sets the allocator and JAX as `t5flan train` does; call it before JAX finds its devices."""
     startup.set_allocator(['train'], COMMANDS)
     wait_for_each_program_on_a_cpu()
 

@@ -28,7 +28,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from unittest import mock
 
 import jax
 from tqdm import tqdm
@@ -323,9 +322,10 @@ def command_line(arguments: Sequence[str]) -> None:
         UserError: lm-eval refuses an argument.
     """
     ours, sys.argv = sys.argv, ['t5flan lm_eval', *arguments]
+    theirs = argparse.ArgumentParser.error
+    setattr(argparse.ArgumentParser, 'error', _refuse)  # noqa: B010 (it prints two lines and exits)
     try:
-        with mock.patch.object(argparse.ArgumentParser, 'error', _refuse):
-            lm_eval.__main__.cli_evaluate()
+        lm_eval.__main__.cli_evaluate()
     except ValueError as error:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
         if not {'_cli', 'config'} & set(Path(last).parts):  # else it is about the arguments
@@ -334,6 +334,7 @@ def command_line(arguments: Sequence[str]) -> None:
         raise UserError(f'lm-eval: {problem}. `t5flan lm_eval run --help` lists its arguments') from None
     finally:
         sys.argv = ours
+        setattr(argparse.ArgumentParser, 'error', theirs)  # noqa: B010
 
 
 def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:

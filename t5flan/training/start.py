@@ -20,11 +20,13 @@ from t5flan.training import checkpoints as checkpoints_lib
 from t5flan.training.state import TrainState, saved_position
 from t5flan.training.step import Trainer
 
+_LONG_STEP = 1e11  # FLOPs; a parameter takes about six for each token
+
 
 def takes_long_on_a_cpu(model: ModelConfig, data: DataConfig) -> bool:
     """Whether a training step takes about half a second or more on a CPU."""
     tokens = data.batch_size * sum(data.feature_lengths.values())
-    return 6.0 * model.kernel_size * tokens > 1e11
+    return 6.0 * model.kernel_size * tokens > _LONG_STEP
 
 
 def wait_for_each_program_on_a_cpu() -> None:
