@@ -216,7 +216,9 @@ class ModelConfig:
         logits_soft_cap: as attention_soft_cap, for the output logits.
         dropout_rate: during training; 0 turns dropout off.
         dtype: of the computation; parameters, softmax, norms and logits are float32.
-        scan_layers: True compiles one layer and scans over the stack; False unrolls the loop over the same parameters.
+        scan_layers: True compiles one layer and scans over the stack; False unrolls the loop over the same parameters;
+            None scans stacks of more than two layers. Shorter ones compile and run faster in a loop: a scan stacks what
+            the backward pass needs.
         remat: what the backward pass recomputes: nothing ('none'), all but the outputs of projections and attention
             ('minimal'; on TPUs and GPUs it also recomputes the inner projections of the MLP and the keys and values of
             the encoder's output), or everything ('full').
@@ -271,7 +273,7 @@ class ModelConfig:
     # None of these changes what the parameters mean.
     dropout_rate: BelowOne = 0.0
     dtype: Literal['bfloat16', 'float32', 'float16'] = 'bfloat16'
-    scan_layers: bool = True
+    scan_layers: bool | None = None
     remat: Literal['none', 'minimal', 'full'] = 'none'
 
     def __post_init__(self) -> None:

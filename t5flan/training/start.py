@@ -64,20 +64,22 @@ def restore_or_initialize(
     """The state a run starts from: its own latest checkpoint, else another run's, else new parameters.
 
     Args:
-        batch: the batches of the run.
+        batch: the batches of the run; the training step is compiled for them meanwhile, unless the run is complete.
 
     Returns:
         The state, the data position (None: the beginning), and where the state comes from, for the log.
     """
     if trainer.adapter is not None:
-        return start_adapter(trainer, manager, vocabulary)
+        return start_adapter(trainer, manager, vocabulary, batch)
     if manager.latest_step is not None:
-        state, meta = manager.restore(trainer.abstract_state)
+        with compiling(trainer, batch, manager):
+            state, meta = manager.restore(trainer.abstract_state)
         position = saved_position(meta, manager.workdir)
         return state, position, f'resuming from step {int(state.step)} of {manager.workdir}'
     source, items = manager.config.initialize_from, manager.config.initialize
     if source is None:
-        return trainer.new_state(batch), None, 'new parameters'
+        with compiling(trainer, batch, manager):
+            return trainer.new_state(), None, 'new parameters'
     step = checkpoints_lib.find_step(source)
     known = checkpoints_lib.read_description(source)
     root = checkpoints_lib.checkpoint_root(source)
@@ -90,24 +92,39 @@ def restore_or_initialize(
             f'DataConfig.vocabulary ({vocabulary.vocab_size} ids). Set DataConfig.vocabulary to '
             f'{root / checkpoints_lib.VOCABULARY}; DataConfig.added_tokens may add tokens to it.'
         )
-    if added:
+    if added and items == 'all':
+        problem = f"CheckpointConfig.initialize='all', but {len(added)} tokens are new to {source}"
+        raise UserError(f"{problem}: its optimizer state has no rows for them. Set it to 'parameters'.")
+    with compiling(trainer, batch, manager):
         if items == 'all':
-            problem = f"CheckpointConfig.initialize='all', but {len(added)} tokens are new to {source}"
-            raise UserError(f"{problem}: its optimizer state has no rows for them. Set it to 'parameters'.")
-        rows, new_ids = known.model.vocab_size, (known.vocabulary['size'], vocabulary.vocab_size)
-        abstract = trainer.abstract_state.model
-        model = checkpoints_lib.restore_grown_parameters(source, abstract, step, rows, new_ids)
-        state = trainer.state_with(model)
-        return state, None, f'initialized ({items}) from step {step} of {source}, with {len(added)} new tokens'
-    if items == 'all':
-        state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
-    else:
-        state = trainer.state_with(checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step))
-    return state, None, f'initialized ({items}) from step {step} of {source}'
+            state, _ = checkpoints_lib.restore_state(root, step, trainer.abstract_state)
+        elif added:
+            rows, new_ids = known.model.vocab_size, (known.vocabulary['size'], vocabulary.vocab_size)
+            abstract = trainer.abstract_state.model
+            model = checkpoints_lib.restore_grown_parameters(source, abstract, step, rows, new_ids)
+            state = trainer.state_with(model)
+        else:
+            model = checkpoints_lib.restore_parameters(source, trainer.abstract_state.model, step)
+            state = trainer.state_with(model)
+    grown = f', with {len(added)} new tokens' if added else ''
+    return state, None, f'initialized ({items}) from step {step} of {source}{grown}'
+
+
+@contextlib.contextmanager
+def compiling(
+    trainer: Trainer, batch: Mapping[str, jax.ShapeDtypeStruct], manager: checkpoints_lib.CheckpointManager
+) -> Iterator[None]:
+    """`trainer.compiling(batch)`, unless the run of `manager` has no step left."""
+    is_over = manager.latest_step is not None and manager.latest_step >= trainer.steps
+    with contextlib.nullcontext() if is_over else trainer.compiling(batch):
+        yield
 
 
 def start_adapter(
-    trainer: Trainer, manager: checkpoints_lib.CheckpointManager, vocabulary: Vocabulary
+    trainer: Trainer,
+    manager: checkpoints_lib.CheckpointManager,
+    vocabulary: Vocabulary,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[TrainState, Position | None, str]:
     """The state of a run that trains an adapter: its base, and a new adapter or that of its latest checkpoint.
 
@@ -119,12 +136,13 @@ def start_adapter(
     if checkpoints_lib.read_description(base).vocabulary['fingerprint'] != vocabulary.fingerprint:
         problem = f'RunConfig.adapter is set, but DataConfig.vocabulary is not the vocabulary of {base}'
         raise UserError(f'{problem}: an adapter adds no tokens. Remove DataConfig.vocabulary and added_tokens.')
-    model = checkpoints_lib.restore_base(workdir, description, trainer.abstract_base)
-    checkpoints_lib.write_fingerprint(workdir, description, model)
-    state = trainer.state_with(model)
-    if manager.latest_step is None:
-        return state, None, f'a new {type(trainer.adapter).__name__} adapter of {base}'
-    saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
+    with compiling(trainer, batch, manager):
+        model = checkpoints_lib.restore_base(workdir, description, trainer.abstract_base)
+        checkpoints_lib.write_fingerprint(workdir, description, model)
+        state = trainer.state_with(model)
+        if manager.latest_step is None:
+            return state, None, f'a new {type(trainer.adapter).__name__} adapter of {base}'
+        saved, meta = manager.restore(trainer.saved(trainer.abstract_state))
     state = dataclasses.replace(saved, model=with_arrays(state.model, named_parameters(saved.model)))
     position = saved_position(meta, workdir)
     return state, position, f'resuming from step {int(state.step)} of {workdir}, an adapter of {base}'

@@ -4,10 +4,11 @@ Everything random is folded from the seed, the step and the microbatch, so a ste
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -214,12 +215,13 @@ class Trainer:
     """The jitted steps and the state they work on, placed on the mesh. Make and use it inside `sharding.use(...)`.
 
     Attributes:
+        steps: of the whole run.
         adapter: the settings of the adapter that is trained, or None.
         abstract_base: shape, dtype and sharding of every parameter of the model without its adapter.
         abstract_state: the same of every array of the state.
         state_shardings: the shardings alone.
         train_step: (state, batch, *teacher) -> (state, metrics), see `make_train_step`; the given state is donated. A
-            jitted function, which `new_state` may replace by a compiled one.
+            jitted function, which `compiling` replaces by a compiled one.
         teacher: the frozen model that LossConfig.teacher names, or nothing; read by whoever makes the Trainer.
         eval_step: (model, batch) -> sums, see `make_eval_step`.
     """
@@ -232,7 +234,7 @@ class Trainer:
         run: RunConfig,
         sharding: sharding_lib.Sharding,
     ):
-        self.sharding, self.adapter = sharding, run.adapter
+        self.sharding, self.steps, self.adapter = sharding, run.steps, run.adapter
         self.teacher: tuple[Teacher, ...] = ()
         self._model_config, self._seed, self._base_dtype = model, run.seed, run.base_dtype
         base = abstract_model(model)
@@ -284,20 +286,21 @@ class Trainer:
         ]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    def new_state(self, batch: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> TrainState:
-        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh.
-
-        Args:
-            batch: compiles the training step for such batches meanwhile; from then on it takes no others.
-        """
+    def new_state(self) -> TrainState:
+        """New parameters, each drawn in its place on the mesh; the same numbers on any mesh."""
         options = _once_options(self.sharding.mesh.devices.flat[0].platform)
-        create = jax.jit(self._create, out_shardings=self.state_shardings, compiler_options=options)
-        if batch is None:
-            return create()
+        return jax.jit(self._create, out_shardings=self.state_shardings, compiler_options=options)()
+
+    @contextlib.contextmanager
+    def compiling(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[None]:
+        """Compiles the training step while the body runs, which makes or reads the state.
+
+        From then on, the step takes only batches like `batch`.
+        """
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            state = thread.submit(create)
-            self.train_step = self.train_step.lower(self.abstract_state, batch, *self.teacher).compile()
-            return state.result()
+            compiled = thread.submit(lambda: self.train_step.lower(self.abstract_state, batch, *self.teacher).compile())
+            yield
+            self.train_step = compiled.result()
 
     def compiled_text(self, batch: Batch) -> str:
         """The compiled training step for batches of these shapes, as HLO text."""

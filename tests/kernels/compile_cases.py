@@ -57,7 +57,7 @@ GEMMA_KERNELS = {False: 18, True: 12}
 
 def compile_model(devices, mesh, source=1024, **fields):
     """Loss and gradients of a small model split over `mesh`, compiled for `devices`; `source` tokens of input."""
-    sizes = dict(vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_decoder_layers=2)
+    sizes = dict(vocab_size=512, emb_dim=128, head_dim=64, mlp_dim=256, num_decoder_layers=2, scan_layers=True)
     config = ModelConfig(**sizes, dropout_rate=0.1, remat='minimal', **fields)
     with sharding.use(sharding.create_sharding(mesh, devices)) as placed:
         model = abstract_model(config)

@@ -17,6 +17,7 @@ _SIZES = {
     'head_dim': 8,
     'mlp_dim': 48,
     'num_decoder_layers': 2,
+    'scan_layers': True,  # as deep models do
     'dtype': 'float32',
 }
 ENCODER_DECODERS = {

@@ -5,7 +5,7 @@ import pytest
 from t5flan.models import stack
 from t5flan.models.layers import fold
 from t5flan.models.stack import run_layers
-from tests.models.small_models import mean_loss, random_batch, small_model
+from tests.models.small_models import mean_loss, random_batch, small_config, small_model
 
 LONG = 13  # a length that differs from every size of the model
 
@@ -14,7 +14,7 @@ LONG = 13  # a length that differs from every size of the model
     'family, ways',
     [
         pytest.param('umt5', [(False, 'minimal')], marks=pytest.mark.slow),
-        ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none')]),
+        ('relative', [(True, 'minimal'), (True, 'full'), (False, 'none'), (None, 'none')]),
     ],
 )
 def test_scan_unrolled_and_every_remat_match(family, ways):
@@ -118,3 +118,12 @@ def test_dropout_differs_by_layer_and_by_key():
 
     _, drawn = run_layers(model.config, body, None, None, 2)
     assert (drawn[0] != drawn[1]).any()
+
+
+@pytest.mark.parametrize(
+    'scan_layers, layers, scans', [(None, 2, False), (None, 3, True), (True, 2, True), (False, 3, False)]
+)
+def test_only_stacks_of_more_than_two_layers_are_scanned_by_default(scan_layers, layers, scans):
+    config = small_config('t5_1_1', scan_layers=scan_layers)
+    traced = jax.make_jaxpr(lambda x: run_layers(config, lambda carry, layer, x: (carry + x, None), 0.0, x, layers))
+    assert ('scan' in str(traced(np.ones(layers)))) == scans

@@ -20,6 +20,7 @@ CONFIG = ModelConfig(
     mlp_dim=64,
     num_encoder_layers=2,
     num_decoder_layers=2,
+    scan_layers=True,
     dtype='float32',
 ).to_dict()
 RECORDINGS = [('t5_1_1_tiny', {}), ('scalable_t5_1_1_tiny_scanned', {'relative_bias_per_layer': True})]

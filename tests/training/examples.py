@@ -12,6 +12,7 @@ from t5flan.models.config import ModelConfig
 SIZES: dict[str, Any] = dict(
     vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2, dtype='float32'
 )
+SIZES['scan_layers'] = True  # as deep models do
 ENCODER_DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
 DECODER = ModelConfig(
     architecture='decoder_only',

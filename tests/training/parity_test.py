@@ -21,6 +21,7 @@ CONFIG = ModelConfig(
     mlp_dim=160,
     num_encoder_layers=2,
     num_decoder_layers=2,
+    scan_layers=True,
     dtype='float32',
 )
 

@@ -1,12 +1,14 @@
 """t5flan/training/start.py: JAX and garbage collection at the start of a run; trainer_test.py has the rest."""
 
+import contextlib
 import gc
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from t5flan.training.start import few_collections
+from t5flan.training.start import compiling, few_collections
 
 
 @pytest.mark.parametrize('before, during', [((700, 10, 10), 20_000), ((0, 10, 10), 0), ((50_000, 10, 10), 50_000)])
@@ -35,3 +37,12 @@ print(multiply(jnp.eye(400)).is_ready())
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout == 'True\n'
+
+
+@pytest.mark.parametrize('latest, expected', [(None, ['the batch']), (9, ['the batch']), (10, []), (12, [])])
+def test_the_step_of_a_complete_run_is_not_compiled(latest, expected):
+    compiled = []
+    trainer = SimpleNamespace(steps=10, compiling=lambda batch: contextlib.nullcontext(compiled.append(batch)))
+    with compiling(trainer, 'the batch', SimpleNamespace(latest_step=latest)):
+        pass
+    assert compiled == expected

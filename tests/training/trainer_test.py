@@ -49,6 +49,15 @@ def six_steps(tmp_path_factory, settings):
     return workdir, train(str(workdir), **settings | {'run': SIX_STEPS})
 
 
+@pytest.fixture
+def kinds_of_step(monkeypatch):
+    """Whether the step that each later run of train() begins with is compiled already."""
+    found, loop = [], trainer_lib.Loop.train
+    steps = lambda self, state: found.append(isinstance(self.trainer.train_step, jax.stages.Compiled))
+    monkeypatch.setattr(trainer_lib.Loop, 'train', lambda self, state: steps(self, state) or loop(self, state))
+    return found
+
+
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory, settings):
     """(the losses, the last state) of a run that nothing stopped."""
@@ -68,9 +77,10 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path, settings, six_steps, unbroken):
+def test_a_resumed_run_has_the_same_bits(tmp_path, settings, six_steps, unbroken, kinds_of_step):
     workdir = shutil.copytree(six_steps[0], tmp_path / 'run')
     state = train(str(workdir), **settings)
+    assert kinds_of_step == [True]
     assert losses(workdir) == unbroken[0]
     assert_same_bits(state, unbroken[1])
 
@@ -232,7 +242,9 @@ def test_another_batch_size_continues_after_the_same_examples(tmp_path, settings
 
 
 @pytest.mark.parametrize('items, step', [('parameters', 0), ('all', 6)])
-def test_initializing_takes_the_parameters_or_the_whole_state(tmp_path, settings, six_steps, items, step):
+def test_initializing_takes_the_parameters_or_the_whole_state(
+    tmp_path, settings, six_steps, kinds_of_step, items, step
+):
     source, first = six_steps
     changed = {
         'checkpoints': CheckpointConfig(every=100, initialize_from=str(source), initialize=items),
@@ -240,6 +252,7 @@ def test_initializing_takes_the_parameters_or_the_whole_state(tmp_path, settings
         'run': RunConfig(steps=step + 1, log_every=1),
     }
     state = train(str(tmp_path), **settings | changed)
+    assert kinds_of_step == [True]
     assert_same_bits(state.model, first.model)
     assert [row['step'] for row in read_metrics(tmp_path)] == [step + 1]
 
