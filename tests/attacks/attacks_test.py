@@ -56,7 +56,7 @@ def test_a_whole_attack(attack, flags, shown):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [2, 4])
-@pytest.mark.parametrize('scenario', ['numbers', 'restore', 'evaluate', 'infer', 'killed', 'fails'])
+@pytest.mark.parametrize('scenario', ['numbers', 'restore', 'evaluate', 'infer', 'killed', 'fails', 'bucket'])
 def test_several_processes(scenario, count):
     assert f"'{scenario}': passed" in run('processes', scenario, f'--count={count}')
 

@@ -45,11 +45,11 @@ def attack_runs(kills: int, rate: float, seed: int, folder: Path) -> dict[str, i
         point_at(server)
         preload()
         assert wait(start(train_arguments(folder / 'whole', rows, STEPS, EVERY), log)) == 0, log.read_text()
-        arguments = train_arguments(RUN, rows, STEPS, EVERY)  # type: ignore[arg-type]
+        arguments = train_arguments(RUN, rows, STEPS, EVERY)
         run = Run(
             begin=lambda: start(arguments, log),
-            losses=lambda: _losses(server, folder),
-            newest_step=lambda: _newest_step(server),
+            losses=lambda: run_losses(server, folder),
+            newest_step=lambda: newest_step(server),
             clear=lambda: _clear(server),
         )
         counts = kill_often(run, kills, random.Random(seed), losses(folder / 'whole'), log)
@@ -101,7 +101,8 @@ def _shorten_quickstart() -> None:
     quickstart.VOCABULARY_TEXTS = {'practice': 5000, 'stdlib_docs_causal_lm': 200}
 
 
-def _losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
+def run_losses(server: GcsServer, folder: Path) -> dict[int, tuple[float, float]]:
+    """The losses of RUN, by way of a copy in `folder`."""
     if 'run/metrics.jsonl' not in server.names():
         return {}
     copy = folder / 'copy'
@@ -115,8 +116,8 @@ def _clear(server: GcsServer) -> None:
         del server.objects['bucket', name]
 
 
-def _newest_step(server: GcsServer) -> int:
-    """The newest complete checkpoint; 0 if there is none."""
+def newest_step(server: GcsServer) -> int:
+    """The newest complete checkpoint of RUN; 0 if there is none."""
     found = (re.fullmatch(r'run/checkpoints/(\d+)/commit_success.txt', name) for name in server.names())
     return max((int(one[1]) for one in found if one), default=0)
 

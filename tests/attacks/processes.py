@@ -10,6 +10,7 @@
 | infer | every row is answered once, in order; a signal to one process stops all, and the same command completes |
 | killed | SIGKILL to the first process, and to the last one: all others end, with a line that names it |
 | fails | a process that fails, and one that is late: all end, with a line that names it |
+| bucket | workdir and rows in a bucket whose server fails: killed and stopped, the losses of one process on a disk |
 """
 
 import argparse
@@ -25,7 +26,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.attacks.buckets import newest_step, point_at, run_losses
 from tests.attacks.tiny_run import ENVIRONMENT, losses, preload, start, train_arguments, wait, write_rows
+from tests.files.gcs_server import Faults, GcsServer
 
 LIMIT = 60.0
 """Seconds after which all processes have ended when one of them has."""
@@ -262,6 +265,43 @@ def fails(folder: Path, count: int) -> None:
         assert all('stopped by SIGINT at step' in last_line(text) for text in found.texts()), found.texts()
 
 
+def bucket(folder: Path, count: int) -> None:
+    """Training, inference and evaluation in a bucket that answers a share of the requests with faults."""
+    rows, forever = write_rows(folder), 10**6
+    with GcsServer(Faults(0.05, seed=count)) as server:
+        point_at(server)
+        from t5flan.files import to_path, write_whole
+
+        write_whole(to_path('gs://bucket/rows.jsonl'), rows.read_bytes())
+        command = lambda steps: [*train_arguments('gs://bucket/run', 'gs://bucket/rows.jsonl', steps, 5), STREAMS]
+        for sent, which in ((signal.SIGKILL, count - 1), (signal.SIGTERM, count - 1), (signal.SIGKILL, 0)):
+            before = newest_step(server)
+            with job(folder, command(forever), count) as found:
+                while newest_step(server) == before:
+                    assert not found.poll(), (found.codes, found.texts())
+                    time.sleep(0.1)
+                os.kill(found.pids[which], sent)
+                found.wait(LIMIT)
+            saved = newest_step(server)
+            if sent == signal.SIGTERM:
+                assert all(f'stopped by SIGTERM at step {saved} ' in last_line(text) for text in found.texts())
+        steps = saved + 3
+        run(folder, command(steps), count)
+        run(folder, [*train_arguments(folder / 'one', rows, steps, steps), STREAMS], 1)
+        close(losses(folder / 'one'), run_losses(server, folder))
+
+        answers, results = 'gs://bucket/answers.jsonl', 'gs://bucket/results.json'
+        asked = ['--input=gs://bucket/rows.jsonl', f'--output={answers}', '--batch_size=4', '--max_new_tokens=2']
+        run(folder, ['infer', '--checkpoint=gs://bucket/run', *asked], count)
+        shown = [json.loads(line)['inputs'] for line in server.read('answers.jsonl').decode().splitlines()]
+        assert shown == [json.loads(line)['inputs'] for line in rows.read_text().splitlines()]
+        of_task = ['--tasks=file', '--split=train', '--limit=4', '--max_new_tokens=2', f'--json={results}']
+        run(folder, ['evaluate', '--checkpoint=gs://bucket/run', *of_task], count)
+        assert json.loads(server.read('results.json'))['step'] == steps
+        assert not [name for name in server.names() if name.endswith('.lock')]
+        print(f'bucket: {steps} steps, {server.requests} requests, {server.faults.counts}')
+
+
 SCENARIOS: dict[str, Callable[[Path, int], None]] = {
     'numbers': numbers,
     'restore': restore,
@@ -269,6 +309,7 @@ SCENARIOS: dict[str, Callable[[Path, int], None]] = {
     'infer': infer,
     'killed': killed,
     'fails': fails,
+    'bucket': bucket,
 }
 
 

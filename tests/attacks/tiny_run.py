@@ -37,7 +37,7 @@ def write_rows(folder: Path, count: int = 40) -> Path:
     return path
 
 
-def train_arguments(workdir: Path, rows: Path, steps: int, every: int) -> list[str]:
+def train_arguments(workdir: Path | str, rows: Path | str, steps: int, every: int) -> list[str]:
     """The command line of the run, after `t5flan`."""
     given = [f'--gin.TRAIN_FILE={rows}', f'--gin.STEPS={steps}', f'--gin.CheckpointConfig.every={every}']
     return ['train', f'--workdir={workdir}', *TINY, *given]
