@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.train_step import as_a_command_does
 from t5flan import sharding as sharding_lib
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument('--fsdp', type=int, default=1, help='MeshConfig.fsdp (default: %(default)s)')
     parser.add_argument('--folder', help='where the checkpoints are written for a while (default: a temporary folder)')
     args = parser.parse_args()
+    as_a_command_does()
     model = sized_model(args.parameters)
     where = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     print(f'{count_parameters(model) / 1e6:.0f} million parameters on {where}')

@@ -107,8 +107,11 @@ class CheckpointManager:
         newest = whole.set_damaged_aside(self.workdir)
         self.lines, self._latest_step = newest.lines, newest.step
         bound_tensorstore()
+        # Arrays of floats hardly compress, and on a CPU compression takes the cores from the steps that follow.
+        arrays = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / CHECKPOINTS),
+            item_handlers={'parameters': arrays(), 'optimizer': arrays(), 'meta': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
