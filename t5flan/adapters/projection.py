@@ -112,8 +112,13 @@ def projections(module: nnx.Module, path: str = '') -> Iterator[tuple[str, nnx.M
             yield from projections(value, here)
 
 
-def matching(patterns: Sequence[str], paths: Sequence[str] | Any, setting: str) -> list[str]:
+def matching(
+    patterns: Sequence[str], paths: Sequence[str] | Any, setting: str, which: str = 'can be adapted'
+) -> list[str]:
     """The paths that some pattern matches as a whole, in their own order.
+
+    Args:
+        which: what distinguishes the kernels of `paths`, for messages.
 
     Raises:
         UserError: a pattern matches no path; the message names the nearest ones.
@@ -121,7 +126,7 @@ def matching(patterns: Sequence[str], paths: Sequence[str] | Any, setting: str) 
     for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in paths):
             near = difflib.get_close_matches(pattern, sorted(paths), n=3, cutoff=0.0)
-            problem = f'{setting} contains {pattern!r}, which matches no kernel that can be adapted'
+            problem = f'{setting} contains {pattern!r}, which matches no kernel that {which}'
             raise UserError(f'{problem}; the nearest are {", ".join(near)}. Set {setting} in your .gin.')
     return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)]
 

@@ -162,6 +162,11 @@ def test_a_fingerprint_depends_on_every_bit_and_its_place():
         (dict(rank=0), 'Lora.rank=0, expected an integer of 1 or more'),
         (dict(alpha=0), 'Lora.alpha=0, expected a number above 0'),
         (dict(rank_pattern={'(': 2}), 'not a regular expression'),
+        (
+            dict(rank_pattern={'.*/q/kernel': 2}),
+            r'Lora.rank_pattern contains .* no kernel that is adapted; the nearest',
+        ),
+        (dict(alpha_pattern={'.*/wo/kernel': 2}), 'Lora.alpha_pattern contains .* no kernel that is adapted'),
     ],
 )
 def test_wrong_settings_are_one_clear_line(settings, words):

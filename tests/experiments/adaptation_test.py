@@ -17,7 +17,7 @@ import adaptation
 
 import runs
 
-GIVEN = ['--checkpoint=base', '--texts=books/*.txt']
+GIVEN = ['--checkpoint=base', '--texts=books/*.txt', '--every=10']
 
 
 @pytest.mark.parametrize('objective', adaptation.OBJECTIVES)

@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from t5flan.adapters.config import QUERY_AND_VALUE, Adapter, check_targets
-from t5flan.adapters.projection import AdaptedProjection, Terms, one_layer, replace_projections, with_leading_axes
+from t5flan.adapters.projection import (
+    AdaptedProjection,
+    Terms,
+    matching,
+    one_layer,
+    replace_projections,
+    with_leading_axes,
+)
 from t5flan.config.checks import is_count, is_number, require, require_count, require_patterns, require_positive
 from t5flan.errors import UserError
 from t5flan.models.layers import Projection
@@ -72,15 +79,20 @@ class Lora(Adapter):
         """The model with low-rank products on the projections that `targets` name.
 
         Raises:
-            UserError: a target matches nothing, or a rank is above that of its kernel.
+            UserError: a target or a pattern matches nothing, or a rank is above that of its kernel.
         """
+        name, adapted = type(self).__name__, []
 
         def make(path: str, projection: Projection, place: Scope) -> LoraProjection:
+            adapted.append(path)
             rank, scale = rank_and_scale(self, path)
-            check_rank(f'{type(self).__name__}.rank', rank, path, projection)
+            check_rank(f'{name}.rank', rank, path, projection)
             return self.make(projection, place, rank, scale)
 
-        return replace_projections(model, self.targets, f'{type(self).__name__}.targets', scope, make)
+        model = replace_projections(model, self.targets, f'{name}.targets', scope, make)
+        for field in ('rank_pattern', 'alpha_pattern'):
+            matching(list(getattr(self, field)), adapted, f'{name}.{field}', 'is adapted')
+        return model
 
     def make(self, projection: Projection, scope: Scope, rank: int, scale: float) -> 'LoraProjection':
         """One adapted projection."""
