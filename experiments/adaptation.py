@@ -13,7 +13,7 @@ and what is finished is skipped. After each model, tables of what is there are p
 table.md and curves.png; --report_only does nothing else, also while the experiment runs, and --page=FILE.md puts them
 into a page. Of a finished model that is not finetuned, the metrics are kept and the checkpoints removed.
 
-The defaults take about an hour and a quarter on two cores. --smoke takes two steps of everything.
+The defaults take about an hour and a half on two cores. --smoke takes two steps of everything.
 """
 
 import argparse
