@@ -286,7 +286,8 @@ def _fit_loss(n: np.ndarray, d: np.ndarray, loss: np.ndarray, starts: np.ndarray
 
     def solve(start: np.ndarray, delta: float) -> Any:
         robust = {'loss': 'huber', 'f_scale': delta, 'x_scale': 'jac', 'max_nfev': 300}
-        return least_squares(residuals, np.clip(start, *bounds), jacobian, bounds, **robust)
+        with np.errstate(over='ignore', invalid='ignore'):  # a start may lead nowhere; others do not
+            return least_squares(residuals, np.clip(start, *bounds), jacobian, bounds, **robust)
 
     # Far from the data the Huber loss is nearly flat, so a wider one leads there.
     found = [solve(solve(start, 100 * DELTA).x, DELTA) for start in starts]
