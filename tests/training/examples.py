@@ -10,9 +10,15 @@ from t5flan.models.build import build_model
 from t5flan.models.config import ModelConfig
 
 SIZES: dict[str, Any] = dict(
-    vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=48, num_decoder_layers=2, dtype='float32'
+    vocab_size=64,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=48,
+    num_decoder_layers=2,
+    scan_layers=True,  # as deep models do
+    dtype='float32',
 )
-SIZES['scan_layers'] = True  # as deep models do
 ENCODER_DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
 DECODER = ModelConfig(
     architecture='decoder_only',

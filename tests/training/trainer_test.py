@@ -52,9 +52,13 @@ def six_steps(tmp_path_factory, settings):
 @pytest.fixture
 def kinds_of_step(monkeypatch):
     """Whether the step that each later run of train() begins with is compiled already."""
-    found, loop = [], trainer_lib.Loop.train
-    steps = lambda self, state: found.append(isinstance(self.trainer.train_step, jax.stages.Compiled))
-    monkeypatch.setattr(trainer_lib.Loop, 'train', lambda self, state: steps(self, state) or loop(self, state))
+    found, train_loop = [], trainer_lib.Loop.train
+
+    def recording(self, state):
+        found.append(isinstance(self.trainer.train_step, jax.stages.Compiled))
+        return train_loop(self, state)
+
+    monkeypatch.setattr(trainer_lib.Loop, 'train', recording)
     return found
 
 
