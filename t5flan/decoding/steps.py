@@ -6,6 +6,7 @@ Shapes: B rows, P prompt length, V vocabulary.
 """
 
 import dataclasses
+import weakref
 from typing import Any, NamedTuple
 
 import jax
@@ -78,9 +79,43 @@ def unrolls(config: ModelConfig) -> bool:
     return sharding_lib.platform() == 'cpu' and config.num_decoder_layers <= UNROLLED_LAYERS
 
 
+class _Prepared(NamedTuple):
+    """The layers of a model, and what they were computed from."""
+
+    model: weakref.ref[Model]
+    arrays: list[weakref.ref[Any]]
+    placement: Any
+    layers: Layers
+
+    def belongs_to(self, model: Model, placement: Any) -> bool:
+        """Whether the model and its arrays are the same objects."""
+        arrays = jax.tree.leaves(model)
+        same = len(arrays) == len(self.arrays) and all(a is b() for a, b in zip(arrays, self.arrays, strict=True))
+        return same and self.model() is model and self.placement == placement
+
+
+_last: list[_Prepared] = []
+"""Of the model that generated last, for as long as it lives."""
+
+
 def prepare(model: Model) -> Layers:
-    """What every step reads, computed once for all batches."""
-    return unroll(model, sharding_lib.placement()) if unrolls(model.config) else None
+    """What every step reads, computed once for all batches and all calls with the same model.
+
+    The last model's are kept until the model is deleted: they are its decoder's parameters once more.
+    """
+    if not unrolls(model.config):
+        return None
+    placement = sharding_lib.placement()
+    if not (_last and _last[0].belongs_to(model, placement)):
+        _last.clear()  # before there are others
+        arrays = [weakref.ref(x) for x in jax.tree.leaves(model)]
+        _last.append(_Prepared(weakref.ref(model, _forget), arrays, placement, unroll(model, placement)))
+    return _last[0].layers
+
+
+def _forget(model: weakref.ref[Model]) -> None:
+    if _last and _last[0].model is model:
+        _last.clear()
 
 
 @jax.jit(static_argnums=1)
