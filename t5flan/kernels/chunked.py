@@ -52,6 +52,7 @@ class TileSpec(AttentionSpec):
     share: int  # G
     keys: int  # S, of a tile: all keys, or those of a window
     part: int = 0  # keys of a part in the forward pass, which leaves out those after the queries; 0: all keys at once
+    written_as: jnp.dtype | None = None  # dtype of the arrays that tiles are written to; None: that of the queries
 
     @property
     def sliding_window(self) -> tuple[int, int] | None:
@@ -103,7 +104,9 @@ def choose_tiles(spec: AttentionSpec, operands: Operands) -> TileSpec:
     sizes: dict[str, Any] = dict(
         block=block, blocks=-(-queries // block), kv_heads=tile_kv_heads, share=share, keys=tile_keys
     )
-    return TileSpec(**vars(spec), **sizes, part=part)
+    # XLA's CPU writes a slice of a 16-bit array by writing all of the array.
+    written_as = jnp.dtype(jnp.float32) if platform == 'cpu' else None
+    return TileSpec(**vars(spec), **sizes, part=part, written_as=written_as)
 
 
 def _skips_keys(spec: AttentionSpec, operands: Operands, platform: str) -> bool:
@@ -190,7 +193,8 @@ def _forward(spec: TileSpec, operands: Operands) -> tuple[jax.Array, jax.Array]:
 
         return lax.scan(row, y_BTNH, _count(operands.q_BTNH.shape[0]))
 
-    return lax.scan(step, jnp.zeros_like(operands.q_BTNH), _steps(spec, operands))
+    y_BTNH, lse_JBKM = lax.scan(step, jnp.zeros_like(operands.q_BTNH, spec.written_as), _steps(spec, operands))
+    return y_BTNH.astype(operands.q_BTNH.dtype), lse_JBKM
 
 
 def _forward_in_parts(
@@ -265,10 +269,11 @@ def _backward(
             dbias_NW = lax.dynamic_update_slice_in_dim(dbias_NW, summed, start.head, axis=0)
         return (*gradients, dbias_NW), None
 
-    keys_dtype = jnp.float32 if spec.blocks > 1 else k.dtype
-    zeros: Any = jnp.zeros_like(operands.q_BTNH), *(jnp.zeros(x.shape, keys_dtype) for x in (k, v))
+    keys_dtype = jnp.float32 if spec.blocks > 1 else spec.written_as
+    zeros: Any = jnp.zeros_like(operands.q_BTNH, spec.written_as), *(jnp.zeros_like(x, keys_dtype) for x in (k, v))
     dbias_NW = None if operands.bias_NW is None else jnp.zeros_like(operands.bias_NW)
     (dq_BTNH, dk, dv, dbias_NW), _ = lax.scan(step, (*zeros, dbias_NW), (_steps(spec, operands), lse_JBKM))
+    dq_BTNH = dq_BTNH.astype(operands.q_BTNH.dtype)
     dk_BSKH, dv_BSKH = (_arrange_keys(spec, x).astype(k.dtype) for x in (dk, dv))
     no_gradient: Any = None
     return Operands(dq_BTNH, dk_BSKH, dv_BSKH, no_gradient, dbias_NW)

@@ -10,6 +10,7 @@ from t5flan import sharding
 from t5flan.kernels.product import product
 
 SHAPES = [((3, 5, 6), (6, 4), 1), ((3, 5, 6), (6, 2, 3), 1), ((3, 5, 2, 3), (2, 3, 6), 2), ((7, 6), (6, 4), 1)]
+SHAPES += [((5, columns), (columns, 4), 1) for columns in (1, 32, 40, 96)]  # of x^T, one stripe or several
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
