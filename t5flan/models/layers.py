@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5flan import sharding
 from t5flan.kernels.kept import kept
 from t5flan.kernels.product import product
 from t5flan.models.config import ModelConfig
@@ -136,9 +137,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; a `dropout_key` of None turns dropout off."""
+        # XLA's CPU would round the result of every 16-bit operation of an activation, which takes longer than the rest.
+        dtype = jnp.float32 if sharding.platform() == 'cpu' else self.config.dtype
         names = zip(self.inner_names(), self.config.mlp_activations, strict=True)
-        inner = [ACTIVATIONS[activation](getattr(self, name)(x_BTD)) for name, activation in names]
-        x_BTF = functools.reduce(operator.mul, inner)
+        inner = [ACTIVATIONS[activation](getattr(self, name)(x_BTD).astype(dtype)) for name, activation in names]
+        x_BTF = functools.reduce(operator.mul, inner).astype(self.config.dtype)
         x_BTF = constrain(x_BTF, ('batch', 'length', 'act_mlp'))
         return self.wo(dropout(x_BTF, self.config.dropout_rate, dropout_key))
 

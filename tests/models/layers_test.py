@@ -90,6 +90,14 @@ def test_the_norm_is_computed_in_float32():
     )
 
 
+def test_a_16_bit_mlp_rounds_its_activations_once():
+    config = dataclasses.replace(CONFIG, dtype='bfloat16')
+    mlp, x_BTD = MLP(config, SCOPE), random(2, 5, 32)
+    gate, linear = (np.asarray(getattr(mlp, name)(x_BTD), np.float64) for name in ('wi_0', 'wi_1'))
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    np.testing.assert_array_equal(mlp(x_BTD), mlp.wo(jnp.asarray(gelu * linear, jnp.bfloat16)))
+
+
 def test_mlp_with_one_and_two_projections():
     x_BTD = random(2, 5, 32)
     relu = MLP(dataclasses.replace(CONFIG, mlp_activations=('relu',)), SCOPE)
