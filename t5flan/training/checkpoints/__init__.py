@@ -16,6 +16,7 @@ temporary folder and renames it), so a run killed while saving resumes from the 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from t5flan.adapters.config import Adapter
 from t5flan.errors import UserError, disk_problem
 from t5flan.files import PathLike, remove_folders
 from t5flan.files.buckets import bound_tensorstore, epath
+from t5flan.files.page_cache import forget_while
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.checkpoints import whole
 from t5flan.training.checkpoints.folder import (
@@ -164,6 +166,9 @@ class CheckpointManager:
             )
         except Exception as error:
             raise self._save_error(f'step {step}', error) from error
+        if hasattr(os, 'posix_fadvise') and '://' not in os.fspath(self.workdir):
+            files = functools.partial(whole.files_being_written, self.workdir, step)
+            forget_while(self._manager.is_saving_in_progress, files)
 
     def wait(self) -> None:
         """Blocks until the last save is complete on disk.

@@ -5,6 +5,7 @@ Steps of earlier releases have no checksums; they are read with a note.
 
 import dataclasses
 import functools
+import glob
 import os
 import sys
 from collections.abc import Collection
@@ -77,6 +78,12 @@ class BucketPath(ocp.path.atomicity.CommitFileTemporaryPath):
 def temporary_path_class(folder: PathLike) -> type:
     """The class for Orbax."""
     return BucketPath if '://' in os.fspath(folder) else LocalPath
+
+
+def files_being_written(folder: PathLike, step: int) -> list[str]:
+    """The files of arrays that this process now writes, in the temporary folder of a local step."""
+    items = f'{step}{_TEMPORARY}', '*', f'ocdbt.process_{jax.process_index()}'
+    return glob.glob(os.path.join(glob.escape(os.fspath(folder)), CHECKPOINTS, *items, 'd', '*'))
 
 
 def write_checksums(step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = ()) -> None:
