@@ -2,7 +2,7 @@
 
     python -m pytest -m slow tests/compiling/recipes_test.py
 
-takes half an hour or more on two cores. The numbers are those of `t5flan compile` with the same settings.
+takes ten minutes or more on two cores. The numbers are those of `t5flan compile` with the same settings.
 """
 
 import json
@@ -24,6 +24,7 @@ CASES = {
     'PaLM 62B on v5p': (PALM_62B, 'v5p:8x8x8', ()),
     'XL at 32k on v5e': (XL, 'v5e:4x4', LONG),
 }
+WORK_OF_LONG = 2.7  # attention is most of it: see the table of docs/guides/tpu.md
 MORE_PARTS = ('OptimizerConfig.microbatches=16',)
 SLICES_OF_540B = (
     ('v4:12x16x16', 2, ()),
@@ -68,7 +69,7 @@ def check(report, most_work=1.35):
 @pytest.mark.parametrize('case', CASES)
 def test_it_compiles_and_fits(case, tmp_path, capsys):
     example, topology, changes = CASES[case]
-    check(compiled(tmp_path, capsys, example, topology, changes), 1.7 if changes == LONG else 1.35)
+    check(compiled(tmp_path, capsys, example, topology, changes), WORK_OF_LONG if changes == LONG else 1.35)
 
 
 def test_palm_540b_compiles_and_fits_on_the_largest_slices_that_the_compiler_takes(tmp_path, capsys):
