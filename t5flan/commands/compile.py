@@ -119,7 +119,7 @@ COMMAND = Command(
             type=bool,
         ),
         Flag('--fit', 'search mesh, microbatches and remat for the fastest step that fits', type=bool),
-        Flag('--tries', 'with --fit: how many of the best by estimate are compiled (default: 4)', 'N', COUNT, 4),
+        Flag('--tries', 'with --fit: how many choices are compiled (default: 4)', 'N', COUNT, 4),
         Flag('--parameters', 'also print the sharding of every parameter', type=bool),
         JSON,
     ),

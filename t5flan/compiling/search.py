@@ -1,6 +1,7 @@
 """`t5flan compile --fit`: mesh, microbatches and remat of the fastest step that fits.
 
-All choices are ranked by estimates from shapes; the best of them are compiled, and the programs decide.
+All choices are ranked by estimates from shapes. Estimates do not know what a program reads and writes, which `remat`
+changes most: so the settings as they are and the best of each `remat` are compiled, and the programs decide.
 """
 
 import dataclasses
@@ -47,13 +48,12 @@ class Choice:
         return ' '.join(f'--gin.{one}' for one in found)
 
 
-def choices(settings: Mapping[str, Any], target: Target, most: int | None = None) -> list[Choice]:
+def choices(settings: Mapping[str, Any], target: Target) -> list[Choice]:
     """The meshes, microbatches and remat that divide the run and fit by estimate, fastest by estimate first.
 
     Args:
         settings: arguments of `training.trainer.train`; those that are searched are replaced.
         target: the devices; its chip has a data sheet.
-        most: how many to return; None: all.
 
     Raises:
         UserError: the target is a CPU.
@@ -64,14 +64,29 @@ def choices(settings: Mapping[str, Any], target: Target, most: int | None = None
     limit = chip.memory_gib * GIB / chip.devices
     held: dict[MeshConfig, Memory | None] = {}
     found: list[Choice] = []
-    timed = [(estimated_seconds(changed, chip, devices), changed) for changed in _all(settings, devices)]
-    for seconds, changed in sorted(timed, key=lambda one: one[0]):
+    for changed in _all(settings, devices):
         size = _bytes(changed, devices, held)
         if size is not None and size <= limit:
-            found.append(Choice(changed, seconds, size))
-            if len(found) == most:
-                break
-    return found
+            found.append(Choice(changed, estimated_seconds(changed, chip, devices), size))
+    return sorted(found, key=lambda one: (float(f'{one.seconds:.4g}'), one.bytes))  # of equals, the smaller
+
+
+def worth_compiling(found: list[Choice], settings: Mapping[str, Any], devices: int, tries: int) -> list[Choice]:
+    """The settings as they are, if they are among the choices, and the best of each remat in turns; fastest first."""
+    given = [choice for choice in found if _place(choice.settings, devices) == _place(settings, devices)]
+    of_remat = ([one for one in found if one.settings['model'].remat == remat] for remat in RECOMPUTED)
+    in_turns = [one for turn in itertools.zip_longest(*of_remat) for one in turn if one is not None]
+    chosen = [*given, *(one for one in in_turns if one not in given)][:tries]
+    return sorted(chosen, key=lambda one: one.seconds)
+
+
+def _place(settings: Mapping[str, Any], devices: int) -> tuple[Any, ...]:
+    """What is searched, with numbers for the -1 of a mesh; (None,) if it does not divide."""
+    try:
+        mesh = abstract_sharding(settings['mesh'], devices).mesh
+    except UserError:
+        return (None,)
+    return tuple(mesh.shape.items()), settings['optimizer'].microbatches, settings['model'].remat
 
 
 def _bytes(settings: Mapping[str, Any], devices: int, held: dict[MeshConfig, Memory | None]) -> float | None:
@@ -149,7 +164,7 @@ def search(
     Raises:
         UserError: no choice fits.
     """
-    found = choices(settings, target, tries)
+    found = worth_compiling(choices(settings, target), settings, len(target.devices), tries)
     rows, reports = [], []
     for choice in found:
         report = describe(choice.settings)
@@ -168,7 +183,7 @@ def search(
         reports.append(report)
     fitting = [i for i, row in enumerate(rows) if row['fits']]
     if not fitting:
-        why = f'none of the {len(rows)} best by estimate does' if rows else 'not even by estimate'
+        why = f'none of the {len(rows)} that were compiled does' if rows else 'not even by estimate'
         raise UserError(f'no mesh, microbatches and remat fit on {target.name}: {why}. Use more chips or fewer rows.')
     best = min(fitting, key=lambda i: rows[i]['roofline_seconds'])
     rows[best]['best'] = True
