@@ -68,7 +68,7 @@ def choices(settings: Mapping[str, Any], target: Target) -> list[Choice]:
         size = _bytes(changed, devices, held)
         if size is not None and size <= limit:
             found.append(Choice(changed, estimated_seconds(changed, chip, devices), size))
-    return sorted(found, key=lambda one: (float(f'{one.seconds:.4g}'), one.bytes))  # of equals, the smaller
+    return sorted(found, key=lambda one: (one.seconds, one.bytes))
 
 
 def worth_compiling(found: list[Choice], settings: Mapping[str, Any], devices: int, tries: int) -> list[Choice]:

@@ -22,18 +22,9 @@ from t5flan.training.config import LossConfig, OptimizerConfig, RunConfig
 from t5flan.training.state import TrainState
 from t5flan.training.step import Trainer
 from tests.saved_model import byte_model
+from tests.training.examples import ENCODER_DECODER, SIZES
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=64,
-    emb_dim=32,
-    num_heads=4,
-    head_dim=8,
-    mlp_dim=48,
-    num_decoder_layers=2,
-    scan_layers=True,  # as deep models do
-    dtype='float32',
-)
-ENCODER_DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
+DECODER = ModelConfig(architecture='encoder_decoder', num_encoder_layers=2, **SIZES)
 DECODER = ModelConfig(
     architecture='decoder_only', position='rope', num_kv_heads=2, tie_embeddings=True, scale_attention=True, **SIZES
 )

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from t5flan.compiling.search import RECOMPUTED, choices, estimated_seconds, search, worth_compiling
@@ -21,7 +20,7 @@ def test_every_choice_divides_and_fits_by_estimate():
     meshes = {(one.settings['mesh'].data, one.settings['mesh'].fsdp, one.settings['mesh'].tensor) for one in found}
     assert {(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)} <= meshes
     assert all(data * fsdp * tensor == 8 and tensor <= 4 for data, fsdp, tensor in meshes)  # of four heads
-    np.testing.assert_allclose([one.seconds for one in found], sorted(one.seconds for one in found), rtol=1e-3)
+    assert [one.seconds for one in found] == sorted(one.seconds for one in found)
     assert {one.settings['optimizer'].microbatches for one in found} == {1, 2, 4}
     tiny = Target('tiny', dataclasses.replace(find_chip('v5e'), memory_gib=1e-9), 1, jax.devices())
     assert choices(settings_of(), tiny) == []
