@@ -54,7 +54,9 @@ def main() -> None:
             saves = sum(measured(lambda step=step: save(step)) for step in range(REPEATS)) / REPEATS
         path = Path(folder) / 'checkpoints' / f'{REPEATS - 1}'
         size = sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
-        writes = (measured(lambda: whole.write_checksums(path, folder, REPEATS - 1)) for _ in range(REPEATS))
+        writes = (
+            measured(lambda: whole.write_checksums(path, folder, REPEATS - 1, direct=True)) for _ in range(REPEATS)
+        )
         write = sum(writes) / REPEATS
         check = sum(measured(lambda: whole.check_step(folder, REPEATS - 1)) for _ in range(REPEATS)) / REPEATS
         manager.close()

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from t5flan.errors import UserError
 from t5flan.files import PathLike, to_path, write_json
+from t5flan.files.direct import read_blocks
 
 NAME = 'checksums.json'
-_BUFFER = 2**20  # bytes; it stays in the processor's cache
 _LARGEST = 2**26  # bytes of a checksums.json
 _SIZE_ONLY = ''
 """The digest of a file in a bucket: object stores check their bytes themselves, and reading them back costs money."""
@@ -33,6 +33,7 @@ def scan(
     parts: Collection[str] | None = None,
     ignored: Collection[str] = (),
     known: Mapping[str, Any] | None = None,
+    direct: bool = False,
 ) -> Files:
     """Sizes and digests (XXH3, 128 bits) of the files in a folder.
 
@@ -41,6 +42,7 @@ def scan(
         parts: the files and folders right in it to look at; None is all.
         ignored: files right in it to leave out.
         known: an earlier result: files whose sizes have changed are not read, and get no digest.
+        direct: see `digest`.
     """
     sizes = {name: size for name, size in _sizes(folder, parts).items() if name not in ignored}
     if '://' in os.fspath(folder):
@@ -48,29 +50,33 @@ def scan(
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         is_new = lambda name: known is not None and known.get(name, (None,))[0] != sizes[name]
         is_read = lambda name: not name.endswith('/') and not is_new(name)  # an empty folder has no content
-        digests = pool.map(lambda name: digest(os.path.join(folder, name)) if is_read(name) else '', sizes)
+        digests = pool.map(lambda name: digest(os.path.join(folder, name), direct) if is_read(name) else '', sizes)
         return {name: (size, found) for (name, size), found in zip(sizes.items(), digests, strict=True)}
 
 
-def digest(path: PathLike) -> str:
-    """The XXH3 digest of a local file, 32 hexadecimal digits."""
+def digest(path: PathLike, direct: bool = False) -> str:
+    """The XXH3 digest of a local file, 32 hexadecimal digits.
+
+    Args:
+        direct: whether the file passes by the page cache, because nobody reads it next.
+    """
     import xxhash  # the command line's --help needs none
 
-    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(_BUFFER))
-    with open(path, 'rb', buffering=0) as file:
-        while count := file.readinto(buffer):
-            state.update(buffer[:count])
+    state = xxhash.xxh3_128()
+    for block in read_blocks(path, direct):
+        state.update(block)
     return state.hexdigest()
 
 
-def write(folder: PathLike, record: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
+def write(folder: PathLike, record: Mapping[str, Any], ignored: Collection[str] = (), direct: bool = False) -> None:
     """Writes checksums.json into a complete folder: the checksums of all its files, and `record`.
 
     Args:
         record: what else the reader wants to know; JSON-able.
         ignored: files right in the folder that still change.
+        direct: see `digest`.
     """
-    content = {**record, 'files': scan(folder, ignored=(NAME, *ignored)), 'ignored': list(ignored)}
+    content = {**record, 'files': scan(folder, ignored=(NAME, *ignored), direct=direct), 'ignored': list(ignored)}
     write_json(to_path(folder) / NAME, {'checksum': _digest_of(content), 'content': content})
 
 

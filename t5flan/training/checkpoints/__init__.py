@@ -16,7 +16,6 @@ temporary folder and renames it), so a run killed while saving resumes from the 
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,6 @@ from t5flan.adapters.config import Adapter
 from t5flan.errors import UserError, disk_problem
 from t5flan.files import PathLike, remove_folders
 from t5flan.files.buckets import bound_tensorstore, epath
-from t5flan.files.page_cache import forget_while
 from t5flan.models.parameters import logical_axes, named_parameters
 from t5flan.training.checkpoints import whole
 from t5flan.training.checkpoints.folder import (
@@ -50,6 +48,7 @@ from t5flan.training.checkpoints.folder import (
     saved_at,
     saved_steps,
 )
+from t5flan.training.checkpoints.shards import tree_handler
 from t5flan.training.checkpoints.whole import find_step
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
@@ -110,7 +109,8 @@ class CheckpointManager:
         self.lines, self._latest_step = newest.lines, newest.step
         bound_tensorstore()
         # Arrays of floats hardly compress, and on a CPU compression takes the cores from the steps that follow.
-        arrays = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
+        in_bucket = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
+        arrays = in_bucket if '://' in os.fspath(workdir) else tree_handler
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / CHECKPOINTS),
             item_handlers={'parameters': arrays(), 'optimizer': arrays(), 'meta': ocp.JsonCheckpointHandler()},
@@ -166,9 +166,6 @@ class CheckpointManager:
             )
         except Exception as error:
             raise self._save_error(f'step {step}', error) from error
-        if hasattr(os, 'posix_fadvise') and '://' not in os.fspath(self.workdir):
-            files = functools.partial(whole.files_being_written, self.workdir, step)
-            forget_while(self._manager.is_saving_in_progress, files)
 
     def wait(self) -> None:
         """Blocks until the last save is complete on disk.

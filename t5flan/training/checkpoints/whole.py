@@ -5,7 +5,6 @@ Steps of earlier releases have no checksums; they are read with a note.
 
 import dataclasses
 import functools
-import glob
 import os
 import sys
 from collections.abc import Collection
@@ -59,7 +58,7 @@ class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             await super().finalize(**options)
         finally:
             self._final_path = final
-        write_checksums(whole, final.parent.parent, int(final.name))
+        write_checksums(whole, final.parent.parent, int(final.name), direct=True)
         whole.rename(final)
         return None
 
@@ -80,23 +79,20 @@ def temporary_path_class(folder: PathLike) -> type:
     return BucketPath if '://' in os.fspath(folder) else LocalPath
 
 
-def files_being_written(folder: PathLike, step: int) -> list[str]:
-    """The files of arrays that this process now writes, in the temporary folder of a local step."""
-    items = f'{step}{_TEMPORARY}', '*', f'ocdbt.process_{jax.process_index()}'
-    return glob.glob(os.path.join(glob.escape(os.fspath(folder)), CHECKPOINTS, *items, 'd', '*'))
-
-
-def write_checksums(step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = ()) -> None:
+def write_checksums(
+    step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = (), direct: bool = False
+) -> None:
     """Writes the checksums of a complete step, and what the folder around it says about it.
 
     Args:
         root: the workdir.
         ignored: files that are not complete yet.
+        direct: whether the files were written past the page cache, and are read so.
     """
     path = epath.Path(root) / DESCRIPTION
     description = read_description(root).to_dict() if path.exists() else None
     beside = checksums.scan(root, _BESIDE)
-    checksums.write(step_folder, {'step': step, 'description': description, 'beside': beside}, ignored)
+    checksums.write(step_folder, {'step': step, 'description': description, 'beside': beside}, ignored, direct)
 
 
 # -- Checking -------------------------------------------------------------------------------------------------------

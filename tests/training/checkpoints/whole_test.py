@@ -103,7 +103,7 @@ DAMAGE = {
     'a missing file': lambda step: largest(step / 'parameters').unlink(),
     'no commit': lambda step: (step / 'commit_success.txt').unlink(),
     'a missing item': lambda step: shutil.rmtree(step / 'parameters'),
-    'one more file': lambda step: (step / 'parameters' / 'd' / 'more').write_text(''),
+    'one more file': lambda step: (step / 'parameters' / 'encoder.kernel' / 'more').write_text(''),
     'one more folder': lambda step: (step / 'parameters' / 'more').mkdir(),
     'one more item': lambda step: (step / 'more').mkdir(),
     'swapped files': swap,
@@ -172,7 +172,7 @@ def test_checkpoints_without_checksums_are_read_with_a_note(run, capsys):
     assert capsys.readouterr().err.count('its files are not verified') == 1
     manager = checkpoints.CheckpointManager(run, CheckpointConfig())
     assert manager.latest_step == 6 and 'not verified' in manager.lines[0]
-    flip(run / 'checkpoints' / '6' / 'parameters' / 'manifest.ocdbt')
+    (run / 'checkpoints' / '6' / 'parameters' / 'encoder.kernel' / '.zarray').write_text('{')
     with pytest.raises(UserError, match=r'parameters cannot be read: ') as error:
         checkpoints.restore_parameters(run, ABSTRACT.model)
     assert '\n' not in str(error.value)
