@@ -110,7 +110,7 @@ def _gradient_of_keys(
         return Place(row, kv_group * spec.share + member, jnp.clip(query, first[at], last[at]), key)
 
     specs = tile.block_specs(spec, place)
-    scratch: Scratch = dict.fromkeys(('dk_ref', 'dv_ref'), (spec.block_k, spec.lanes))
+    scratch: Scratch = dict.fromkeys(('dk_ref', 'dv_ref'), (spec.lanes, spec.block_k))
     if spec.band:
         scratch['sheared_ref'] = (spec.heads, tile.LANES, spec.band.width)
     outputs: Outputs = {'dk': (specs['k'], arrays.k), 'dv': (specs['v'], arrays.v)}
@@ -150,20 +150,21 @@ def _key_kernel(spec: TileSpec, blocks: tuple[int, int], seen: Seen, refs: Refs)
 
     @pl.when(tile.is_seen(seen, at, *blocks))
     def add_tile() -> None:
-        q_CE, dy_CE = refs['q'][...], refs['dy'][...]
+        q_EC, dy_EC = refs['q'][...].T, refs['dy'][...].T
         for head, (weights_PC, dlogits_PC, dproducts_PC) in enumerate(_gradients_of_logits(spec, refs, at)):
             if 'excess' in refs:
                 refs['excess'][member, head, pl.ds(query, 1)] += jnp.sum(dlogits_PC, axis=0, keepdims=True)
-            dv_PE = dot(spec, weights_PC.astype(dy_CE.dtype), tile.one_head(spec, dy_CE, head), 1, 0)
+            rows_E = tile.head_rows(spec, head)
+            dv_HP = dot(spec, dy_EC[rows_E], weights_PC.astype(dy_EC.dtype), 1, 1)
             if spec.keep_rate:
-                dv_PE = dv_PE * (refs['keep'][head : head + 1, :].T / spec.keep_rate)
-            refs['dv_ref'][...] += dv_PE
-            refs['dk_ref'][...] += dot(spec, dproducts_PC.astype(q_CE.dtype), tile.one_head(spec, q_CE, head), 1, 0)
+                dv_HP = dv_HP * (refs['keep'][head : head + 1, :] / spec.keep_rate)
+            refs['dv_ref'][rows_E] += dv_HP
+            refs['dk_ref'][rows_E] += dot(spec, q_EC[rows_E], dproducts_PC.astype(q_EC.dtype), 1, 1)
 
     @pl.when((member == spec.share - 1) & (query == blocks[0] - 1))
     def finish_keys() -> None:
-        refs['dk'][...] = (refs['dk_ref'][...] * spec.scale).astype(refs['dk'].dtype)
-        refs['dv'][...] = refs['dv_ref'][...].astype(refs['dv'].dtype)
+        refs['dk'][...] = (refs['dk_ref'][...] * spec.scale).T.astype(refs['dk'].dtype)
+        refs['dv'][...] = refs['dv_ref'][...].T.astype(refs['dv'].dtype)
 
 
 def _gradients_of_logits(spec: TileSpec, refs: Refs, at: Place) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
