@@ -24,7 +24,7 @@ from t5flan.kernels.operands import AttentionSpec, Operands
 from t5flan.kernels.tpu import flash as flash_tpu
 
 LENGTH = 4096
-KERNELS = ('forward', 'gradient_of_queries', 'gradient_of_keys')
+KERNELS = ('forward', 'gradients', 'gradient_of_bias')
 
 
 def compile_blocks(device, head_dim: int, dtype: str, blocks: tuple[int, int]) -> None:

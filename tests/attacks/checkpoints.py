@@ -175,7 +175,8 @@ def _steps_mutation(run: Path, chance: random.Random) -> Mutation:
         at = _edit_json(newest / 'meta' / 'metadata', chance)
         return Mutation(f'meta {at}', 'meta')
     if kind == 6:
-        name = chance.choice(['', '/parameters', '/parameters/d', '/optimizer', '/meta'])
+        array = min(path.name for path in (newest / 'parameters').iterdir() if path.is_dir())
+        name = chance.choice(['', '/parameters', f'/parameters/{array}', '/optimizer', '/meta'])
         path = Path(f'{newest}{name}/more')
         path.mkdir() if chance.random() < 0.3 else path.write_bytes(b'' if chance.random() < 0.5 else b'more')
         return Mutation(f'one more in {name or "/"}', name.split('/')[1] if name else 'step')

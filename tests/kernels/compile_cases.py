@@ -51,8 +51,8 @@ GEMMAS = dict(
     post_norms=True,
 )
 """Every option of attention of T5Gemma and T5Gemma 2, but for `merged_attention`."""
-GEMMA_KERNELS = {False: 18, True: 12}
-"""With `merged_attention` or without: three kernels for each kind of layer in encoder, decoder and cross-attention."""
+GEMMA_ATTENTIONS = {False: 6, True: 4}
+"""With `merged_attention` or without: for each kind of layer one in encoder, decoder and cross-attention."""
 
 
 def compile_model(devices, mesh, source=1024, **fields):

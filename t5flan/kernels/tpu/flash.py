@@ -24,13 +24,13 @@ from t5flan.kernels.tpu.tile import LANES, Band, TileSpec
 
 DTYPES = ('bfloat16', 'float32')
 _LEAST_HEAD_DIM = 32  # smaller heads are padded
-# Bytes of the sheared bias of a group of heads: 128 rows of float32. The backward pass holds two; a core of v4 has 16
+# Bytes of the sheared bias of a group of heads: 128 rows of float32. That of the gradient holds two; a core of v4 has 16
 # MiB.
 _MAX_BIAS = {'bfloat16': 7 * 2**19, 'float32': 5 * 2**19}
 # Queries and keys of a tile. The safe blocks fit on every chip with every option. The others, for 16-bit heads of at
 # least 64 lanes and T5's own distances, need the fewest bundles among those that fit and skip finely enough
-# (`benchmarks/attention_blocks.py`): for 1024 logits, (512, 512) and (512, 1024) take 54 and 36 on v5e, 55 and 37 on
-# v5p, 45 and 28 on v6e, 44 and 27 on tpu7x at 64 lanes (58 to 48 and 40 to 30 at 128). v4 has too little memory for the
+# (`benchmarks/attention_blocks.py`): for 1024 logits, (512, 512) and (512, 1024) take 54 and 35 on v5e, 55 and 36 on
+# v5p, 45 and 29 on v6e, 45 and 28 on tpu7x at 64 lanes (62 to 50 and 41 to 31 at 128). v4 has too little memory for the
 # second.
 SAFE_BLOCKS = {'bfloat16': (512, 512), 'float32': (256, 512)}
 BLOCKS = {'TPU v5 lite': (512, 1024), 'TPU v5': (512, 1024), 'TPU v6 lite': (512, 1024), 'TPU7x': (512, 1024)}

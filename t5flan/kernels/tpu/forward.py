@@ -18,6 +18,7 @@ from t5flan.kernels.tpu.tile import Arrays, Place, Refs, Seen, TileSpec
 
 Outputs = dict[str, tuple[pl.BlockSpec, Any]]  # blocks, and arrays or their shapes
 Scratch = dict[str, tuple[int, ...]]  # shapes of float32 memory
+_MEMORY = 2**25  # bytes of a core, of 64 MiB or more; by default a kernel gets 16 MiB
 
 
 def forward(spec: TileSpec, arrays: KernelArrays) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +55,8 @@ def run_kernel(
     """Runs `kernel` over a grid; it takes references: those of `seen`, and by name all inputs, outputs and scratch.
 
     `name` is shown in a profile. Groups of heads are the grid's first axis and may run on different cores; later axes
-    keep memory from one step to the next. `specs` has the blocks of the inputs.
+    keep memory from one step to the next. `specs` has the blocks of the inputs. An output takes the memory of the input
+    of its name and `_before`, if there is one.
     """
     names, count = (*inputs, *outputs, *scratch), len(Seen._fields)
 
@@ -62,6 +64,12 @@ def run_kernel(
         kernel(Seen(*refs[:count]), dict(zip(names, refs[count:], strict=True)))
 
     semantics: list[Any] = ['parallel', *['arbitrary'] * (len(grid) - 1)]
+    memory = _MEMORY if spec.large else None
+    aliases = {
+        count + i: [*outputs].index(name.removesuffix('_before'))
+        for i, name in enumerate(inputs)
+        if name.endswith('_before')
+    }
     return pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -72,7 +80,8 @@ def run_kernel(
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs.values()],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=memory),
+        input_output_aliases=aliases,
         interpret=spec.interpret,
         name=f't5flan_attention_{name}',
     )(*seen, *inputs.values())

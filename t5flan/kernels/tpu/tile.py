@@ -29,6 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from t5flan.kernels.operands import MASKED, AttentionSpec, KernelArrays, dot, is_near, visible_tiles
 
 LANES = 128
+_SAFE = 512 * 512  # logits of the largest tile that fits on every chip
 _WORD = 32  # tiles whose visibility fits in one integer
 Refs = dict[str, Any]  # the references of a kernel, by name
 Arrays = dict[str, jax.Array]
@@ -79,6 +80,11 @@ class TileSpec(AttentionSpec):
     def lanes(self) -> int:
         """E."""
         return self.heads * self.head_dim
+
+    @property
+    def large(self) -> bool:
+        """Whether the blocks are for chips whose cores have more than the 16 MiB of a v4's (`tpu/flash.py`)."""
+        return self.block_q * self.block_k > _SAFE
 
     @property
     def band(self) -> Band | None:
@@ -208,6 +214,20 @@ def band_starts(spec: TileSpec, band: Band, at: Place) -> list[jax.Array]:
     """Where in the sheared bias each 128 keys of a tile start: multiples of 128, clipped to the band."""
     first = band.centre - at.key * spec.block_k + at.query * spec.block_q + (at.q_offset & -LANES)
     return [pl.multiple_of(jnp.clip(first - c, LANES, band.last), LANES) for c in range(0, spec.block_k, LANES)]
+
+
+def near_blocks(spec: TileSpec, blocks_k: int) -> int:
+    """The number of blocks of keys, one after the other, that hold all keys with a bias of their own for a block."""
+    assert spec.bias is not None
+    span = spec.block_q + 2 * spec.bias.max_distance - 2
+    return min(blocks_k, 1 - (-span // spec.block_k))
+
+
+def first_near(spec: TileSpec, query: Any, q_offset: Any, blocks_k: int) -> jax.Array:
+    """The first of those blocks: the bias of every key before it is the same."""
+    assert spec.bias is not None
+    key = query * spec.block_q + q_offset - spec.bias.max_distance
+    return jnp.clip(lax.div(jnp.maximum(key, 0), spec.block_k), 0, blocks_k - near_blocks(spec, blocks_k))
 
 
 def shear_into(spec: TileSpec, bias_UW: jax.Array, sheared_ref: Any) -> None:

@@ -153,8 +153,8 @@ def test_queries_and_keys_split_over_their_length_match_the_reference():
 
 
 def test_saving_the_saved_names_avoids_running_the_forward_kernel_again():
-    assert products(FLASH, None) == 2 + 2 + 3 + 4  # forward, forward again, gradients of queries, gradients of keys
-    assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 3 + 4
+    assert products(FLASH, None) == 2 + 2 + 5  # forward, forward again, gradients
+    assert products(FLASH, jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)) == 2 + 5
 
 
 def test_the_backward_pass_redraws_the_dropout_mask():
@@ -167,7 +167,7 @@ def test_the_backward_pass_redraws_the_dropout_mask():
     step = jax.jit(
         jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, implementation=FLASH, **dropout)), (0, 1, 2))
     )
-    assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 3 + 4)  # of two heads
+    assert step.lower(q, k, v).compile(QUICK).as_text().count(' dot(') == 2 * (2 + 5)  # of two heads
 
 
 def test_no_array_of_queries_by_keys_is_allocated():
