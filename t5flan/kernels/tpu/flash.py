@@ -24,8 +24,8 @@ from t5flan.kernels.tpu.tile import LANES, Band, TileSpec
 
 DTYPES = ('bfloat16', 'float32')
 _LEAST_HEAD_DIM = 32  # smaller heads are padded
-# Bytes of the sheared bias of a group of heads: 128 rows of float32. That of the gradient holds two; a core of v4 has 16
-# MiB.
+# Bytes of the sheared bias of a group of heads: 128 rows of float32. The kernel of its gradient holds two; a core of v4
+# has 16 MiB.
 _MAX_BIAS = {'bfloat16': 7 * 2**19, 'float32': 5 * 2**19}
 # Queries and keys of a tile. The safe blocks fit on every chip with every option. The others, for 16-bit heads of at
 # least 64 lanes and T5's own distances, need the fewest bundles among those that fit and skip finely enough
