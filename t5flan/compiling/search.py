@@ -108,7 +108,7 @@ def _all(settings: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:
     for fsdp, tensor, context in itertools.product(divisors, divisors, divisors):
         if devices % (fsdp * tensor * context) or rows % (devices // (tensor * context)):
             continue
-        if context > 1 and settings['mesh'].context == 1:  # gathers keys: only for those who ask for it
+        if context > 1 and settings['mesh'].context == 1:  # exchanges heads: only for those who ask for it
             continue
         mesh = dataclasses.replace(
             settings['mesh'],

@@ -104,7 +104,8 @@ def attend(
     if dropout_key is not None and dropout_rate > 0.0:
         run = _with_dropout(run, dropout_rate, dropout_key)
     if chosen != 'xla' and (dropout_rate > 0.0 or queries < q_BTNH.shape[1]):
-        # The backward pass draws the dropout mask and gathers the keys again: that is cheap, and neither is saved.
+        # The backward pass draws the dropout mask and gathers or exchanges keys again: that is cheap, and neither is
+        # saved.
         # Tiles are not computed again.
         run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES))
     return run(operands)

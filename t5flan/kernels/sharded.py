@@ -3,11 +3,14 @@
 B batch, T queries, S keys, N heads, K key-value heads, H head_dim.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from t5flan import sharding
@@ -17,9 +20,11 @@ from t5flan.kernels.operands import Operands
 def on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax.Array:
     """`run(operands)` on each device of the current mesh, or as it is outside a mesh.
 
-    Rows, queries and heads are split as the axis rules say; heads that do not divide stay whole. Keys and values, which
-    every query may see, arrive split over their length too and are gathered; their gradients are summed and split again
-    (one is the transpose of the other).
+    Rows and heads are split as the axis rules say; heads that do not divide stay whole. Queries, keys and values may
+    arrive split over their length too. Then the devices that share rows exchange them: each gets whole rows of some of
+    the heads (DeepSpeed-Ulysses, arXiv:2309.14509), so that all have the same work under a causal mask, and no gradient
+    is a sum over devices. If their heads do not divide over them, or only keys are split, each gathers the keys and
+    values of whole rows instead; their gradients are summed in float32 and split again.
     """
     current = sharding.current()
     if current is None:
@@ -33,17 +38,70 @@ def on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax.
     def local(operands: Operands) -> jax.Array:
         k_BSKH, v_BSKH, q_offset = operands.k_BSKH, operands.v_BSKH, operands.q_offset
         if head_axes and not kv_axes:  # fewer key-value heads than parts: the heads here all read the same one
-            head = jax.lax.axis_index(head_axes) * kv_heads // _parts_of(current.mesh, head_axes)
-            k_BSKH, v_BSKH = (jax.lax.dynamic_slice_in_dim(x, head, 1, axis=2) for x in (k_BSKH, v_BSKH))
+            head = lax.axis_index(head_axes) * kv_heads // _parts_of(current.mesh, head_axes)
+            k_BSKH, v_BSKH = (lax.dynamic_slice_in_dim(x, head, 1, axis=2) for x in (k_BSKH, v_BSKH))
+        operands = operands._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+        if query_axes and key_axes and _divide(operands, _parts_of(current.mesh, key_axes)):
+            return _exchanged(run, operands, key_axes, _parts_of(current.mesh, key_axes))
         if key_axes:
-            k_BSKH, v_BSKH = (jax.lax.all_gather(x, key_axes, axis=1, tiled=True) for x in (k_BSKH, v_BSKH))
+            gather = functools.partial(lax.all_gather, axis_name=key_axes, axis=1, tiled=True)
+            k_BSKH, v_BSKH = (_summed_in_float32(gather, x.shape, x.dtype, x) for x in (k_BSKH, v_BSKH))
         if query_axes:
-            q_offset = q_offset + jax.lax.axis_index(query_axes) * operands.q_BTNH.shape[1]
+            q_offset = q_offset + lax.axis_index(query_axes) * operands.q_BTNH.shape[1]
         return run(operands._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, q_offset=q_offset))
 
     rows = current.spec(('batch',), operands.q_BTNH.shape[:1])[0]
     specs = _specs(operands, rows, query_axes, key_axes, head_axes, kv_axes)
     return jax.shard_map(local, mesh=current.mesh, in_specs=(specs,), out_specs=specs.q_BTNH, check_vma=False)(operands)
+
+
+def _divide(operands: Operands, parts: int) -> bool:
+    """Whether heads can be exchanged: as many for each device, which read key-value heads that no other one reads."""
+    heads, kv_heads = operands.q_BTNH.shape[2], operands.k_BSKH.shape[2]
+    return heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
+
+
+def _exchanged(
+    run: Callable[[Operands], jax.Array], operands: Operands, axes: tuple[str, ...], parts: int
+) -> jax.Array:
+    """`run` on whole rows and a part of the heads, on each of the devices of `axes`, which have parts of the rows."""
+    heads, kv_heads = operands.q_BTNH.shape[2], operands.k_BSKH.shape[2]
+    to_rows = functools.partial(lax.all_to_all, axis_name=axes, split_axis=2, concat_axis=1, tiled=True)
+    repeat = functools.partial(jnp.repeat, repeats=max(1, parts // kv_heads), axis=2)
+
+    def own(x: jax.Array | None, axis: int) -> jax.Array | None:
+        first = lax.axis_index(axes) * (heads // parts)
+        return None if x is None else lax.dynamic_slice_in_dim(x, first, heads // parts, axis)
+
+    k_BSKH, v_BSKH = (
+        to_rows(_summed_in_float32(repeat, x.shape, x.dtype, x)) for x in (operands.k_BSKH, operands.v_BSKH)
+    )
+    ids_BT = operands.q_segment_ids_BT
+    whole = operands._replace(
+        q_BTNH=to_rows(operands.q_BTNH),
+        k_BSKH=k_BSKH,
+        v_BSKH=v_BSKH,
+        bias_NW=own(operands.bias_NW, 0),
+        keep_BNS=own(operands.keep_BNS, 1),
+        q_segment_ids_BT=None if ids_BT is None else lax.all_gather(ids_BT, axes, axis=1, tiled=True),
+    )
+    return lax.all_to_all(run(whole), axes, split_axis=1, concat_axis=2, tiled=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _summed_in_float32(
+    copy: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: Any, x: jax.Array
+) -> jax.Array:
+    """`copy(x)`, whose gradient is the sum of those of the copies, computed in float32; x has the shape and dtype."""
+    return copy(x)
+
+
+def _sum_copies(copy: Callable, shape: tuple[int, ...], dtype: Any, _: None, dy: jax.Array) -> tuple[jax.Array]:
+    (dx,) = jax.linear_transpose(copy, jax.ShapeDtypeStruct(shape, jnp.float32))(dy.astype(jnp.float32))
+    return (dx.astype(dtype),)
+
+
+_summed_in_float32.defvjp(lambda copy, shape, dtype, x: (copy(x), None), _sum_copies)
 
 
 def _specs(operands: Operands, rows: Any, queries: Any, keys: Any, heads: Any, kv_heads: Any) -> Any:

@@ -203,7 +203,7 @@ def test_eight_devices_compute_the_numbers_of_one(config, mesh):
 
 @pytest.mark.slow
 def test_memory_of_long_rows_falls_with_the_number_of_devices_that_share_them():
-    """Each of four devices has a quarter of every row and gathers only keys, values and segment ids."""
+    """Each of four devices has a quarter of every row, gathers only segment ids, and exchanges rows for heads."""
     config = dataclasses.replace(ENCODER_DECODER, attention='chunked', dropout_rate=0.1, emb_dim=64, vocab_size=512)
     whole = (('embed', None),)  # parameters, which would be gathered too
     meshes = (MeshConfig(data=1, context=parts, rules=whole) for parts in (1, 4))
@@ -211,13 +211,10 @@ def test_memory_of_long_rows_falls_with_the_number_of_devices_that_share_them():
     ratio = shared.memory_analysis().temp_size_in_bytes / alone.memory_analysis().temp_size_in_bytes
     assert ratio < 0.3
     collectives = set(
-        re.findall(r'= (\S+?)(?:{.*?})? (all-gather|all-to-all|collective-permute|reduce-scatter)\(', shared.as_text())
+        re.findall(r'= (\S+?)(?:{.*?})? (all-gather|collective-permute|reduce-scatter)\(', shared.as_text())
     )
-    assert collectives == {
-        ('f32[1,2048,4,8]', 'all-gather'),
-        ('s32[1,2048]', 'all-gather'),
-        ('f32[1,512,4,8]', 'reduce-scatter'),
-    }
+    assert collectives == {('s32[1,2048]', 'all-gather')}
+    assert ' all-to-all(' in shared.as_text()
 
 
 def compiled_for_long_rows(config, mesh):
