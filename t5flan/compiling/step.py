@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from t5flan import sharding as sharding_lib
+from t5flan.errors import UserError
 from t5flan.mesh import MeshConfig
 from t5flan.sharding import Sharding
 from t5flan.training.distillation.teacher import abstract_teacher
@@ -110,6 +111,9 @@ def compile_traced(traced: Any, program: Program, started: float) -> Program:
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
+        if 'memory space vmem' in str(error):
+            problem = 'a kernel needs more memory of a core than there is'
+            raise UserError(f'{problem}. Set ModelConfig.attention="chunked", and report these settings.') from error
         compiled, (needed, limit) = None, memory_in_message(str(error))
         found = {'needed_bytes': needed, 'limit_bytes': limit, 'allocations': largest_allocations(str(error))}
     seconds = time.monotonic() - started

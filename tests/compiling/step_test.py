@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from t5flan import configurables
+from t5flan import sharding as sharding_lib
 from t5flan.commands.compile import read_settings
 from t5flan.compiling import report as report_lib
 from t5flan.compiling.fitting import estimated_memory
 from t5flan.compiling.report import describe_program, roofline
-from t5flan.compiling.step import compile_step, kernel_flops, largest_allocations, memory_in_message
+from t5flan.compiling.step import compile_step, compile_traced, kernel_flops, largest_allocations, memory_in_message
 from t5flan.compiling.targets import Target, find_target
 from t5flan.compiling.terminal import print_report
 from t5flan.errors import UserError
+from t5flan.mesh import MeshConfig
 from t5flan.planning.chips import find_chip
 from t5flan.training.checkpoints.folder import Description
 
@@ -123,6 +125,21 @@ def test_the_message_of_a_program_that_does_not_fit_is_read():
     assert first == '8.00G: bf16[24,128,512]{2,1,0:T(8,128)}, of jit(train_step)/while'
     assert second == '512.0M: f32[32128,1024]{1,0}'
     assert memory_in_message('another error') == (None, None)
+
+
+def test_a_kernel_that_needs_too_much_of_a_core_is_not_a_step_that_does_not_fit():
+    """A smaller batch, which a step that does not fit recommends, would not help."""
+
+    def compile_nothing():
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem while allocating')
+
+    traced = types.SimpleNamespace(
+        jaxpr=jax.make_jaxpr(lambda x: x)(1.0), lower=lambda: types.SimpleNamespace(compile=compile_nothing)
+    )
+    program = types.SimpleNamespace(sharding=sharding_lib.create_sharding(MeshConfig()))
+    with pytest.raises(UserError, match='more memory of a core.*attention="chunked"') as error:
+        compile_traced(traced, program, 0.0)
+    assert '\n' not in str(error.value)
 
 
 def test_the_peak_is_the_compilers_on_tpus_and_what_is_allocated_elsewhere():

@@ -15,6 +15,7 @@ first kernel sums, and that of the keys far before is what remains, because the 
 zero.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,10 @@ from t5flan.kernels.tpu.tile import Arrays, Place, Refs, Seen, TileSpec
 # queries, or fewer if several groups of heads read the same keys. Parts of more queries take turns.
 MAX_GRADIENT = {False: 2**21, True: 2**23}
 _SUMS = ('excess', 'after', 'weight_after')
+# The axis of queries of each array, and that of groups of heads.
+_AXES_OF_QUERIES = {'q': 1, 'dy': 1, 'dq': 1, 'query_ids': 2, 'lse': 3, 'delta': 3, **dict.fromkeys(_SUMS, 3)}
+_AXES_OF_GROUPS = {'q': 2, 'dy': 2, 'dq': 2, 'bias': 0, 'keep': 1, 'lse': 1, 'delta': 1, **dict.fromkeys(_SUMS, 1)}
+Before = tuple[jax.Array, jax.Array] | None
 
 
 def backward(spec: TileSpec, arrays: KernelArrays, y: jax.Array, lse_BJUT: jax.Array, dy: jax.Array) -> KernelArrays:
@@ -50,6 +55,7 @@ def backward(spec: TileSpec, arrays: KernelArrays, y: jax.Array, lse_BJUT: jax.A
             corrected_BJUT = of_each['after'] - of_each['excess'] * of_each['weight_after']
             dbias = _add_far(dbias, jnp.sum(corrected_BJUT, axis=(0, 3)))
     no_gradient: Any = None
+    dk, dv = dk.astype(arrays.k.dtype), dv.astype(arrays.v.dtype)
     return KernelArrays(of_each['dq'], dk, dv, dbias, None, None, None, no_gradient)
 
 
@@ -62,37 +68,72 @@ def _add_far(dbias_JUW: jax.Array, after_JU: jax.Array) -> jax.Array:
 # -- Queries, keys and values -----------------------------------------------------------------------------------------
 
 
-def _gradients_by_part(spec: TileSpec, arrays: KernelArrays, of_queries: Arrays) -> tuple[jax.Array, jax.Array, Arrays]:
-    """As `_gradients`; parts of the queries take turns if a core's memory is too small for all."""
-    blocks_q = arrays.q.shape[1] // spec.block_q
-    fit = max(1, MAX_GRADIENT[spec.large] // (4 * spec.share * spec.lanes * spec.block_q))
-    blocks = max(n for n in range(1, min(fit, blocks_q) + 1) if blocks_q % n == 0)
-    if blocks == blocks_q:
-        return _gradients(spec, arrays, of_queries, None)
-    parts, size = blocks_q // blocks, blocks * spec.block_q
-    axes = {'q': 1, 'dy': 1, 'query_ids': 2, 'lse': 3, 'delta': 3, 'dq': 1, **dict.fromkeys(_SUMS, 3)}
-    whole = arrays.given() | of_queries
+def _gradients_by_part(
+    spec: TileSpec, arrays: KernelArrays, of_queries: Arrays, before: Before = None
+) -> tuple[jax.Array, jax.Array, Arrays]:
+    """As `_gradients`, in parts that take turns if a core's memory is too small.
 
-    def add_part(before: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-        first = number * size
-        part = {name: lax.dynamic_slice_in_dim(x, first, size, axes[name]) for name, x in whole.items() if name in axes}
-        own_arrays = arrays._replace(q=part['q'], query_ids=part.get('query_ids'), q_offset=arrays.q_offset + first)
-        dk, dv, of_each = _gradients(spec, own_arrays, {name: part[name] for name in of_queries}, before)
-        return (dk, dv), of_each
+    The parts are of the groups of heads that read the same keys, or of the queries if those of one group are too many.
+    """
+    blocks_q = arrays.q.shape[1] // spec.block_q
+    fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q)
+    members = _largest_divisor(spec.share, fit)
+    if members < spec.share:
+        groups, axes, own_spec = (
+            arrays.k.shape[2] // spec.lanes,
+            _AXES_OF_GROUPS,
+            dataclasses.replace(spec, share=members),
+        )
+        return _in_turns(own_spec, arrays, of_queries, before, axes, groups, spec.share // members)
+    blocks = _largest_divisor(blocks_q, fit // spec.share)
+    if blocks < blocks_q:
+        return _in_turns(spec, arrays, of_queries, before, _AXES_OF_QUERIES, 1, blocks_q // blocks)
+    return _gradients(spec, arrays, of_queries, before)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, most))
+
+
+def _in_turns(
+    spec: TileSpec,
+    arrays: KernelArrays,
+    of_queries: Arrays,
+    before: Before,
+    axes: dict[str, int],
+    outer: int,
+    parts: int,
+) -> tuple[jax.Array, jax.Array, Arrays]:
+    """`_gradients_by_part` of one part after another: of the axis of each array, which is [outer, parts, a part]."""
+    whole = arrays._asdict() | of_queries
+    is_of_queries = axes is _AXES_OF_QUERIES
+
+    def cut(name: str, number: jax.Array) -> jax.Array:
+        x, axis = whole[name], axes[name]
+        x = x.reshape(*x.shape[:axis], outer, parts, -1, *x.shape[axis + 1 :])
+        x = lax.dynamic_index_in_dim(x, number, axis + 1, keepdims=False)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
     def join(name: str, x: jax.Array) -> jax.Array:
         axis = axes[name]
-        x = jnp.moveaxis(x, 0, axis)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        x = x.reshape(parts, *x.shape[1 : axis + 1], outer, -1, *x.shape[axis + 2 :])
+        return jnp.moveaxis(x, 0, axis + 1).reshape(*x.shape[1 : axis + 1], -1, *x.shape[axis + 3 :])
 
-    start = jnp.zeros(arrays.k.shape, jnp.float32), jnp.zeros(arrays.v.shape, jnp.float32)
-    (dk, dv), of_each = lax.scan(add_part, start, jnp.arange(parts, dtype=jnp.int32))
-    joined = {name: join(name, x) for name, x in of_each.items()}
-    return dk.astype(arrays.k.dtype), dv.astype(arrays.v.dtype), joined
+    def add_part(before: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+        own = whole | {name: cut(name, number) for name in axes if whole.get(name) is not None}
+        if is_of_queries:
+            own['q_offset'] = arrays.q_offset + number * own['q'].shape[1]
+        own_arrays = KernelArrays(**{name: own[name] for name in KernelArrays._fields})
+        dk, dv, of_each = _gradients_by_part(spec, own_arrays, {name: own[name] for name in of_queries}, before)
+        return (dk, dv), of_each
+
+    before = before or (jnp.zeros(arrays.k.shape, jnp.float32), jnp.zeros(arrays.v.shape, jnp.float32))
+    (dk, dv), of_each = lax.scan(add_part, before, jnp.arange(parts, dtype=jnp.int32))
+    return dk, dv, {name: join(name, x) for name, x in of_each.items()}
 
 
 def _gradients(
-    spec: TileSpec, arrays: KernelArrays, of_queries: Arrays, before: tuple[jax.Array, jax.Array] | None
+    spec: TileSpec, arrays: KernelArrays, of_queries: Arrays, before: Before
 ) -> tuple[jax.Array, jax.Array, Arrays]:
     """The gradients of keys and of values, added to those `before` (float32) if given; and by name those of queries.
 

@@ -79,6 +79,16 @@ def test_parts_of_the_queries_add_up(case, monkeypatch):
     check(options, shape, dtype=jnp.bfloat16)
 
 
+@pytest.mark.parametrize('fit', [1, 2, 4, 8], ids='{} blocks fit'.format)
+@pytest.mark.parametrize('heads, kv_heads, head_dim', [(6, 1, 128), (8, 2, 64)])
+def test_heads_that_share_keys_take_turns(heads, kv_heads, head_dim, fit, monkeypatch):
+    """Of 6 heads 1, 2, 3 and 6 are computed at once."""
+    monkeypatch.setitem(backward.MAX_GRADIENT, False, 4 * 128 * 128 * fit)
+    keep = dict(dropout_rate=0.3, dropout_key=jax.random.key(2))
+    options = dict(bias=RelativeBias(True, 8, 9), causal=True, prefix_BS=np.arange(384)[None] % 3 == 0, **keep)
+    check(options, dict(queries=256, keys=384, heads=heads, kv_heads=kv_heads, head_dim=head_dim))
+
+
 @pytest.mark.parametrize('parts', [1, 2])
 def test_rounding_does_not_add_up_in_the_gradient_of_the_bias(parts, monkeypatch):
     """Values and gradients around 1 make the sums of a query's gradients far from zero before they are corrected."""

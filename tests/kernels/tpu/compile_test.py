@@ -63,6 +63,13 @@ def test_every_option_at_once_compiles(chip):
 
 
 @pytest.mark.parametrize('chip', TOPOLOGIES)
+def test_many_heads_that_read_the_same_keys_compile(chip):
+    """As in PaLM: the gradients of queries of 32 heads of 256 are more than a core holds for one block."""
+    compile_for(chip, 2048, heads=32, kv_heads=1, head_dim=256, reach=None, ids=False, causal=True)
+    compile_for(chip, 2048, heads=32, kv_heads=2, head_dim=128, causal=True)
+
+
+@pytest.mark.parametrize('chip', TOPOLOGIES)
 @pytest.mark.parametrize('head_dim, dtype', [(32, 'bfloat16'), (64, 'bfloat16'), (256, 'float32')])
 def test_the_widest_supported_bias_fits_in_a_cores_memory(chip, head_dim, dtype):
     q = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
