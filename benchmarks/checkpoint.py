@@ -95,6 +95,7 @@ def measure_saves(step: Callable[[], Any], manager: checkpoints.CheckpointManage
         writes.append(time.perf_counter() - started)
         plain.append(seconds(lambda: [step() for _ in range(args.steps)]) / args.steps)
         stalls.append(calls[-1] + slower - args.steps * statistics.mean(plain[-2:]))
+        print(f'save {len(calls)}: the call takes {calls[-1]:.3f} s, the stall is {stalls[-1]:.3f} s', flush=True)
     one, call, stall, write = map(statistics.median, (plain, calls, stalls, writes))
     print(f'a step takes {one:.3f} s; the call of a save {call:.3f} s ({100 * call / one:.1f} % of a step)')
     print(f'a save and {args.steps} steps take {stall:.3f} s more than the steps alone: a stall of')

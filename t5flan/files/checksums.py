@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from t5flan.errors import UserError
 from t5flan.files import PathLike, to_path, write_json
-from t5flan.files.direct import read_blocks
 
 NAME = 'checksums.json'
+_BUFFER = 2**20  # bytes; it stays in the processor's cache
 _LARGEST = 2**26  # bytes of a checksums.json
 _SIZE_ONLY = ''
 """The digest of a file in a bucket: object stores check their bytes themselves, and reading them back costs money."""
@@ -33,7 +33,7 @@ def scan(
     parts: Collection[str] | None = None,
     ignored: Collection[str] = (),
     known: Mapping[str, Any] | None = None,
-    direct: bool = False,
+    digests: Mapping[str, str] | None = None,
 ) -> Files:
     """Sizes and digests (XXH3, 128 bits) of the files in a folder.
 
@@ -42,7 +42,7 @@ def scan(
         parts: the files and folders right in it to look at; None is all.
         ignored: files right in it to leave out.
         known: an earlier result: files whose sizes have changed are not read, and get no digest.
-        direct: see `digest`.
+        digests: of files whose writers computed them, which are not read.
     """
     sizes = {name: size for name, size in _sizes(folder, parts).items() if name not in ignored}
     if '://' in os.fspath(folder):
@@ -50,33 +50,37 @@ def scan(
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         is_new = lambda name: known is not None and known.get(name, (None,))[0] != sizes[name]
         is_read = lambda name: not name.endswith('/') and not is_new(name)  # an empty folder has no content
-        digests = pool.map(lambda name: digest(os.path.join(folder, name), direct) if is_read(name) else '', sizes)
-        return {name: (size, found) for (name, size), found in zip(sizes.items(), digests, strict=True)}
+        given = digests or {}
+        find = lambda name: given.get(name) or digest(os.path.join(folder, name))
+        found = pool.map(lambda name: find(name) if is_read(name) else '', sizes)
+        return {name: (size, one) for (name, size), one in zip(sizes.items(), found, strict=True)}
 
 
-def digest(path: PathLike, direct: bool = False) -> str:
-    """The XXH3 digest of a local file, 32 hexadecimal digits.
-
-    Args:
-        direct: whether the file passes by the page cache, because nobody reads it next.
-    """
+def digest(path: PathLike) -> str:
+    """The XXH3 digest of a local file, 32 hexadecimal digits."""
     import xxhash  # the command line's --help needs none
 
-    state = xxhash.xxh3_128()
-    for block in read_blocks(path, direct):
-        state.update(block)
+    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(_BUFFER))
+    with open(path, 'rb', buffering=0) as file:
+        while count := file.readinto(buffer):
+            state.update(buffer[:count])
     return state.hexdigest()
 
 
-def write(folder: PathLike, record: Mapping[str, Any], ignored: Collection[str] = (), direct: bool = False) -> None:
+def write(
+    folder: PathLike,
+    record: Mapping[str, Any],
+    ignored: Collection[str] = (),
+    digests: Mapping[str, str] | None = None,
+) -> None:
     """Writes checksums.json into a complete folder: the checksums of all its files, and `record`.
 
     Args:
         record: what else the reader wants to know; JSON-able.
         ignored: files right in the folder that still change.
-        direct: see `digest`.
+        digests: see `scan`.
     """
-    content = {**record, 'files': scan(folder, ignored=(NAME, *ignored), direct=direct), 'ignored': list(ignored)}
+    content = {**record, 'files': scan(folder, ignored=(NAME, *ignored), digests=digests), 'ignored': list(ignored)}
     write_json(to_path(folder) / NAME, {'checksum': _digest_of(content), 'content': content})
 
 

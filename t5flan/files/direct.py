@@ -1,4 +1,4 @@
-"""Direct I/O: files that pass by the system's page cache.
+"""Writing files past the system's page cache, by direct I/O.
 
 Linux copies what is written to free memory and writes it to the disk later. Gigabytes of it push out the files that a
 run reads, and cost processor time that training needs: in a virtual machine, which gives free memory back to its host
@@ -9,7 +9,6 @@ Where the system or the file system has no O_DIRECT, and for small files, this i
 import errno
 import mmap
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +17,8 @@ from t5flan.files import PathLike
 _DIRECT = getattr(os, 'O_DIRECT', 0)
 _BUFFER = 2**22
 """Bytes; it stays in the processor's cache."""
+_LARGEST = 2**26
+"""Bytes that are written at once where they need no copy: a thread that seldom wakes takes little from others."""
 _ALIGNMENT = 4096
 """Bytes. Direct I/O takes addresses, offsets and sizes that are multiples of a disk's block; none is larger."""
 _LEAST = 2**20
@@ -37,9 +38,9 @@ def write(path: PathLike, content: np.ndarray) -> None:
     try:
         is_aligned = content.ctypes.data % _ALIGNMENT == 0
         whole = content.size // _ALIGNMENT * _ALIGNMENT
-        buffer = aligned(0 if is_aligned else min(_BUFFER, whole))
-        for start in range(0, whole, _BUFFER):
-            block = content[start : min(start + _BUFFER, whole)]
+        buffer, size = aligned(0 if is_aligned else min(_BUFFER, whole)), _LARGEST if is_aligned else _BUFFER
+        for start in range(0, whole, size):
+            block = content[start : min(start + size, whole)]
             if not is_aligned:
                 np.copyto(buffer[: block.size], block)
                 block = buffer[: block.size]
@@ -47,33 +48,6 @@ def write(path: PathLike, content: np.ndarray) -> None:
         _leave_direct(descriptor)
         _write_all(descriptor, content[whole:].data)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_blocks(path: PathLike, direct: bool = True) -> Iterator[memoryview]:
-    """Reads a file in blocks; each is valid until the next.
-
-    Args:
-        direct: whether to read it by direct I/O.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    descriptor = _open(path, os.O_RDONLY, direct and os.stat(path).st_size >= _LEAST)
-    try:
-        buffer = aligned(_BUFFER).data
-        while True:
-            try:
-                count = os.readv(descriptor, [buffer])
-            except OSError as error:
-                _leave_direct(descriptor, error)
-                continue
-            if not count:
-                return
-            yield buffer[:count]
-            if count % _ALIGNMENT:  # the end, or what follows has another offset
-                _leave_direct(descriptor)
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import math
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +19,13 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint._src.serialization.jax_array_handlers import _async_serialize_shardings
 
-from t5flan.files import direct
+from t5flan.files import PathLike, direct, read_object, write_json
 
 _THREADS = 2
 """That copy arrays, and that write files."""
+_DIGESTS = 'digests.process_'
+_PIECE = 2**25
+"""Bytes that a thread copies at once."""
 
 
 def tree_handler() -> ocp.PyTreeCheckpointHandler:
@@ -75,8 +79,13 @@ class ShardHandler(ocp.type_handlers.ArrayHandler):
             self._copies[end - direct.rounded_up(content.size) :][: content.size]
             for content, end in zip(contents, ends, strict=True)
         ]
+        pieces = [
+            (copy[start : start + _PIECE], content[start : start + _PIECE])
+            for copy, content in zip(copies, contents, strict=True)
+            for start in range(0, content.size, _PIECE)
+        ]
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(np.copyto, copies, contents))
+            list(pool.map(np.copyto, *zip(*pieces, strict=True)))
         return copies
 
 
@@ -113,7 +122,31 @@ async def _write(
     for folder in {os.path.dirname(path) for path in paths}:
         os.makedirs(folder, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(direct.write, paths, [content for _, _, content in files]))
+        digests = list(pool.map(_write_file, paths, [content for _, _, content in files]))
+    if paths:
+        item = os.fspath(infos[0].parent_dir)
+        found = {os.path.relpath(path, item): digest for path, digest in zip(paths, digests, strict=True)}
+        write_json(os.path.join(item, f'{_DIGESTS}{jax.process_index()}.json'), found)
+
+
+def _write_file(path: str, content: np.ndarray) -> str:
+    """Writes a file and returns its digest, as `checksums.digest` finds it in the file."""
+    import xxhash
+
+    direct.write(path, content)
+    return xxhash.xxh3_128_hexdigest(content.data)
+
+
+def take_digests(step_folder: PathLike) -> dict[str, str]:
+    """The digests of the files that all processes have written to a local step, by path; removes the records of them.
+
+    With them the first process need not read back what the others wrote.
+    """
+    digests: dict[str, str] = {}
+    for path in pathlib.Path(step_folder).glob(f'*/{_DIGESTS}*.json') if '://' not in os.fspath(step_folder) else ():
+        digests |= {f'{path.parent.name}/{name}': digest for name, digest in read_object(path).items()}
+        path.unlink()
+    return digests
 
 
 async def _create(value: jax.Array, folder: os.PathLike) -> None:

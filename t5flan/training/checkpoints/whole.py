@@ -31,6 +31,7 @@ from t5flan.training.checkpoints.folder import (
     read_meta,
     saved_steps,
 )
+from t5flan.training.checkpoints.shards import take_digests
 
 ITEMS = ('parameters', 'optimizer', 'meta')
 RUN_FIELDS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'attention')
@@ -58,7 +59,7 @@ class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             await super().finalize(**options)
         finally:
             self._final_path = final
-        write_checksums(whole, final.parent.parent, int(final.name), direct=True)
+        write_checksums(whole, final.parent.parent, int(final.name))
         whole.rename(final)
         return None
 
@@ -79,20 +80,18 @@ def temporary_path_class(folder: PathLike) -> type:
     return BucketPath if '://' in os.fspath(folder) else LocalPath
 
 
-def write_checksums(
-    step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = (), direct: bool = False
-) -> None:
+def write_checksums(step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = ()) -> None:
     """Writes the checksums of a complete step, and what the folder around it says about it.
 
     Args:
         root: the workdir.
         ignored: files that are not complete yet.
-        direct: whether the files were written past the page cache, and are read so.
     """
     path = epath.Path(root) / DESCRIPTION
     description = read_description(root).to_dict() if path.exists() else None
     beside = checksums.scan(root, _BESIDE)
-    checksums.write(step_folder, {'step': step, 'description': description, 'beside': beside}, ignored, direct)
+    digests = take_digests(step_folder)
+    checksums.write(step_folder, {'step': step, 'description': description, 'beside': beside}, ignored, digests)
 
 
 # -- Checking -------------------------------------------------------------------------------------------------------

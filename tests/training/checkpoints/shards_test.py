@@ -10,6 +10,7 @@ import pytest
 import tensorstore as ts
 
 from t5flan import sharding as sharding_lib
+from t5flan.files import checksums
 from t5flan.mesh import MeshConfig
 from t5flan.training.checkpoints import shards
 
@@ -91,6 +92,17 @@ def test_memory_for_copies_is_kept(tmp_path):
     assert not np.shares_memory(*second)
     assert second[1].tolist() == np.arange(4000, dtype=np.uint8).tolist()
     assert handler._copied([]) == []
+
+
+def test_digests_of_written_files_are_those_that_reading_finds(tmp_path):
+    save(shards.tree_handler(), tmp_path / 'parameters', TREE)
+    digests = shards.take_digests(tmp_path)
+    written = [path for path in tmp_path.rglob('*') if path.is_file() and path.parent.parent.name == 'parameters']
+    chunks = {path.relative_to(tmp_path).as_posix(): path for path in written if path.name != '.zarray'}
+    assert len(chunks) == 5
+    assert digests == {name: checksums.digest(path) for name, path in chunks.items()}
+    assert shards.take_digests(tmp_path) == {}  # their records are gone
+    assert checksums.scan(tmp_path) == checksums.scan(tmp_path, digests=digests)
 
 
 def test_a_failed_write_is_raised(tmp_path, monkeypatch):
