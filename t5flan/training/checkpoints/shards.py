@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from orbax.checkpoint._src.serialization.jax_array_handlers import _async_serialize_shardings
+from orbax.checkpoint._src.serialization.jax_array_handlers import _async_serialize_shardings, check_array_values
 
 from t5flan.files import PathLike, direct, read_object, write_json
 
@@ -55,8 +55,12 @@ class ShardHandler(ocp.type_handlers.ArrayHandler):
         Args:
             infos: Orbax's ParamInfo of each array.
             args: not used.
+
+        Raises:
+            ValueError: an array has no numbers.
         """
         del args
+        check_array_values(values, infos)
         shards = [
             (number, name, shard) for number, value in enumerate(values) for name, shard in _own_shards(value, number)
         ]
@@ -70,9 +74,9 @@ class ShardHandler(ocp.type_handlers.ArrayHandler):
 
     def _copied(self, contents: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Copies in the handler's memory."""
-        ends = np.cumsum([direct.rounded_up(content.size) for content in contents], dtype=np.int64)
-        if not contents:
+        if not contents:  # other processes write all arrays
             return []
+        ends = np.cumsum([direct.rounded_up(content.size) for content in contents], dtype=np.int64)
         if self._copies.size < ends[-1]:
             self._copies = direct.aligned(int(ends[-1]))
         copies = [

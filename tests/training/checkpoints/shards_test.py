@@ -105,6 +105,11 @@ def test_digests_of_written_files_are_those_that_reading_finds(tmp_path):
     assert checksums.scan(tmp_path) == checksums.scan(tmp_path, digests=digests)
 
 
+def test_an_array_without_numbers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='zero size.*name=empty'):
+        save(shards.tree_handler(), tmp_path / 'item', {'empty': jnp.zeros((0, 3))})
+
+
 def test_a_failed_write_is_raised(tmp_path, monkeypatch):
     def write(path, content):
         if path.endswith('scale/0'):
