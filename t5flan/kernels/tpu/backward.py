@@ -31,7 +31,7 @@ from t5flan.kernels.tpu.forward import Outputs, Scratch, run_kernel
 from t5flan.kernels.tpu.tile import Arrays, Place, Refs, Seen, TileSpec
 
 # Bytes of a core's memory for the gradients of queries, on any chip and on those with large tiles: for 4096 and 16384
-# queries, or fewer if several groups of heads read the same keys. Parts of more queries take turns.
+# queries of 128 lanes, or fewer if several groups of heads read the same keys. Parts of more queries take turns.
 MAX_GRADIENT = {False: 2**21, True: 2**23}
 _SUMS = ('excess', 'after', 'weight_after')
 # The axis of queries of each array, and that of groups of heads.
@@ -76,7 +76,8 @@ def _gradients_by_part(
     The parts are of the groups of heads that read the same keys, or of the queries if those of one group are too many.
     """
     blocks_q = arrays.q.shape[1] // spec.block_q
-    fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q)
+    wider = spec.lanes // tile.LANES  # then all else of a tile needs more memory too
+    fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q * wider)
     members = _largest_divisor(spec.share, fit)
     if members < spec.share:
         groups, axes, own_spec = (
