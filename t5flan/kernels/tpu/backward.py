@@ -76,7 +76,7 @@ def _gradients_by_part(
     The parts are of the groups of heads that read the same keys, or of the queries if those of one group are too many.
     """
     blocks_q = arrays.q.shape[1] // spec.block_q
-    wider = spec.lanes // tile.LANES  # then all else of a tile needs more memory too
+    wider = max(1, spec.lanes // tile.LANES)  # then all else of a tile needs more memory too
     fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q * wider)
     members = _largest_divisor(spec.share, fit)
     if members < spec.share:
