@@ -77,7 +77,7 @@ def _gradients_by_part(
     """
     blocks_q = arrays.q.shape[1] // spec.block_q
     wider = max(1, spec.lanes // tile.LANES)  # then all else of a tile needs more memory too
-    fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q * wider)
+    fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q * wider**2)
     members = _largest_divisor(spec.share, fit)
     if members < spec.share:
         groups, axes, own_spec = (
@@ -161,7 +161,11 @@ def _gradients(
     shapes = {'dk': arrays.k, 'dv': arrays.v}
     if before is not None:
         inputs |= {'dk_before': before[0], 'dv_before': before[1]}
-        specs |= {'dk_before': specs['k'], 'dv_before': specs['v']}
+        once = pl.Buffered(1)  # read while the block before it is computed, it would take twice the memory
+        specs |= {
+            f'd{name}_before': pl.BlockSpec(specs[name].block_shape, specs[name].index_map, pipeline_mode=once)
+            for name in ('k', 'v')
+        }
         shapes = {'dk': before[0], 'dv': before[1]}
     outputs: Outputs = {
         'dk': (specs['k'], shapes['dk']),
