@@ -5,7 +5,7 @@ parallelism, change the table (`MeshConfig.rules` in gin), never model code:
 
     data     copies of the model, each on its part of the batch
     fsdp     splits the batch too, and the parameters, which are gathered where they are used
-    context  splits every row along its length, for long rows, and the parameters; attention gathers keys and values
+    context  splits every row along its length, for long rows, and the parameters; attention exchanges heads for tokens
     tensor   splits heads, MLP and vocabulary, but not the batch
 
 This is the mapping of T5X's `LogicalAxisRules` and of jax-ml's llama example, except that two cases are errors here: a

@@ -56,7 +56,7 @@ def on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax.
 
 
 def _divide(operands: Operands, parts: int) -> bool:
-    """Whether heads can be exchanged: as many for each device, which read key-value heads that no other one reads."""
+    """Whether heads can be exchanged: each device gets as many, which read key-value heads of their own, or one."""
     heads, kv_heads = operands.q_BTNH.shape[2], operands.k_BSKH.shape[2]
     return heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
 
