@@ -41,8 +41,8 @@ def on_devices(run: Callable[[Operands], jax.Array], operands: Operands) -> jax.
             head = lax.axis_index(head_axes) * kv_heads // _parts_of(current.mesh, head_axes)
             k_BSKH, v_BSKH = (lax.dynamic_slice_in_dim(x, head, 1, axis=2) for x in (k_BSKH, v_BSKH))
         operands = operands._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-        if query_axes and key_axes and _divide(operands, _parts_of(current.mesh, key_axes)):
-            return _exchanged(run, operands, key_axes, _parts_of(current.mesh, key_axes))
+        if query_axes and key_axes and _divide(operands, row_parts := _parts_of(current.mesh, key_axes)):
+            return _exchanged(run, operands, key_axes, row_parts)
         if key_axes:
             gather = functools.partial(lax.all_gather, axis_name=key_axes, axis=1, tiled=True)
             k_BSKH, v_BSKH = (_summed_in_float32(gather, x.shape, x.dtype, x) for x in (k_BSKH, v_BSKH))

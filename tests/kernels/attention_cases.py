@@ -233,12 +233,9 @@ def sizes_of_arrays(jaxpr):
                 yield from sizes_of_arrays(parameter)
 
 
-def check_eight_devices(program, mesh, kv_heads, length, head_dim):
-    """Results on a `mesh` of data x fsdp x tensor match those of one device, and nothing is gathered."""
-    batch = 4
-    arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=head_dim)
-    ids = segments(0, batch, length)
-    options = dict(
+def packed_decoder(ids):
+    """The options of a T5 decoder with dropout on packed rows of these segment ids."""
+    return dict(
         bias=RelativeBias(False),
         causal=True,
         q_segment_ids_BT=ids,
@@ -246,6 +243,14 @@ def check_eight_devices(program, mesh, kv_heads, length, head_dim):
         dropout_rate=0.3,
         dropout_key=jax.random.key(0),
     )
+
+
+def check_eight_devices(program, mesh, kv_heads, length, head_dim):
+    """Results on a `mesh` of data x fsdp x tensor match those of one device, and nothing is gathered."""
+    batch = 4
+    arrays = inputs(batch=batch, queries=length, heads=4, kv_heads=kv_heads, head_dim=head_dim)
+    ids = segments(0, batch, length)
+    options = packed_decoder(ids)
     alone = output_and_gradients(*arrays, program, QUICK, **options)
     with sharding.use(sharding.create_sharding(MeshConfig(*mesh))) as placed:
         heads = placed.named(('batch', None, 'act_heads', None))
@@ -263,15 +268,7 @@ def check_eight_devices(program, mesh, kv_heads, length, head_dim):
 def check_split_lengths(program, length):
     """Rows split along their length over devices match the reference."""
     ids = segments(3, 2, length)
-    options = dict(
-        bias=RelativeBias(False),
-        causal=True,
-        q_segment_ids_BT=ids,
-        kv_segment_ids_BS=ids,
-        dropout_rate=0.3,
-        dropout_key=jax.random.key(0),
-        q_offset=5,
-    )
+    options = packed_decoder(ids) | dict(q_offset=5)
     arrays = inputs(batch=2, queries=length, heads=2, kv_heads=1)
     with sharding.use(sharding.create_sharding(MeshConfig(data=2, context=2, tensor=2))):
         results = output_and_gradients(*arrays, program, QUICK, **options)

@@ -10,7 +10,7 @@ import pytest
 from t5flan import sharding
 from t5flan.kernels.attention import RelativeBias
 from t5flan.mesh import MeshConfig
-from tests.kernels.attention_cases import QUICK, inputs, segments
+from tests.kernels.attention_cases import QUICK, inputs, packed_decoder, segments
 from tests.kernels.attention_reference import assert_near, compile_with_gradients, output_and_gradients, reference
 
 MESHES = {
@@ -44,14 +44,7 @@ def sent(text):
 def test_exchanged_heads_match_the_reference(case):
     mesh, heads, kv_heads = MESHES[case]
     ids = segments(3, 2, 48)
-    options = dict(
-        bias=RelativeBias(False),
-        causal=True,
-        q_segment_ids_BT=ids,
-        kv_segment_ids_BS=ids,
-        dropout_rate=0.3,
-        dropout_key=jax.random.key(0),
-    )
+    options = packed_decoder(ids)
     arrays = inputs(batch=2, queries=48, heads=heads, kv_heads=kv_heads, head_dim=8)
     results, text = on_mesh(mesh, arrays, options)
     assert_near(results, reference(*arrays, options), 1e-5)

@@ -80,12 +80,8 @@ def _gradients_by_part(
     fit = MAX_GRADIENT[spec.large] // (4 * spec.lanes * spec.block_q * wider**2)
     members = _largest_divisor(spec.share, fit)
     if members < spec.share:
-        groups, axes, own_spec = (
-            arrays.k.shape[2] // spec.lanes,
-            _AXES_OF_GROUPS,
-            dataclasses.replace(spec, share=members),
-        )
-        return _in_turns(own_spec, arrays, of_queries, before, axes, groups, spec.share // members)
+        own, groups = dataclasses.replace(spec, share=members), arrays.k.shape[2] // spec.lanes
+        return _in_turns(own, arrays, of_queries, before, _AXES_OF_GROUPS, groups, spec.share // members)
     blocks = _largest_divisor(blocks_q, fit // spec.share)
     if blocks < blocks_q:
         return _in_turns(spec, arrays, of_queries, before, _AXES_OF_QUERIES, 1, blocks_q // blocks)
@@ -107,7 +103,6 @@ def _in_turns(
 ) -> tuple[jax.Array, jax.Array, Arrays]:
     """`_gradients_by_part` of one part after another: of the axis of each array, which is [outer, parts, a part]."""
     whole = arrays._asdict() | of_queries
-    is_of_queries = axes is _AXES_OF_QUERIES
 
     def cut(name: str, number: jax.Array) -> jax.Array:
         x, axis = whole[name], axes[name]
@@ -122,7 +117,7 @@ def _in_turns(
 
     def add_part(before: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
         own = whole | {name: cut(name, number) for name in axes if whole.get(name) is not None}
-        if is_of_queries:
+        if own['q'].shape[1] < arrays.q.shape[1]:
             own['q_offset'] = arrays.q_offset + number * own['q'].shape[1]
         own_arrays = KernelArrays(**{name: own[name] for name in KernelArrays._fields})
         dk, dv, of_each = _gradients_by_part(spec, own_arrays, {name: own[name] for name in of_queries}, before)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ class LocalPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             await super().finalize(**options)
         finally:
             self._final_path = final
-        write_checksums(whole, final.parent.parent, int(final.name))
+        write_checksums(whole, final.parent.parent, int(final.name), digests=take_digests(whole))
         whole.rename(final)
         return None
 
@@ -80,17 +80,23 @@ def temporary_path_class(folder: PathLike) -> type:
     return BucketPath if '://' in os.fspath(folder) else LocalPath
 
 
-def write_checksums(step_folder: PathLike, root: PathLike, step: int, ignored: Collection[str] = ()) -> None:
+def write_checksums(
+    step_folder: PathLike,
+    root: PathLike,
+    step: int,
+    ignored: Collection[str] = (),
+    digests: Mapping[str, str] | None = None,
+) -> None:
     """Writes the checksums of a complete step, and what the folder around it says about it.
 
     Args:
         root: the workdir.
         ignored: files that are not complete yet.
+        digests: see `checksums.scan`.
     """
     path = epath.Path(root) / DESCRIPTION
     description = read_description(root).to_dict() if path.exists() else None
     beside = checksums.scan(root, _BESIDE)
-    digests = take_digests(step_folder)
     checksums.write(step_folder, {'step': step, 'description': description, 'beside': beside}, ignored, digests)
 
 

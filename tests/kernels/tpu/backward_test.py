@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5flan.kernels import implementations
 from t5flan.kernels.attention import RelativeBias
 from t5flan.kernels.tpu import backward, tile
-from t5flan.kernels.tpu import flash as flash_tpu
 from tests.kernels.attention_cases import CASES, QUICK, check_program, inputs
 from tests.kernels.attention_reference import output_and_gradients, reference
 
@@ -18,10 +16,7 @@ FLASH = 'flash_tpu'
 check = functools.partial(check_program, FLASH)
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', True)
-    monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (128, 128))
+pytestmark = pytest.mark.usefixtures('interpreted')
 
 
 @pytest.mark.parametrize('reach', [9, 128, 200])

@@ -32,11 +32,7 @@ FLASH = 'flash_tpu'
 check = functools.partial(check_program, FLASH)
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """Lets the CPU run the kernels, in blocks of 128, so that short inputs have several."""
-    monkeypatch.setitem(implementations.PLATFORMS['flash_tpu'], 'cpu', True)
-    monkeypatch.setattr(flash_tpu, 'block_sizes', lambda *sizes: (128, 128))
+pytestmark = pytest.mark.usefixtures('interpreted')
 
 
 SLOW_CASES = ('decoder, distances far beyond the band',)  # the float64 loop over 900 queries
