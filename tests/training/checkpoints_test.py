@@ -12,6 +12,7 @@ import pytest
 
 from t5flan import sharding as sharding_lib
 from t5flan.errors import UserError
+from t5flan.files import checksums
 from t5flan.mesh import MeshConfig
 from t5flan.models.config import ModelConfig
 from t5flan.training import checkpoints as checkpoints_lib
@@ -64,6 +65,21 @@ def test_donated_buffers_do_not_change_what_is_being_saved(tmp_path):
     manager.wait()
     assert float(jnp.max(manager.restore(like)[0].model['w'])) == 0.0
     manager.close()
+
+
+def test_chunks_are_not_read_back_for_their_checksums(tmp_path, monkeypatch):
+    read, digest = [], checksums.digest
+    monkeypatch.setattr(checksums, 'digest', lambda path: read.append(os.fspath(path)) or digest(path))
+    manager = make_manager(tmp_path)
+    manager.save(state(3), {})
+    manager.close()
+    step = tmp_path / 'checkpoints' / '3'
+    chunks = [path for path in step.glob('*/*/*') if path.name != '.zarray']
+    files = checksums.read(step)['files']
+    assert chunks and not any(one.endswith(f'/{path.parent.name}/{path.name}') for one in read for path in chunks)
+    for path in chunks:
+        assert files[path.relative_to(step).as_posix()] == [path.stat().st_size, digest(path)]
+    assert not list(step.rglob('digests.process_*'))
 
 
 def test_another_mesh_restores_the_same_numbers(tmp_path):
@@ -175,6 +191,7 @@ FULL_DISK = """
 import resource, sys
 import jax.numpy as jnp, numpy as np
 from t5flan.errors import UserError
+from t5flan.files import checksums
 from t5flan.training import checkpoints as c
 from t5flan.training.config import CheckpointConfig
 from t5flan.training.state import TrainState
